@@ -1,0 +1,185 @@
+//! How a variable of an environment is looked at, byte by byte, in the kernel and on the host.
+
+use crate::filter::{Kind, key};
+
+/// Bytes of a variable's name that are looked at and reported.
+pub const NAME_MAX: usize = 64;
+/// Bytes of a value that are searched for the parts of a URL or a JWT.
+pub const SCAN_MAX: usize = 1024;
+
+/// Splits a name into words at `_`, `-` and `.`, in lower case, eight bytes of each.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Words {
+    word: u64,
+    len: u64,
+}
+
+impl Words {
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self { word: 0, len: 0 }
+    }
+
+    /// Takes a byte of the name; gives the key of a word that the byte ends.
+    #[inline(always)]
+    pub const fn push(&mut self, byte: u8) -> Option<u64> {
+        if byte == b'_' || byte == b'-' || byte == b'.' {
+            return self.end();
+        }
+        if self.len < 8 {
+            let lower = if byte >= b'A' && byte <= b'Z' {
+                byte | 0x20
+            } else {
+                byte
+            };
+            self.word |= (lower as u64) << (self.len * 8);
+            self.len += 1;
+        }
+        None
+    }
+
+    /// The key of the word that the end of the name ends.
+    #[inline(always)]
+    pub const fn end(&mut self) -> Option<u64> {
+        let word = self.word;
+        self.word = 0;
+        self.len = 0;
+        if word == 0 {
+            None
+        } else {
+            Some(key(Kind::Word, word))
+        }
+    }
+}
+
+/// Finds the password of a URL's user info, and counts the dots of a JWT, in one pass.
+///
+/// Positions are offsets in the value; 0 is "not seen", as none of the marks can stand there.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Marks {
+    /// Just after `://`.
+    authority: u32,
+    /// Just after the first `:` in the user info.
+    password: u32,
+    /// The last `@` before the path.
+    at: u32,
+    /// 1 once the authority has ended.
+    done: u32,
+    previous: u32,
+    pub dots: u32,
+}
+
+impl Marks {
+    #[inline(always)]
+    pub fn push(&mut self, position: u32, byte: u8) {
+        let two = self.previous & 0xffff;
+        self.previous = (self.previous << 8) | byte as u32;
+        if byte == b'.' {
+            self.dots += 1;
+        }
+        if self.authority == 0 {
+            if byte == b'/' && two == 0x3a2f {
+                self.authority = position + 1;
+            }
+            return;
+        }
+        if self.done != 0 {
+            return;
+        }
+        if byte == b'/' || byte == b'?' || byte == b'#' {
+            self.done = 1;
+        } else if byte == b'@' {
+            self.at = position;
+        } else if byte == b':' && self.password == 0 {
+            self.password = position + 1;
+        }
+    }
+
+    /// `(start, length)` of the password in the user info, if the value is a URL with one.
+    #[inline(always)]
+    pub const fn password(&self) -> Option<(u32, u32)> {
+        if self.password != 0 && self.at > self.password {
+            Some((self.password, self.at - self.password))
+        } else {
+            None
+        }
+    }
+}
+
+/// The marks of a whole value.
+pub fn marks(value: &[u8]) -> Marks {
+    let mut marks = Marks::default();
+    for (position, byte) in value.iter().take(SCAN_MAX).enumerate() {
+        marks.push(position as u32, *byte);
+    }
+    marks
+}
+
+/// The keys of the words of a name.
+pub fn word_keys(name: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    let mut words = Words::new();
+    let mut bytes = name.iter().take(NAME_MAX);
+    let mut ended = false;
+    core::iter::from_fn(move || {
+        for byte in bytes.by_ref() {
+            if let Some(key) = words.push(*byte) {
+                return Some(key);
+            }
+        }
+        if ended {
+            return None;
+        }
+        ended = true;
+        words.end()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::word_of;
+    use proptest::prelude::*;
+
+    #[test]
+    fn words_of_names() {
+        let keys: Vec<u64> = word_keys(b"MY_API_KEY").collect();
+        assert_eq!(
+            keys,
+            ["my", "api", "key"].map(|w| key(Kind::Word, word_of(w.as_bytes())))
+        );
+        assert_eq!(
+            word_keys(b"__PASSWORDS").collect::<Vec<_>>(),
+            vec![key(Kind::Word, word_of(b"password"))]
+        );
+        assert_eq!(word_keys(b"").count(), 0);
+    }
+
+    #[test]
+    fn passwords_in_urls() {
+        for (url, password) in [
+            ("postgres://user:fakepass@db:5432/x", Some("fakepass")),
+            ("redis://:fakepass@cache:6379", Some("fakepass")),
+            ("https://example.com:8443/a@b", None),
+            ("https://user@example.com", None),
+            ("amqp://u:p@ss@host/", Some("p@ss")),
+            ("not a url: x@y", None),
+            ("postgres://u:@h", None),
+        ] {
+            let found = marks(url.as_bytes())
+                .password()
+                .map(|(start, len)| &url[start as usize..(start + len) as usize]);
+            assert_eq!(found, password, "{url}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_password_is_inside_the_value(value in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Some((start, len)) = marks(&value).password() {
+                prop_assert!((start + len) as usize <= value.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The table of kernel fields that the probes read.
+//!
+//! Rust cannot emit CO-RE relocations, so the agent resolves this table from the kernel's BTF
+//! and sets the offsets as frozen read-only data before it loads the probes: the verifier then
+//! treats each offset as a constant. An optional field that a kernel lacks is [`ABSENT`], and
+//! the code that would read it is pruned.
+
+/// The offset of a field that this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+/// One field: where it is, how wide it is, whether Keytrail can do without it.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The structure, by its C name.
+    pub structure: &'static str,
+    /// Members down to the field, as `a.b`; the first that the kernel has counts.
+    pub paths: &'static [&'static str],
+    /// Size of the field in bytes, or 0 where only its position matters.
+    pub width: u32,
+    /// Whether a probe cannot work without it.
+    pub needed: bool,
+}
+
+macro_rules! kernel_fields {
+    ($($(#[$doc:meta])* $name:ident: $structure:literal [$($path:literal)|+] $width:literal $need:ident;)*) => {
+        /// Indexes of [`TABLE`] and of the offsets in the probes' read-only data.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum F { $($(#[$doc])* $name,)* }
+        /// Every field, in the order of [`F`].
+        pub const TABLE: &[Field] = &[
+            $(Field { structure: $structure, paths: &[$($path),+], width: $width, needed: needed!($need) },)*
+        ];
+    };
+}
+macro_rules! needed {
+    (needed) => {
+        true
+    };
+    (optional) => {
+        false
+    };
+}
+
+kernel_fields! {
+    TaskTgid: "task_struct" ["tgid"] 4 needed;
+    TaskPid: "task_struct" ["pid"] 4 needed;
+    /// Nanoseconds since boot; `real_start_time` before 5.5.
+    TaskStart: "task_struct" ["start_boottime" | "real_start_time"] 8 needed;
+    TaskLeader: "task_struct" ["group_leader"] 8 needed;
+    TaskParent: "task_struct" ["real_parent"] 8 needed;
+    TaskFiles: "task_struct" ["files"] 8 needed;
+    TaskMm: "task_struct" ["mm"] 8 needed;
+    TaskSignal: "task_struct" ["signal"] 8 needed;
+    /// Absent without CONFIG_AUDIT.
+    TaskLoginuid: "task_struct" ["loginuid.val"] 4 optional;
+    SignalTty: "signal_struct" ["tty"] 8 needed;
+    SignalLive: "signal_struct" ["live.counter"] 4 needed;
+    FilesFdt: "files_struct" ["fdt"] 8 needed;
+    FdtMax: "fdtable" ["max_fds"] 4 needed;
+    FdtFd: "fdtable" ["fd"] 8 needed;
+    FileMode: "file" ["f_mode"] 4 needed;
+    FileInode: "file" ["f_inode"] 8 needed;
+    FileMnt: "file" ["f_path.mnt" | "__f_path.mnt"] 8 needed;
+    FileDentry: "file" ["f_path.dentry" | "__f_path.dentry"] 8 needed;
+    /// The probes read a dentry from here on as one block: parent, length and name, inode, and
+    /// the bytes of a short name.
+    DentryParent: "dentry" ["d_parent"] 8 needed;
+    DentryNameLen: "dentry" ["d_name.len" | "__d_name.len"] 4 needed;
+    DentryName: "dentry" ["d_name.name" | "__d_name.name"] 8 needed;
+    DentryInode: "dentry" ["d_inode"] 8 needed;
+    DentryShort: "dentry" ["d_iname" | "d_shortname"] 0 needed;
+    InodeMode: "inode" ["i_mode"] 2 needed;
+    InodeSb: "inode" ["i_sb"] 8 needed;
+    InodeIno: "inode" ["i_ino"] 8 needed;
+    InodeGeneration: "inode" ["i_generation"] 4 needed;
+    InodeUid: "inode" ["i_uid.val"] 4 needed;
+    InodeNlink: "inode" ["i_nlink"] 4 needed;
+    SbDev: "super_block" ["s_dev"] 4 needed;
+    VfsmountRoot: "vfsmount" ["mnt_root"] 8 needed;
+    MountVfsmount: "mount" ["mnt"] 0 needed;
+    MountParent: "mount" ["mnt_parent"] 8 needed;
+    MountPoint: "mount" ["mnt_mountpoint"] 8 needed;
+    MmEnvStart: "mm_struct" ["env_start"] 8 needed;
+    MmEnvEnd: "mm_struct" ["env_end"] 8 needed;
+    BprmFile: "linux_binprm" ["file"] 8 needed;
+}
+
+/// Number of fields.
+pub const COUNT: usize = TABLE.len();
+
+/// The offsets, by [`F`]; [`ABSENT`] where the kernel has no such field.
+pub type Offsets = [u32; COUNT];
+
+/// What is wrong with the offsets as a whole, where each alone is right.
+///
+/// The dentry is read as one block of 64 bytes, a `struct file` and an inode as blocks of 128:
+/// cheaper than a read for each field, and the same on every kernel since 5.10.
+pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
+    let at = |field: F| offsets[field as usize];
+    let parent = at(F::DentryParent);
+    let block = [
+        (F::DentryNameLen, 12),
+        (F::DentryName, 16),
+        (F::DentryInode, 24),
+        (F::DentryShort, 32),
+    ];
+    if block
+        .iter()
+        .any(|(field, distance)| at(*field) != parent.wrapping_add(*distance))
+    {
+        return Some("struct dentry is not laid out as the probes read it");
+    }
+    let in_block = [
+        F::FileMode,
+        F::FileInode,
+        F::FileMnt,
+        F::FileDentry,
+        F::InodeMode,
+        F::InodeSb,
+        F::InodeIno,
+    ];
+    if in_block.iter().any(|field| at(*field) > 120) {
+        return Some("struct file or struct inode is larger than the probes read");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plausible() -> Offsets {
+        let mut offsets = [16; COUNT];
+        for (field, offset) in [
+            (F::DentryParent, 24),
+            (F::DentryNameLen, 36),
+            (F::DentryName, 40),
+            (F::DentryInode, 48),
+            (F::DentryShort, 56),
+        ] {
+            offsets[field as usize] = offset;
+        }
+        offsets
+    }
+
+    #[test]
+    fn layouts_are_checked() {
+        assert_eq!(layout_error(&plausible()), None);
+        let mut moved = plausible();
+        moved[F::DentryName as usize] = 64;
+        assert!(layout_error(&moved).is_some_and(|text| text.contains("dentry")));
+        let mut far = plausible();
+        far[F::FileDentry as usize] = 200;
+        assert!(layout_error(&far).is_some_and(|text| text.contains("struct file")));
+    }
+}

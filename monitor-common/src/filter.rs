@@ -1,0 +1,178 @@
+//! What decides in the kernel whether an open or a variable is worth a record.
+//!
+//! The rules of the catalog are compiled to 64-bit keys. A probe computes the keys of what it
+//! sees, tests each against a [`BLOOM_BITS`]-bit filter (one load), and only where a bit is set
+//! looks the key up in the exact map. The agent has the last word with the whole path: a key
+//! stands for the last component of a path, not for the path.
+
+/// Bits of the Bloom filter; a power of two.
+pub const BLOOM_BITS: usize = 1 << 16;
+/// 64-bit words of the Bloom filter.
+pub const BLOOM_WORDS: usize = BLOOM_BITS / 64;
+/// Names are hashed over at most this many bytes, and their length.
+pub const NAME_BYTES: usize = 32;
+
+/// What a key stands for. The kinds share one filter and one map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Kind {
+    /// The whole last component: `.netrc`.
+    Name = 1,
+    /// The last four bytes of the last component: `.p12`.
+    Suffix = 2,
+    /// The first four bytes of the last component: `.env`.
+    Prefix = 3,
+    /// The name of the directory: everything in `secrets/`.
+    Parent = 4,
+    /// Directory and last component: `.aws/credentials`.
+    Pair = 5,
+    /// A word of a variable's name, in lower case, at most eight bytes: `token`.
+    Word = 6,
+    /// The first bytes of a variable's value: `ghp_`.
+    Value = 7,
+}
+
+/// The value of a [`Kind::Name`] rule that holds only together with a [`Kind::Pair`] rule.
+pub const NEEDS_PAIR: u32 = 1;
+/// The value of a [`Kind::Word`] rule: the secret is the password inside a URL.
+pub const URL_WORD: u32 = 2;
+/// The value of any other rule.
+pub const PLAIN: u32 = 0;
+/// Set in the value of a [`Kind::Value`] rule: look whether the value is a JWT.
+pub const JWT_VALUE: u32 = 1 << 31;
+
+const P1: u64 = 0x9e37_79b9_7f4a_7c15;
+const P2: u64 = 0xc2b2_ae3d_27d4_eb4f;
+
+#[inline(always)]
+const fn mix(hash: u64, word: u64) -> u64 {
+    let x = (hash ^ word).wrapping_mul(P1);
+    x ^ (x >> 32)
+}
+
+/// The key of one word under a kind.
+#[inline(always)]
+pub const fn key(kind: Kind, word: u64) -> u64 {
+    mix((kind as u64).wrapping_mul(P2), word)
+}
+
+/// Keeps the first `len` bytes of a little-endian word.
+#[inline(always)]
+pub const fn keep(word: u64, len: u64) -> u64 {
+    if len >= 8 {
+        word
+    } else {
+        word & ((1 << (len * 8)) - 1)
+    }
+}
+
+/// The hash of a name from its first [`NAME_BYTES`] bytes (what is past `len` is ignored) and
+/// its whole length.
+#[inline(always)]
+pub const fn name_hash(words: &[u64; 4], len: u64) -> u64 {
+    let mut hash = len;
+    hash = mix(hash, keep(words[0], len));
+    if len > 8 {
+        hash = mix(hash, keep(words[1], len - 8));
+    }
+    if len > 16 {
+        hash = mix(hash, keep(words[2], len - 16));
+    }
+    if len > 24 {
+        hash = mix(hash, keep(words[3], len - 24));
+    }
+    hash
+}
+
+/// The key of a file name in a directory, from the two name hashes.
+#[inline(always)]
+pub const fn pair_key(parent: u64, name: u64) -> u64 {
+    key(Kind::Pair, name.wrapping_add(parent.rotate_left(21)))
+}
+
+/// The key of the first `len` bytes (3 to 8) of a value.
+#[inline(always)]
+pub const fn value_key(first: u64, len: u64) -> u64 {
+    key(Kind::Value, keep(first, len) ^ (len << 60))
+}
+
+/// `(word, mask)` of a key's bit in the filter.
+#[inline(always)]
+pub const fn bloom_position(key: u64) -> (usize, u64) {
+    let bit = (key >> 7) as usize & (BLOOM_BITS - 1);
+    (bit / 64, 1 << (bit % 64))
+}
+
+/// The key of an inode number in the filter of learned inodes.
+#[inline(always)]
+pub const fn inode_key(ino: u64) -> u64 {
+    mix(P2, ino)
+}
+
+/// The first bytes of a name as the probes see them.
+pub fn name_words(name: &[u8]) -> [u64; 4] {
+    let mut bytes = [0u8; NAME_BYTES];
+    let len = name.len().min(NAME_BYTES);
+    bytes[..len].copy_from_slice(&name[..len]);
+    let mut words = [0u64; 4];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        let mut buffer = [0u8; 8];
+        buffer.copy_from_slice(chunk);
+        *word = u64::from_le_bytes(buffer);
+    }
+    words
+}
+
+/// [`name_hash`] of a name as bytes.
+pub fn hash_of(name: &[u8]) -> u64 {
+    name_hash(&name_words(name), name.len() as u64)
+}
+
+/// The first (at most eight) bytes of a text as a little-endian word.
+pub fn word_of(text: &[u8]) -> u64 {
+    name_words(&text[..text.len().min(8)])[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bytes_past_the_end_do_not_count(name in proptest::collection::vec(any::<u8>(), 1..40), noise: [u64; 4]) {
+            let mut words = name_words(&name);
+            for i in name.len()..NAME_BYTES {
+                let mut bytes = words[i / 8].to_le_bytes();
+                bytes[i % 8] = noise[i / 8].to_le_bytes()[i % 8];
+                words[i / 8] = u64::from_le_bytes(bytes);
+            }
+            prop_assert_eq!(name_hash(&words, name.len() as u64), hash_of(&name));
+        }
+
+        #[test]
+        fn a_key_has_a_place_in_the_filter(key: u64) {
+            let (word, mask) = bloom_position(key);
+            prop_assert!(word < BLOOM_WORDS);
+            prop_assert_eq!(mask.count_ones(), 1);
+        }
+    }
+
+    #[test]
+    fn kinds_and_names_do_not_collide() {
+        let names = ["credentials", "config", "token", ".netrc", "id_rsa", "a", ""];
+        let mut keys: Vec<u64> = names
+            .iter()
+            .map(|n| key(Kind::Name, hash_of(n.as_bytes())))
+            .collect();
+        keys.extend(
+            names
+                .iter()
+                .map(|n| key(Kind::Parent, hash_of(n.as_bytes()))),
+        );
+        keys.push(pair_key(hash_of(b".aws"), hash_of(b"credentials")));
+        keys.push(pair_key(hash_of(b"credentials"), hash_of(b".aws")));
+        let unique: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(unique.len(), keys.len());
+    }
+}

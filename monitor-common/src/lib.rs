@@ -1,0 +1,12 @@
+//! The kernel/user boundary of Keytrail.
+//!
+//! Everything that both sides must agree on lives here, `no_std`, compiled for BPF and for the
+//! host, and tested on the host: the layout of [`record`]s, the [`fingerprint`], the [`filter`]
+//! that decides in the kernel what is worth a record, and the table of kernel [`fields`].
+#![cfg_attr(not(test), no_std)]
+
+pub mod environ;
+pub mod fields;
+pub mod filter;
+pub mod fingerprint;
+pub mod record;

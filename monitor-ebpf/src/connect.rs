@@ -1,0 +1,146 @@
+//! Connections: TCP connects, and UDP to an address.
+
+use crate::{
+    kernel::{current_task, fill_header, now, stream},
+    maps::{CREDENTIAL_RING, is_agent, send},
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::bpf_get_socket_cookie,
+    macros::{cgroup_sock_addr, map},
+    maps::LruHashMap,
+    programs::SockAddrContext,
+};
+use core::mem::MaybeUninit;
+use monitor_common::record::{Connect, Probe, kind};
+
+/// TCP sockets whose first payloads are still to be looked at: cookie to the number of payloads.
+/// An entry that is evicted costs a name, not a connection.
+#[map]
+pub static AWAITED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16384, 0);
+
+/// Where a UDP socket sends again and again, one record in [`UDP_QUIET_NS`] is enough.
+#[map]
+static DATAGRAMS: LruHashMap<Datagram, u64> = LruHashMap::with_max_entries(4096, 0);
+
+const UDP_QUIET_NS: u64 = 10_000_000_000;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Datagram {
+    cookie: u64,
+    address: [u32; 4],
+    port: u64,
+}
+
+/// Payloads of a connection that are looked at for a ClientHello: one behind a proxy's CONNECT
+/// or a STARTTLS is not the first.
+const PAYLOADS: u32 = 8;
+
+const IPPROTO_TCP: u32 = 6;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Hook: `cgroup/connect4` at the cgroup v2 root. First kernel: 4.17.
+/// Missed: TCP fast open by `sendto`, connects made in the kernel. Never refuses.
+#[cgroup_sock_addr(connect4)]
+pub fn connect_v4(ctx: SockAddrContext) -> i32 {
+    address_v4(&ctx);
+    1
+}
+
+/// Hook: `cgroup/connect6`, as [`connect_v4`].
+#[cgroup_sock_addr(connect6)]
+pub fn connect_v6(ctx: SockAddrContext) -> i32 {
+    address_v6(&ctx);
+    1
+}
+
+/// Hook: `cgroup/sendmsg4`, UDP sends that name an address. First kernel: 4.18.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn connect_udp_v4(ctx: SockAddrContext) -> i32 {
+    address_v4(&ctx);
+    1
+}
+
+/// Hook: `cgroup/sendmsg6`, as [`connect_udp_v4`].
+#[cgroup_sock_addr(sendmsg6)]
+pub fn connect_udp_v6(ctx: SockAddrContext) -> i32 {
+    address_v6(&ctx);
+    1
+}
+
+#[inline(always)]
+fn address_v4(ctx: &SockAddrContext) {
+    // SAFETY: the context is valid for the run of the program; the kernel checks each access.
+    let ip = unsafe { (*ctx.sock_addr).user_ip4 };
+    connected(ctx, AF_INET, [ip, 0, 0, 0]);
+}
+
+#[inline(always)]
+fn address_v6(ctx: &SockAddrContext) {
+    // SAFETY: as above; read word by word, as the kernel allows no wider load here.
+    let ip = unsafe {
+        let words = &raw const (*ctx.sock_addr).user_ip6;
+        [
+            core::ptr::read_volatile(&raw const (*words)[0]),
+            core::ptr::read_volatile(&raw const (*words)[1]),
+            core::ptr::read_volatile(&raw const (*words)[2]),
+            core::ptr::read_volatile(&raw const (*words)[3]),
+        ]
+    };
+    connected(ctx, AF_INET6, ip);
+}
+
+#[inline(always)]
+fn connected(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
+    // SAFETY: as above.
+    let (port, protocol) = unsafe { ((*ctx.sock_addr).user_port, (*ctx.sock_addr).protocol) };
+    // SAFETY: the context is a socket's.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let port = u16::from_be(port as u16);
+    if protocol == IPPROTO_TCP {
+        // A full LRU map makes room by itself.
+        let _ = AWAITED.insert(cookie, PAYLOADS, 0);
+    } else {
+        let datagram = Datagram {
+            cookie,
+            address,
+            port: u64::from(port),
+        };
+        let time = now();
+        // SAFETY: the value is copied at once.
+        if let Some(last) = unsafe { DATAGRAMS.get(datagram) }
+            && time.wrapping_sub(*last) < UDP_QUIET_NS
+        {
+            return;
+        }
+        let _ = DATAGRAMS.insert(datagram, time, 0);
+    }
+    let mut record = MaybeUninit::<Connect>::uninit();
+    // SAFETY: every field is written before it is read, and a Connect has no padding. On the
+    // stack, because this program can be preempted and another can run on the same CPU.
+    let record = unsafe { &mut *record.as_mut_ptr() };
+    let task = current_task();
+    fill_header(&mut record.header, kind::CONNECT, task);
+    if is_agent(record.header.pid) {
+        return;
+    }
+    record.cookie = cookie;
+    record.stdin = stream(task, 0);
+    record.family = family;
+    record.port = port;
+    record.protocol = protocol;
+    for (place, word) in record.address.chunks_exact_mut(4).zip(address) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    // SAFETY: the record is initialised above.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Connect,
+            core::ptr::from_ref(record).cast(),
+            size_of::<Connect>() as u64,
+        );
+    }
+}

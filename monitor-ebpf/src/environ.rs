@@ -1,0 +1,531 @@
+//! Secrets in the environment of an exec, fingerprinted where they are.
+//!
+//! Entries are crossed with `bpf_probe_read_user_str`, which gives the length of each at native
+//! speed; only names, and the first bytes of values, are looked at closely. A value is read into
+//! a per-CPU buffer, hashed there and forgotten: no record has a place for it.
+
+use crate::{
+    kernel::{field, fill_header, repeat},
+    maps::{Bloom, CREDENTIAL_RING, RULES, count, send},
+};
+use aya_ebpf::{
+    helpers::generated::{bpf_probe_read_user, bpf_probe_read_user_str},
+    macros::{map, raw_tracepoint},
+    maps::PerCpuArray,
+    programs::RawTracePointContext,
+};
+use core::ffi::c_void;
+use monitor_common::{
+    environ::{Marks, NAME_MAX, SCAN_MAX, Words},
+    fields::F,
+    filter::{self, JWT_VALUE, URL_WORD},
+    fingerprint::{Key, MAX_SECRET, MAX_WORDS, Sip, is_space},
+    record::{Probe, Stage, Variable, kind},
+};
+
+/// The host's key. Set by the agent before load.
+#[unsafe(no_mangle)]
+static KEY: [u64; 2] = [0; 2];
+
+/// Entries looked at in one environment.
+const ENTRIES: u32 = 4096;
+/// Bytes of an entry that are read at once: a name, `=`, and a whole secret.
+const CHUNK: usize = MAX_SECRET + 128;
+
+/// Variables of one environment that can be secrets; more than these are counted as not read.
+const CANDIDATES: usize = 64;
+
+#[repr(C)]
+struct Scratch {
+    /// Where an entry is read to: at an offset, because a string read to the first byte of a
+    /// per-CPU buffer can fault on some kernels from 5.8 to 6.1.
+    ahead: u64,
+    entry: [u8; CHUNK],
+    value: [u64; MAX_WORDS],
+    record: Variable,
+    candidates: [Candidate; CANDIDATES],
+}
+
+/// A variable that a rule is about.
+///
+/// Candidates are gathered first and fingerprinted after, and what is decided on the way goes
+/// through this per-CPU memory: the verifier knows nothing of its contents, so that it walks the
+/// two halves once each and not once for each way through the other.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Candidate {
+    /// Address of the entry, and then of the secret in it.
+    at: u64,
+    /// Length of the value, and then of the secret.
+    len: u64,
+    name_at: u64,
+    name_len: u32,
+    /// Value of the rule about a word of the name, plus 1; or 0.
+    word: u32,
+    /// Value of the rule about the first bytes, plus 1; or 0. Without [`JWT_VALUE`].
+    prefix: u32,
+    jwt: u32,
+    url: u32,
+    dots: u32,
+}
+
+#[map]
+static ENVIRON_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the scratch is this CPU's own; the program that uses it is not preempted by
+    // another exec on the same CPU, as raw tracepoints run with preemption off.
+    ENVIRON_SCRATCH
+        .get_ptr_mut(0)
+        .map(|pointer| unsafe { &mut *pointer })
+}
+
+/// Where the walk is.
+#[repr(C)]
+struct Walk {
+    at: u64,
+    end: u64,
+    /// 1 while the rest of an entry longer than a chunk is crossed.
+    inside: u64,
+    candidates: u64,
+}
+
+/// Hook: raw tracepoint `sched_process_exec(task, old_pid, bprm)`, in the new program's context.
+/// First kernel: 5.17 (`bpf_loop`). Missed: an entry on a page that is not in memory (counted
+/// as `read`), and whatever comes after it.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn environ_exec(ctx: RawTracePointContext) -> i32 {
+    exec(ctx.arg(0));
+    0
+}
+
+#[inline(always)]
+fn exec(task: u64) {
+    let mm = field::<u64>(task, F::TaskMm);
+    let mut walk = Walk {
+        at: field(mm, F::MmEnvStart),
+        end: field(mm, F::MmEnvEnd),
+        inside: 0,
+        candidates: 0,
+    };
+    if walk.at >= walk.end {
+        return;
+    }
+    repeat(ENTRIES, entry, &mut walk);
+    if walk.candidates > 0 {
+        let mut tell = Tell {
+            task,
+            candidates: walk.candidates,
+        };
+        repeat(CANDIDATES as u32, secret, &mut tell);
+    }
+}
+
+/// One entry of the environment; 1 ends the walk.
+extern "C" fn entry(_: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Walk of `exec`.
+    let walk = unsafe { &mut *context.cast::<Walk>() };
+    if walk.at >= walk.end {
+        return 1;
+    }
+    let Some(scratch) = scratch() else { return 1 };
+    // SAFETY: the destination holds CHUNK bytes; the helper checks the source.
+    let read = unsafe {
+        bpf_probe_read_user_str(
+            scratch.entry.as_mut_ptr().cast(),
+            CHUNK as u32,
+            walk.at as *const c_void,
+        )
+    };
+    if read <= 0 {
+        count(Probe::Environ, Stage::Read);
+        return 1;
+    }
+    let read = read as u64;
+    let whole = read < CHUNK as u64;
+    let at = walk.at;
+    // A cut entry ends in a zero byte that is not in user memory.
+    walk.at = at.wrapping_add(if whole { read } else { read - 1 });
+    let was_inside = walk.inside != 0;
+    walk.inside = u64::from(!whole);
+    if !was_inside {
+        variable(scratch, walk, at, read - 1);
+    }
+    0
+}
+
+/// Looks at a variable of `len` bytes at `at`.
+#[inline(always)]
+fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64) {
+    let mut name = Name {
+        words: Words::new(),
+        first_hit: 0,
+        last_hit: 0,
+        len: 0,
+    };
+    repeat(NAME_MAX as u32, name_byte, &mut name);
+    if name.len == 0 || name.len >= NAME_MAX as u64 {
+        return;
+    }
+    let value_at = at.wrapping_add(name.len + 1);
+    let value_len = len.wrapping_sub(name.len + 1);
+    if !(4..=CHUNK as u64).contains(&value_len) {
+        return;
+    }
+    let place = walk.candidates;
+    if place >= CANDIDATES as u64 {
+        count(Probe::Environ, Stage::Read);
+        return;
+    }
+    let candidate = &mut scratch.candidates[place as usize & (CANDIDATES - 1)];
+    *candidate = Candidate {
+        at: value_at,
+        len: value_len,
+        name_at: at,
+        name_len: name.len as u32,
+        word: 0,
+        prefix: 0,
+        jwt: 0,
+        url: 0,
+        dots: 0,
+    };
+    if let Some(value) = rule(name.first_hit) {
+        candidate.word = value + 1;
+    }
+    if name.last_hit != name.first_hit
+        && let Some(value) = rule(name.last_hit)
+    {
+        candidate.word = value + 1;
+    }
+    let mut first = First {
+        bytes: 0,
+        place,
+    };
+    if value_len >= 12 {
+        // SAFETY: the destination is eight bytes on the stack; the helper checks the source.
+        unsafe {
+            bpf_probe_read_user((&raw mut first.bytes).cast(), 8, value_at as *const c_void);
+        }
+        repeat(6, first_bytes, &mut first);
+    }
+    if candidate.word != 0 || candidate.prefix != 0 {
+        walk.candidates = place + 1;
+    }
+}
+
+/// The first bytes of a value.
+#[repr(C)]
+struct First {
+    bytes: u64,
+    place: u64,
+}
+
+/// Looks for a rule about the first 3 to 8 bytes; the longest that holds counts.
+extern "C" fn first_bytes(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the First of `variable`.
+    let first = unsafe { &mut *context.cast::<First>() };
+    let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
+        return 1;
+    };
+    let key = filter::value_key(first.bytes, 3 + i);
+    if bloom.has(key)
+        && let Some(value) = rule(key)
+    {
+        let candidate = &mut scratch.candidates[first.place as usize & (CANDIDATES - 1)];
+        candidate.prefix = (value & !JWT_VALUE) + 1;
+        candidate.jwt = value & JWT_VALUE;
+    }
+    0
+}
+
+/// What is known of a name so far.
+#[repr(C)]
+struct Name {
+    words: Words,
+    /// Keys of the first and the last word that a rule may be about.
+    first_hit: u64,
+    last_hit: u64,
+    /// Bytes before the `=`; 0 until it is seen.
+    len: u64,
+}
+
+extern "C" fn name_byte(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Name of `variable`.
+    let name = unsafe { &mut *context.cast::<Name>() };
+    let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
+        return 1;
+    };
+    let byte = scratch.entry[i as usize & (NAME_MAX - 1)];
+    let ends = byte == b'=' || byte == 0;
+    let key = if ends {
+        name.words.end()
+    } else {
+        name.words.push(byte)
+    };
+    if let Some(key) = key
+        && bloom.has(key)
+    {
+        if name.first_hit == 0 {
+            name.first_hit = key;
+        }
+        name.last_hit = key;
+    }
+    if byte == b'=' {
+        name.len = i;
+    }
+    i64::from(ends)
+}
+
+#[inline(always)]
+fn rule(key: u64) -> Option<u32> {
+    if key == 0 {
+        return None;
+    }
+    // SAFETY: the value is copied at once.
+    unsafe { RULES.get(key) }.copied()
+}
+
+/// The candidates that wait.
+#[repr(C)]
+struct Tell {
+    task: u64,
+    candidates: u64,
+}
+
+/// Fingerprints one candidate and sends its record.
+extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Tell of `exec`.
+    let tell = unsafe { &mut *context.cast::<Tell>() };
+    if i >= tell.candidates {
+        return 1;
+    }
+    let Some(scratch) = scratch() else { return 1 };
+    let place = i as usize & (CANDIDATES - 1);
+    let (at, len) = (scratch.candidates[place].at, scratch.candidates[place].len);
+    if scratch.candidates[place].word == URL_WORD + 1 || scratch.candidates[place].jwt != 0 {
+        read_value(scratch, at, len);
+        let mut scan = Scan {
+            marks: Marks::default(),
+            len,
+        };
+        repeat(SCAN_MAX as u32, mark, &mut scan);
+        let candidate = &mut scratch.candidates[place];
+        candidate.dots = scan.marks.dots;
+        if let Some((start, password_len)) = scan.marks.password() {
+            candidate.at = at.wrapping_add(u64::from(start));
+            candidate.len = u64::from(password_len);
+            candidate.url = 1;
+        }
+    }
+    let candidate = &mut scratch.candidates[place];
+    if candidate.url == 0 {
+        if candidate.word == URL_WORD + 1 && candidate.prefix == 0 {
+            // A URL without a password is no credential.
+            return 0;
+        }
+        (candidate.at, candidate.len) = trim(candidate.at, candidate.len);
+    }
+    let (at, len) = (candidate.at, candidate.len);
+    if len == 0 || len > CHUNK as u64 {
+        return 0;
+    }
+    if !read_value(scratch, at, len) {
+        return 0;
+    }
+    let print = fingerprint(scratch, len);
+    report(scratch, place, tell.task, print);
+    0
+}
+
+#[inline(always)]
+fn fingerprint(scratch: &mut Scratch, len: u64) -> u64 {
+    // SAFETY: both reads are inside the array; volatile, because the agent sets the key.
+    let key = unsafe {
+        Key {
+            k0: core::ptr::read_volatile(&raw const KEY[0]),
+            k1: core::ptr::read_volatile(&raw const KEY[1]),
+        }
+    };
+    let counted = if len > MAX_SECRET as u64 {
+        MAX_SECRET as u64
+    } else {
+        len
+    };
+    let mut hash = Hash {
+        sip: Sip::new(key),
+        whole: counted / 8,
+    };
+    repeat(MAX_WORDS as u32, word, &mut hash);
+    let tail = scratch.value[(counted / 8) as usize & (MAX_WORDS - 1)];
+    hash.sip.end(tail, len)
+}
+
+#[inline(always)]
+fn report(scratch: &mut Scratch, place: usize, task: u64, print: u64) {
+    let candidate = &scratch.candidates[place];
+    let record = &mut scratch.record;
+    fill_header(&mut record.header, kind::VARIABLE, task);
+    record.fingerprint = print;
+    record.secret_len = candidate.len as u32;
+    record.name_len = candidate.name_len;
+    record.prefix = candidate.prefix;
+    record.dots = candidate.dots;
+    record.url = candidate.url;
+    record.reserved = 0;
+    // Only the name is read, so that no byte of the value gets into the record.
+    record.name = [0; NAME_MAX];
+    // SAFETY: at most NAME_MAX bytes, the size of the place; the helper checks the source.
+    unsafe {
+        bpf_probe_read_user(
+            record.name.as_mut_ptr().cast(),
+            candidate.name_len & (NAME_MAX as u32 - 1),
+            candidate.name_at as *const c_void,
+        );
+    }
+    // SAFETY: the record is inside the scratch and initialised above.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Environ,
+            core::ptr::from_ref(record).cast(),
+            size_of::<Variable>() as u64,
+        );
+    }
+}
+
+/// Reads the counted part of a value to the front of the aligned buffer; `false` where its page
+/// is not in memory.
+#[inline(always)]
+fn read_value(scratch: &mut Scratch, at: u64, len: u64) -> bool {
+    let mut counted = len;
+    if counted > MAX_SECRET as u64 {
+        counted = MAX_SECRET as u64;
+    }
+    // SAFETY: at most MAX_SECRET bytes, the size of the buffer; the helper checks the source.
+    let status = unsafe {
+        bpf_probe_read_user(
+            scratch.value.as_mut_ptr().cast(),
+            counted as u32 & 0x1fff,
+            at as *const c_void,
+        )
+    };
+    if status != 0 {
+        count(Probe::Environ, Stage::Read);
+    }
+    status == 0
+}
+
+#[repr(C)]
+struct Hash {
+    sip: Sip,
+    /// Whole words of the value.
+    whole: u64,
+}
+
+extern "C" fn word(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Hash of `fingerprint`.
+    let hash = unsafe { &mut *context.cast::<Hash>() };
+    if i >= hash.whole {
+        return 1;
+    }
+    let Some(scratch) = scratch() else { return 1 };
+    hash.sip.word(scratch.value[i as usize & (MAX_WORDS - 1)]);
+    0
+}
+
+#[repr(C)]
+struct Scan {
+    marks: Marks,
+    len: u64,
+}
+
+extern "C" fn mark(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Scan of `secret`.
+    let scan = unsafe { &mut *context.cast::<Scan>() };
+    if i >= scan.len {
+        return 1;
+    }
+    let Some(scratch) = scratch() else { return 1 };
+    let place = i as usize & (SCAN_MAX - 1);
+    let byte = (scratch.value[place / 8] >> ((place % 8) * 8)) as u8;
+    scan.marks.push(i as u32, byte);
+    0
+}
+
+/// What is left of a value, and what is still to be taken off it.
+#[repr(C)]
+struct Trim {
+    at: u64,
+    len: u64,
+    /// Spaces, quotes, spaces, a scheme word, spaces: in this order.
+    phase: u64,
+}
+
+/// Steps of a trim: a value dressed in more white space than this keeps the rest of it.
+const TRIM_STEPS: u32 = 24;
+
+/// The same as `fingerprint::trim`, on user memory.
+#[inline(always)]
+fn trim(at: u64, len: u64) -> (u64, u64) {
+    let mut trim = Trim { at, len, phase: 0 };
+    repeat(TRIM_STEPS, trim_step, &mut trim);
+    (trim.at, trim.len)
+}
+
+extern "C" fn trim_step(_: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Trim of `trim`.
+    let trim = unsafe { &mut *context.cast::<Trim>() };
+    if trim.len == 0 || trim.phase > 4 {
+        return 1;
+    }
+    let mut first = 0u64;
+    // SAFETY: the destination is eight bytes on the stack; the helper checks the source.
+    unsafe { bpf_probe_read_user((&raw mut first).cast(), 8, trim.at as *const c_void) };
+    let start = first as u8;
+    let end = byte_at(trim.at + trim.len - 1);
+    if trim.phase & 1 == 0 {
+        if is_space(start) {
+            trim.at += 1;
+            trim.len -= 1;
+        } else if is_space(end) {
+            trim.len -= 1;
+        } else {
+            trim.phase += 1;
+        }
+        return 0;
+    }
+    if trim.phase == 1 {
+        if trim.len >= 2 && (start == b'"' || start == b'\'') && end == start {
+            trim.at += 1;
+            trim.len -= 2;
+        }
+    } else {
+        let six = filter::keep(first, 6);
+        let scheme = if filter::keep(first, 7) == u64::from_le_bytes(*b"Bearer \0") {
+            7
+        } else if six == u64::from_le_bytes(*b"Basic \0\0")
+            || six == u64::from_le_bytes(*b"Token \0\0")
+            || six == u64::from_le_bytes(*b"token \0\0")
+        {
+            6
+        } else {
+            return 1;
+        };
+        if trim.len <= scheme {
+            return 1;
+        }
+        trim.at += scheme;
+        trim.len -= scheme;
+    }
+    trim.phase += 1;
+    0
+}
+
+#[inline(always)]
+fn byte_at(at: u64) -> u8 {
+    let mut byte = 0u8;
+    // SAFETY: the destination is one byte on the stack; the helper checks the source.
+    unsafe { bpf_probe_read_user((&raw mut byte).cast(), 1, at as *const c_void) };
+    byte
+}

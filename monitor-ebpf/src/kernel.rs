@@ -1,0 +1,192 @@
+//! Reading the kernel's structures: offsets from the field table, and the header of a record.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_loop,
+        bpf_probe_read_kernel,
+    },
+};
+use core::{ffi::c_void, mem::MaybeUninit};
+use monitor_common::{
+    fields::{ABSENT, COUNT, F, Offsets},
+    record::{Header, NO_LOGIN},
+};
+
+/// Set by the agent before load, then frozen: the verifier sees constants.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = [0; COUNT];
+
+/// The offset of a field.
+#[inline(always)]
+pub fn offset(field: F) -> u64 {
+    // SAFETY: the read is inside the array; volatile, because the agent overrides the zeros that
+    // the compiler sees.
+    u64::from(unsafe { core::ptr::read_volatile(&raw const OFFSETS[field as usize]) })
+}
+
+/// Reads a value of kernel memory at an address; zero where the address is bad.
+///
+/// The helper itself zeroes what it could not fill, so there is nothing to branch on: a branch
+/// at each read would double the ways that the verifier walks.
+#[inline(always)]
+pub fn read<T>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address and writes every byte of the value, zeros where it
+    // cannot read; every type read here is plain integers.
+    unsafe {
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        value.assume_init()
+    }
+}
+
+/// Reads a field of the structure at `base`.
+#[inline(always)]
+pub fn field<T>(base: u64, field: F) -> T {
+    read(base.wrapping_add(offset(field)))
+}
+
+/// Reads a value of kernel memory to where it is needed; `false` where the address is bad. The
+/// stack of a program is 512 bytes, so what is large goes to a per-CPU buffer this way.
+#[inline(always)]
+pub fn read_to<T>(place: &mut T, address: u64) -> bool {
+    // SAFETY: the place holds a T of plain integers; the helper checks the address.
+    unsafe {
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(place).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        ) == 0
+    }
+}
+
+/// The beginning of a structure, read at once: one helper call for several fields.
+pub type Block = [u64; 16];
+
+/// The 64-bit field of a block.
+#[inline(always)]
+pub fn pick(block: &Block, field: F) -> u64 {
+    // SAFETY: the mask keeps the aligned offset inside the block of 128 bytes.
+    unsafe {
+        block
+            .as_ptr()
+            .byte_add((offset(field) & 0x78) as usize)
+            .read()
+    }
+}
+
+/// The 32-bit field of a block.
+#[inline(always)]
+pub fn pick32(block: &Block, field: F) -> u32 {
+    (pick(block, field) >> ((offset(field) & 4) * 8)) as u32
+}
+
+#[inline(always)]
+pub fn current_task() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_current_task() }
+}
+
+#[inline(always)]
+pub fn current_pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Nanoseconds since boot.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// `(thread group, start of its leader)` of a task.
+#[inline(always)]
+pub fn subject(task: u64) -> (u32, u64) {
+    let pid = field(task, F::TaskTgid);
+    let leader = field(task, F::TaskLeader);
+    (pid, field(leader, F::TaskStart))
+}
+
+/// Fills the header of a record about `task`, which runs or is forked by the current one.
+#[inline(always)]
+pub fn fill_header(header: &mut Header, kind: u32, task: u64) {
+    let (pid, start) = subject(task);
+    let (parent, parent_start) = subject(field(task, F::TaskParent));
+    let signal = field(task, F::TaskSignal);
+    header.kind = kind;
+    header.pid = pid;
+    header.time = now();
+    header.start = start;
+    // SAFETY: the helper has no preconditions.
+    header.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    header.parent = parent;
+    header.parent_start = parent_start;
+    header.uid = bpf_get_current_uid_gid() as u32;
+    header.loginuid = if offset(F::TaskLoginuid) == u64::from(ABSENT) {
+        NO_LOGIN
+    } else {
+        field(task, F::TaskLoginuid)
+    };
+    header.tty = u32::from(field::<u64>(signal, F::SignalTty) != 0);
+    header.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+}
+
+const S_IFMT: u32 = 0xf000;
+const S_IFIFO: u32 = 0x1000;
+const S_IFSOCK: u32 = 0xc000;
+pub const S_IFREG: u32 = 0x8000;
+
+/// The `struct file` behind a descriptor of a task, or 0. The descriptor is one that is open: its
+/// place in the table is not checked.
+#[inline(always)]
+pub fn file_of(task: u64, fd: u64) -> u64 {
+    let files: u64 = field(task, F::TaskFiles);
+    let table: u64 = field(files, F::FilesFdt);
+    let array: u64 = field(table, F::FdtFd);
+    read(array.wrapping_add(fd << 3))
+}
+
+/// The type bits of an inode's mode.
+#[inline(always)]
+pub fn file_type(inode: &Block) -> u32 {
+    pick32(inode, F::InodeMode) >> ((offset(F::InodeMode) & 2) * 8) & S_IFMT
+}
+
+/// The inode number of the pipe or socket at a standard descriptor; 0 where it is neither. It
+/// is how a helper's output is followed to the one that reads it.
+#[inline(always)]
+pub fn stream(task: u64, fd: u64) -> u64 {
+    let inode: u64 = field(file_of(task, fd), F::FileInode);
+    let kind = u32::from(field::<u16>(inode, F::InodeMode)) & S_IFMT;
+    if kind == S_IFIFO || kind == S_IFSOCK {
+        field(inode, F::InodeIno)
+    } else {
+        0
+    }
+}
+
+/// Calls `step` with a context up to `times`, until it gives 1. First kernel: 5.17.
+#[inline(always)]
+pub fn repeat<T>(times: u32, step: extern "C" fn(u64, *mut c_void) -> i64, context: &mut T) {
+    // SAFETY: the helper calls `step` with an index and the context, which outlives the call.
+    unsafe {
+        bpf_loop(
+            times,
+            step as *mut c_void,
+            core::ptr::from_mut(context).cast(),
+            0,
+        );
+    }
+}
+
+/// A length between 1 and `limit` (a power of two) that the verifier can see to be so: it does
+/// not follow a bound through a spilled register.
+#[inline(always)]
+pub fn bounded(len: u32, limit: u32) -> u32 {
+    let len = if len > limit { limit } else { len };
+    ((core::hint::black_box(len).wrapping_sub(1)) & (limit - 1)) + 1
+}

@@ -1,0 +1,107 @@
+//! The maps that probes share with each other and with the agent, and the counters.
+
+use aya_ebpf::{
+    helpers::generated::bpf_ringbuf_output,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use core::ffi::c_void;
+use monitor_common::{
+    filter::{BLOOM_WORDS, bloom_position},
+    record::{COUNTERS, InodeKey, Probe, STAGES, Stage},
+};
+
+/// Credential hits, connects and payloads: a ring of their own, so that no flood of forks can
+/// push them out.
+#[map]
+pub static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// Execs, forks and exits.
+#[map]
+pub static PROCESS_RING: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
+
+/// [`COUNTERS`] per CPU: what was sent, and what was lost where.
+#[map]
+static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32, 0);
+
+/// Index 0: the filter over [`RULES`]. Index 1: the filter over the inode numbers of [`INODES`].
+#[map]
+static BLOOM: Array<[u64; BLOOM_WORDS]> = Array::with_max_entries(2, 0);
+
+/// The compiled catalog: key to the value of the rule.
+#[map]
+pub static RULES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+
+/// Files known by inode, whatever name they are opened by.
+#[map]
+pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 1);
+
+/// Index 0: the agent's own thread group, which is never reported.
+#[map]
+static AGENT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Counts `n` of `stage` for `probe`.
+#[inline(always)]
+pub fn count(probe: Probe, stage: Stage) {
+    let index = probe as u32 * STAGES as u32 + stage as u32;
+    if let Some(counter) = COUNTS.get_ptr_mut(index) {
+        // SAFETY: the slot is this CPU's own, and a program is not preempted by itself.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Sends `len` bytes at `record`, and counts them as sent or lost.
+///
+/// # Safety
+/// `record` must point to `len` initialised bytes.
+#[inline(always)]
+pub unsafe fn send(ring: &RingBuf, probe: Probe, record: *const c_void, len: u64) {
+    // SAFETY: the caller vouches for the bytes; the ring is a map, whose address is its handle.
+    let status = unsafe {
+        bpf_ringbuf_output(
+            core::ptr::from_ref(ring).cast_mut().cast(),
+            record.cast_mut(),
+            len,
+            0,
+        )
+    };
+    count(
+        probe,
+        if status == 0 {
+            Stage::Sent
+        } else {
+            Stage::Ring
+        },
+    );
+}
+
+/// One of the two Bloom filters, held for several tests.
+#[derive(Clone, Copy)]
+pub struct Bloom(*const [u64; BLOOM_WORDS]);
+
+impl Bloom {
+    #[inline(always)]
+    pub fn rules() -> Option<Self> {
+        BLOOM.get_ptr(0).map(Self)
+    }
+
+    #[inline(always)]
+    pub fn inodes() -> Option<Self> {
+        BLOOM.get_ptr(1).map(Self)
+    }
+
+    /// Whether the key may be among the rules.
+    #[inline(always)]
+    pub fn has(self, key: u64) -> bool {
+        let (word, mask) = bloom_position(key);
+        // SAFETY: a map value lives as long as the program runs, and the index is masked to the
+        // filter's size.
+        unsafe { (*self.0)[word & (BLOOM_WORDS - 1)] & mask != 0 }
+    }
+}
+
+/// Whether the current process is the agent.
+#[inline(always)]
+pub fn is_agent(pid: u32) -> bool {
+    AGENT.get(0).is_some_and(|agent| *agent == pid)
+}
