@@ -1,0 +1,558 @@
+//! The agent: puts the stages together and keeps them running.
+
+use crate::{
+    attribution::{Attribution, PathNames},
+    credential::{Credentials, catalog::Catalog},
+    ledger::{Writer, read::Reader},
+    model::Gap,
+    pipeline::{Joiner, Judge, Sinks, lost},
+    policy::{
+        Policy,
+        document::{Document, Retention},
+    },
+    report::{
+        findings::Stream,
+        http::{self, App},
+        metrics::Metrics,
+    },
+    sensor::{
+        Options, Sensor, cgroup_root,
+        doctor::{CAPABILITIES, KNOWN_GAPS, has_capabilities},
+        fields::VMLINUX,
+        observation::Observation,
+        selftest::self_test,
+    },
+    trail::{Event, Trail},
+};
+use anyhow::{Context as _, anyhow};
+use jiff::Timestamp;
+use monitor_common::{
+    fingerprint::Key,
+    record::{Probe, Stage},
+};
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufWriter, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+/// What an agent is started with, flags over configuration over defaults.
+#[derive(Debug)]
+pub struct Settings {
+    pub config: Option<PathBuf>,
+    pub state_dir: PathBuf,
+    pub listen: String,
+    pub findings: String,
+    /// Record events to this file, and keep no ledger.
+    pub record: Option<PathBuf>,
+}
+
+/// Where state is kept by default.
+pub const STATE_DIR: &str = "/var/lib/keytrail";
+/// Where the agent listens by default.
+pub const LISTEN: &str = "127.0.0.1:9477";
+
+/// The longest that the pipeline waits without looking at the time.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// The catalog of a configuration.
+pub fn catalog(document: &Document, config: Option<&Path>) -> anyhow::Result<Arc<Catalog>> {
+    let added = match &document.catalog {
+        Some(path) => {
+            let base = config.and_then(Path::parent).unwrap_or(Path::new("."));
+            let path = base.join(path);
+            std::fs::read_to_string(&path)
+                .with_context(|| format!("cannot read the catalog {}", path.display()))?
+        }
+        None => String::new(),
+    };
+    let (files, variables) = document.places();
+    Ok(Arc::new(Catalog::new(&added, &files, &variables)?))
+}
+
+/// Runs until it is told to stop. `document` is what `settings.config` said at start.
+pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() && !has_capabilities() {
+        return Err(anyhow!(
+            "the probes need root, or {CAPABILITIES}; nothing can be seen without them"
+        ));
+    }
+    let catalog = catalog(&document, settings.config.as_deref())?;
+    let metrics = Arc::new(Metrics::new()?);
+    metrics.reload_success.set(1);
+    let key = fingerprint_key(&settings.state_dir, document.fingerprint_key_file.as_deref())?;
+    let _lock = lock(&settings.state_dir)?;
+    let (ledger, last_alive) = if settings.record.is_none() {
+        let (writer, last) = Writer::open(&settings.state_dir, document.retention.clone())?;
+        (Some(writer), last)
+    } else {
+        (None, None)
+    };
+    let mut stream = Stream::open(&settings.findings)
+        .with_context(|| format!("cannot write findings to {}", settings.findings))?;
+    if ledger.is_some() {
+        stream.remember(Reader::open(&settings.state_dir)?.finding_counts()?);
+    }
+    let record = settings
+        .record
+        .as_deref()
+        .map(|path| {
+            OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(path)
+                .map(BufWriter::new)
+                .with_context(|| format!("cannot write {}", path.display()))
+        })
+        .transpose()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    // Before the probes: an address in use is told at once.
+    let listener = match settings.record {
+        None => Some(runtime.block_on(http::bind(&settings.listen))?),
+        Some(_) => None,
+    };
+    let ready = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let parts = Parts {
+        config: settings.config.clone(),
+        state_dir: settings.state_dir.clone(),
+        key,
+        catalog: Arc::clone(&catalog),
+        judge: Judge {
+            trail: Trail::new(),
+            policy: Policy::new(document, catalog),
+            sinks: Sinks {
+                ledger,
+                metrics: Arc::clone(&metrics),
+                stream,
+                record,
+            },
+            live: true,
+        },
+        last_alive,
+        ready: Arc::clone(&ready),
+        stop: Arc::clone(&stop),
+    };
+    let (ended, mut end) = tokio::sync::oneshot::channel();
+    let pipeline = std::thread::Builder::new()
+        .name("pipeline".to_owned())
+        .spawn(move || {
+            let result = pipeline(parts);
+            // The other end is gone only when the agent stops anyway.
+            let _ = ended.send(());
+            result
+        })?;
+    runtime.block_on(async {
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let app = Arc::new(App {
+            metrics,
+            state_dir: settings.state_dir.clone(),
+            ready,
+        });
+        let serving = async {
+            match listener {
+                Some(listener) => http::serve(listener, app).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            served = serving => served?,
+            _ = terminate.recv() => tracing::info!("told to stop"),
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = &mut end => {}
+        }
+        anyhow::Ok(())
+    })?;
+    stop.store(true, Ordering::Release);
+    pipeline
+        .join()
+        .map_err(|_| anyhow!("the pipeline ended in a panic; this is a bug"))?
+}
+
+/// What the thread of the pipeline owns.
+struct Parts {
+    config: Option<PathBuf>,
+    state_dir: PathBuf,
+    key: Key,
+    catalog: Arc<Catalog>,
+    judge: Judge,
+    last_alive: Option<Timestamp>,
+    ready: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+}
+
+fn pipeline(parts: Parts) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(observe(parts))
+}
+
+async fn observe(mut parts: Parts) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let cgroup = cgroup_root();
+    if cgroup.is_none() {
+        tracing::warn!("no cgroup v2 file system is mounted: connections and TLS server names are not seen");
+    }
+    let mut rules = parts.catalog.rules(subdirectories);
+    let mut sensor = Sensor::start(&Options {
+        key: parts.key,
+        rules: &rules,
+        cgroup: cgroup.as_deref(),
+        btf: Path::new(VMLINUX),
+    })?;
+    let now = Timestamp::now();
+    let mut events = start_gaps(&sensor, parts.last_alive, now);
+    for program in sensor.attached() {
+        parts.judge.sinks.metrics.attached(
+            program.probe.name(),
+            program.mechanism,
+            program.error.is_none(),
+        );
+        if let Some(error) = &program.error {
+            tracing::error!(probe = program.probe.name(), mechanism = program.mechanism, %error, "a probe is not attached");
+        }
+    }
+    let mut observations: Vec<Observation> = Vec::new();
+    let own = self_test(&mut sensor, &parts.state_dir, &mut observations)
+        .await
+        .context("the self-test of the probes failed")?;
+    let attribution = Attribution::new(cgroup, Box::new(PathNames));
+    let credentials = Credentials::new(Arc::clone(&parts.catalog), parts.key)
+        .context("no buffer for secrets")?;
+    let mut joiner = Joiner::new(attribution, credentials);
+    events.extend(joiner.adopt(now, own));
+    observations.retain(|observation| !is_of(observation, own));
+    joiner.join(&mut observations, &mut events);
+    parts.judge.take(&mut events)?;
+    parts.ready.store(true, Ordering::Release);
+    tracing::info!(
+        milliseconds = started.elapsed().as_millis() as u64,
+        "ready"
+    );
+    let mut watch = Watch::new(parts.config.clone());
+    let mut second = Instant::now();
+    let mut seconds = 0u64;
+    while !parts.stop.load(Ordering::Acquire) {
+        sensor.observe(WAIT, &mut observations).await?;
+        joiner.join(&mut observations, &mut events);
+        parts.judge.take(&mut events)?;
+        for file in joiner.learned.drain(..) {
+            sensor.learn(file)?;
+        }
+        for file in joiner.ignored.drain(..) {
+            sensor.ignore(file)?;
+        }
+        if second.elapsed() < Duration::from_secs(1) {
+            continue;
+        }
+        second = Instant::now();
+        seconds += 1;
+        let now = Timestamp::now();
+        count(&sensor, &joiner, &parts.judge, now, &mut events)?;
+        events.push(Event::Tick { time: now });
+        if seconds.is_multiple_of(3) {
+            sensor.sweep_reads(&mut observations)?;
+            joiner.join(&mut observations, &mut events);
+        }
+        if seconds.is_multiple_of(10) {
+            joiner.attribution.bury(now);
+            let current = joiner.credentials.catalog().rules(subdirectories);
+            if current.0 != rules.0 {
+                rules = current;
+                sensor.set_rules(&rules)?;
+            }
+        }
+        parts.judge.take(&mut events)?;
+        if let Some(loaded) = watch.changed() {
+            match loaded {
+                Ok((document, catalog)) => {
+                    rules = catalog.rules(subdirectories);
+                    sensor.set_rules(&rules)?;
+                    joiner.credentials.set_catalog(Arc::clone(&catalog));
+                    parts.judge.replace_policy(document, catalog);
+                    parts.judge.sinks.metrics.reload_success.set(1);
+                    tracing::info!("the configuration was loaded again");
+                }
+                Err(error) => {
+                    parts.judge.sinks.metrics.reload_success.set(0);
+                    tracing::error!("the configuration has changed and is wrong; the old one stays: {error:#}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether an observation is of a process.
+fn is_of(observation: &Observation, pid: u32) -> bool {
+    match observation {
+        Observation::Exec { stamp, .. }
+        | Observation::FileOpened { stamp, .. }
+        | Observation::Variable { stamp, .. }
+        | Observation::Connected { stamp, .. } => stamp.subject.pid == pid,
+        _ => false,
+    }
+}
+
+/// What this run cannot know from its start.
+fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) -> Vec<Event> {
+    let gap = |kind: &str, probe: Option<&str>, detail: String, since, until| Event::Gap {
+        gap: Gap {
+            kind: kind.to_owned(),
+            probe: probe.map(str::to_owned),
+            detail,
+            since,
+            until,
+            count: 0,
+        },
+    };
+    let mut gaps = vec![match last_alive {
+        Some(last) => gap(
+            "agent-down",
+            None,
+            "the agent was not running: what happened meanwhile is unknown".to_owned(),
+            last.min(now),
+            Some(now),
+        ),
+        None => gap(
+            "started-before-agent",
+            None,
+            "nothing was observed before the agent first started; of what ran already, environments were taken in, and neither files read nor connections made".to_owned(),
+            Timestamp::UNIX_EPOCH,
+            Some(now),
+        ),
+    }];
+    for program in sensor.attached() {
+        if let Some(error) = &program.error {
+            gaps.push(gap(
+                "probe-missing",
+                Some(program.probe.name()),
+                format!("{}: {error}", program.mechanism),
+                now,
+                None,
+            ));
+        }
+    }
+    for known in KNOWN_GAPS {
+        gaps.push(gap("not-covered", None, known.to_owned(), now, None));
+    }
+    gaps
+}
+
+/// Counters of the probes and of the stages after them; what was lost becomes a gap.
+fn count(
+    sensor: &Sensor,
+    joiner: &Joiner,
+    judge: &Judge,
+    now: Timestamp,
+    events: &mut Vec<Event>,
+) -> anyhow::Result<()> {
+    let counters = sensor.counters()?;
+    let metrics = &judge.sinks.metrics;
+    let before = now
+        .checked_sub(jiff::SignedDuration::from_secs(1))
+        .unwrap_or(now);
+    for probe in Probe::ALL {
+        metrics.events(probe, Stage::Sent, counters.get(probe, Stage::Sent));
+        for (stage, name) in [(Stage::Ring, "ring"), (Stage::Read, "read")] {
+            let grown = metrics.events(probe, stage, counters.get(probe, stage));
+            if grown > 0 {
+                events.push(Event::Gap {
+                    gap: lost(probe, name, grown, before, now),
+                });
+            }
+        }
+    }
+    metrics.lost("all", "decode", sensor.undecoded);
+    metrics.lost("hello", "parse", joiner.malformed);
+    metrics.lost("all", "stream", judge.sinks.stream.lost);
+    if let Some(ledger) = &judge.sinks.ledger {
+        metrics.lost("all", "ledger", ledger.lost.load(Ordering::Relaxed));
+    }
+    metrics.unattributed("process-gone", joiner.attribution.unattributed);
+    metrics.unattributed("file-unreadable", joiner.credentials.unreadable);
+    metrics.unattributed("connection-unknown", judge.trail.unmatched);
+    Ok(())
+}
+
+/// The names of the directories in a directory.
+fn subdirectories(path: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Looks whether the configuration, or a file that it names, has changed.
+struct Watch {
+    config: Option<PathBuf>,
+    seen: Vec<(PathBuf, Option<SystemTime>)>,
+}
+
+impl Watch {
+    fn new(config: Option<PathBuf>) -> Self {
+        let mut watch = Self {
+            config,
+            seen: Vec::new(),
+        };
+        watch.seen = watch.look();
+        watch
+    }
+
+    fn look(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
+        let Some(config) = &self.config else {
+            return Vec::new();
+        };
+        let mut paths = vec![config.clone()];
+        // A broken configuration names nothing: its own change is seen all the same.
+        if let Ok(document) = Document::load(config) {
+            let base = config.parent().unwrap_or(Path::new("."));
+            for named in document.policies.iter().chain(&document.catalog) {
+                let named = base.join(named);
+                if let Ok(entries) = std::fs::read_dir(&named) {
+                    paths.extend(entries.flatten().map(|entry| entry.path()));
+                }
+                paths.push(named);
+            }
+        }
+        paths
+            .into_iter()
+            .map(|path| {
+                let modified = std::fs::metadata(&path)
+                    .and_then(|metadata| metadata.modified())
+                    .ok();
+                (path, modified)
+            })
+            .collect()
+    }
+
+    fn changed(&mut self) -> Option<anyhow::Result<(Document, Arc<Catalog>)>> {
+        let config = self.config.clone()?;
+        let now = self.look();
+        if now == self.seen {
+            return None;
+        }
+        self.seen = now;
+        Some(Document::load(&config).map_err(anyhow::Error::from).and_then(
+            |document| {
+                let catalog = catalog(&document, Some(&config))?;
+                Ok((document, catalog))
+            },
+        ))
+    }
+}
+
+/// One state directory serves one agent.
+fn lock(state_dir: &Path) -> anyhow::Result<File> {
+    let path = state_dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| crate::ledger::LedgerError::InUse(state_dir.join(crate::ledger::FILE)))?;
+    Ok(file)
+}
+
+/// The key of the host, made at the first start, or the key of the fleet.
+fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Key> {
+    let path = match fleet {
+        Some(path) => path.to_owned(),
+        None => {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(state_dir)
+                .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
+            state_dir.join("fingerprint.key")
+        }
+    };
+    if fleet.is_none() && !path.exists() {
+        let mut bytes = [0u8; 16];
+        getrandom::fill(&mut bytes).map_err(|error| anyhow!("no random bytes: {error}"))?;
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| writeln!(file, "{text}"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read the fingerprint key {}", path.display()))?;
+    let text = text.trim();
+    let number = u128::from_str_radix(text, 16)
+        .ok()
+        .filter(|_| text.len() == 32)
+        .ok_or_else(|| anyhow!("{} does not hold 32 hex digits", path.display()))?;
+    Ok(Key::from_bytes(number.to_be_bytes()))
+}
+
+/// Passes a recording through the same trail and policy. Findings go to `settings.findings`, and
+/// to the ledger of `--state-dir` where one was given.
+pub fn replay(
+    file: &Path,
+    document: Document,
+    catalog: Arc<Catalog>,
+    findings: &str,
+    state_dir: Option<&Path>,
+) -> anyhow::Result<u64> {
+    let text = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let ledger = match state_dir {
+        Some(directory) => {
+            // What is replayed may be old: nothing of it is dropped by age.
+            let retention = Retention {
+                max_age: jiff::SignedDuration::from_hours(24 * 36_500),
+                ..document.retention.clone()
+            };
+            Some(Writer::open(directory, retention)?.0)
+        }
+        None => None,
+    };
+    let mut judge = Judge {
+        trail: Trail::new(),
+        policy: Policy::new(document, catalog),
+        sinks: Sinks {
+            ledger,
+            metrics: Arc::new(Metrics::new()?),
+            stream: Stream::open(findings)?,
+            record: None,
+        },
+        live: false,
+    };
+    let mut count = 0;
+    let mut events = Vec::new();
+    for (number, line) in std::io::BufRead::lines(std::io::BufReader::new(text)).enumerate() {
+        let place = || format!("{}:{}", file.display(), number + 1);
+        let line = line.with_context(place)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let event: Event = serde_json::from_str(&line)
+            .with_context(|| format!("{}: no event of a recording", place()))?;
+        events.push(event);
+        count += 1;
+        judge.take(&mut events)?;
+    }
+    Ok(count)
+}

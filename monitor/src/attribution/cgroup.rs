@@ -1,0 +1,225 @@
+//! What a cgroup path tells: container, pod, systemd unit.
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What is known of a control group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The path that told it.
+    pub path: String,
+    /// The runtime's id of the container, 64 hex digits.
+    pub container: Option<String>,
+    pub pod_uid: Option<String>,
+    /// The innermost systemd service; sessions are none.
+    pub unit: Option<String>,
+    /// A login session.
+    pub session: bool,
+}
+
+/// Reads what a path tells, whatever runtime and driver made it.
+///
+/// `kubepods.slice/kubepods-burstable-podUID.slice/cri-containerd-ID.scope` (systemd driver),
+/// `/kubepods/burstable/podUID/ID` (cgroupfs), `/docker/ID`, `docker-ID.scope`,
+/// `libpod-ID.scope`, `crio-ID.scope`, and units below `system.slice` and `user.slice`.
+pub fn parse(path: &str) -> Group {
+    let mut group = Group {
+        path: path.to_owned(),
+        ..Group::default()
+    };
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        if let Some(uid) = pod_uid(part) {
+            group.pod_uid = Some(uid);
+            group.unit = None;
+        } else if let Some(id) = container_id(part) {
+            group.container = Some(id);
+            group.unit = None;
+        } else if group.container.is_none() && group.pod_uid.is_none() {
+            if part.starts_with("session-") && part.ends_with(".scope") {
+                group.session = true;
+            } else if part.ends_with(".service") && !part.starts_with("user@") {
+                group.unit = Some(part.to_owned());
+            }
+        }
+    }
+    group
+}
+
+/// A container id: the last run of 64 hex digits, alone or as `runtime-ID.scope`.
+fn container_id(part: &str) -> Option<String> {
+    let name = part.strip_suffix(".scope").unwrap_or(part);
+    // conmon's own scope is not the container.
+    if name.contains("-conmon-") {
+        return None;
+    }
+    // `cri-containerd:NAME:ID` and `runtime-ID`.
+    let id = name.rsplit(['-', ':']).next()?;
+    (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+/// `podUID`, `kubepods-besteffort-podUID.slice` with `_` for `-`.
+fn pod_uid(part: &str) -> Option<String> {
+    let name = part.strip_suffix(".slice").unwrap_or(part);
+    let uid = if let Some(rest) = name.strip_prefix("pod") {
+        rest
+    } else {
+        name.strip_prefix("kubepods")?.rsplit_once("-pod")?.1
+    };
+    let uid = uid.replace('_', "-");
+    // A static pod's uid is a hash of 32 digits.
+    (uid.len() >= 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'))
+        .then_some(uid)
+}
+
+/// Groups by the id that BPF gives, with `/proc/PID/cgroup` where the id says nothing.
+#[derive(Debug, Default)]
+pub struct Groups {
+    root: Option<PathBuf>,
+    root_id: u64,
+    known: HashMap<u64, Arc<Group>>,
+    by_path: HashMap<String, Arc<Group>>,
+}
+
+/// Groups remembered before the memory is cleared: more than a node has, and less than hurts.
+const REMEMBERED: usize = 8192;
+
+impl Groups {
+    /// `root` is where cgroup v2 is mounted.
+    pub fn new(root: Option<PathBuf>) -> Self {
+        let root_id = root
+            .as_deref()
+            .and_then(|path| path.metadata().ok())
+            .map_or(0, |metadata| metadata.ino());
+        Self {
+            root,
+            root_id,
+            ..Self::default()
+        }
+    }
+
+    /// The group of a process.
+    ///
+    /// On a hybrid host every process can be in the root of cgroup v2 while the v1 hierarchies
+    /// tell more, so the root's id is never an answer. `parent` serves for a process that is
+    /// gone: groups are inherited.
+    pub fn of(&mut self, id: u64, pid: u32, parent: Option<&Arc<Group>>) -> Arc<Group> {
+        if id != self.root_id
+            && let Some(known) = self.known.get(&id)
+        {
+            return Arc::clone(known);
+        }
+        if self.by_path.len() > REMEMBERED || self.known.len() > REMEMBERED {
+            self.by_path.clear();
+            self.known.clear();
+        }
+        let path = self
+            .path_by_id(id)
+            .or_else(|| read_proc(pid))
+            .or_else(|| parent.map(|group| group.path.clone()))
+            .unwrap_or_default();
+        let group = Arc::clone(
+            self.by_path
+                .entry(path)
+                .or_insert_with_key(|path| Arc::new(parse(path))),
+        );
+        if id != self.root_id && id != 0 {
+            self.known.insert(id, Arc::clone(&group));
+        }
+        group
+    }
+
+    /// The path of a cgroup v2 directory by its inode number, which is the id of BPF.
+    fn path_by_id(&self, id: u64) -> Option<String> {
+        let root = self.root.as_deref()?;
+        if id == self.root_id || id == 0 {
+            return None;
+        }
+        find(root, id, 0).map(|path| {
+            let inner = path.strip_prefix(root).unwrap_or(&path);
+            format!("/{}", inner.display())
+        })
+    }
+}
+
+/// Directories this deep are looked through: a pod's container in a nested cluster has nine.
+const DEPTH: usize = 16;
+
+fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
+    if depth > DEPTH {
+        return None;
+    }
+    let entries = std::fs::read_dir(directory).ok()?;
+    let mut below = Vec::new();
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            use std::os::unix::fs::DirEntryExt as _;
+            if entry.ino() == id {
+                return Some(entry.path());
+            }
+            below.push(entry.path());
+        }
+    }
+    below.iter().find_map(|path| find(path, id, depth + 1))
+}
+
+/// The path in `/proc/PID/cgroup` that tells the most: a container's, a unit's, or the longest.
+fn read_proc(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .max_by_key(|path| {
+            let group = parse(path);
+            (
+                group.container.is_some(),
+                group.pod_uid.is_some(),
+                group.unit.is_some(),
+                path.len(),
+            )
+        })
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const UID: &str = "1b2c3d4e-0001-4002-8003-1234567890ab";
+
+    #[test]
+    fn containers_pods_and_units() {
+        let underscored = UID.replace('-', "_");
+        for (path, container, pod, unit) in [
+            (format!("/kubepods/burstable/pod{UID}/{ID}"), true, true, None),
+            (format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscored}.slice/cri-containerd-{ID}.scope"), true, true, None),
+            (format!("/kubepods.slice/kubepods-pod{underscored}.slice/crio-{ID}.scope"), true, true, None),
+            (format!("/system.slice/docker-{ID}.scope"), true, false, None),
+            (format!("/docker/{ID}"), true, false, None),
+            (format!("/machine.slice/libpod-{ID}.scope/container"), true, false, None),
+            (format!("/system.slice/containerd.service/kubepods-besteffort-pod{underscored}.slice:cri-containerd:{ID}"), true, false, None),
+            (format!("/machine.slice/libpod-conmon-{ID}.scope"), false, false, None),
+            ("/system.slice/nginx.service".to_owned(), false, false, Some("nginx.service")),
+            ("/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service".to_owned(), false, false, Some("sync.service")),
+            ("/user.slice/user-1000.slice/session-3.scope".to_owned(), false, false, None),
+            ("/".to_owned(), false, false, None),
+        ] {
+            let group = parse(&path);
+            assert_eq!(group.container.is_some(), container, "{path}");
+            assert_eq!(group.pod_uid.as_deref() == Some(UID), pod, "{path}");
+            assert_eq!(group.unit.as_deref(), unit, "{path}");
+        }
+        assert!(parse("/user.slice/user-1000.slice/session-3.scope").session);
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_parses(path in "\\PC{0,200}") {
+            let _ = parse(&path);
+        }
+    }
+}

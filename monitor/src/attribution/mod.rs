@@ -1,0 +1,410 @@
+//! Process to workload: lineage, executable, user, cgroup.
+//!
+//! The table is fed by the process probes, and by `/proc` at start and wherever a record names a
+//! process that is not in it. What the dead did is still attributed: entries stay for a while.
+
+pub mod cgroup;
+
+use crate::{
+    model::{Ancestor, Login, Process, Subject, Workload, WorkloadKind},
+    sensor::{decode::BootClock, observation::Stamp},
+};
+use cgroup::{Group, Groups};
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// How long the dead are remembered.
+const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
+/// Ancestors shown with a process.
+const ANCESTORS: usize = 8;
+
+/// Names for what a cgroup path only has ids for. The seam for the container runtime and
+/// Kubernetes.
+pub trait Names: std::fmt::Debug + Send {
+    /// The workload of a container, or of a pod's process, if it is known by name.
+    fn workload(&self, group: &Group) -> Option<Workload>;
+}
+
+/// No names but those in the cgroup path.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PathNames;
+
+impl Names for PathNames {
+    fn workload(&self, _: &Group) -> Option<Workload> {
+        None
+    }
+}
+
+/// A process of the table.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub subject: Subject,
+    pub parent: Option<Subject>,
+    pub exe: Arc<str>,
+    pub unlinked: bool,
+    pub comm: String,
+    pub uid: u32,
+    pub tty: bool,
+    pub group: Arc<Group>,
+    exited: Option<Timestamp>,
+}
+
+/// Who is who.
+#[derive(Debug)]
+pub struct Attribution {
+    table: HashMap<Subject, Entry>,
+    groups: Groups,
+    names: Box<dyn Names>,
+    homes: Homes,
+    clock: BootClock,
+    /// Processes that could not be found any more when they were asked for.
+    pub unattributed: u64,
+}
+
+impl Attribution {
+    pub fn new(cgroup_root: Option<PathBuf>, names: Box<dyn Names>) -> Self {
+        Self {
+            table: HashMap::new(),
+            groups: Groups::new(cgroup_root),
+            names,
+            homes: Homes::default(),
+            clock: BootClock::now(),
+            unattributed: 0,
+        }
+    }
+
+    /// Takes in every process that already runs; gives them.
+    pub fn scan(&mut self) -> Vec<Subject> {
+        let Ok(processes) = procfs::process::all_processes() else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for process in processes.flatten() {
+            if let Some(subject) = self.adopt(process.pid() as u32) {
+                found.push(subject);
+            }
+        }
+        found
+    }
+
+    /// Takes in one process from `/proc`, by number.
+    fn adopt(&mut self, pid: u32) -> Option<Subject> {
+        let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
+        let stat = process.stat().ok()?;
+        let subject = Subject {
+            pid,
+            start: stat.starttime,
+        };
+        let parent = (stat.ppid > 0)
+            .then(|| self.live(stat.ppid as u32))
+            .flatten();
+        let (exe, unlinked) = executable(pid, &stat.comm);
+        let group = self.groups.of(0, pid, None);
+        let uid = process.uid().unwrap_or(0);
+        self.table.insert(
+            subject,
+            Entry {
+                subject,
+                parent,
+                exe: exe.into(),
+                unlinked,
+                comm: stat.comm,
+                uid,
+                tty: stat.tty_nr != 0,
+                group,
+                exited: None,
+            },
+        );
+        Some(subject)
+    }
+
+    /// The process that has a number now, if the table has it.
+    fn live(&self, pid: u32) -> Option<Subject> {
+        let stat = procfs::process::Process::new(i32::try_from(pid).ok()?)
+            .and_then(|process| process.stat())
+            .ok()?;
+        Some(Subject {
+            pid,
+            start: stat.starttime,
+        })
+    }
+
+    /// A process became another program.
+    pub fn exec(&mut self, stamp: &Stamp, exe: &Path, unlinked: bool) {
+        self.ensure(stamp);
+        // Between fork and exec a runtime moves a process to its own group.
+        let parent = stamp
+            .parent
+            .and_then(|parent| self.table.get(&parent))
+            .map(|parent| Arc::clone(&parent.group));
+        let group = self
+            .groups
+            .of(stamp.cgroup, stamp.subject.pid, parent.as_ref());
+        if let Some(entry) = self.table.get_mut(&stamp.subject) {
+            entry.exe = exe.to_string_lossy().into();
+            entry.unlinked = unlinked;
+            entry.comm.clone_from(&stamp.comm);
+            entry.uid = stamp.uid;
+            entry.tty = stamp.tty;
+            entry.group = group;
+        }
+    }
+
+    /// A process was born: it has what its parent has.
+    pub fn fork(&mut self, stamp: &Stamp) {
+        let parent = stamp.parent.and_then(|parent| self.table.get(&parent));
+        let entry = match parent {
+            Some(parent) => Entry {
+                subject: stamp.subject,
+                parent: stamp.parent,
+                exited: None,
+                uid: stamp.uid,
+                ..parent.clone()
+            },
+            None => {
+                self.ensure(stamp);
+                return;
+            }
+        };
+        self.table.insert(stamp.subject, entry);
+    }
+
+    /// A process ended.
+    pub fn exit(&mut self, stamp: &Stamp) {
+        if let Some(entry) = self.table.get_mut(&stamp.subject) {
+            entry.exited = Some(stamp.time);
+        }
+    }
+
+    /// Makes sure that the subject of a record is in the table, from `/proc` or, where it is
+    /// gone already, from the record itself.
+    pub fn ensure(&mut self, stamp: &Stamp) {
+        if self.table.contains_key(&stamp.subject) {
+            return;
+        }
+        if self.adopt(stamp.subject.pid) == Some(stamp.subject) {
+            return;
+        }
+        let parent = stamp.parent.and_then(|parent| self.table.get(&parent)).cloned();
+        if parent.is_none() {
+            self.unattributed += 1;
+        }
+        let group = self.groups.of(
+            stamp.cgroup,
+            stamp.subject.pid,
+            parent.as_ref().map(|parent| &parent.group),
+        );
+        self.table.insert(
+            stamp.subject,
+            Entry {
+                subject: stamp.subject,
+                parent: stamp.parent,
+                exe: parent.map_or_else(|| Arc::from(format!("({})", stamp.comm)), |p| p.exe),
+                unlinked: false,
+                comm: stamp.comm.clone(),
+                uid: stamp.uid,
+                tty: stamp.tty,
+                group,
+                exited: None,
+            },
+        );
+    }
+
+    pub fn entry(&self, subject: Subject) -> Option<&Entry> {
+        self.table.get(&subject)
+    }
+
+    /// The workload of a subject.
+    pub fn workload(&self, subject: Subject) -> Workload {
+        let Some(entry) = self.table.get(&subject) else {
+            return Workload::host("(unknown)");
+        };
+        let group = &*entry.group;
+        if let Some(workload) = self.names.workload(group) {
+            return workload;
+        }
+        let mut workload = Workload::host(&entry.exe);
+        if let Some(uid) = &group.pod_uid {
+            workload.kind = WorkloadKind::Pod;
+            workload.name = format!("pod-{uid}");
+            workload.pod = Some(uid.clone());
+            workload.container.clone_from(&group.container);
+        } else if let Some(id) = &group.container {
+            workload.kind = WorkloadKind::Container;
+            workload.name = id.chars().take(12).collect();
+            workload.container = Some(id.clone());
+        } else if let Some(unit) = &group.unit {
+            workload.kind = WorkloadKind::Unit;
+            workload.name.clone_from(unit);
+            workload.unit = Some(unit.clone());
+        }
+        workload
+    }
+
+    /// The process of a subject, with those above it.
+    pub fn process(&self, subject: Subject) -> Process {
+        let entry = self.table.get(&subject);
+        let mut ancestors = Vec::new();
+        let mut above = entry.and_then(|entry| entry.parent);
+        while let Some(parent) = above.and_then(|parent| self.table.get(&parent)) {
+            if ancestors.len() == ANCESTORS {
+                break;
+            }
+            ancestors.push(Ancestor {
+                pid: parent.subject.pid,
+                exe: parent.exe.to_string(),
+                comm: parent.comm.clone(),
+            });
+            above = parent.parent;
+        }
+        Process {
+            pid: subject.pid,
+            start_time: self.clock.started(subject),
+            exe: entry.map_or_else(String::new, |entry| entry.exe.to_string()),
+            comm: entry.map_or_else(String::new, |entry| entry.comm.clone()),
+            uid: entry.map_or(0, |entry| entry.uid),
+            ancestors,
+        }
+    }
+
+    /// The interactive login that a subject belongs to, if it has a terminal.
+    pub fn login(&mut self, subject: Subject) -> Option<Login> {
+        let entry = self.table.get(&subject)?;
+        entry.tty.then(|| Login {
+            uid: entry.uid,
+            home: self.homes.of(entry.uid),
+        })
+    }
+
+    /// Another live process of the same group, through whose root a file of a dead one's
+    /// container can still be read.
+    pub fn peer(&self, subject: Subject) -> Option<u32> {
+        let group = &self.table.get(&subject)?.group;
+        self.table
+            .values()
+            .find(|entry| {
+                entry.exited.is_none()
+                    && entry.subject != subject
+                    && Arc::ptr_eq(&entry.group, group)
+            })
+            .map(|entry| entry.subject.pid)
+    }
+
+    /// Forgets those who died long ago; gives them.
+    pub fn bury(&mut self, now: Timestamp) -> Vec<Subject> {
+        let dead: Vec<Subject> = self
+            .table
+            .values()
+            .filter(|entry| {
+                entry
+                    .exited
+                    .is_some_and(|exited| now.duration_since(exited) > TOMBSTONE)
+            })
+            .map(|entry| entry.subject)
+            .collect();
+        for subject in &dead {
+            self.table.remove(subject);
+        }
+        dead
+    }
+}
+
+/// The executable of a running process, and whether its file is gone.
+fn executable(pid: u32, comm: &str) -> (String, bool) {
+    match std::fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(path) => {
+            let path = path.to_string_lossy().into_owned();
+            match path.strip_suffix(" (deleted)") {
+                Some(path) => (path.to_owned(), true),
+                None => (path, false),
+            }
+        }
+        // A kernel thread, or one that has just ended.
+        Err(_) => (format!("({comm})"), false),
+    }
+}
+
+/// Home directories, read again only when `/etc/passwd` changes.
+#[derive(Debug, Default)]
+struct Homes {
+    read: Option<std::time::SystemTime>,
+    homes: HashMap<u32, String>,
+}
+
+impl Homes {
+    fn of(&mut self, uid: u32) -> Option<String> {
+        let modified = std::fs::metadata("/etc/passwd")
+            .and_then(|metadata| metadata.modified())
+            .ok();
+        if self.homes.is_empty() || modified != self.read {
+            self.read = modified;
+            let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            self.homes = text
+                .lines()
+                .filter_map(|line| {
+                    let fields: Vec<&str> = line.split(':').collect();
+                    let home = fields.get(5).filter(|home| home.len() > 1)?;
+                    Some((fields.get(2)?.parse().ok()?, (*home).to_owned()))
+                })
+                .collect();
+        }
+        self.homes.get(&uid).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(pid: u32, parent: u32) -> Stamp {
+        Stamp {
+            time: Timestamp::UNIX_EPOCH,
+            subject: Subject { pid, start: u64::from(pid) },
+            parent: Some(Subject {
+                pid: parent,
+                start: u64::from(parent),
+            }),
+            cgroup: 0,
+            uid: 7,
+            loginuid: None,
+            tty: false,
+            comm: "x".to_owned(),
+        }
+    }
+
+    /// Numbers above the kernel's limit of 2^22, so that no real process has them.
+    const A: u32 = 0x7000_0001;
+    const B: u32 = 0x7000_0002;
+
+    #[test]
+    fn a_child_has_its_parents_executable_until_it_execs() {
+        let mut attribution = Attribution::new(None, Box::new(PathNames));
+        let parent = stamp(A, 0x7000_0000);
+        attribution.exec(&parent, Path::new("/bin/sh"), false);
+        let child = stamp(B, A);
+        attribution.fork(&child);
+        assert_eq!(attribution.process(child.subject).exe, "/bin/sh");
+        attribution.exec(&child, Path::new("/usr/bin/curl"), false);
+        let process = attribution.process(child.subject);
+        assert_eq!(process.exe, "/usr/bin/curl");
+        assert_eq!(process.ancestors[0].exe, "/bin/sh");
+        assert_eq!(attribution.workload(child.subject).key(), "/usr/bin/curl");
+    }
+
+    #[test]
+    fn the_dead_are_remembered_for_a_while() {
+        let mut attribution = Attribution::new(None, Box::new(PathNames));
+        let process = stamp(A, B);
+        attribution.exec(&process, Path::new("/bin/true"), false);
+        attribution.exit(&process);
+        let soon = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(60);
+        assert!(attribution.bury(soon).is_empty());
+        assert_eq!(attribution.process(process.subject).exe, "/bin/true");
+        let later = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(600);
+        assert_eq!(attribution.bury(later), [process.subject]);
+    }
+}

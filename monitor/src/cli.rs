@@ -1,0 +1,404 @@
+//! The command line.
+
+use crate::{
+    agent::{self, LISTEN, STATE_DIR, Settings},
+    ledger::read::{QueryError, Range, Reader},
+    policy::document::Document,
+    report::table,
+    sensor::doctor,
+    time,
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Follows every credential from the process that picks it up to the destination where it is
+/// used, and says which of those hops should not be there.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run(RunArgs),
+    /// Ask what was seen: who used a credential, where it went, what a workload can reach
+    Query {
+        #[command(subcommand)]
+        query: QueryCommand,
+    },
+    /// Every credential: class, role, lifetime, age, expiry, owner, workloads, last use
+    Inventory {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// What breaks an expectation or a rule, the worst first
+    Findings {
+        /// Only those of this rule
+        #[arg(long)]
+        rule: Option<String>,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Expectations
+    Policy {
+        #[command(subcommand)]
+        policy: PolicyCommand,
+    },
+    /// What this kernel allows, probe by probe, and what will be missed
+    Doctor {
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Write what is observed to a file, until interrupted
+    Record {
+        file: PathBuf,
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+    },
+    /// Pass a recording through the same trail and policy
+    Replay {
+        file: PathBuf,
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Also keep what follows from it in a ledger
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Where findings go: a file, or - for standard output
+        #[arg(long, value_name = "FILE|-", default_value = "-")]
+        findings: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Configuration and expectations, in YAML
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the ledger and the fingerprint key are [default: /var/lib/keytrail]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Address of metrics and API [default: 127.0.0.1:9477]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where findings go: a file, or - for standard output [default: -]
+    #[arg(long, value_name = "FILE|-")]
+    findings: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum QueryCommand {
+    /// Who used a credential, when, and how it is known
+    Who {
+        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        credential: String,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Where a credential went
+    Where {
+        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        credential: String,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Which credentials a workload held, and where it took them
+    BlastRadius {
+        /// namespace/name, a unit, a container, or an executable's path
+        workload: String,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// What happened, oldest first
+    Timeline {
+        #[arg(long, value_name = "CREDENTIAL")]
+        credential: Option<String>,
+        #[arg(long, value_name = "WORKLOAD")]
+        workload: Option<String>,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Say what is wrong with a file of expectations
+    Check { file: PathBuf },
+}
+
+#[derive(Debug, Args)]
+struct RangeArgs {
+    /// RFC 3339, or how long ago: 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// RFC 3339, or how long ago: 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<Timestamp>,
+}
+
+impl RangeArgs {
+    fn range(&self) -> Range {
+        Range {
+            since: self.since,
+            until: self.until,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct StoreArgs {
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    /// The agent's state directory
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
+    time::moment(text, Timestamp::now())
+}
+
+/// How a command ends badly.
+enum Failure {
+    /// It was asked or configured wrongly: status 2.
+    Usage(String),
+    /// It failed: status 1.
+    Failed(String),
+    /// It has said why already: status 1.
+    Told,
+}
+
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Runs the command of the process; gives its exit status.
+pub fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("KEYTRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Told) => ExitCode::from(1),
+        Err(Failure::Failed(error)) => {
+            anstream::eprintln!("keytrail: {error}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(error)) => {
+            anstream::eprintln!("keytrail: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run_agent(args),
+        Command::Query { query } => ask(query),
+        Command::Inventory { store } => {
+            let reader = open(&store)?;
+            let answer = reader.inventory(Timestamp::now())?;
+            print(store.output, &answer, table::inventory)
+        }
+        Command::Findings { rule, range, store } => {
+            if let Some(rule) = &rule
+                && !crate::policy::RULES.iter().any(|known| known.name == rule)
+            {
+                let known: Vec<&str> = crate::policy::RULES.iter().map(|rule| rule.name).collect();
+                return Err(Failure::Usage(format!("no rule `{rule}`; there are {}", known.join(", "))));
+            }
+            let answer = open(&store)?.findings(rule.as_deref(), range.range())?;
+            print(store.output, &answer, table::findings)
+        }
+        Command::Policy {
+            policy: PolicyCommand::Check { file },
+        } => {
+            let document = load(Some(&file))?;
+            agent::catalog(&document, Some(&file)).map_err(usage)?;
+            anstream::println!(
+                "{}: right; {} credentials, {} authenticators",
+                file.display(),
+                document.credentials.len(),
+                document.authenticators.len()
+            );
+            Ok(())
+        }
+        Command::Doctor { output } => {
+            let report = doctor::examine();
+            print(output, &report, table::doctor)?;
+            if report.healthy() {
+                Ok(())
+            } else {
+                Err(Failure::Told)
+            }
+        }
+        Command::Record {
+            file,
+            config,
+            state_dir,
+        } => {
+            let document = load(config.as_deref())?;
+            let settings = Settings {
+                state_dir: state_dir_of(state_dir, &document),
+                config,
+                listen: LISTEN.to_owned(),
+                findings: "-".to_owned(),
+                record: Some(file),
+            };
+            agent::run(&settings, document).map_err(failed)
+        }
+        Command::Replay {
+            file,
+            config,
+            state_dir,
+            findings,
+        } => {
+            let document = load(config.as_deref())?;
+            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
+            let count = agent::replay(&file, document, catalog, &findings, state_dir.as_deref())
+                .map_err(failed)?;
+            anstream::eprintln!("{}: {count} events replayed", file.display());
+            Ok(())
+        }
+    }
+}
+
+fn run_agent(args: RunArgs) -> Result<(), Failure> {
+    let document = load(args.config.as_deref())?;
+    agent::catalog(&document, args.config.as_deref()).map_err(usage)?;
+    let settings = Settings {
+        state_dir: state_dir_of(args.state_dir, &document),
+        config: args.config,
+        listen: args
+            .listen
+            .or_else(|| document.listen.clone())
+            .unwrap_or_else(|| LISTEN.to_owned()),
+        findings: args
+            .findings
+            .or_else(|| document.findings.clone())
+            .unwrap_or_else(|| "-".to_owned()),
+        record: None,
+    };
+    agent::run(&settings, document).map_err(|error| {
+        use crate::report::http::ListenError;
+        match error.downcast_ref::<ListenError>() {
+            Some(ListenError::Address(_) | ListenError::Public(_)) => usage(error),
+            _ => failed(error),
+        }
+    })
+}
+
+fn state_dir_of(flag: Option<PathBuf>, document: &Document) -> PathBuf {
+    flag.or_else(|| document.state_dir.clone())
+        .unwrap_or_else(|| PathBuf::from(STATE_DIR))
+}
+
+fn load(config: Option<&Path>) -> Result<Document, Failure> {
+    match config {
+        Some(path) => Document::load(path).map_err(|error| Failure::Usage(error.to_string())),
+        None => Ok(Document::default()),
+    }
+}
+
+fn failed(error: anyhow::Error) -> Failure {
+    Failure::Failed(format!("{error:#}"))
+}
+
+fn usage(error: anyhow::Error) -> Failure {
+    Failure::Usage(format!("{error:#}"))
+}
+
+fn open(store: &StoreArgs) -> Result<Reader, Failure> {
+    Reader::open(&store.state_dir).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+fn ask(query: QueryCommand) -> Result<(), Failure> {
+    match query {
+        QueryCommand::Who {
+            credential,
+            range,
+            store,
+        } => {
+            let answer = open(&store)?.who(&credential, range.range())?;
+            print(store.output, &answer, table::who)
+        }
+        QueryCommand::Where {
+            credential,
+            range,
+            store,
+        } => {
+            let answer = open(&store)?.where_to(&credential, range.range())?;
+            print(store.output, &answer, table::where_to)
+        }
+        QueryCommand::BlastRadius {
+            workload,
+            range,
+            store,
+        } => {
+            let answer = open(&store)?.blast_radius(&workload, range.range())?;
+            print(store.output, &answer, table::blast_radius)
+        }
+        QueryCommand::Timeline {
+            credential,
+            workload,
+            range,
+            store,
+        } => {
+            let answer = open(&store)?.timeline(
+                credential.as_deref(),
+                workload.as_deref(),
+                range.range(),
+            )?;
+            print(store.output, &answer, table::timeline)
+        }
+    }
+}
+
+fn print<T: Serialize>(output: Output, answer: &T, show: fn(&T) -> String) -> Result<(), Failure> {
+    let mut out = anstream::stdout();
+    let written = match output {
+        Output::Table => out.write_all(show(answer).as_bytes()),
+        Output::Json => serde_json::to_string_pretty(answer)
+            .map_err(std::io::Error::from)
+            .and_then(|text| writeln!(out, "{text}")),
+    };
+    match written {
+        // Whoever reads with `head` has enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure::Failed(format!("cannot write the answer: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,669 @@
+//! The secrets inside a file, and what is public about them.
+
+use super::catalog::{Catalog, Class, Format};
+use base64::Engine as _;
+use jiff::Timestamp;
+use monitor_common::fingerprint::{Key, fingerprint, trimmed};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// One secret of a file: its fingerprint and what is public. The secret itself is not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub class: String,
+    pub fingerprint: u64,
+    /// Other forms of the same credential: the secret half of a key pair, `user:password` in
+    /// base64.
+    pub aliases: Vec<u64>,
+    pub label: Option<String>,
+    pub facts: Facts,
+}
+
+/// What a credential says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub issued_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    /// Namespace and name of a Kubernetes service account, a subject, …
+    pub subject: Option<String>,
+    pub audience: Vec<String>,
+}
+
+/// Secrets taken from one file at most.
+const MOST: usize = 256;
+/// What is shorter is no secret.
+const SHORTEST: usize = 4;
+
+/// Finds the secrets in a file of a class.
+pub fn secrets(catalog: &Catalog, class: &Class, key: Key, bytes: &[u8]) -> Vec<Found> {
+    let mut finder = Finder {
+        catalog,
+        class,
+        key,
+        found: Vec::new(),
+    };
+    let text = std::str::from_utf8(bytes).ok();
+    match (class.format, text) {
+        (Format::Opaque, _) => {}
+        (Format::Whole, _) | (_, None) => finder.whole(bytes),
+        (Format::Token, Some(text)) => finder.token(text),
+        (Format::Pem, Some(text)) => finder.pem(text),
+        (Format::Ini, Some(text)) => finder.ini(text),
+        (Format::Json, Some(text)) => finder.json(text),
+        (Format::Yaml, Some(text)) => finder.yaml(text),
+        (Format::Netrc, Some(text)) => finder.netrc(text),
+        (Format::Pgpass, Some(text)) => finder.pgpass(text),
+        (Format::Urls, Some(text)) => finder.urls(text),
+        (Format::Dotenv, Some(text)) => finder.dotenv(text),
+        (Format::Aws, Some(text)) => finder.aws(text),
+        (Format::Docker, Some(text)) => finder.docker(text),
+    }
+    finder.found
+}
+
+struct Finder<'a> {
+    catalog: &'a Catalog,
+    class: &'a Class,
+    key: Key,
+    found: Vec<Found>,
+}
+
+impl Finder<'_> {
+    fn print(&self, secret: &[u8]) -> u64 {
+        fingerprint(self.key, secret)
+    }
+
+    /// Adds a secret; its form can tell a class that the place does not.
+    fn add(&mut self, secret: &str, label: Option<String>, aliases: Vec<u64>) {
+        let secret = trimmed(secret.as_bytes());
+        if secret.len() < SHORTEST || self.found.len() >= MOST {
+            return;
+        }
+        let facts = jwt(secret).unwrap_or_default();
+        let class = self.class_of(secret, &facts);
+        let fingerprint = self.print(secret);
+        if self.found.iter().any(|found| found.fingerprint == fingerprint) {
+            return;
+        }
+        let label = label.or_else(|| facts.subject.clone());
+        self.found.push(Found {
+            class,
+            fingerprint,
+            aliases,
+            label,
+            facts,
+        });
+    }
+
+    fn class_of(&self, secret: &[u8], facts: &Facts) -> String {
+        if facts
+            .subject
+            .as_deref()
+            .is_some_and(|subject| subject.starts_with("system:serviceaccount:"))
+            && matches!(self.class.class.as_str(), "mounted-secret" | "volume-secret" | "jwt" | "named-secret")
+        {
+            return "k8s-service-account-token".to_owned();
+        }
+        match self.catalog.form(secret) {
+            // Anything JSON in base64 begins like a JWT; and a place knows better what it is for.
+            Some(form) if form.class == "jwt" => {
+                if facts == &Facts::default() || !self.is_general() {
+                    self.class.class.clone()
+                } else {
+                    form.class.clone()
+                }
+            }
+            Some(form) => form.class.clone(),
+            None => self.class.class.clone(),
+        }
+    }
+
+    /// Whether the place says only that there is a secret, and not of which kind.
+    fn is_general(&self) -> bool {
+        matches!(
+            self.class.class.as_str(),
+            "mounted-secret" | "volume-secret" | "dotenv-secret" | "systemd-credential" | "named-secret" | "vault-agent-secret"
+        )
+    }
+
+    fn whole(&mut self, bytes: &[u8]) {
+        if bytes.len() >= SHORTEST {
+            self.found.push(Found {
+                class: self.class.class.clone(),
+                fingerprint: self.print(bytes),
+                aliases: Vec::new(),
+                label: None,
+                facts: Facts::default(),
+            });
+        }
+    }
+
+    fn token(&mut self, text: &str) {
+        if text.contains("-----BEGIN ") {
+            self.pem(text);
+            return;
+        }
+        match serde_json::from_str(text) {
+            Ok(Value::Object(object)) => self.json_fields(&Value::Object(object), None),
+            _ => self.add(text, None, Vec::new()),
+        }
+    }
+
+    /// Private keys by the base64 body without line breaks; a certificate beside a key dates it.
+    fn pem(&mut self, text: &str) {
+        let blocks = pem_blocks(text);
+        let dates = blocks
+            .iter()
+            .filter(|(tag, _)| tag == "CERTIFICATE")
+            .find_map(|(_, body)| certificate_dates(body))
+            .unwrap_or_default();
+        let mut any = false;
+        for (tag, body) in &blocks {
+            any = true;
+            if !tag.contains("PRIVATE KEY") {
+                continue;
+            }
+            let fingerprint = self.print(body.as_bytes());
+            self.found.push(Found {
+                class: if self.is_general() {
+                    "private-key".to_owned()
+                } else {
+                    self.class.class.clone()
+                },
+                fingerprint,
+                aliases: Vec::new(),
+                label: None,
+                facts: Facts {
+                    issued_at: dates.0,
+                    expires_at: dates.1,
+                    ..Facts::default()
+                },
+            });
+        }
+        if !any && self.class.format == Format::Pem {
+            self.whole(trimmed(text.as_bytes()));
+        }
+    }
+
+    fn ini(&mut self, text: &str) {
+        let Ok(ini) = ini::Ini::load_from_str_noescape(text) else {
+            return;
+        };
+        for (section, properties) in ini.iter() {
+            for (name, value) in properties.iter() {
+                // `.npmrc` has `//registry.example/:_authToken`.
+                let (scope, field) = name.rsplit_once(':').unwrap_or(("", name));
+                if self.class.keys.iter().any(|key| key == field) {
+                    let label = section
+                        .map(str::to_owned)
+                        .or_else(|| (!scope.is_empty()).then(|| scope.trim_matches('/').to_owned()));
+                    self.add(value, label, Vec::new());
+                }
+            }
+        }
+    }
+
+    fn json(&mut self, text: &str) {
+        if let Ok(value) = serde_json::from_str::<Value>(text) {
+            if self.key_pair(&value) {
+                return;
+            }
+            self.json_fields(&value, None);
+        }
+    }
+
+    fn yaml(&mut self, text: &str) {
+        if let Ok(value) = serde_saphyr::from_str::<Value>(text) {
+            self.json_fields(&value, None);
+        }
+    }
+
+    /// An AWS key pair as JSON: one credential, named by its access key id.
+    fn key_pair(&mut self, value: &Value) -> bool {
+        let credentials = value.get("Credentials").unwrap_or(value);
+        let text = |name| credentials.get(name).and_then(Value::as_str);
+        let (Some(id), Some(secret)) = (text("AccessKeyId"), text("SecretAccessKey")) else {
+            return false;
+        };
+        let mut aliases = vec![self.print(secret.as_bytes())];
+        aliases.extend(text("SessionToken").map(|token| self.print(token.as_bytes())));
+        let expires_at = text("Expiration").and_then(|time| time.parse().ok());
+        self.add(id, None, aliases);
+        if let Some(found) = self.found.last_mut() {
+            found.facts.expires_at = expires_at;
+        }
+        true
+    }
+
+    /// The fields with the names of secrets, at any depth; what stands beside tells which.
+    fn json_fields(&mut self, value: &Value, label: Option<&str>) {
+        match value {
+            Value::Object(object) => {
+                let own = ["name", "host", "user", "client_email", "clientId", "startUrl"]
+                    .iter()
+                    .find_map(|name| object.get(*name).and_then(Value::as_str));
+                let label = own.or(label);
+                let expires = ["expiresAt", "expires_at", "expiresOn", "Expiration"]
+                    .iter()
+                    .find_map(|name| object.get(*name).and_then(Value::as_str))
+                    .and_then(|time| time.parse::<Timestamp>().ok());
+                for (name, field) in object {
+                    match field {
+                        Value::String(secret) if self.is_secret_name(name) => {
+                            let before = self.found.len();
+                            self.json_secret(name, secret, label);
+                            for found in &mut self.found[before..] {
+                                found.facts.expires_at = found.facts.expires_at.or(expires);
+                            }
+                        }
+                        Value::Object(_) | Value::Array(_) => {
+                            self.json_fields(field, label.or(Some(name)));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Value::Array(items) => {
+                for item in items {
+                    self.json_fields(item, label);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn json_secret(&mut self, name: &str, secret: &str, label: Option<&str>) {
+        let label = label.map(str::to_owned);
+        if secret.contains("-----BEGIN ") {
+            for (tag, body) in pem_blocks(secret) {
+                if tag.contains("PRIVATE KEY") {
+                    self.add(&body, label.clone(), Vec::new());
+                }
+            }
+        } else if name.ends_with("-data") {
+            // A key of a kubeconfig is PEM in base64.
+            let decoded = base64::engine::general_purpose::STANDARD
+                .decode(secret.trim())
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok());
+            match decoded {
+                Some(text) => self.json_secret("", &text, label.as_deref()),
+                None => self.add(secret, label, Vec::new()),
+            }
+        } else {
+            self.add(secret, label, Vec::new());
+        }
+    }
+
+    fn is_secret_name(&self, name: &str) -> bool {
+        if self.class.keys.is_empty() {
+            let lower = name.to_ascii_lowercase();
+            return ["token", "secret", "password", "private_key", "api_key", "apikey", "passwd"]
+                .iter()
+                .any(|word| lower.ends_with(word));
+        }
+        self.class.keys.iter().any(|key| key == name)
+    }
+
+    fn netrc(&mut self, text: &str) {
+        let Ok(netrc) = text.parse::<netrc::Netrc>() else {
+            return;
+        };
+        let hosts: BTreeMap<_, _> = netrc.hosts.iter().collect();
+        for (host, entry) in hosts {
+            let alias = self.basic(&entry.login, &entry.password);
+            let password = entry.password.clone();
+            self.add(&password, Some(host.clone()), vec![alias]);
+        }
+    }
+
+    /// The form of a pair in `Authorization: Basic`.
+    fn basic(&self, user: &str, password: &str) -> u64 {
+        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        self.print(pair.as_bytes())
+    }
+
+    /// `host:port:database:user:password`, with `\:` and `\\` escaped.
+    fn pgpass(&mut self, text: &str) {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            let mut fields = vec![String::new()];
+            let mut escaped = false;
+            for character in line.chars() {
+                match character {
+                    _ if escaped => {
+                        escaped = false;
+                        if let Some(field) = fields.last_mut() {
+                            field.push(character);
+                        }
+                    }
+                    '\\' => escaped = true,
+                    ':' if fields.len() < 5 => fields.push(String::new()),
+                    _ => {
+                        if let Some(field) = fields.last_mut() {
+                            field.push(character);
+                        }
+                    }
+                }
+            }
+            if let [host, _, database, user, password] = fields.as_slice() {
+                self.add(password, Some(format!("{user}@{host}/{database}")), Vec::new());
+            }
+        }
+    }
+
+    fn urls(&mut self, text: &str) {
+        for line in text.lines() {
+            let Ok(url) = url::Url::parse(line.trim()) else {
+                continue;
+            };
+            if let (Some(password), Some(host)) = (url.password(), url.host_str()) {
+                let password = percent_decode(password);
+                let alias = self.basic(&percent_decode(url.username()), &password);
+                self.add(&password, Some(host.to_owned()), vec![alias]);
+            }
+        }
+    }
+
+    fn dotenv(&mut self, text: &str) {
+        let mut variables: BTreeMap<String, String> = BTreeMap::new();
+        for item in dotenvy::from_read_iter(text.as_bytes()) {
+            // One bad line ends the parser; what was before it counts.
+            let Ok((name, value)) = item else { break };
+            variables.insert(name, value);
+        }
+        if let (Some(id), Some(secret)) = (
+            variables.get("AWS_ACCESS_KEY_ID"),
+            variables.get("AWS_SECRET_ACCESS_KEY"),
+        ) {
+            let mut aliases = vec![self.print(secret.as_bytes())];
+            aliases.extend(
+                variables
+                    .get("AWS_SESSION_TOKEN")
+                    .map(|token| self.print(token.as_bytes())),
+            );
+            self.add(id, Some("AWS_ACCESS_KEY_ID".to_owned()), aliases);
+            variables.retain(|name, _| !name.starts_with("AWS_"));
+        }
+        for (name, value) in &variables {
+            let form = self.catalog.form(value.as_bytes());
+            let Some(class) = form
+                .filter(|form| form.class != "jwt")
+                .or_else(|| self.catalog.variable(name))
+            else {
+                continue;
+            };
+            let by_url = class.url_environment.iter().any(|_| value.contains("://"));
+            let secret = if by_url {
+                match url::Url::parse(value) {
+                    Ok(url) => match url.password() {
+                        Some(password) => percent_decode(password),
+                        None => continue,
+                    },
+                    Err(_) => continue,
+                }
+            } else {
+                value.clone()
+            };
+            let class_name = class.class.clone();
+            let before = self.found.len();
+            if secret.len() >= 8 {
+                self.add(&secret, Some(name.clone()), Vec::new());
+            }
+            for found in &mut self.found[before..] {
+                if class_name != "generic-secret" {
+                    found.class.clone_from(&class_name);
+                }
+            }
+        }
+    }
+
+    fn aws(&mut self, text: &str) {
+        let Ok(ini) = ini::Ini::load_from_str_noescape(text) else {
+            return;
+        };
+        for (profile, properties) in ini.iter() {
+            let label = profile.map(|profile| format!("profile {profile}"));
+            let secret = properties.get("aws_secret_access_key");
+            let token = properties.get("aws_session_token");
+            let mut aliases: Vec<u64> = [secret, token]
+                .into_iter()
+                .flatten()
+                .map(|secret| self.print(trimmed(secret.as_bytes())))
+                .collect();
+            match properties.get("aws_access_key_id") {
+                Some(id) => self.add(id, label, aliases),
+                None => {
+                    if let Some(secret) = secret {
+                        aliases.clear();
+                        self.add(secret, label, aliases);
+                    }
+                }
+            }
+        }
+    }
+
+    fn docker(&mut self, text: &str) {
+        let Ok(value) = serde_json::from_str::<Value>(text) else {
+            return;
+        };
+        // `.dockercfg` has the registries at the top.
+        let registries = value.get("auths").unwrap_or(&value);
+        let Some(registries) = registries.as_object() else {
+            return;
+        };
+        for (registry, entry) in registries {
+            let label = Some(registry.clone());
+            for field in ["identitytoken", "registrytoken"] {
+                if let Some(token) = entry.get(field).and_then(Value::as_str) {
+                    self.add(token, label.clone(), Vec::new());
+                }
+            }
+            let Some(auth) = entry.get("auth").and_then(Value::as_str) else {
+                continue;
+            };
+            let password = base64::engine::general_purpose::STANDARD
+                .decode(auth.trim())
+                .ok()
+                .and_then(|pair| String::from_utf8(pair).ok())
+                .and_then(|pair| pair.split_once(':').map(|(_, password)| password.to_owned()));
+            let as_sent = self.print(auth.trim().as_bytes());
+            match password {
+                Some(password) => {
+                    let password = password.trim_end_matches('\0').to_owned();
+                    self.add(&password, label, vec![as_sent]);
+                }
+                None => self.add(auth, label, Vec::new()),
+            }
+        }
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%'
+            && let [high, low, after @ ..] = tail
+            && let (Some(high), Some(low)) = (
+                char::from(*high).to_digit(16),
+                char::from(*low).to_digit(16),
+            )
+        {
+            bytes.push((high * 16 + low) as u8);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// `(tag, base64 body without line breaks)` of every block.
+fn pem_blocks(text: &str) -> Vec<(String, String)> {
+    // Keys of kubeconfigs and of JSON can have `\n` written out.
+    let text = text.replace("\\n", "\n");
+    match pem::parse_many(text.as_bytes()) {
+        Ok(blocks) => blocks
+            .into_iter()
+            .map(|block| {
+                let body = base64::engine::general_purpose::STANDARD.encode(block.contents());
+                (block.tag().to_owned(), body)
+            })
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn certificate_dates(body: &str) -> Option<(Option<Timestamp>, Option<Timestamp>)> {
+    let der = base64::engine::general_purpose::STANDARD.decode(body).ok()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+    let validity = certificate.validity();
+    Some((
+        Timestamp::from_second(validity.not_before.timestamp()).ok(),
+        Timestamp::from_second(validity.not_after.timestamp()).ok(),
+    ))
+}
+
+/// The public claims of a JWT. Its signature is not checked: nothing is decided by it but what
+/// the token says of itself.
+fn jwt(secret: &[u8]) -> Option<Facts> {
+    if !secret.starts_with(b"eyJ") {
+        return None;
+    }
+    let token = std::str::from_utf8(secret).ok()?;
+    let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token).ok()?;
+    let time = |name: &str| {
+        let seconds = claims.get(name)?.as_f64()?;
+        Timestamp::from_second(seconds as i64).ok()
+    };
+    let audience = match claims.get("aud") {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(many)) => many
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        _ => Vec::new(),
+    };
+    Some(Facts {
+        issued_at: time("iat").or_else(|| time("nbf")),
+        expires_at: time("exp"),
+        subject: claims.get("sub").and_then(Value::as_str).map(printable),
+        audience: audience.iter().map(|text| printable(text)).collect(),
+    })
+}
+
+/// Claims go to terminals and logs.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|character| !character.is_control())
+        .take(256)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEY: Key = Key { k0: 1, k1: 2 };
+
+    fn find(path: &str, text: &str) -> Vec<Found> {
+        let catalog = Catalog::new("", &[], &[]).expect("embedded");
+        let class = catalog.file(path).expect("a credential file").clone();
+        secrets(&catalog, &class, KEY, text.as_bytes())
+    }
+
+    fn print(secret: &str) -> u64 {
+        fingerprint(KEY, secret.as_bytes())
+    }
+
+    fn token(claims: &str) -> String {
+        let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+        format!("{}.{}.{}", part(r#"{"alg":"RS256","typ":"JWT"}"#), part(claims), part("fakesignature"))
+    }
+
+    #[test]
+    fn aws_profiles_are_named_by_their_key_id() {
+        let found = find(
+            "/root/.aws/credentials",
+            "[default]\naws_access_key_id = AKIAFAKEFAKEFAKEFAKE\naws_secret_access_key = fake/secret+half\n\
+             [short]\naws_access_key_id=ASIAFAKEFAKEFAKEFAKE\naws_secret_access_key=other\naws_session_token=faketoken\n",
+        );
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].class, "aws-access-key");
+        assert_eq!(found[0].fingerprint, print("AKIAFAKEFAKEFAKEFAKE"));
+        assert_eq!(found[0].aliases, [print("fake/secret+half")]);
+        assert_eq!(found[0].label.as_deref(), Some("profile default"));
+        assert_eq!(found[1].class, "aws-session-key");
+        assert_eq!(found[1].aliases, [print("other"), print("faketoken")]);
+    }
+
+    #[test]
+    fn a_service_account_token_tells_its_dates_and_audience() {
+        let jwt = token(r#"{"iss":"x","sub":"system:serviceaccount:shop:api","aud":["https://kubernetes.default.svc"],"iat":1700000000,"exp":1700003600}"#);
+        let found = find("/run/secrets/kubernetes.io/serviceaccount/token", &format!("{jwt}\n"));
+        assert_eq!(found[0].fingerprint, print(&jwt));
+        assert_eq!(found[0].class, "k8s-service-account-token");
+        assert_eq!(found[0].facts.expires_at, Timestamp::from_second(1_700_003_600).ok());
+        assert_eq!(found[0].facts.audience, ["https://kubernetes.default.svc"]);
+        assert_eq!(found[0].label.as_deref(), Some("system:serviceaccount:shop:api"));
+    }
+
+    #[test]
+    fn files_of_several_secrets() {
+        let kubeconfig = "apiVersion: v1\nusers:\n- name: a\n  user: {token: faketoken-a}\n- name: b\n  user: {password: fakepass-b}\n";
+        let found = find("/root/.kube/config", kubeconfig);
+        assert_eq!(
+            found.iter().map(|f| (f.fingerprint, f.label.clone())).collect::<Vec<_>>(),
+            [(print("faketoken-a"), Some("a".into())), (print("fakepass-b"), Some("b".into()))]
+        );
+        let auth = base64::engine::general_purpose::STANDARD.encode("user:fakepass");
+        let found = find("/root/.docker/config.json", &format!(r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}},"other":{{"identitytoken":"fakeidentity"}}}}}}"#));
+        assert!(found.iter().any(|f| f.fingerprint == print("fakepass") && f.aliases == [print(&auth)]));
+        assert!(found.iter().any(|f| f.fingerprint == print("fakeidentity")));
+        let found = find("/root/.netrc", "machine a.example login u password fakepw-a\nmachine b.example login v password fakepw-b\n");
+        assert_eq!(found.len(), 2);
+        assert!(found[0].fingerprint == print("fakepw-a") && found[0].label.as_deref() == Some("a.example"));
+        let found = find("/root/.npmrc", "//registry.npmjs.org/:_authToken=npm_fakefakefakefake\nfoo=bar\n");
+        assert_eq!(found[0].fingerprint, print("npm_fakefakefakefake"));
+        assert_eq!(found[0].class, "npm-token");
+        let found = find("/root/.pgpass", "db:5432:shop:app:fake\\:pass\n");
+        assert_eq!(found[0].fingerprint, print("fake:pass"));
+        let found = find("/root/.git-credentials", "https://user:fakepass@git.example\n");
+        assert_eq!(found[0].fingerprint, print("fakepass"));
+        let found = find("/srv/.env", "PORT=80\nexport GITHUB_TOKEN=\"ghp_fakefakefakefakefake\"\nDATABASE_URL=postgres://u:fakedbpass@db/x\nDEBUG=true\n");
+        let classes: Vec<_> = found.iter().map(|f| f.class.as_str()).collect();
+        assert_eq!(classes, ["database-password", "github-token"]);
+        assert_eq!(found[0].fingerprint, print("fakedbpass"));
+    }
+
+    #[test]
+    fn pem_keys_and_their_dates() {
+        let text = "-----BEGIN PRIVATE KEY-----\nRkFLRQ==\n-----END PRIVATE KEY-----\n";
+        let found = find("/srv/tls/server.key", text);
+        assert_eq!(found[0].fingerprint, print("RkFLRQ=="));
+        let found = find("/etc/ssl/private/snake.pem", "-----BEGIN CERTIFICATE-----\nRkFLRQ==\n-----END CERTIFICATE-----\n");
+        assert!(found.is_empty(), "a certificate alone is no secret");
+    }
+
+    #[test]
+    fn what_is_not_read_is_not_found() {
+        assert!(find("/etc/shadow", "root:$6$fake:1::::::").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_format(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[a-z=:{}\\[\\]\"\n -]{0,200}") {
+            let catalog = Catalog::new("", &[], &[]).expect("embedded");
+            for path in ["/root/.aws/credentials", "/root/.kube/config", "/root/.docker/config.json", "/root/.netrc",
+                         "/root/.npmrc", "/srv/.env", "/root/.pgpass", "/root/.git-credentials", "/srv/x.key", "/srv/x.p12",
+                         "/run/secrets/x", "/root/.aws/cli/cache/x.json"] {
+                let class = catalog.file(path).expect("a credential file");
+                let _ = secrets(&catalog, class, KEY, &bytes);
+                let _ = secrets(&catalog, class, KEY, text.as_bytes());
+            }
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! What was picked up: class, fingerprint, lifetime.
+//!
+//! A file is read once for each version of it, through the root of the process that opened it; a
+//! variable's fingerprint comes from the kernel. What leaves this module is public.
+
+pub mod catalog;
+pub mod contents;
+pub mod secret;
+
+use crate::{
+    model::{Credential, CredentialId, Lifetime, Place, Role, Source},
+    sensor::observation::FileId,
+};
+use catalog::{Catalog, Format, normalise};
+use contents::{Facts, Found};
+use jiff::Timestamp;
+use monitor_common::fingerprint::{Key, fingerprint};
+use rustix::fs::{Mode, OFlags};
+use secret::SecretBuffer;
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Bytes of a credential file that are read.
+const FILE_MAX: usize = 1 << 20;
+/// Files whose contents are remembered.
+const FILES: usize = 20_000;
+
+/// Turns places and fingerprints into credentials.
+#[derive(Debug)]
+pub struct Credentials {
+    catalog: Arc<Catalog>,
+    key: Key,
+    buffer: SecretBuffer,
+    files: HashMap<FileId, Known>,
+    /// Another form of a credential to its id.
+    aliases: HashMap<u64, CredentialId>,
+    /// What is known of a credential by its id, for what only its fingerprint is seen of later.
+    known: HashMap<CredentialId, Credential>,
+    /// Files that could not be read any more when their turn came.
+    pub unreadable: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Modification, change, and size: another version is read anew.
+    version: (i64, i64, i64, i64, u64),
+    modified: Option<Timestamp>,
+    found: Arc<Vec<Found>>,
+}
+
+/// What was found in a file.
+#[derive(Debug)]
+pub struct InFile {
+    pub credentials: Vec<Credential>,
+    pub place: Place,
+    pub modified: Option<Timestamp>,
+    /// The pod whose volume it is.
+    pub volume_of: Option<String>,
+}
+
+/// Which process's view of the file system a path is in.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub pid: u32,
+    /// Another process with the same view.
+    pub peer: Option<u32>,
+    /// Tells the same path in two containers apart; empty on the host.
+    pub container: &'a str,
+}
+
+impl Credentials {
+    pub fn new(catalog: Arc<Catalog>, key: Key) -> io::Result<Self> {
+        Ok(Self {
+            catalog,
+            key,
+            buffer: SecretBuffer::new(FILE_MAX)?,
+            files: HashMap::new(),
+            aliases: HashMap::new(),
+            known: HashMap::new(),
+            unreadable: 0,
+        })
+    }
+
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Uses another catalog from now on; what is known stays.
+    pub fn set_catalog(&mut self, catalog: Arc<Catalog>) {
+        self.catalog = catalog;
+        self.files.clear();
+    }
+
+    /// What is in a file that was opened; `None` where its place is no credential's.
+    pub fn in_file(&mut self, path: &Path, file: FileId, view: View<'_>) -> Option<InFile> {
+        let normal = normalise(&path.to_string_lossy());
+        let catalog = Arc::clone(&self.catalog);
+        let class = catalog.file(&normal)?;
+        let place = Place {
+            source: Source::File,
+            place: normal.clone(),
+        };
+        let volume_of = normal
+            .strip_prefix("/var/lib/kubelet/pods/")
+            .and_then(|rest| rest.split_once('/'))
+            .map(|(uid, _)| uid.to_owned());
+        let read = match open_as_seen(path, file.inode, view) {
+            Ok(mut opened) => self.read(&mut opened, file, class),
+            Err(error) => Err(error),
+        };
+        let (found, modified) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::debug!(path = %normal, %error, "a credential file could not be read");
+                self.unreadable += 1;
+                (Arc::new(Vec::new()), None)
+            }
+        };
+        let mut credentials: Vec<Credential> = found
+            .iter()
+            .map(|found| self.credential(found, &place))
+            .collect();
+        if credentials.is_empty() && (class.format == Format::Opaque || modified.is_none()) {
+            // Known by place only.
+            let mut named = view.container.as_bytes().to_vec();
+            named.extend_from_slice(normal.as_bytes());
+            let id = CredentialId::of_place(fingerprint(self.key, &named));
+            credentials.push(Credential {
+                id,
+                name: None,
+                class: class.class.clone(),
+                role: class.role,
+                lifetime: class.lifetime,
+                issued_at: None,
+                expires_at: None,
+                owner: None,
+                label: None,
+                audience: Vec::new(),
+                sources: vec![place.clone()],
+            });
+        }
+        (!credentials.is_empty()).then_some(InFile {
+            credentials,
+            place,
+            modified,
+            volume_of,
+        })
+    }
+
+    fn read(
+        &mut self,
+        opened: &mut File,
+        file: FileId,
+        class: &catalog::Class,
+    ) -> io::Result<(Arc<Vec<Found>>, Option<Timestamp>)> {
+        let metadata = opened.metadata()?;
+        let version = (
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+            metadata.ctime(),
+            metadata.ctime_nsec(),
+            metadata.len(),
+        );
+        if let Some(known) = self.files.get(&file)
+            && known.version == version
+        {
+            return Ok((Arc::clone(&known.found), known.modified));
+        }
+        let catalog = Arc::clone(&self.catalog);
+        let key = self.key;
+        let found = if class.format == Format::Opaque {
+            Vec::new()
+        } else {
+            self.buffer
+                .with_file(opened, |bytes| contents::secrets(&catalog, class, key, bytes))?
+        };
+        let found = Arc::new(found);
+        let modified = Timestamp::from_second(metadata.mtime()).ok();
+        if self.files.len() >= FILES {
+            self.files.clear();
+        }
+        self.files.insert(
+            file,
+            Known {
+                version,
+                modified,
+                found: Arc::clone(&found),
+            },
+        );
+        Ok((found, modified))
+    }
+
+    /// The secrets of an environment, each with its variable: an AWS key pair is one credential.
+    pub fn in_environment(&mut self, variables: &[Variable]) -> Vec<(Credential, Place)> {
+        let named = |name: &str| variables.iter().find(|variable| variable.name == name);
+        let mut aliases = Vec::new();
+        if let Some(id) = named("AWS_ACCESS_KEY_ID") {
+            for other in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"] {
+                if let Some(other) = named(other) {
+                    self.alias(other.fingerprint, &CredentialId::of_fingerprint(id.fingerprint));
+                    aliases.push(other.fingerprint);
+                }
+            }
+        }
+        let catalog = Arc::clone(&self.catalog);
+        let mut picked: Vec<(Credential, Place)> = Vec::new();
+        for variable in variables {
+            if aliases.contains(&variable.fingerprint) {
+                continue;
+            }
+            let Some(class) = classify(&catalog, variable) else {
+                continue;
+            };
+            let place = Place {
+                source: Source::Environment,
+                place: format!("env:{}", variable.name),
+            };
+            let found = Found {
+                class: class.class.clone(),
+                fingerprint: variable.fingerprint,
+                aliases: Vec::new(),
+                label: None,
+                facts: Facts::default(),
+            };
+            let credential = self.credential(&found, &place);
+            if picked.iter().all(|(known, _)| known.id != credential.id) {
+                picked.push((credential, place));
+            }
+        }
+        picked
+    }
+
+    /// The secrets in the environment of a process that ran before the agent.
+    pub fn in_running(&mut self, pid: u32) -> Vec<(Credential, Place)> {
+        let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else {
+            return Vec::new();
+        };
+        let catalog = Arc::clone(&self.catalog);
+        let key = self.key;
+        let variables = self.buffer.with_file(&mut file, |bytes| {
+            bytes
+                .split(|byte| *byte == 0)
+                .filter_map(|entry| Variable::from_entry(&catalog, key, entry))
+                .collect::<Vec<_>>()
+        });
+        match variables {
+            Ok(variables) => self.in_environment(&variables),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn alias(&mut self, fingerprint: u64, id: &CredentialId) {
+        self.aliases.insert(fingerprint, id.clone());
+    }
+
+    fn credential(&mut self, found: &Found, place: &Place) -> Credential {
+        let id = self
+            .aliases
+            .get(&found.fingerprint)
+            .cloned()
+            .unwrap_or_else(|| CredentialId::of_fingerprint(found.fingerprint));
+        for alias in &found.aliases {
+            self.alias(*alias, &id);
+        }
+        let mut class = found.class.clone();
+        let mut facts = found.facts.clone();
+        let mut label = found.label.clone();
+        // A file told more of it than a variable can.
+        if let Some(known) = self.known.get(&id) {
+            if is_general(&class) && !is_general(&known.class) {
+                class.clone_from(&known.class);
+            }
+            facts.issued_at = facts.issued_at.or(known.issued_at);
+            facts.expires_at = facts.expires_at.or(known.expires_at);
+            if facts.audience.is_empty() {
+                facts.audience.clone_from(&known.audience);
+            }
+            label = label.or_else(|| known.label.clone());
+        }
+        let (role, lifetime) = self
+            .catalog
+            .class(&class)
+            .map_or((Role::Access, Lifetime::Static), |class| {
+                (class.role, class.lifetime)
+            });
+        let lifetime = if facts.expires_at.is_some() && class != "private-key" {
+            Lifetime::ShortLived
+        } else {
+            lifetime
+        };
+        let credential = Credential {
+            id: id.clone(),
+            name: None,
+            class,
+            role,
+            lifetime,
+            issued_at: facts.issued_at,
+            expires_at: facts.expires_at,
+            owner: None,
+            label,
+            audience: facts.audience,
+            sources: vec![place.clone()],
+        };
+        self.known.insert(id, credential.clone());
+        credential
+    }
+}
+
+/// Classes that say only that something is secret.
+pub fn is_general(class: &str) -> bool {
+    matches!(
+        class,
+        "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
+    ) || class == catalog::WRITTEN
+}
+
+/// A variable that may be a secret, as the probe or `/proc` tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    pub name: String,
+    pub fingerprint: u64,
+    pub secret_len: u32,
+    /// Index in the prefix table of the catalog.
+    pub prefix: Option<u32>,
+    pub dots: u32,
+    pub url: bool,
+}
+
+/// What is shorter is a setting, not a secret.
+const SHORTEST: u32 = 8;
+/// After a prefix of few bytes chance matches are likely: a real token is longer.
+const SHORTEST_BY_FORM: u32 = 20;
+
+impl Variable {
+    fn from_entry(catalog: &Catalog, key: Key, entry: &[u8]) -> Option<Self> {
+        let at = entry.iter().position(|byte| *byte == b'=')?;
+        let name = std::str::from_utf8(&entry[..at]).ok()?;
+        let value = &entry[at + 1..];
+        let class = catalog.variable(name);
+        let is_url = class.is_some_and(|class| !class.url_environment.is_empty());
+        let password = monitor_common::environ::marks(value).password();
+        let url = is_url && password.is_some();
+        let secret = match password {
+            Some((start, len)) if url => &value[start as usize..(start + len) as usize],
+            _ => monitor_common::fingerprint::trimmed(value),
+        };
+        Some(Self {
+            name: name.to_owned(),
+            fingerprint: fingerprint(key, secret),
+            secret_len: secret.len() as u32,
+            prefix: catalog.form_index(secret),
+            dots: value.iter().filter(|byte| **byte == b'.').count() as u32,
+            url,
+        })
+    }
+}
+
+fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog::Class> {
+    let by_name = catalog.variable(&variable.name).filter(|class| {
+        // A variable that may hold a URL is a secret only by the password in it.
+        let needs_url = class.environment.is_empty()
+            || (!class.url_environment.is_empty() && variable.name.ends_with("_URL"));
+        (!needs_url || variable.url) && variable.secret_len >= if variable.url { 1 } else { SHORTEST }
+    });
+    let by_form = variable
+        .prefix
+        .and_then(|index| catalog.prefix(index))
+        .filter(|_| !variable.url && variable.secret_len >= SHORTEST_BY_FORM)
+        .map(|(_, class)| class);
+    match (by_form, by_name) {
+        (Some(form), Some(name)) if form.class == "jwt" => Some(name),
+        (Some(form), _) if form.class == "jwt" => (variable.dots >= 2).then_some(form),
+        (Some(form), _) => Some(form),
+        (None, name) => name,
+    }
+}
+
+/// Opens a file as the process that opened it saw it.
+fn open_as_seen(path: &Path, inode: u64, view: View<'_>) -> io::Result<File> {
+    let inner = path.strip_prefix("/").unwrap_or(path);
+    let mut roots: Vec<PathBuf> = vec![format!("/proc/{}/root", view.pid).into()];
+    roots.extend(view.peer.map(|pid| format!("/proc/{pid}/root").into()));
+    if view.container.is_empty() {
+        roots.push("/".into());
+    }
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for root in roots {
+        // The kernel's path has no links left; whoever put one there since gets nothing.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::open(root.join(inner), flags, Mode::empty()) {
+            Ok(fd) => {
+                let file = File::from(fd);
+                let metadata = file.metadata()?;
+                if !metadata.is_file() {
+                    last = io::Error::other("it is no regular file any more");
+                } else if metadata.ino() != inode && view.container.is_empty() {
+                    last = io::Error::other("another file has taken its place");
+                } else {
+                    return Ok(file);
+                }
+            }
+            Err(error) => last = error.into(),
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = Key { k0: 3, k1: 4 };
+
+    fn credentials() -> Credentials {
+        let catalog = Arc::new(Catalog::new("", &[], &[]).expect("embedded"));
+        Credentials::new(catalog, KEY).expect("a buffer")
+    }
+
+    fn variable(name: &str, secret: &str) -> Variable {
+        let catalog = Catalog::new("", &[], &[]).expect("embedded");
+        Variable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes()).expect("an entry")
+    }
+
+    fn own_view() -> View<'static> {
+        View {
+            pid: std::process::id(),
+            peer: None,
+            container: "",
+        }
+    }
+
+    fn file_id(path: &Path) -> FileId {
+        FileId {
+            device: 1,
+            inode: std::fs::metadata(path).expect("there").ino(),
+            generation: 0,
+        }
+    }
+
+    #[test]
+    fn one_key_pair_has_one_id_in_file_and_environment() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(".aws/credentials");
+        std::fs::create_dir(directory.path().join(".aws")).expect("made");
+        std::fs::write(
+            &path,
+            "[default]\naws_access_key_id=AKIAFAKEFAKEFAKEFAKE\naws_secret_access_key=fakesecretfakesecret\n",
+        )
+        .expect("written");
+        let mut credentials = credentials();
+        let in_file = credentials
+            .in_file(&path, file_id(&path), own_view())
+            .expect("a credential");
+        let id = in_file.credentials[0].id.clone();
+        let picked = credentials.in_environment(&[
+            variable("AWS_ACCESS_KEY_ID", "AKIAFAKEFAKEFAKEFAKE"),
+            variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret"),
+        ]);
+        assert_eq!(picked.len(), 1);
+        assert_eq!(picked[0].0.id, id);
+        // The secret half alone is the same credential.
+        let alone = credentials.in_environment(&[variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret")]);
+        assert_eq!(alone[0].0.id, id);
+    }
+
+    #[test]
+    fn a_new_version_of_a_file_is_read_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(".netrc");
+        let mut credentials = credentials();
+        let mut ids = Vec::new();
+        for password in ["fake-one", "fake-other"] {
+            std::fs::write(&path, format!("machine a login b password {password}\n")).expect("written");
+            let found = credentials.in_file(&path, file_id(&path), own_view()).expect("found");
+            ids.push(found.credentials[0].id.clone());
+        }
+        assert_ne!(ids[0], ids[1]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_known_by_place() {
+        let mut credentials = credentials();
+        let path = Path::new("/nonexistent/.netrc");
+        let file = FileId { device: 1, inode: 1, generation: 0 };
+        let found = credentials.in_file(path, file, own_view()).expect("by place");
+        assert!(found.credentials[0].id.0.starts_with("loc-"));
+        assert_eq!(credentials.unreadable, 1);
+    }
+
+    #[test]
+    fn settings_are_no_secrets() {
+        let mut credentials = credentials();
+        for (name, value) in [
+            ("PWD", "/root/some/where"),
+            ("NEXT_TOKEN", "short"),
+            ("HOMEPAGE_URL", "https://example.com/path"),
+            ("SOME_JSON", "eyJmYWtlIjoieCJ9fakefakefake"),
+            ("SSH_AUTH_SOCK", "/tmp/ssh-fake/agent.1"),
+        ] {
+            assert_eq!(credentials.in_environment(&[variable(name, value)]), vec![], "{name}");
+        }
+        let url = credentials.in_environment(&[variable("DATABASE_URL", "postgres://u:fakepassword@db/x")]);
+        let plain = credentials.in_environment(&[variable("PGPASSWORD", "fakepassword")]);
+        assert_eq!(url[0].0.id, plain[0].0.id);
+    }
+}

@@ -1,0 +1,83 @@
+//! The ledger: what Keytrail remembers. SQLite, by edge and hour. The only module that knows SQL.
+
+pub mod read;
+mod schema;
+mod write;
+
+pub use write::Writer;
+
+use crate::model::{Finding, Gap, Hop, Use, Verdict};
+use jiff::Timestamp;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The file's name in the state directory.
+pub const FILE: &str = "ledger.sqlite";
+
+/// Why the ledger cannot be used.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    #[error("cannot use the state directory {path}: {source}")]
+    Directory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("there is no ledger at {0}; has the agent run with this --state-dir?")]
+    Absent(PathBuf),
+    #[error("the ledger {path} is damaged ({reason}); move it away and start anew, or restore a copy")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("the ledger {path} has schema {found}, and this Keytrail knows up to {known}: use the newer Keytrail that wrote it")]
+    Newer {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
+    #[error("another agent is writing to the ledger {0}: one state directory serves one agent")]
+    InUse(PathBuf),
+    #[error("the ledger {path}: {source}")]
+    Sql {
+        path: PathBuf,
+        source: rusqlite::Error,
+    },
+}
+
+/// What is written down.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    Use(Box<Use>),
+    Hop(Box<Hop>, Verdict),
+    Finding(Box<Finding>),
+    Gap(Gap),
+}
+
+/// Times are stored as microseconds since the epoch.
+fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+fn from_micros(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The hour that a time is in, as hours since the epoch.
+fn hour(time: Timestamp) -> i64 {
+    time.as_second().div_euclid(3600)
+}
+
+/// Tells a damaged file from other trouble.
+fn explain(path: &Path, source: rusqlite::Error) -> LedgerError {
+    use rusqlite::ErrorCode;
+    match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => LedgerError::Damaged {
+            path: path.to_owned(),
+            reason: source.to_string(),
+        },
+        _ => LedgerError::Sql {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

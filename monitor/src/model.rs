@@ -1,0 +1,317 @@
+//! The words of Keytrail as types. What findings, answers and the ledger show is made of these,
+//! and their serialised names are the interface.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::IpAddr, str::FromStr};
+
+/// One process: thread-group id and start time, never the pid alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Subject {
+    pub pid: u32,
+    /// Hundredths of a second since boot, the resolution that `/proc` has.
+    pub start: u64,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant,)* }
+        impl $name {
+            /// The word that is shown and stored.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($text => Ok(Self::$variant),)*
+                    other => Err(format!("`{other}` is not one of {}", [$($text),*].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// What a credential is for.
+    Role { Identity = "identity", Access = "access", }
+}
+words! {
+    /// How long a credential lives.
+    Lifetime { Static = "static", ShortLived = "short-lived", }
+}
+words! {
+    /// Where a credential was picked up.
+    Source {
+        File = "file", Environment = "environment", Metadata = "metadata", Socket = "socket",
+        Inherited = "inherited", Presented = "presented",
+    }
+}
+words! {
+    /// How sure a hop is; the order is from weak to strong.
+    Evidence { Held = "held", Sole = "sole", Presented = "presented", }
+}
+words! {
+    /// What the policy says of a hop.
+    Verdict { Expected = "expected", Unproven = "unproven", Unexpected = "unexpected", }
+}
+words! {
+    /// How bad a finding is; the order is from mild to bad.
+    Severity { Low = "low", Medium = "medium", High = "high", Critical = "critical", }
+}
+words! {
+    /// Where the name of a destination came from.
+    NameSource {
+        None = "none", Sni = "sni", Dns = "dns", Kubernetes = "kubernetes", HttpHost = "http-host",
+    }
+}
+words! {
+    Transport { Tcp = "tcp", Udp = "udp", }
+}
+words! {
+    /// What a workload is.
+    WorkloadKind { Pod = "pod", Container = "container", Unit = "unit", Host = "host", }
+}
+
+/// What a subject belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Workload {
+    pub kind: WorkloadKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The owner's name, the container, the unit, or the path of the executable.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+impl Workload {
+    /// A plain process of the host, by its executable.
+    pub fn host(executable: &str) -> Self {
+        Self {
+            kind: WorkloadKind::Host,
+            namespace: None,
+            name: executable.to_owned(),
+            pod: None,
+            container: None,
+            service_account: None,
+            unit: None,
+            image: None,
+        }
+    }
+
+    /// How it is asked for: `namespace/name`, or the name alone.
+    pub fn key(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// A process above the one that a finding is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor {
+    pub pid: u32,
+    pub exe: String,
+    pub comm: String,
+}
+
+/// The process of a use or a hop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub start_time: Timestamp,
+    pub exe: String,
+    pub comm: String,
+    pub uid: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
+}
+
+/// A credential's id: `kt-` and its fingerprint, or `loc-` and the hash of its place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CredentialId(pub String);
+
+impl CredentialId {
+    /// The id of a secret whose fingerprint is known.
+    pub fn of_fingerprint(fingerprint: u64) -> Self {
+        Self(format!("kt-{fingerprint:016x}"))
+    }
+
+    /// The id of a credential that is known only by place.
+    pub fn of_place(hash: u64) -> Self {
+        Self(format!("loc-{hash:016x}"))
+    }
+}
+
+impl fmt::Display for CredentialId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Where a credential was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    pub source: Source,
+    /// The path of a file, or `env:NAME`.
+    pub place: String,
+}
+
+/// What is known of a credential. Nothing here is secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    pub id: CredentialId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub class: String,
+    pub role: Role,
+    pub lifetime: Lifetime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Which one of several in its place: a profile, a user, a registry, a subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Audiences that the credential itself names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audience: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Place>,
+}
+
+/// Where a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Destination {
+    pub address: IpAddr,
+    pub port: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub name_source: NameSource,
+    pub transport: Transport,
+    /// The ClientHello was encrypted: the name, if any, is only its outer one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ech: bool,
+}
+
+impl Destination {
+    /// `name:port`, or `address:port`.
+    pub fn label(&self) -> String {
+        match (&self.name, self.address) {
+            (Some(name), _) => format!("{name}:{}", self.port),
+            (None, IpAddr::V6(address)) => format!("[{address}]:{}", self.port),
+            (None, address) => format!("{address}:{}", self.port),
+        }
+    }
+}
+
+/// An interval or a kind of traffic that was not observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// `agent-down`, `lost-events`, `started-before-agent`, `probe-missing`, …
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<String>,
+    pub detail: String,
+    pub since: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Events known to be missing; 0 where that cannot be told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub count: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// A workload picked up a credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Use {
+    pub time: Timestamp,
+    pub workload: Workload,
+    pub process: Process,
+    pub credential: Credential,
+    pub place: Place,
+    pub count: u64,
+    /// Read from an interactive login, and by whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
+    /// The pod whose volume the file is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_of: Option<String>,
+    /// The pod that the reader is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// When the file was last written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modified: Option<Timestamp>,
+}
+
+/// An interactive login: a process with a controlling terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    pub uid: u32,
+    /// The user's home directory; a credential inside it is the person's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
+}
+
+/// A workload, a credential, a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    pub time: Timestamp,
+    pub workload: Workload,
+    pub process: Process,
+    pub credential: Credential,
+    pub destination: Destination,
+    pub evidence: Evidence,
+}
+
+/// A use or hop that breaks an expectation or a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub id: String,
+    pub time: Timestamp,
+    pub rule: String,
+    pub severity: Severity,
+    pub summary: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+    pub workload: Workload,
+    pub process: Process,
+    pub credential: Credential,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Destination>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<String>,
+    pub count: u64,
+    pub first_seen: Timestamp,
+    pub last_seen: Timestamp,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<Gap>,
+}

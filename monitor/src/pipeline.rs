@@ -1,0 +1,448 @@
+//! From observation to outcome: attribution, credential, trail, policy, in one direction, by one
+//! owner. What comes out goes to the ledger, the metrics and the stream of findings.
+
+use crate::{
+    attribution::Attribution,
+    credential::{Credentials, Variable, View},
+    ledger::{Entry, Writer},
+    model::{Destination, Gap, NameSource, Place, Source, Subject, Transport},
+    policy::{Policy, document::Document},
+    report::{findings::Stream, metrics::Metrics},
+    sensor::observation::{FileId, Observation, Stamp},
+    trail::{Event, NamedBy, Outcome, Trail, Who},
+};
+use jiff::Timestamp;
+use monitor_common::record::Probe;
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io::{self, BufWriter, Write as _},
+    path::Path,
+    sync::Arc,
+};
+
+/// Who turns observations into events for the trail.
+#[derive(Debug)]
+pub struct Joiner {
+    pub attribution: Attribution,
+    pub credentials: Credentials,
+    /// What a file and process had when it was last reported, for counts that come later.
+    reads: HashMap<(Subject, u32, u64), Vec<(crate::model::Credential, Place)>>,
+    read_order: VecDeque<(Subject, u32, u64)>,
+    /// Files whose opens are to be reported, or not, whatever their name.
+    pub learned: Vec<FileId>,
+    pub ignored: Vec<FileId>,
+    /// Payloads that began like a ClientHello and did not parse.
+    pub malformed: u64,
+}
+
+/// Reads remembered for their repeats.
+const READS: usize = 16_384;
+
+const SHELLS: [&str; 9] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "mksh", "busybox"];
+
+impl Joiner {
+    pub fn new(attribution: Attribution, credentials: Credentials) -> Self {
+        Self {
+            attribution,
+            credentials,
+            reads: HashMap::new(),
+            read_order: VecDeque::new(),
+            learned: Vec::new(),
+            ignored: Vec::new(),
+            malformed: 0,
+        }
+    }
+
+    /// Events for what already runs: its processes and their environments.
+    pub fn adopt(&mut self, now: Timestamp, own: u32) -> Vec<Event> {
+        let mut events = Vec::new();
+        let subjects = self.attribution.scan();
+        for subject in &subjects {
+            events.push(self.exec_event(now, *subject));
+        }
+        for subject in subjects {
+            if subject.pid == own {
+                continue;
+            }
+            for (credential, place) in self.credentials.in_running(subject.pid) {
+                events.push(self.pick_up(now, subject, credential, place, 1, None));
+            }
+        }
+        events
+    }
+
+    /// Events for a batch of observations, in their order.
+    pub fn join(&mut self, observations: &mut Vec<Observation>, events: &mut Vec<Event>) {
+        let mut rest: VecDeque<Observation> = observations.drain(..).collect();
+        while let Some(observation) = rest.pop_front() {
+            match observation {
+                Observation::Exec {
+                    stamp,
+                    exe,
+                    unlinked,
+                } => {
+                    self.attribution.exec(&stamp, &exe, unlinked);
+                    events.push(self.exec_event(stamp.time, stamp.subject));
+                }
+                Observation::Fork { stamp } => {
+                    self.attribution.fork(&stamp);
+                    events.push(Event::Fork {
+                        time: stamp.time,
+                        subject: stamp.subject,
+                        parent: stamp.parent,
+                    });
+                }
+                Observation::Exit { stamp } => {
+                    self.attribution.exit(&stamp);
+                    events.push(Event::Exit {
+                        time: stamp.time,
+                        subject: stamp.subject,
+                    });
+                }
+                Observation::FileOpened {
+                    stamp,
+                    path,
+                    file,
+                    count,
+                    stdout,
+                    ..
+                } => self.file(&stamp, &path, file, count, stdout, events),
+                Observation::FileRepeated {
+                    time,
+                    subject,
+                    device,
+                    inode,
+                    count,
+                } => {
+                    let known = self.reads.get(&(subject, device, inode)).cloned();
+                    for (credential, place) in known.unwrap_or_default() {
+                        let event =
+                            self.pick_up(time, subject, credential, place, u64::from(count), None);
+                        events.push(event);
+                    }
+                }
+                Observation::Variable { .. } => {
+                    rest.push_front(observation);
+                    self.variables(&mut rest, events);
+                }
+                Observation::Connected {
+                    stamp,
+                    cookie,
+                    address,
+                    port,
+                    transport,
+                    stdin,
+                } => {
+                    self.attribution.ensure(&stamp);
+                    events.push(Event::Connect {
+                        time: stamp.time,
+                        who: self.who(stamp.subject),
+                        connection: connection_id(cookie, transport, &stamp, port),
+                        destination: Destination {
+                            address,
+                            port,
+                            name: None,
+                            name_source: NameSource::None,
+                            transport,
+                            ech: false,
+                        },
+                        stdin,
+                    });
+                }
+                Observation::Payload {
+                    time,
+                    cookie,
+                    hello,
+                    malformed,
+                } => {
+                    self.malformed += u64::from(malformed);
+                    events.push(Event::Payload {
+                        time,
+                        connection: cookie,
+                        destination: hello.map(|hello| NamedBy {
+                            server_name: hello.server_name,
+                            ech: hello.ech,
+                        }),
+                    });
+                }
+            }
+        }
+    }
+
+    fn exec_event(&self, time: Timestamp, subject: Subject) -> Event {
+        let entry = self.attribution.entry(subject);
+        let exe = entry.map(|entry| Arc::clone(&entry.exe));
+        let name = exe
+            .as_deref()
+            .and_then(|exe| exe.rsplit('/').next())
+            .unwrap_or_default();
+        Event::Exec {
+            time,
+            subject,
+            parent: entry.and_then(|entry| entry.parent),
+            boundary: entry.map_or_else(String::new, |entry| {
+                format!("{} {}", entry.uid, entry.group.path)
+            }),
+            shell: SHELLS.contains(&name),
+        }
+    }
+
+    fn file(
+        &mut self,
+        stamp: &Stamp,
+        path: &Path,
+        file: FileId,
+        count: u32,
+        stdout: Option<u64>,
+        events: &mut Vec<Event>,
+    ) {
+        self.attribution.ensure(stamp);
+        let subject = stamp.subject;
+        let container = self
+            .attribution
+            .entry(subject)
+            .and_then(|entry| entry.group.container.clone())
+            .unwrap_or_default();
+        let view = View {
+            pid: subject.pid,
+            peer: self.attribution.peer(subject),
+            container: &container,
+        };
+        let Some(found) = self.credentials.in_file(path, file, view) else {
+            self.ignored.push(file);
+            return;
+        };
+        self.learned.push(file);
+        let key = (subject, file.device, file.inode);
+        let known: Vec<_> = found
+            .credentials
+            .iter()
+            .map(|credential| (credential.clone(), found.place.clone()))
+            .collect();
+        if self.reads.insert(key, known).is_none() {
+            self.read_order.push_back(key);
+            if self.read_order.len() > READS
+                && let Some(oldest) = self.read_order.pop_front()
+            {
+                self.reads.remove(&oldest);
+            }
+        }
+        for credential in found.credentials {
+            let mut event = self.pick_up(
+                stamp.time,
+                subject,
+                credential,
+                found.place.clone(),
+                u64::from(count),
+                stdout,
+            );
+            if let Event::PickUp {
+                volume_of,
+                modified,
+                ..
+            } = &mut event
+            {
+                volume_of.clone_from(&found.volume_of);
+                *modified = found.modified;
+            }
+            events.push(event);
+        }
+    }
+
+    /// The variables of one exec belong together: an AWS key pair is in two or three of them.
+    fn variables(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<Event>) {
+        let mut gathered: Vec<Variable> = Vec::new();
+        let mut whose: Option<Stamp> = None;
+        let same = |stamp: &Stamp, whose: &Option<Stamp>| {
+            whose
+                .as_ref()
+                .is_none_or(|whose| whose.subject == stamp.subject)
+        };
+        while let Some(Observation::Variable { stamp, .. }) = rest.front()
+            && same(stamp, &whose)
+            && let Some(Observation::Variable {
+                stamp,
+                name,
+                fingerprint,
+                secret_len,
+                prefix,
+                dots,
+                url,
+            }) = rest.pop_front()
+        {
+            whose = Some(stamp);
+            gathered.push(Variable {
+                name,
+                fingerprint,
+                secret_len,
+                prefix,
+                dots,
+                url,
+            });
+        }
+        let Some(stamp) = whose else { return };
+        self.attribution.ensure(&stamp);
+        for (credential, place) in self.credentials.in_environment(&gathered) {
+            let event = self.pick_up(stamp.time, stamp.subject, credential, place, 1, None);
+            events.push(event);
+        }
+    }
+
+    fn pick_up(
+        &mut self,
+        time: Timestamp,
+        subject: Subject,
+        credential: crate::model::Credential,
+        place: Place,
+        count: u64,
+        stdout: Option<u64>,
+    ) -> Event {
+        let login = self.attribution.login(subject);
+        let entry = self.attribution.entry(subject);
+        let usual = entry.is_some_and(|entry| {
+            self.credentials
+                .catalog()
+                .is_usual(&credential.class, &entry.exe)
+        });
+        let pod_uid = entry.and_then(|entry| entry.group.pod_uid.clone());
+        Event::PickUp {
+            time,
+            who: self.who(subject),
+            credential,
+            count,
+            stdout,
+            usual: usual && place.source == Source::File,
+            place,
+            login,
+            volume_of: None,
+            pod_uid,
+            modified: None,
+        }
+    }
+
+    fn who(&self, subject: Subject) -> Who {
+        Who {
+            subject,
+            workload: self.attribution.workload(subject),
+            process: self.attribution.process(subject),
+        }
+    }
+}
+
+/// A TCP connection is its socket; a UDP socket sends to many places.
+fn connection_id(cookie: u64, transport: Transport, stamp: &Stamp, port: u16) -> u64 {
+    match transport {
+        Transport::Tcp => cookie,
+        Transport::Udp => {
+            cookie ^ u64::from(port).rotate_left(40) ^ (stamp.time.as_microsecond() as u64) << 1
+        }
+    }
+}
+
+/// What takes the outcomes.
+#[derive(Debug)]
+pub struct Sinks {
+    pub ledger: Option<Writer>,
+    pub metrics: Arc<Metrics>,
+    pub stream: Stream,
+    /// Where events are recorded for a replay.
+    pub record: Option<BufWriter<File>>,
+}
+
+/// The trail, the policy, and where their outcomes go.
+#[derive(Debug)]
+pub struct Judge {
+    pub trail: Trail,
+    pub policy: Policy,
+    pub sinks: Sinks,
+    /// Whether now is the time of the events: in a replay it is not.
+    pub live: bool,
+}
+
+impl Judge {
+    /// Takes in events, and sends on what follows.
+    pub fn take(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let mut outcomes = Vec::new();
+        for event in events.drain(..) {
+            if let Some(record) = &mut self.sinks.record {
+                serde_json::to_writer(&mut *record, &event)?;
+                record.write_all(b"\n")?;
+            }
+            self.trail.take(event, &mut outcomes);
+            for outcome in outcomes.drain(..) {
+                self.judge(outcome);
+            }
+        }
+        if let Some(record) = &mut self.sinks.record {
+            record.flush()?;
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, outcome: Outcome) {
+        let (time, found) = match outcome {
+            Outcome::Use(mut used) => {
+                self.policy.name(&mut used.credential);
+                let found = self.policy.judge_use(&used);
+                self.sinks.metrics.used(&used);
+                let time = used.time;
+                self.sinks.write(Entry::Use(used));
+                (time, found)
+            }
+            Outcome::Hop(mut hop) => {
+                self.policy.name(&mut hop.credential);
+                let (verdict, found) = self.policy.judge_hop(&hop);
+                self.sinks.metrics.hop(&hop, verdict);
+                let time = hop.time;
+                self.sinks.write(Entry::Hop(hop, verdict));
+                (time, found)
+            }
+            Outcome::Gap(gap) => {
+                self.sinks.write(Entry::Gap(gap));
+                return;
+            }
+        };
+        for finding in found {
+            self.sinks.metrics.found(&finding);
+            let finding = self.sinks.stream.take(finding);
+            self.sinks.write(Entry::Finding(Box::new(finding)));
+        }
+        if self.live {
+            let latency = Timestamp::now().duration_since(time).as_secs_f64();
+            self.sinks.metrics.latency.observe(latency.max(0.0));
+        }
+    }
+
+    /// Uses other expectations from now on.
+    pub fn replace_policy(
+        &mut self,
+        document: Document,
+        catalog: Arc<crate::credential::catalog::Catalog>,
+    ) {
+        self.policy.replace(document, catalog);
+    }
+}
+
+impl Sinks {
+    fn write(&self, entry: Entry) {
+        if let Some(ledger) = &self.ledger {
+            ledger.write(entry);
+        }
+    }
+}
+
+/// A gap for events that a probe lost.
+pub fn lost(probe: Probe, stage: &str, count: u64, since: Timestamp, until: Timestamp) -> Gap {
+    Gap {
+        kind: "lost-events".to_owned(),
+        probe: Some(probe.name().to_owned()),
+        detail: match stage {
+            "ring" => format!("the ring of the {} probe was full", probe.name()),
+            _ => format!("the {} probe could not read what it saw", probe.name()),
+        },
+        since,
+        until: Some(until),
+        count,
+    }
+}

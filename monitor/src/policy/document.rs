@@ -1,0 +1,569 @@
+//! The configuration and the expectations as people write them, in YAML.
+//!
+//! Patterns are checked while they are read, so that an error names its line and column.
+
+use crate::{
+    model::{Credential, Destination, Source, Workload},
+    time,
+};
+use globset::{GlobBuilder, GlobMatcher};
+use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Deserializer};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+use thiserror::Error;
+
+/// Why a document is not used.
+#[derive(Debug, Error)]
+pub enum DocumentError {
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// Line and column count from 1.
+    #[error("{path}:{line}:{column}: {reason}")]
+    Syntax {
+        path: PathBuf,
+        line: u64,
+        column: u64,
+        reason: String,
+    },
+}
+
+/// The file of `--config`, and every file of expectations: all keys are optional.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Document {
+    pub credentials: Vec<Expectation>,
+    pub authenticators: Vec<Authenticator>,
+    pub mode: Mode,
+    /// Files and directories with more expectations.
+    pub policies: Vec<PathBuf>,
+    /// A file with classes that go before the embedded ones.
+    pub catalog: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    pub listen: Option<String>,
+    /// A file for findings, or `-`.
+    pub findings: Option<String>,
+    /// A file with the 32 hex digits of the fingerprint key of a fleet.
+    pub fingerprint_key_file: Option<PathBuf>,
+    pub retention: Retention,
+}
+
+/// What the ledger keeps.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    #[serde(deserialize_with = "a_duration")]
+    pub max_age: SignedDuration,
+    /// Bytes of the ledger's file; the oldest hours go first.
+    pub max_bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            max_age: SignedDuration::from_hours(90 * 24),
+            max_bytes: 1 << 30,
+        }
+    }
+}
+
+/// What happens to hops that nobody expects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    #[default]
+    Alert,
+    /// Record, and raise nothing that an expectation would settle.
+    Learn,
+}
+
+/// Which workloads may use a credential, and where it may go.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    pub name: String,
+    #[serde(rename = "match")]
+    pub matches: Match,
+    #[serde(default)]
+    pub owner: Option<String>,
+    #[serde(default, deserialize_with = "maybe_duration")]
+    pub max_age: Option<SignedDuration>,
+    #[serde(default)]
+    pub revoked_at: Option<Timestamp>,
+    #[serde(default)]
+    pub readers: Vec<Reader>,
+    #[serde(default)]
+    pub destinations: Vec<DestinationPattern>,
+}
+
+/// Which credentials an expectation is about: any of these.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Match {
+    pub file: Option<OneOrMany<PathPattern>>,
+    pub environment: Option<OneOrMany<Pattern>>,
+    pub class: Option<OneOrMany<Pattern>>,
+    pub id: Option<OneOrMany<Pattern>>,
+}
+
+/// A system that mints credentials.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authenticator {
+    pub name: String,
+    pub destinations: Vec<DestinationPattern>,
+    #[serde(default)]
+    pub mints: Option<crate::model::Role>,
+}
+
+/// A workload that may read: everything that is written must hold.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reader {
+    pub namespace: Option<Pattern>,
+    pub workload: Option<Pattern>,
+    pub unit: Option<Pattern>,
+    pub executable: Option<PathPattern>,
+    pub container: Option<Pattern>,
+    pub service_account: Option<Pattern>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    fn iter(&self) -> std::slice::Iter<'_, T> {
+        match self {
+            Self::One(one) => std::slice::from_ref(one).iter(),
+            Self::Many(many) => many.iter(),
+        }
+    }
+}
+
+/// A glob over names.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    pub text: String,
+    glob: GlobMatcher,
+}
+
+/// A glob over paths: `*` stays in one directory, `**` does not.
+#[derive(Clone, Debug)]
+pub struct PathPattern(Pattern);
+
+impl Pattern {
+    fn new(text: &str, paths: bool) -> Result<Self, String> {
+        let glob = GlobBuilder::new(text)
+            .literal_separator(paths)
+            .build()
+            .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))?;
+        Ok(Self {
+            text: text.to_owned(),
+            glob: glob.compile_matcher(),
+        })
+    }
+
+    pub fn matches(&self, text: &str) -> bool {
+        self.glob.is_match(text)
+    }
+}
+
+impl PathPattern {
+    pub fn text(&self) -> &str {
+        &self.0.text
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        self.0.matches(path)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::new(&text, false).map_err(serde::de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for PathPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // The catalog knows `/run` only.
+        let normal = crate::credential::catalog::normalise(&text);
+        Pattern::new(&normal, true)
+            .map(Self)
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// `host-glob`, an address or a network, with or without `:port`.
+#[derive(Clone, Debug)]
+pub struct DestinationPattern {
+    pub text: String,
+    target: Target,
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug)]
+enum Target {
+    Name(GlobMatcher),
+    Network(IpNet),
+}
+
+impl DestinationPattern {
+    pub fn new(text: &str) -> Result<Self, String> {
+        let (target, port) = split_port(text)?;
+        let port = match port {
+            None | Some("*") => None,
+            Some(port) => Some(
+                port.parse()
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or_else(|| format!("`{text}`: `{port}` is no port"))?,
+            ),
+        };
+        let bare = target.trim_start_matches('[').trim_end_matches(']');
+        let target = if target.contains('/') {
+            let network = target.replace(['[', ']'], "");
+            Target::Network(
+                network
+                    .parse()
+                    .map_err(|_| format!("`{text}`: `{target}` is no network such as 10.0.0.0/8"))?,
+            )
+        } else if let Ok(address) = bare.parse::<IpAddr>() {
+            Target::Network(IpNet::from(address))
+        } else {
+            Target::Name(
+                GlobBuilder::new(&target.to_ascii_lowercase())
+                    .build()
+                    .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))?
+                    .compile_matcher(),
+            )
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            target,
+            port,
+        })
+    }
+
+    pub fn matches(&self, destination: &Destination) -> bool {
+        if self.port.is_some_and(|port| port != destination.port) {
+            return false;
+        }
+        match &self.target {
+            Target::Name(glob) => destination
+                .name
+                .as_deref()
+                .is_some_and(|name| glob.is_match(name)),
+            Target::Network(network) => network.contains(&destination.address),
+        }
+    }
+}
+
+/// The port of a destination, if there is one: the text after the last `:` outside brackets,
+/// unless the whole is an IPv6 address.
+fn split_port(text: &str) -> Result<(&str, Option<&str>), String> {
+    if text.is_empty() {
+        return Err("a destination is empty".to_owned());
+    }
+    if let Some(end) = text.rfind(']') {
+        let after = text[end + 1..].rfind(':').map(|at| end + 1 + at);
+        return Ok(after.map_or((text, None), |at| (&text[..at], Some(&text[at + 1..]))));
+    }
+    if text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok() {
+        return Ok((text, None));
+    }
+    Ok(text
+        .rsplit_once(':')
+        .map_or((text, None), |(target, port)| (target, Some(port))))
+}
+
+impl<'de> Deserialize<'de> for DestinationPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+fn a_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SignedDuration, D::Error> {
+    time::duration(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+fn maybe_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SignedDuration>, D::Error> {
+    Option::<String>::deserialize(deserializer)?
+        .map(|text| time::duration(&text).map_err(serde::de::Error::custom))
+        .transpose()
+}
+
+impl Expectation {
+    /// Whether it is about a credential.
+    pub fn is_about(&self, credential: &Credential) -> bool {
+        let any = |patterns: &Option<OneOrMany<Pattern>>, text: &str| {
+            patterns
+                .as_ref()
+                .is_some_and(|patterns| patterns.iter().any(|pattern| pattern.matches(text)))
+        };
+        any(&self.matches.class, &credential.class)
+            || any(&self.matches.id, &credential.id.0)
+            || credential.sources.iter().any(|place| match place.source {
+                Source::File => self
+                    .matches
+                    .file
+                    .as_ref()
+                    .is_some_and(|files| files.iter().any(|file| file.matches(&place.place))),
+                Source::Environment => {
+                    any(&self.matches.environment, place.place.trim_start_matches("env:"))
+                }
+                _ => false,
+            })
+    }
+
+    /// Whether a workload is among its readers; an expectation without readers has no say.
+    pub fn allows_reader(&self, workload: &Workload, executable: &str) -> Option<bool> {
+        if self.readers.is_empty() {
+            return None;
+        }
+        Some(
+            self.readers
+                .iter()
+                .any(|reader| reader.is(workload, executable)),
+        )
+    }
+
+    /// The files and the variables that it names.
+    pub fn places(&self) -> (Vec<String>, Vec<String>) {
+        let files = self
+            .matches
+            .file
+            .iter()
+            .flat_map(OneOrMany::iter)
+            .map(|pattern| pattern.text().to_owned())
+            .collect();
+        let variables = self
+            .matches
+            .environment
+            .iter()
+            .flat_map(OneOrMany::iter)
+            .map(|pattern| pattern.text.clone())
+            .collect();
+        (files, variables)
+    }
+}
+
+impl Reader {
+    fn is(&self, workload: &Workload, executable: &str) -> bool {
+        let holds = |pattern: &Option<Pattern>, text: Option<&str>| {
+            pattern
+                .as_ref()
+                .is_none_or(|pattern| text.is_some_and(|text| pattern.matches(text)))
+        };
+        holds(&self.namespace, workload.namespace.as_deref())
+            && holds(&self.workload, Some(&workload.name))
+            && holds(&self.unit, workload.unit.as_deref())
+            && holds(&self.container, workload.container.as_deref())
+            && holds(&self.service_account, workload.service_account.as_deref())
+            && self
+                .executable
+                .as_ref()
+                .is_none_or(|pattern| pattern.matches(executable))
+    }
+
+    /// As it is shown in a finding.
+    pub fn text(&self) -> String {
+        let parts = [
+            ("namespace", self.namespace.as_ref()),
+            ("workload", self.workload.as_ref()),
+            ("unit", self.unit.as_ref()),
+            ("executable", self.executable.as_ref().map(|path| &path.0)),
+            ("container", self.container.as_ref()),
+            ("service_account", self.service_account.as_ref()),
+        ];
+        let shown: Vec<String> = parts
+            .iter()
+            .filter_map(|(name, pattern)| Some(format!("{name}={}", pattern.as_ref()?.text)))
+            .collect();
+        shown.join(" ")
+    }
+}
+
+impl Document {
+    /// Reads a document and the expectations of the files that it names, in order.
+    pub fn load(path: &Path) -> Result<Self, DocumentError> {
+        let mut document = Self::read(path)?;
+        let base = path.parent().unwrap_or_else(|| Path::new("."));
+        for named in document.policies.clone() {
+            let named = base.join(named);
+            for file in files_in(&named)? {
+                let more = Self::read(&file)?;
+                document.credentials.extend(more.credentials);
+                document.authenticators.extend(more.authenticators);
+            }
+        }
+        Ok(document)
+    }
+
+    fn read(path: &Path) -> Result<Self, DocumentError> {
+        let text = std::fs::read_to_string(path).map_err(|source| DocumentError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads a document from its text; `path` is for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, DocumentError> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| {
+            let location = error.location();
+            let reason = error.without_snippet().to_string();
+            DocumentError::Syntax {
+                path: path.to_owned(),
+                line: location.map_or(1, |location| location.line()),
+                column: location.map_or(1, |location| location.column()),
+                reason: reason.lines().next().unwrap_or_default().to_owned(),
+            }
+        })
+    }
+
+    /// Every file and variable that an expectation names.
+    pub fn places(&self) -> (Vec<String>, Vec<String>) {
+        let mut files = Vec::new();
+        let mut variables = Vec::new();
+        for expectation in &self.credentials {
+            let (more_files, more_variables) = expectation.places();
+            files.extend(more_files);
+            variables.extend(more_variables);
+        }
+        (files, variables)
+    }
+}
+
+/// A file, or the `.yaml` and `.yml` files of a directory by name.
+fn files_in(path: &Path) -> Result<Vec<PathBuf>, DocumentError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path).map_err(|source| DocumentError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml")
+        })
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NameSource, Transport};
+    use proptest::prelude::*;
+
+    const SAMPLE: &str = r#"
+credentials:
+  - name: payments-stripe
+    match: { file: /var/run/secrets/payments/stripe, environment: STRIPE_*, class: stripe-key }
+    owner: team-payments
+    max_age: 30d
+    revoked_at: null
+    readers: [ { namespace: payments, workload: api }, { unit: nginx.service } ]
+    destinations: [ "*.stripe.com:443", "10.0.0.0/8:5432", "ledger.payments.svc:8443" ]
+authenticators:
+  - { name: vault, destinations: [ "vault.internal:8200" ], mints: access }
+mode: alert
+"#;
+
+    fn destination(name: Option<&str>, address: &str, port: u16) -> Destination {
+        Destination {
+            address: address.parse().expect("an address"),
+            port,
+            name: name.map(str::to_owned),
+            name_source: NameSource::None,
+            transport: Transport::Tcp,
+            ech: false,
+        }
+    }
+
+    #[test]
+    fn the_sample_of_the_documentation() {
+        let document = Document::parse(Path::new("x.yaml"), SAMPLE).expect("parses");
+        let expectation = &document.credentials[0];
+        assert_eq!(expectation.max_age, Some(SignedDuration::from_hours(720)));
+        assert_eq!(document.places().0, ["/run/secrets/payments/stripe"]);
+        let allowed = |name, address, port| {
+            expectation
+                .destinations
+                .iter()
+                .any(|pattern| pattern.matches(&destination(name, address, port)))
+        };
+        assert!(allowed(Some("api.stripe.com"), "203.0.113.5", 443));
+        assert!(!allowed(Some("api.stripe.com"), "203.0.113.5", 8443));
+        assert!(allowed(None, "10.1.2.3", 5432));
+        assert!(!allowed(None, "11.1.2.3", 5432));
+    }
+
+    #[test]
+    fn errors_name_line_and_column() {
+        for (text, line, part) in [
+            ("credentials:\n  - name: x\n    match: { file: \"/a[\" }\n", 3, "glob"),
+            ("credentials:\n  - name: x\n    match: {}\n    destinations: [ \"a:99999\" ]\n", 4, "port"),
+            ("credentials:\n  - name: x\n    match: {}\n    reader: []\n", 4, "reader"),
+            ("mode: maybe\n", 1, "maybe"),
+            ("credentials: [\n", 2, ""),
+        ] {
+            match Document::parse(Path::new("p.yaml"), text) {
+                Err(DocumentError::Syntax { line: found, reason, .. }) => {
+                    assert!(found.abs_diff(line) <= 1, "{text}: line {found}, {reason}");
+                    assert!(reason.contains(part), "{text}: {reason}");
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn destinations_of_every_form() {
+        for (pattern, name, address, port, expected) in [
+            ("[fd00::1]:443", None, "fd00::1", 443, true),
+            ("fd00::/8", None, "fd00::2", 1, true),
+            ("fd00::1", None, "fd00::1", 80, true),
+            ("example.com", Some("example.com"), "10.0.0.1", 80, true),
+            ("example.com:*", Some("example.com"), "10.0.0.1", 80, true),
+            ("EXAMPLE.com", Some("example.com"), "10.0.0.1", 80, true),
+            ("*.example.com", Some("example.com"), "10.0.0.1", 80, false),
+            ("example.com", None, "10.0.0.1", 80, false),
+        ] {
+            let parsed = DestinationPattern::new(pattern).expect(pattern);
+            assert_eq!(parsed.matches(&destination(name, address, port)), expected, "{pattern}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,80}") {
+            let _ = Document::parse(Path::new("x"), &text);
+            let _ = DestinationPattern::new(&text);
+        }
+    }
+}

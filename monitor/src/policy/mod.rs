@@ -1,0 +1,481 @@
+//! The policy: says of uses and hops whether they should be there. Pure, as the trail is.
+
+pub mod document;
+
+use crate::{
+    credential::catalog::Catalog,
+    model::{Credential, CredentialId, Evidence, Finding, Hop, Lifetime, Severity, Source, Use, Verdict, WorkloadKind},
+};
+use document::{Document, Expectation, Mode};
+use jiff::{SignedDuration, Timestamp};
+use monitor_common::fingerprint::{Key, fingerprint};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// A rule and what it refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    pub name: &'static str,
+    pub references: &'static [&'static str],
+}
+
+const UNEXPECTED_HOP: Rule = Rule {
+    name: "unexpected-hop",
+    references: &["OWASP NHI2:2025 Secret Leakage", "ATT&CK T1567", "ATT&CK T1528"],
+};
+const UNEXPECTED_READER: Rule = Rule {
+    name: "unexpected-reader",
+    references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552.001"],
+};
+const CREDENTIAL_COPIED: Rule = Rule {
+    name: "credential-copied",
+    references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552"],
+};
+const HUMAN_USE: Rule = Rule {
+    name: "human-use",
+    references: &["OWASP NHI10:2025 Human Use of NHI", "ATT&CK T1078"],
+};
+const EXPIRED: Rule = Rule {
+    name: "expired-credential-used",
+    references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1550.001"],
+};
+const LONG_LIVED: Rule = Rule {
+    name: "long-lived-credential",
+    references: &["OWASP NHI7:2025 Long-Lived Secrets"],
+};
+
+/// The rules of this release.
+pub const RULES: [Rule; 6] = [
+    UNEXPECTED_HOP,
+    UNEXPECTED_READER,
+    CREDENTIAL_COPIED,
+    HUMAN_USE,
+    EXPIRED,
+    LONG_LIVED,
+];
+
+/// Processes that keep the volumes of pods.
+const VOLUME_KEEPERS: [&str; 8] = [
+    "kubelet", "containerd", "containerd-shim-runc-v2", "runc", "crun", "crio", "conmon", "dockerd",
+];
+
+/// Places remembered of one credential.
+const PLACES: usize = 64;
+
+/// Where a credential was seen, for `credential-copied`.
+#[derive(Debug, Default)]
+struct Seen {
+    files: BTreeSet<String>,
+    workloads: BTreeSet<String>,
+}
+
+/// The expectations in force, and what has been seen.
+#[derive(Debug)]
+pub struct Policy {
+    document: Document,
+    catalog: Arc<Catalog>,
+    seen: HashMap<CredentialId, Seen>,
+}
+
+/// One finding, before it is counted.
+struct Raise<'a> {
+    rule: Rule,
+    severity: Severity,
+    summary: String,
+    evidence: Option<Evidence>,
+    destination: Option<&'a crate::model::Destination>,
+    expected: Vec<String>,
+    /// What makes it the same finding again, besides rule and credential.
+    same: String,
+}
+
+impl Policy {
+    pub fn new(document: Document, catalog: Arc<Catalog>) -> Self {
+        Self {
+            document,
+            catalog,
+            seen: HashMap::new(),
+        }
+    }
+
+    /// Takes other expectations; what has been seen stays.
+    pub fn replace(&mut self, document: Document, catalog: Arc<Catalog>) {
+        self.document = document;
+        self.catalog = catalog;
+    }
+
+    /// Gives a credential the name and owner that its expectation has.
+    pub fn name(&self, credential: &mut Credential) {
+        let named = self
+            .expectations(credential)
+            .next()
+            .map(|expectation| (expectation.name.clone(), expectation.owner.clone()));
+        if let Some((name, owner)) = named {
+            credential.name = Some(name);
+            credential.owner = owner;
+        }
+    }
+
+    fn expectations<'a>(
+        &'a self,
+        credential: &'a Credential,
+    ) -> impl Iterator<Item = &'a Expectation> {
+        self.document
+            .credentials
+            .iter()
+            .filter(move |expectation| expectation.is_about(credential))
+    }
+
+    /// What a use breaks.
+    pub fn judge_use(&mut self, used: &Use) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        findings.extend(self.reader(used));
+        findings.extend(self.copied(used));
+        findings.extend(self.human(used));
+        findings.extend(self.long_lived(used));
+        findings
+    }
+
+    fn reader(&self, used: &Use) -> Option<Finding> {
+        let credential = &used.credential;
+        let mut expected = Vec::new();
+        let mut written = false;
+        for expectation in self.expectations(credential) {
+            match expectation.allows_reader(&used.workload, &used.process.exe) {
+                Some(true) => return None,
+                Some(false) => {
+                    written = true;
+                    expected.extend(expectation.readers.iter().map(document::Reader::text));
+                }
+                None => {}
+            }
+        }
+        if self.document.mode == Mode::Learn {
+            return None;
+        }
+        let reader = used.workload.key();
+        let what = shown(credential);
+        let summary = if written {
+            format!("{reader} read {what}, whose expected readers do not include it")
+        } else {
+            let owner = used.volume_of.as_deref()?;
+            let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
+            if used.pod_uid.as_deref() == Some(owner)
+                || (used.pod_uid.is_none() && VOLUME_KEEPERS.contains(&keeper))
+            {
+                return None;
+            }
+            format!("{reader} read {what} in a volume of pod {owner}")
+        };
+        Some(finding(
+            used.time,
+            &used.workload,
+            &used.process,
+            credential,
+            Raise {
+                rule: UNEXPECTED_READER,
+                severity: Severity::High,
+                summary,
+                evidence: None,
+                destination: None,
+                expected,
+                same: reader,
+            },
+        ))
+    }
+
+    /// The same credential in another file, or in another container, pod or unit. A host's
+    /// programs that read one file share it; a variable of the process that read the file, or of
+    /// its children, is the same credential on its way.
+    fn copied(&mut self, used: &Use) -> Option<Finding> {
+        if used.volume_of.is_some() || used.credential.id.0.starts_with("loc-") {
+            return None;
+        }
+        let seen = self.seen.entry(used.credential.id.clone()).or_default();
+        let mut what = None;
+        if used.place.source == Source::File {
+            let inside = used.workload.container.as_deref().unwrap_or_default();
+            let file = format!("{inside}{}", used.place.place);
+            if !seen.files.contains(&file) && seen.files.len() < PLACES {
+                if let Some(first) = seen.files.first() {
+                    what = Some(format!("{} as well as in {first}", used.place.place));
+                }
+                seen.files.insert(file);
+            }
+        }
+        if used.workload.kind != WorkloadKind::Host {
+            let workload = used.workload.key();
+            if !seen.workloads.contains(&workload) && seen.workloads.len() < PLACES {
+                if let Some(first) = seen.workloads.first() {
+                    what = Some(format!("{workload} as well as by {first}"));
+                }
+                seen.workloads.insert(workload);
+            }
+        }
+        let what = what?;
+        let written = self
+            .expectations(&used.credential)
+            .any(|expectation| !expectation.readers.is_empty());
+        Some(finding(
+            used.time,
+            &used.workload,
+            &used.process,
+            &used.credential,
+            Raise {
+                rule: CREDENTIAL_COPIED,
+                severity: if written { Severity::Medium } else { Severity::Low },
+                summary: format!("{} was picked up in {what}", shown(&used.credential)),
+                evidence: None,
+                destination: None,
+                expected: Vec::new(),
+                same: format!("{} {}", used.place.place, used.workload.key()),
+            },
+        ))
+    }
+
+    /// A machine's credential read from a terminal: one outside the home of the person.
+    fn human(&self, used: &Use) -> Option<Finding> {
+        let login = used.login.as_ref()?;
+        if used.place.source != Source::File
+            || self.catalog.is_usual(&used.credential.class, &used.process.exe)
+        {
+            return None;
+        }
+        if login
+            .home
+            .as_deref()
+            .is_some_and(|home| used.place.place.starts_with(&format!("{home}/")))
+        {
+            return None;
+        }
+        let written = self
+            .expectations(&used.credential)
+            .any(|expectation| !expectation.readers.is_empty());
+        Some(finding(
+            used.time,
+            &used.workload,
+            &used.process,
+            &used.credential,
+            Raise {
+                rule: HUMAN_USE,
+                severity: if written { Severity::Medium } else { Severity::Low },
+                summary: format!(
+                    "{} at {} was read from a terminal by uid {}",
+                    shown(&used.credential),
+                    used.place.place,
+                    login.uid
+                ),
+                evidence: None,
+                destination: None,
+                expected: Vec::new(),
+                same: login.uid.to_string(),
+            },
+        ))
+    }
+
+    fn long_lived(&self, used: &Use) -> Option<Finding> {
+        let credential = &used.credential;
+        let since = match (credential.issued_at, used.modified) {
+            (Some(issued), _) => Some(issued),
+            (None, modified) => modified,
+        };
+        let too_old = self
+            .expectations(credential)
+            .filter_map(|expectation| expectation.max_age)
+            .min()
+            .zip(since)
+            .filter(|(max_age, since)| used.time.duration_since(*since) > *max_age);
+        let summary = if let Some((max_age, since)) = too_old {
+            format!(
+                "{} is {} old; {} was expected at most",
+                shown(credential),
+                days(used.time.duration_since(since)),
+                days(max_age)
+            )
+        } else if credential.lifetime == Lifetime::Static
+            && self
+                .catalog
+                .class(&credential.class)
+                .is_some_and(|class| class.short_form)
+        {
+            format!(
+                "{} is static, and there is a short-lived form of {}",
+                shown(credential),
+                credential.class
+            )
+        } else {
+            return None;
+        };
+        Some(finding(
+            used.time,
+            &used.workload,
+            &used.process,
+            credential,
+            Raise {
+                rule: LONG_LIVED,
+                severity: Severity::Low,
+                summary,
+                evidence: None,
+                destination: None,
+                expected: Vec::new(),
+                same: String::new(),
+            },
+        ))
+    }
+
+    /// The verdict on a hop, and what it breaks.
+    pub fn judge_hop(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
+        let credential = &hop.credential;
+        let destination = &hop.destination;
+        let host = destination
+            .name
+            .clone()
+            .unwrap_or_else(|| destination.address.to_string());
+        let home = self.catalog.at_home(&credential.class, &host);
+        let mut written = false;
+        let mut allowed = home == Some(true) || names_host(&credential.audience, &host);
+        let mut expected = self.catalog.home(&credential.class);
+        for expectation in self.expectations(credential) {
+            written |= !expectation.destinations.is_empty();
+            for pattern in &expectation.destinations {
+                allowed |= pattern.matches(destination);
+                expected.push(pattern.text.clone());
+            }
+        }
+        let proven = hop.evidence != Evidence::Held;
+        let metadata =
+            hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);
+        let verdict = if allowed {
+            Verdict::Expected
+        } else if proven && !metadata && (home.is_some() || written) {
+            Verdict::Unexpected
+        } else {
+            Verdict::Unproven
+        };
+        let mut findings = Vec::new();
+        let raise = |raise: Raise<'_>| {
+            finding(hop.time, &hop.workload, &hop.process, credential, raise)
+        };
+        if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
+            let severity = match hop.evidence {
+                Evidence::Presented => Severity::Critical,
+                _ if written => Severity::Medium,
+                _ => Severity::Low,
+            };
+            let verb = match hop.evidence {
+                Evidence::Presented => "presented",
+                _ => "held only",
+            };
+            let action = match hop.evidence {
+                Evidence::Presented => "to",
+                _ => "and connected to",
+            };
+            findings.push(raise(Raise {
+                rule: UNEXPECTED_HOP,
+                severity,
+                summary: format!(
+                    "{} {verb} {} {action} {}",
+                    hop.workload.key(),
+                    shown(credential),
+                    destination.label()
+                ),
+                evidence: Some(hop.evidence),
+                destination: Some(destination),
+                expected,
+                same: format!("{} {}", hop.workload.key(), destination.label()),
+            }));
+        }
+        if let Some(expiry) = credential.expires_at
+            && hop.time > expiry
+            && proven
+        {
+            findings.push(raise(Raise {
+                rule: EXPIRED,
+                severity: if hop.evidence == Evidence::Presented {
+                    Severity::Medium
+                } else {
+                    Severity::Low
+                },
+                summary: format!(
+                    "{} used {}, which expired at {expiry}, with {}",
+                    hop.workload.key(),
+                    shown(credential),
+                    destination.label()
+                ),
+                evidence: Some(hop.evidence),
+                destination: Some(destination),
+                expected: Vec::new(),
+                same: format!("{} {}", hop.workload.key(), destination.label()),
+            }));
+        }
+        (verdict, findings)
+    }
+}
+
+/// Whether an audience is the host, alone or as a URL.
+fn names_host(audience: &[String], host: &str) -> bool {
+    audience.iter().any(|audience| {
+        audience.eq_ignore_ascii_case(host)
+            || url::Url::parse(audience)
+                .ok()
+                .and_then(|url| url.host_str().map(|name| name.eq_ignore_ascii_case(host)))
+                .unwrap_or(false)
+    })
+}
+
+/// How a credential is called in a sentence.
+fn shown(credential: &Credential) -> String {
+    match &credential.name {
+        Some(name) => format!("{name} ({})", credential.id),
+        None => format!("{} {}", credential.class, credential.id),
+    }
+}
+
+fn days(duration: SignedDuration) -> String {
+    let hours = duration.as_hours();
+    if hours < 48 {
+        format!("{hours} h")
+    } else {
+        format!("{} d", hours / 24)
+    }
+}
+
+/// The id of a finding is the hash of what makes it the same again.
+fn finding(
+    time: Timestamp,
+    workload: &crate::model::Workload,
+    process: &crate::model::Process,
+    credential: &Credential,
+    raise: Raise<'_>,
+) -> Finding {
+    let same = format!("{}\n{}\n{}", raise.rule.name, credential.id, raise.same);
+    let id = fingerprint(Key { k0: 0, k1: 0 }, same.as_bytes());
+    Finding {
+        id: format!("kf-{id:016x}"),
+        time,
+        rule: raise.rule.name.to_owned(),
+        severity: raise.severity,
+        summary: raise.summary,
+        evidence: raise.evidence,
+        workload: workload.clone(),
+        process: process.clone(),
+        credential: credential.clone(),
+        destination: raise.destination.cloned(),
+        expected: raise.expected,
+        references: raise
+            .rule
+            .references
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        count: 1,
+        first_seen: time,
+        last_seen: time,
+        gaps: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

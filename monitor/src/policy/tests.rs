@@ -1,0 +1,248 @@
+use super::*;
+use crate::model::{Destination, Login, NameSource, Place, Process, Role, Transport, Workload};
+use proptest::prelude::*;
+use std::path::Path;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + seconds).expect("in range")
+}
+
+fn policy(text: &str) -> Policy {
+    let document = Document::parse(Path::new("test.yaml"), text).expect("parses");
+    let (files, variables) = document.places();
+    let catalog = Catalog::new("", &files, &variables).expect("compiles");
+    Policy::new(document, Arc::new(catalog))
+}
+
+fn credential(class: &str, place: &str) -> Credential {
+    Credential {
+        id: CredentialId::of_fingerprint(7),
+        name: None,
+        class: class.into(),
+        role: Role::Access,
+        lifetime: Lifetime::ShortLived,
+        issued_at: None,
+        expires_at: None,
+        owner: None,
+        label: None,
+        audience: vec![],
+        sources: vec![Place {
+            source: Source::File,
+            place: place.into(),
+        }],
+    }
+}
+
+fn process(exe: &str) -> Process {
+    Process {
+        pid: 1,
+        start_time: at(0),
+        exe: exe.into(),
+        comm: "x".into(),
+        uid: 0,
+        ancestors: vec![],
+    }
+}
+
+fn used(class: &str, place: &str, exe: &str) -> Use {
+    Use {
+        time: at(0),
+        workload: Workload::host(exe),
+        process: process(exe),
+        credential: credential(class, place),
+        place: Place {
+            source: Source::File,
+            place: place.into(),
+        },
+        count: 1,
+        login: None,
+        volume_of: None,
+        pod_uid: None,
+        modified: None,
+    }
+}
+
+fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Hop {
+    Hop {
+        time: at(0),
+        workload: Workload::host("/usr/bin/curl"),
+        process: process("/usr/bin/curl"),
+        credential: credential(class, "/srv/key"),
+        destination: Destination {
+            address: address.parse().expect("an address"),
+            port: 443,
+            name: name.map(str::to_owned),
+            name_source: NameSource::Sni,
+            transport: Transport::Tcp,
+            ech: false,
+        },
+        evidence,
+    }
+}
+
+fn rules(findings: &[Finding]) -> Vec<(&str, Severity)> {
+    findings
+        .iter()
+        .map(|finding| (finding.rule.as_str(), finding.severity))
+        .collect()
+}
+
+fn container(name: &str) -> Workload {
+    Workload {
+        kind: WorkloadKind::Container,
+        container: Some(name.repeat(64)),
+        ..Workload::host(name)
+    }
+}
+
+const STRIPE: &str = "credentials:\n- name: stripe\n  match: { file: /srv/key }\n  owner: payments\n  readers: [ { executable: /usr/bin/good }, { unit: 'good*.service' } ]\n  destinations: [ '*.partner.example:443', '10.0.0.0/8' ]\n  max_age: 30d\n";
+
+#[test]
+fn unexpected_hop() {
+    let plain = policy("");
+    let with = policy(STRIPE);
+    for (policy, hop, verdict, severity) in [
+        (&plain, hop("aws-access-key", Some("s3.eu-central-1.amazonaws.com"), "127.0.0.1", Evidence::Sole), Verdict::Expected, None),
+        (&plain, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Presented), Verdict::Unexpected, Some(Severity::Critical)),
+        (&plain, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Sole), Verdict::Unexpected, Some(Severity::Low)),
+        (&plain, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Held), Verdict::Unproven, None),
+        (&plain, hop("aws-access-key", None, "203.0.113.9", Evidence::Sole), Verdict::Unexpected, Some(Severity::Low)),
+        (&plain, hop("aws-access-key", None, "169.254.169.254", Evidence::Sole), Verdict::Unproven, None),
+        (&plain, hop("private-key", Some("paste.example"), "127.0.0.1", Evidence::Presented), Verdict::Unproven, None),
+        (&with, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Sole), Verdict::Unexpected, Some(Severity::Medium)),
+        (&with, hop("private-key", Some("api.partner.example"), "127.0.0.1", Evidence::Sole), Verdict::Expected, None),
+        (&with, hop("private-key", None, "10.1.1.1", Evidence::Held), Verdict::Expected, None),
+        (&with, hop("private-key", Some("paste.example"), "127.0.0.1", Evidence::Presented), Verdict::Unexpected, Some(Severity::Critical)),
+    ] {
+        let (found, findings) = policy.judge_hop(&hop);
+        assert_eq!(found, verdict, "{hop:?}");
+        assert_eq!(findings.first().map(|finding| finding.severity), severity, "{hop:?}");
+    }
+}
+
+#[test]
+fn an_audience_is_a_home() {
+    let mut hop = hop("k8s-service-account-token", Some("vault.corp.example"), "10.0.0.1", Evidence::Sole);
+    assert_eq!(policy("").judge_hop(&hop).0, Verdict::Unexpected);
+    hop.credential.audience = vec!["https://vault.corp.example:8200".into()];
+    assert_eq!(policy("").judge_hop(&hop).0, Verdict::Expected);
+}
+
+#[test]
+fn learning_raises_nothing() {
+    let hop = hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Presented);
+    let (verdict, findings) = policy("mode: learn").judge_hop(&hop);
+    assert_eq!((verdict, findings.len()), (Verdict::Unexpected, 0));
+}
+
+#[test]
+fn unexpected_reader() {
+    let mut with = policy(STRIPE);
+    assert_eq!(rules(&with.judge_use(&used("x", "/srv/key", "/usr/bin/bad"))), [("unexpected-reader", Severity::High)]);
+    assert_eq!(rules(&with.judge_use(&used("x", "/srv/key", "/usr/bin/good"))), []);
+    let mut unit = used("x", "/srv/key", "/usr/bin/bad");
+    unit.workload.unit = Some("good-2.service".into());
+    assert_eq!(rules(&with.judge_use(&unit)), []);
+    assert_eq!(rules(&with.judge_use(&used("x", "/srv/other", "/usr/bin/bad"))), []);
+}
+
+#[test]
+fn the_volume_of_another_pod() {
+    let mut plain = policy("");
+    let volume = |exe: &str, reader: Option<&str>| {
+        let mut used = used("k8s-service-account-token", "/var/lib/kubelet/pods/a/volumes/x/token", exe);
+        used.volume_of = Some("a".into());
+        used.pod_uid = reader.map(str::to_owned);
+        used
+    };
+    assert_eq!(rules(&plain.judge_use(&volume("/usr/bin/kubelet", None))), []);
+    assert_eq!(rules(&plain.judge_use(&volume("/app", Some("a")))), []);
+    for bad in [volume("/usr/bin/tar", None), volume("/app", Some("b")), volume("/fake/kubelet", Some("b"))] {
+        assert_eq!(rules(&plain.judge_use(&bad)), [("unexpected-reader", Severity::High)]);
+    }
+}
+
+#[test]
+fn credential_copied() {
+    let mut plain = policy("");
+    assert_eq!(rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/cat"))), []);
+    assert_eq!(rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/curl"))), [], "two programs share one file");
+    assert_eq!(rules(&plain.judge_use(&used("x", "/b/.netrc", "/usr/bin/cat"))), [("credential-copied", Severity::Low)]);
+    let mut variable = used("x", "env:TOKEN", "/usr/bin/curl");
+    variable.place.source = Source::Environment;
+    assert_eq!(rules(&plain.judge_use(&variable)), [], "a script reads a file and sets a variable");
+    let mut plain = policy("");
+    let mut first = used("x", "/run/secrets/x", "/app");
+    first.workload = container("a");
+    let mut second = first.clone();
+    second.workload = container("b");
+    assert_eq!(rules(&plain.judge_use(&first)), []);
+    assert_eq!(rules(&plain.judge_use(&first)), []);
+    assert_eq!(rules(&plain.judge_use(&second)), [("credential-copied", Severity::Low)]);
+}
+
+#[test]
+fn human_use() {
+    let mut plain = policy("");
+    let read = |place: &str, exe: &str| {
+        let mut used = used("x", place, exe);
+        used.login = Some(Login { uid: 1000, home: Some("/home/u".into()) });
+        used
+    };
+    assert_eq!(rules(&plain.judge_use(&read("/srv/app/.env", "/usr/bin/cat"))), [("human-use", Severity::Low)]);
+    assert_eq!(rules(&plain.judge_use(&read("/home/u/.netrc", "/usr/bin/cat"))), [], "one's own");
+    let mut sudo = read("/etc/shadow", "/usr/bin/sudo");
+    sudo.credential.class = "password-hashes".into();
+    assert_eq!(rules(&plain.judge_use(&sudo)), [], "its duty");
+    let with = policy(STRIPE).judge_use(&read("/srv/key", "/usr/bin/good"));
+    assert_eq!(rules(&with), [("human-use", Severity::Medium)]);
+}
+
+#[test]
+fn expired_credential_used() {
+    let mut late = hop("jwt", Some("x.example"), "10.0.0.1", Evidence::Presented);
+    late.credential.expires_at = Some(at(-1));
+    assert_eq!(rules(&policy("").judge_hop(&late).1), [("expired-credential-used", Severity::Medium)]);
+    late.evidence = Evidence::Held;
+    assert_eq!(rules(&policy("").judge_hop(&late).1), []);
+    late.evidence = Evidence::Presented;
+    late.credential.expires_at = Some(at(1));
+    assert_eq!(rules(&policy("").judge_hop(&late).1), []);
+}
+
+#[test]
+fn long_lived_credential() {
+    let mut plain = policy("");
+    let mut fixed = used("aws-access-key", "/x", "/a");
+    fixed.credential.lifetime = Lifetime::Static;
+    assert_eq!(rules(&plain.judge_use(&fixed)), [("long-lived-credential", Severity::Low)]);
+    assert_eq!(rules(&plain.judge_use(&used("ssh-key", "/x", "/a"))), []);
+    let mut with = policy(STRIPE);
+    let mut aged = used("x", "/srv/key", "/usr/bin/good");
+    aged.modified = Some(at(-31 * 86_400));
+    assert_eq!(rules(&with.judge_use(&aged)), [("long-lived-credential", Severity::Low)]);
+    aged.modified = Some(at(-29 * 86_400));
+    assert_eq!(rules(&with.judge_use(&aged)), []);
+}
+
+#[test]
+fn the_same_again_is_the_same_finding() {
+    let policy = policy("");
+    let one = hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Sole);
+    let mut other = one.clone();
+    other.process.pid = 99;
+    other.time = at(60);
+    let id = |hop: &Hop| policy.judge_hop(hop).1[0].id.clone();
+    assert_eq!(id(&one), id(&other));
+    other.destination.name = Some("elsewhere.example".into());
+    assert_ne!(id(&one), id(&other));
+}
+
+proptest! {
+    #[test]
+    fn what_is_only_held_raises_nothing(name in "[a-z]{1,10}\\.example", class in "(aws-access-key|github-token|private-key)") {
+        let (verdict, findings) = policy("").judge_hop(&hop(&class, Some(&name), "203.0.113.1", Evidence::Held));
+        prop_assert_eq!(verdict, Verdict::Unproven);
+        prop_assert!(findings.is_empty());
+    }
+}

@@ -1,0 +1,320 @@
+//! Prometheus metrics, with bounded labels.
+
+use crate::model::{Credential, Finding, Hop, Use, Verdict};
+use monitor_common::record::{Probe, Stage};
+use prometheus::{
+    Encoder as _, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Mutex,
+};
+
+/// Series of one family; what comes after them is counted under `other`.
+const SERIES: usize = 5_000;
+/// The label under which the rest is counted.
+const OTHER: &str = "other";
+
+/// Every metric of the agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    uses: IntCounterVec,
+    hops: IntCounterVec,
+    findings: IntCounterVec,
+    expiry: GaugeVec,
+    first_seen: GaugeVec,
+    last_used: GaugeVec,
+    events: IntCounterVec,
+    lost: IntCounterVec,
+    attached: IntGaugeVec,
+    unattributed: IntCounterVec,
+    pub latency: Histogram,
+    folded: IntCounterVec,
+    pub reload_success: IntGauge,
+    series: Mutex<HashMap<&'static str, HashSet<Vec<String>>>>,
+    totals: Mutex<HashMap<(&'static str, String), u64>>,
+}
+
+impl Metrics {
+    /// Registers every family.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let gauge = |name: &str, help: &str| {
+            let family = GaugeVec::new(Opts::new(name, help), &["credential", "class"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let attached = IntGaugeVec::new(
+            Opts::new(
+                "keytrail_probe_attached",
+                "1 where the probe is attached by this mechanism.",
+            ),
+            &["probe", "mechanism"],
+        )?;
+        registry.register(Box::new(attached.clone()))?;
+        let latency = Histogram::with_opts(
+            HistogramOpts::new(
+                "keytrail_detection_latency_seconds",
+                "From the event in the kernel to the finding or record.",
+            )
+            .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
+        )?;
+        registry.register(Box::new(latency.clone()))?;
+        let reload_success = IntGauge::new(
+            "keytrail_config_reload_success",
+            "1 where the last load of the configuration succeeded.",
+        )?;
+        registry.register(Box::new(reload_success.clone()))?;
+        let build = IntGaugeVec::new(
+            Opts::new("keytrail_build_info", "Always 1; the version is in the label."),
+            &["version"],
+        )?;
+        registry.register(Box::new(build.clone()))?;
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let folded = counter(
+            "keytrail_series_folded_total",
+            "Updates counted under `other` because a family had too many series.",
+            &["family"],
+        )?;
+        for family in ["uses", "hops", "findings", "credentials"] {
+            folded.with_label_values(&[family]).inc_by(0);
+        }
+        let metrics = Self {
+            uses: counter(
+                "keytrail_credential_uses_total",
+                "Credentials picked up or presented.",
+                &["namespace", "workload", "credential", "class", "source"],
+            )?,
+            hops: counter(
+                "keytrail_hops_total",
+                "Credentials taken to a destination.",
+                &["namespace", "workload", "credential", "destination", "evidence", "verdict"],
+            )?,
+            findings: counter(
+                "keytrail_findings_total",
+                "Uses and hops that break an expectation or a rule.",
+                &["rule", "severity", "namespace", "workload"],
+            )?,
+            expiry: gauge(
+                "keytrail_credential_expiry_timestamp_seconds",
+                "When the credential expires, where that is known.",
+            )?,
+            first_seen: gauge(
+                "keytrail_credential_first_seen_timestamp_seconds",
+                "When the credential was first seen.",
+            )?,
+            last_used: gauge(
+                "keytrail_credential_last_used_timestamp_seconds",
+                "When the credential was last used.",
+            )?,
+            events: counter(
+                "keytrail_events_total",
+                "Records that a probe sent.",
+                &["probe"],
+            )?,
+            lost: counter(
+                "keytrail_events_lost_total",
+                "Events lost, by the stage that lost them.",
+                &["probe", "stage"],
+            )?,
+            unattributed: counter(
+                "keytrail_unattributed_total",
+                "Processes and files that could not be told any more.",
+                &["reason"],
+            )?,
+            attached,
+            latency,
+            folded,
+            reload_success,
+            registry,
+            series: Mutex::default(),
+            totals: Mutex::default(),
+        };
+        for probe in Probe::ALL {
+            metrics.events.with_label_values(&[probe.name()]).inc_by(0);
+            for stage in ["ring", "read"] {
+                metrics
+                    .lost
+                    .with_label_values(&[probe.name(), stage])
+                    .inc_by(0);
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// Whether a family may have these labels, or must count them under `other`.
+    fn admit(&self, family: &'static str, labels: &[&str]) -> bool {
+        let Ok(mut series) = self.series.lock() else {
+            return false;
+        };
+        let known = series.entry(family).or_default();
+        let labels: Vec<String> = labels.iter().map(ToString::to_string).collect();
+        if known.contains(&labels) {
+            return true;
+        }
+        if known.len() < SERIES {
+            known.insert(labels);
+            return true;
+        }
+        self.folded.with_label_values(&[family]).inc();
+        false
+    }
+
+    pub fn used(&self, used: &Use) {
+        let namespace = used.workload.namespace.as_deref().unwrap_or_default();
+        let labels = [
+            namespace,
+            &used.workload.name,
+            shown(&used.credential),
+            &used.credential.class,
+            used.place.source.as_str(),
+        ];
+        let labels = if self.admit("uses", &labels) {
+            labels
+        } else {
+            [OTHER, OTHER, OTHER, &used.credential.class, used.place.source.as_str()]
+        };
+        self.uses.with_label_values(&labels).inc_by(used.count);
+        self.credential(&used.credential, used.time);
+    }
+
+    pub fn hop(&self, hop: &Hop, verdict: Verdict) {
+        let destination = hop.destination.label();
+        let labels = [
+            hop.workload.namespace.as_deref().unwrap_or_default(),
+            &hop.workload.name,
+            shown(&hop.credential),
+            &destination,
+            hop.evidence.as_str(),
+            verdict.as_str(),
+        ];
+        let labels = if self.admit("hops", &labels) {
+            labels
+        } else {
+            [OTHER, OTHER, OTHER, OTHER, hop.evidence.as_str(), verdict.as_str()]
+        };
+        self.hops.with_label_values(&labels).inc();
+        self.credential(&hop.credential, hop.time);
+    }
+
+    pub fn found(&self, finding: &Finding) {
+        let labels = [
+            finding.rule.as_str(),
+            finding.severity.as_str(),
+            finding.workload.namespace.as_deref().unwrap_or_default(),
+            &finding.workload.name,
+        ];
+        let labels = if self.admit("findings", &labels) {
+            labels
+        } else {
+            [finding.rule.as_str(), finding.severity.as_str(), OTHER, OTHER]
+        };
+        self.findings.with_label_values(&labels).inc();
+    }
+
+    fn credential(&self, credential: &Credential, time: jiff::Timestamp) {
+        let labels = [shown(credential), &credential.class];
+        if !self.admit("credentials", &labels) {
+            return;
+        }
+        let seconds = time.as_millisecond() as f64 / 1000.0;
+        let first = self.first_seen.with_label_values(&labels);
+        if first.get() == 0.0 {
+            first.set(seconds);
+        }
+        self.last_used.with_label_values(&labels).set(seconds);
+        if let Some(expiry) = credential.expires_at {
+            self.expiry
+                .with_label_values(&labels)
+                .set(expiry.as_second() as f64);
+        }
+    }
+
+    pub fn attached(&self, probe: &str, mechanism: &str, attached: bool) {
+        self.attached
+            .with_label_values(&[probe, mechanism])
+            .set(i64::from(attached));
+    }
+
+    /// Takes in a counter that is kept elsewhere; gives how much it grew.
+    pub fn events(&self, probe: Probe, stage: Stage, total: u64) -> u64 {
+        match stage {
+            Stage::Sent => self.grow(&self.events, "events", &[probe.name()], total),
+            Stage::Ring => self.grow(&self.lost, "lost", &[probe.name(), "ring"], total),
+            Stage::Read => self.grow(&self.lost, "lost", &[probe.name(), "read"], total),
+        }
+    }
+
+    /// Records lost after the rings: not decoded, not written.
+    pub fn lost(&self, probe: &'static str, stage: &'static str, total: u64) -> u64 {
+        self.grow(&self.lost, "lost", &[probe, stage], total)
+    }
+
+    pub fn unattributed(&self, reason: &'static str, total: u64) {
+        self.grow(&self.unattributed, "unattributed", &[reason], total);
+    }
+
+    fn grow(
+        &self,
+        family: &IntCounterVec,
+        name: &'static str,
+        labels: &[&str],
+        total: u64,
+    ) -> u64 {
+        let Ok(mut totals) = self.totals.lock() else {
+            return 0;
+        };
+        let known = totals.entry((name, labels.join("/"))).or_default();
+        let growth = total.saturating_sub(*known);
+        *known = total;
+        family.with_label_values(labels).inc_by(growth);
+        growth
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+/// A credential's label: the name that people gave it, or its id.
+fn shown(credential: &Credential) -> &str {
+    credential.name.as_deref().unwrap_or(&credential.id.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_has_a_limit() {
+        let metrics = Metrics::new().expect("registers");
+        for i in 0..SERIES + 10 {
+            let label = i.to_string();
+            assert_eq!(metrics.admit("uses", &[&label]), i < SERIES);
+        }
+        assert!(metrics.admit("uses", &["3"]), "a known series stays");
+        let text = metrics.render().expect("renders");
+        assert!(text.contains("keytrail_series_folded_total{family=\"uses\"} 10"), "{text}");
+    }
+
+    #[test]
+    fn counters_kept_elsewhere_only_grow() {
+        let metrics = Metrics::new().expect("registers");
+        assert_eq!(metrics.events(Probe::File, Stage::Ring, 5), 5);
+        assert_eq!(metrics.events(Probe::File, Stage::Ring, 7), 2);
+        let text = metrics.render().expect("renders");
+        assert!(text.contains("keytrail_events_lost_total{probe=\"file\",stage=\"ring\"} 7"), "{text}");
+    }
+}

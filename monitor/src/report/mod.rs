@@ -1,0 +1,7 @@
+//! What leaves the agent: metrics, the stream of findings, the HTTP API, tables for people. The
+//! only module that knows HTTP.
+
+pub mod findings;
+pub mod http;
+pub mod metrics;
+pub mod table;

@@ -1,0 +1,384 @@
+//! Answers for people: columns that fit a terminal, the worst first, gaps named.
+
+use crate::{
+    ledger::read::{
+        BlastRadius, Event, Findings, HopRow, Inventory, Timeline, UseRow, WhereAnswer, WhoAnswer,
+    },
+    model::{Credential, Evidence, Gap, Severity, Verdict},
+    sensor::doctor::Report,
+};
+use anstyle::{AnsiColor, Style};
+use comfy_table::{ContentArrangement, Table, presets};
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use std::fmt::Write as _;
+
+const STRONG: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+const RED: Style = AnsiColor::Red.on_default().bold();
+const YELLOW: Style = AnsiColor::Yellow.on_default();
+const GREEN: Style = AnsiColor::Green.on_default();
+
+/// Paints a word; `anstream` takes the colour out again where nobody sees it.
+fn paint(style: Style, text: &str) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// A table as it is built: columns are sized by what is seen, so colour is put on afterwards.
+struct Rows {
+    table: Table,
+    painted: Vec<(String, Style)>,
+}
+
+impl Rows {
+    fn new(header: &[&str]) -> Self {
+        let mut table = Table::new();
+        table
+            .load_preset(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .set_header(header);
+        Self {
+            table,
+            painted: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, cells: Vec<String>) {
+        self.table.add_row(cells);
+    }
+
+    /// Words of this style are painted wherever they stand alone in a row.
+    fn style(&mut self, word: &str, style: Style) {
+        if !self.painted.iter().any(|(known, _)| known == word) {
+            self.painted.push((word.to_owned(), style));
+        }
+    }
+
+    fn show(&self, out: &mut String) {
+        for (number, line) in self.table.to_string().lines().enumerate() {
+            let line = line.trim_end();
+            if number == 0 {
+                out.push_str(&paint(FAINT, line));
+            } else {
+                out.push_str(&self.paint_line(line));
+            }
+            out.push('\n');
+        }
+    }
+
+    fn paint_line(&self, line: &str) -> String {
+        let mut painted = line.to_owned();
+        for (word, style) in &self.painted {
+            let alone = format!(" {word} ");
+            if let Some(at) = format!("{painted} ").find(&alone) {
+                let end = (at + 1 + word.len()).min(painted.len());
+                painted.replace_range(at + 1..end, &paint(*style, word));
+            }
+        }
+        painted
+    }
+}
+
+/// A local time with its offset, to the second.
+fn local(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system())
+        .strftime("%Y-%m-%d %H:%M:%S%:z")
+        .to_string()
+}
+
+/// How long ago, in the largest unit that tells.
+fn ago(time: Timestamp) -> String {
+    let passed = Timestamp::now().duration_since(time);
+    format!("{} ago", length(passed))
+}
+
+fn length(duration: SignedDuration) -> String {
+    let seconds = duration.as_secs().max(0);
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn verdict_style(verdict: Verdict) -> Style {
+    match verdict {
+        Verdict::Expected => GREEN,
+        Verdict::Unproven => YELLOW,
+        Verdict::Unexpected => RED,
+    }
+}
+
+fn severity_style(severity: Severity) -> Style {
+    match severity {
+        Severity::Low => YELLOW,
+        _ => RED,
+    }
+}
+
+fn heading(out: &mut String, credential: &Credential) {
+    let name = credential.name.as_deref().unwrap_or(&credential.class);
+    let _ = write!(
+        out,
+        "{} {} ({}, {}, {}",
+        paint(STRONG, &credential.id.0),
+        name,
+        credential.class,
+        credential.role,
+        credential.lifetime
+    );
+    if let Some(label) = &credential.label {
+        let _ = write!(out, ", {label}");
+    }
+    if let Some(expiry) = credential.expires_at {
+        let _ = write!(out, ", expires {}", local(expiry));
+    }
+    out.push_str(")\n");
+    for place in &credential.sources {
+        let _ = writeln!(out, "  {} {}", place.source, place.place);
+    }
+}
+
+fn gaps(out: &mut String, gaps: &[Gap]) {
+    if gaps.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));
+    for gap in gaps {
+        let until = gap.until.map_or_else(|| "now".to_owned(), local);
+        let count = if gap.count > 0 {
+            format!(" ({} events)", gap.count)
+        } else {
+            String::new()
+        };
+        let _ = writeln!(
+            out,
+            "  {} {}{count}: {}",
+            paint(FAINT, &format!("{} – {until}", local(gap.since))),
+            paint(YELLOW, &gap.kind),
+            gap.detail
+        );
+    }
+}
+
+fn use_rows(out: &mut String, uses: &[UseRow]) {
+    let mut rows = Rows::new(&["WORKLOAD", "PROCESS", "UID", "SOURCE", "PLACE", "COUNT", "FIRST", "LAST"]);
+    for row in uses {
+        rows.add(vec![
+            row.workload.key(),
+            format!("{}[{}]", row.process.comm, row.process.pid),
+            row.process.uid.to_string(),
+            row.source.to_string(),
+            row.place.clone(),
+            row.count.to_string(),
+            local(row.first_seen),
+            ago(row.last_seen),
+        ]);
+    }
+    rows.show(out);
+}
+
+fn hop_rows(out: &mut String, hops: &[HopRow]) {
+    let mut rows = Rows::new(&["VERDICT", "EVIDENCE", "DESTINATION", "ADDRESS", "NAME FROM", "WORKLOAD", "COUNT", "FIRST", "LAST"]);
+    for row in hops {
+        rows.style(row.verdict.as_str(), verdict_style(row.verdict));
+        if row.evidence == Evidence::Presented {
+            rows.style(row.evidence.as_str(), STRONG);
+        }
+        rows.add(vec![
+            row.verdict.to_string(),
+            row.evidence.to_string(),
+            row.destination.label(),
+            row.destination.address.to_string(),
+            row.destination.name_source.to_string(),
+            row.workload.key(),
+            row.count.to_string(),
+            local(row.first_seen),
+            ago(row.last_seen),
+        ]);
+    }
+    rows.show(out);
+}
+
+pub fn who(answer: &WhoAnswer) -> String {
+    let mut out = String::new();
+    for credential in &answer.credentials {
+        heading(&mut out, credential);
+    }
+    out.push('\n');
+    use_rows(&mut out, &answer.uses);
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+pub fn where_to(answer: &WhereAnswer) -> String {
+    let mut out = String::new();
+    for credential in &answer.credentials {
+        heading(&mut out, credential);
+    }
+    out.push('\n');
+    if answer.hops.is_empty() {
+        out.push_str("No hop was seen.\n");
+    } else {
+        hop_rows(&mut out, &answer.hops);
+    }
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+pub fn blast_radius(answer: &BlastRadius) -> String {
+    let mut out = String::new();
+    for workload in &answer.workloads {
+        let _ = writeln!(out, "{} ({})", paint(STRONG, &workload.key()), workload.kind);
+    }
+    let _ = writeln!(out, "{} credentials within its reach\n", answer.credentials.len());
+    for reach in &answer.credentials {
+        heading(&mut out, &reach.credential);
+        for row in &reach.uses {
+            let _ = writeln!(out, "  picked up from {} {} × {}, last {}", row.source, row.place, row.count, ago(row.last_seen));
+        }
+        for row in &reach.hops {
+            let verdict = paint(verdict_style(row.verdict), row.verdict.as_str());
+            let _ = writeln!(
+                out,
+                "  → {} {verdict}, {} × {}, last {}",
+                row.destination.label(),
+                row.evidence,
+                row.count,
+                ago(row.last_seen)
+            );
+        }
+        out.push('\n');
+    }
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+pub fn timeline(answer: &Timeline) -> String {
+    let mut out = String::new();
+    let mut rows = Rows::new(&["TIME", "UTC", "WHAT", "CREDENTIAL", "WORKLOAD", "DETAIL"]);
+    for event in &answer.events {
+        let time = event.time();
+        let utc = time.strftime("%H:%M:%SZ").to_string();
+        let mut cells = vec![local(time), utc];
+        cells.extend(match event {
+            Event::Use { row, .. } => [
+                "use".to_owned(),
+                row.credential.to_string(),
+                row.workload.key(),
+                format!("{} {} × {}", row.source, row.place, row.count),
+            ],
+            Event::Hop { row, .. } => {
+                rows.style(row.verdict.as_str(), verdict_style(row.verdict));
+                [
+                    "hop".to_owned(),
+                    row.credential.to_string(),
+                    row.workload.key(),
+                    format!("→ {} {} {} × {}", row.destination.label(), row.verdict, row.evidence, row.count),
+                ]
+            }
+            Event::Finding { finding, .. } => {
+                rows.style(finding.severity.as_str(), severity_style(finding.severity));
+                [
+                    "finding".to_owned(),
+                    finding.credential.id.to_string(),
+                    finding.workload.key(),
+                    format!("{} {} × {}", finding.rule, finding.severity, finding.count),
+                ]
+            }
+            Event::Gap { gap, .. } => {
+                rows.style("gap", YELLOW);
+                [
+                    "gap".to_owned(),
+                    String::new(),
+                    String::new(),
+                    format!("{}: {}", gap.kind, gap.detail),
+                ]
+            }
+        });
+        rows.add(cells);
+    }
+    rows.show(&mut out);
+    out
+}
+
+pub fn inventory(answer: &Inventory) -> String {
+    let mut out = String::new();
+    let mut rows = Rows::new(&["CREDENTIAL", "NAME", "CLASS", "ROLE", "LIFETIME", "AGE", "EXPIRES", "OWNER", "WORKLOADS", "LAST USE", "PLACE"]);
+    for item in &answer.credentials {
+        let credential = &item.credential;
+        rows.add(vec![
+            credential.id.to_string(),
+            credential.name.clone().or_else(|| credential.label.clone()).unwrap_or_else(|| "–".to_owned()),
+            credential.class.clone(),
+            credential.role.to_string(),
+            credential.lifetime.to_string(),
+            length(SignedDuration::from_secs(item.age_seconds)),
+            credential.expires_at.map_or_else(|| "–".to_owned(), local),
+            credential.owner.clone().unwrap_or_else(|| "–".to_owned()),
+            few(&item.workloads),
+            ago(item.last_used),
+            few(&credential.sources.iter().map(|place| place.place.clone()).collect::<Vec<_>>()),
+        ]);
+    }
+    rows.show(&mut out);
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+/// The first two, and how many more.
+fn few(values: &[String]) -> String {
+    match values {
+        [] => "–".to_owned(),
+        [first] => first.clone(),
+        [first, second] => format!("{first}, {second}"),
+        [first, second, rest @ ..] => format!("{first}, {second}, +{}", rest.len()),
+    }
+}
+
+pub fn findings(answer: &Findings) -> String {
+    let mut out = String::new();
+    if answer.findings.is_empty() {
+        out.push_str("No findings.\n");
+    }
+    for finding in &answer.findings {
+        let severity = paint(severity_style(finding.severity), finding.severity.as_str());
+        let _ = writeln!(out, "{severity} {}  {}", paint(STRONG, &finding.rule), finding.summary);
+        let evidence = finding
+            .evidence
+            .map_or_else(String::new, |evidence| format!("evidence {evidence}, "));
+        let _ = writeln!(
+            out,
+            "  {}",
+            paint(FAINT, &format!("{evidence}× {}, first {}, last {}; {}", finding.count, local(finding.first_seen), ago(finding.last_seen), finding.references.join(", ")))
+        );
+        if !finding.expected.is_empty() {
+            let _ = writeln!(out, "  {}", paint(FAINT, &format!("expected: {}", few(&finding.expected))));
+        }
+    }
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+pub fn doctor(report: &Report) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{} {}", paint(STRONG, "Linux"), report.kernel);
+    for check in &report.checks {
+        let mark = match (check.ok, check.needed) {
+            (true, _) => paint(GREEN, "ok  "),
+            (false, true) => paint(RED, "no  "),
+            (false, false) => paint(FAINT, "–   "),
+        };
+        let _ = writeln!(out, "{mark} {}: {}", check.name, check.detail);
+    }
+    for probe in &report.probes {
+        let mark = if probe.attached { paint(GREEN, "ok  ") } else { paint(RED, "no  ") };
+        let error = probe.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        let _ = writeln!(out, "{mark} {} by {}{error}", probe.probe, probe.mechanism);
+    }
+    let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));
+    for missed in &report.missed {
+        let _ = writeln!(out, "  {missed}");
+    }
+    out
+}

@@ -1,0 +1,226 @@
+//! Records of the probes, decoded with checks.
+
+use super::{
+    hello,
+    observation::{FileId, Observation, Stamp},
+};
+use crate::model::{Subject, Transport};
+use jiff::{SignedDuration, Timestamp};
+use monitor_common::record::{
+    Connect, File, Header, NO_LOGIN, Payload, Process, TRUNCATED, UNLINKED, Variable, kind,
+};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::ffi::OsStringExt as _,
+    path::PathBuf,
+};
+use thiserror::Error;
+
+/// Why a record was not understood; it is counted and skipped.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    #[error("a record of {len} bytes ends before its {wanted} bytes of kind {kind}")]
+    Short { kind: u32, len: usize, wanted: usize },
+    #[error("a record of unknown kind {0}")]
+    Kind(u32),
+}
+
+/// From the kernel's clock to the wall's.
+#[derive(Clone, Copy, Debug)]
+pub struct BootClock {
+    /// Wall time at boot.
+    boot: Timestamp,
+}
+
+/// Nanoseconds of the unit in which `/proc` gives start times.
+const TICK_NS: u64 = 10_000_000;
+
+impl BootClock {
+    /// Reads both clocks now.
+    pub fn now() -> Self {
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let boot = Timestamp::now()
+            .checked_sub(SignedDuration::new(
+                since_boot.tv_sec,
+                since_boot.tv_nsec as i32,
+            ))
+            .unwrap_or(Timestamp::UNIX_EPOCH);
+        Self { boot }
+    }
+
+    /// The wall time of nanoseconds since boot.
+    pub fn at(self, nanoseconds: u64) -> Timestamp {
+        let nanoseconds = i64::try_from(nanoseconds).unwrap_or(0);
+        self.boot
+            .checked_add(SignedDuration::from_nanos(nanoseconds))
+            .unwrap_or(self.boot)
+    }
+
+    /// The wall time at which a subject started.
+    pub fn started(self, subject: Subject) -> Timestamp {
+        self.at(subject.start.saturating_mul(TICK_NS))
+    }
+}
+
+fn subject(pid: u32, start: u64) -> Subject {
+    Subject {
+        pid,
+        start: start / TICK_NS,
+    }
+}
+
+/// Reads a record's structure from the front of its bytes.
+fn take<T: Copy>(kind: u32, bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
+    if bytes.len() < size_of::<T>() {
+        return Err(DecodeError::Short {
+            kind,
+            len: bytes.len(),
+            wanted: size_of::<T>(),
+        });
+    }
+    // SAFETY: the records of monitor-common are integers without padding, for which any bytes
+    // are valid, and there are enough of them.
+    let value = unsafe { bytes.as_ptr().cast::<T>().read_unaligned() };
+    Ok((value, &bytes[size_of::<T>()..]))
+}
+
+/// One record.
+pub fn decode(bytes: &[u8], clock: BootClock) -> Result<Observation, DecodeError> {
+    let (kind, _) = take::<u32>(0, bytes)?;
+    Ok(match kind {
+        kind::EXEC => {
+            let (record, rest) = take::<Process>(kind, bytes)?;
+            Observation::Exec {
+                stamp: stamp(&record.header, clock),
+                exe: path(rest, record.path_len),
+                unlinked: record.flags & UNLINKED != 0,
+            }
+        }
+        kind::FORK => Observation::Fork {
+            stamp: stamp(&take::<Header>(kind, bytes)?.0, clock),
+        },
+        kind::EXIT => Observation::Exit {
+            stamp: stamp(&take::<Header>(kind, bytes)?.0, clock),
+        },
+        kind::FILE => {
+            let (record, rest) = take::<File>(kind, bytes)?;
+            Observation::FileOpened {
+                stamp: stamp(&record.header, clock),
+                path: path(rest, record.path_len),
+                truncated: record.flags & TRUNCATED != 0,
+                file: FileId {
+                    device: record.device,
+                    inode: record.inode,
+                    generation: record.generation,
+                },
+                owner: record.file_uid,
+                count: record.count.max(1),
+                stdout: (record.stdout != 0).then_some(record.stdout),
+            }
+        }
+        kind::VARIABLE => {
+            let (record, _) = take::<Variable>(kind, bytes)?;
+            let name = &record.name[..(record.name_len as usize).min(record.name.len())];
+            Observation::Variable {
+                stamp: stamp(&record.header, clock),
+                name: String::from_utf8_lossy(name).into_owned(),
+                fingerprint: record.fingerprint,
+                secret_len: record.secret_len,
+                prefix: record.prefix.checked_sub(1),
+                dots: record.dots,
+                url: record.url != 0,
+            }
+        }
+        kind::CONNECT => {
+            let (record, _) = take::<Connect>(kind, bytes)?;
+            let address = if i32::from(record.family) == 2 {
+                let [a, b, c, d, ..] = record.address;
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+            } else {
+                let v6 = Ipv6Addr::from(record.address);
+                v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+            };
+            Observation::Connected {
+                stamp: stamp(&record.header, clock),
+                cookie: record.cookie,
+                address,
+                port: record.port,
+                transport: if record.protocol == 6 {
+                    Transport::Tcp
+                } else {
+                    Transport::Udp
+                },
+                stdin: (record.stdin != 0).then_some(record.stdin),
+            }
+        }
+        kind::PAYLOAD => {
+            let (record, rest) = take::<Payload>(kind, bytes)?;
+            let taken = &rest[..rest.len().min(record.len as usize)];
+            let hello = hello::parse(taken);
+            Observation::Payload {
+                time: clock.at(record.time),
+                cookie: record.cookie,
+                malformed: !taken.is_empty() && hello.is_none(),
+                hello,
+            }
+        }
+        other => return Err(DecodeError::Kind(other)),
+    })
+}
+
+fn stamp(header: &Header, clock: BootClock) -> Stamp {
+    let comm = header
+        .comm
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
+    Stamp {
+        time: clock.at(header.time),
+        subject: subject(header.pid, header.start),
+        parent: (header.parent != 0).then(|| subject(header.parent, header.parent_start)),
+        cgroup: header.cgroup,
+        uid: header.uid,
+        loginuid: (header.loginuid != NO_LOGIN).then_some(header.loginuid),
+        tty: header.tty != 0,
+        comm: String::from_utf8_lossy(comm).into_owned(),
+    }
+}
+
+/// Turns components from the last to the first, each ended by a zero byte, into a path.
+fn path(bytes: &[u8], len: u32) -> PathBuf {
+    let bytes = &bytes[..bytes.len().min(len as usize)];
+    let mut path = Vec::with_capacity(bytes.len() + 1);
+    for component in bytes.split(|byte| *byte == 0).rev() {
+        if !component.is_empty() {
+            path.push(b'/');
+            path.extend_from_slice(component);
+        }
+    }
+    if path.is_empty() {
+        path.push(b'/');
+    }
+    PathBuf::from(OsString::from_vec(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paths_are_turned_around() {
+        assert_eq!(path(b"credentials\0.aws\0root\0", 22), PathBuf::from("/root/.aws/credentials"));
+        assert_eq!(path(b"", 0), PathBuf::from("/"));
+        assert_eq!(path(b"memfd:x\0", 200), PathBuf::from("/memfd:x"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(kind in 0u32..12, rest in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let mut bytes = kind.to_ne_bytes().to_vec();
+            bytes.extend(rest);
+            let _ = decode(&bytes, BootClock::now());
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What this kernel allows, probe by probe, and what will be missed.
+
+use super::{
+    Attached, Options, Sensor, cgroup_root, fields,
+    selftest::{SelfTestError, self_test},
+};
+use crate::credential::catalog::Catalog;
+use monitor_common::{fingerprint::Key, record::Probe};
+use serde::Serialize;
+use std::path::Path;
+
+/// One line of the report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    /// Without it the agent does not do its job.
+    pub needed: bool,
+    pub detail: String,
+}
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub kernel: String,
+    pub checks: Vec<Check>,
+    pub probes: Vec<ProbeReport>,
+    /// What is not seen on this machine, by design or for want of a hook.
+    pub missed: Vec<String>,
+}
+
+/// A probe and the hooks that serve it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProbeReport {
+    pub probe: &'static str,
+    pub mechanism: &'static str,
+    pub attached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Report {
+    /// Whether everything needed is there.
+    pub fn healthy(&self) -> bool {
+        self.checks.iter().all(|check| check.ok || !check.needed)
+            && Probe::ALL.iter().all(|probe| {
+                self.probes
+                    .iter()
+                    .any(|line| line.probe == probe.name() && line.attached)
+            })
+    }
+}
+
+/// What the last-resort hooks and this release do not see. Shown by `doctor`, kept as gaps.
+pub const KNOWN_GAPS: [&str; 8] = [
+    "files opened through io_uring, and descriptors received over a socket: the file probe is at the exits of the open calls",
+    "credentials presented inside TLS: evidence is `sole` or `held`, never `presented`",
+    "server names in QUIC, and a ClientHello cut over several writes",
+    "connections made before the agent started, and names of their destinations",
+    "unix sockets: SPIRE, the Vault agent, ssh-agent, the container runtime",
+    "TCP fast open by sendto, until its first connect",
+    "names of containers and pods: workloads are shown by container id and pod uid",
+    "the environment after an entry whose page was not in memory at exec (counted as `read`)",
+];
+
+/// Tries everything, and detaches it again.
+pub fn examine() -> Report {
+    let cgroup = cgroup_root();
+    let uid = rustix::process::geteuid();
+    let mut checks = vec![
+        Check {
+            name: "privileges".to_owned(),
+            ok: uid.is_root() || has_capabilities(),
+            needed: true,
+            detail: if uid.is_root() {
+                "running as root".to_owned()
+            } else {
+                format!("running as uid {}: root, or {CAPABILITIES}", uid.as_raw())
+            },
+        },
+        Check {
+            name: "cgroup v2".to_owned(),
+            ok: cgroup.is_some(),
+            needed: true,
+            detail: cgroup.as_ref().map_or_else(
+                || "no cgroup v2 file system is mounted: connections and TLS server names are not seen".to_owned(),
+                |path| format!("mounted at {}", path.display()),
+            ),
+        },
+    ];
+    let kernel_fields = fields::resolve(Path::new(fields::VMLINUX));
+    checks.push(Check {
+        name: "kernel fields".to_owned(),
+        ok: kernel_fields.is_ok(),
+        needed: true,
+        detail: kernel_fields.as_ref().err().map_or_else(
+            || format!("resolved from {}", fields::VMLINUX),
+            ToString::to_string,
+        ),
+    });
+    let probes = match attach(cgroup.as_deref()) {
+        Ok((probes, tested)) => {
+            checks.push(Check {
+                name: "self-test".to_owned(),
+                ok: tested.is_ok(),
+                needed: true,
+                detail: tested.err().map_or_else(
+                    || "what the probes read of this process is what /proc says".to_owned(),
+                    |error| error.to_string(),
+                ),
+            });
+            probes
+        }
+        Err(error) => {
+            checks.push(Check {
+                name: "probes".to_owned(),
+                ok: false,
+                needed: true,
+                detail: error,
+            });
+            Vec::new()
+        }
+    };
+    let lsm = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    checks.push(Check {
+        name: "bpf in the LSM list".to_owned(),
+        ok: lsm.split(',').any(|name| name.trim() == "bpf"),
+        needed: false,
+        detail: if lsm.is_empty() {
+            "unknown: securityfs is not mounted; not used by this release".to_owned()
+        } else {
+            format!("{}; not used by this release", lsm.trim())
+        },
+    });
+    Report {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        checks,
+        probes,
+        missed: KNOWN_GAPS.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// Attaches every probe and runs the self-test, in a temporary directory.
+fn attach(
+    cgroup: Option<&Path>,
+) -> Result<(Vec<ProbeReport>, Result<u32, SelfTestError>), String> {
+    let told = |error: std::io::Error| error.to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(told)?;
+    runtime.block_on(async {
+        let catalog = Catalog::new("", &[], &[]).map_err(|error| error.to_string())?;
+        let mut sensor = Sensor::start(&Options {
+            key: Key { k0: 0, k1: 0 },
+            rules: &catalog.rules(|_| Vec::new()),
+            cgroup,
+            btf: Path::new(fields::VMLINUX),
+        })
+        .map_err(|error| error.to_string())?;
+        let directory = std::env::temp_dir().join(format!("keytrail-doctor-{}", std::process::id()));
+        let tested = self_test(&mut sensor, &directory, &mut Vec::new()).await;
+        if let Err(error) = std::fs::remove_dir_all(&directory) {
+            tracing::debug!(%error, "the directory of the self-test stays");
+        }
+        Ok((sensor.attached().iter().map(report).collect(), tested))
+    })
+}
+
+fn report(program: &Attached) -> ProbeReport {
+    ProbeReport {
+        probe: program.probe.name(),
+        mechanism: program.mechanism,
+        attached: program.error.is_none(),
+        error: program.error.clone(),
+    }
+}
+
+/// The capabilities that serve instead of root.
+pub const CAPABILITIES: &str =
+    "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH";
+
+/// Bits of the effective set: dac_read_search, net_admin, sys_ptrace, perfmon, bpf.
+const CAPABILITY_BITS: u64 = 1 << 2 | 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39;
+
+/// Whether the effective set of this process has what the agent needs.
+pub fn has_capabilities() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .is_some_and(|bits| bits & CAPABILITY_BITS == CAPABILITY_BITS)
+}

@@ -1,0 +1,90 @@
+//! The kernel fields of this machine, from its BTF.
+
+use super::btf::{Btf, BtfError};
+use monitor_common::fields::{ABSENT, COUNT, Offsets, TABLE, layout_error};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Where the kernel shows its types.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the fields are not known.
+#[derive(Debug, Error)]
+pub enum FieldsError {
+    #[error("cannot read {path}: {source}; the kernel needs CONFIG_DEBUG_INFO_BTF=y")]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path}: {source}")]
+    Btf { path: PathBuf, source: BtfError },
+    #[error("this kernel has no field {0}, which the probes need")]
+    Missing(String),
+    #[error("field {field} is {found} bytes wide in this kernel, and {expected} in the probes")]
+    Width {
+        field: String,
+        found: u32,
+        expected: u32,
+    },
+    #[error("{0}")]
+    Layout(&'static str),
+}
+
+/// Resolves the table of fields from a BTF file.
+pub fn resolve(path: &Path) -> Result<Offsets, FieldsError> {
+    let data = std::fs::read(path).map_err(|source| FieldsError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    let broken = |source| FieldsError::Btf {
+        path: path.to_owned(),
+        source,
+    };
+    let btf = Btf::parse(&path.display().to_string(), data).map_err(broken)?;
+    let mut offsets = [ABSENT; COUNT];
+    for (offset, field) in offsets.iter_mut().zip(TABLE) {
+        for candidate in field.paths {
+            if let Some(member) = btf.member(field.structure, candidate).map_err(broken)? {
+                if field.width != 0 && member.size != field.width {
+                    return Err(FieldsError::Width {
+                        field: format!("{}.{candidate}", field.structure),
+                        found: member.size,
+                        expected: field.width,
+                    });
+                }
+                *offset = member.offset;
+                break;
+            }
+        }
+        if *offset == ABSENT && field.needed {
+            return Err(FieldsError::Missing(format!(
+                "{}.{}",
+                field.structure, field.paths[0]
+            )));
+        }
+    }
+    match layout_error(&offsets) {
+        Some(error) => Err(FieldsError::Layout(error)),
+        None => Ok(offsets),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_names_the_option() {
+        let error = resolve(Path::new("/nonexistent/vmlinux")).expect_err("no such file");
+        assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+    }
+
+    #[test]
+    fn every_field_of_this_kernel() {
+        if Path::new(VMLINUX).exists() {
+            resolve(Path::new(VMLINUX)).expect("this kernel has every needed field");
+        } else {
+            eprintln!("skipped: this kernel has no BTF");
+        }
+    }
+}

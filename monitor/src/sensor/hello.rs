@@ -1,0 +1,179 @@
+//! What a ClientHello says: server name, ALPN, encrypted ClientHello.
+
+use super::observation::Hello;
+use tls_parser::{
+    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extensions, parse_tls_message_handshake,
+};
+
+/// The extension of an encrypted ClientHello (RFC 9849) and its last draft.
+const ECH: u16 = 0xfe0d;
+
+/// Reads a ClientHello from the first bytes of a connection. `None` where it is not one.
+///
+/// The bytes may end before the message does, and the message may be cut over several TLS
+/// records: record headers are taken out first.
+pub fn parse(payload: &[u8]) -> Option<Hello> {
+    let message = without_record_headers(payload)?;
+    let body = message.get(4..)?;
+    let declared = usize::from(message[1]) << 16 | usize::from(message[2]) << 8 | usize::from(message[3]);
+    if message[0] != 1 {
+        return None;
+    }
+    if declared <= body.len() {
+        let (_, TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello))) =
+            parse_tls_message_handshake(&message[..4 + declared]).ok()?
+        else {
+            return None;
+        };
+        return Some(extensions(hello.ext.unwrap_or_default()));
+    }
+    // Cut off: the extensions that are there whole still count.
+    Some(extensions(extension_bytes(body)?))
+}
+
+fn without_record_headers(payload: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = payload;
+    let mut message = Vec::with_capacity(payload.len());
+    while let [22, 3, _, high, low, body @ ..] = rest {
+        let len = (usize::from(*high) << 8 | usize::from(*low)).min(body.len());
+        message.extend_from_slice(&body[..len]);
+        rest = &body[len..];
+    }
+    (message.len() > 4).then_some(message)
+}
+
+/// The bytes of the extensions of a ClientHello, as many as there are.
+fn extension_bytes(body: &[u8]) -> Option<&[u8]> {
+    let rest = body.get(34..)?;
+    let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
+    let ciphers = usize::from(*rest.first()?) << 8 | usize::from(*rest.get(1)?);
+    let rest = rest.get(2 + ciphers..)?;
+    let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
+    rest.get(2..)
+}
+
+fn extensions(bytes: &[u8]) -> Hello {
+    let mut hello = Hello::default();
+    // A parser for many gives those before the first that is cut or broken.
+    let Ok((_, found)) = parse_tls_extensions(bytes) else {
+        return hello;
+    };
+    for extension in found {
+        match extension {
+            TlsExtension::SNI(names) => {
+                hello.server_name = names
+                    .first()
+                    .and_then(|(_, name)| std::str::from_utf8(name).ok())
+                    .filter(|name| is_host_name(name))
+                    .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+            }
+            TlsExtension::ALPN(protocols) => {
+                hello.alpn = protocols
+                    .iter()
+                    .map(|name| String::from_utf8_lossy(name).into_owned())
+                    .collect();
+            }
+            TlsExtension::Unknown(kind, _) if kind.0 == ECH => hello.ech = true,
+            _ => {}
+        }
+    }
+    hello
+}
+
+/// A name of the wire goes to logs, metrics and terminals: only what a host name can hold.
+fn is_host_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 253
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A ClientHello with one cipher and the extensions given.
+    pub fn client_hello(extensions: &[u8]) -> Vec<u8> {
+        let mut body = vec![3, 3];
+        body.extend([7; 32]);
+        body.push(0);
+        body.extend([0, 2, 0x13, 1, 1, 0]);
+        body.extend((extensions.len() as u16).to_be_bytes());
+        body.extend(extensions);
+        let mut message = vec![1, 0];
+        message.extend((body.len() as u16).to_be_bytes());
+        message.extend(body);
+        let mut record = vec![22, 3, 1];
+        record.extend((message.len() as u16).to_be_bytes());
+        record.extend(message);
+        record
+    }
+
+    fn sni(name: &str) -> Vec<u8> {
+        let len = name.len() as u16;
+        let mut extension = vec![0, 0];
+        extension.extend((len + 5).to_be_bytes());
+        extension.extend((len + 3).to_be_bytes());
+        extension.push(0);
+        extension.extend(len.to_be_bytes());
+        extension.extend(name.as_bytes());
+        extension
+    }
+
+    #[test]
+    fn names_alpn_and_ech() {
+        let mut extensions = sni("Paste.Example");
+        extensions.extend([0, 16, 0, 5, 0, 3, 2, b'h', b'2']);
+        extensions.extend([0xfe, 0x0d, 0, 1, 0]);
+        let hello = parse(&client_hello(&extensions)).expect("parses");
+        assert_eq!(hello.server_name.as_deref(), Some("paste.example"));
+        assert_eq!(hello.alpn, ["h2"]);
+        assert!(hello.ech);
+    }
+
+    #[test]
+    fn what_is_not_a_host_name_is_no_name() {
+        let hello = parse(&client_hello(&sni("evil\u{1b}[31m.example"))).expect("parses");
+        assert_eq!(hello.server_name, None);
+    }
+
+    #[test]
+    fn a_name_before_the_cut_counts() {
+        let mut extensions = sni("long.example");
+        extensions.extend([0, 51, 4, 0]);
+        extensions.extend([9; 1024]);
+        let whole = client_hello(&extensions);
+        let hello = parse(&whole[..200]).expect("parses");
+        assert_eq!(hello.server_name.as_deref(), Some("long.example"));
+    }
+
+    #[test]
+    fn records_cut_inside_the_message() {
+        let whole = client_hello(&sni("cut.example"));
+        let message = &whole[5..];
+        let mut cut = vec![22, 3, 1, 0, 20];
+        cut.extend(&message[..20]);
+        cut.extend([22, 3, 1]);
+        cut.extend(((message.len() - 20) as u16).to_be_bytes());
+        cut.extend(&message[20..]);
+        let hello = parse(&cut).expect("parses");
+        assert_eq!(hello.server_name.as_deref(), Some("cut.example"));
+    }
+
+    proptest! {
+        #[test]
+        fn other_bytes_never_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..300), damage in 0usize..300, byte: u8
+        ) {
+            let _ = parse(&bytes);
+            bytes.splice(0..0, [22, 3, 1, 1, 0, 1, 0, 0, 250, 3, 3]);
+            let _ = parse(&bytes);
+            let mut hello = client_hello(&sni("some.example"));
+            let at = damage % hello.len();
+            hello[at] = byte;
+            let _ = parse(&hello);
+        }
+    }
+}

@@ -1,0 +1,559 @@
+//! The sensor: loads and attaches the probes, and decodes what they send.
+//!
+//! The only module that knows aya. Everything that leaves it is an [`Observation`].
+
+pub mod btf;
+pub mod decode;
+pub mod doctor;
+pub mod fields;
+pub mod hello;
+pub mod observation;
+pub mod selftest;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
+        RawTracePoint, TracePoint,
+    },
+};
+use decode::{BootClock, decode};
+use fields::FieldsError;
+use monitor_common::{
+    filter::{BLOOM_WORDS, bloom_position, inode_key},
+    record::{
+        COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, ReadCount, ReadKey, STAGES,
+        Stage,
+    },
+};
+use observation::{FileId, Observation};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::io::{Interest, unix::AsyncFd};
+
+static PROBES: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
+
+/// Why the sensor cannot start.
+#[derive(Debug, Error)]
+pub enum SensorError {
+    #[error("the probes cannot be placed: {0}")]
+    Fields(#[from] FieldsError),
+    #[error("the kernel refuses the maps of the probes: {0}; root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed")]
+    Load(#[from] EbpfError),
+    #[error("map {name}: {source}")]
+    Map { name: &'static str, source: MapError },
+    #[error("map {0} is missing from the probes: the agent and its probes were built apart")]
+    NoMap(&'static str),
+    #[error("program {0} is missing from the probes: the agent and its probes were built apart")]
+    NoProgram(&'static str),
+    #[error("the rings cannot be waited for: {0}")]
+    Wait(#[from] io::Error),
+    #[error("no probe at all could be attached: {0}")]
+    NothingAttached(String),
+}
+
+/// Lines for a kernel's filter, from the catalog: see [`monitor_common::filter`].
+#[derive(Clone, Debug, Default)]
+pub struct Rules(pub BTreeMap<u64, u32>);
+
+/// A program and how it went.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    pub probe: Probe,
+    /// The hook, as `doctor` and the metrics name it.
+    pub mechanism: &'static str,
+    pub error: Option<String>,
+}
+
+/// What is asked of the sensor.
+#[derive(Debug)]
+pub struct Options<'a> {
+    pub key: monitor_common::fingerprint::Key,
+    pub rules: &'a Rules,
+    /// The cgroup v2 root, where there is one.
+    pub cgroup: Option<&'a Path>,
+    pub btf: &'a Path,
+}
+
+/// The loaded probes.
+pub struct Sensor {
+    /// Holds the programs and their links: dropping it detaches them.
+    _ebpf: Ebpf,
+    credential_ring: AsyncFd<RingBuf<MapData>>,
+    process_ring: AsyncFd<RingBuf<MapData>>,
+    counts: PerCpuArray<MapData, u64>,
+    bloom: Array<MapData, [u64; BLOOM_WORDS]>,
+    rules: HashMap<MapData, u64, u32>,
+    inodes: HashMap<MapData, [u64; 2], u32>,
+    reads: HashMap<MapData, [u64; 3], [u64; 2]>,
+    agent: Array<MapData, u32>,
+    inode_filter: Box<[u64; BLOOM_WORDS]>,
+    learned: usize,
+    attached: Vec<Attached>,
+    /// Records that could not be decoded.
+    pub undecoded: u64,
+    pending: Vec<Observation>,
+}
+
+impl std::fmt::Debug for Sensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sensor")
+            .field("attached", &self.attached)
+            .finish_non_exhaustive()
+    }
+}
+
+/// After a batch, records gather for this long: it bounds the wake-ups, and is a tenth of the
+/// time in which a finding is promised.
+const GATHER: Duration = Duration::from_millis(5);
+
+impl Sensor {
+    /// Loads and attaches every probe that this kernel accepts; what it refuses is in
+    /// [`Sensor::attached`].
+    pub fn start(options: &Options<'_>) -> Result<Self, SensorError> {
+        let offsets = fields::resolve(options.btf)?;
+        let key = [options.key.k0, options.key.k1];
+        let mut ebpf = EbpfLoader::new()
+            // The probes carry no CO-RE relocations: the kernel's BTF need not be held in memory.
+            .btf(None)
+            .override_global("OFFSETS", &offsets, true)
+            .override_global("KEY", &key, true)
+            .load(PROBES)?;
+        let mut sensor = Self {
+            credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,
+            process_ring: ring(&mut ebpf, "PROCESS_RING")?,
+            counts: map(&mut ebpf, "COUNTS")?,
+            bloom: map(&mut ebpf, "BLOOM")?,
+            rules: map(&mut ebpf, "RULES")?,
+            inodes: map(&mut ebpf, "INODES")?,
+            reads: map(&mut ebpf, "READS")?,
+            agent: map(&mut ebpf, "AGENT")?,
+            inode_filter: Box::new([0; BLOOM_WORDS]),
+            learned: 0,
+            attached: Vec::new(),
+            undecoded: 0,
+            pending: Vec::new(),
+            _ebpf: ebpf,
+        };
+        sensor.set_rules(options.rules)?;
+        sensor.attach(options.cgroup)?;
+        Ok(sensor)
+    }
+
+    /// Replaces the rules of the kernel's filter. The exact rules come first, so that a bit that
+    /// is set always finds its rule.
+    pub fn set_rules(&mut self, rules: &Rules) -> Result<(), SensorError> {
+        let failed = |name| move |source| SensorError::Map { name, source };
+        let mut filter = Box::new([0u64; BLOOM_WORDS]);
+        for (key, value) in &rules.0 {
+            self.rules
+                .insert(key, value, 0)
+                .map_err(failed("RULES"))?;
+            let (word, mask) = bloom_position(*key);
+            filter[word] |= mask;
+        }
+        self.bloom
+            .set(0, *filter, 0)
+            .map_err(failed("BLOOM"))?;
+        let stale: Vec<u64> = self
+            .rules
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| !rules.0.contains_key(key))
+            .collect();
+        for key in stale {
+            self.rules.remove(&key).map_err(failed("RULES"))?;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, cgroup: Option<&Path>) -> Result<(), SensorError> {
+        ensure_tracefs();
+        let ebpf = &mut self._ebpf;
+        let mut attached = Vec::new();
+        // Processes first: what they do is attributed to them.
+        for (program, probe, hook) in [
+            ("process_fork", Probe::Process, "sched_process_fork"),
+            ("process_exec", Probe::Process, "sched_process_exec"),
+            ("process_exit", Probe::Process, "sched_process_exit"),
+            ("environ_exec", Probe::Environ, "sched_process_exec"),
+        ] {
+            let result = program_mut::<RawTracePoint>(ebpf, program)?;
+            let result = load_raw(result, hook);
+            attached.push(Attached {
+                probe,
+                mechanism: match hook {
+                    "sched_process_fork" => "raw_tp/sched_process_fork",
+                    "sched_process_exit" => "raw_tp/sched_process_exit",
+                    _ => "raw_tp/sched_process_exec",
+                },
+                error: result.err().map(|error| explain(&error)),
+            });
+        }
+        attached.extend(attach_opens(program_mut(ebpf, "file_open_exit")?));
+        for (program, mechanism) in [
+            ("connect_v4", "cgroup/connect4"),
+            ("connect_v6", "cgroup/connect6"),
+            ("connect_udp_v4", "cgroup/sendmsg4"),
+            ("connect_udp_v6", "cgroup/sendmsg6"),
+        ] {
+            let program = program_mut::<CgroupSockAddr>(ebpf, program)?;
+            let error = at_cgroup(cgroup, |file| {
+                program.load()?;
+                program.attach(file, CgroupAttachMode::Single).map(drop)
+            });
+            attached.push(Attached {
+                probe: Probe::Connect,
+                mechanism,
+                error,
+            });
+        }
+        let program = program_mut::<CgroupSkb>(ebpf, "hello_egress")?;
+        let error = at_cgroup(cgroup, |file| {
+            program.load()?;
+            program
+                .attach(file, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
+                .map(drop)
+        });
+        attached.push(Attached {
+            probe: Probe::Hello,
+            mechanism: "cgroup_skb/egress",
+            error,
+        });
+        if attached.iter().all(|program| program.error.is_some()) {
+            let first = attached.iter().find_map(|program| program.error.clone());
+            return Err(SensorError::NothingAttached(first.unwrap_or_default()));
+        }
+        self.attached = attached;
+        Ok(())
+    }
+
+    /// Every program, and what became of it.
+    pub fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// Tells the probes which process is the agent, whose reads are no news.
+    pub fn set_agent(&mut self, pid: u32) -> Result<(), SensorError> {
+        self.agent.set(0, pid, 0).map_err(|source| SensorError::Map {
+            name: "AGENT",
+            source,
+        })
+    }
+
+    /// From now on opens of this file are reported whatever its name.
+    pub fn learn(&mut self, file: FileId) -> Result<(), SensorError> {
+        self.note_inode(file, INODE_CREDENTIAL)?;
+        let (word, mask) = bloom_position(inode_key(file.inode));
+        if self.inode_filter[word] & mask == 0 {
+            self.inode_filter[word] |= mask;
+            self.bloom
+                .set(1, *self.inode_filter, 0)
+                .map_err(|source| SensorError::Map {
+                    name: "BLOOM",
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// From now on opens of this file are not reported: it only has the name of a credential.
+    pub fn ignore(&mut self, file: FileId) -> Result<(), SensorError> {
+        self.note_inode(file, INODE_IGNORED)
+    }
+
+    fn note_inode(&mut self, file: FileId, value: u32) -> Result<(), SensorError> {
+        // The map holds what fits; a file that does not is judged at each open instead.
+        if self.learned >= INODE_LIMIT {
+            return Ok(());
+        }
+        let key = InodeKey {
+            inode: file.inode,
+            device: file.device,
+            generation: file.generation,
+        };
+        self.inodes
+            .insert(inode_words(key), value, 0)
+            .map_err(|source| SensorError::Map {
+                name: "INODES",
+                source,
+            })?;
+        self.learned += 1;
+        Ok(())
+    }
+
+    /// Waits for records, at most for `limit`, and gives them in the order of their time.
+    ///
+    /// The credential ring is emptied first: what a process did before an event in it is then
+    /// already in the process ring, so nobody is judged before he is known.
+    pub async fn observe(&mut self, limit: Duration, into: &mut Vec<Observation>) -> Result<(), SensorError> {
+        tokio::select! {
+            ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
+            ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
+            () = tokio::time::sleep(limit) => {}
+        }
+        tokio::time::sleep(GATHER).await;
+        let clock = BootClock::now();
+        let pending = &mut self.pending;
+        for ring in [&mut self.credential_ring, &mut self.process_ring] {
+            let ring = ring.get_mut();
+            while let Some(item) = ring.next() {
+                match decode(&item, clock) {
+                    Ok(observation) => pending.push(observation),
+                    Err(error) => {
+                        self.undecoded += 1;
+                        tracing::warn!(%error, "a record of a probe was skipped");
+                    }
+                }
+            }
+        }
+        // Stable: records of one time stay in the order of their ring.
+        pending.sort_by_key(|observation| (observation.time(), order(observation)));
+        into.append(pending);
+        Ok(())
+    }
+
+    /// Counters since the start, by probe and stage.
+    pub fn counters(&self) -> Result<Counters, SensorError> {
+        let mut counters = Counters::default();
+        for index in 0..COUNTERS {
+            let values = self
+                .counts
+                .get(&(index as u32), 0)
+                .map_err(|source| SensorError::Map {
+                    name: "COUNTS",
+                    source,
+                })?;
+            counters.0[index] = values.iter().sum();
+        }
+        Ok(counters)
+    }
+
+    /// Takes the counts of repeated reads that no record told of, and forgets the processes that
+    /// are gone.
+    pub fn sweep_reads(&mut self, into: &mut Vec<Observation>) -> Result<(), SensorError> {
+        let clock = BootClock::now();
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        let entries: Vec<([u64; 3], [u64; 2])> = self.reads.iter().filter_map(Result::ok).collect();
+        for (key, value) in entries {
+            let (key, value) = (read_key(key), read_count(value));
+            if now.saturating_sub(value.sent) < SETTLED_NS {
+                continue;
+            }
+            if value.count > 0 {
+                into.push(Observation::FileRepeated {
+                    time: clock.at(now),
+                    subject: crate::model::Subject {
+                        pid: key.pid,
+                        start: key.start / 10_000_000,
+                    },
+                    device: key.device,
+                    inode: key.inode,
+                    count: value.count,
+                });
+            }
+            // A read between the look and this loses its count of one; the next is sent.
+            let _ = self.reads.remove(&read_words(key));
+        }
+        Ok(())
+    }
+}
+
+/// Entries of the inode map that are used.
+const INODE_LIMIT: usize = 60_000;
+/// A read that was not repeated for this long is taken out of the map.
+const SETTLED_NS: u64 = 3_000_000_000;
+
+/// Of observations with one time, what tells of processes comes first.
+fn order(observation: &Observation) -> u8 {
+    match observation {
+        Observation::Fork { .. } | Observation::Exec { .. } => 0,
+        Observation::Exit { .. } => 2,
+        _ => 1,
+    }
+}
+
+/// Counters of the probes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters([u64; COUNTERS]);
+
+impl Counters {
+    pub fn get(&self, probe: Probe, stage: Stage) -> u64 {
+        self.0[probe as usize * STAGES + stage as usize]
+    }
+}
+
+fn inode_words(key: InodeKey) -> [u64; 2] {
+    [
+        key.inode,
+        u64::from_ne_bytes({
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&key.device.to_ne_bytes());
+            bytes[4..].copy_from_slice(&key.generation.to_ne_bytes());
+            bytes
+        }),
+    ]
+}
+
+fn halves(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    (
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+    )
+}
+
+fn read_key([start, inode, rest]: [u64; 3]) -> ReadKey {
+    let (pid, device) = halves(rest);
+    ReadKey {
+        start,
+        inode,
+        pid,
+        device,
+    }
+}
+
+fn read_words(key: ReadKey) -> [u64; 3] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&key.pid.to_ne_bytes());
+    bytes[4..].copy_from_slice(&key.device.to_ne_bytes());
+    [key.start, key.inode, u64::from_ne_bytes(bytes)]
+}
+
+fn read_count([sent, rest]: [u64; 2]) -> ReadCount {
+    let (count, reserved) = halves(rest);
+    ReadCount {
+        sent,
+        count,
+        reserved,
+    }
+}
+
+fn map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, SensorError>
+where
+    T: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(SensorError::NoMap(name))?;
+    T::try_from(map).map_err(|source| SensorError::Map { name, source })
+}
+
+fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<AsyncFd<RingBuf<MapData>>, SensorError> {
+    let ring = map(ebpf, name)?;
+    // SAFETY: the descriptor is the map's own, and stays open as long as the ring that is moved in.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .map_err(|error| SensorError::Wait(error.into()))
+}
+
+fn program_mut<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, SensorError>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(SensorError::NoProgram(name))
+}
+
+fn load_raw(program: &mut RawTracePoint, hook: &str) -> Result<(), ProgramError> {
+    program.load()?;
+    program.attach(hook).map(drop)
+}
+
+/// The last resort of the file probe: the exits of the calls that open.
+fn attach_opens(program: &mut TracePoint) -> Vec<Attached> {
+    let loaded = program.load().err().map(|error| explain(&error));
+    [
+        ("sys_exit_open", "tracepoint/syscalls:sys_exit_open"),
+        ("sys_exit_openat", "tracepoint/syscalls:sys_exit_openat"),
+        ("sys_exit_openat2", "tracepoint/syscalls:sys_exit_openat2"),
+        (
+            "sys_exit_open_by_handle_at",
+            "tracepoint/syscalls:sys_exit_open_by_handle_at",
+        ),
+    ]
+    .into_iter()
+    // Some architectures have no open(2) of their own.
+    .filter(|(hook, _)| *hook != "sys_exit_open" || cfg!(target_arch = "x86_64"))
+    .map(|(hook, mechanism)| Attached {
+        probe: Probe::File,
+        mechanism,
+        error: loaded.clone().or_else(|| {
+            program
+                .attach("syscalls", hook)
+                .err()
+                .map(|error| explain(&error))
+        }),
+    })
+    .collect()
+}
+
+fn at_cgroup(
+    cgroup: Option<&Path>,
+    attach: impl FnOnce(File) -> Result<(), ProgramError>,
+) -> Option<String> {
+    let Some(path) = cgroup else {
+        return Some("no cgroup v2 file system is mounted".to_owned());
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => return Some(format!("cannot open {}: {error}", path.display())),
+    };
+    attach(file).err().map(|error| explain(&error))
+}
+
+/// An error with its causes, and without the verifier's log, which goes to the debug log.
+fn explain(error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        tracing::debug!(%verifier_log, "the verifier refused a probe");
+        return format!("the kernel refused it: {io_error}");
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+/// Where the kernel expects tracefs to be.
+const TRACEFS: &str = "/sys/kernel/tracing";
+
+/// Mounts tracefs where nobody has: hosts without systemd leave it out, and tracepoints are
+/// found by the numbers in it.
+fn ensure_tracefs() {
+    let there = |path: &str| Path::new(path).join("events").is_dir();
+    if there(TRACEFS) || there("/sys/kernel/debug/tracing") {
+        return;
+    }
+    let flags = rustix::mount::MountFlags::NOSUID
+        | rustix::mount::MountFlags::NODEV
+        | rustix::mount::MountFlags::NOEXEC;
+    match rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None) {
+        Ok(()) => tracing::info!("mounted tracefs at {TRACEFS}"),
+        Err(error) => tracing::warn!(%error, "tracefs is not mounted at {TRACEFS}, and cannot be"),
+    }
+}
+
+/// The cgroup v2 root that is mounted, if any.
+pub fn cgroup_root() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let point = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+    })
+}

@@ -1,0 +1,110 @@
+//! What the sensor gives: records decoded and checked, in the terms of user space.
+
+use crate::model::{Subject, Transport};
+use jiff::Timestamp;
+use std::{net::IpAddr, path::PathBuf};
+
+/// Whose task a record is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub time: Timestamp,
+    pub subject: Subject,
+    pub parent: Option<Subject>,
+    pub cgroup: u64,
+    pub uid: u32,
+    pub loginuid: Option<u32>,
+    pub tty: bool,
+    pub comm: String,
+}
+
+/// What tells one file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// As the kernel has it inside: major << 20 | minor.
+    pub device: u32,
+    pub inode: u64,
+    pub generation: u32,
+}
+
+/// One observation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    Exec {
+        stamp: Stamp,
+        exe: PathBuf,
+        /// The executable has no name any more, or never had one.
+        unlinked: bool,
+    },
+    Fork {
+        stamp: Stamp,
+    },
+    Exit {
+        stamp: Stamp,
+    },
+    FileOpened {
+        stamp: Stamp,
+        path: PathBuf,
+        truncated: bool,
+        file: FileId,
+        owner: u32,
+        count: u32,
+        /// The pipe or socket at the reader's standard output.
+        stdout: Option<u64>,
+    },
+    /// Opens counted in the kernel after the last record of the same file and process.
+    FileRepeated {
+        time: Timestamp,
+        subject: Subject,
+        device: u32,
+        inode: u64,
+        count: u32,
+    },
+    Variable {
+        stamp: Stamp,
+        name: String,
+        fingerprint: u64,
+        secret_len: u32,
+        /// Index in the prefix table of the catalog.
+        prefix: Option<u32>,
+        dots: u32,
+        url: bool,
+    },
+    Connected {
+        stamp: Stamp,
+        cookie: u64,
+        address: IpAddr,
+        port: u16,
+        transport: Transport,
+        stdin: Option<u64>,
+    },
+    /// The first payload of a connection, and its ClientHello where it is one.
+    Payload {
+        time: Timestamp,
+        cookie: u64,
+        hello: Option<Hello>,
+        /// The payload began like a ClientHello, and did not parse.
+        malformed: bool,
+    },
+}
+
+/// What a ClientHello says in clear.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    pub server_name: Option<String>,
+    pub alpn: Vec<String>,
+    pub ech: bool,
+}
+
+impl Observation {
+    pub fn time(&self) -> Timestamp {
+        match self {
+            Self::Exec { stamp, .. }
+            | Self::Fork { stamp }
+            | Self::Exit { stamp }
+            | Self::FileOpened { stamp, .. }
+            | Self::Variable { stamp, .. }
+            | Self::Connected { stamp, .. } => stamp.time,
+            Self::FileRepeated { time, .. } | Self::Payload { time, .. } => *time,
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! The trail: joins uses and connections into hops.
+//!
+//! Pure: time and events come in, uses and hops go out. The same code runs live, in `keytrail
+//! replay` and in the property tests.
+//!
+//! # Who holds a credential
+//!
+//! A process holds what it picked up itself, what came to it through a pipe, and what those above
+//! it picked up from files: a script reads a key and starts `curl` with it. It goes up to
+//! [`LEVELS`] above, and never across a change of user or of workload. Where none of that gives
+//! anything, what another child of the same shell picked up counts: `cat key; curl …`.
+
+use crate::model::{Credential, Destination, Evidence, Gap, Hop, Login, Place, Process, Source, Subject, Transport, Use, Workload};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
+
+/// How far above a process what it may have been handed is looked for.
+const LEVELS: usize = 2;
+/// A connection without payload is taken for a hop after this.
+const SETTLE: SignedDuration = SignedDuration::from_secs(2);
+/// Nodes of the dead are kept this long: their connections may still settle.
+const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
+/// Pipes through which a credential went are remembered, the oldest forgotten first.
+const PIPES: usize = 4096;
+/// Connections remembered, for what is presented on them later.
+const CONNECTIONS: usize = 65_536;
+/// Credentials that one process can hold in the table.
+const HOLDINGS: usize = 64;
+
+/// Ports of name and time servers and of address assignment: no hop of a credential, unless it
+/// is presented there.
+const SERVICE_PORTS: [u16; 9] = [53, 67, 68, 123, 323, 546, 547, 853, 5353];
+
+/// Who did it, as attribution knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    pub subject: Subject,
+    pub workload: Workload,
+    pub process: Process,
+}
+
+/// What the trail is told: observations, attributed and with their credentials. `keytrail
+/// record` writes them, one JSON object a line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    Fork {
+        time: Timestamp,
+        subject: Subject,
+        parent: Option<Subject>,
+    },
+    Exec {
+        time: Timestamp,
+        subject: Subject,
+        parent: Option<Subject>,
+        /// User and control group: what a credential in memory does not cross.
+        boundary: String,
+        /// The executable is a shell.
+        #[serde(default)]
+        shell: bool,
+    },
+    Exit {
+        time: Timestamp,
+        subject: Subject,
+    },
+    PickUp {
+        time: Timestamp,
+        who: Who,
+        credential: Credential,
+        place: Place,
+        count: u64,
+        /// The pipe at the reader's standard output.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdout: Option<u64>,
+        /// Whether the reader does so in the course of its duty, and hands it to nobody.
+        #[serde(default)]
+        usual: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<Login>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume_of: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pod_uid: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<Timestamp>,
+    },
+    Connect {
+        time: Timestamp,
+        who: Who,
+        connection: u64,
+        destination: Destination,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdin: Option<u64>,
+    },
+    /// The first payload of a connection, with the server name where it is a ClientHello.
+    Payload {
+        time: Timestamp,
+        connection: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination: Option<NamedBy>,
+    },
+    /// The fingerprint of a credential was seen in the bytes of a connection.
+    Presented {
+        time: Timestamp,
+        connection: u64,
+        credential: Credential,
+    },
+    Gap {
+        gap: Gap,
+    },
+    /// Time passes.
+    Tick {
+        time: Timestamp,
+    },
+}
+
+/// What a ClientHello adds to a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedBy {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    #[serde(default)]
+    pub ech: bool,
+}
+
+/// What comes out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Use(Box<Use>),
+    Hop(Box<Hop>),
+    Gap(Gap),
+}
+
+/// A credential that somebody holds.
+#[derive(Clone, Debug)]
+struct Holding {
+    credential: Arc<Credential>,
+    source: Source,
+    usual: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Node {
+    parent: Option<Subject>,
+    boundary: Arc<str>,
+    shell: bool,
+    /// Whether it became another program since it was forked.
+    execed: bool,
+    own: Vec<Holding>,
+    /// What helpers sent up through a pipe.
+    piped: Vec<Holding>,
+    /// What children picked up without any known way to here.
+    children: Vec<Holding>,
+    exited: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug)]
+struct Connection {
+    time: Timestamp,
+    who: Who,
+    destination: Destination,
+    stdin: Option<u64>,
+    settled: bool,
+    named: bool,
+}
+
+/// The state of the trail.
+#[derive(Debug, Default)]
+pub struct Trail {
+    nodes: HashMap<Subject, Node>,
+    pipes: HashMap<u64, Vec<Holding>>,
+    pipe_order: VecDeque<u64>,
+    connections: HashMap<u64, Connection>,
+    /// Connections in the order of their beginning.
+    order: VecDeque<u64>,
+    /// Those that wait for a payload.
+    waiting: VecDeque<u64>,
+    /// Payloads of connections that were not known.
+    pub unmatched: u64,
+}
+
+impl Trail {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in an event; what follows from it is appended.
+    pub fn take(&mut self, event: Event, out: &mut Vec<Outcome>) {
+        match event {
+            Event::Fork {
+                subject, parent, ..
+            } => self.fork(subject, parent),
+            Event::Exec {
+                subject,
+                parent,
+                boundary,
+                shell,
+                ..
+            } => self.exec(subject, parent, &boundary, shell),
+            Event::Exit { time, subject } => self.exit(time, subject, out),
+            Event::PickUp {
+                time,
+                who,
+                credential,
+                place,
+                count,
+                stdout,
+                usual,
+                login,
+                volume_of,
+                pod_uid,
+                modified,
+            } => {
+                let holding = Holding {
+                    credential: Arc::new(credential.clone()),
+                    source: place.source,
+                    usual,
+                };
+                self.pick_up(who.subject, holding, stdout);
+                out.push(Outcome::Use(Box::new(Use {
+                    time,
+                    workload: who.workload,
+                    process: who.process,
+                    credential,
+                    place,
+                    count,
+                    login,
+                    volume_of,
+                    pod_uid,
+                    modified,
+                })));
+            }
+            Event::Connect {
+                time,
+                who,
+                connection,
+                destination,
+                stdin,
+            } => self.connect(time, who, connection, destination, stdin, out),
+            Event::Payload {
+                time,
+                connection,
+                destination,
+            } => self.payload(time, connection, destination, out),
+            Event::Presented {
+                time,
+                connection,
+                credential,
+            } => self.presented(time, connection, credential, out),
+            Event::Gap { gap } => out.push(Outcome::Gap(gap)),
+            Event::Tick { time } => self.tick(time, out),
+        }
+    }
+
+    fn fork(&mut self, subject: Subject, parent: Option<Subject>) {
+        let mut node = Node {
+            parent,
+            ..Node::default()
+        };
+        if let Some(above) = parent.and_then(|parent| self.nodes.get(&parent)) {
+            node.boundary = Arc::clone(&above.boundary);
+            node.shell = above.shell;
+        }
+        self.nodes.insert(subject, node);
+    }
+
+    fn exec(&mut self, subject: Subject, parent: Option<Subject>, boundary: &str, shell: bool) {
+        let node = self.nodes.entry(subject).or_default();
+        if node.parent.is_none() {
+            node.parent = parent;
+        }
+        if &*node.boundary != boundary {
+            node.boundary = boundary.into();
+        }
+        node.shell = shell;
+        node.execed = true;
+        // The new program has the environment that it is given, and no memory of the old one's.
+        node.own
+            .retain(|holding| holding.source != Source::Environment);
+    }
+
+    fn exit(&mut self, time: Timestamp, subject: Subject, out: &mut Vec<Outcome>) {
+        if let Some(node) = self.nodes.get_mut(&subject) {
+            node.exited = Some(time);
+        }
+        let own: Vec<u64> = self
+            .waiting
+            .iter()
+            .copied()
+            .filter(|id| {
+                self.connections
+                    .get(id)
+                    .is_some_and(|connection| connection.who.subject == subject)
+            })
+            .collect();
+        for id in own {
+            self.settle(id, time, out);
+        }
+    }
+
+    fn pick_up(&mut self, subject: Subject, holding: Holding, stdout: Option<u64>) {
+        let node = self.nodes.entry(subject).or_default();
+        add(&mut node.own, &holding);
+        if holding.usual || holding.source == Source::Environment {
+            return;
+        }
+        let parent = node.parent;
+        let boundary = Arc::clone(&node.boundary);
+        if let Some(pipe) = stdout {
+            if !self.pipes.contains_key(&pipe) {
+                self.pipe_order.push_back(pipe);
+                if self.pipe_order.len() > PIPES
+                    && let Some(oldest) = self.pipe_order.pop_front()
+                {
+                    self.pipes.remove(&oldest);
+                }
+            }
+            add(self.pipes.entry(pipe).or_default(), &holding);
+        }
+        let Some(above) = parent.and_then(|parent| self.nodes.get_mut(&parent)) else {
+            return;
+        };
+        if above.boundary == boundary {
+            if stdout.is_some() {
+                add(&mut above.piped, &holding);
+            } else if above.shell {
+                add(&mut above.children, &holding);
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        time: Timestamp,
+        who: Who,
+        id: u64,
+        destination: Destination,
+        stdin: Option<u64>,
+        out: &mut Vec<Outcome>,
+    ) {
+        if self.order.len() >= CONNECTIONS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.connections.remove(&oldest);
+        }
+        let datagram = destination.transport == Transport::Udp;
+        let connection = Connection {
+            time,
+            who,
+            destination,
+            stdin,
+            settled: false,
+            named: false,
+        };
+        if self.connections.insert(id, connection).is_none() {
+            self.order.push_back(id);
+        }
+        if datagram {
+            self.settle(id, time, out);
+        } else {
+            self.waiting.push_back(id);
+        }
+    }
+
+    fn payload(
+        &mut self,
+        time: Timestamp,
+        id: u64,
+        named: Option<NamedBy>,
+        out: &mut Vec<Outcome>,
+    ) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            self.unmatched += 1;
+            return;
+        };
+        if let Some(named) = named {
+            // A name behind a proxy's CONNECT or a STARTTLS comes after the connection settled:
+            // that is another destination, reached through the first.
+            connection.destination.ech = named.ech;
+            if named.server_name.is_some() && !connection.named {
+                connection.named = true;
+                connection.settled = false;
+                connection.destination.name = named.server_name;
+                connection.destination.name_source = crate::model::NameSource::Sni;
+            }
+        }
+        self.settle(id, time, out);
+    }
+
+    /// The destination of a connection is as well known as it will be: its hops go out.
+    fn settle(&mut self, id: u64, time: Timestamp, out: &mut Vec<Outcome>) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if std::mem::replace(&mut connection.settled, true) {
+            return;
+        }
+        let connection = connection.clone();
+        if is_no_hop(&connection.destination) {
+            return;
+        }
+        let held = self.held(connection.who.subject, connection.stdin);
+        let evidence = if held.len() == 1 {
+            Evidence::Sole
+        } else {
+            Evidence::Held
+        };
+        for holding in held {
+            out.push(Outcome::Hop(Box::new(Hop {
+                time: time.max(connection.time),
+                workload: connection.who.workload.clone(),
+                process: connection.who.process.clone(),
+                credential: (*holding.credential).clone(),
+                destination: connection.destination.clone(),
+                evidence,
+            })));
+        }
+    }
+
+    fn presented(
+        &mut self,
+        time: Timestamp,
+        id: u64,
+        credential: Credential,
+        out: &mut Vec<Outcome>,
+    ) {
+        let Some(connection) = self.connections.get(&id) else {
+            self.unmatched += 1;
+            return;
+        };
+        out.push(Outcome::Hop(Box::new(Hop {
+            time,
+            workload: connection.who.workload.clone(),
+            process: connection.who.process.clone(),
+            credential,
+            destination: connection.destination.clone(),
+            evidence: Evidence::Presented,
+        })));
+    }
+
+    /// What a subject holds, each credential once.
+    fn held(&self, subject: Subject, stdin: Option<u64>) -> Vec<Holding> {
+        let mut held: BTreeMap<String, Holding> = BTreeMap::new();
+        let mut hold = |holdings: &[Holding], all: bool| {
+            for holding in holdings {
+                if all || (holding.source != Source::Environment && !holding.usual) {
+                    held.entry(holding.credential.id.0.clone())
+                        .or_insert_with(|| holding.clone());
+                }
+            }
+        };
+        if let Some(holdings) = stdin.and_then(|pipe| self.pipes.get(&pipe)) {
+            hold(holdings, true);
+        }
+        let Some(node) = self.nodes.get(&subject) else {
+            return held.into_values().collect();
+        };
+        hold(&node.own, true);
+        hold(&node.piped, true);
+        let mut lineage = Vec::new();
+        let mut copied = !node.execed;
+        let mut above = node.parent;
+        while let Some(parent) = above.and_then(|parent| self.nodes.get(&parent)) {
+            if lineage.len() == LEVELS || parent.boundary != node.boundary {
+                break;
+            }
+            // A fork that runs no other program has its parent's memory, environment included.
+            hold(&parent.own, copied);
+            hold(&parent.piped, false);
+            copied &= !parent.execed;
+            lineage.push(parent);
+            above = parent.parent;
+        }
+        if held.is_empty() {
+            for shell in std::iter::once(node)
+                .chain(lineage)
+                .filter(|node| node.shell)
+            {
+                for holding in &shell.children {
+                    held.entry(holding.credential.id.0.clone())
+                        .or_insert_with(|| holding.clone());
+                }
+                if !held.is_empty() {
+                    break;
+                }
+            }
+        }
+        held.into_values().collect()
+    }
+
+    fn tick(&mut self, now: Timestamp, out: &mut Vec<Outcome>) {
+        while let Some(id) = self.waiting.front().copied() {
+            match self.connections.get(&id) {
+                Some(connection)
+                    if !connection.settled && now.duration_since(connection.time) < SETTLE =>
+                {
+                    break;
+                }
+                _ => {
+                    self.waiting.pop_front();
+                    self.settle(id, now, out);
+                }
+            }
+        }
+        self.nodes.retain(|_, node| {
+            node.exited
+                .is_none_or(|exited| now.duration_since(exited) < TOMBSTONE)
+        });
+        // Connections of the dead are of no more use.
+        let (connections, nodes) = (&mut self.connections, &self.nodes);
+        self.order.retain(|id| {
+            let keep = connections.get(id).is_some_and(|connection| {
+                !connection.settled || nodes.contains_key(&connection.who.subject)
+            });
+            if !keep {
+                connections.remove(id);
+            }
+            keep
+        });
+    }
+}
+
+/// Adds a holding unless the credential is there already.
+fn add(holdings: &mut Vec<Holding>, holding: &Holding) {
+    let known = holdings
+        .iter()
+        .any(|known| known.credential.id == holding.credential.id);
+    if !known && holdings.len() < HOLDINGS {
+        holdings.push(holding.clone());
+    }
+}
+
+fn is_no_hop(destination: &Destination) -> bool {
+    SERVICE_PORTS.contains(&destination.port)
+        || (destination.name.is_none() && destination.address.is_loopback())
+        || destination.address.is_unspecified()
+        || destination.address.is_multicast()
+}
+
+#[cfg(test)]
+mod tests;

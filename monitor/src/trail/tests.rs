@@ -1,0 +1,363 @@
+use super::*;
+use crate::model::{CredentialId, Lifetime, NameSource, Role};
+use proptest::prelude::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).expect("in range")
+}
+
+fn subject(pid: u32) -> Subject {
+    Subject { pid, start: 1 }
+}
+
+fn who(pid: u32) -> Who {
+    Who {
+        subject: subject(pid),
+        workload: Workload::host("/usr/bin/app"),
+        process: Process {
+            pid,
+            start_time: at(0),
+            exe: "/usr/bin/app".into(),
+            comm: "app".into(),
+            uid: 0,
+            ancestors: vec![],
+        },
+    }
+}
+
+fn credential(id: u64) -> Credential {
+    Credential {
+        id: CredentialId::of_fingerprint(id),
+        name: None,
+        class: "aws-access-key".into(),
+        role: Role::Access,
+        lifetime: Lifetime::Static,
+        issued_at: None,
+        expires_at: None,
+        owner: None,
+        label: None,
+        audience: vec![],
+        sources: vec![],
+    }
+}
+
+fn exec(pid: u32, parent: u32, boundary: &str, shell: bool) -> Event {
+    Event::Exec {
+        time: at(0),
+        subject: subject(pid),
+        parent: Some(subject(parent)),
+        boundary: boundary.into(),
+        shell,
+    }
+}
+
+fn fork(pid: u32, parent: u32) -> Event {
+    Event::Fork {
+        time: at(0),
+        subject: subject(pid),
+        parent: Some(subject(parent)),
+    }
+}
+
+fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> Event {
+    Event::PickUp {
+        time: at(1),
+        who: who(pid),
+        credential: credential(id),
+        place: Place {
+            source,
+            place: "/x".into(),
+        },
+        count: 1,
+        stdout,
+        usual: false,
+        login: None,
+        volume_of: None,
+        pod_uid: None,
+        modified: None,
+    }
+}
+
+fn connect(pid: u32, id: u64, address: &str, port: u16) -> Event {
+    Event::Connect {
+        time: at(2),
+        who: who(pid),
+        connection: id,
+        destination: Destination {
+            address: address.parse().expect("an address"),
+            port,
+            name: None,
+            name_source: NameSource::None,
+            transport: Transport::Tcp,
+            ech: false,
+        },
+        stdin: None,
+    }
+}
+
+fn payload(id: u64, name: Option<&str>) -> Event {
+    Event::Payload {
+        time: at(3),
+        connection: id,
+        destination: name.map(|name| NamedBy {
+            server_name: Some(name.into()),
+            ech: false,
+        }),
+    }
+}
+
+/// `(credential, destination, evidence)` of every hop that follows from the events.
+fn hops(events: Vec<Event>) -> Vec<(String, String, Evidence)> {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    for event in events {
+        trail.take(event, &mut out);
+    }
+    out.into_iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Hop(hop) => Some((
+                hop.credential.id.0.clone(),
+                hop.destination.label(),
+                hop.evidence,
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
+fn id(number: u64) -> String {
+    CredentialId::of_fingerprint(number).0
+}
+
+#[test]
+fn one_credential_is_sole_and_two_are_held() {
+    let one = hops(vec![
+        pick(1, 7, Source::File, None),
+        connect(1, 1, "127.0.0.1", 443),
+        payload(1, Some("s3.example")),
+    ]);
+    assert_eq!(one, [(id(7), "s3.example:443".into(), Evidence::Sole)]);
+    let two = hops(vec![
+        pick(1, 7, Source::File, None),
+        pick(1, 8, Source::Environment, None),
+        connect(1, 1, "10.0.0.1", 443),
+        payload(1, None),
+    ]);
+    assert_eq!(
+        two,
+        [
+            (id(7), "10.0.0.1:443".into(), Evidence::Held),
+            (id(8), "10.0.0.1:443".into(), Evidence::Held)
+        ]
+    );
+}
+
+#[test]
+fn who_holds_nothing_makes_no_hop() {
+    assert_eq!(
+        hops(vec![connect(1, 1, "10.0.0.1", 443), payload(1, Some("x.example"))]),
+        []
+    );
+}
+
+#[test]
+fn name_servers_and_unnamed_loopback_are_no_hops() {
+    for (address, port) in [("10.0.0.1", 53), ("127.0.0.1", 9000), ("::1", 80), ("10.0.0.1", 123)] {
+        let found = hops(vec![
+            pick(1, 7, Source::File, None),
+            connect(1, 1, address, port),
+            payload(1, None),
+        ]);
+        assert_eq!(found, [], "{address}:{port}");
+    }
+}
+
+#[test]
+fn a_helper_hands_up_through_a_pipe() {
+    // sh: $(cat key), then curl.
+    let found = hops(vec![
+        exec(1, 0, "b", true),
+        fork(2, 1),
+        exec(2, 1, "b", false),
+        pick(2, 7, Source::File, Some(99)),
+        Event::Exit { time: at(1), subject: subject(2) },
+        fork(3, 1),
+        exec(3, 1, "b", false),
+        connect(3, 1, "10.0.0.1", 443),
+        payload(1, Some("x.example")),
+    ]);
+    assert_eq!(found, [(id(7), "x.example:443".into(), Evidence::Sole)]);
+}
+
+#[test]
+fn a_pipe_between_two_commands() {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    for event in [
+        exec(1, 0, "b", false),
+        fork(2, 1),
+        exec(2, 1, "b", false),
+        fork(3, 1),
+        exec(3, 1, "other", false),
+        pick(2, 7, Source::File, Some(99)),
+    ] {
+        trail.take(event, &mut out);
+    }
+    let Event::Connect { time, who, connection, destination, .. } = connect(3, 1, "10.0.0.1", 443) else {
+        unreachable!("connect gives a connect");
+    };
+    trail.take(Event::Connect { time, who, connection, destination, stdin: Some(99) }, &mut out);
+    trail.take(payload(1, None), &mut out);
+    assert!(matches!(out.last(), Some(Outcome::Hop(hop)) if hop.evidence == Evidence::Sole));
+}
+
+#[test]
+fn what_a_sibling_read_counts_below_a_shell_only() {
+    for (shell, expected) in [(true, 1), (false, 0)] {
+        let found = hops(vec![
+            exec(1, 0, "b", shell),
+            fork(2, 1),
+            exec(2, 1, "b", false),
+            pick(2, 7, Source::File, None),
+            fork(3, 1),
+            exec(3, 1, "b", false),
+            connect(3, 1, "10.0.0.1", 443),
+            payload(1, None),
+        ]);
+        assert_eq!(found.len(), expected, "shell: {shell}");
+    }
+}
+
+#[test]
+fn a_sibling_of_a_shell_does_not_weaken_ones_own() {
+    let found = hops(vec![
+        exec(1, 0, "b", true),
+        fork(2, 1),
+        exec(2, 1, "b", false),
+        pick(2, 7, Source::File, None),
+        fork(3, 1),
+        exec(3, 1, "b", false),
+        pick(3, 8, Source::File, None),
+        connect(3, 1, "10.0.0.1", 443),
+        payload(1, None),
+    ]);
+    assert_eq!(found, [(id(8), "10.0.0.1:443".into(), Evidence::Sole)]);
+}
+
+#[test]
+fn nothing_crosses_a_change_of_user_or_workload() {
+    let found = hops(vec![
+        exec(1, 0, "root", false),
+        pick(1, 7, Source::File, None),
+        fork(2, 1),
+        exec(2, 1, "user", false),
+        connect(2, 1, "10.0.0.1", 443),
+        payload(1, None),
+    ]);
+    assert_eq!(found, []);
+}
+
+#[test]
+fn an_environment_is_handed_on_by_exec_alone() {
+    let forked = hops(vec![
+        exec(1, 0, "b", false),
+        pick(1, 7, Source::Environment, None),
+        fork(2, 1),
+        connect(2, 1, "10.0.0.1", 443),
+        payload(1, None),
+    ]);
+    assert_eq!(forked.len(), 1, "a fork has its parent's memory");
+    let other = hops(vec![
+        exec(1, 0, "b", false),
+        pick(1, 7, Source::Environment, None),
+        fork(2, 1),
+        exec(2, 1, "b", false),
+        connect(2, 1, "10.0.0.1", 443),
+        payload(1, None),
+    ]);
+    assert_eq!(other, [], "the new program was given a clean environment");
+}
+
+#[test]
+fn a_name_after_a_proxys_connect_is_another_hop() {
+    let found = hops(vec![
+        pick(1, 7, Source::File, None),
+        connect(1, 1, "10.0.0.9", 3128),
+        payload(1, None),
+        payload(1, Some("paste.example")),
+    ]);
+    assert_eq!(
+        found.iter().map(|hop| hop.1.as_str()).collect::<Vec<_>>(),
+        ["10.0.0.9:3128", "paste.example:3128"]
+    );
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_a_hop_in_the_end() {
+    let mut events = vec![pick(1, 7, Source::File, None), connect(1, 1, "10.0.0.1", 443)];
+    assert_eq!(hops(events.clone()), []);
+    events.push(Event::Tick { time: at(10) });
+    assert_eq!(hops(events).len(), 1);
+}
+
+#[test]
+fn what_is_presented_is_the_strongest_evidence() {
+    let found = hops(vec![
+        connect(1, 1, "127.0.0.1", 80),
+        payload(1, None),
+        Event::Presented { time: at(4), connection: 1, credential: credential(7) },
+    ]);
+    assert_eq!(found, [(id(7), "127.0.0.1:80".into(), Evidence::Presented)]);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let pid = 1u32..6;
+    prop_oneof![
+        (pid.clone(), pid.clone()).prop_map(|(child, parent)| fork(child, parent)),
+        (pid.clone(), pid.clone(), "[ab]", any::<bool>()).prop_map(|(a, b, c, d)| exec(a, b, &c, d)),
+        pid.clone().prop_map(|pid| Event::Exit { time: at(5), subject: subject(pid) }),
+        (pid.clone(), 1u64..4, any::<bool>(), proptest::option::of(1u64..3)).prop_map(|(p, id, file, out)| {
+            pick(p, id, if file { Source::File } else { Source::Environment }, out)
+        }),
+        (pid, 1u64..5).prop_map(|(pid, id)| connect(pid, id, "10.0.0.1", 443)),
+        (1u64..5, any::<bool>()).prop_map(|(id, named)| payload(id, named.then_some("x.example"))),
+        (1u64..5).prop_map(|id| Event::Presented { time: at(5), connection: id, credential: credential(3) }),
+        (0i64..200).prop_map(|second| Event::Tick { time: at(second) }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn evidence_is_never_stronger_than_it_is(events in proptest::collection::vec(any_event(), 0..60)) {
+        let picked: std::collections::HashSet<String> = events.iter().filter_map(|event| match event {
+            Event::PickUp { credential, .. } => Some(credential.id.0.clone()),
+            _ => None,
+        }).collect();
+        let presented = events.iter().any(|event| matches!(event, Event::Presented { .. }));
+        let mut trail = Trail::new();
+        let mut out = Vec::new();
+        for event in events {
+            let before = out.len();
+            let single = matches!(event, Event::Connect { .. } | Event::Payload { .. });
+            trail.take(event, &mut out);
+            let hops: Vec<_> = out[before..].iter().filter_map(|outcome| match outcome {
+                Outcome::Hop(hop) => Some(hop),
+                _ => None,
+            }).collect();
+            for hop in &hops {
+                match hop.evidence {
+                    Evidence::Presented => prop_assert!(presented),
+                    // One event settles one connection: `sole` stands alone there.
+                    Evidence::Sole => prop_assert!(!single || hops.len() == 1),
+                    Evidence::Held => prop_assert!(hops.len() > 1),
+                }
+                prop_assert!(hop.evidence == Evidence::Presented || picked.contains(&hop.credential.id.0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_events_give_the_same_hops(events in proptest::collection::vec(any_event(), 0..40)) {
+        prop_assert_eq!(hops(events.clone()), hops(events));
+    }
+}
