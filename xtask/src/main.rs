@@ -1,1 +1,60 @@
-fn main(){}
+//! `cargo xtask`: every routine command of Keytrail.
+
+mod bench;
+mod build;
+mod demo;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+
+/// Every routine command of Keytrail
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put in place what the build needs: the sources of `core`, bpf-linker
+    Setup,
+    /// Build the probes and the agent, as they ship
+    Build,
+    /// Build, and run the agent with the arguments given (root)
+    Run {
+        /// Arguments of `keytrail run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Show the main job on real processes, on this machine (root)
+    Demo,
+    /// Everything that must hold: format, lints, unit, property and end-to-end tests
+    Test,
+    /// Measure what the probes cost, against an empty program (root)
+    Bench {
+        /// Rounds, of which medians are taken
+        #[arg(long, default_value_t = 15)]
+        rounds: usize,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Setup => setup::run(),
+        Command::Build => build::run().map(drop),
+        Command::Run { arguments } => build::run_agent(&arguments),
+        Command::Demo => demo::run(),
+        Command::Test => test::run(),
+        Command::Bench { rounds } => bench::run(rounds),
+    }
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}

@@ -1,0 +1,201 @@
+//! A running agent, and questions to it.
+
+use crate::wait_for;
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+/// The `keytrail` that was built beside this program.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("KEYTRAIL_BIN") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    own.ancestors()
+        .map(|directory| directory.join("keytrail"))
+        .find(|path| path.is_file())
+        .context("no `keytrail` beside this program: build it with `cargo xtask build`")
+}
+
+/// An agent that is stopped when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    pub state_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub findings: PathBuf,
+    pub log: PathBuf,
+}
+
+/// How long an agent may take to its readiness on a loaded machine.
+const START: Duration = Duration::from_secs(20);
+
+impl Agent {
+    /// Starts an agent on a free port, with its state in `directory`, and waits until it is ready.
+    pub fn start(directory: &Path, more: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(directory, more)?;
+        wait_for("the agent is ready", START, || {
+            if let Some(status) = agent.child.try_wait()? {
+                bail!("the agent ended with {status}: {}", agent.log_text());
+            }
+            Ok(agent
+                .get("/readyz")
+                .ok()
+                .filter(|(status, _)| *status == 200))
+        })?;
+        Ok(agent)
+    }
+
+    fn spawn(directory: &Path, more: &[&str]) -> Result<Self> {
+        // A free port; nobody else takes it in the moment between.
+        let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let state_dir = directory.join("state");
+        let findings = directory.join("findings.jsonl");
+        let log = directory.join("agent.log");
+        let child = Command::new(binary()?)
+            .arg("run")
+            .arg("--state-dir")
+            .arg(&state_dir)
+            .args(["--listen", &listen.to_string()])
+            .arg("--findings")
+            .arg(&findings)
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::options().create(true).append(true).open(&log)?)
+            .spawn()
+            .context("cannot start the agent")?;
+        Ok(Self {
+            child,
+            state_dir,
+            listen,
+            findings,
+            log,
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the agent wrote to standard error.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A GET of the agent's HTTP side: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.listen)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+            self.listen
+        )?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .context("no HTTP status")?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// A question of the CLI to this agent's ledger.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(Command::new(binary()?)
+            .args(arguments)
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            .output()?)
+    }
+
+    /// The same as JSON; `None` where the command failed, as it does for what is not known yet.
+    pub fn json(&self, arguments: &[&str]) -> Result<Option<Value>> {
+        let output = self.ask(&[arguments, &["--output", "json"]].concat())?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_slice(&output.stdout)?))
+    }
+
+    /// Asks until the answer is as wanted; gives it.
+    pub fn await_json(
+        &self,
+        arguments: &[&str],
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let mut last = None;
+        wait_for(
+            &format!("`keytrail {}`", arguments.join(" ")),
+            Duration::from_secs(8),
+            || {
+                last = self.json(arguments)?;
+                Ok(last.clone().filter(|answer| wanted(answer)))
+            },
+        )
+        .with_context(|| {
+            format!("the last answer: {}", last.map_or_else(|| "none".to_owned(), |answer| answer.to_string()))
+        })
+    }
+
+    /// The findings of the stream so far.
+    pub fn findings(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(&self.findings).unwrap_or_default();
+        text.lines()
+            .map(|line| serde_json::from_str(line).context("a line of findings is no JSON"))
+            .collect()
+    }
+
+    /// Waits for a finding of the stream.
+    pub fn await_finding(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait_for("a finding", Duration::from_secs(8), || {
+            Ok(self.findings()?.into_iter().find(|finding| wanted(finding)))
+        })
+    }
+
+    /// The value of a metric, summed over the series whose line holds every one of `labels`.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let (_, text) = self.get("/metrics")?;
+        Ok(text
+            .lines()
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                    && labels.iter().all(|label| line.contains(label))
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum())
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Ends it as a service manager does, and waits.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,32 @@
+//! What the end-to-end scenarios and the demo need: a TLS server on loopback, workloads in
+//! control groups of their own, and a running agent.
+
+pub mod agent;
+pub mod server;
+pub mod workload;
+
+use anyhow::{Result, bail};
+use std::time::{Duration, Instant};
+
+/// Asks again until there is an answer; what is awaited is named in the error.
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if Instant::now() > end {
+            bail!("{what}: not within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether this process is root, which the probes need.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

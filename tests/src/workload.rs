@@ -1,0 +1,82 @@
+//! Workloads: shell commands, in a control group with the path of a systemd unit.
+
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// A control group that looks like a unit's, removed when dropped.
+#[derive(Debug)]
+pub struct Unit {
+    path: PathBuf,
+}
+
+impl Unit {
+    /// Makes `…/keytrail-lab.slice/NAME` at the cgroup v2 root.
+    pub fn new(name: &str) -> Result<Self> {
+        let root = cgroup_root().context("no cgroup v2 file system is mounted")?;
+        let path = root.join("keytrail-lab.slice").join(name);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// Runs a command of the shell in it, and waits.
+    pub fn sh(&self, script: &str, environment: &[(&str, &str)]) -> Result<Output> {
+        // The shell moves itself before it becomes the workload's.
+        let enter = format!("echo $$ > '{}/cgroup.procs' && exec bash -c \"$0\"", self.path.display());
+        run(Command::new("bash")
+            .args(["-c", &enter, script])
+            .envs(environment.iter().copied()))
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        // What still runs in it keeps the directory; that is no failure of the scenario.
+        let _ = fs::remove_dir(&self.path);
+        if let Some(slice) = self.path.parent() {
+            let _ = fs::remove_dir(slice);
+        }
+    }
+}
+
+/// Runs a command of the shell, outside any unit.
+pub fn sh(script: &str, environment: &[(&str, &str)]) -> Result<Output> {
+    run(Command::new("bash")
+        .args(["-c", script])
+        .envs(environment.iter().copied()))
+}
+
+fn run(command: &mut Command) -> Result<Output> {
+    let output = command.output().context("cannot run bash")?;
+    if !output.status.success() {
+        bail!(
+            "the workload ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output)
+}
+
+fn cgroup_root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let point = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+    })
+}
+
+/// Writes an AWS credentials file with one obviously fake key; gives its path.
+pub fn aws_credentials(directory: &Path, key_id: &str, secret: &str) -> Result<PathBuf> {
+    let path = directory.join(".aws/credentials");
+    fs::create_dir_all(directory.join(".aws"))?;
+    fs::write(
+        &path,
+        format!("[default]\naws_access_key_id = {key_id}\naws_secret_access_key = {secret}\n"),
+    )?;
+    Ok(path)
+}

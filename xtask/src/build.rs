@@ -1,0 +1,51 @@
+//! Building and running.
+
+use crate::{root, setup};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::Command,
+};
+
+/// A cargo in the root of the workspace, without what the outer cargo put in the environment.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Runs a command to its end; a failure names it.
+pub fn succeed(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    if !status.success() {
+        let arguments: Vec<_> = command
+            .get_args()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect();
+        bail!(
+            "`{} {}` ended with {status}",
+            command.get_program().display(),
+            arguments.join(" ")
+        );
+    }
+    Ok(())
+}
+
+/// Builds the agent with its probes; gives its path.
+pub fn run() -> Result<PathBuf> {
+    setup::run()?;
+    succeed(cargo().args(["build", "--release", "--package", "keytrail"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release").join("keytrail"))
+}
+
+/// Builds, and becomes the agent.
+pub fn run_agent(arguments: &[String]) -> Result<()> {
+    let binary = run()?;
+    let error = Command::new(&binary).arg("run").args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run {}", binary.display()))
+}

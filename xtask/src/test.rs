@@ -1,0 +1,57 @@
+//! Everything that must hold.
+
+use crate::{
+    build::{self, cargo, succeed},
+    setup,
+};
+use anyhow::{Result, bail};
+
+/// The end-to-end scenarios need root. Without it they are skipped, and counted; in CI nothing
+/// is skipped.
+pub fn run() -> Result<()> {
+    let root = lab::is_root();
+    if !root && std::env::var_os("CI").is_some() {
+        bail!("the end-to-end scenarios need root, and in CI nothing is skipped");
+    }
+    setup::run()?;
+    step("format");
+    succeed(cargo().args(["fmt", "--all", "--check"]))?;
+    step("build");
+    build::run()?;
+    step("lints");
+    succeed(cargo().args([
+        "clippy", "--release", "--workspace", "--exclude", "monitor-ebpf", "--all-targets", "--",
+        "-D", "warnings",
+    ]))?;
+    step("lints of the probes");
+    succeed(
+        cargo()
+            .args(["clippy", "--release", "--package", "monitor-ebpf"])
+            .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
+            .args(["--target-dir", "target/bpf-lints", "--", "-D", "warnings"])
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\""),
+    )?;
+    step("unit and property tests");
+    succeed(cargo().args([
+        "test", "--release", "--workspace", "--exclude", "monitor-ebpf", "--exclude", "lab",
+    ]))?;
+    step("end-to-end scenarios");
+    if root {
+        succeed(cargo().args(["test", "--release", "--package", "lab"]))?;
+    } else {
+        let listed = cargo()
+            .args(["test", "--release", "--quiet", "--package", "lab", "--", "--list"])
+            .output()?;
+        let count = String::from_utf8_lossy(&listed.stdout)
+            .lines()
+            .filter(|line| line.ends_with(": test"))
+            .count();
+        println!("{count} end-to-end scenarios skipped: they need root");
+    }
+    Ok(())
+}
+
+fn step(name: &str) {
+    eprintln!("\n── {name}");
+}
