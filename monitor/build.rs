@@ -16,7 +16,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = manifest
         .parent()
         .ok_or("the package stands outside its workspace")?;
-    for watched in ["monitor-ebpf", "monitor-common", "Cargo.lock", "rust-toolchain.toml"] {
+    for watched in [
+        "monitor-ebpf",
+        "monitor-common",
+        "Cargo.lock",
+        "rust-toolchain.toml",
+    ] {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo:rerun-if-env-changed=KEYTRAIL_TOOLS");
@@ -48,14 +53,24 @@ fn main() -> Result<(), Box<dyn Error>> {
             ]
             .join("\u{1f}"),
         );
-    for outer in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"] {
+    for outer in [
+        "RUSTC",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET",
+    ] {
         cargo.env_remove(outer);
     }
     let status = cargo.status()?;
     if !status.success() {
         return Err("the probes do not build; `cargo xtask setup` puts in place what they need (rust-src, bpf-linker)".into());
     }
-    let object = build_dir.join(target).join("release").join("keytrail-probes");
+    let object = build_dir
+        .join(target)
+        .join("release")
+        .join("keytrail-probes");
     let out = Path::new(&env::var("OUT_DIR")?).join("keytrail-probes");
     std::fs::copy(object, out)?;
     Ok(())

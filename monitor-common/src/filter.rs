@@ -160,7 +160,15 @@ mod tests {
 
     #[test]
     fn kinds_and_names_do_not_collide() {
-        let names = ["credentials", "config", "token", ".netrc", "id_rsa", "a", ""];
+        let names = [
+            "credentials",
+            "config",
+            "token",
+            ".netrc",
+            "id_rsa",
+            "a",
+            "",
+        ];
         let mut keys: Vec<u64> = names
             .iter()
             .map(|n| key(Kind::Name, hash_of(n.as_bytes())))

@@ -198,10 +198,7 @@ fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64) {
     {
         candidate.word = value + 1;
     }
-    let mut first = First {
-        bytes: 0,
-        place,
-    };
+    let mut first = First { bytes: 0, place };
     if value_len >= 12 {
         // SAFETY: the destination is eight bytes on the stack; the helper checks the source.
         unsafe {

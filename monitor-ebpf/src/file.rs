@@ -1,7 +1,9 @@
 //! Credential files opened for reading.
 
 use crate::{
-    kernel::{self, Block, S_IFREG, current_pid, field, fill_header, now, pick, pick32, read, read_to},
+    kernel::{
+        self, Block, S_IFREG, current_pid, field, fill_header, now, pick, pick32, read, read_to,
+    },
     maps::{Bloom, CREDENTIAL_RING, INODES, RULES, count, is_agent, send},
     path,
 };

@@ -4,7 +4,7 @@ use crate::{
     attribution::{Attribution, PathNames},
     credential::{Credentials, catalog::Catalog},
     ledger::{Writer, read::Reader},
-    model::Gap,
+    model::{Gap, NOT_COVERED},
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
@@ -86,7 +86,10 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     let catalog = catalog(&document, settings.config.as_deref())?;
     let metrics = Arc::new(Metrics::new()?);
     metrics.reload_success.set(1);
-    let key = fingerprint_key(&settings.state_dir, document.fingerprint_key_file.as_deref())?;
+    let key = fingerprint_key(
+        &settings.state_dir,
+        document.fingerprint_key_file.as_deref(),
+    )?;
     let _lock = lock(&settings.state_dir)?;
     let (ledger, last_alive) = if settings.record.is_none() {
         let (writer, last) = Writer::open(&settings.state_dir, document.retention.clone())?;
@@ -203,7 +206,9 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     let started = Instant::now();
     let cgroup = cgroup_root();
     if cgroup.is_none() {
-        tracing::warn!("no cgroup v2 file system is mounted: connections and TLS server names are not seen");
+        tracing::warn!(
+            "no cgroup v2 file system is mounted: connections and TLS server names are not seen"
+        );
     }
     let mut rules = parts.catalog.rules(subdirectories);
     let mut sensor = Sensor::start(&Options {
@@ -229,18 +234,15 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         .await
         .context("the self-test of the probes failed")?;
     let attribution = Attribution::new(cgroup, Box::new(PathNames));
-    let credentials = Credentials::new(Arc::clone(&parts.catalog), parts.key)
-        .context("no buffer for secrets")?;
+    let credentials =
+        Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
     let mut joiner = Joiner::new(attribution, credentials);
     events.extend(joiner.adopt(now, own));
     observations.retain(|observation| !is_of(observation, own));
     joiner.join(&mut observations, &mut events);
     parts.judge.take(&mut events)?;
     parts.ready.store(true, Ordering::Release);
-    tracing::info!(
-        milliseconds = started.elapsed().as_millis() as u64,
-        "ready"
-    );
+    tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
     let mut watch = Watch::new(parts.config.clone());
     let mut second = Instant::now();
     let mut seconds = 0u64;
@@ -287,7 +289,9 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                 }
                 Err(error) => {
                     parts.judge.sinks.metrics.reload_success.set(0);
-                    tracing::error!("the configuration has changed and is wrong; the old one stays: {error:#}");
+                    tracing::error!(
+                        "the configuration has changed and is wrong; the old one stays: {error:#}"
+                    );
                 }
             }
         }
@@ -346,7 +350,7 @@ fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) ->
         }
     }
     for known in KNOWN_GAPS {
-        gaps.push(gap("not-covered", None, known.to_owned(), now, None));
+        gaps.push(gap(NOT_COVERED, None, known.to_owned(), now, None));
     }
     gaps
 }
@@ -449,12 +453,14 @@ impl Watch {
             return None;
         }
         self.seen = now;
-        Some(Document::load(&config).map_err(anyhow::Error::from).and_then(
-            |document| {
-                let catalog = catalog(&document, Some(&config))?;
-                Ok((document, catalog))
-            },
-        ))
+        Some(
+            Document::load(&config)
+                .map_err(anyhow::Error::from)
+                .and_then(|document| {
+                    let catalog = catalog(&document, Some(&config))?;
+                    Ok((document, catalog))
+                }),
+        )
     }
 }
 
@@ -482,7 +488,9 @@ fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Key
                 .recursive(true)
                 .mode(0o700)
                 .create(state_dir)
-                .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
+                .with_context(|| {
+                    format!("cannot make the state directory {}", state_dir.display())
+                })?;
             state_dir.join("fingerprint.key")
         }
     };

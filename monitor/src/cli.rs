@@ -238,7 +238,10 @@ fn run(command: Command) -> Result<(), Failure> {
                 && !crate::policy::RULES.iter().any(|known| known.name == rule)
             {
                 let known: Vec<&str> = crate::policy::RULES.iter().map(|rule| rule.name).collect();
-                return Err(Failure::Usage(format!("no rule `{rule}`; there are {}", known.join(", "))));
+                return Err(Failure::Usage(format!(
+                    "no rule `{rule}`; there are {}",
+                    known.join(", ")
+                )));
             }
             let answer = open(&store)?.findings(rule.as_deref(), range.range())?;
             print(store.output, &answer, table::findings)

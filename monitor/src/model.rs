@@ -227,6 +227,9 @@ impl Destination {
     }
 }
 
+/// The kind of a gap that this release has everywhere.
+pub const NOT_COVERED: &str = "not-covered";
+
 /// An interval or a kind of traffic that was not observed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {

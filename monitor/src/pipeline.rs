@@ -39,7 +39,9 @@ pub struct Joiner {
 /// Reads remembered for their repeats.
 const READS: usize = 16_384;
 
-const SHELLS: [&str; 9] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "mksh", "busybox"];
+const SHELLS: [&str; 9] = [
+    "sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "mksh", "busybox",
+];
 
 impl Joiner {
     pub fn new(attribution: Attribution, credentials: Credentials) -> Self {

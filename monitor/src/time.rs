@@ -22,8 +22,11 @@ pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     if let Ok(time) = text.trim().parse::<Timestamp>() {
         return Ok(time);
     }
-    let before = duration(text)
-        .map_err(|_| format!("`{text}` is no time: write RFC 3339 (2026-01-02T03:04:05Z) or a duration ago (2h, 7d)"))?;
+    let before = duration(text).map_err(|_| {
+        format!(
+            "`{text}` is no time: write RFC 3339 (2026-01-02T03:04:05Z) or a duration ago (2h, 7d)"
+        )
+    })?;
     now.checked_sub(before)
         .map_err(|_| format!("`{text}` is too long ago"))
 }
@@ -35,8 +38,14 @@ mod tests {
     #[test]
     fn both_forms() {
         let now: Timestamp = "2026-01-08T00:00:00Z".parse().expect("a time");
-        assert_eq!(moment("7d", now).map(|t| t.to_string()), Ok("2026-01-01T00:00:00Z".into()));
-        assert_eq!(moment("2h", now).map(|t| t.to_string()), Ok("2026-01-07T22:00:00Z".into()));
+        assert_eq!(
+            moment("7d", now).map(|t| t.to_string()),
+            Ok("2026-01-01T00:00:00Z".into())
+        );
+        assert_eq!(
+            moment("2h", now).map(|t| t.to_string()),
+            Ok("2026-01-07T22:00:00Z".into())
+        );
         assert!(moment("2026-01-02T03:04:05Z", now).is_ok());
         for wrong in ["", "yesterday", "-2h", "99999999d"] {
             assert!(moment(wrong, now).is_err(), "{wrong}");

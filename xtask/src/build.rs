@@ -2,11 +2,7 @@
 
 use crate::{root, setup};
 use anyhow::{Context as _, Result, bail};
-use std::{
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::Command,
-};
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 /// A cargo in the root of the workspace, without what the outer cargo put in the environment.
 pub fn cargo() -> Command {
@@ -38,8 +34,8 @@ pub fn succeed(command: &mut Command) -> Result<()> {
 pub fn run() -> Result<PathBuf> {
     setup::run()?;
     succeed(cargo().args(["build", "--release", "--package", "keytrail"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join("release").join("keytrail"))
 }
 

@@ -25,7 +25,9 @@ const TOKEN: &str = "ghp_FAKEdemoFAKEdemoFAKEdemoFAKEdemoFAKE";
 
 pub fn run() -> Result<()> {
     if !lab::is_root() {
-        bail!("the demo attaches probes to the kernel and needs root: run it as `sudo -E cargo xtask demo`");
+        bail!(
+            "the demo attaches probes to the kernel and needs root: run it as `sudo -E cargo xtask demo`"
+        );
     }
     build::run()?;
     let directory = tempfile::tempdir()?;
@@ -61,10 +63,14 @@ pub fn run() -> Result<()> {
         &[("GITHUB_TOKEN", TOKEN)],
     )?;
     agent.await_json(&["query", "where", &key], |answer| {
-        answer["hops"].as_array().is_some_and(|hops| hops.len() >= 2)
+        answer["hops"]
+            .as_array()
+            .is_some_and(|hops| hops.len() >= 2)
     })?;
     agent.await_json(&["query", "where", "env:GITHUB_TOKEN"], |answer| {
-        answer["hops"].as_array().is_some_and(|hops| !hops.is_empty())
+        answer["hops"]
+            .as_array()
+            .is_some_and(|hops| !hops.is_empty())
     })?;
     show(&agent, &["findings"])?;
     show(&agent, &["query", "where", &key])?;
@@ -73,9 +79,14 @@ pub fn run() -> Result<()> {
     title("The metrics that moved");
     let (_, metrics) = agent.get("/metrics")?;
     for line in metrics.lines().filter(|line| {
-        ["keytrail_hops_total", "keytrail_findings_total", "keytrail_credential_uses_total", "keytrail_events_lost_total"]
-            .iter()
-            .any(|family| line.starts_with(family))
+        [
+            "keytrail_hops_total",
+            "keytrail_findings_total",
+            "keytrail_credential_uses_total",
+            "keytrail_events_lost_total",
+        ]
+        .iter()
+        .any(|family| line.starts_with(family))
             && !line.ends_with(" 0")
     }) {
         anstream::println!("{line}");
@@ -101,7 +112,11 @@ fn show(agent: &Agent, arguments: &[&str]) -> Result<()> {
     let output = command.output()?;
     anstream::stdout().write_all(&output.stdout)?;
     if !output.status.success() {
-        bail!("`keytrail {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "`keytrail {}` failed: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

@@ -115,7 +115,11 @@ fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
         format!("-oDir::Cache={}", at("cache").display()),
         "-oAPT::Sandbox::User=root".to_owned(),
     ];
-    succeed(Command::new("apt-get").args(&options).args(["update", "-qq"]))?;
+    succeed(
+        Command::new("apt-get")
+            .args(&options)
+            .args(["update", "-qq"]),
+    )?;
     let listed = Command::new("apt-cache")
         .args(&options)
         .args(["madison", "rust-src"])
@@ -125,7 +129,10 @@ fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
         .lines()
         .filter_map(|line| line.split('|').nth(1))
         .map(str::trim)
-        .find(|version| version.starts_with(&format!("{}+", rustc.release)) || version.starts_with(&format!("{}-", rustc.release)))
+        .find(|version| {
+            version.starts_with(&format!("{}+", rustc.release))
+                || version.starts_with(&format!("{}-", rustc.release))
+        })
         .with_context(|| format!("Debian has no rust-src {}", rustc.release))?;
     succeed(
         Command::new("apt-get")
@@ -148,12 +155,7 @@ fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
     if let Some(above) = library.parent() {
         fs::create_dir_all(above)?;
     }
-    succeed(
-        Command::new("cp")
-            .arg("-r")
-            .arg(&unpacked)
-            .arg(library),
-    )?;
+    succeed(Command::new("cp").arg("-r").arg(&unpacked).arg(library))?;
     eprintln!("setup: rust-src {version} is at {}", library.display());
     Ok(())
 }
@@ -210,7 +212,11 @@ fn linker(rustc: &Rustc) -> Result<()> {
         Command::new("cargo")
             .args(["install", "--quiet", "--locked", "--root"])
             .arg(&tools)
-            .args(["--no-default-features", "--features", &format!("llvm-{}", rustc.llvm)])
+            .args([
+                "--no-default-features",
+                "--features",
+                &format!("llvm-{}", rustc.llvm),
+            ])
             .arg(format!("bpf-linker@{BPF_LINKER}"))
             .current_dir(crate::root())
             .env("LLVM_PREFIX", prefix.path()),

@@ -20,8 +20,15 @@ pub fn run() -> Result<()> {
     build::run()?;
     step("lints");
     succeed(cargo().args([
-        "clippy", "--release", "--workspace", "--exclude", "monitor-ebpf", "--all-targets", "--",
-        "-D", "warnings",
+        "clippy",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "monitor-ebpf",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
     ]))?;
     step("lints of the probes");
     succeed(
@@ -34,14 +41,28 @@ pub fn run() -> Result<()> {
     )?;
     step("unit and property tests");
     succeed(cargo().args([
-        "test", "--release", "--workspace", "--exclude", "monitor-ebpf", "--exclude", "lab",
+        "test",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "monitor-ebpf",
+        "--exclude",
+        "lab",
     ]))?;
     step("end-to-end scenarios");
     if root {
         succeed(cargo().args(["test", "--release", "--package", "lab"]))?;
     } else {
         let listed = cargo()
-            .args(["test", "--release", "--quiet", "--package", "lab", "--", "--list"])
+            .args([
+                "test",
+                "--release",
+                "--quiet",
+                "--package",
+                "lab",
+                "--",
+                "--list",
+            ])
             .output()?;
         let count = String::from_utf8_lossy(&listed.stdout)
             .lines()

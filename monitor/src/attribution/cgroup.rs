@@ -71,8 +71,11 @@ fn pod_uid(part: &str) -> Option<String> {
     };
     let uid = uid.replace('_', "-");
     // A static pod's uid is a hash of 32 digits.
-    (uid.len() >= 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'))
-        .then_some(uid)
+    (uid.len() >= 32
+        && uid
+            .bytes()
+            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-'))
+    .then_some(uid)
 }
 
 /// Groups by the id that BPF gives, with `/proc/PID/cgroup` where the id says nothing.
@@ -195,17 +198,71 @@ mod tests {
     fn containers_pods_and_units() {
         let underscored = UID.replace('-', "_");
         for (path, container, pod, unit) in [
-            (format!("/kubepods/burstable/pod{UID}/{ID}"), true, true, None),
-            (format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscored}.slice/cri-containerd-{ID}.scope"), true, true, None),
-            (format!("/kubepods.slice/kubepods-pod{underscored}.slice/crio-{ID}.scope"), true, true, None),
-            (format!("/system.slice/docker-{ID}.scope"), true, false, None),
+            (
+                format!("/kubepods/burstable/pod{UID}/{ID}"),
+                true,
+                true,
+                None,
+            ),
+            (
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscored}.slice/cri-containerd-{ID}.scope"
+                ),
+                true,
+                true,
+                None,
+            ),
+            (
+                format!("/kubepods.slice/kubepods-pod{underscored}.slice/crio-{ID}.scope"),
+                true,
+                true,
+                None,
+            ),
+            (
+                format!("/system.slice/docker-{ID}.scope"),
+                true,
+                false,
+                None,
+            ),
             (format!("/docker/{ID}"), true, false, None),
-            (format!("/machine.slice/libpod-{ID}.scope/container"), true, false, None),
-            (format!("/system.slice/containerd.service/kubepods-besteffort-pod{underscored}.slice:cri-containerd:{ID}"), true, false, None),
-            (format!("/machine.slice/libpod-conmon-{ID}.scope"), false, false, None),
-            ("/system.slice/nginx.service".to_owned(), false, false, Some("nginx.service")),
-            ("/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service".to_owned(), false, false, Some("sync.service")),
-            ("/user.slice/user-1000.slice/session-3.scope".to_owned(), false, false, None),
+            (
+                format!("/machine.slice/libpod-{ID}.scope/container"),
+                true,
+                false,
+                None,
+            ),
+            (
+                format!(
+                    "/system.slice/containerd.service/kubepods-besteffort-pod{underscored}.slice:cri-containerd:{ID}"
+                ),
+                true,
+                false,
+                None,
+            ),
+            (
+                format!("/machine.slice/libpod-conmon-{ID}.scope"),
+                false,
+                false,
+                None,
+            ),
+            (
+                "/system.slice/nginx.service".to_owned(),
+                false,
+                false,
+                Some("nginx.service"),
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service".to_owned(),
+                false,
+                false,
+                Some("sync.service"),
+            ),
+            (
+                "/user.slice/user-1000.slice/session-3.scope".to_owned(),
+                false,
+                false,
+                None,
+            ),
             ("/".to_owned(), false, false, None),
         ] {
             let group = parse(&path);

@@ -189,7 +189,10 @@ impl Attribution {
         if self.adopt(stamp.subject.pid) == Some(stamp.subject) {
             return;
         }
-        let parent = stamp.parent.and_then(|parent| self.table.get(&parent)).cloned();
+        let parent = stamp
+            .parent
+            .and_then(|parent| self.table.get(&parent))
+            .cloned();
         if parent.is_none() {
             self.unattributed += 1;
         }
@@ -363,7 +366,10 @@ mod tests {
     fn stamp(pid: u32, parent: u32) -> Stamp {
         Stamp {
             time: Timestamp::UNIX_EPOCH,
-            subject: Subject { pid, start: u64::from(pid) },
+            subject: Subject {
+                pid,
+                start: u64::from(pid),
+            },
             parent: Some(Subject {
                 pid: parent,
                 start: u64::from(parent),

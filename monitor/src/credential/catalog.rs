@@ -136,7 +136,9 @@ impl Catalog {
         let embedded = parse(EMBEDDED)?;
         document.classes.extend(embedded.classes);
         document.never_files.extend(embedded.never_files);
-        document.never_environment.extend(embedded.never_environment);
+        document
+            .never_environment
+            .extend(embedded.never_environment);
         document.metadata.extend(embedded.metadata);
         document.classes.push(Class {
             class: WRITTEN.to_owned(),
@@ -226,7 +228,10 @@ impl Catalog {
     /// The class of a variable by its name.
     pub fn variable(&self, name: &str) -> Option<&Class> {
         let matched = self.variables.matches(name);
-        let first = matched.iter().map(|glob| self.variable_class[*glob]).min()?;
+        let first = matched
+            .iter()
+            .map(|glob| self.variable_class[*glob])
+            .min()?;
         let class = &self.classes[first];
         if self.never_variables.is_match(name) && class.class != WRITTEN {
             return None;
@@ -287,12 +292,9 @@ impl Catalog {
 
     /// Whether an executable reads such a credential in the course of its duty.
     pub fn is_usual(&self, class: &str, executable: &str) -> bool {
-        self.classes
-            .iter()
-            .enumerate()
-            .any(|(index, candidate)| {
-                candidate.class == class && self.usual[index].is_match(executable)
-            })
+        self.classes.iter().enumerate().any(|(index, candidate)| {
+            candidate.class == class && self.usual[index].is_match(executable)
+        })
     }
 
     /// Whether an address is a metadata service.
@@ -493,9 +495,18 @@ mod tests {
     #[test]
     fn files_of_every_kind() {
         for (path, class) in [
-            ("/var/run/secrets/kubernetes.io/serviceaccount/..2024_11_24_01/token", "k8s-service-account-token"),
-            ("/run/secrets/eks.amazonaws.com/serviceaccount/token", "eks-web-identity-token"),
-            ("/run/secrets/azure/wi/token/azure-identity-token", "azure-federated-token"),
+            (
+                "/var/run/secrets/kubernetes.io/serviceaccount/..2024_11_24_01/token",
+                "k8s-service-account-token",
+            ),
+            (
+                "/run/secrets/eks.amazonaws.com/serviceaccount/token",
+                "eks-web-identity-token",
+            ),
+            (
+                "/run/secrets/azure/wi/token/azure-identity-token",
+                "azure-federated-token",
+            ),
             ("/home/u/.aws/credentials", "aws-access-key"),
             ("/root/.aws/sso/cache/abc.json", "aws-sso-token"),
             ("/root/.docker/config.json", "registry-credential"),
@@ -510,7 +521,10 @@ mod tests {
             ("/srv/tls/server.p12", "keystore"),
             ("/run/secrets/payments/stripe", "mounted-secret"),
             ("/run/credentials/nginx.service/tls", "systemd-credential"),
-            ("/var/lib/kubelet/pods/1-2/volumes/kubernetes.io~secret/db/..2024_x/password", "volume-secret"),
+            (
+                "/var/lib/kubelet/pods/1-2/volumes/kubernetes.io~secret/db/..2024_x/password",
+                "volume-secret",
+            ),
             ("/vault/secrets/db", "vault-agent-secret"),
         ] {
             assert_eq!(class_of(path).as_deref(), Some(class), "{path}");
@@ -538,7 +552,15 @@ mod tests {
             assert_eq!(class_of(path), None, "{path}");
         }
         let catalog = catalog();
-        for name in ["PWD", "HOME", "PATH", "AWS_WEB_IDENTITY_TOKEN_FILE", "SSH_AUTH_SOCK", "TOKEN_PATH", "LANG"] {
+        for name in [
+            "PWD",
+            "HOME",
+            "PATH",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "SSH_AUTH_SOCK",
+            "TOKEN_PATH",
+            "LANG",
+        ] {
             assert!(catalog.variable(name).is_none(), "{name}");
         }
     }
@@ -555,15 +577,27 @@ mod tests {
             ("DB_PASSWORD", "generic-secret"),
             ("DATABASE_URL", "database-password"),
         ] {
-            assert_eq!(catalog.variable(name).map(|c| c.class.as_str()), Some(class), "{name}");
+            assert_eq!(
+                catalog.variable(name).map(|c| c.class.as_str()),
+                Some(class),
+                "{name}"
+            );
         }
         assert_eq!(
-            catalog.form(b"ghs_fakefakefakefakefake").map(|c| c.class.as_str()),
+            catalog
+                .form(b"ghs_fakefakefakefakefake")
+                .map(|c| c.class.as_str()),
             Some("github-app-token")
         );
         assert!(catalog.form(b"plain text of no form").is_none());
-        assert_eq!(catalog.at_home("aws-access-key", "s3.eu-central-1.amazonaws.com"), Some(true));
-        assert_eq!(catalog.at_home("aws-access-key", "paste.example"), Some(false));
+        assert_eq!(
+            catalog.at_home("aws-access-key", "s3.eu-central-1.amazonaws.com"),
+            Some(true)
+        );
+        assert_eq!(
+            catalog.at_home("aws-access-key", "paste.example"),
+            Some(false)
+        );
         assert_eq!(catalog.at_home("private-key", "paste.example"), None);
     }
 
@@ -578,7 +612,10 @@ mod tests {
         assert!(has(Kind::Parent, "secrets") && has(Kind::Parent, "nginx.service"));
         assert!(rules.contains_key(&key(Kind::Suffix, word_of(b".p12"))));
         assert!(rules.contains_key(&key(Kind::Prefix, word_of(b".env"))));
-        assert!(!rules.contains_key(&key(Kind::Word, word_of(b"pwd"))), "PWD is everywhere");
+        assert!(
+            !rules.contains_key(&key(Kind::Word, word_of(b"pwd"))),
+            "PWD is everywhere"
+        );
         assert_eq!(rules[&key(Kind::Word, word_of(b"url"))], URL_WORD);
         assert!(rules.contains_key(&value_key(word_of(b"ghp_"), 4)));
     }

@@ -82,7 +82,11 @@ impl Finder<'_> {
         let facts = jwt(secret).unwrap_or_default();
         let class = self.class_of(secret, &facts);
         let fingerprint = self.print(secret);
-        if self.found.iter().any(|found| found.fingerprint == fingerprint) {
+        if self
+            .found
+            .iter()
+            .any(|found| found.fingerprint == fingerprint)
+        {
             return;
         }
         let label = label.or_else(|| facts.subject.clone());
@@ -100,7 +104,10 @@ impl Finder<'_> {
             .subject
             .as_deref()
             .is_some_and(|subject| subject.starts_with("system:serviceaccount:"))
-            && matches!(self.class.class.as_str(), "mounted-secret" | "volume-secret" | "jwt" | "named-secret")
+            && matches!(
+                self.class.class.as_str(),
+                "mounted-secret" | "volume-secret" | "jwt" | "named-secret"
+            )
         {
             return "k8s-service-account-token".to_owned();
         }
@@ -122,7 +129,12 @@ impl Finder<'_> {
     fn is_general(&self) -> bool {
         matches!(
             self.class.class.as_str(),
-            "mounted-secret" | "volume-secret" | "dotenv-secret" | "systemd-credential" | "named-secret" | "vault-agent-secret"
+            "mounted-secret"
+                | "volume-secret"
+                | "dotenv-secret"
+                | "systemd-credential"
+                | "named-secret"
+                | "vault-agent-secret"
         )
     }
 
@@ -191,12 +203,16 @@ impl Finder<'_> {
         };
         for (section, properties) in ini.iter() {
             for (name, value) in properties.iter() {
-                // `.npmrc` has `//registry.example/:_authToken`.
-                let (scope, field) = name.rsplit_once(':').unwrap_or(("", name));
+                // `.npmrc` has `//registry.example/:_authToken=…`, and to the parser the first `:`
+                // or `=` ends the name.
+                let (scope, field, value) = match value.split_once('=') {
+                    Some((field, value)) if name.starts_with("//") => (name, field, value),
+                    _ => ("", name, value),
+                };
                 if self.class.keys.iter().any(|key| key == field) {
-                    let label = section
-                        .map(str::to_owned)
-                        .or_else(|| (!scope.is_empty()).then(|| scope.trim_matches('/').to_owned()));
+                    let label = section.map(str::to_owned).or_else(|| {
+                        (!scope.is_empty()).then(|| scope.trim_matches('/').to_owned())
+                    });
                     self.add(value, label, Vec::new());
                 }
             }
@@ -239,9 +255,16 @@ impl Finder<'_> {
     fn json_fields(&mut self, value: &Value, label: Option<&str>) {
         match value {
             Value::Object(object) => {
-                let own = ["name", "host", "user", "client_email", "clientId", "startUrl"]
-                    .iter()
-                    .find_map(|name| object.get(*name).and_then(Value::as_str));
+                let own = [
+                    "name",
+                    "host",
+                    "user",
+                    "client_email",
+                    "clientId",
+                    "startUrl",
+                ]
+                .iter()
+                .find_map(|name| object.get(*name).and_then(Value::as_str));
                 let label = own.or(label);
                 let expires = ["expiresAt", "expires_at", "expiresOn", "Expiration"]
                     .iter()
@@ -298,9 +321,17 @@ impl Finder<'_> {
     fn is_secret_name(&self, name: &str) -> bool {
         if self.class.keys.is_empty() {
             let lower = name.to_ascii_lowercase();
-            return ["token", "secret", "password", "private_key", "api_key", "apikey", "passwd"]
-                .iter()
-                .any(|word| lower.ends_with(word));
+            return [
+                "token",
+                "secret",
+                "password",
+                "private_key",
+                "api_key",
+                "apikey",
+                "passwd",
+            ]
+            .iter()
+            .any(|word| lower.ends_with(word));
         }
         self.class.keys.iter().any(|key| key == name)
     }
@@ -325,7 +356,10 @@ impl Finder<'_> {
 
     /// `host:port:database:user:password`, with `\:` and `\\` escaped.
     fn pgpass(&mut self, text: &str) {
-        for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        for line in text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+        {
             let mut fields = vec![String::new()];
             let mut escaped = false;
             for character in line.chars() {
@@ -346,7 +380,11 @@ impl Finder<'_> {
                 }
             }
             if let [host, _, database, user, password] = fields.as_slice() {
-                self.add(password, Some(format!("{user}@{host}/{database}")), Vec::new());
+                self.add(
+                    password,
+                    Some(format!("{user}@{host}/{database}")),
+                    Vec::new(),
+                );
             }
         }
     }
@@ -465,7 +503,10 @@ impl Finder<'_> {
                 .decode(auth.trim())
                 .ok()
                 .and_then(|pair| String::from_utf8(pair).ok())
-                .and_then(|pair| pair.split_once(':').map(|(_, password)| password.to_owned()));
+                .and_then(|pair| {
+                    pair.split_once(':')
+                        .map(|(_, password)| password.to_owned())
+                });
             let as_sent = self.print(auth.trim().as_bytes());
             match password {
                 Some(password) => {
@@ -516,7 +557,9 @@ fn pem_blocks(text: &str) -> Vec<(String, String)> {
 }
 
 fn certificate_dates(body: &str) -> Option<(Option<Timestamp>, Option<Timestamp>)> {
-    let der = base64::engine::general_purpose::STANDARD.decode(body).ok()?;
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(body)
+        .ok()?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
     let validity = certificate.validity();
     Some((
@@ -581,7 +624,12 @@ mod tests {
 
     fn token(claims: &str) -> String {
         let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
-        format!("{}.{}.{}", part(r#"{"alg":"RS256","typ":"JWT"}"#), part(claims), part("fakesignature"))
+        format!(
+            "{}.{}.{}",
+            part(r#"{"alg":"RS256","typ":"JWT"}"#),
+            part(claims),
+            part("fakesignature")
+        )
     }
 
     #[test]
@@ -602,13 +650,24 @@ mod tests {
 
     #[test]
     fn a_service_account_token_tells_its_dates_and_audience() {
-        let jwt = token(r#"{"iss":"x","sub":"system:serviceaccount:shop:api","aud":["https://kubernetes.default.svc"],"iat":1700000000,"exp":1700003600}"#);
-        let found = find("/run/secrets/kubernetes.io/serviceaccount/token", &format!("{jwt}\n"));
+        let jwt = token(
+            r#"{"iss":"x","sub":"system:serviceaccount:shop:api","aud":["https://kubernetes.default.svc"],"iat":1700000000,"exp":1700003600}"#,
+        );
+        let found = find(
+            "/run/secrets/kubernetes.io/serviceaccount/token",
+            &format!("{jwt}\n"),
+        );
         assert_eq!(found[0].fingerprint, print(&jwt));
         assert_eq!(found[0].class, "k8s-service-account-token");
-        assert_eq!(found[0].facts.expires_at, Timestamp::from_second(1_700_003_600).ok());
+        assert_eq!(
+            found[0].facts.expires_at,
+            Timestamp::from_second(1_700_003_600).ok()
+        );
         assert_eq!(found[0].facts.audience, ["https://kubernetes.default.svc"]);
-        assert_eq!(found[0].label.as_deref(), Some("system:serviceaccount:shop:api"));
+        assert_eq!(
+            found[0].label.as_deref(),
+            Some("system:serviceaccount:shop:api")
+        );
     }
 
     #[test]
@@ -616,24 +675,54 @@ mod tests {
         let kubeconfig = "apiVersion: v1\nusers:\n- name: a\n  user: {token: faketoken-a}\n- name: b\n  user: {password: fakepass-b}\n";
         let found = find("/root/.kube/config", kubeconfig);
         assert_eq!(
-            found.iter().map(|f| (f.fingerprint, f.label.clone())).collect::<Vec<_>>(),
-            [(print("faketoken-a"), Some("a".into())), (print("fakepass-b"), Some("b".into()))]
+            found
+                .iter()
+                .map(|f| (f.fingerprint, f.label.clone()))
+                .collect::<Vec<_>>(),
+            [
+                (print("faketoken-a"), Some("a".into())),
+                (print("fakepass-b"), Some("b".into()))
+            ]
         );
         let auth = base64::engine::general_purpose::STANDARD.encode("user:fakepass");
-        let found = find("/root/.docker/config.json", &format!(r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}},"other":{{"identitytoken":"fakeidentity"}}}}}}"#));
-        assert!(found.iter().any(|f| f.fingerprint == print("fakepass") && f.aliases == [print(&auth)]));
+        let found = find(
+            "/root/.docker/config.json",
+            &format!(
+                r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}},"other":{{"identitytoken":"fakeidentity"}}}}}}"#
+            ),
+        );
+        assert!(
+            found
+                .iter()
+                .any(|f| f.fingerprint == print("fakepass") && f.aliases == [print(&auth)])
+        );
         assert!(found.iter().any(|f| f.fingerprint == print("fakeidentity")));
-        let found = find("/root/.netrc", "machine a.example login u password fakepw-a\nmachine b.example login v password fakepw-b\n");
+        let found = find(
+            "/root/.netrc",
+            "machine a.example login u password fakepw-a\nmachine b.example login v password fakepw-b\n",
+        );
         assert_eq!(found.len(), 2);
-        assert!(found[0].fingerprint == print("fakepw-a") && found[0].label.as_deref() == Some("a.example"));
-        let found = find("/root/.npmrc", "//registry.npmjs.org/:_authToken=npm_fakefakefakefake\nfoo=bar\n");
+        assert!(
+            found[0].fingerprint == print("fakepw-a")
+                && found[0].label.as_deref() == Some("a.example")
+        );
+        let found = find(
+            "/root/.npmrc",
+            "//registry.npmjs.org/:_authToken=npm_fakefakefakefake\nfoo=bar\n",
+        );
         assert_eq!(found[0].fingerprint, print("npm_fakefakefakefake"));
         assert_eq!(found[0].class, "npm-token");
         let found = find("/root/.pgpass", "db:5432:shop:app:fake\\:pass\n");
         assert_eq!(found[0].fingerprint, print("fake:pass"));
-        let found = find("/root/.git-credentials", "https://user:fakepass@git.example\n");
+        let found = find(
+            "/root/.git-credentials",
+            "https://user:fakepass@git.example\n",
+        );
         assert_eq!(found[0].fingerprint, print("fakepass"));
-        let found = find("/srv/.env", "PORT=80\nexport GITHUB_TOKEN=\"ghp_fakefakefakefakefake\"\nDATABASE_URL=postgres://u:fakedbpass@db/x\nDEBUG=true\n");
+        let found = find(
+            "/srv/.env",
+            "PORT=80\nexport GITHUB_TOKEN=\"ghp_fakefakefakefakefake\"\nDATABASE_URL=postgres://u:fakedbpass@db/x\nDEBUG=true\n",
+        );
         let classes: Vec<_> = found.iter().map(|f| f.class.as_str()).collect();
         assert_eq!(classes, ["database-password", "github-token"]);
         assert_eq!(found[0].fingerprint, print("fakedbpass"));
@@ -644,7 +733,10 @@ mod tests {
         let text = "-----BEGIN PRIVATE KEY-----\nRkFLRQ==\n-----END PRIVATE KEY-----\n";
         let found = find("/srv/tls/server.key", text);
         assert_eq!(found[0].fingerprint, print("RkFLRQ=="));
-        let found = find("/etc/ssl/private/snake.pem", "-----BEGIN CERTIFICATE-----\nRkFLRQ==\n-----END CERTIFICATE-----\n");
+        let found = find(
+            "/etc/ssl/private/snake.pem",
+            "-----BEGIN CERTIFICATE-----\nRkFLRQ==\n-----END CERTIFICATE-----\n",
+        );
         assert!(found.is_empty(), "a certificate alone is no secret");
     }
 

@@ -177,8 +177,9 @@ impl Credentials {
         let found = if class.format == Format::Opaque {
             Vec::new()
         } else {
-            self.buffer
-                .with_file(opened, |bytes| contents::secrets(&catalog, class, key, bytes))?
+            self.buffer.with_file(opened, |bytes| {
+                contents::secrets(&catalog, class, key, bytes)
+            })?
         };
         let found = Arc::new(found);
         let modified = Timestamp::from_second(metadata.mtime()).ok();
@@ -201,9 +202,16 @@ impl Credentials {
         let named = |name: &str| variables.iter().find(|variable| variable.name == name);
         let mut aliases = Vec::new();
         if let Some(id) = named("AWS_ACCESS_KEY_ID") {
-            for other in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"] {
+            for other in [
+                "AWS_SECRET_ACCESS_KEY",
+                "AWS_SESSION_TOKEN",
+                "AWS_SECURITY_TOKEN",
+            ] {
                 if let Some(other) = named(other) {
-                    self.alias(other.fingerprint, &CredentialId::of_fingerprint(id.fingerprint));
+                    self.alias(
+                        other.fingerprint,
+                        &CredentialId::of_fingerprint(id.fingerprint),
+                    );
                     aliases.push(other.fingerprint);
                 }
             }
@@ -366,7 +374,8 @@ fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog
         // A variable that may hold a URL is a secret only by the password in it.
         let needs_url = class.environment.is_empty()
             || (!class.url_environment.is_empty() && variable.name.ends_with("_URL"));
-        (!needs_url || variable.url) && variable.secret_len >= if variable.url { 1 } else { SHORTEST }
+        (!needs_url || variable.url)
+            && variable.secret_len >= if variable.url { 1 } else { SHORTEST }
     });
     let by_form = variable
         .prefix
@@ -424,7 +433,8 @@ mod tests {
 
     fn variable(name: &str, secret: &str) -> Variable {
         let catalog = Catalog::new("", &[], &[]).expect("embedded");
-        Variable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes()).expect("an entry")
+        Variable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes())
+            .expect("an entry")
     }
 
     fn own_view() -> View<'static> {
@@ -465,7 +475,8 @@ mod tests {
         assert_eq!(picked.len(), 1);
         assert_eq!(picked[0].0.id, id);
         // The secret half alone is the same credential.
-        let alone = credentials.in_environment(&[variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret")]);
+        let alone = credentials
+            .in_environment(&[variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret")]);
         assert_eq!(alone[0].0.id, id);
     }
 
@@ -476,8 +487,11 @@ mod tests {
         let mut credentials = credentials();
         let mut ids = Vec::new();
         for password in ["fake-one", "fake-other"] {
-            std::fs::write(&path, format!("machine a login b password {password}\n")).expect("written");
-            let found = credentials.in_file(&path, file_id(&path), own_view()).expect("found");
+            std::fs::write(&path, format!("machine a login b password {password}\n"))
+                .expect("written");
+            let found = credentials
+                .in_file(&path, file_id(&path), own_view())
+                .expect("found");
             ids.push(found.credentials[0].id.clone());
         }
         assert_ne!(ids[0], ids[1]);
@@ -487,8 +501,14 @@ mod tests {
     fn what_cannot_be_read_is_known_by_place() {
         let mut credentials = credentials();
         let path = Path::new("/nonexistent/.netrc");
-        let file = FileId { device: 1, inode: 1, generation: 0 };
-        let found = credentials.in_file(path, file, own_view()).expect("by place");
+        let file = FileId {
+            device: 1,
+            inode: 1,
+            generation: 0,
+        };
+        let found = credentials
+            .in_file(path, file, own_view())
+            .expect("by place");
         assert!(found.credentials[0].id.0.starts_with("loc-"));
         assert_eq!(credentials.unreadable, 1);
     }
@@ -503,9 +523,14 @@ mod tests {
             ("SOME_JSON", "eyJmYWtlIjoieCJ9fakefakefake"),
             ("SSH_AUTH_SOCK", "/tmp/ssh-fake/agent.1"),
         ] {
-            assert_eq!(credentials.in_environment(&[variable(name, value)]), vec![], "{name}");
+            assert_eq!(
+                credentials.in_environment(&[variable(name, value)]),
+                vec![],
+                "{name}"
+            );
         }
-        let url = credentials.in_environment(&[variable("DATABASE_URL", "postgres://u:fakepassword@db/x")]);
+        let url = credentials
+            .in_environment(&[variable("DATABASE_URL", "postgres://u:fakepassword@db/x")]);
         let plain = credentials.in_environment(&[variable("PGPASSWORD", "fakepassword")]);
         assert_eq!(url[0].0.id, plain[0].0.id);
     }

@@ -59,7 +59,11 @@ impl SecretBuffer {
     }
 
     /// Reads a file, as much as fits, gives it to `look`, and zeroizes it.
-    pub fn with_file<T>(&mut self, file: &mut File, look: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+    pub fn with_file<T>(
+        &mut self,
+        file: &mut File,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> io::Result<T> {
         let mut len = 0;
         let result = loop {
             let place = &mut self.whole()[len..];
@@ -106,9 +110,7 @@ mod tests {
         file.write_all(b"FAKE-secret").expect("written");
         std::io::Seek::rewind(&mut file).expect("rewound");
         let mut buffer = SecretBuffer::new(4096).expect("mapped");
-        let seen = buffer
-            .with_file(&mut file, <[u8]>::to_vec)
-            .expect("read");
+        let seen = buffer.with_file(&mut file, <[u8]>::to_vec).expect("read");
         assert_eq!(seen, b"FAKE-secret");
         assert!(buffer.whole().iter().all(|byte| *byte == 0));
     }
@@ -119,6 +121,9 @@ mod tests {
         file.write_all(&[7; 10_000]).expect("written");
         std::io::Seek::rewind(&mut file).expect("rewound");
         let mut buffer = SecretBuffer::new(4096).expect("mapped");
-        assert_eq!(buffer.with_file(&mut file, <[u8]>::len).expect("read"), 4096);
+        assert_eq!(
+            buffer.with_file(&mut file, <[u8]>::len).expect("read"),
+            4096
+        );
     }
 }

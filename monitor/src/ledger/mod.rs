@@ -24,9 +24,13 @@ pub enum LedgerError {
     },
     #[error("there is no ledger at {0}; has the agent run with this --state-dir?")]
     Absent(PathBuf),
-    #[error("the ledger {path} is damaged ({reason}); move it away and start anew, or restore a copy")]
+    #[error(
+        "the ledger {path} is damaged ({reason}); move it away and start anew, or restore a copy"
+    )]
     Damaged { path: PathBuf, reason: String },
-    #[error("the ledger {path} has schema {found}, and this Keytrail knows up to {known}: use the newer Keytrail that wrote it")]
+    #[error(
+        "the ledger {path} has schema {found}, and this Keytrail knows up to {known}: use the newer Keytrail that wrote it"
+    )]
     Newer {
         path: PathBuf,
         found: i64,

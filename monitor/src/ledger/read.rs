@@ -24,11 +24,15 @@ use thiserror::Error;
 pub enum QueryError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("no credential is known by `{0}`: it takes an id, the beginning of one, a name of the policy, a path, or env:NAME; `keytrail inventory` lists them")]
+    #[error(
+        "no credential is known by `{0}`: it takes an id, the beginning of one, a name of the policy, a path, or env:NAME; `keytrail inventory` lists them"
+    )]
     NoCredential(String),
     #[error("`{text}` is the beginning of {} ids: {}", .ids.len(), .ids.join(", "))]
     Ambiguous { text: String, ids: Vec<String> },
-    #[error("no workload is known by `{0}`: it takes namespace/name, a unit, a container, or the path of an executable")]
+    #[error(
+        "no workload is known by `{0}`: it takes namespace/name, a unit, a container, or the path of an executable"
+    )]
     NoWorkload(String),
 }
 
@@ -115,7 +119,7 @@ pub enum Event {
     Use {
         time: Timestamp,
         #[serde(flatten)]
-        row: UseRow,
+        row: Box<UseRow>,
     },
     Hop {
         time: Timestamp,
@@ -195,7 +199,8 @@ pub struct Reader {
 
 const USES: &str = "SELECT credential, w.json, process, source, place, count, first_seen, last_seen
     FROM use_hour JOIN workload w ON w.id = workload";
-const HOPS: &str = "SELECT credential, w.json, d.json, evidence, verdict, count, first_seen, last_seen, process
+const HOPS: &str =
+    "SELECT credential, w.json, d.json, evidence, verdict, count, first_seen, last_seen, process
     FROM hop_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination";
 
 /// Events of a timeline at most; the newest are kept.
@@ -222,7 +227,9 @@ impl Reader {
         if version != schema::KNOWN {
             return Err(LedgerError::Damaged {
                 path,
-                reason: format!("it has schema {version}; start the agent once to bring it up to date"),
+                reason: format!(
+                    "it has schema {version}; start the agent once to bring it up to date"
+                ),
             });
         }
         Ok(Self { connection, path })
@@ -233,7 +240,9 @@ impl Reader {
     pub fn resolve(&self, text: &str) -> Result<Vec<CredentialId>, QueryError> {
         let exact: Option<String> = self
             .connection
-            .query_row("SELECT id FROM credential WHERE id = ?1", [text], |row| row.get(0))
+            .query_row("SELECT id FROM credential WHERE id = ?1", [text], |row| {
+                row.get(0)
+            })
             .optional()
             .map_err(|source| explain(&self.path, source))?;
         if let Some(id) = exact {
@@ -243,7 +252,11 @@ impl Reader {
             "SELECT id FROM credential WHERE name = ?1 ORDER BY id",
             "SELECT DISTINCT credential FROM source WHERE place = ?1 ORDER BY credential",
         ] {
-            let place = if text.starts_with('/') { normalise(text) } else { text.to_owned() };
+            let place = if text.starts_with('/') {
+                normalise(text)
+            } else {
+                text.to_owned()
+            };
             let ids = self.strings(sql, &place)?;
             if !ids.is_empty() {
                 return Ok(ids.into_iter().map(CredentialId).collect());
@@ -259,7 +272,9 @@ impl Reader {
                     .connection
                     .prepare("SELECT id FROM credential WHERE id >= ?1 AND id < ?2 LIMIT 10")
                     .and_then(|mut statement| {
-                        statement.query_map([&begin, &end], |row| row.get(0))?.collect()
+                        statement
+                            .query_map([&begin, &end], |row| row.get(0))?
+                            .collect()
                     });
                 ids.extend(found.map_err(|source| explain(&self.path, source))?);
             }
@@ -277,18 +292,21 @@ impl Reader {
     fn strings(&self, sql: &str, parameter: &str) -> Result<Vec<String>, LedgerError> {
         self.connection
             .prepare(sql)
-            .and_then(|mut statement| statement.query_map([parameter], |row| row.get(0))?.collect())
+            .and_then(|mut statement| {
+                statement
+                    .query_map([parameter], |row| row.get(0))?
+                    .collect()
+            })
             .map_err(|source| explain(&self.path, source))
     }
 
     /// The rows of workloads that a text stands for.
     fn workloads_by(&self, text: &str) -> Result<Vec<(i64, Workload)>, QueryError> {
-        let rows: Vec<(i64, Workload)> = self
-            .rows(
-                "SELECT id, json FROM workload WHERE key = ?1 OR exe = ?1",
-                params![text],
-                |row| Ok((row.get(0)?, from_json(row, 1)?)),
-            )?;
+        let rows: Vec<(i64, Workload)> = self.rows(
+            "SELECT id, json FROM workload WHERE key = ?1 OR exe = ?1",
+            params![text],
+            |row| Ok((row.get(0)?, from_json(row, 1)?)),
+        )?;
         let whole_table = rows.is_empty();
         let all = if whole_table {
             self.rows("SELECT id, json FROM workload", params![], |row| {
@@ -453,7 +471,11 @@ impl Reader {
                 use_row,
             )?;
             for used in fold_uses(uses) {
-                reach.entry(used.credential.0.clone()).or_default().0.push(used);
+                reach
+                    .entry(used.credential.0.clone())
+                    .or_default()
+                    .0
+                    .push(used);
             }
             let hops = self.rows(
                 &format!(
@@ -463,7 +485,11 @@ impl Reader {
                 hop_row,
             )?;
             for hop in fold_hops(hops) {
-                reach.entry(hop.credential.0.clone()).or_default().1.push(hop);
+                reach
+                    .entry(hop.credential.0.clone())
+                    .or_default()
+                    .1
+                    .push(hop);
             }
         }
         let mut credentials = Vec::new();
@@ -500,13 +526,17 @@ impl Reader {
             .map(|rows| rows.iter().map(|(_, workload)| workload.key()).collect());
         let wanted = |id: &CredentialId, workload: &Workload| {
             ids.as_ref().is_none_or(|ids| ids.contains(id))
-                && keys.as_ref().is_none_or(|keys| keys.contains(&workload.key()))
+                && keys
+                    .as_ref()
+                    .is_none_or(|keys| keys.contains(&workload.key()))
         };
         let (from, to) = (range.since() / 3_600_000_000, range.until() / 3_600_000_000);
         let mut events = Vec::new();
         // By the hour, as the ledger has it: the group of a row is the row itself.
         let uses = self.rows(
-            &format!("{USES} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4"),
+            &format!(
+                "{USES} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4"
+            ),
             params![from, to, range.since(), range.until()],
             use_row,
         )?;
@@ -515,11 +545,13 @@ impl Reader {
                 .filter(|row| wanted(&row.credential, &row.workload))
                 .map(|row| Event::Use {
                     time: row.first_seen,
-                    row,
+                    row: Box::new(row),
                 }),
         );
         let hops = self.rows(
-            &format!("{HOPS} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4"),
+            &format!(
+                "{HOPS} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4"
+            ),
             params![from, to, range.since(), range.until()],
             hop_row,
         )?;
@@ -567,7 +599,11 @@ impl Reader {
     pub fn findings(&self, rule: Option<&str>, range: Range) -> Result<Findings, QueryError> {
         let mut findings = self.findings_in(range)?;
         findings.retain(|finding| rule.is_none_or(|rule| finding.rule == rule));
-        findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(b.last_seen.cmp(&a.last_seen)));
+        findings.sort_by(|a, b| {
+            b.severity
+                .cmp(&a.severity)
+                .then(b.last_seen.cmp(&a.last_seen))
+        });
         Ok(Findings {
             findings,
             gaps: self.gaps(range)?,
@@ -627,9 +663,7 @@ impl Reader {
 
     pub fn hops(&self, range: Range) -> Result<Hops, QueryError> {
         let hops = self.rows(
-            &format!(
-                "{HOPS} WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen"
-            ),
+            &format!("{HOPS} WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen"),
             params![range.since(), range.until()],
             hop_row,
         )?;

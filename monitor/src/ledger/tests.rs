@@ -1,8 +1,8 @@
 use super::{read::*, *};
 use crate::{
     model::{
-        Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process, Role,
-        Source, Transport, Workload,
+        Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process,
+        Role, Source, Transport, Workload,
     },
     policy::document::Retention,
 };
@@ -110,22 +110,56 @@ fn what_is_written_is_read() {
         ],
     );
     let reader = Reader::open(directory.path()).expect("opens");
-    let who = reader.who("/root/.aws/credentials", Range::default()).expect("known");
+    let who = reader
+        .who("/root/.aws/credentials", Range::default())
+        .expect("known");
     assert_eq!(who.uses.len(), 1);
     assert_eq!(who.uses[0].count, 4);
-    assert_eq!((who.uses[0].first_seen, who.uses[0].last_seen), (at(0), at(7200)));
-    let all = reader.where_to("kt-0000000000000001", Range::default()).expect("known");
-    let shown: Vec<_> = all.hops.iter().map(|hop| (hop.destination.label(), hop.count)).collect();
-    assert_eq!(shown, [("paste.example:443".to_owned(), 2), ("s3.amazonaws.com:443".to_owned(), 1)]);
-    let late = Range { since: Some(at(7000)), until: None };
-    assert_eq!(reader.where_to("kt-0000000000000001", late).expect("known").hops.len(), 1);
-    let radius = reader.blast_radius("/usr/bin/curl", Range::default()).expect("known");
+    assert_eq!(
+        (who.uses[0].first_seen, who.uses[0].last_seen),
+        (at(0), at(7200))
+    );
+    let all = reader
+        .where_to("kt-0000000000000001", Range::default())
+        .expect("known");
+    let shown: Vec<_> = all
+        .hops
+        .iter()
+        .map(|hop| (hop.destination.label(), hop.count))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("paste.example:443".to_owned(), 2),
+            ("s3.amazonaws.com:443".to_owned(), 1)
+        ]
+    );
+    let late = Range {
+        since: Some(at(7000)),
+        until: None,
+    };
+    assert_eq!(
+        reader
+            .where_to("kt-0000000000000001", late)
+            .expect("known")
+            .hops
+            .len(),
+        1
+    );
+    let radius = reader
+        .blast_radius("/usr/bin/curl", Range::default())
+        .expect("known");
     assert_eq!(radius.credentials.len(), 2);
     assert!(reader.blast_radius("curl", Range::default()).is_ok());
-    let timeline = reader.timeline(Some("kt-0000000000000001"), None, Range::default()).expect("known");
+    let timeline = reader
+        .timeline(Some("kt-0000000000000001"), None, Range::default())
+        .expect("known");
     assert_eq!(timeline.events.len(), 5);
     assert!(timeline.events.is_sorted_by_key(Event::time));
-    assert_eq!(reader.inventory(at(9000)).expect("read").credentials.len(), 2);
+    assert_eq!(
+        reader.inventory(at(9000)).expect("read").credentials.len(),
+        2
+    );
 }
 
 #[test]
@@ -134,22 +168,38 @@ fn ids_by_prefix_and_what_is_not_known() {
     write(
         directory.path(),
         forever(),
-        vec![used(0x1234_5678_0000_0001, "/a", "/x", at(0)), used(0x1234_9999_0000_0001, "/b", "/x", at(0))],
+        vec![
+            used(0x1234_5678_0000_0001, "/a", "/x", at(0)),
+            used(0x1234_9999_0000_0001, "/b", "/x", at(0)),
+        ],
     );
     let reader = Reader::open(directory.path()).expect("opens");
     assert_eq!(reader.resolve("kt-12345").expect("one").len(), 1);
     assert_eq!(reader.resolve("12349").expect("one").len(), 1);
-    assert!(matches!(reader.resolve("kt-1234"), Err(QueryError::Ambiguous { ids, .. }) if ids.len() == 2));
+    assert!(
+        matches!(reader.resolve("kt-1234"), Err(QueryError::Ambiguous { ids, .. }) if ids.len() == 2)
+    );
     for unknown in ["kt-9", "", "%", "' OR 1=1 --", "/nowhere", "env:NOTHING"] {
-        assert!(matches!(reader.resolve(unknown), Err(QueryError::NoCredential(_) | QueryError::Ambiguous { .. })), "{unknown}");
+        assert!(
+            matches!(
+                reader.resolve(unknown),
+                Err(QueryError::NoCredential(_) | QueryError::Ambiguous { .. })
+            ),
+            "{unknown}"
+        );
     }
-    assert!(matches!(reader.blast_radius("/nowhere", Range::default()), Err(QueryError::NoWorkload(_))));
+    assert!(matches!(
+        reader.blast_radius("/nowhere", Range::default()),
+        Err(QueryError::NoWorkload(_))
+    ));
 }
 
 #[test]
 fn growth_is_by_edge_and_hour() {
     let directory = tempfile::tempdir().expect("a directory");
-    let many = (0..2000).map(|i| used(1, "/a", "/x", at(i % 3000))).collect();
+    let many = (0..2000)
+        .map(|i| used(1, "/a", "/x", at(i % 3000)))
+        .collect();
     write(directory.path(), forever(), many);
     let reader = Reader::open(directory.path()).expect("opens");
     let timeline = reader.timeline(None, None, Range::default()).expect("read");
@@ -160,37 +210,85 @@ fn growth_is_by_edge_and_hour() {
 fn the_old_is_dropped_by_age_and_by_size() {
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();
-    let old = now.checked_sub(SignedDuration::from_hours(48)).expect("in range");
-    let retention = Retention { max_age: SignedDuration::from_hours(24), max_bytes: u64::MAX };
-    write(directory.path(), forever(), vec![used(1, "/old", "/x", old), used(2, "/new", "/x", now)]);
+    let old = now
+        .checked_sub(SignedDuration::from_hours(48))
+        .expect("in range");
+    let retention = Retention {
+        max_age: SignedDuration::from_hours(24),
+        max_bytes: u64::MAX,
+    };
+    write(
+        directory.path(),
+        forever(),
+        vec![used(1, "/old", "/x", old), used(2, "/new", "/x", now)],
+    );
     write(directory.path(), retention, vec![]);
     let places = |directory: &Path| -> Vec<String> {
-        let timeline = Reader::open(directory).expect("opens").timeline(None, None, Range::default()).expect("read");
-        timeline.events.iter().filter_map(|event| match event {
-            Event::Use { row, .. } => Some(row.place.clone()),
-            _ => None,
-        }).collect()
+        let timeline = Reader::open(directory)
+            .expect("opens")
+            .timeline(None, None, Range::default())
+            .expect("read");
+        timeline
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Use { row, .. } => Some(row.place.clone()),
+                _ => None,
+            })
+            .collect()
     };
     assert_eq!(places(directory.path()), ["/new"]);
-    write(directory.path(), forever(), vec![used(1, "/old", "/x", old)]);
-    write(directory.path(), Retention { max_bytes: 1, ..forever() }, vec![]);
+    write(
+        directory.path(),
+        forever(),
+        vec![used(1, "/old", "/x", old)],
+    );
+    write(
+        directory.path(),
+        Retention {
+            max_bytes: 1,
+            ..forever()
+        },
+        vec![],
+    );
     assert_eq!(places(directory.path()), ["/new"], "the current hour stays");
-    let gaps = Reader::open(directory.path()).expect("opens").gaps(Range::default()).expect("read");
-    assert!(gaps.iter().any(|gap| gap.kind == "dropped-for-size"), "{gaps:?}");
+    let gaps = Reader::open(directory.path())
+        .expect("opens")
+        .gaps(Range::default())
+        .expect("read");
+    assert!(
+        gaps.iter().any(|gap| gap.kind == "dropped-for-size"),
+        "{gaps:?}"
+    );
 }
 
 #[test]
 fn damaged_newer_and_absent_files() {
     let directory = tempfile::tempdir().expect("a directory");
-    assert!(matches!(Reader::open(directory.path()), Err(LedgerError::Absent(_))));
-    std::fs::write(directory.path().join(FILE), b"this is no database, and never was one").expect("written");
+    assert!(matches!(
+        Reader::open(directory.path()),
+        Err(LedgerError::Absent(_))
+    ));
+    std::fs::write(
+        directory.path().join(FILE),
+        b"this is no database, and never was one",
+    )
+    .expect("written");
     let error = Writer::open(directory.path(), forever()).expect_err("damaged");
     assert!(matches!(error, LedgerError::Damaged { .. }), "{error}");
-    assert!(matches!(Reader::open(directory.path()), Err(LedgerError::Damaged { .. })));
+    assert!(matches!(
+        Reader::open(directory.path()),
+        Err(LedgerError::Damaged { .. })
+    ));
     std::fs::remove_file(directory.path().join(FILE)).expect("removed");
     let connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
-    connection.pragma_update(None, "user_version", 99).expect("set");
+    connection
+        .pragma_update(None, "user_version", 99)
+        .expect("set");
     drop(connection);
     let error = Writer::open(directory.path(), forever()).expect_err("newer");
-    assert!(matches!(error, LedgerError::Newer { found: 99, .. }), "{error}");
+    assert!(
+        matches!(error, LedgerError::Newer { found: 99, .. }),
+        "{error}"
+    );
 }

@@ -73,6 +73,16 @@ impl Writer {
             })
             .optional()
             .map_err(failed)?;
+        // A gap that stood open ended with the agent that had it; this one tells of its own.
+        connection
+            .execute(
+                "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
+                [last.unwrap_or_default()],
+            )
+            .map_err(failed)?;
+        connection
+            .execute("DELETE FROM gap WHERE kind = 'not-covered'", [])
+            .map_err(failed)?;
         let (queue, entries) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let work = Work {
@@ -249,7 +259,8 @@ impl Work {
             let gap = Gap {
                 kind: "dropped-for-size".to_owned(),
                 probe: None,
-                detail: "the oldest records were dropped to keep the ledger below its size".to_owned(),
+                detail: "the oldest records were dropped to keep the ledger below its size"
+                    .to_owned(),
                 since: from_micros(first * 3_600_000_000),
                 until: Some(from_micros(until)),
                 count: 0,
@@ -264,9 +275,13 @@ impl Work {
         transaction.execute("DELETE FROM use_hour WHERE hour < ?1", [hour])?;
         transaction.execute("DELETE FROM hop_hour WHERE hour < ?1", [hour])?;
         transaction.execute("DELETE FROM finding WHERE last_seen < ?1", [time])?;
-        transaction.execute("DELETE FROM gap WHERE until < ?1 AND kind <> 'dropped-for-size'", [time])?;
+        transaction.execute(
+            "DELETE FROM gap WHERE until < ?1 AND kind <> 'dropped-for-size'",
+            [time],
+        )?;
         transaction.commit()?;
-        self.connection.execute_batch("PRAGMA incremental_vacuum(2000)")
+        self.connection
+            .execute_batch("PRAGMA incremental_vacuum(2000)")
     }
 
     fn size(&self) -> rusqlite::Result<u64> {

@@ -118,8 +118,10 @@ pub struct Match {
 pub struct Authenticator {
     pub name: String,
     pub destinations: Vec<DestinationPattern>,
-    #[serde(default)]
-    pub mints: Option<crate::model::Role>,
+    /// Read so that a document that has it is right; the rule `unexpected-mint`, which needs the
+    /// answers of authenticators, is not in this release.
+    #[serde(default, rename = "mints")]
+    pub _mints: Option<crate::model::Role>,
 }
 
 /// A workload that may read: everything that is written must hold.
@@ -134,11 +136,35 @@ pub struct Reader {
     pub service_account: Option<Pattern>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+/// A pattern or a list of them.
+#[derive(Clone, Debug)]
 pub enum OneOrMany<T> {
     One(T),
     Many(Vec<T>),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(std::marker::PhantomData<T>);
+        // By hand, because an untagged enum hides what is wrong with the one pattern.
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Either<T> {
+            type Value = OneOrMany<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a pattern or a list of patterns")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                T::deserialize(serde::de::value::StrDeserializer::new(text)).map(OneOrMany::One)
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                items: A,
+            ) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(items))
+                    .map(OneOrMany::Many)
+            }
+        }
+        deserializer.deserialize_any(Either(std::marker::PhantomData))
+    }
 }
 
 impl<T> OneOrMany<T> {
@@ -233,23 +259,22 @@ impl DestinationPattern {
             ),
         };
         let bare = target.trim_start_matches('[').trim_end_matches(']');
-        let target = if target.contains('/') {
-            let network = target.replace(['[', ']'], "");
-            Target::Network(
-                network
-                    .parse()
-                    .map_err(|_| format!("`{text}`: `{target}` is no network such as 10.0.0.0/8"))?,
-            )
-        } else if let Ok(address) = bare.parse::<IpAddr>() {
-            Target::Network(IpNet::from(address))
-        } else {
-            Target::Name(
-                GlobBuilder::new(&target.to_ascii_lowercase())
-                    .build()
-                    .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))?
-                    .compile_matcher(),
-            )
-        };
+        let target =
+            if target.contains('/') {
+                let network = target.replace(['[', ']'], "");
+                Target::Network(network.parse().map_err(|_| {
+                    format!("`{text}`: `{target}` is no network such as 10.0.0.0/8")
+                })?)
+            } else if let Ok(address) = bare.parse::<IpAddr>() {
+                Target::Network(IpNet::from(address))
+            } else {
+                Target::Name(
+                    GlobBuilder::new(&target.to_ascii_lowercase())
+                        .build()
+                        .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))?
+                        .compile_matcher(),
+                )
+            };
         Ok(Self {
             text: text.to_owned(),
             target,
@@ -324,9 +349,10 @@ impl Expectation {
                     .file
                     .as_ref()
                     .is_some_and(|files| files.iter().any(|file| file.matches(&place.place))),
-                Source::Environment => {
-                    any(&self.matches.environment, place.place.trim_start_matches("env:"))
-                }
+                Source::Environment => any(
+                    &self.matches.environment,
+                    place.place.trim_start_matches("env:"),
+                ),
                 _ => false,
             })
     }
@@ -526,14 +552,30 @@ mode: alert
     #[test]
     fn errors_name_line_and_column() {
         for (text, line, part) in [
-            ("credentials:\n  - name: x\n    match: { file: \"/a[\" }\n", 3, "glob"),
-            ("credentials:\n  - name: x\n    match: {}\n    destinations: [ \"a:99999\" ]\n", 4, "port"),
-            ("credentials:\n  - name: x\n    match: {}\n    reader: []\n", 4, "reader"),
+            (
+                "credentials:\n  - name: x\n    match: { file: \"/a[\" }\n",
+                3,
+                "glob",
+            ),
+            (
+                "credentials:\n  - name: x\n    match: {}\n    destinations: [ \"a:99999\" ]\n",
+                4,
+                "port",
+            ),
+            (
+                "credentials:\n  - name: x\n    match: {}\n    reader: []\n",
+                4,
+                "reader",
+            ),
             ("mode: maybe\n", 1, "maybe"),
             ("credentials: [\n", 2, ""),
         ] {
             match Document::parse(Path::new("p.yaml"), text) {
-                Err(DocumentError::Syntax { line: found, reason, .. }) => {
+                Err(DocumentError::Syntax {
+                    line: found,
+                    reason,
+                    ..
+                }) => {
                     assert!(found.abs_diff(line) <= 1, "{text}: line {found}, {reason}");
                     assert!(reason.contains(part), "{text}: {reason}");
                 }
@@ -555,7 +597,11 @@ mode: alert
             ("example.com", None, "10.0.0.1", 80, false),
         ] {
             let parsed = DestinationPattern::new(pattern).expect(pattern);
-            assert_eq!(parsed.matches(&destination(name, address, port)), expected, "{pattern}");
+            assert_eq!(
+                parsed.matches(&destination(name, address, port)),
+                expected,
+                "{pattern}"
+            );
         }
     }
 

@@ -4,7 +4,10 @@ pub mod document;
 
 use crate::{
     credential::catalog::Catalog,
-    model::{Credential, CredentialId, Evidence, Finding, Hop, Lifetime, Severity, Source, Use, Verdict, WorkloadKind},
+    model::{
+        Credential, CredentialId, Evidence, Finding, Hop, Lifetime, Role, Severity, Source, Use,
+        Verdict, WorkloadKind,
+    },
 };
 use document::{Document, Expectation, Mode};
 use jiff::{SignedDuration, Timestamp};
@@ -23,7 +26,11 @@ pub struct Rule {
 
 const UNEXPECTED_HOP: Rule = Rule {
     name: "unexpected-hop",
-    references: &["OWASP NHI2:2025 Secret Leakage", "ATT&CK T1567", "ATT&CK T1528"],
+    references: &[
+        "OWASP NHI2:2025 Secret Leakage",
+        "ATT&CK T1567",
+        "ATT&CK T1528",
+    ],
 };
 const UNEXPECTED_READER: Rule = Rule {
     name: "unexpected-reader",
@@ -45,20 +52,32 @@ const LONG_LIVED: Rule = Rule {
     name: "long-lived-credential",
     references: &["OWASP NHI7:2025 Long-Lived Secrets"],
 };
+const REVOKED: Rule = Rule {
+    name: "revoked-credential-used",
+    references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1078"],
+};
 
 /// The rules of this release.
-pub const RULES: [Rule; 6] = [
+pub const RULES: [Rule; 7] = [
     UNEXPECTED_HOP,
     UNEXPECTED_READER,
     CREDENTIAL_COPIED,
     HUMAN_USE,
     EXPIRED,
     LONG_LIVED,
+    REVOKED,
 ];
 
 /// Processes that keep the volumes of pods.
 const VOLUME_KEEPERS: [&str; 8] = [
-    "kubelet", "containerd", "containerd-shim-runc-v2", "runc", "crun", "crio", "conmon", "dockerd",
+    "kubelet",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "runc",
+    "crun",
+    "crio",
+    "conmon",
+    "dockerd",
 ];
 
 /// Places remembered of one credential.
@@ -135,7 +154,37 @@ impl Policy {
         findings.extend(self.copied(used));
         findings.extend(self.human(used));
         findings.extend(self.long_lived(used));
+        findings.extend(self.revoked(&used.credential, used.time).map(|raise| {
+            finding(
+                used.time,
+                &used.workload,
+                &used.process,
+                &used.credential,
+                raise,
+            )
+        }));
         findings
+    }
+
+    /// A use after the time at which an expectation says that it was revoked.
+    fn revoked(&self, credential: &Credential, time: Timestamp) -> Option<Raise<'static>> {
+        let revoked = self
+            .expectations(credential)
+            .filter_map(|expectation| expectation.revoked_at)
+            .min()
+            .filter(|revoked| time > *revoked)?;
+        Some(Raise {
+            rule: REVOKED,
+            severity: Severity::Critical,
+            summary: format!(
+                "{} was used, and was revoked at {revoked}",
+                shown(credential)
+            ),
+            evidence: None,
+            destination: None,
+            expected: Vec::new(),
+            same: String::new(),
+        })
     }
 
     fn reader(&self, used: &Use) -> Option<Finding> {
@@ -225,7 +274,11 @@ impl Policy {
             &used.credential,
             Raise {
                 rule: CREDENTIAL_COPIED,
-                severity: if written { Severity::Medium } else { Severity::Low },
+                severity: if written {
+                    Severity::Medium
+                } else {
+                    Severity::Low
+                },
                 summary: format!("{} was picked up in {what}", shown(&used.credential)),
                 evidence: None,
                 destination: None,
@@ -239,7 +292,9 @@ impl Policy {
     fn human(&self, used: &Use) -> Option<Finding> {
         let login = used.login.as_ref()?;
         if used.place.source != Source::File
-            || self.catalog.is_usual(&used.credential.class, &used.process.exe)
+            || self
+                .catalog
+                .is_usual(&used.credential.class, &used.process.exe)
         {
             return None;
         }
@@ -260,7 +315,11 @@ impl Policy {
             &used.credential,
             Raise {
                 rule: HUMAN_USE,
-                severity: if written { Severity::Medium } else { Severity::Low },
+                severity: if written {
+                    Severity::Medium
+                } else {
+                    Severity::Low
+                },
                 summary: format!(
                     "{} at {} was read from a terminal by uid {}",
                     shown(&used.credential),
@@ -344,6 +403,15 @@ impl Policy {
                 expected.push(pattern.text.clone());
             }
         }
+        // Whoever proves who he is goes to an authenticator first.
+        if credential.role == Role::Identity {
+            for authenticator in &self.document.authenticators {
+                for pattern in &authenticator.destinations {
+                    allowed |= pattern.matches(destination);
+                    expected.push(format!("{} ({})", pattern.text, authenticator.name));
+                }
+            }
+        }
         let proven = hop.evidence != Evidence::Held;
         let metadata =
             hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);
@@ -355,9 +423,8 @@ impl Policy {
             Verdict::Unproven
         };
         let mut findings = Vec::new();
-        let raise = |raise: Raise<'_>| {
-            finding(hop.time, &hop.workload, &hop.process, credential, raise)
-        };
+        let raise =
+            |raise: Raise<'_>| finding(hop.time, &hop.workload, &hop.process, credential, raise);
         if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
             let severity = match hop.evidence {
                 Evidence::Presented => Severity::Critical,
@@ -385,6 +452,13 @@ impl Policy {
                 destination: Some(destination),
                 expected,
                 same: format!("{} {}", hop.workload.key(), destination.label()),
+            }));
+        }
+        if proven && let Some(revoked) = self.revoked(credential, hop.time) {
+            findings.push(raise(Raise {
+                evidence: Some(hop.evidence),
+                destination: Some(destination),
+                ..revoked
             }));
         }
         if let Some(expiry) = credential.expires_at

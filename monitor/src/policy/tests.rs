@@ -102,27 +102,131 @@ fn unexpected_hop() {
     let plain = policy("");
     let with = policy(STRIPE);
     for (policy, hop, verdict, severity) in [
-        (&plain, hop("aws-access-key", Some("s3.eu-central-1.amazonaws.com"), "127.0.0.1", Evidence::Sole), Verdict::Expected, None),
-        (&plain, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Presented), Verdict::Unexpected, Some(Severity::Critical)),
-        (&plain, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Sole), Verdict::Unexpected, Some(Severity::Low)),
-        (&plain, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Held), Verdict::Unproven, None),
-        (&plain, hop("aws-access-key", None, "203.0.113.9", Evidence::Sole), Verdict::Unexpected, Some(Severity::Low)),
-        (&plain, hop("aws-access-key", None, "169.254.169.254", Evidence::Sole), Verdict::Unproven, None),
-        (&plain, hop("private-key", Some("paste.example"), "127.0.0.1", Evidence::Presented), Verdict::Unproven, None),
-        (&with, hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Sole), Verdict::Unexpected, Some(Severity::Medium)),
-        (&with, hop("private-key", Some("api.partner.example"), "127.0.0.1", Evidence::Sole), Verdict::Expected, None),
-        (&with, hop("private-key", None, "10.1.1.1", Evidence::Held), Verdict::Expected, None),
-        (&with, hop("private-key", Some("paste.example"), "127.0.0.1", Evidence::Presented), Verdict::Unexpected, Some(Severity::Critical)),
+        (
+            &plain,
+            hop(
+                "aws-access-key",
+                Some("s3.eu-central-1.amazonaws.com"),
+                "127.0.0.1",
+                Evidence::Sole,
+            ),
+            Verdict::Expected,
+            None,
+        ),
+        (
+            &plain,
+            hop(
+                "aws-access-key",
+                Some("paste.example"),
+                "127.0.0.1",
+                Evidence::Presented,
+            ),
+            Verdict::Unexpected,
+            Some(Severity::Critical),
+        ),
+        (
+            &plain,
+            hop(
+                "aws-access-key",
+                Some("paste.example"),
+                "127.0.0.1",
+                Evidence::Sole,
+            ),
+            Verdict::Unexpected,
+            Some(Severity::Low),
+        ),
+        (
+            &plain,
+            hop(
+                "aws-access-key",
+                Some("paste.example"),
+                "127.0.0.1",
+                Evidence::Held,
+            ),
+            Verdict::Unproven,
+            None,
+        ),
+        (
+            &plain,
+            hop("aws-access-key", None, "203.0.113.9", Evidence::Sole),
+            Verdict::Unexpected,
+            Some(Severity::Low),
+        ),
+        (
+            &plain,
+            hop("aws-access-key", None, "169.254.169.254", Evidence::Sole),
+            Verdict::Unproven,
+            None,
+        ),
+        (
+            &plain,
+            hop(
+                "private-key",
+                Some("paste.example"),
+                "127.0.0.1",
+                Evidence::Presented,
+            ),
+            Verdict::Unproven,
+            None,
+        ),
+        (
+            &with,
+            hop(
+                "aws-access-key",
+                Some("paste.example"),
+                "127.0.0.1",
+                Evidence::Sole,
+            ),
+            Verdict::Unexpected,
+            Some(Severity::Medium),
+        ),
+        (
+            &with,
+            hop(
+                "private-key",
+                Some("api.partner.example"),
+                "127.0.0.1",
+                Evidence::Sole,
+            ),
+            Verdict::Expected,
+            None,
+        ),
+        (
+            &with,
+            hop("private-key", None, "10.1.1.1", Evidence::Held),
+            Verdict::Expected,
+            None,
+        ),
+        (
+            &with,
+            hop(
+                "private-key",
+                Some("paste.example"),
+                "127.0.0.1",
+                Evidence::Presented,
+            ),
+            Verdict::Unexpected,
+            Some(Severity::Critical),
+        ),
     ] {
         let (found, findings) = policy.judge_hop(&hop);
         assert_eq!(found, verdict, "{hop:?}");
-        assert_eq!(findings.first().map(|finding| finding.severity), severity, "{hop:?}");
+        assert_eq!(
+            findings.first().map(|finding| finding.severity),
+            severity,
+            "{hop:?}"
+        );
     }
 }
 
 #[test]
 fn an_audience_is_a_home() {
-    let mut hop = hop("k8s-service-account-token", Some("vault.corp.example"), "10.0.0.1", Evidence::Sole);
+    let mut hop = hop(
+        "k8s-service-account-token",
+        Some("vault.corp.example"),
+        "10.0.0.1",
+        Evidence::Sole,
+    );
     assert_eq!(policy("").judge_hop(&hop).0, Verdict::Unexpected);
     hop.credential.audience = vec!["https://vault.corp.example:8200".into()];
     assert_eq!(policy("").judge_hop(&hop).0, Verdict::Expected);
@@ -130,47 +234,88 @@ fn an_audience_is_a_home() {
 
 #[test]
 fn learning_raises_nothing() {
-    let hop = hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Presented);
+    let hop = hop(
+        "aws-access-key",
+        Some("paste.example"),
+        "127.0.0.1",
+        Evidence::Presented,
+    );
     let (verdict, findings) = policy("mode: learn").judge_hop(&hop);
     assert_eq!((verdict, findings.len()), (Verdict::Unexpected, 0));
 }
 
 #[test]
 fn unexpected_reader() {
-    let mut with = policy(STRIPE);
-    assert_eq!(rules(&with.judge_use(&used("x", "/srv/key", "/usr/bin/bad"))), [("unexpected-reader", Severity::High)]);
-    assert_eq!(rules(&with.judge_use(&used("x", "/srv/key", "/usr/bin/good"))), []);
+    assert_eq!(
+        rules(&policy(STRIPE).judge_use(&used("x", "/srv/key", "/usr/bin/bad"))),
+        [("unexpected-reader", Severity::High)]
+    );
+    assert_eq!(
+        rules(&policy(STRIPE).judge_use(&used("x", "/srv/key", "/usr/bin/good"))),
+        []
+    );
     let mut unit = used("x", "/srv/key", "/usr/bin/bad");
     unit.workload.unit = Some("good-2.service".into());
-    assert_eq!(rules(&with.judge_use(&unit)), []);
-    assert_eq!(rules(&with.judge_use(&used("x", "/srv/other", "/usr/bin/bad"))), []);
+    assert_eq!(rules(&policy(STRIPE).judge_use(&unit)), []);
+    assert_eq!(
+        rules(&policy(STRIPE).judge_use(&used("x", "/srv/other", "/usr/bin/bad"))),
+        []
+    );
 }
 
 #[test]
 fn the_volume_of_another_pod() {
     let mut plain = policy("");
     let volume = |exe: &str, reader: Option<&str>| {
-        let mut used = used("k8s-service-account-token", "/var/lib/kubelet/pods/a/volumes/x/token", exe);
+        let mut used = used(
+            "k8s-service-account-token",
+            "/var/lib/kubelet/pods/a/volumes/x/token",
+            exe,
+        );
         used.volume_of = Some("a".into());
         used.pod_uid = reader.map(str::to_owned);
         used
     };
-    assert_eq!(rules(&plain.judge_use(&volume("/usr/bin/kubelet", None))), []);
+    assert_eq!(
+        rules(&plain.judge_use(&volume("/usr/bin/kubelet", None))),
+        []
+    );
     assert_eq!(rules(&plain.judge_use(&volume("/app", Some("a")))), []);
-    for bad in [volume("/usr/bin/tar", None), volume("/app", Some("b")), volume("/fake/kubelet", Some("b"))] {
-        assert_eq!(rules(&plain.judge_use(&bad)), [("unexpected-reader", Severity::High)]);
+    for bad in [
+        volume("/usr/bin/tar", None),
+        volume("/app", Some("b")),
+        volume("/fake/kubelet", Some("b")),
+    ] {
+        assert_eq!(
+            rules(&plain.judge_use(&bad)),
+            [("unexpected-reader", Severity::High)]
+        );
     }
 }
 
 #[test]
 fn credential_copied() {
     let mut plain = policy("");
-    assert_eq!(rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/cat"))), []);
-    assert_eq!(rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/curl"))), [], "two programs share one file");
-    assert_eq!(rules(&plain.judge_use(&used("x", "/b/.netrc", "/usr/bin/cat"))), [("credential-copied", Severity::Low)]);
+    assert_eq!(
+        rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/cat"))),
+        []
+    );
+    assert_eq!(
+        rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/curl"))),
+        [],
+        "two programs share one file"
+    );
+    assert_eq!(
+        rules(&plain.judge_use(&used("x", "/b/.netrc", "/usr/bin/cat"))),
+        [("credential-copied", Severity::Low)]
+    );
     let mut variable = used("x", "env:TOKEN", "/usr/bin/curl");
     variable.place.source = Source::Environment;
-    assert_eq!(rules(&plain.judge_use(&variable)), [], "a script reads a file and sets a variable");
+    assert_eq!(
+        rules(&plain.judge_use(&variable)),
+        [],
+        "a script reads a file and sets a variable"
+    );
     let mut plain = policy("");
     let mut first = used("x", "/run/secrets/x", "/app");
     first.workload = container("a");
@@ -178,22 +323,34 @@ fn credential_copied() {
     second.workload = container("b");
     assert_eq!(rules(&plain.judge_use(&first)), []);
     assert_eq!(rules(&plain.judge_use(&first)), []);
-    assert_eq!(rules(&plain.judge_use(&second)), [("credential-copied", Severity::Low)]);
+    assert_eq!(
+        rules(&plain.judge_use(&second)),
+        [("credential-copied", Severity::Low)]
+    );
 }
 
 #[test]
 fn human_use() {
-    let mut plain = policy("");
     let read = |place: &str, exe: &str| {
         let mut used = used("x", place, exe);
-        used.login = Some(Login { uid: 1000, home: Some("/home/u".into()) });
+        used.login = Some(Login {
+            uid: 1000,
+            home: Some("/home/u".into()),
+        });
         used
     };
-    assert_eq!(rules(&plain.judge_use(&read("/srv/app/.env", "/usr/bin/cat"))), [("human-use", Severity::Low)]);
-    assert_eq!(rules(&plain.judge_use(&read("/home/u/.netrc", "/usr/bin/cat"))), [], "one's own");
+    assert_eq!(
+        rules(&policy("").judge_use(&read("/srv/app/.env", "/usr/bin/cat"))),
+        [("human-use", Severity::Low)]
+    );
+    assert_eq!(
+        rules(&policy("").judge_use(&read("/home/u/.netrc", "/usr/bin/cat"))),
+        [],
+        "one's own"
+    );
     let mut sudo = read("/etc/shadow", "/usr/bin/sudo");
     sudo.credential.class = "password-hashes".into();
-    assert_eq!(rules(&plain.judge_use(&sudo)), [], "its duty");
+    assert_eq!(rules(&policy("").judge_use(&sudo)), [], "its duty");
     let with = policy(STRIPE).judge_use(&read("/srv/key", "/usr/bin/good"));
     assert_eq!(rules(&with), [("human-use", Severity::Medium)]);
 }
@@ -202,7 +359,10 @@ fn human_use() {
 fn expired_credential_used() {
     let mut late = hop("jwt", Some("x.example"), "10.0.0.1", Evidence::Presented);
     late.credential.expires_at = Some(at(-1));
-    assert_eq!(rules(&policy("").judge_hop(&late).1), [("expired-credential-used", Severity::Medium)]);
+    assert_eq!(
+        rules(&policy("").judge_hop(&late).1),
+        [("expired-credential-used", Severity::Medium)]
+    );
     late.evidence = Evidence::Held;
     assert_eq!(rules(&policy("").judge_hop(&late).1), []);
     late.evidence = Evidence::Presented;
@@ -215,20 +375,73 @@ fn long_lived_credential() {
     let mut plain = policy("");
     let mut fixed = used("aws-access-key", "/x", "/a");
     fixed.credential.lifetime = Lifetime::Static;
-    assert_eq!(rules(&plain.judge_use(&fixed)), [("long-lived-credential", Severity::Low)]);
+    assert_eq!(
+        rules(&plain.judge_use(&fixed)),
+        [("long-lived-credential", Severity::Low)]
+    );
     assert_eq!(rules(&plain.judge_use(&used("ssh-key", "/x", "/a"))), []);
     let mut with = policy(STRIPE);
     let mut aged = used("x", "/srv/key", "/usr/bin/good");
     aged.modified = Some(at(-31 * 86_400));
-    assert_eq!(rules(&with.judge_use(&aged)), [("long-lived-credential", Severity::Low)]);
+    assert_eq!(
+        rules(&with.judge_use(&aged)),
+        [("long-lived-credential", Severity::Low)]
+    );
     aged.modified = Some(at(-29 * 86_400));
     assert_eq!(rules(&with.judge_use(&aged)), []);
 }
 
 #[test]
+fn revoked_credential_used() {
+    let text = "credentials:\n- name: old\n  match: { file: /srv/key }\n  revoked_at: 2023-11-14T22:13:20Z\n";
+    let mut read = used("x", "/srv/key", "/a");
+    assert_eq!(
+        rules(&policy(text).judge_use(&read)),
+        [],
+        "at that very moment"
+    );
+    read.time = at(1);
+    assert_eq!(
+        rules(&policy(text).judge_use(&read)),
+        [("revoked-credential-used", Severity::Critical)]
+    );
+    let mut late = hop("x", Some("x.example"), "10.0.0.1", Evidence::Sole);
+    late.time = at(1);
+    assert_eq!(
+        rules(&policy(text).judge_hop(&late).1),
+        [("revoked-credential-used", Severity::Critical)]
+    );
+    late.evidence = Evidence::Held;
+    assert_eq!(rules(&policy(text).judge_hop(&late).1), []);
+}
+
+#[test]
+fn an_authenticator_may_be_asked() {
+    let text = "authenticators:\n- { name: vault, destinations: [ 'vault.corp.example:443' ] }\n";
+    let mut asked = hop(
+        "k8s-service-account-token",
+        Some("vault.corp.example"),
+        "10.0.0.1",
+        Evidence::Sole,
+    );
+    assert_eq!(
+        policy(text).judge_hop(&asked).0,
+        Verdict::Unexpected,
+        "not with an access credential"
+    );
+    asked.credential.role = Role::Identity;
+    assert_eq!(policy(text).judge_hop(&asked).0, Verdict::Expected);
+}
+
+#[test]
 fn the_same_again_is_the_same_finding() {
     let policy = policy("");
-    let one = hop("aws-access-key", Some("paste.example"), "127.0.0.1", Evidence::Sole);
+    let one = hop(
+        "aws-access-key",
+        Some("paste.example"),
+        "127.0.0.1",
+        Evidence::Sole,
+    );
     let mut other = one.clone();
     other.process.pid = 99;
     other.time = at(60);

@@ -31,9 +31,13 @@ use tokio::net::TcpListener;
 pub enum ListenError {
     #[error("`{0}` is no address to listen on: write for example 127.0.0.1:9477")]
     Address(String),
-    #[error("{0} is not a loopback address: beyond it the API needs TLS and a token, which this release does not have")]
+    #[error(
+        "{0} is not a loopback address: beyond it the API needs TLS and a token, which this release does not have"
+    )]
     Public(SocketAddr),
-    #[error("cannot listen on {address}: {source}; is another agent running? --listen takes another address")]
+    #[error(
+        "cannot listen on {address}: {source}; is another agent running? --listen takes another address"
+    )]
     Bind {
         address: SocketAddr,
         source: std::io::Error,
@@ -163,9 +167,9 @@ impl IntoResponse for Refusal {
         }
         let (status, error) = match self {
             Self::Parameter(error) => (StatusCode::BAD_REQUEST, error),
-            Self::Query(
-                error @ (QueryError::NoCredential(_) | QueryError::NoWorkload(_)),
-            ) => (StatusCode::NOT_FOUND, error.to_string()),
+            Self::Query(error @ (QueryError::NoCredential(_) | QueryError::NoWorkload(_))) => {
+                (StatusCode::NOT_FOUND, error.to_string())
+            }
             Self::Query(error @ QueryError::Ambiguous { .. }) => {
                 (StatusCode::CONFLICT, error.to_string())
             }
@@ -251,7 +255,11 @@ async fn timeline(
 ) -> Result<impl IntoResponse, Refusal> {
     let range = asked.range()?;
     ask(app, move |reader| {
-        reader.timeline(asked.credential.as_deref(), asked.workload.as_deref(), range)
+        reader.timeline(
+            asked.credential.as_deref(),
+            asked.workload.as_deref(),
+            range,
+        )
     })
     .await
 }

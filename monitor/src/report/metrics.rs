@@ -64,7 +64,9 @@ impl Metrics {
                 "keytrail_detection_latency_seconds",
                 "From the event in the kernel to the finding or record.",
             )
-            .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
+            .buckets(vec![
+                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
+            ]),
         )?;
         registry.register(Box::new(latency.clone()))?;
         let reload_success = IntGauge::new(
@@ -73,13 +75,14 @@ impl Metrics {
         )?;
         registry.register(Box::new(reload_success.clone()))?;
         let build = IntGaugeVec::new(
-            Opts::new("keytrail_build_info", "Always 1; the version is in the label."),
+            Opts::new(
+                "keytrail_build_info",
+                "Always 1; the version is in the label.",
+            ),
             &["version"],
         )?;
         registry.register(Box::new(build.clone()))?;
-        build
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let folded = counter(
             "keytrail_series_folded_total",
             "Updates counted under `other` because a family had too many series.",
@@ -97,7 +100,14 @@ impl Metrics {
             hops: counter(
                 "keytrail_hops_total",
                 "Credentials taken to a destination.",
-                &["namespace", "workload", "credential", "destination", "evidence", "verdict"],
+                &[
+                    "namespace",
+                    "workload",
+                    "credential",
+                    "destination",
+                    "evidence",
+                    "verdict",
+                ],
             )?,
             findings: counter(
                 "keytrail_findings_total",
@@ -181,7 +191,13 @@ impl Metrics {
         let labels = if self.admit("uses", &labels) {
             labels
         } else {
-            [OTHER, OTHER, OTHER, &used.credential.class, used.place.source.as_str()]
+            [
+                OTHER,
+                OTHER,
+                OTHER,
+                &used.credential.class,
+                used.place.source.as_str(),
+            ]
         };
         self.uses.with_label_values(&labels).inc_by(used.count);
         self.credential(&used.credential, used.time);
@@ -200,7 +216,14 @@ impl Metrics {
         let labels = if self.admit("hops", &labels) {
             labels
         } else {
-            [OTHER, OTHER, OTHER, OTHER, hop.evidence.as_str(), verdict.as_str()]
+            [
+                OTHER,
+                OTHER,
+                OTHER,
+                OTHER,
+                hop.evidence.as_str(),
+                verdict.as_str(),
+            ]
         };
         self.hops.with_label_values(&labels).inc();
         self.credential(&hop.credential, hop.time);
@@ -216,7 +239,12 @@ impl Metrics {
         let labels = if self.admit("findings", &labels) {
             labels
         } else {
-            [finding.rule.as_str(), finding.severity.as_str(), OTHER, OTHER]
+            [
+                finding.rule.as_str(),
+                finding.severity.as_str(),
+                OTHER,
+                OTHER,
+            ]
         };
         self.findings.with_label_values(&labels).inc();
     }
@@ -263,13 +291,7 @@ impl Metrics {
         self.grow(&self.unattributed, "unattributed", &[reason], total);
     }
 
-    fn grow(
-        &self,
-        family: &IntCounterVec,
-        name: &'static str,
-        labels: &[&str],
-        total: u64,
-    ) -> u64 {
+    fn grow(&self, family: &IntCounterVec, name: &'static str, labels: &[&str], total: u64) -> u64 {
         let Ok(mut totals) = self.totals.lock() else {
             return 0;
         };
@@ -306,7 +328,10 @@ mod tests {
         }
         assert!(metrics.admit("uses", &["3"]), "a known series stays");
         let text = metrics.render().expect("renders");
-        assert!(text.contains("keytrail_series_folded_total{family=\"uses\"} 10"), "{text}");
+        assert!(
+            text.contains("keytrail_series_folded_total{family=\"uses\"} 10"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -315,6 +340,9 @@ mod tests {
         assert_eq!(metrics.events(Probe::File, Stage::Ring, 5), 5);
         assert_eq!(metrics.events(Probe::File, Stage::Ring, 7), 2);
         let text = metrics.render().expect("renders");
-        assert!(text.contains("keytrail_events_lost_total{probe=\"file\",stage=\"ring\"} 7"), "{text}");
+        assert!(
+            text.contains("keytrail_events_lost_total{probe=\"file\",stage=\"ring\"} 7"),
+            "{text}"
+        );
     }
 }

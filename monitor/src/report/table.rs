@@ -4,7 +4,7 @@ use crate::{
     ledger::read::{
         BlastRadius, Event, Findings, HopRow, Inventory, Timeline, UseRow, WhereAnswer, WhoAnswer,
     },
-    model::{Credential, Evidence, Gap, Severity, Verdict},
+    model::{Credential, Evidence, Gap, NOT_COVERED, Severity, Verdict},
     sensor::doctor::Report,
 };
 use anstyle::{AnsiColor, Style};
@@ -140,11 +140,14 @@ fn heading(out: &mut String, credential: &Credential) {
 }
 
 fn gaps(out: &mut String, gaps: &[Gap]) {
+    // What no release sees yet is the same in every answer: one line for it.
+    let (standing, own): (Vec<&Gap>, Vec<&Gap>) =
+        gaps.iter().partition(|gap| gap.kind == NOT_COVERED);
     if gaps.is_empty() {
         return;
     }
     let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));
-    for gap in gaps {
+    for gap in own {
         let until = gap.until.map_or_else(|| "now".to_owned(), local);
         let count = if gap.count > 0 {
             format!(" ({} events)", gap.count)
@@ -159,10 +162,20 @@ fn gaps(out: &mut String, gaps: &[Gap]) {
             gap.detail
         );
     }
+    if !standing.is_empty() {
+        let _ = writeln!(
+            out,
+            "  {} {} kinds of use and traffic, which `keytrail doctor` lists",
+            paint(YELLOW, NOT_COVERED),
+            standing.len()
+        );
+    }
 }
 
 fn use_rows(out: &mut String, uses: &[UseRow]) {
-    let mut rows = Rows::new(&["WORKLOAD", "PROCESS", "UID", "SOURCE", "PLACE", "COUNT", "FIRST", "LAST"]);
+    let mut rows = Rows::new(&[
+        "WORKLOAD", "PROCESS", "UID", "SOURCE", "PLACE", "COUNT", "FIRST", "LAST",
+    ]);
     for row in uses {
         rows.add(vec![
             row.workload.key(),
@@ -179,7 +192,17 @@ fn use_rows(out: &mut String, uses: &[UseRow]) {
 }
 
 fn hop_rows(out: &mut String, hops: &[HopRow]) {
-    let mut rows = Rows::new(&["VERDICT", "EVIDENCE", "DESTINATION", "ADDRESS", "NAME FROM", "WORKLOAD", "COUNT", "FIRST", "LAST"]);
+    let mut rows = Rows::new(&[
+        "VERDICT",
+        "EVIDENCE",
+        "DESTINATION",
+        "ADDRESS",
+        "NAME FROM",
+        "WORKLOAD",
+        "COUNT",
+        "FIRST",
+        "LAST",
+    ]);
     for row in hops {
         rows.style(row.verdict.as_str(), verdict_style(row.verdict));
         if row.evidence == Evidence::Presented {
@@ -229,13 +252,29 @@ pub fn where_to(answer: &WhereAnswer) -> String {
 pub fn blast_radius(answer: &BlastRadius) -> String {
     let mut out = String::new();
     for workload in &answer.workloads {
-        let _ = writeln!(out, "{} ({})", paint(STRONG, &workload.key()), workload.kind);
+        let _ = writeln!(
+            out,
+            "{} ({})",
+            paint(STRONG, &workload.key()),
+            workload.kind
+        );
     }
-    let _ = writeln!(out, "{} credentials within its reach\n", answer.credentials.len());
+    let _ = writeln!(
+        out,
+        "{} credentials within its reach\n",
+        answer.credentials.len()
+    );
     for reach in &answer.credentials {
         heading(&mut out, &reach.credential);
         for row in &reach.uses {
-            let _ = writeln!(out, "  picked up from {} {} × {}, last {}", row.source, row.place, row.count, ago(row.last_seen));
+            let _ = writeln!(
+                out,
+                "  picked up from {} {} × {}, last {}",
+                row.source,
+                row.place,
+                row.count,
+                ago(row.last_seen)
+            );
         }
         for row in &reach.hops {
             let verdict = paint(verdict_style(row.verdict), row.verdict.as_str());
@@ -274,7 +313,13 @@ pub fn timeline(answer: &Timeline) -> String {
                     "hop".to_owned(),
                     row.credential.to_string(),
                     row.workload.key(),
-                    format!("→ {} {} {} × {}", row.destination.label(), row.verdict, row.evidence, row.count),
+                    format!(
+                        "→ {} {} {} × {}",
+                        row.destination.label(),
+                        row.verdict,
+                        row.evidence,
+                        row.count
+                    ),
                 ]
             }
             Event::Finding { finding, .. } => {
@@ -286,6 +331,7 @@ pub fn timeline(answer: &Timeline) -> String {
                     format!("{} {} × {}", finding.rule, finding.severity, finding.count),
                 ]
             }
+            Event::Gap { gap, .. } if gap.kind == NOT_COVERED => continue,
             Event::Gap { gap, .. } => {
                 rows.style("gap", YELLOW);
                 [
@@ -299,17 +345,34 @@ pub fn timeline(answer: &Timeline) -> String {
         rows.add(cells);
     }
     rows.show(&mut out);
+    gaps(&mut out, &answer.gaps);
     out
 }
 
 pub fn inventory(answer: &Inventory) -> String {
     let mut out = String::new();
-    let mut rows = Rows::new(&["CREDENTIAL", "NAME", "CLASS", "ROLE", "LIFETIME", "AGE", "EXPIRES", "OWNER", "WORKLOADS", "LAST USE", "PLACE"]);
+    let mut rows = Rows::new(&[
+        "CREDENTIAL",
+        "NAME",
+        "CLASS",
+        "ROLE",
+        "LIFETIME",
+        "AGE",
+        "EXPIRES",
+        "OWNER",
+        "WORKLOADS",
+        "LAST USE",
+        "PLACE",
+    ]);
     for item in &answer.credentials {
         let credential = &item.credential;
         rows.add(vec![
             credential.id.to_string(),
-            credential.name.clone().or_else(|| credential.label.clone()).unwrap_or_else(|| "–".to_owned()),
+            credential
+                .name
+                .clone()
+                .or_else(|| credential.label.clone())
+                .unwrap_or_else(|| "–".to_owned()),
             credential.class.clone(),
             credential.role.to_string(),
             credential.lifetime.to_string(),
@@ -318,7 +381,11 @@ pub fn inventory(answer: &Inventory) -> String {
             credential.owner.clone().unwrap_or_else(|| "–".to_owned()),
             few(&item.workloads),
             ago(item.last_used),
-            few(&credential.sources.iter().map(|place| place.place.clone()).collect::<Vec<_>>()),
+            few(&credential
+                .sources
+                .iter()
+                .map(|place| place.place.clone())
+                .collect::<Vec<_>>()),
         ]);
     }
     rows.show(&mut out);
@@ -343,17 +410,35 @@ pub fn findings(answer: &Findings) -> String {
     }
     for finding in &answer.findings {
         let severity = paint(severity_style(finding.severity), finding.severity.as_str());
-        let _ = writeln!(out, "{severity} {}  {}", paint(STRONG, &finding.rule), finding.summary);
+        let _ = writeln!(
+            out,
+            "{severity} {}  {}",
+            paint(STRONG, &finding.rule),
+            finding.summary
+        );
         let evidence = finding
             .evidence
             .map_or_else(String::new, |evidence| format!("evidence {evidence}, "));
         let _ = writeln!(
             out,
             "  {}",
-            paint(FAINT, &format!("{evidence}× {}, first {}, last {}; {}", finding.count, local(finding.first_seen), ago(finding.last_seen), finding.references.join(", ")))
+            paint(
+                FAINT,
+                &format!(
+                    "{evidence}× {}, first {}, last {}; {}",
+                    finding.count,
+                    local(finding.first_seen),
+                    ago(finding.last_seen),
+                    finding.references.join(", ")
+                )
+            )
         );
         if !finding.expected.is_empty() {
-            let _ = writeln!(out, "  {}", paint(FAINT, &format!("expected: {}", few(&finding.expected))));
+            let _ = writeln!(
+                out,
+                "  {}",
+                paint(FAINT, &format!("expected: {}", few(&finding.expected)))
+            );
         }
     }
     gaps(&mut out, &answer.gaps);
@@ -372,8 +457,15 @@ pub fn doctor(report: &Report) -> String {
         let _ = writeln!(out, "{mark} {}: {}", check.name, check.detail);
     }
     for probe in &report.probes {
-        let mark = if probe.attached { paint(GREEN, "ok  ") } else { paint(RED, "no  ") };
-        let error = probe.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        let mark = if probe.attached {
+            paint(GREEN, "ok  ")
+        } else {
+            paint(RED, "no  ")
+        };
+        let error = probe
+            .error
+            .as_ref()
+            .map_or_else(String::new, |error| format!(": {error}"));
         let _ = writeln!(out, "{mark} {} by {}{error}", probe.probe, probe.mechanism);
     }
     let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));

@@ -71,10 +71,8 @@ impl Btf {
             let end = start.checked_add(len as usize)?;
             (end <= btf.data.len()).then_some((start, end))
         };
-        let (mut at, end) =
-            section(btf.word(8)?, btf.word(12)?).ok_or(BtfError::Malformed(8))?;
-        let (strings, _) =
-            section(btf.word(16)?, btf.word(20)?).ok_or(BtfError::Malformed(16))?;
+        let (mut at, end) = section(btf.word(8)?, btf.word(12)?).ok_or(BtfError::Malformed(8))?;
+        let (strings, _) = section(btf.word(16)?, btf.word(20)?).ok_or(BtfError::Malformed(16))?;
         btf.strings = strings;
         while at < end {
             btf.types.push(at as u32);
@@ -207,10 +205,7 @@ impl Btf {
     fn name_is(&self, offset: u32, name: &str) -> Result<bool, BtfError> {
         let start = self.strings + offset as usize;
         let end = start + name.len();
-        let stored = self
-            .data
-            .get(start..=end)
-            .ok_or(BtfError::Malformed(start));
+        let stored = self.data.get(start..=end).ok_or(BtfError::Malformed(start));
         match stored {
             Ok(stored) => Ok(&stored[..name.len()] == name.as_bytes() && stored[name.len()] == 0),
             // The last strings of the section can be shorter than the name.
@@ -237,16 +232,26 @@ mod tests {
         };
         let btf = Btf::parse("vmlinux", data).expect("the kernel's own BTF parses");
         let member = |s, p| btf.member(s, p).expect("well-formed");
-        assert_eq!(member("list_head", "prev"), Some(Member { offset: 8, size: 8 }));
+        assert_eq!(
+            member("list_head", "prev"),
+            Some(Member { offset: 8, size: 8 })
+        );
         assert_eq!(member("qstr", "len"), Some(Member { offset: 4, size: 4 }));
         assert_eq!(member("list_head", "nothing"), None);
         assert_eq!(member("no_such_structure", "x"), None);
-        assert_eq!(member("path", "mnt.mnt_root"), None, "pointers are not followed");
+        assert_eq!(
+            member("path", "mnt.mnt_root"),
+            None,
+            "pointers are not followed"
+        );
     }
 
     #[test]
     fn other_bytes_are_refused() {
-        assert!(matches!(Btf::parse("x", vec![0; 64]), Err(BtfError::Magic(_))));
+        assert!(matches!(
+            Btf::parse("x", vec![0; 64]),
+            Err(BtfError::Magic(_))
+        ));
         assert_eq!(Btf::parse("x", vec![]).err(), Some(BtfError::Malformed(0)));
     }
 

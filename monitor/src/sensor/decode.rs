@@ -21,7 +21,11 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
     #[error("a record of {len} bytes ends before its {wanted} bytes of kind {kind}")]
-    Short { kind: u32, len: usize, wanted: usize },
+    Short {
+        kind: u32,
+        len: usize,
+        wanted: usize,
+    },
     #[error("a record of unknown kind {0}")]
     Kind(u32),
 }
@@ -210,7 +214,10 @@ mod tests {
 
     #[test]
     fn paths_are_turned_around() {
-        assert_eq!(path(b"credentials\0.aws\0root\0", 22), PathBuf::from("/root/.aws/credentials"));
+        assert_eq!(
+            path(b"credentials\0.aws\0root\0", 22),
+            PathBuf::from("/root/.aws/credentials")
+        );
         assert_eq!(path(b"", 0), PathBuf::from("/"));
         assert_eq!(path(b"memfd:x\0", 200), PathBuf::from("/memfd:x"));
     }

@@ -133,7 +133,10 @@ pub fn examine() -> Report {
         },
     });
     Report {
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
         checks,
         probes,
         missed: KNOWN_GAPS.iter().map(ToString::to_string).collect(),
@@ -141,9 +144,7 @@ pub fn examine() -> Report {
 }
 
 /// Attaches every probe and runs the self-test, in a temporary directory.
-fn attach(
-    cgroup: Option<&Path>,
-) -> Result<(Vec<ProbeReport>, Result<u32, SelfTestError>), String> {
+fn attach(cgroup: Option<&Path>) -> Result<(Vec<ProbeReport>, Result<u32, SelfTestError>), String> {
     let told = |error: std::io::Error| error.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -158,7 +159,8 @@ fn attach(
             btf: Path::new(fields::VMLINUX),
         })
         .map_err(|error| error.to_string())?;
-        let directory = std::env::temp_dir().join(format!("keytrail-doctor-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("keytrail-doctor-{}", std::process::id()));
         let tested = self_test(&mut sensor, &directory, &mut Vec::new()).await;
         if let Err(error) = std::fs::remove_dir_all(&directory) {
             tracing::debug!(%error, "the directory of the self-test stays");

@@ -76,7 +76,10 @@ mod tests {
     #[test]
     fn a_missing_file_names_the_option() {
         let error = resolve(Path::new("/nonexistent/vmlinux")).expect_err("no such file");
-        assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+        assert!(
+            error.to_string().contains("CONFIG_DEBUG_INFO_BTF"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use super::observation::Hello;
 use tls_parser::{
-    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extensions, parse_tls_message_handshake,
+    TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extensions,
+    parse_tls_message_handshake,
 };
 
 /// The extension of an encrypted ClientHello (RFC 9849) and its last draft.
@@ -15,7 +16,8 @@ const ECH: u16 = 0xfe0d;
 pub fn parse(payload: &[u8]) -> Option<Hello> {
     let message = without_record_headers(payload)?;
     let body = message.get(4..)?;
-    let declared = usize::from(message[1]) << 16 | usize::from(message[2]) << 8 | usize::from(message[3]);
+    let declared =
+        usize::from(message[1]) << 16 | usize::from(message[2]) << 8 | usize::from(message[3]);
     if message[0] != 1 {
         return None;
     }

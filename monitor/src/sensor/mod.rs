@@ -38,18 +38,22 @@ use std::{
 use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
-static PROBES: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
+static PROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
 
 /// Why the sensor cannot start.
 #[derive(Debug, Error)]
 pub enum SensorError {
     #[error("the probes cannot be placed: {0}")]
     Fields(#[from] FieldsError),
-    #[error("the kernel refuses the maps of the probes: {0}; root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed")]
+    #[error(
+        "the kernel refuses the maps of the probes: {0}; root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed"
+    )]
     Load(#[from] EbpfError),
     #[error("map {name}: {source}")]
-    Map { name: &'static str, source: MapError },
+    Map {
+        name: &'static str,
+        source: MapError,
+    },
     #[error("map {0} is missing from the probes: the agent and its probes were built apart")]
     NoMap(&'static str),
     #[error("program {0} is missing from the probes: the agent and its probes were built apart")]
@@ -154,15 +158,11 @@ impl Sensor {
         let failed = |name| move |source| SensorError::Map { name, source };
         let mut filter = Box::new([0u64; BLOOM_WORDS]);
         for (key, value) in &rules.0 {
-            self.rules
-                .insert(key, value, 0)
-                .map_err(failed("RULES"))?;
+            self.rules.insert(key, value, 0).map_err(failed("RULES"))?;
             let (word, mask) = bloom_position(*key);
             filter[word] |= mask;
         }
-        self.bloom
-            .set(0, *filter, 0)
-            .map_err(failed("BLOOM"))?;
+        self.bloom.set(0, *filter, 0).map_err(failed("BLOOM"))?;
         let stale: Vec<u64> = self
             .rules
             .keys()
@@ -243,10 +243,12 @@ impl Sensor {
 
     /// Tells the probes which process is the agent, whose reads are no news.
     pub fn set_agent(&mut self, pid: u32) -> Result<(), SensorError> {
-        self.agent.set(0, pid, 0).map_err(|source| SensorError::Map {
-            name: "AGENT",
-            source,
-        })
+        self.agent
+            .set(0, pid, 0)
+            .map_err(|source| SensorError::Map {
+                name: "AGENT",
+                source,
+            })
     }
 
     /// From now on opens of this file are reported whatever its name.
@@ -294,7 +296,11 @@ impl Sensor {
     ///
     /// The credential ring is emptied first: what a process did before an event in it is then
     /// already in the process ring, so nobody is judged before he is known.
-    pub async fn observe(&mut self, limit: Duration, into: &mut Vec<Observation>) -> Result<(), SensorError> {
+    pub async fn observe(
+        &mut self,
+        limit: Duration,
+        into: &mut Vec<Observation>,
+    ) -> Result<(), SensorError> {
         tokio::select! {
             ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
             ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
@@ -325,13 +331,13 @@ impl Sensor {
     pub fn counters(&self) -> Result<Counters, SensorError> {
         let mut counters = Counters::default();
         for index in 0..COUNTERS {
-            let values = self
-                .counts
-                .get(&(index as u32), 0)
-                .map_err(|source| SensorError::Map {
-                    name: "COUNTS",
-                    source,
-                })?;
+            let values =
+                self.counts
+                    .get(&(index as u32), 0)
+                    .map_err(|source| SensorError::Map {
+                        name: "COUNTS",
+                        source,
+                    })?;
             counters.0[index] = values.iter().sum();
         }
         Ok(counters)

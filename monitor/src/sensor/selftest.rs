@@ -16,7 +16,9 @@ pub enum SelfTestError {
     File { path: PathBuf, source: io::Error },
     #[error("the file probe did not report this process's own open within {0:?}")]
     Silent(Duration),
-    #[error("the file probe reports {what} as `{found}`, and it is `{expected}`: the kernel's fields are not where its BTF says")]
+    #[error(
+        "the file probe reports {what} as `{found}`, and it is `{expected}`: the kernel's fields are not where its BTF says"
+    )]
     Wrong {
         what: &'static str,
         found: String,
@@ -88,10 +90,18 @@ pub async fn self_test(
     check("the file's name", name(&seen), name(&path))?;
     let own = procfs::process::Process::myself().and_then(|process| process.stat());
     if let Ok(own) = own {
-        check("the start time", stamp.subject.start.to_string(), own.starttime.to_string())?;
+        check(
+            "the start time",
+            stamp.subject.start.to_string(),
+            own.starttime.to_string(),
+        )?;
     }
     let comm = fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
-    check("the command name", stamp.comm.clone(), comm.trim_end().to_owned())?;
+    check(
+        "the command name",
+        stamp.comm.clone(),
+        comm.trim_end().to_owned(),
+    )?;
     sensor.set_agent(stamp.subject.pid)?;
     Ok(stamp.subject.pid)
 }

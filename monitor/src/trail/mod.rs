@@ -10,7 +10,10 @@
 //! [`LEVELS`] above, and never across a change of user or of workload. Where none of that gives
 //! anything, what another child of the same shell picked up counts: `cat key; curl …`.
 
-use crate::model::{Credential, Destination, Evidence, Gap, Hop, Login, Place, Process, Source, Subject, Transport, Use, Workload};
+use crate::model::{
+    Credential, Destination, Evidence, Gap, Hop, Login, Place, Process, Source, Subject, Transport,
+    Use, Workload,
+};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -47,6 +50,10 @@ pub struct Who {
 /// record` writes them, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an event lives for one batch; boxes would cost more than they save"
+)]
 pub enum Event {
     Fork {
         time: Timestamp,

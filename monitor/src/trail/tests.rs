@@ -155,14 +155,22 @@ fn one_credential_is_sole_and_two_are_held() {
 #[test]
 fn who_holds_nothing_makes_no_hop() {
     assert_eq!(
-        hops(vec![connect(1, 1, "10.0.0.1", 443), payload(1, Some("x.example"))]),
+        hops(vec![
+            connect(1, 1, "10.0.0.1", 443),
+            payload(1, Some("x.example"))
+        ]),
         []
     );
 }
 
 #[test]
 fn name_servers_and_unnamed_loopback_are_no_hops() {
-    for (address, port) in [("10.0.0.1", 53), ("127.0.0.1", 9000), ("::1", 80), ("10.0.0.1", 123)] {
+    for (address, port) in [
+        ("10.0.0.1", 53),
+        ("127.0.0.1", 9000),
+        ("::1", 80),
+        ("10.0.0.1", 123),
+    ] {
         let found = hops(vec![
             pick(1, 7, Source::File, None),
             connect(1, 1, address, port),
@@ -180,7 +188,10 @@ fn a_helper_hands_up_through_a_pipe() {
         fork(2, 1),
         exec(2, 1, "b", false),
         pick(2, 7, Source::File, Some(99)),
-        Event::Exit { time: at(1), subject: subject(2) },
+        Event::Exit {
+            time: at(1),
+            subject: subject(2),
+        },
         fork(3, 1),
         exec(3, 1, "b", false),
         connect(3, 1, "10.0.0.1", 443),
@@ -203,10 +214,26 @@ fn a_pipe_between_two_commands() {
     ] {
         trail.take(event, &mut out);
     }
-    let Event::Connect { time, who, connection, destination, .. } = connect(3, 1, "10.0.0.1", 443) else {
+    let Event::Connect {
+        time,
+        who,
+        connection,
+        destination,
+        ..
+    } = connect(3, 1, "10.0.0.1", 443)
+    else {
         unreachable!("connect gives a connect");
     };
-    trail.take(Event::Connect { time, who, connection, destination, stdin: Some(99) }, &mut out);
+    trail.take(
+        Event::Connect {
+            time,
+            who,
+            connection,
+            destination,
+            stdin: Some(99),
+        },
+        &mut out,
+    );
     trail.take(payload(1, None), &mut out);
     assert!(matches!(out.last(), Some(Outcome::Hop(hop)) if hop.evidence == Evidence::Sole));
 }
@@ -294,7 +321,10 @@ fn a_name_after_a_proxys_connect_is_another_hop() {
 
 #[test]
 fn a_connection_that_says_nothing_is_a_hop_in_the_end() {
-    let mut events = vec![pick(1, 7, Source::File, None), connect(1, 1, "10.0.0.1", 443)];
+    let mut events = vec![
+        pick(1, 7, Source::File, None),
+        connect(1, 1, "10.0.0.1", 443),
+    ];
     assert_eq!(hops(events.clone()), []);
     events.push(Event::Tick { time: at(10) });
     assert_eq!(hops(events).len(), 1);
@@ -305,7 +335,11 @@ fn what_is_presented_is_the_strongest_evidence() {
     let found = hops(vec![
         connect(1, 1, "127.0.0.1", 80),
         payload(1, None),
-        Event::Presented { time: at(4), connection: 1, credential: credential(7) },
+        Event::Presented {
+            time: at(4),
+            connection: 1,
+            credential: credential(7),
+        },
     ]);
     assert_eq!(found, [(id(7), "127.0.0.1:80".into(), Evidence::Presented)]);
 }
@@ -314,14 +348,37 @@ fn any_event() -> impl Strategy<Value = Event> {
     let pid = 1u32..6;
     prop_oneof![
         (pid.clone(), pid.clone()).prop_map(|(child, parent)| fork(child, parent)),
-        (pid.clone(), pid.clone(), "[ab]", any::<bool>()).prop_map(|(a, b, c, d)| exec(a, b, &c, d)),
-        pid.clone().prop_map(|pid| Event::Exit { time: at(5), subject: subject(pid) }),
-        (pid.clone(), 1u64..4, any::<bool>(), proptest::option::of(1u64..3)).prop_map(|(p, id, file, out)| {
-            pick(p, id, if file { Source::File } else { Source::Environment }, out)
+        (pid.clone(), pid.clone(), "[ab]", any::<bool>())
+            .prop_map(|(a, b, c, d)| exec(a, b, &c, d)),
+        pid.clone().prop_map(|pid| Event::Exit {
+            time: at(5),
+            subject: subject(pid)
         }),
+        (
+            pid.clone(),
+            1u64..4,
+            any::<bool>(),
+            proptest::option::of(1u64..3)
+        )
+            .prop_map(|(p, id, file, out)| {
+                pick(
+                    p,
+                    id,
+                    if file {
+                        Source::File
+                    } else {
+                        Source::Environment
+                    },
+                    out,
+                )
+            }),
         (pid, 1u64..5).prop_map(|(pid, id)| connect(pid, id, "10.0.0.1", 443)),
         (1u64..5, any::<bool>()).prop_map(|(id, named)| payload(id, named.then_some("x.example"))),
-        (1u64..5).prop_map(|id| Event::Presented { time: at(5), connection: id, credential: credential(3) }),
+        (1u64..5).prop_map(|id| Event::Presented {
+            time: at(5),
+            connection: id,
+            credential: credential(3)
+        }),
         (0i64..200).prop_map(|second| Event::Tick { time: at(second) }),
     ]
 }
