@@ -22,7 +22,7 @@ pub enum Kind {
     Suffix = 2,
     /// The first four bytes of the last component: `.env`.
     Prefix = 3,
-    /// The name of the directory: everything in `secrets/`.
+    /// The name of the directory, or of the one above it: everything in `secrets/` and `secrets/x/`.
     Parent = 4,
     /// Directory and last component: `.aws/credentials`.
     Pair = 5,

@@ -67,6 +67,9 @@ struct Candidate {
     jwt: u32,
     url: u32,
     dots: u32,
+    /// 1 where the value goes on behind what was read at once: its length is still to be found.
+    cut: u32,
+    reserved: u32,
 }
 
 #[map]
@@ -89,6 +92,8 @@ struct Walk {
     /// 1 while the rest of an entry longer than a chunk is crossed.
     inside: u64,
     candidates: u64,
+    /// 1 where a candidate is longer than a chunk.
+    cut: u64,
 }
 
 /// Hook: raw tracepoint `sched_process_exec(task, old_pid, bprm)`, in the new program's context.
@@ -108,6 +113,7 @@ fn exec(task: u64) {
         end: field(mm, F::MmEnvEnd),
         inside: 0,
         candidates: 0,
+        cut: 0,
     };
     if walk.at >= walk.end {
         return;
@@ -118,6 +124,9 @@ fn exec(task: u64) {
             task,
             candidates: walk.candidates,
         };
+        if walk.cut != 0 {
+            repeat(CANDIDATES as u32, lengthen, &mut tell);
+        }
         repeat(CANDIDATES as u32, secret, &mut tell);
     }
 }
@@ -150,14 +159,14 @@ extern "C" fn entry(_: u64, context: *mut c_void) -> i64 {
     let was_inside = walk.inside != 0;
     walk.inside = u64::from(!whole);
     if !was_inside {
-        variable(scratch, walk, at, read - 1);
+        variable(scratch, walk, at, read - 1, !whole);
     }
     0
 }
 
-/// Looks at a variable of `len` bytes at `at`.
+/// Looks at a variable at `at` of `len` bytes, or of more where it is `cut`.
 #[inline(always)]
-fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64) {
+fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64, cut: bool) {
     let mut name = Name {
         words: Words::new(),
         first_hit: 0,
@@ -189,6 +198,8 @@ fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64) {
         jwt: 0,
         url: 0,
         dots: 0,
+        cut: u32::from(cut),
+        reserved: 0,
     };
     if let Some(value) = rule(name.first_hit) {
         candidate.word = value + 1;
@@ -208,6 +219,7 @@ fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64) {
     }
     if candidate.word != 0 || candidate.prefix != 0 {
         walk.candidates = place + 1;
+        walk.cut |= u64::from(cut);
     }
 }
 
@@ -324,7 +336,7 @@ extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
         (candidate.at, candidate.len) = trim(candidate.at, candidate.len);
     }
     let (at, len) = (candidate.at, candidate.len);
-    if len == 0 || len > CHUNK as u64 {
+    if len == 0 || len > u64::from(LONGEST) {
         return 0;
     }
     if !read_value(scratch, at, len) {
@@ -333,6 +345,60 @@ extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
     let print = fingerprint(scratch, len);
     report(scratch, place, tell.task, print);
     0
+}
+
+/// The kernel takes no longer string into an environment.
+const LONGEST: u32 = 128 << 10;
+
+/// Finds the length of one candidate that is longer than a chunk. A pass of its own, for the
+/// same reason as candidates: see [`Candidate`].
+extern "C" fn lengthen(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Tell of `exec`.
+    let tell = unsafe { &mut *context.cast::<Tell>() };
+    if i >= tell.candidates {
+        return 1;
+    }
+    let Some(scratch) = scratch() else { return 1 };
+    let place = i as usize & (CANDIDATES - 1);
+    if scratch.candidates[place].cut == 0 {
+        return 0;
+    }
+    let mut rest = Rest {
+        at: scratch.candidates[place].at,
+        len: 0,
+    };
+    repeat(LONGEST / MAX_SECRET as u32 + 1, measure, &mut rest);
+    scratch.candidates[place].len = rest.len;
+    0
+}
+
+/// What is still to be measured of a long value.
+#[repr(C)]
+struct Rest {
+    at: u64,
+    len: u64,
+}
+
+/// Crosses one more piece of a long value.
+extern "C" fn measure(_: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Rest of `lengthen`.
+    let rest = unsafe { &mut *context.cast::<Rest>() };
+    let Some(scratch) = scratch() else { return 1 };
+    // SAFETY: the destination holds MAX_SECRET bytes; the helper checks the source.
+    let read = unsafe {
+        bpf_probe_read_user_str(
+            scratch.value.as_mut_ptr().cast(),
+            MAX_SECRET as u32,
+            rest.at as *const c_void,
+        )
+    };
+    if read <= 1 {
+        return 1;
+    }
+    let read = read as u64 - 1;
+    rest.len += read;
+    rest.at += read;
+    i64::from(read + 1 < MAX_SECRET as u64)
 }
 
 #[inline(always)]

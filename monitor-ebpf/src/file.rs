@@ -53,9 +53,11 @@ struct View {
     inode: Block,
     dentry: path::Dentry,
     parent: path::Dentry,
+    grandparent: path::Dentry,
     /// The first bytes of a name that is not inside its dentry.
     name: [u64; 4],
     parent_name: [u64; 4],
+    grandparent_name: [u64; 4],
 }
 
 #[map]
@@ -85,12 +87,17 @@ fn opened(task: u64, file: u64) {
     if !read_to(&mut view.parent, path::dentry_at(parent)) {
         return;
     }
+    let grandparent = view.parent[0];
+    if !read_to(&mut view.grandparent, path::dentry_at(grandparent)) {
+        return;
+    }
     let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
         return;
     };
-    let (Some(words), Some(parent_words)) = (
+    let (Some(words), Some(parent_words), Some(grandparent_words)) = (
         name_words(address, &view.dentry, &mut view.name),
         name_words(parent, &view.parent, &mut view.parent_name),
+        name_words(grandparent, &view.grandparent, &mut view.grandparent_name),
     ) else {
         count(Probe::File, Stage::Read);
         return;
@@ -99,6 +106,7 @@ fn opened(task: u64, file: u64) {
     let names = Names {
         name: filter::name_hash(words, len),
         parent: filter::name_hash(parent_words, view.parent[1] >> 32),
+        grandparent: filter::name_hash(grandparent_words, view.grandparent[1] >> 32),
         first: words[0] as u32,
         last: last_four(words, len, view.dentry[2]),
         // A directory `..2024_11_24…` is the payload of a projected volume.
@@ -108,6 +116,7 @@ fn opened(task: u64, file: u64) {
         || rules.has(filter::key(Kind::Suffix, u64::from(names.last)))
         || rules.has(filter::key(Kind::Prefix, u64::from(names.first)))
         || rules.has(filter::key(Kind::Parent, names.parent))
+        || rules.has(filter::key(Kind::Parent, names.grandparent))
         || names.projected;
     let by_inode = inodes.has(filter::inode_key(pick(&view.inode, F::InodeIno)));
     if by_name || by_inode {
@@ -119,6 +128,7 @@ fn opened(task: u64, file: u64) {
 struct Names {
     name: u64,
     parent: u64,
+    grandparent: u64,
     first: u32,
     last: u32,
     projected: bool,
@@ -142,6 +152,7 @@ impl Names {
             || rule(filter::key(Kind::Suffix, u64::from(self.last))).is_some()
             || rule(filter::key(Kind::Prefix, u64::from(self.first))).is_some()
             || rule(filter::key(Kind::Parent, self.parent)).is_some()
+            || rule(filter::key(Kind::Parent, self.grandparent)).is_some()
     }
 }
 

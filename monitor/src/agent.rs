@@ -17,6 +17,7 @@ use crate::{
     },
     sensor::{
         Options, Sensor, cgroup_root,
+        decode::BootClock,
         doctor::{CAPABILITIES, KNOWN_GAPS, has_capabilities},
         fields::VMLINUX,
         observation::Observation,
@@ -210,7 +211,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
             "no cgroup v2 file system is mounted: connections and TLS server names are not seen"
         );
     }
-    let mut rules = parts.catalog.rules(subdirectories);
+    let rules = parts.catalog.rules();
     let mut sensor = Sensor::start(&Options {
         key: parts.key,
         rules: &rules,
@@ -270,18 +271,12 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         }
         if seconds.is_multiple_of(10) {
             joiner.attribution.bury(now);
-            let current = joiner.credentials.catalog().rules(subdirectories);
-            if current.0 != rules.0 {
-                rules = current;
-                sensor.set_rules(&rules)?;
-            }
         }
         parts.judge.take(&mut events)?;
         if let Some(loaded) = watch.changed() {
             match loaded {
                 Ok((document, catalog)) => {
-                    rules = catalog.rules(subdirectories);
-                    sensor.set_rules(&rules)?;
+                    sensor.set_rules(&catalog.rules())?;
                     joiner.credentials.set_catalog(Arc::clone(&catalog));
                     parts.judge.replace_policy(document, catalog);
                     parts.judge.sinks.metrics.reload_success.set(1);
@@ -334,7 +329,7 @@ fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) ->
             "started-before-agent",
             None,
             "nothing was observed before the agent first started; of what ran already, environments were taken in, and neither files read nor connections made".to_owned(),
-            Timestamp::UNIX_EPOCH,
+            BootClock::now().at(0),
             Some(now),
         ),
     }];
@@ -389,18 +384,6 @@ fn count(
     metrics.unattributed("file-unreadable", joiner.credentials.unreadable);
     metrics.unattributed("connection-unknown", judge.trail.unmatched);
     Ok(())
-}
-
-/// The names of the directories in a directory.
-fn subdirectories(path: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
 }
 
 /// Looks whether the configuration, or a file that it names, has changed.

@@ -59,7 +59,10 @@ impl Agent {
         let state_dir = directory.join("state");
         let findings = directory.join("findings.jsonl");
         let log = directory.join("agent.log");
-        let child = Command::new(binary()?)
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL"])
+            .arg(binary()?)
             .arg("run")
             .arg("--state-dir")
             .arg(&state_dir)
@@ -69,9 +72,8 @@ impl Agent {
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::options().create(true).append(true).open(&log)?)
-            .spawn()
-            .context("cannot start the agent")?;
+            .stderr(File::options().create(true).append(true).open(&log)?);
+        let child = spawn_for_good(command)?;
         Ok(Self {
             child,
             state_dir,
@@ -189,6 +191,23 @@ impl Agent {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         Ok(self.child.wait()?)
     }
+}
+
+/// Starts a command that is killed when this process ends, however it ends. The kernel watches the
+/// thread that started it, so that thread stays.
+fn spawn_for_good(mut command: Command) -> Result<Child> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        if sender.send(command.spawn()).is_ok() {
+            loop {
+                std::thread::park();
+            }
+        }
+    });
+    receiver
+        .recv()
+        .context("the thread that starts the agent ended")?
+        .context("cannot start the agent")
 }
 
 impl Drop for Agent {

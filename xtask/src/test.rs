@@ -51,7 +51,15 @@ pub fn run() -> Result<()> {
     ]))?;
     step("end-to-end scenarios");
     if root {
-        succeed(cargo().args(["test", "--release", "--package", "lab"]))?;
+        // One at a time: agents that run side by side would see each other read.
+        succeed(cargo().args([
+            "test",
+            "--release",
+            "--package",
+            "lab",
+            "--",
+            "--test-threads=1",
+        ]))?;
     } else {
         let listed = cargo()
             .args([

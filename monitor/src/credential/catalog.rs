@@ -9,7 +9,7 @@ use monitor_common::filter::{
     JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key, word_of,
 };
 use serde::Deserialize;
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 use thiserror::Error;
 
 const EMBEDDED: &str = include_str!("catalog.yaml");
@@ -304,13 +304,12 @@ impl Catalog {
 
     /// The rules for the kernel's filter.
     ///
-    /// A rule is about the last component, or about the directory before it. Where a glob ends
-    /// in a wildcard directory (`/run/credentials/*/**`), the names of the directories that are
-    /// there now stand for it; `directories` lists them.
-    pub fn rules(&self, directories: impl Fn(&Path) -> Vec<String>) -> Rules {
+    /// A rule is about the last component, or about the one or two directories before it: what is
+    /// deeper below a directory of secrets than that is known only once its inode is.
+    pub fn rules(&self) -> Rules {
         let mut rules = BTreeMap::new();
         for glob in &self.file_globs {
-            file_rule(glob, &directories, &mut rules);
+            file_rule(glob, &mut rules);
         }
         for class in &self.classes {
             for name in &class.environment {
@@ -398,11 +397,7 @@ fn is_literal(text: &str) -> bool {
 }
 
 /// The kernel's rule for a file glob.
-fn file_rule(
-    glob: &str,
-    directories: &impl Fn(&Path) -> Vec<String>,
-    rules: &mut BTreeMap<u64, u32>,
-) {
+fn file_rule(glob: &str, rules: &mut BTreeMap<u64, u32>) {
     let (directory, name) = glob.rsplit_once('/').unwrap_or(("", glob));
     let parent = directory.rsplit('/').next().unwrap_or_default();
     if is_literal(name) {
@@ -425,21 +420,10 @@ fn file_rule(
         let first = &literal_start.as_bytes()[..4];
         rules.insert(key(Kind::Prefix, word_of(first)), PLAIN);
     } else {
-        // Any name: the directory decides.
-        let base = directory.strip_suffix("/**").unwrap_or(directory);
-        let parent = base.rsplit('/').next().unwrap_or_default();
-        if name == "**" && is_literal(parent) {
-            rules.insert(key(Kind::Parent, hash_of(parent.as_bytes())), PLAIN);
-        }
-        if is_literal(parent) {
-            rules.insert(key(Kind::Parent, hash_of(parent.as_bytes())), PLAIN);
-        } else {
-            let above = base.rsplit_once('/').map_or("", |(above, _)| above);
-            if is_literal(above) {
-                for found in directories(Path::new(above)) {
-                    rules.insert(key(Kind::Parent, hash_of(found.as_bytes())), PLAIN);
-                }
-            }
+        // Any name: the directory decides, or the one above where that has any name, too.
+        let named = directory.split('/').rev().find(|part| is_literal(part));
+        if let Some(named) = named.filter(|named| !named.is_empty()) {
+            rules.insert(key(Kind::Parent, hash_of(named.as_bytes())), PLAIN);
         }
     }
 }
@@ -604,12 +588,12 @@ mod tests {
     #[test]
     fn every_file_class_reaches_the_kernel() {
         let catalog = catalog();
-        let rules = catalog.rules(|_| vec!["nginx.service".to_owned()]).0;
+        let rules = catalog.rules().0;
         let has = |kind, text: &str| rules.contains_key(&key(kind, hash_of(text.as_bytes())));
         assert!(has(Kind::Name, "credentials") && has(Kind::Name, ".netrc"));
         assert_eq!(rules[&key(Kind::Name, hash_of(b"credentials"))], NEEDS_PAIR);
         assert!(rules.contains_key(&pair_key(hash_of(b".aws"), hash_of(b"credentials"))));
-        assert!(has(Kind::Parent, "secrets") && has(Kind::Parent, "nginx.service"));
+        assert!(has(Kind::Parent, "secrets") && has(Kind::Parent, "credentials"));
         assert!(rules.contains_key(&key(Kind::Suffix, word_of(b".p12"))));
         assert!(rules.contains_key(&key(Kind::Prefix, word_of(b".env"))));
         assert!(

@@ -201,6 +201,7 @@ impl Credentials {
     pub fn in_environment(&mut self, variables: &[Variable]) -> Vec<(Credential, Place)> {
         let named = |name: &str| variables.iter().find(|variable| variable.name == name);
         let mut aliases = Vec::new();
+        let mut alias_places = Vec::new();
         if let Some(id) = named("AWS_ACCESS_KEY_ID") {
             for other in [
                 "AWS_SECRET_ACCESS_KEY",
@@ -213,6 +214,7 @@ impl Credentials {
                         &CredentialId::of_fingerprint(id.fingerprint),
                     );
                     aliases.push(other.fingerprint);
+                    alias_places.push(variable_place(&other.name));
                 }
             }
         }
@@ -225,10 +227,7 @@ impl Credentials {
             let Some(class) = classify(&catalog, variable) else {
                 continue;
             };
-            let place = Place {
-                source: Source::Environment,
-                place: format!("env:{}", variable.name),
-            };
+            let place = variable_place(&variable.name);
             let found = Found {
                 class: class.class.clone(),
                 fingerprint: variable.fingerprint,
@@ -236,10 +235,11 @@ impl Credentials {
                 label: None,
                 facts: Facts::default(),
             };
-            let credential = self.credential(&found, &place);
-            if picked.iter().all(|(known, _)| known.id != credential.id) {
-                picked.push((credential, place));
+            let mut credential = self.credential(&found, &place);
+            if variable.name == "AWS_ACCESS_KEY_ID" {
+                credential.sources.append(&mut alias_places);
             }
+            picked.push((credential, place));
         }
         picked
     }
@@ -317,6 +317,13 @@ impl Credentials {
         };
         self.known.insert(id, credential.clone());
         credential
+    }
+}
+
+fn variable_place(name: &str) -> Place {
+    Place {
+        source: Source::Environment,
+        place: format!("env:{name}"),
     }
 }
 
