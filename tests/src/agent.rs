@@ -142,9 +142,15 @@ impl Agent {
             },
         )
         .with_context(|| {
+            let refused = self
+                .ask(arguments)
+                .map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+            let known = self.ask(&["query", "timeline"]);
+            let known = known.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             format!(
-                "the last answer: {}",
-                last.map_or_else(|| "none".to_owned(), |answer| answer.to_string())
+                "the last answer: {last:?}, {refused:?}\nthe agent's log:\n{}\nwhat is known:\n{}",
+                self.log_text(),
+                known.unwrap_or_default()
             )
         })
     }

@@ -172,8 +172,11 @@ fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
 /// The path in `/proc/PID/cgroup` that tells the most: a container's, a unit's, or the longest.
 fn read_proc(pid: u32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    // A zombie is in the root of every v1 hierarchy, whatever it was in while it lived; so the
+    // root says nothing, and the parent's group is the better answer.
     text.lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
+        .filter(|path| *path != "/")
         .max_by_key(|path| {
             let group = parse(path);
             (

@@ -89,10 +89,15 @@ fn take<T: Copy>(kind: u32, bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
     Ok((value, &bytes[size_of::<T>()..]))
 }
 
-/// One record.
-pub fn decode(bytes: &[u8], clock: BootClock) -> Result<Observation, DecodeError> {
+/// One record, and its time in nanoseconds since boot.
+pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Observation), DecodeError> {
     let (kind, _) = take::<u32>(0, bytes)?;
-    Ok(match kind {
+    let time = if kind == kind::PAYLOAD {
+        take::<Payload>(kind, bytes)?.0.time
+    } else {
+        take::<Header>(kind, bytes)?.0.time
+    };
+    let observation = match kind {
         kind::EXEC => {
             let (record, rest) = take::<Process>(kind, bytes)?;
             Observation::Exec {
@@ -170,7 +175,8 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<Observation, DecodeError
             }
         }
         other => return Err(DecodeError::Kind(other)),
-    })
+    };
+    Ok((time, observation))
 }
 
 fn stamp(header: &Header, clock: BootClock) -> Stamp {

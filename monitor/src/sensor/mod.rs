@@ -104,7 +104,8 @@ pub struct Sensor {
     attached: Vec<Attached>,
     /// Records that could not be decoded.
     pub undecoded: u64,
-    pending: Vec<Observation>,
+    /// Records that are younger than the last cut, with their time since boot.
+    pending: Vec<(u64, Observation)>,
 }
 
 impl std::fmt::Debug for Sensor {
@@ -294,26 +295,30 @@ impl Sensor {
 
     /// Waits for records, at most for `limit`, and gives them in the order of their time.
     ///
-    /// The credential ring is emptied first: what a process did before an event in it is then
-    /// already in the process ring, so nobody is judged before he is known.
+    /// Two rings cannot be emptied at one moment. So a cut is made a little before both are, and
+    /// what is younger waits for the next call: nobody is judged before what he did is known, nor
+    /// by what he became afterwards.
     pub async fn observe(
         &mut self,
         limit: Duration,
         into: &mut Vec<Observation>,
     ) -> Result<(), SensorError> {
-        tokio::select! {
-            ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
-            ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
-            () = tokio::time::sleep(limit) => {}
+        if self.pending.is_empty() {
+            tokio::select! {
+                ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
+                ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
+                () = tokio::time::sleep(limit) => {}
+            }
         }
         tokio::time::sleep(GATHER).await;
+        let cut = boot_time().saturating_sub(IN_FLIGHT_NS);
         let clock = BootClock::now();
         let pending = &mut self.pending;
         for ring in [&mut self.credential_ring, &mut self.process_ring] {
             let ring = ring.get_mut();
             while let Some(item) = ring.next() {
                 match decode(&item, clock) {
-                    Ok(observation) => pending.push(observation),
+                    Ok((time, observation)) => pending.push((time, observation)),
                     Err(error) => {
                         self.undecoded += 1;
                         tracing::warn!(%error, "a record of a probe was skipped");
@@ -322,8 +327,9 @@ impl Sensor {
             }
         }
         // Stable: records of one time stay in the order of their ring.
-        pending.sort_by_key(|observation| (observation.time(), order(observation)));
-        into.append(pending);
+        pending.sort_by_key(|(time, observation)| (*time, order(observation)));
+        let young = pending.partition_point(|(time, _)| *time <= cut);
+        into.extend(pending.drain(..young).map(|(_, observation)| observation));
         Ok(())
     }
 
@@ -347,8 +353,7 @@ impl Sensor {
     /// are gone.
     pub fn sweep_reads(&mut self, into: &mut Vec<Observation>) -> Result<(), SensorError> {
         let clock = BootClock::now();
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        let now = boot_time();
         let entries: Vec<([u64; 3], [u64; 2])> = self.reads.iter().filter_map(Result::ok).collect();
         for (key, value) in entries {
             let (key, value) = (read_key(key), read_count(value));
@@ -378,6 +383,15 @@ impl Sensor {
 const INODE_LIMIT: usize = 60_000;
 /// A read that was not repeated for this long is taken out of the map.
 const SETTLED_NS: u64 = 3_000_000_000;
+
+/// A probe takes the time first and sends last: a record can come this much after its time.
+const IN_FLIGHT_NS: u64 = 2_000_000;
+
+/// Nanoseconds since boot, by the clock of the probes.
+fn boot_time() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
 
 /// Of observations with one time, what tells of processes comes first.
 fn order(observation: &Observation) -> u8 {

@@ -94,17 +94,3 @@ pub struct Hello {
     pub alpn: Vec<String>,
     pub ech: bool,
 }
-
-impl Observation {
-    pub fn time(&self) -> Timestamp {
-        match self {
-            Self::Exec { stamp, .. }
-            | Self::Fork { stamp }
-            | Self::Exit { stamp }
-            | Self::FileOpened { stamp, .. }
-            | Self::Variable { stamp, .. }
-            | Self::Connected { stamp, .. } => stamp.time,
-            Self::FileRepeated { time, .. } | Self::Payload { time, .. } => *time,
-        }
-    }
-}
