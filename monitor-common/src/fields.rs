@@ -92,10 +92,13 @@ pub const COUNT: usize = TABLE.len();
 /// The offsets, by [`F`]; [`ABSENT`] where the kernel has no such field.
 pub type Offsets = [u32; COUNT];
 
+/// Bytes of a `struct file` and of a `struct inode` that the probes read at once.
+pub const BLOCK_BYTES: usize = 96;
+
 /// What is wrong with the offsets as a whole, where each alone is right.
 ///
-/// The dentry is read as one block of 64 bytes, a `struct file` and an inode as blocks of 128:
-/// cheaper than a read for each field, and the same on every kernel since 5.10.
+/// The dentry is read as one block of 64 bytes, a `struct file` and an inode as blocks of
+/// [`BLOCK_BYTES`]: cheaper than a read for each field.
 pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
     let at = |field: F| offsets[field as usize];
     let parent = at(F::DentryParent);
@@ -120,7 +123,10 @@ pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
         F::InodeSb,
         F::InodeIno,
     ];
-    if in_block.iter().any(|field| at(*field) > 120) {
+    if in_block
+        .iter()
+        .any(|field| at(*field) > BLOCK_BYTES as u32 - 8)
+    {
         return Some("struct file or struct inode is larger than the probes read");
     }
     None

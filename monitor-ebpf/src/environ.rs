@@ -44,6 +44,12 @@ struct Scratch {
     value: [u64; MAX_WORDS],
     record: Variable,
     candidates: [Candidate; CANDIDATES],
+    /// Candidates gathered: here and not in the [`Walk`], where the verifier would tell each
+    /// number from the next.
+    gathered: u64,
+    /// For the same reason what is known of the name and of the dress of a value is here.
+    name: Name,
+    trim: Trim,
 }
 
 /// A variable that a rule is about.
@@ -91,7 +97,6 @@ struct Walk {
     end: u64,
     /// 1 while the rest of an entry longer than a chunk is crossed.
     inside: u64,
-    candidates: u64,
     /// 1 where a candidate is longer than a chunk.
     cut: u64,
 }
@@ -112,21 +117,23 @@ fn exec(task: u64) {
         at: field(mm, F::MmEnvStart),
         end: field(mm, F::MmEnvEnd),
         inside: 0,
-        candidates: 0,
         cut: 0,
     };
+    let Some(scratch) = scratch() else { return };
     if walk.at >= walk.end {
         return;
     }
+    scratch.gathered = 0;
     repeat(ENTRIES, entry, &mut walk);
-    if walk.candidates > 0 {
+    if scratch.gathered > 0 {
         let mut tell = Tell {
             task,
-            candidates: walk.candidates,
+            candidates: scratch.gathered,
         };
         if walk.cut != 0 {
             repeat(CANDIDATES as u32, lengthen, &mut tell);
         }
+        repeat(CANDIDATES as u32, locate, &mut tell);
         repeat(CANDIDATES as u32, secret, &mut tell);
     }
 }
@@ -167,13 +174,14 @@ extern "C" fn entry(_: u64, context: *mut c_void) -> i64 {
 /// Looks at a variable at `at` of `len` bytes, or of more where it is `cut`.
 #[inline(always)]
 fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64, cut: bool) {
-    let mut name = Name {
+    scratch.name = Name {
         words: Words::new(),
         first_hit: 0,
         last_hit: 0,
         len: 0,
     };
-    repeat(NAME_MAX as u32, name_byte, &mut name);
+    repeat(NAME_MAX as u32, name_byte, &mut ());
+    let name = scratch.name;
     if name.len == 0 || name.len >= NAME_MAX as u64 {
         return;
     }
@@ -182,7 +190,7 @@ fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64, cut: bool
     if !(4..=CHUNK as u64).contains(&value_len) {
         return;
     }
-    let place = walk.candidates;
+    let place = scratch.gathered;
     if place >= CANDIDATES as u64 {
         count(Probe::Environ, Stage::Read);
         return;
@@ -218,7 +226,7 @@ fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64, cut: bool
         repeat(6, first_bytes, &mut first);
     }
     if candidate.word != 0 || candidate.prefix != 0 {
-        walk.candidates = place + 1;
+        scratch.gathered = place + 1;
         walk.cut |= u64::from(cut);
     }
 }
@@ -249,6 +257,7 @@ extern "C" fn first_bytes(i: u64, context: *mut c_void) -> i64 {
 }
 
 /// What is known of a name so far.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Name {
     words: Words,
@@ -259,13 +268,12 @@ struct Name {
     len: u64,
 }
 
-extern "C" fn name_byte(i: u64, context: *mut c_void) -> i64 {
-    // SAFETY: the context is the Name of `variable`.
-    let name = unsafe { &mut *context.cast::<Name>() };
+extern "C" fn name_byte(i: u64, _: *mut c_void) -> i64 {
     let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
         return 1;
     };
     let byte = scratch.entry[i as usize & (NAME_MAX - 1)];
+    let name = &mut scratch.name;
     let ends = byte == b'=' || byte == 0;
     let key = if ends {
         name.words.end()
@@ -302,8 +310,9 @@ struct Tell {
     candidates: u64,
 }
 
-/// Fingerprints one candidate and sends its record.
-extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
+/// Finds the secret inside the value of one candidate: the password of a URL, or what is left
+/// without spaces, quotes and scheme.
+extern "C" fn locate(i: u64, context: *mut c_void) -> i64 {
     // SAFETY: the context is the Tell of `exec`.
     let tell = unsafe { &mut *context.cast::<Tell>() };
     if i >= tell.candidates {
@@ -325,21 +334,32 @@ extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
             candidate.at = at.wrapping_add(u64::from(start));
             candidate.len = u64::from(password_len);
             candidate.url = 1;
-        }
-    }
-    let candidate = &mut scratch.candidates[place];
-    if candidate.url == 0 {
-        if candidate.word == URL_WORD + 1 && candidate.prefix == 0 {
-            // A URL without a password is no credential.
             return 0;
         }
-        (candidate.at, candidate.len) = trim(candidate.at, candidate.len);
+        if candidate.word == URL_WORD + 1 && candidate.prefix == 0 {
+            // A URL without a password is no credential.
+            candidate.len = 0;
+            return 0;
+        }
     }
-    let (at, len) = (candidate.at, candidate.len);
-    if len == 0 || len > u64::from(LONGEST) {
-        return 0;
+    let (at, len) = trim(scratch, at, len);
+    let candidate = &mut scratch.candidates[place];
+    candidate.at = at;
+    candidate.len = len;
+    0
+}
+
+/// Fingerprints one candidate and sends its record.
+extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
+    // SAFETY: the context is the Tell of `exec`.
+    let tell = unsafe { &mut *context.cast::<Tell>() };
+    if i >= tell.candidates {
+        return 1;
     }
-    if !read_value(scratch, at, len) {
+    let Some(scratch) = scratch() else { return 1 };
+    let place = i as usize & (CANDIDATES - 1);
+    let (at, len) = (scratch.candidates[place].at, scratch.candidates[place].len);
+    if len == 0 || len > u64::from(LONGEST) || !read_value(scratch, at, len) {
         return 0;
     }
     let print = fingerprint(scratch, len);
@@ -504,7 +524,7 @@ struct Scan {
 }
 
 extern "C" fn mark(i: u64, context: *mut c_void) -> i64 {
-    // SAFETY: the context is the Scan of `secret`.
+    // SAFETY: the context is the Scan of `locate`.
     let scan = unsafe { &mut *context.cast::<Scan>() };
     if i >= scan.len {
         return 1;
@@ -530,15 +550,15 @@ const TRIM_STEPS: u32 = 24;
 
 /// The same as `fingerprint::trim`, on user memory.
 #[inline(always)]
-fn trim(at: u64, len: u64) -> (u64, u64) {
-    let mut trim = Trim { at, len, phase: 0 };
-    repeat(TRIM_STEPS, trim_step, &mut trim);
-    (trim.at, trim.len)
+fn trim(scratch: &mut Scratch, at: u64, len: u64) -> (u64, u64) {
+    scratch.trim = Trim { at, len, phase: 0 };
+    repeat(TRIM_STEPS, trim_step, &mut ());
+    (scratch.trim.at, scratch.trim.len)
 }
 
-extern "C" fn trim_step(_: u64, context: *mut c_void) -> i64 {
-    // SAFETY: the context is the Trim of `trim`.
-    let trim = unsafe { &mut *context.cast::<Trim>() };
+extern "C" fn trim_step(_: u64, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch() else { return 1 };
+    let trim = &mut scratch.trim;
     if trim.len == 0 || trim.phase > 4 {
         return 1;
     }

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 };
 use core::{ffi::c_void, mem::MaybeUninit};
 use monitor_common::{
-    fields::{ABSENT, COUNT, F, Offsets},
+    fields::{ABSENT, BLOCK_BYTES, COUNT, F, Offsets},
     record::{Header, NO_LOGIN},
 };
 
@@ -65,12 +65,13 @@ pub fn read_to<T>(place: &mut T, address: u64) -> bool {
 }
 
 /// The beginning of a structure, read at once: one helper call for several fields.
-pub type Block = [u64; 16];
+pub type Block = [u64; BLOCK_BYTES / 8];
 
 /// The 64-bit field of a block.
 #[inline(always)]
 pub fn pick(block: &Block, field: F) -> u64 {
-    // SAFETY: the mask keeps the aligned offset inside the block of 128 bytes.
+    // SAFETY: the agent loads no probe where a field of a block is outside it (`layout_error`),
+    // and the verifier checks the constant offset.
     unsafe {
         block
             .as_ptr()

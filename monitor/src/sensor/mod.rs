@@ -11,7 +11,7 @@ pub mod observation;
 pub mod selftest;
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
@@ -129,6 +129,12 @@ impl Sensor {
         let mut ebpf = EbpfLoader::new()
             // The probes carry no CO-RE relocations: the kernel's BTF need not be held in memory.
             .btf(None)
+            // The verifier's log costs it time and the agent memory: only where it is asked for.
+            .verifier_log_level(if tracing::enabled!(tracing::Level::DEBUG) {
+                VerifierLogLevel::VERBOSE
+            } else {
+                VerifierLogLevel::DISABLE
+            })
             .override_global("OFFSETS", &offsets, true)
             .override_global("KEY", &key, true)
             .load(PROBES)?;
