@@ -21,7 +21,7 @@ pub struct Scratch {
 
 /// Room for the largest record with a path.
 const HEAD: usize = size_of::<File>();
-const _: () = assert!(size_of::<Process>() <= HEAD && size_of::<Process>() % 8 == 0);
+const _: () = assert!(size_of::<Process>() <= HEAD && size_of::<Process>().is_multiple_of(8));
 
 /// The file and process probes run with preemption off and do not nest in each other, so they
 /// share one buffer.
@@ -51,7 +51,7 @@ impl Scratch {
     /// The place of a record that ends where the path begins.
     #[inline(always)]
     pub fn record<T>(&mut self) -> &mut T {
-        const { assert!(size_of::<T>() <= HEAD && size_of::<T>() % 8 == 0) }
+        const { assert!(size_of::<T>() <= HEAD && size_of::<T>().is_multiple_of(8)) }
         let place = self.head.as_mut_ptr().cast::<u8>();
         // SAFETY: the place is inside `head`, aligned to eight bytes, and records are integers,
         // for which any bytes are valid.

@@ -208,7 +208,10 @@ impl Joiner {
             .unwrap_or_default();
         let view = View {
             pid: subject.pid,
-            peer: self.attribution.peer(subject),
+            // On the host the path can be followed without anybody's help.
+            peer: (!container.is_empty())
+                .then(|| self.attribution.peer(subject))
+                .flatten(),
             container: &container,
         };
         let Some(found) = self.credentials.in_file(path, file, view) else {

@@ -88,7 +88,7 @@ fn no_secret_stays() -> Result<()> {
         (".vault-token", jwt),
         (
             ".npmrc",
-            format!("//registry.npmjs.org/:_authToken={}\n", canary(6)),
+            format!("//registry.example/:_authToken={}\n", canary(6)),
         ),
         (
             ".env",

@@ -708,7 +708,7 @@ mod tests {
         );
         let found = find(
             "/root/.npmrc",
-            "//registry.npmjs.org/:_authToken=npm_fakefakefakefake\nfoo=bar\n",
+            "//registry.example/:_authToken=npm_fakefakefakefake\nfoo=bar\n",
         );
         assert_eq!(found[0].fingerprint, print("npm_fakefakefakefake"));
         assert_eq!(found[0].class, "npm-token");

@@ -43,7 +43,7 @@ impl Rows {
     }
 
     fn add(&mut self, cells: Vec<String>) {
-        self.table.add_row(cells);
+        self.table.add_row(cells.iter().map(|cell| clean(cell)));
     }
 
     /// Words of this style are painted wherever they stand alone in a row.
@@ -76,6 +76,19 @@ impl Rows {
         }
         painted
     }
+}
+
+/// Names and paths are chosen by whoever is watched: what a terminal would obey is written out.
+fn clean(text: &str) -> String {
+    text.chars()
+        .map(|character| {
+            if character.is_control() || matches!(character, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+                character.escape_default().to_string()
+            } else {
+                character.to_string()
+            }
+        })
+        .collect()
 }
 
 /// A local time with its offset, to the second.
@@ -122,20 +135,20 @@ fn heading(out: &mut String, credential: &Credential) {
         out,
         "{} {} ({}, {}, {}",
         paint(STRONG, &credential.id.0),
-        name,
+        clean(name),
         credential.class,
         credential.role,
         credential.lifetime
     );
     if let Some(label) = &credential.label {
-        let _ = write!(out, ", {label}");
+        let _ = write!(out, ", {}", clean(label));
     }
     if let Some(expiry) = credential.expires_at {
         let _ = write!(out, ", expires {}", local(expiry));
     }
     out.push_str(")\n");
     for place in &credential.sources {
-        let _ = writeln!(out, "  {} {}", place.source, place.place);
+        let _ = writeln!(out, "  {} {}", place.source, clean(&place.place));
     }
 }
 
@@ -159,7 +172,7 @@ fn gaps(out: &mut String, gaps: &[Gap]) {
             "  {} {}{count}: {}",
             paint(FAINT, &format!("{} – {until}", local(gap.since))),
             paint(YELLOW, &gap.kind),
-            gap.detail
+            clean(&gap.detail)
         );
     }
     if !standing.is_empty() {
@@ -255,7 +268,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
         let _ = writeln!(
             out,
             "{} ({})",
-            paint(STRONG, &workload.key()),
+            paint(STRONG, &clean(&workload.key())),
             workload.kind
         );
     }
@@ -271,7 +284,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
                 out,
                 "  picked up from {} {} × {}, last {}",
                 row.source,
-                row.place,
+                clean(&row.place),
                 row.count,
                 ago(row.last_seen)
             );
@@ -414,7 +427,7 @@ pub fn findings(answer: &Findings) -> String {
             out,
             "{severity} {}  {}",
             paint(STRONG, &finding.rule),
-            finding.summary
+            clean(&finding.summary)
         );
         let evidence = finding
             .evidence
@@ -473,4 +486,23 @@ pub fn doctor(report: &Report) -> String {
         let _ = writeln!(out, "  {missed}");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nobody_who_is_watched() {
+        let evil = "/tmp/\u{1b}[2J\u{202e}gpj.key\nfake row";
+        let shown = clean(evil);
+        assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        assert!(!shown.contains('\u{202e}'));
+        let mut rows = Rows::new(&["PLACE"]);
+        rows.add(vec![evil.to_owned()]);
+        let mut out = String::new();
+        rows.show(&mut out);
+        assert_eq!(out.lines().count(), 2, "{out:?}");
+        assert!(!out.contains("\u{1b}[2J"), "{out:?}");
+    }
 }

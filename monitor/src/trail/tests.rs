@@ -331,6 +331,18 @@ fn a_connection_that_says_nothing_is_a_hop_in_the_end() {
 }
 
 #[test]
+fn a_second_call_of_connect_is_the_same_connection() {
+    let found = hops(vec![
+        pick(1, 7, Source::File, None),
+        connect(1, 1, "10.0.0.1", 443),
+        payload(1, None),
+        connect(1, 1, "10.0.0.1", 443),
+        payload(1, None),
+    ]);
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
 fn what_is_presented_is_the_strongest_evidence() {
     let found = hops(vec![
         connect(1, 1, "127.0.0.1", 80),
