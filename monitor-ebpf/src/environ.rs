@@ -81,6 +81,8 @@ struct Candidate {
 #[map]
 static ENVIRON_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+/// This CPU's buffer. A reference is not kept across a call of [`repeat`] whose step changes the
+/// buffer: the compiler would take what it last saw for what is there. It is asked for again.
 #[inline(always)]
 fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: the scratch is this CPU's own; the program that uses it is not preempted by
@@ -119,16 +121,15 @@ fn exec(task: u64) {
         inside: 0,
         cut: 0,
     };
-    let Some(scratch) = scratch() else { return };
-    if walk.at >= walk.end {
+    if walk.at >= walk.end || !forget() {
         return;
     }
-    scratch.gathered = 0;
     repeat(ENTRIES, entry, &mut walk);
-    if scratch.gathered > 0 {
+    let gathered = gathered();
+    if gathered > 0 {
         let mut tell = Tell {
             task,
-            candidates: scratch.gathered,
+            candidates: gathered,
         };
         if walk.cut != 0 {
             repeat(CANDIDATES as u32, lengthen, &mut tell);
@@ -136,6 +137,22 @@ fn exec(task: u64) {
         repeat(CANDIDATES as u32, locate, &mut tell);
         repeat(CANDIDATES as u32, secret, &mut tell);
     }
+}
+
+/// Forgets the candidates of the last environment.
+#[inline(always)]
+fn forget() -> bool {
+    let Some(scratch) = scratch() else {
+        return false;
+    };
+    scratch.gathered = 0;
+    true
+}
+
+/// How many candidates there are.
+#[inline(always)]
+fn gathered() -> u64 {
+    scratch().map_or(0, |scratch| scratch.gathered)
 }
 
 /// One entry of the environment; 1 ends the walk.
@@ -166,21 +183,26 @@ extern "C" fn entry(_: u64, context: *mut c_void) -> i64 {
     let was_inside = walk.inside != 0;
     walk.inside = u64::from(!whole);
     if !was_inside {
-        variable(scratch, walk, at, read - 1, !whole);
+        variable(walk, at, read - 1, !whole);
     }
     0
 }
 
 /// Looks at a variable at `at` of `len` bytes, or of more where it is `cut`.
 #[inline(always)]
-fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64, cut: bool) {
-    scratch.name = Name {
-        words: Words::new(),
-        first_hit: 0,
-        last_hit: 0,
-        len: 0,
-    };
-    repeat(NAME_MAX as u32, name_byte, &mut ());
+fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
+    {
+        let Some(scratch) = scratch() else { return };
+        scratch.name = Name {
+            words: Words::new(),
+            first_hit: 0,
+            last_hit: 0,
+            len: 0,
+        };
+    }
+    let mut nothing = 0u64;
+    repeat(NAME_MAX as u32, name_byte, &mut nothing);
+    let Some(scratch) = scratch() else { return };
     let name = scratch.name;
     if name.len == 0 || name.len >= NAME_MAX as u64 {
         return;
@@ -225,10 +247,23 @@ fn variable(scratch: &mut Scratch, walk: &mut Walk, at: u64, len: u64, cut: bool
         }
         repeat(6, first_bytes, &mut first);
     }
-    if candidate.word != 0 || candidate.prefix != 0 {
-        scratch.gathered = place + 1;
+    if keep(place) {
         walk.cut |= u64::from(cut);
     }
+}
+
+/// Keeps the candidate that was looked at last, if a rule is about it.
+#[inline(always)]
+fn keep(place: u64) -> bool {
+    let Some(scratch) = scratch() else {
+        return false;
+    };
+    let candidate = &scratch.candidates[place as usize & (CANDIDATES - 1)];
+    let wanted = candidate.word != 0 || candidate.prefix != 0;
+    if wanted {
+        scratch.gathered = place + 1;
+    }
+    wanted
 }
 
 /// The first bytes of a value.
@@ -342,10 +377,11 @@ extern "C" fn locate(i: u64, context: *mut c_void) -> i64 {
             return 0;
         }
     }
-    let (at, len) = trim(scratch, at, len);
-    let candidate = &mut scratch.candidates[place];
-    candidate.at = at;
-    candidate.len = len;
+    let (at, len) = trim(at, len);
+    if let Some(scratch) = self::scratch() {
+        scratch.candidates[place].at = at;
+        scratch.candidates[place].len = len;
+    }
     0
 }
 
@@ -550,10 +586,16 @@ const TRIM_STEPS: u32 = 24;
 
 /// The same as `fingerprint::trim`, on user memory.
 #[inline(always)]
-fn trim(scratch: &mut Scratch, at: u64, len: u64) -> (u64, u64) {
-    scratch.trim = Trim { at, len, phase: 0 };
-    repeat(TRIM_STEPS, trim_step, &mut ());
-    (scratch.trim.at, scratch.trim.len)
+fn trim(at: u64, len: u64) -> (u64, u64) {
+    {
+        let Some(scratch) = scratch() else {
+            return (at, 0);
+        };
+        scratch.trim = Trim { at, len, phase: 0 };
+    }
+    let mut nothing = 0u64;
+    repeat(TRIM_STEPS, trim_step, &mut nothing);
+    scratch().map_or((at, 0), |scratch| (scratch.trim.at, scratch.trim.len))
 }
 
 extern "C" fn trim_step(_: u64, _: *mut c_void) -> i64 {

@@ -238,6 +238,33 @@ fn a_long_and_a_dressed_secret_have_one_fingerprint_everywhere() -> Result<()> {
 }
 
 #[test]
+fn a_token_is_known_by_its_first_bytes_whatever_the_name() -> Result<()> {
+    let scene = scene();
+    sh(
+        "/bin/true; /bin/true",
+        &[
+            ("LAB_ODD", "sk-ant-FAKElabFAKElabFAKElabFAKE16"),
+            ("LAB_PLAIN", "nothing-in-particular-but-quite-long"),
+        ],
+    )?;
+    let answer = scene
+        .agent
+        .await_json(&["query", "who", "env:LAB_ODD"], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
+    assert_eq!(answer["credentials"][0]["class"], "anthropic-key");
+    assert!(
+        scene
+            .agent
+            .json(&["query", "who", "env:LAB_PLAIN"])?
+            .is_none()
+    );
+    Ok(())
+}
+
+#[test]
 fn an_aws_key_pair_in_the_environment_is_the_one_in_the_file() -> Result<()> {
     let scene = scene();
     let key = scene.key(3)?.display().to_string();
