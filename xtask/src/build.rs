@@ -39,6 +39,28 @@ pub fn run() -> Result<PathBuf> {
     Ok(target.join("release").join("keytrail"))
 }
 
+/// Builds the agent and the end-to-end tests; gives their paths.
+pub fn programs() -> Result<Vec<PathBuf>> {
+    let mut programs = vec![run()?];
+    let output = cargo()
+        .args(["test", "--release", "--no-run", "--package", "lab"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(std::process::Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        bail!("the end-to-end tests do not build");
+    }
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        let wanted =
+            message["target"]["kind"][0] == "test" || message["target"]["kind"][0] == "bin";
+        if wanted && let Some(path) = message["executable"].as_str() {
+            programs.push(PathBuf::from(path));
+        }
+    }
+    Ok(programs)
+}
+
 /// Builds, and becomes the agent.
 pub fn run_agent(arguments: &[String]) -> Result<()> {
     let binary = run()?;

@@ -2,9 +2,11 @@
 
 mod bench;
 mod build;
+mod debian;
 mod demo;
 mod setup;
 mod test;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -37,6 +39,18 @@ enum Command {
     Demo,
     /// Everything that must hold: format, lints, unit, property and end-to-end tests
     Test,
+    /// The end-to-end tests on other kernels, in virtual machines
+    Vm {
+        /// Only this series, such as 6.1; can be given again
+        #[arg(long = "kernel")]
+        kernels: Vec<String>,
+        /// Only this variant: `lsm` (bpf in the LSM list) or `no-lsm`
+        #[arg(long)]
+        variant: Option<String>,
+        /// Run this shell script there instead of the tests, and show the console
+        #[arg(long)]
+        script: Option<String>,
+    },
     /// Measure what the probes cost, against an empty program (root)
     Bench {
         /// Rounds, of which medians are taken
@@ -62,6 +76,15 @@ fn run(command: Command) -> Result<()> {
         Command::Run { arguments } => build::run_agent(&arguments),
         Command::Demo => demo::run(),
         Command::Test => test::run(),
+        Command::Vm {
+            kernels,
+            variant,
+            script,
+        } => vm::run(&vm::Choice {
+            kernels,
+            variant,
+            script,
+        }),
         Command::Bench { rounds } => bench::run(rounds),
     }
 }

@@ -1,8 +1,8 @@
 //! What the build of the probes needs and a Rust installation lacks: the sources of `core`, for a
 //! target without a prebuilt one, and bpf-linker.
 
-use crate::build::succeed;
-use anyhow::{Context as _, Result, bail};
+use crate::{build::succeed, debian::Apt};
+use anyhow::{Context as _, Result};
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -91,97 +91,28 @@ fn sources(rustc: &Rustc) -> Result<()> {
     })
 }
 
-/// Takes rust-src of the very same version from Debian's backports, with a configuration of
-/// apt's own, so that nothing on the system changes. The signature is checked with the system's
-/// keyring.
+/// Takes rust-src of the very same version from Debian's backports.
 fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
-    const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    if !Path::new(KEYRING).exists() {
-        bail!("this is no Debian: there is no {KEYRING}");
-    }
-    let mirror = debian_mirror().context("no mirror in the sources of apt")?;
-    let work = tempfile::tempdir()?;
-    let at = |name: &str| work.path().join(name);
-    fs::create_dir_all(at("lists/partial"))?;
-    fs::create_dir_all(at("cache/archives/partial"))?;
-    fs::write(
-        at("sources.list"),
-        format!("deb [signed-by={KEYRING}] {mirror} trixie-backports main\n"),
-    )?;
-    let options = [
-        format!("-oDir::Etc::sourcelist={}", at("sources.list").display()),
-        "-oDir::Etc::sourceparts=/dev/null".to_owned(),
-        format!("-oDir::State::lists={}", at("lists").display()),
-        format!("-oDir::Cache={}", at("cache").display()),
-        "-oAPT::Sandbox::User=root".to_owned(),
-    ];
-    succeed(
-        Command::new("apt-get")
-            .args(&options)
-            .args(["update", "-qq"]),
-    )?;
-    let listed = Command::new("apt-cache")
-        .args(&options)
-        .args(["madison", "rust-src"])
-        .output()?;
-    let listed = String::from_utf8(listed.stdout)?;
-    let version = listed
-        .lines()
-        .filter_map(|line| line.split('|').nth(1))
-        .map(str::trim)
+    let apt = Apt::new(&["trixie-backports"])?;
+    let version = apt
+        .versions("rust-src")?
+        .into_iter()
         .find(|version| {
             version.starts_with(&format!("{}+", rustc.release))
                 || version.starts_with(&format!("{}-", rustc.release))
         })
         .with_context(|| format!("Debian has no rust-src {}", rustc.release))?;
-    succeed(
-        Command::new("apt-get")
-            .args(&options)
-            .args(["download", "-qq", &format!("rust-src={version}")])
-            .current_dir(work.path()),
-    )?;
-    let package = fs::read_dir(work.path())?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("the package was not downloaded")?;
-    succeed(
-        Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(package)
-            .arg(at("unpacked")),
-    )?;
-    let unpacked = at("unpacked").join(format!("usr/src/rustc-{}/library", rustc.release));
+    let work = tempfile::tempdir()?;
+    apt.unpack(&[format!("rust-src={version}")], work.path())?;
+    let unpacked = work
+        .path()
+        .join(format!("usr/src/rustc-{}/library", rustc.release));
     if let Some(above) = library.parent() {
         fs::create_dir_all(above)?;
     }
     succeed(Command::new("cp").arg("-r").arg(&unpacked).arg(library))?;
     eprintln!("setup: rust-src {version} is at {}", library.display());
     Ok(())
-}
-
-/// The mirror that the system's own sources name.
-fn debian_mirror() -> Option<String> {
-    let deb822 = fs::read_dir("/etc/apt/sources.list.d")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-        .find_map(|text| {
-            let debian = text.contains("debian-archive-keyring");
-            text.lines()
-                .find_map(|line| line.strip_prefix("URIs:"))
-                .filter(|_| debian)
-                .map(|mirror| mirror.trim().to_owned())
-        });
-    deb822.or_else(|| {
-        fs::read_to_string("/etc/apt/sources.list")
-            .ok()?
-            .lines()
-            .filter(|line| line.starts_with("deb "))
-            .find_map(|line| line.split(' ').find(|word| word.starts_with("http")))
-            .map(str::to_owned)
-    })
 }
 
 fn linker(rustc: &Rustc) -> Result<()> {

@@ -1,0 +1,163 @@
+//! Packages of Debian, fetched and unpacked without a change to the system: apt with a
+//! configuration, lists and a cache of its own. Signatures are checked with the system's keyring.
+
+use crate::build::succeed;
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use tempfile::TempDir;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// An apt that knows some suites and nothing else.
+#[derive(Debug)]
+pub struct Apt {
+    work: TempDir,
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// Fetches the lists of these suites; a suite that ends in `-security` is on its own mirror.
+    pub fn new(suites: &[&str]) -> Result<Self> {
+        if !Path::new(KEYRING).exists() {
+            bail!("this is no Debian: there is no {KEYRING}");
+        }
+        let mirror = mirror().context("no mirror in the sources of apt")?;
+        let work = tempfile::tempdir()?;
+        let at = |name: &str| work.path().join(name);
+        fs::create_dir_all(at("lists/partial"))?;
+        fs::create_dir_all(at("cache/archives/partial"))?;
+        let sources: String = suites
+            .iter()
+            .map(|suite| {
+                let more = if suite.ends_with("-security") {
+                    "-security"
+                } else {
+                    ""
+                };
+                format!("deb [signed-by={KEYRING}] {mirror}{more} {suite} main\n")
+            })
+            .collect();
+        fs::write(at("sources.list"), sources)?;
+        let options = vec![
+            format!("-oDir::Etc::sourcelist={}", at("sources.list").display()),
+            "-oDir::Etc::sourceparts=/dev/null".to_owned(),
+            format!("-oDir::State::lists={}", at("lists").display()),
+            format!("-oDir::Cache={}", at("cache").display()),
+            "-oAPT::Sandbox::User=root".to_owned(),
+        ];
+        let apt = Self { work, options };
+        succeed(apt.tool("apt-get").args(["update", "-qq"]))?;
+        Ok(apt)
+    }
+
+    fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command.args(&self.options).current_dir(self.work.path());
+        command
+    }
+
+    /// The versions of a package, the newest first.
+    pub fn versions(&self, package: &str) -> Result<Vec<String>> {
+        let listed = self
+            .tool("apt-cache")
+            .args(["madison", package])
+            .output()
+            .context("cannot run apt-cache")?;
+        Ok(String::from_utf8(listed.stdout)?
+            .lines()
+            .filter_map(|line| line.split('|').nth(1))
+            .map(|version| version.trim().to_owned())
+            .collect())
+    }
+
+    /// The names of the packages that a regular expression matches.
+    pub fn names(&self, pattern: &str) -> Result<Vec<String>> {
+        let listed = self
+            .tool("apt-cache")
+            .args(["search", "--names-only", pattern])
+            .output()
+            .context("cannot run apt-cache")?;
+        Ok(String::from_utf8(listed.stdout)?
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Downloads packages, as `name` or `name=version`, and unpacks them into a directory.
+    pub fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
+        succeed(
+            self.tool("apt-get")
+                .args(["download", "-qq"])
+                .args(packages),
+        )?;
+        unpack_all(self.work.path(), into)
+    }
+
+    /// Downloads packages, as `name` or `name/suite`, with whatever they need and this system
+    /// lacks, and unpacks them into a directory.
+    pub fn unpack_with_needed(&self, packages: &[&str], into: &Path) -> Result<()> {
+        succeed(
+            self.tool("apt-get")
+                .args(["install", "--download-only", "-y", "-qq"])
+                .arg("--no-install-recommends")
+                .args(packages),
+        )?;
+        unpack_all(&self.work.path().join("cache/archives"), into)
+    }
+}
+
+fn unpack_all(from: &Path, into: &Path) -> Result<()> {
+    fs::create_dir_all(into)?;
+    let packages: Vec<PathBuf> = fs::read_dir(from)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect();
+    if packages.is_empty() {
+        bail!("apt downloaded no package to {}", from.display());
+    }
+    for package in packages {
+        succeed(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
+        fs::remove_file(&package)?;
+    }
+    Ok(())
+}
+
+/// The name of the release that this system is, such as `bookworm`.
+pub fn codename() -> Result<String> {
+    fs::read_to_string("/etc/os-release")
+        .context("cannot read /etc/os-release")?
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|name| name.trim_matches('"').to_owned())
+        .context("/etc/os-release has no VERSION_CODENAME")
+}
+
+/// The mirror that the system's own sources name.
+fn mirror() -> Option<String> {
+    let deb822 = fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .find_map(|text| {
+            let debian = text.contains("debian-archive-keyring");
+            text.lines()
+                .find_map(|line| line.strip_prefix("URIs:"))
+                .filter(|_| debian)
+                .map(|mirror| mirror.trim().to_owned())
+        });
+    deb822.or_else(|| {
+        fs::read_to_string("/etc/apt/sources.list")
+            .ok()?
+            .lines()
+            .filter(|line| line.starts_with("deb "))
+            .find_map(|line| line.split(' ').find(|word| word.starts_with("http")))
+            .map(str::to_owned)
+    })
+}
