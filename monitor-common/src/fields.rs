@@ -77,6 +77,7 @@ kernel_fields! {
     InodeUid: "inode" ["i_uid.val"] 4 needed;
     InodeNlink: "inode" ["i_nlink"] 4 needed;
     SbDev: "super_block" ["s_dev"] 4 needed;
+    SbMagic: "super_block" ["s_magic"] 8 needed;
     VfsmountRoot: "vfsmount" ["mnt_root"] 8 needed;
     MountVfsmount: "mount" ["mnt"] 0 needed;
     MountParent: "mount" ["mnt_parent"] 8 needed;
@@ -84,6 +85,15 @@ kernel_fields! {
     MmEnvStart: "mm_struct" ["env_start"] 8 needed;
     MmEnvEnd: "mm_struct" ["env_end"] 8 needed;
     BprmFile: "linux_binprm" ["file"] 8 needed;
+    /// From a file of a procfs to the process that it is about.
+    ProcInodePid: "proc_inode" ["pid"] 8 needed;
+    ProcInodeVfs: "proc_inode" ["vfs_inode"] 0 needed;
+    PidTasks: "pid" ["tasks"] 0 needed;
+    TaskPidLinks: "task_struct" ["pid_links"] 0 needed;
+    SockCookie: "sock" ["__sk_common.skc_cookie"] 8 needed;
+    SockFamily: "sock" ["__sk_common.skc_family"] 2 needed;
+    /// Absent without CONFIG_IO_URING.
+    IoRequestOpcode: "io_kiocb" ["opcode"] 1 optional;
 }
 
 /// Number of fields.

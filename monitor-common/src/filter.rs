@@ -36,6 +36,9 @@ pub enum Kind {
 pub const NEEDS_PAIR: u32 = 1;
 /// The value of a [`Kind::Word`] rule: the secret is the password inside a URL.
 pub const URL_WORD: u32 = 2;
+/// The value of a [`Kind::Name`] rule that holds in a procfs only: the environment or the memory
+/// of a process.
+pub const OF_PROCESS: u32 = 3;
 /// The value of any other rule.
 pub const PLAIN: u32 = 0;
 /// Set in the value of a [`Kind::Value`] rule: look whether the value is a JWT.

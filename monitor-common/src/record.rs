@@ -19,6 +19,10 @@ pub mod kind {
     pub const CONNECT: u32 = 6;
     /// [`super::Payload`].
     pub const PAYLOAD: u32 = 7;
+    /// [`super::Foreign`].
+    pub const FOREIGN: u32 = 8;
+    /// [`super::Refused`].
+    pub const REFUSED: u32 = 9;
 }
 
 /// Whose task, and when. Every record starts with it.
@@ -57,6 +61,12 @@ pub const TRUNCATED: u32 = 1;
 pub const UNLINKED: u32 = 2;
 /// [`File::flags`]: the file was known by its inode, not by its name.
 pub const BY_INODE: u32 = 4;
+/// [`File::flags`]: the descriptor came from another process.
+pub const RECEIVED: u32 = 8;
+/// [`File::flags`]: the descriptor was open when the process became another program.
+pub const INHERITED: u32 = 16;
+/// [`File::flags`]: opened for writing only: no use, but the file is known from now on.
+pub const WRITTEN: u32 = 32;
 
 /// An exec or a fork. An exec is followed by its executable's path: components from the last to
 /// the first, each ended by a zero byte.
@@ -71,7 +81,8 @@ pub struct Process {
     pub reserved: u32,
 }
 
-/// A credential file opened for reading, followed by its path as in [`Process`].
+/// A credential file opened for reading, followed by its path as in [`Process`], and that by the
+/// path of the root of its mount inside the file system, where they differ.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct File {
@@ -87,6 +98,44 @@ pub struct File {
     pub count: u32,
     pub flags: u32,
     pub path_len: u32,
+    /// Bytes of the path that are inside the mount.
+    pub inside_len: u32,
+    /// Bytes that follow the path.
+    pub source_len: u32,
+}
+
+/// The environment or the memory of a process, looked at by another.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Foreign {
+    pub header: Header,
+    /// Start of the other process; 0 where its number is one of the reader's PID namespace.
+    pub target_start: u64,
+    pub target: u32,
+    /// One of [`foreign`].
+    pub how: u32,
+}
+
+/// How another process was looked at.
+pub mod foreign {
+    /// Its `environ` in a procfs was opened.
+    pub const ENVIRON: u32 = 1;
+    /// Its `mem` in a procfs was opened.
+    pub const MEMORY: u32 = 2;
+    /// It was traced, its memory read, or a descriptor taken from it.
+    pub const TRACE: u32 = 3;
+    /// `process_vm_readv`.
+    pub const VM_READ: u32 = 4;
+}
+
+/// A TCP connection that never came about.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Refused {
+    pub kind: u32,
+    pub reserved: u32,
+    pub time: u64,
+    pub cookie: u64,
 }
 
 /// A variable with a secret in the environment of an exec. The value stays in the kernel.
@@ -141,13 +190,16 @@ pub struct Payload {
     pub cookie: u64,
     /// Bytes of payload in the packet.
     pub payload_len: u32,
-    pub reserved: u32,
+    /// Where its bytes are in the stream: the sequence number of the first.
+    pub sequence: u32,
 }
 
 const _: () = {
     assert!(size_of::<Header>() == 72);
     assert!(size_of::<Process>() == 96);
-    assert!(size_of::<File>() == 112);
+    assert!(size_of::<File>() == 120);
+    assert!(size_of::<Foreign>() == 88);
+    assert!(size_of::<Refused>() == 24);
     assert!(size_of::<Variable>() == 168);
     assert!(size_of::<Connect>() == 112);
     assert!(size_of::<Payload>() == 32);
@@ -162,15 +214,17 @@ pub enum Probe {
     Connect = 2,
     Hello = 3,
     Process = 4,
+    Memory = 5,
 }
 
 impl Probe {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::File,
         Self::Environ,
         Self::Connect,
         Self::Hello,
         Self::Process,
+        Self::Memory,
     ];
 
     /// The name in metrics and messages.
@@ -181,6 +235,7 @@ impl Probe {
             Self::Connect => "connect",
             Self::Hello => "hello",
             Self::Process => "process",
+            Self::Memory => "memory",
         }
     }
 }
@@ -201,6 +256,17 @@ pub enum Stage {
 pub const STAGES: usize = 3;
 /// Number of counters.
 pub const COUNTERS: usize = Probe::ALL.len() * STAGES;
+
+/// Whose records found a ring full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct LossKey {
+    /// Id of the cgroup v2 directory.
+    pub cgroup: u64,
+    /// A [`Probe`].
+    pub probe: u32,
+    pub reserved: u32,
+}
 
 /// What tells one open file of one process from another, for counting repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

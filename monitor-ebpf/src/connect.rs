@@ -14,10 +14,24 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use monitor_common::record::{Connect, Probe, kind};
 
-/// TCP sockets whose first payloads are still to be looked at: cookie to the number of payloads.
-/// An entry that is evicted costs a name, not a connection.
+/// TCP sockets whose first payloads are still to be looked at, by cookie. An entry that is evicted
+/// costs a name, not a connection.
 #[map]
-pub static AWAITED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16384, 0);
+pub static AWAITED: LruHashMap<u64, Awaited> = LruHashMap::with_max_entries(16384, 0);
+
+/// What is awaited of a socket.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Awaited {
+    /// Payloads still to be looked at.
+    pub left: u32,
+    /// 1 once a payload was sent.
+    pub seen: u32,
+    /// 1 once the first bytes of a ClientHello were sent.
+    pub begun: u32,
+    /// The sequence number behind it.
+    pub end: u32,
+}
 
 /// Where a UDP socket sends again and again, one record in [`UDP_QUIET_NS`] is enough.
 #[map]
@@ -42,7 +56,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// Hook: `cgroup/connect4` at the cgroup v2 root. First kernel: 4.17.
-/// Missed: TCP fast open by `sendto`, connects made in the kernel. Never refuses.
+/// TCP fast open passes it too. Missed: connects made in the kernel. Never refuses.
 #[cgroup_sock_addr(connect4)]
 pub fn connect_v4(ctx: SockAddrContext) -> i32 {
     address_v4(&ctx);
@@ -101,7 +115,13 @@ fn connected(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
     let port = u16::from_be(port as u16);
     if protocol == IPPROTO_TCP {
         // A full LRU map makes room by itself.
-        let _ = AWAITED.insert(cookie, PAYLOADS, 0);
+        let awaited = Awaited {
+            left: PAYLOADS,
+            seen: 0,
+            begun: 0,
+            end: 0,
+        };
+        let _ = AWAITED.insert(cookie, awaited, 0);
     } else {
         let datagram = Datagram {
             cookie,
@@ -139,6 +159,7 @@ fn connected(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
         send(
             &CREDENTIAL_RING,
             Probe::Connect,
+            record.header.cgroup,
             core::ptr::from_ref(record).cast(),
             size_of::<Connect>() as u64,
         );

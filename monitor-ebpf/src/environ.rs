@@ -507,6 +507,7 @@ fn report(scratch: &mut Scratch, place: usize, task: u64, print: u64) {
         send(
             &CREDENTIAL_RING,
             Probe::Environ,
+            record.header.cgroup,
             core::ptr::from_ref(record).cast(),
             size_of::<Variable>() as u64,
         );

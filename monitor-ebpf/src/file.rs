@@ -1,127 +1,264 @@
-//! Credential files opened for reading.
+//! Credential files: opened, received from another process, inherited.
 
 use crate::{
-    kernel::{
-        self, Block, S_IFREG, current_pid, field, fill_header, now, pick, pick32, read, read_to,
-    },
-    maps::{Bloom, CREDENTIAL_RING, INODES, RULES, count, is_agent, send},
-    path,
+    kernel::{self, S_IFREG, current_pid, current_task, field, fill_header, now, read},
+    maps::{Bloom, CREDENTIAL_RING, INODES, RULES, count, current_cgroup, is_agent, lost, send},
+    memory,
+    path::{Walk, mounted_at},
+    view::{Copied, Dentry, Direct, Memory, OpenFile},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    macros::{map, tracepoint},
-    maps::{HashMap, PerCpuArray},
-    programs::TracePointContext,
+    macros::{fentry, kprobe, lsm, map, tracepoint},
+    maps::HashMap,
+    programs::{FEntryContext, LsmContext, ProbeContext, TracePointContext},
 };
+use core::mem::MaybeUninit;
 use monitor_common::{
-    fields::F,
-    filter::{self, Kind, NEEDS_PAIR},
+    fields::{ABSENT, F},
+    filter::{self, Kind, NEEDS_PAIR, OF_PROCESS},
     record::{
-        BY_INODE, File, INODE_IGNORED, InodeKey, Probe, REPEAT_NS, ReadCount, ReadKey, Stage,
-        TRUNCATED, kind,
+        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, RECEIVED,
+        REPEAT_NS, ReadCount, ReadKey, Stage, TRUNCATED, WRITTEN, kind,
     },
 };
 
 /// Repeated reads, counted here instead of being sent; the agent sweeps it. Where it is full,
 /// every read is sent.
 #[map]
-static READS: HashMap<ReadKey, ReadCount> = HashMap::with_max_entries(16384, 1);
+static READS: HashMap<ReadKey, ReadCount> = HashMap::with_max_entries(16384, 0);
 
 const FMODE_READ: u32 = 1;
+const FMODE_WRITE: u32 = 2;
+/// The file below an overlay's: the overlay's own open is seen as well, and is the one that counts.
+const FMODE_NOACCOUNT: u32 = 0x2000_0000;
+
+/// Hook: `lsm/file_open(file)`. First kernel: 5.7, with `bpf` in the list of active LSMs; without
+/// it the program attaches and never fires. Fallback: [`file_open_fentry`].
+/// Missed: opens that another LSM refuses, which are no uses. Never refuses.
+#[lsm(hook = "file_open")]
+pub fn file_open_lsm(ctx: LsmContext) -> i32 {
+    opened::<Direct>(ctx.arg(0), 0);
+    0
+}
+
+/// Hook: `fentry/security_file_open(file)`, which every open passes, io_uring's too.
+/// First kernel: 5.5 on x86_64, 6.0 on aarch64. Fallback: [`file_open_kprobe`].
+/// Missed: nothing; an open that is refused a moment later is reported.
+#[fentry(function = "security_file_open")]
+pub fn file_open_fentry(ctx: FEntryContext) -> i32 {
+    opened::<Direct>(ctx.arg(0), 0);
+    0
+}
+
+/// Hook: `kprobe/security_file_open(file)`. First kernel: 5.10 and before.
+/// Fallback: [`file_open_exit`] with [`file_open_uring`]. Missed: as [`file_open_fentry`].
+#[kprobe]
+pub fn file_open_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(file) = ctx.arg(0) {
+        opened::<Copied>(file, 0);
+    }
+    0
+}
 
 /// Hook: `syscalls:sys_exit_open`, `_openat`, `_openat2`, `_open_by_handle_at`.
 /// First kernel: any with `CONFIG_FTRACE_SYSCALLS`; it is the last resort of the ladder.
 /// What it sees: the descriptor that the call returns, resolved to the kernel's own file.
-/// Missed: opens by io_uring, descriptors received from another process, and a descriptor that
-/// another thread closes before the call returns.
+/// Missed: descriptors received from another process, and a descriptor that another thread
+/// closes before the call returns.
 #[tracepoint]
 pub fn file_open_exit(ctx: TracePointContext) -> u32 {
     // SAFETY: a syscall exit record has its return value at offset 16 on every kernel since
     // 5.10; the verifier checks the access against the record's size.
     let fd = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if fd >= 0 {
-        let task = kernel::current_task();
-        opened(task, kernel::file_of(task, fd as u64));
+        opened::<Copied>(kernel::file_of(current_task(), fd as u64), 0);
     }
     0
 }
 
-/// The parts of an open file that are looked at.
-#[repr(C)]
-struct View {
-    file: Block,
-    inode: Block,
-    dentry: path::Dentry,
-    parent: path::Dentry,
-    grandparent: path::Dentry,
-    /// The first bytes of a name that is not inside its dentry.
-    name: [u64; 4],
-    parent_name: [u64; 4],
-    grandparent_name: [u64; 4],
+/// Where the record of `io_uring:io_uring_complete` has its request and its result; 0 where this
+/// kernel has none. Set by the agent before load, from the description of the tracepoint.
+#[unsafe(no_mangle)]
+static URING: [u32; 2] = [0; 2];
+
+const IORING_OP_OPENAT: u8 = 18;
+const IORING_OP_OPENAT2: u8 = 28;
+
+/// Hook: `io_uring:io_uring_complete`, beside [`file_open_exit`]. First kernel: 5.19, where the
+/// record first names the request. Missed: opens into a direct descriptor of the ring.
+#[tracepoint]
+pub fn file_open_uring(ctx: TracePointContext) -> u32 {
+    // SAFETY: both reads are inside the array; volatile, because the agent overrides it.
+    let (request, result) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const URING[0]),
+            core::ptr::read_volatile(&raw const URING[1]),
+        )
+    };
+    if request == 0 || result == 0 || kernel::offset(F::IoRequestOpcode) == u64::from(ABSENT) {
+        return 0;
+    }
+    // A place that is not known at build time can only be read through the helper.
+    let record = ctx.as_ptr() as u64;
+    let fd: i32 = read(record.wrapping_add(u64::from(result)));
+    let request: u64 = read(record.wrapping_add(u64::from(request)));
+    let opcode: u8 = field(request, F::IoRequestOpcode);
+    if fd >= 0 && (opcode == IORING_OP_OPENAT || opcode == IORING_OP_OPENAT2) {
+        opened::<Copied>(kernel::file_of(current_task(), fd as u64), 0);
+    }
+    0
 }
 
-#[map]
-static FILE_VIEW: PerCpuArray<View> = PerCpuArray::with_max_entries(1, 0);
+/// Hook: `lsm/file_receive(file)`: a descriptor from a socket, from `pidfd_getfd`, from binder.
+/// First kernel: 5.7, as [`file_open_lsm`]. Fallback: [`file_receive_fentry`].
+#[lsm(hook = "file_receive")]
+pub fn file_receive_lsm(ctx: LsmContext) -> i32 {
+    opened::<Direct>(ctx.arg(0), RECEIVED);
+    0
+}
+
+/// Hook: `fentry/security_file_receive(file)`. Fallback: [`file_receive_kprobe`].
+#[fentry(function = "security_file_receive")]
+pub fn file_receive_fentry(ctx: FEntryContext) -> i32 {
+    opened::<Direct>(ctx.arg(0), RECEIVED);
+    0
+}
+
+/// Hook: `kprobe/security_file_receive(file)`. Fallback: none, a declared gap.
+#[kprobe]
+pub fn file_receive_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(file) = ctx.arg(0) {
+        opened::<Copied>(file, RECEIVED);
+    }
+    0
+}
+
+/// Descriptors looked at when a process becomes another program.
+const DESCRIPTORS: u64 = 8;
+
+/// Reports the known credential files among the first descriptors of a process that has just
+/// become another program. Most end at the filter.
+#[inline(always)]
+pub fn inherited(task: u64) {
+    let Some(inodes) = Bloom::inodes() else {
+        return;
+    };
+    let files: u64 = field(task, F::TaskFiles);
+    let table: u64 = field(files, F::FilesFdt);
+    let most: u32 = field(table, F::FdtMax);
+    let array: u64 = field(table, F::FdtFd);
+    for fd in 0..DESCRIPTORS {
+        if fd >= u64::from(most) {
+            break;
+        }
+        let file: u64 = read(array.wrapping_add(fd << 3));
+        let inode: u64 = field(file, F::FileInode);
+        let number: u64 = field(inode, F::InodeIno);
+        if inodes.has(filter::inode_key(number)) {
+            known(inode, number);
+        }
+    }
+}
+
+/// Reports a file that is known by its inode, and so to the agent by its path.
+#[inline(always)]
+fn known(inode: u64, number: u64) {
+    let key = key_of(inode, number);
+    // SAFETY: the value is copied at once.
+    if unsafe { INODES.get(key) }.copied() != Some(INODE_CREDENTIAL) {
+        return;
+    }
+    let mut record = MaybeUninit::<File>::uninit();
+    // SAFETY: every field is written before it is read, and a File has no padding.
+    let record = unsafe { &mut *record.as_mut_ptr() };
+    fill_header(&mut record.header, kind::FILE, current_task());
+    let seen = ReadKey {
+        start: record.header.start,
+        inode: key.inode,
+        pid: record.header.pid,
+        device: key.device,
+    };
+    if repeated(seen).is_none() {
+        return;
+    }
+    record.inode = key.inode;
+    record.stdout = 0;
+    record.device = key.device;
+    record.generation = key.generation;
+    record.file_uid = field(inode, F::InodeUid);
+    record.count = 1;
+    record.flags = BY_INODE | INHERITED;
+    record.path_len = 0;
+    record.inside_len = 0;
+    record.source_len = 0;
+    // SAFETY: the record is initialised above.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::File,
+            record.header.cgroup,
+            core::ptr::from_ref(record).cast(),
+            size_of::<File>() as u64,
+        );
+    }
+}
+
+#[inline(always)]
+fn key_of(inode: u64, number: u64) -> InodeKey {
+    let sb: u64 = field(inode, F::InodeSb);
+    InodeKey {
+        inode: number,
+        device: field(sb, F::SbDev),
+        generation: field(inode, F::InodeGeneration),
+    }
+}
 
 /// What every hook of this family does with an open file.
 #[inline(always)]
-fn opened(task: u64, file: u64) {
-    let Some(view) = FILE_VIEW.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: the view is this CPU's own and not used by another program meanwhile.
-    let view = unsafe { &mut *view };
-    if !read_to(&mut view.file, file) || pick32(&view.file, F::FileMode) & FMODE_READ == 0 {
+fn opened<M: Memory>(address: u64, flags: u32) {
+    let file = M::file(address);
+    if file.mode & (FMODE_READ | FMODE_WRITE) == 0 || file.mode & FMODE_NOACCOUNT != 0 {
         return;
     }
-    if !read_to(&mut view.inode, pick(&view.file, F::FileInode))
-        || kernel::file_type(&view.inode) != S_IFREG
-    {
-        return;
-    }
-    let address = pick(&view.file, F::FileDentry);
-    if !read_to(&mut view.dentry, path::dentry_at(address)) {
-        return;
-    }
-    let parent = view.dentry[0];
-    if !read_to(&mut view.parent, path::dentry_at(parent)) {
-        return;
-    }
-    let grandparent = view.parent[0];
-    if !read_to(&mut view.grandparent, path::dentry_at(grandparent)) {
+    let (format, number) = M::inode(file.inode);
+    if format != S_IFREG {
         return;
     }
     let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
         return;
     };
-    let (Some(words), Some(parent_words), Some(grandparent_words)) = (
-        name_words(address, &view.dentry, &mut view.name),
-        name_words(parent, &view.parent, &mut view.parent_name),
-        name_words(grandparent, &view.grandparent, &mut view.grandparent_name),
-    ) else {
-        count(Probe::File, Stage::Read);
-        return;
-    };
-    let len = view.dentry[1] >> 32;
-    let names = Names {
-        name: filter::name_hash(words, len),
-        parent: filter::name_hash(parent_words, view.parent[1] >> 32),
-        grandparent: filter::name_hash(grandparent_words, view.grandparent[1] >> 32),
-        first: words[0] as u32,
-        last: last_four(words, len, view.dentry[2]),
-        // A directory `..2024_11_24…` is the payload of a projected volume.
-        projected: parent_words[0] & 0xffff == 0x2e2e,
-    };
-    let by_name = rules.has(filter::key(Kind::Name, names.name))
-        || rules.has(filter::key(Kind::Suffix, u64::from(names.last)))
-        || rules.has(filter::key(Kind::Prefix, u64::from(names.first)))
-        || rules.has(filter::key(Kind::Parent, names.parent))
-        || rules.has(filter::key(Kind::Parent, names.grandparent))
-        || names.projected;
-    let by_inode = inodes.has(filter::inode_key(pick(&view.inode, F::InodeIno)));
-    if by_name || by_inode {
-        suspect(task, &view.file, &view.inode, &names);
+    let dentry = M::dentry(file.dentry);
+    let parent = M::dentry(dentry.parent);
+    let grandparent = M::dentry(parent.parent);
+    let mut names = Names::of(&dentry, &parent, &grandparent);
+    if !names.may_match(rules) && !inodes.has(filter::inode_key(number)) {
+        let root = M::mount_root(file.mount);
+        if root != file.dentry && root != dentry.parent {
+            return;
+        }
+        let Some(there) = mounted(&file, root == file.dentry, &dentry) else {
+            return;
+        };
+        if !there.may_match(rules) {
+            return;
+        }
+        names = there;
     }
+    suspect(&file, number, &names, flags);
+}
+
+/// A file that is mounted itself, or lies at the root of a mount, has another name there.
+#[inline(always)]
+fn mounted(file: &OpenFile, itself: bool, dentry: &Dentry) -> Option<Names> {
+    let (_, point) = mounted_at(file.mount)?;
+    let point = Copied::dentry(point);
+    let above = Copied::dentry(point.parent);
+    Some(if itself {
+        Names::of(&point, &above, &Copied::dentry(above.parent))
+    } else {
+        Names::of(dentry, &point, &above)
+    })
 }
 
 /// What the rules look at.
@@ -135,76 +272,119 @@ struct Names {
 }
 
 impl Names {
+    #[inline(always)]
+    fn of(dentry: &Dentry, parent: &Dentry, grandparent: &Dentry) -> Self {
+        Self {
+            name: filter::name_hash(&dentry.words, dentry.len),
+            parent: filter::name_hash(&parent.words, parent.len),
+            grandparent: filter::name_hash(&grandparent.words, grandparent.len),
+            first: dentry.words[0] as u32,
+            last: last_four(dentry),
+            // A directory `..2024_11_24…` is the payload of a projected volume.
+            projected: parent.words[0] & 0xffff == 0x2e2e,
+        }
+    }
+
+    /// Whether a rule may hold; cheap. All are tested, as a branch at each would double the ways
+    /// that the verifier walks.
+    #[inline(always)]
+    fn may_match(&self, rules: Bloom) -> bool {
+        rules.has(filter::key(Kind::Name, self.name))
+            | rules.has(filter::key(Kind::Suffix, u64::from(self.last)))
+            | rules.has(filter::key(Kind::Prefix, u64::from(self.first)))
+            | rules.has(filter::key(Kind::Parent, self.parent))
+            | rules.has(filter::key(Kind::Parent, self.grandparent))
+            | self.projected
+    }
+
     /// Whether a rule really holds, after the filter said that one may.
     #[inline(always)]
-    fn match_rules(&self) -> bool {
+    fn matched(&self) -> Matched {
         let rule = |key: u64| {
             // SAFETY: the value is copied at once; rules are written before the probes attach
             // and replaced whole values at a time.
             unsafe { RULES.get(key) }.copied()
         };
         let by_name = match rule(filter::key(Kind::Name, self.name)) {
+            Some(OF_PROCESS) => return Matched::OfProcess,
             Some(NEEDS_PAIR) => rule(filter::pair_key(self.parent, self.name)).is_some(),
             other => other.is_some(),
         };
-        by_name
+        let credential = by_name
             || self.projected
             || rule(filter::key(Kind::Suffix, u64::from(self.last))).is_some()
             || rule(filter::key(Kind::Prefix, u64::from(self.first))).is_some()
             || rule(filter::key(Kind::Parent, self.parent)).is_some()
-            || rule(filter::key(Kind::Parent, self.grandparent)).is_some()
+            || rule(filter::key(Kind::Parent, self.grandparent)).is_some();
+        if credential {
+            Matched::Credential
+        } else {
+            Matched::Nothing
+        }
     }
+}
+
+/// What the exact rules say of a name.
+#[derive(PartialEq, Eq)]
+enum Matched {
+    Nothing,
+    Credential,
+    OfProcess,
 }
 
 /// The exact look-ups, the count of repeats, and the record.
 #[inline(always)]
-fn suspect(task: u64, file: &Block, inode: &Block, names: &Names) {
-    let pid = current_pid();
-    if is_agent(pid) {
-        return;
-    }
-    let address = pick(file, F::FileInode);
-    let device: u32 = field(pick(inode, F::InodeSb), F::SbDev);
-    let generation: u32 = field(address, F::InodeGeneration);
-    let number = pick(inode, F::InodeIno);
-    let key = InodeKey {
-        inode: number,
-        device,
-        generation,
-    };
+fn suspect(file: &OpenFile, number: u64, names: &Names, mut flags: u32) {
+    let key = key_of(file.inode, number);
     // SAFETY: the value is copied at once.
     let learned = unsafe { INODES.get(key) }.copied();
-    let mut flags = 0;
     if learned.is_some() {
         if learned == Some(INODE_IGNORED) {
             return;
         }
         flags |= BY_INODE;
-    } else if !names.match_rules() {
-        return;
-    }
-    let (_, start) = kernel::subject(task);
-    let mut repeats = 1;
-    let read = ReadKey {
-        start,
-        inode: number,
-        pid,
-        device,
-    };
-    let time = now();
-    if let Some(seen) = READS.get_ptr_mut(read) {
-        // SAFETY: the pointer is into the map; threads of one process may race for a count,
-        // and then one of them is sent with the other's.
-        unsafe {
-            (*seen).count += 1;
-            if time.wrapping_sub((*seen).sent) < REPEAT_NS {
+    } else {
+        match names.matched() {
+            Matched::Credential => {}
+            Matched::OfProcess => {
+                memory::of_process(file.inode, names.first);
                 return;
             }
-            repeats = (*seen).count;
-            (*seen).count = 0;
-            (*seen).sent = time;
+            Matched::Nothing => return,
         }
-    } else {
+    }
+    tell(file, key, flags);
+}
+
+/// Reports a credential file, unless it was reported a moment ago.
+#[inline(always)]
+fn tell(file: &OpenFile, key: InodeKey, mut flags: u32) {
+    let pid = current_pid();
+    if is_agent(pid) {
+        return;
+    }
+    if file.mode & FMODE_READ == 0 {
+        flags |= WRITTEN;
+    }
+    let task = current_task();
+    let (_, start) = kernel::subject(task);
+    let seen = ReadKey {
+        start,
+        inode: key.inode,
+        pid,
+        device: key.device,
+    };
+    let Some(repeats) = repeated(seen) else {
+        return;
+    };
+    report(file, key, task, repeats, flags);
+}
+
+/// How often a read was repeated since it was last sent, or `None` where it is not sent now.
+#[inline(always)]
+pub fn repeated(read: ReadKey) -> Option<u32> {
+    let time = now();
+    let Some(seen) = READS.get_ptr_mut(read) else {
         let first = ReadCount {
             sent: time,
             count: 0,
@@ -212,61 +392,74 @@ fn suspect(task: u64, file: &Block, inode: &Block, names: &Names) {
         };
         // Where the map is full the read is sent, and so is the next.
         let _ = READS.insert(read, first, 0);
-    }
-    let (path_len, cut) = path::write(pick(file, F::FileMnt), pick(file, F::FileDentry));
-    if cut {
-        flags |= TRUNCATED;
-    }
-    let Some(scratch) = path::scratch() else {
-        return;
+        return Some(1);
     };
-    let record: &mut File = scratch.record();
-    fill_header(&mut record.header, kind::FILE, task);
-    record.inode = number;
-    record.stdout = kernel::stream(task, 1);
-    record.device = device;
-    record.generation = generation;
-    record.file_uid = field(address, F::InodeUid);
-    record.count = repeats;
-    record.flags = flags;
-    record.path_len = path_len;
-    let size = size_of::<File>() as u32 + path_len;
-    // SAFETY: the record and the path after it are inside the scratch.
+    // SAFETY: the pointer is into the map; threads of one process may race for a count, and then
+    // one of them is sent with the other's.
     unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::File,
-            core::ptr::from_ref(record).cast(),
-            u64::from(kernel::bounded(size, RECORD_LIMIT)),
-        );
+        (*seen).count += 1;
+        if time.wrapping_sub((*seen).sent) < REPEAT_NS {
+            return None;
+        }
+        let repeats = (*seen).count;
+        (*seen).count = 0;
+        (*seen).sent = time;
+        Some(repeats)
     }
 }
 
-/// A record with the longest path that [`path::write`] gives.
-const RECORD_LIMIT: u32 = 2048;
+/// A record with room for its path, in the ring.
+#[repr(C)]
+struct Slot {
+    record: File,
+    walk: Walk,
+}
 
-/// The first 32 bytes of a dentry's name: inside it where it is short.
+/// Writes the record straight into the ring: LSM and fentry programs can be preempted, so a
+/// per-CPU buffer would not be their own.
 #[inline(always)]
-fn name_words<'a>(
-    address: u64,
-    dentry: &'a path::Dentry,
-    outside: &'a mut [u64; 4],
-) -> Option<&'a [u64; 4]> {
-    if dentry[2] == address.wrapping_add(kernel::offset(F::DentryShort)) {
-        return dentry.last_chunk();
+fn report(file: &OpenFile, key: InodeKey, task: u64, repeats: u32, mut flags: u32) {
+    let Some(mut slot) = CREDENTIAL_RING.reserve::<Slot>(0) else {
+        lost(Probe::File, current_cgroup());
+        return;
+    };
+    let place = slot.as_mut_ptr();
+    // SAFETY: the ring gave room for a Slot; every field is written before it is sent, except
+    // bytes of the path past its length, which user space does not look at.
+    unsafe {
+        let walk = &raw mut (*place).walk;
+        Walk::write(walk, file.mount, file.dentry);
+        if (&raw const (*walk).cut).read_volatile() != 0 {
+            flags |= TRUNCATED;
+        }
+        Walk::write_source(walk);
+        let record = &mut (*place).record;
+        fill_header(&mut record.header, kind::FILE, task);
+        record.inode = key.inode;
+        record.stdout = kernel::stream(task, 1);
+        record.device = key.device;
+        record.generation = key.generation;
+        record.file_uid = field(file.inode, F::InodeUid);
+        record.count = repeats;
+        record.flags = flags;
+        record.path_len = (&raw const (*walk).path).read_volatile();
+        record.inside_len = (&raw const (*walk).inside).read_volatile();
+        record.source_len = (&raw const (*walk).at).read_volatile();
     }
-    read_to(outside, dentry[2]).then_some(outside)
+    slot.submit(0);
+    count(Probe::File, Stage::Sent);
 }
 
 /// The last four bytes of a name.
 #[inline(always)]
-fn last_four(words: &[u64; 4], len: u64, name: u64) -> u32 {
+fn last_four(dentry: &Dentry) -> u32 {
+    let (words, len) = (&dentry.words, dentry.len);
     if len < 4 {
         return 0;
     }
     let at = len - 4;
     if len > 32 {
-        return read(name.wrapping_add(at));
+        return read(dentry.name.wrapping_add(at));
     }
     let (low, high) = match at >> 3 {
         0 => (words[0], words[1]),

@@ -3,11 +3,11 @@
 use crate::{
     connect::AWAITED,
     kernel::{bounded, now},
-    maps::{CREDENTIAL_RING, count, send},
+    maps::{CREDENTIAL_RING, count, lost, send},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -24,8 +24,9 @@ const TCP: u8 = 6;
 const SHORT: usize = 1024;
 
 /// Hook: `cgroup_skb/egress` at the cgroup v2 root. First kernel: 4.10.
-/// It runs before segmentation, so a ClientHello of several segments comes as one packet.
-/// Missed: a ClientHello cut over several writes, IPv6 with extension headers, QUIC. Never drops.
+/// It runs before segmentation, so a ClientHello of several segments comes as one packet; one
+/// that is cut over several writes comes as several, and is put together by the agent.
+/// Missed: IPv6 with extension headers, QUIC. Never drops.
 #[cgroup_skb(egress)]
 pub fn hello_egress(ctx: SkBuffContext) -> i32 {
     look(&ctx);
@@ -36,35 +37,28 @@ pub fn hello_egress(ctx: SkBuffContext) -> i32 {
 fn look(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper takes any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let left = AWAITED.get_ptr_mut(cookie)?;
+    let awaited = AWAITED.get_ptr_mut(cookie)?;
     let start: [u8; 20] = ctx.load(0).ok()?;
     let tcp = match start[0] >> 4 {
         4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
         6 if start[6] == TCP => 40,
         _ => return None,
     };
+    let sequence = u32::from_be(ctx.load(tcp + 4).ok()?);
     let data_offset: u8 = ctx.load(tcp + 12).ok()?;
     let payload = tcp + usize::from(data_offset >> 4) * 4;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
         return None;
     }
-    let is_hello = payload_len > 6
-        && ctx
-            .load::<[u8; 6]>(payload)
-            .is_ok_and(|bytes| bytes[0] == 22 && bytes[1] == 3 && bytes[5] == 1);
-    // SAFETY: the pointer is into the map; a lost count only looks at one payload more.
-    let first = unsafe {
-        let first = (*left & FIRST_SEEN) == 0;
-        let remaining = (*left & !FIRST_SEEN).wrapping_sub(1);
-        *left = remaining | FIRST_SEEN;
-        if is_hello || remaining == 0 {
-            let _ = AWAITED.remove(cookie);
-        }
-        first
-    };
-    if !is_hello && !first {
-        return None;
+    // SAFETY: the pointer is into the map; one socket sends one packet at a time, and a lost
+    // count only looks at one payload more.
+    let awaited = unsafe { &mut *awaited };
+    if awaited.begun == 0
+        && let Some(length) = hello_length(ctx, payload, payload_len)
+    {
+        awaited.begun = 1;
+        awaited.end = sequence.wrapping_add(length);
     }
     let record = Payload {
         kind: kind::PAYLOAD,
@@ -72,24 +66,58 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         time: now(),
         cookie,
         payload_len,
-        reserved: 0,
+        sequence,
     };
-    if !is_hello {
+    awaited.left = awaited.left.wrapping_sub(1);
+    let first = awaited.seen == 0;
+    awaited.seen = 1;
+    let (begun, left) = (awaited.begun != 0, awaited.left);
+    let rest = awaited.end.wrapping_sub(sequence) as i32;
+    if left == 0 || (begun && payload_len as i32 >= rest) {
+        let _ = AWAITED.remove(cookie);
+    }
+    if begun && rest > 0 {
+        if payload_len <= SHORT as u32 {
+            take::<SHORT>(ctx, payload as u32, record);
+        } else {
+            take::<PAYLOAD_MAX>(ctx, payload as u32, record);
+        }
+    } else if first {
         // SAFETY: a plain record on the stack.
         unsafe {
             send(
                 &CREDENTIAL_RING,
                 Probe::Hello,
+                socket_cgroup(ctx),
                 core::ptr::from_ref(&record).cast(),
                 size_of::<Payload>() as u64,
             );
         }
-    } else if payload_len <= SHORT as u32 {
-        take::<SHORT>(ctx, payload as u32, record);
-    } else {
-        take::<PAYLOAD_MAX>(ctx, payload as u32, record);
     }
     Some(())
+}
+
+/// The control group of the socket: this program may run in another's context.
+#[inline(always)]
+fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: the helper takes any skb of a socket.
+    unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) }
+}
+
+/// The length of the TLS record that begins a payload, where it may be a ClientHello. Of a
+/// payload too short to tell it is the longest that is put together.
+#[inline(always)]
+fn hello_length(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> Option<u32> {
+    const HANDSHAKE: u8 = 22;
+    const CLIENT_HELLO: u8 = 1;
+    if payload_len >= 6 {
+        let bytes: [u8; 6] = ctx.load(payload).ok()?;
+        let length = u32::from(bytes[3]) << 8 | u32::from(bytes[4]);
+        return (bytes[0] == HANDSHAKE && bytes[1] == 3 && bytes[5] == CLIENT_HELLO)
+            .then_some(length + 5);
+    }
+    let first: u8 = ctx.load(payload).ok()?;
+    (first == HANDSHAKE).then_some(PAYLOAD_MAX as u32)
 }
 
 /// Takes up to `N` bytes of payload straight into the ring: this program can be preempted, so a
@@ -97,7 +125,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
 #[inline(always)]
 fn take<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: Payload) {
     let Some(mut place) = CREDENTIAL_RING.reserve::<Hello<N>>(0) else {
-        count(Probe::Hello, Stage::Ring);
+        lost(Probe::Hello, socket_cgroup(ctx));
         return;
     };
     let len = bounded(record.payload_len, N as u32);
@@ -117,6 +145,3 @@ fn take<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: Payload) 
     place.submit(0);
     count(Probe::Hello, Stage::Sent);
 }
-
-/// Set in a count of [`AWAITED`] once the first payload was reported.
-const FIRST_SEEN: u32 = 1 << 31;

@@ -151,12 +151,6 @@ pub fn file_of(task: u64, fd: u64) -> u64 {
     read(array.wrapping_add(fd << 3))
 }
 
-/// The type bits of an inode's mode.
-#[inline(always)]
-pub fn file_type(inode: &Block) -> u32 {
-    pick32(inode, F::InodeMode) >> ((offset(F::InodeMode) & 2) * 8) & S_IFMT
-}
-
 /// The inode number of the pipe or socket at a standard descriptor; 0 where it is neither. It
 /// is how a helper's output is followed to the one that reads it.
 #[inline(always)]

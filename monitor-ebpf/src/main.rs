@@ -9,15 +9,39 @@ mod file;
 mod hello;
 mod kernel;
 mod maps;
+mod memory;
+mod outcome;
 mod path;
 mod process;
+mod view;
 
-use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
+use aya_ebpf::{
+    macros::{fentry, lsm, raw_tracepoint, tracepoint},
+    programs::{FEntryContext, LsmContext, RawTracePointContext, TracePointContext},
+};
 
 /// The measure of every budget: what a program costs that does nothing. Attached by the
 /// benchmarks only.
 #[tracepoint]
 pub fn empty_tracepoint(_: TracePointContext) -> u32 {
+    0
+}
+
+/// As [`empty_tracepoint`], on the hook of `file_open_fentry`.
+#[fentry(function = "security_file_open")]
+pub fn empty_fentry(_: FEntryContext) -> i32 {
+    0
+}
+
+/// As [`empty_tracepoint`], on the hook of `file_open_lsm`.
+#[lsm(hook = "file_open")]
+pub fn empty_lsm(_: LsmContext) -> i32 {
+    0
+}
+
+/// As [`empty_tracepoint`], on the hooks of the process probes.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn empty_raw(_: RawTracePointContext) -> i32 {
     0
 }
 

@@ -1,14 +1,14 @@
 //! The maps that probes share with each other and with the agent, and the counters.
 
 use aya_ebpf::{
-    helpers::generated::bpf_ringbuf_output,
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_ringbuf_output},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use core::ffi::c_void;
 use monitor_common::{
     filter::{BLOOM_WORDS, bloom_position},
-    record::{COUNTERS, InodeKey, Probe, STAGES, Stage},
+    record::{COUNTERS, InodeKey, LossKey, Probe, STAGES, Stage},
 };
 
 /// Credential hits, connects and payloads: a ring of their own, so that no flood of forks can
@@ -34,7 +34,7 @@ pub static RULES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
 
 /// Files known by inode, whatever name they are opened by.
 #[map]
-pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 1);
+pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 0);
 
 /// Index 0: the agent's own thread group, which is never reported.
 #[map]
@@ -50,12 +50,12 @@ pub fn count(probe: Probe, stage: Stage) {
     }
 }
 
-/// Sends `len` bytes at `record`, and counts them as sent or lost.
+/// Sends `len` bytes at `record`, and counts them as sent, or as lost by a control group.
 ///
 /// # Safety
 /// `record` must point to `len` initialised bytes.
 #[inline(always)]
-pub unsafe fn send(ring: &RingBuf, probe: Probe, record: *const c_void, len: u64) {
+pub unsafe fn send(ring: &RingBuf, probe: Probe, cgroup: u64, record: *const c_void, len: u64) {
     // SAFETY: the caller vouches for the bytes; the ring is a map, whose address is its handle.
     let status = unsafe {
         bpf_ringbuf_output(
@@ -65,14 +65,41 @@ pub unsafe fn send(ring: &RingBuf, probe: Probe, record: *const c_void, len: u64
             0,
         )
     };
-    count(
-        probe,
-        if status == 0 {
-            Stage::Sent
-        } else {
-            Stage::Ring
-        },
-    );
+    if status == 0 {
+        count(probe, Stage::Sent);
+    } else {
+        lost(probe, cgroup);
+    }
+}
+
+/// Records that found a ring full, by workload; the agent sweeps it. An evicted entry is still
+/// in [`COUNTS`].
+#[map]
+static LOSSES: LruHashMap<LossKey, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// The control group of the current process.
+#[inline(always)]
+pub fn current_cgroup() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// Counts a record that found a ring full.
+#[inline(always)]
+pub fn lost(probe: Probe, cgroup: u64) {
+    count(probe, Stage::Ring);
+    let key = LossKey {
+        cgroup,
+        probe: probe as u32,
+        reserved: 0,
+    };
+    if let Some(lost) = LOSSES.get_ptr_mut(key) {
+        // SAFETY: the pointer is into the map; two CPUs may race for one count of a hint: the
+        // sum is in the counters.
+        unsafe { *lost += 1 };
+    } else {
+        let _ = LOSSES.insert(key, 1, 0);
+    }
 }
 
 /// One of the two Bloom filters, held for several tests.

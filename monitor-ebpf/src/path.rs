@@ -1,138 +1,174 @@
 //! The path of a file as the kernel knows it, across mounts, from the last component up.
 
-use crate::kernel::{field, offset, read, repeat};
-use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::PerCpuArray};
-use core::ffi::c_void;
-use monitor_common::{
-    fields::F,
-    record::{File, PATH_MAX, Process},
-};
+use crate::kernel::{field, offset, read};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use monitor_common::{fields::F, record::PATH_MAX};
 
 /// Components walked at most, mount points included.
 const STEPS: u32 = 96;
+/// Components walked at most from the root of a mount up to that of its file system.
+const SOURCE_STEPS: u32 = 16;
 
-/// A record and the path that follows it: the record ends where the path begins.
+/// Room for a path. One component more than [`PATH_MAX`] can be written before the end shows.
+pub const PATH_ROOM: usize = PATH_MAX + 256;
+
+/// Where a walk has come to, and its bytes.
+///
+/// It is in memory that the verifier knows nothing about (a record in the ring), and so is the
+/// state of the walk: the verifier then sees that one step is like the next, and walks each once.
 #[repr(C)]
-pub struct Scratch {
-    head: [u64; HEAD / 8],
-    /// One component more than [`PATH_MAX`] can be written before the end shows.
-    path: [u8; PATH_MAX + 256],
-}
-
-/// Room for the largest record with a path.
-const HEAD: usize = size_of::<File>();
-const _: () = assert!(size_of::<Process>() <= HEAD && size_of::<Process>().is_multiple_of(8));
-
-/// The file and process probes run with preemption off and do not nest in each other, so they
-/// share one buffer.
-#[map]
-static PATH_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
-
-/// Parent, hash and length, name, inode, and the bytes of a short name: `struct dentry` from
-/// `d_parent` on.
-pub type Dentry = [u64; 8];
-
-/// Where in a dentry that part begins.
-#[inline(always)]
-pub fn dentry_at(address: u64) -> u64 {
-    address.wrapping_add(offset(F::DentryParent))
-}
-
-/// This CPU's buffer.
-#[inline(always)]
-pub fn scratch() -> Option<&'static mut Scratch> {
-    // SAFETY: see [`PATH_SCRATCH`]: nothing else on this CPU uses it meanwhile.
-    PATH_SCRATCH
-        .get_ptr_mut(0)
-        .map(|pointer| unsafe { &mut *pointer })
-}
-
-impl Scratch {
-    /// The place of a record that ends where the path begins.
-    #[inline(always)]
-    pub fn record<T>(&mut self) -> &mut T {
-        const { assert!(size_of::<T>() <= HEAD && size_of::<T>().is_multiple_of(8)) }
-        let place = self.head.as_mut_ptr().cast::<u8>();
-        // SAFETY: the place is inside `head`, aligned to eight bytes, and records are integers,
-        // for which any bytes are valid.
-        unsafe { &mut *place.add(HEAD - size_of::<T>()).cast::<T>() }
-    }
-}
-
-#[repr(C)]
-struct Walk {
+pub struct Walk {
+    /// First, so that they follow the record before.
+    pub bytes: [u8; PATH_ROOM],
     mount: u64,
     address: u64,
     /// The root of `mount`.
     root: u64,
-    at: u64,
-    cut: u64,
+    /// Bytes written.
+    pub at: u32,
+    /// Bytes written when the walk left the first mount.
+    pub inside: u32,
+    /// 1 where something is missing.
+    pub cut: u32,
+    /// Bytes of the path across mounts; what is behind is the path of the first mount's root.
+    pub path: u32,
+    first_root: u64,
 }
 
-/// Writes the components of `dentry` in `mount` (a `struct vfsmount`) to the scratch, each ended
-/// by a zero byte; gives the bytes written and whether something is missing.
-///
-/// A path goes up to the root of the mount namespace, so a process in a container has its own
-/// root as the first component, and one in a chroot has not.
-#[inline(always)]
-pub fn write(mount: u64, address: u64) -> (u32, bool) {
-    let mut walk = Walk {
-        mount,
-        address,
-        root: field(mount, F::VfsmountRoot),
-        at: 0,
-        cut: 1,
-    };
-    repeat(STEPS, step, &mut walk);
-    (walk.at as u32, walk.cut != 0)
-}
-
-extern "C" fn step(_: u64, context: *mut c_void) -> i64 {
-    // SAFETY: the context is the Walk of `write`.
-    let walk = unsafe { &mut *context.cast::<Walk>() };
-    if walk.address == walk.root {
-        let inner = walk.mount.wrapping_sub(offset(F::MountVfsmount));
-        let parent = field::<u64>(inner, F::MountParent);
-        if parent == inner {
-            walk.cut = 0;
-            return 1;
+impl Walk {
+    /// Writes the components of `dentry` in `mount` (a `struct vfsmount`), each ended by a zero
+    /// byte.
+    ///
+    /// A path goes up to the root of the mount namespace, so a process in a container has its own
+    /// root as the first component, and one in a chroot has not.
+    ///
+    /// # Safety
+    /// `walk` must point to room for a walk.
+    #[inline(always)]
+    pub unsafe fn write(walk: *mut Self, mount: u64, address: u64) {
+        let root: u64 = field(mount, F::VfsmountRoot);
+        // SAFETY: as the caller vouches; volatile, so that the state stays in memory.
+        unsafe {
+            (&raw mut (*walk).mount).write_volatile(mount);
+            (&raw mut (*walk).address).write_volatile(address);
+            (&raw mut (*walk).root).write_volatile(root);
+            (&raw mut (*walk).first_root).write_volatile(root);
+            (&raw mut (*walk).at).write_volatile(0);
+            (&raw mut (*walk).inside).write_volatile(0);
+            (&raw mut (*walk).cut).write_volatile(1);
+            for _ in 0..STEPS {
+                if step(walk) {
+                    break;
+                }
+            }
+            let path = (&raw const (*walk).at).read_volatile();
+            (&raw mut (*walk).path).write_volatile(path);
         }
-        walk.address = field(inner, F::MountPoint);
-        walk.mount = parent.wrapping_add(offset(F::MountVfsmount));
-        walk.root = field(walk.mount, F::VfsmountRoot);
-        return 0;
     }
-    // Parent, hash and length, name.
-    let head: [u64; 3] = read(dentry_at(walk.address));
-    if head[0] == 0 {
-        return 1;
+
+    /// Appends the path of the first mount's root inside its file system.
+    ///
+    /// # Safety
+    /// [`Walk::write`] was called.
+    #[inline(always)]
+    pub unsafe fn write_source(walk: *mut Self) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let root = (&raw const (*walk).first_root).read_volatile();
+            (&raw mut (*walk).address).write_volatile(root);
+            // No root is met: the walk ends where a dentry is its own parent.
+            (&raw mut (*walk).root).write_volatile(0);
+            for _ in 0..SOURCE_STEPS {
+                if step(walk) {
+                    break;
+                }
+            }
+        }
     }
-    if head[0] == walk.address {
-        // A root that is not its mount's: a detached mount, a pipe, a memfd.
-        walk.cut = 0;
-        return 1;
-    }
-    let Some(scratch) = scratch() else { return 1 };
-    let len = (head[1] >> 32) & 0xff;
-    let at = walk.at;
-    if at + len >= PATH_MAX as u64 {
-        return 1;
-    }
-    // SAFETY: at < PATH_MAX and len < 256, so the write ends inside the buffer; the helper
-    // checks the source.
+}
+
+/// One component; `true` ends the walk.
+///
+/// # Safety
+/// As [`Walk::write`].
+#[inline(always)]
+unsafe fn step(walk: *mut Walk) -> bool {
+    // SAFETY: as the caller vouches.
     unsafe {
+        let address = (&raw const (*walk).address).read_volatile();
+        if address == (&raw const (*walk).root).read_volatile() {
+            return cross(walk);
+        }
+        // Parent, hash and length, name.
+        let head: [u64; 3] = read(address.wrapping_add(offset(F::DentryParent)));
+        if head[0] == 0 {
+            return true;
+        }
+        let at = (&raw const (*walk).at).read_volatile();
+        // A root that is not its mount's: of a detached mount, or alone in the world with its
+        // name, as a memfd is.
+        let alone = head[0] == address;
+        if alone {
+            (&raw mut (*walk).cut).write_volatile(0);
+            if at != 0 {
+                return true;
+            }
+        }
+        let len = (head[1] >> 32) as u32 & 0xff;
+        if at >= PATH_MAX as u32 || at + len >= PATH_MAX as u32 {
+            return true;
+        }
+        let place = (&raw mut (*walk).bytes).cast::<u8>();
         bpf_probe_read_kernel(
-            scratch
-                .path
-                .as_mut_ptr()
-                .add((at & (PATH_MAX as u64 - 1)) as usize)
-                .cast(),
-            len as u32,
+            place.add((at & (PATH_MAX as u32 - 1)) as usize).cast(),
+            len,
             head[2] as *const _,
         );
+        place
+            .add(((at + len) & (PATH_MAX as u32 - 1)) as usize)
+            .write_volatile(0);
+        (&raw mut (*walk).at).write_volatile(at + len + 1);
+        (&raw mut (*walk).address).write_volatile(head[0]);
+        alone
     }
-    scratch.path[((at + len) & (PATH_MAX as u64 - 1)) as usize] = 0;
-    walk.at = at + len + 1;
-    walk.address = head[0];
-    0
+}
+
+/// From the root of a mount to where it is mounted; `true` where it is not.
+///
+/// # Safety
+/// As [`Walk::write`].
+#[inline(always)]
+unsafe fn cross(walk: *mut Walk) -> bool {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let mount = (&raw const (*walk).mount).read_volatile();
+        let root = (&raw const (*walk).root).read_volatile();
+        if root == (&raw const (*walk).first_root).read_volatile() {
+            let at = (&raw const (*walk).at).read_volatile();
+            (&raw mut (*walk).inside).write_volatile(at);
+        }
+        let Some((above, point)) = mounted_at(mount) else {
+            (&raw mut (*walk).cut).write_volatile(0);
+            return true;
+        };
+        (&raw mut (*walk).address).write_volatile(point);
+        (&raw mut (*walk).mount).write_volatile(above);
+        (&raw mut (*walk).root).write_volatile(field(above, F::VfsmountRoot));
+        false
+    }
+}
+
+/// The mount above a `struct vfsmount`, and the dentry in it where this one is mounted; `None`
+/// at the root of a mount namespace.
+#[inline(always)]
+pub fn mounted_at(mount: u64) -> Option<(u64, u64)> {
+    let inner = mount.wrapping_sub(offset(F::MountVfsmount));
+    let above = field::<u64>(inner, F::MountParent);
+    if above == inner || above == 0 {
+        return None;
+    }
+    Some((
+        above.wrapping_add(offset(F::MountVfsmount)),
+        field(inner, F::MountPoint),
+    ))
 }

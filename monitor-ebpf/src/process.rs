@@ -1,76 +1,73 @@
 //! Processes: exec, fork, exit.
 
 use crate::{
-    kernel::{Block, bounded, field, fill_header, pick, read_to},
-    maps::{PROCESS_RING, send},
-    path,
+    file,
+    kernel::{field, fill_header},
+    maps::{PROCESS_RING, count, current_cgroup, lost, send},
+    path::Walk,
 };
-use aya_ebpf::{
-    macros::{map, raw_tracepoint},
-    maps::PerCpuArray,
-    programs::RawTracePointContext,
-};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use monitor_common::{
     fields::F,
-    record::{Header, Probe, Process, TRUNCATED, UNLINKED, kind},
+    record::{Header, Probe, Process, Stage, TRUNCATED, UNLINKED, kind},
 };
-
-#[map]
-static EXEC_FILE: PerCpuArray<Block> = PerCpuArray::with_max_entries(1, 0);
 
 /// Hook: raw tracepoint `sched_process_exec(task, old_pid, bprm)`, in the new program's context.
 /// First kernel: 5.10 and before. Fallback: none needed.
-/// Missed: an executable's path below 40 components (flagged as cut).
+/// Missed: an executable's path below 90 components or 1,024 bytes (flagged as cut).
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    let task: u64 = ctx.arg(0);
-    exec(task, ctx.arg(2));
+    exec(ctx.arg(0), ctx.arg(2));
     0
+}
+
+/// Hook: as [`process_exec`], and after it: what the new program has open already.
+/// Missed: descriptors above 7, and files that are not known as credentials.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn file_inherited(ctx: RawTracePointContext) -> i32 {
+    file::inherited(ctx.arg(0));
+    0
+}
+
+/// A record with room for its path, in the ring.
+#[repr(C)]
+struct Slot {
+    record: Process,
+    walk: Walk,
 }
 
 #[inline(always)]
 fn exec(task: u64, bprm: u64) {
-    let Some(file) = EXEC_FILE.get_ptr_mut(0) else {
+    let Some(mut slot) = PROCESS_RING.reserve::<Slot>(0) else {
+        lost(Probe::Process, current_cgroup());
         return;
     };
-    // SAFETY: the block is this CPU's own and not used by another program meanwhile.
-    let file = unsafe { &mut *file };
+    let place = slot.as_mut_ptr();
+    let file: u64 = field(bprm, F::BprmFile);
+    let inode: u64 = field(file, F::FileInode);
+    let sb: u64 = field(inode, F::InodeSb);
     let mut flags = 0;
-    let (mut exe_inode, mut exe_device) = (0, 0);
-    let (mut path_len, mut cut) = (0, true);
-    if read_to(file, field(bprm, F::BprmFile)) {
-        let inode = pick(file, F::FileInode);
-        exe_inode = field(inode, F::InodeIno);
-        let sb = field(inode, F::InodeSb);
-        exe_device = field(sb, F::SbDev);
-        if field::<u32>(inode, F::InodeNlink) == 0 {
-            flags |= UNLINKED;
-        }
-        (path_len, cut) = path::write(pick(file, F::FileMnt), pick(file, F::FileDentry));
+    if field::<u32>(inode, F::InodeNlink) == 0 {
+        flags |= UNLINKED;
     }
-    if cut {
-        flags |= TRUNCATED;
-    }
-    let Some(scratch) = path::scratch() else {
-        return;
-    };
-    let record: &mut Process = scratch.record();
-    fill_header(&mut record.header, kind::EXEC, task);
-    record.exe_inode = exe_inode;
-    record.exe_device = exe_device;
-    record.flags = flags;
-    record.path_len = path_len;
-    record.reserved = 0;
-    let size = size_of::<Process>() as u32 + path_len;
-    // SAFETY: the record and the path after it are inside the scratch.
+    // SAFETY: the ring gave room for a Slot; every field is written before it is sent, except
+    // bytes of the path past its length, which user space does not look at.
     unsafe {
-        send(
-            &PROCESS_RING,
-            Probe::Process,
-            core::ptr::from_ref(record).cast(),
-            u64::from(bounded(size, 2048)),
-        );
+        let walk = &raw mut (*place).walk;
+        Walk::write(walk, field(file, F::FileMnt), field(file, F::FileDentry));
+        if (&raw const (*walk).cut).read_volatile() != 0 {
+            flags |= TRUNCATED;
+        }
+        let record = &mut (*place).record;
+        fill_header(&mut record.header, kind::EXEC, task);
+        record.exe_inode = field(inode, F::InodeIno);
+        record.exe_device = field(sb, F::SbDev);
+        record.flags = flags;
+        record.path_len = (&raw const (*walk).path).read_volatile();
+        record.reserved = 0;
     }
+    slot.submit(0);
+    count(Probe::Process, Stage::Sent);
 }
 
 /// Hook: raw tracepoint `sched_process_fork(parent, child)`, in the parent's context.
@@ -106,6 +103,7 @@ fn task_event(task: u64, kind: u32) {
         send(
             &PROCESS_RING,
             Probe::Process,
+            current_cgroup(),
             header.as_ptr().cast(),
             size_of::<Header>() as u64,
         );

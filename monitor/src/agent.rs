@@ -18,7 +18,7 @@ use crate::{
     sensor::{
         Options, Sensor, cgroup_root,
         decode::BootClock,
-        doctor::{CAPABILITIES, KNOWN_GAPS, has_capabilities},
+        doctor::{CAPABILITIES, has_capabilities, missed},
         fields::VMLINUX,
         observation::Observation,
         selftest::self_test,
@@ -223,7 +223,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     for program in sensor.attached() {
         parts.judge.sinks.metrics.attached(
             program.probe.name(),
-            program.mechanism,
+            &program.mechanism,
             program.error.is_none(),
         );
         if let Some(error) = &program.error {
@@ -238,6 +238,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     let credentials =
         Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
     let mut joiner = Joiner::new(attribution, credentials);
+    joiner.environ_is_read = sensor.environ_is_read();
     events.extend(joiner.adopt(now, own));
     observations.retain(|observation| !is_of(observation, own));
     joiner.join(&mut observations, &mut events);
@@ -299,6 +300,7 @@ fn is_of(observation: &Observation, pid: u32) -> bool {
     match observation {
         Observation::Exec { stamp, .. }
         | Observation::FileOpened { stamp, .. }
+        | Observation::Foreign { stamp, .. }
         | Observation::Variable { stamp, .. }
         | Observation::Connected { stamp, .. } => stamp.subject.pid == pid,
         _ => false,
@@ -344,8 +346,8 @@ fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) ->
             ));
         }
     }
-    for known in KNOWN_GAPS {
-        gaps.push(gap(NOT_COVERED, None, known.to_owned(), now, None));
+    for known in missed(sensor.attached()) {
+        gaps.push(gap(NOT_COVERED, None, known, now, None));
     }
     gaps
 }

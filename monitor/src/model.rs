@@ -75,6 +75,10 @@ words! {
     }
 }
 words! {
+    /// How another process was looked at.
+    Look { Environ = "environ", Memory = "memory", Trace = "trace", }
+}
+words! {
     Transport { Tcp = "tcp", Udp = "udp", }
 }
 words! {
@@ -291,6 +295,24 @@ pub struct Hop {
     pub credential: Credential,
     pub destination: Destination,
     pub evidence: Evidence,
+}
+
+/// A process that holds a credential was looked at by another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignRead {
+    pub time: Timestamp,
+    /// Who looked.
+    pub workload: Workload,
+    pub process: Process,
+    /// Whom.
+    pub victim: Workload,
+    pub victim_process: Process,
+    pub look: Look,
+    pub credential: Credential,
+    /// [`Evidence::Sole`] where it is all that the other one holds.
+    pub evidence: Evidence,
+    /// The one who looked is an ancestor of the other, and started it.
+    pub ancestor: bool,
 }
 
 /// A use or hop that breaks an expectation or a rule.

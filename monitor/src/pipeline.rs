@@ -3,12 +3,12 @@
 
 use crate::{
     attribution::Attribution,
-    credential::{Credentials, Variable, View},
+    credential::{Credentials, Opened, Variable, View},
     ledger::{Entry, Writer},
     model::{Destination, Gap, NameSource, Place, Source, Subject, Transport},
     policy::{Policy, document::Document},
     report::{findings::Stream, metrics::Metrics},
-    sensor::observation::{FileId, Observation, Stamp},
+    sensor::observation::{FileId, Manner, Observation, Stamp},
     trail::{Event, NamedBy, Outcome, Trail, Who},
 };
 use jiff::Timestamp;
@@ -17,7 +17,6 @@ use std::{
     collections::{HashMap, VecDeque},
     fs::File,
     io::{self, BufWriter, Write as _},
-    path::Path,
     sync::Arc,
 };
 
@@ -34,6 +33,8 @@ pub struct Joiner {
     pub ignored: Vec<FileId>,
     /// Payloads that began like a ClientHello and did not parse.
     pub malformed: u64,
+    /// No probe takes the environment of an exec: it is read here.
+    pub environ_is_read: bool,
 }
 
 /// Reads remembered for their repeats.
@@ -53,6 +54,7 @@ impl Joiner {
             learned: Vec::new(),
             ignored: Vec::new(),
             malformed: 0,
+            environ_is_read: false,
         }
     }
 
@@ -86,6 +88,14 @@ impl Joiner {
                 } => {
                     self.attribution.exec(&stamp, &exe, unlinked);
                     events.push(self.exec_event(stamp.time, stamp.subject));
+                    if self.environ_is_read {
+                        let subject = stamp.subject;
+                        for (credential, place) in self.credentials.in_running(subject.pid) {
+                            let event =
+                                self.pick_up(stamp.time, subject, credential, place, 1, None);
+                            events.push(event);
+                        }
+                    }
                 }
                 Observation::Fork { stamp } => {
                     self.attribution.fork(&stamp);
@@ -105,11 +115,39 @@ impl Joiner {
                 Observation::FileOpened {
                     stamp,
                     path,
+                    source,
                     file,
+                    manner,
                     count,
                     stdout,
-                    ..
-                } => self.file(&stamp, &path, file, count, stdout, events),
+                } => {
+                    let opened = Opened {
+                        path: &path,
+                        source: source.as_deref(),
+                        file,
+                    };
+                    self.file(&stamp, opened, manner, count, stdout, events);
+                }
+                Observation::Foreign {
+                    stamp,
+                    target,
+                    look,
+                } => {
+                    self.attribution.ensure(&stamp);
+                    if let Some(victim) = self.attribution.target(stamp.subject, target)
+                        && victim != stamp.subject
+                    {
+                        events.push(Event::Foreign {
+                            time: stamp.time,
+                            who: self.who(stamp.subject),
+                            victim: self.who(victim),
+                            look,
+                        });
+                    }
+                }
+                Observation::Refused { cookie, .. } => {
+                    events.push(Event::Refused { connection: cookie });
+                }
                 Observation::FileRepeated {
                     time,
                     subject,
@@ -193,14 +231,25 @@ impl Joiner {
     fn file(
         &mut self,
         stamp: &Stamp,
-        path: &Path,
-        file: FileId,
+        opened: Opened<'_>,
+        manner: Manner,
         count: u32,
         stdout: Option<u64>,
         events: &mut Vec<Event>,
     ) {
+        let Opened { path, source, file } = opened;
         self.attribution.ensure(stamp);
         let subject = stamp.subject;
+        if manner == Manner::Written {
+            if self.credentials.written(path, source, file) {
+                self.learned.push(file);
+            }
+            return;
+        }
+        // Below its own parent it is the parent's file still: the trail knows.
+        if manner == Manner::Inherited && self.attribution.is_with_parent(subject) {
+            return;
+        }
         let container = self
             .attribution
             .entry(subject)
@@ -214,9 +263,14 @@ impl Joiner {
                 .flatten(),
             container: &container,
         };
-        let Some(found) = self.credentials.in_file(path, file, view) else {
+        let Some(mut found) = self.credentials.in_file(opened, view) else {
             self.ignored.push(file);
             return;
+        };
+        found.place.source = match manner {
+            Manner::Received => Source::Socket,
+            Manner::Inherited => Source::Inherited,
+            Manner::Opened | Manner::Written => Source::File,
         };
         self.learned.push(file);
         let key = (subject, file.device, file.inode);
@@ -402,6 +456,11 @@ impl Judge {
                 let time = hop.time;
                 self.sinks.write(Entry::Hop(hop, verdict));
                 (time, found)
+            }
+            Outcome::Foreign(mut read) => {
+                self.policy.name(&mut read.credential);
+                let found = self.policy.judge_foreign(&read);
+                (read.time, found.into_iter().collect())
             }
             Outcome::Gap(gap) => {
                 self.sinks.write(Entry::Gap(gap));

@@ -24,14 +24,19 @@ impl Unit {
 
     /// Runs a command of the shell in it, and waits.
     pub fn sh(&self, script: &str, environment: &[(&str, &str)]) -> Result<Output> {
+        run(self.command(script).envs(environment.iter().copied()))
+    }
+
+    /// A command of the shell in it, still to be started.
+    pub fn command(&self, script: &str) -> Command {
         // The shell moves itself before it becomes the workload's.
         let enter = format!(
             "echo $$ > '{}/cgroup.procs' && exec bash -c \"$0\"",
             self.path.display()
         );
-        run(Command::new("bash")
-            .args(["-c", &enter, script])
-            .envs(environment.iter().copied()))
+        let mut command = Command::new("bash");
+        command.args(["-c", &enter, script]);
+        command
     }
 }
 

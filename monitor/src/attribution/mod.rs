@@ -7,7 +7,10 @@ pub mod cgroup;
 
 use crate::{
     model::{Ancestor, Login, Process, Subject, Workload, WorkloadKind},
-    sensor::{decode::BootClock, observation::Stamp},
+    sensor::{
+        decode::BootClock,
+        observation::{Stamp, Target},
+    },
 };
 use cgroup::{Group, Groups};
 use jiff::{SignedDuration, Timestamp};
@@ -217,6 +220,38 @@ impl Attribution {
         );
     }
 
+    /// The process that another one looked at, where it is known who that is.
+    pub fn target(&mut self, from: Subject, target: Target) -> Option<Subject> {
+        let subject = match target {
+            Target::Subject(subject) => subject,
+            Target::Number(number) => {
+                let contained = self
+                    .table
+                    .get(&from)
+                    .is_none_or(|entry| entry.group.container.is_some());
+                let found = in_namespace_of(from.pid, number, contained)
+                    .and_then(|number| self.live(number));
+                if found.is_none() {
+                    self.unattributed += 1;
+                }
+                found?
+            }
+        };
+        if !self.table.contains_key(&subject) {
+            self.adopt(subject.pid);
+        }
+        self.table.contains_key(&subject).then_some(subject)
+    }
+
+    /// Whether a process has the user and the control group of its parent.
+    pub fn is_with_parent(&self, subject: Subject) -> bool {
+        let Some(entry) = self.table.get(&subject) else {
+            return false;
+        };
+        let parent = entry.parent.and_then(|parent| self.table.get(&parent));
+        parent.is_some_and(|parent| parent.uid == entry.uid && parent.group == entry.group)
+    }
+
     pub fn entry(&self, subject: Subject) -> Option<&Entry> {
         self.table.get(&subject)
     }
@@ -314,6 +349,27 @@ impl Attribution {
         }
         dead
     }
+}
+
+/// The number that a process of another's PID namespace has here. Of one that has ended, only
+/// that it was in no container says that its numbers are ours.
+fn in_namespace_of(pid: u32, number: u32, contained: bool) -> Option<u32> {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let Some(theirs) = namespace(&pid.to_string()) else {
+        return (!contained).then_some(number);
+    };
+    if Some(&theirs) == namespace("self").as_ref() {
+        return Some(number);
+    }
+    procfs::process::all_processes()
+        .ok()?
+        .flatten()
+        .find_map(|process| {
+            let inner = process.status().ok()?.nspid?.last().copied()?;
+            let here = process.pid() as u32;
+            (inner == number as i32 && namespace(&here.to_string()).as_ref() == Some(&theirs))
+                .then_some(here)
+        })
 }
 
 /// The executable of a running process, and whether its file is gone.

@@ -42,6 +42,8 @@ pub struct Credentials {
     aliases: HashMap<u64, CredentialId>,
     /// What is known of a credential by its id, for what only its fingerprint is seen of later.
     known: HashMap<CredentialId, Credential>,
+    /// Under which path a file was first known as a credential's: it is one under any other.
+    homes: HashMap<FileId, String>,
     /// Files that could not be read any more when their turn came.
     pub unreadable: u64,
 }
@@ -64,6 +66,16 @@ pub struct InFile {
     pub volume_of: Option<String>,
 }
 
+/// A file that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened<'a> {
+    /// As the process sees it.
+    pub path: &'a Path,
+    /// In its own file system, where a mount shows it under another path.
+    pub source: Option<&'a Path>,
+    pub file: FileId,
+}
+
 /// Which process's view of the file system a path is in.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -83,6 +95,7 @@ impl Credentials {
             files: HashMap::new(),
             aliases: HashMap::new(),
             known: HashMap::new(),
+            homes: HashMap::new(),
             unreadable: 0,
         })
     }
@@ -98,10 +111,11 @@ impl Credentials {
     }
 
     /// What is in a file that was opened; `None` where its place is no credential's.
-    pub fn in_file(&mut self, path: &Path, file: FileId, view: View<'_>) -> Option<InFile> {
-        let normal = normalise(&path.to_string_lossy());
+    pub fn in_file(&mut self, opened: Opened<'_>, view: View<'_>) -> Option<InFile> {
+        let Opened { path, source, file } = opened;
         let catalog = Arc::clone(&self.catalog);
-        let class = catalog.file(&normal)?;
+        let (normal, home) = self.placed(&catalog, path, source, file)?;
+        let class = catalog.file(&home)?;
         let place = Place {
             source: Source::File,
             place: normal.clone(),
@@ -110,7 +124,12 @@ impl Credentials {
             .strip_prefix("/var/lib/kubelet/pods/")
             .and_then(|rest| rest.split_once('/'))
             .map(|(uid, _)| uid.to_owned());
-        let read = match open_as_seen(path, file.inode, view) {
+        let path = if path == Path::new("/") {
+            Path::new(&home)
+        } else {
+            path
+        };
+        let read = match open_as_seen(path, source, file.inode, view) {
             Ok(mut opened) => self.read(&mut opened, file, class),
             Err(error) => Err(error),
         };
@@ -145,12 +164,57 @@ impl Credentials {
                 sources: vec![place.clone()],
             });
         }
+        if home != normal {
+            // It is still asked for by the name that it is known by.
+            for credential in &mut credentials {
+                credential.sources.push(Place {
+                    source: Source::File,
+                    place: home.clone(),
+                });
+            }
+        }
         (!credentials.is_empty()).then_some(InFile {
             credentials,
             place,
             modified,
             volume_of,
         })
+    }
+
+    /// Remembers a file that was written under a credential's name; `false` where it is none.
+    pub fn written(&mut self, path: &Path, source: Option<&Path>, file: FileId) -> bool {
+        let catalog = Arc::clone(&self.catalog);
+        self.placed(&catalog, path, source, file).is_some()
+    }
+
+    /// The path to show for a file, and the one by which the catalog knows it. They differ where
+    /// it is a credential's by another name: through a mount, or a link.
+    fn placed(
+        &mut self,
+        catalog: &Catalog,
+        path: &Path,
+        source: Option<&Path>,
+        file: FileId,
+    ) -> Option<(String, String)> {
+        let seen = normalise(&path.to_string_lossy());
+        let known = if catalog.file(&seen).is_some() {
+            seen.clone()
+        } else if let Some(source) = source
+            .map(|source| normalise(&source.to_string_lossy()))
+            .filter(|source| catalog.file(source).is_some())
+        {
+            return Some((source.clone(), source));
+        } else {
+            // What a process was started with comes without a path.
+            let home = self.homes.get(&file)?;
+            let seen = if seen == "/" { home.clone() } else { seen };
+            return Some((seen, home.clone()));
+        };
+        if self.homes.len() >= FILES * 4 {
+            self.homes.clear();
+        }
+        self.homes.entry(file).or_insert_with(|| known.clone());
+        Some((seen, known))
     }
 
     fn read(
@@ -398,18 +462,30 @@ fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog
 }
 
 /// Opens a file as the process that opened it saw it.
-fn open_as_seen(path: &Path, inode: u64, view: View<'_>) -> io::Result<File> {
-    let inner = path.strip_prefix("/").unwrap_or(path);
-    let mut roots: Vec<PathBuf> = vec![format!("/proc/{}/root", view.pid).into()];
-    roots.extend(view.peer.map(|pid| format!("/proc/{pid}/root").into()));
+fn open_as_seen(
+    path: &Path,
+    source: Option<&Path>,
+    inode: u64,
+    view: View<'_>,
+) -> io::Result<File> {
+    let inside = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_owned();
+    let inner = inside(path);
+    let mut places: Vec<PathBuf> =
+        vec![PathBuf::from(format!("/proc/{}/root", view.pid)).join(&inner)];
+    places.extend(
+        view.peer
+            .map(|pid| PathBuf::from(format!("/proc/{pid}/root")).join(&inner)),
+    );
     if view.container.is_empty() {
-        roots.push("/".into());
+        places.push(Path::new("/").join(&inner));
+        // A mount of a namespace that is gone may show a file of the host's own root.
+        places.extend(source.map(|source| Path::new("/").join(inside(source))));
     }
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for root in roots {
+    for place in places {
         // The kernel's path has no links left; whoever put one there since gets nothing.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match rustix::fs::open(root.join(inner), flags, Mode::empty()) {
+        match rustix::fs::open(place, flags, Mode::empty()) {
             Ok(fd) => {
                 let file = File::from(fd);
                 let metadata = file.metadata()?;
@@ -460,6 +536,14 @@ mod tests {
         }
     }
 
+    fn opened(path: &Path) -> Opened<'_> {
+        Opened {
+            path,
+            source: None,
+            file: file_id(path),
+        }
+    }
+
     #[test]
     fn one_key_pair_has_one_id_in_file_and_environment() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -472,7 +556,7 @@ mod tests {
         .expect("written");
         let mut credentials = credentials();
         let in_file = credentials
-            .in_file(&path, file_id(&path), own_view())
+            .in_file(opened(&path), own_view())
             .expect("a credential");
         let id = in_file.credentials[0].id.clone();
         let picked = credentials.in_environment(&[
@@ -497,7 +581,7 @@ mod tests {
             std::fs::write(&path, format!("machine a login b password {password}\n"))
                 .expect("written");
             let found = credentials
-                .in_file(&path, file_id(&path), own_view())
+                .in_file(opened(&path), own_view())
                 .expect("found");
             ids.push(found.credentials[0].id.clone());
         }
@@ -514,7 +598,14 @@ mod tests {
             generation: 0,
         };
         let found = credentials
-            .in_file(path, file, own_view())
+            .in_file(
+                Opened {
+                    path,
+                    source: None,
+                    file,
+                },
+                own_view(),
+            )
             .expect("by place");
         assert!(found.credentials[0].id.0.starts_with("loc-"));
         assert_eq!(credentials.unreadable, 1);

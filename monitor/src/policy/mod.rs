@@ -5,8 +5,8 @@ pub mod document;
 use crate::{
     credential::catalog::Catalog,
     model::{
-        Credential, CredentialId, Evidence, Finding, Hop, Lifetime, Role, Severity, Source, Use,
-        Verdict, WorkloadKind,
+        Credential, CredentialId, Evidence, Finding, ForeignRead, Hop, Lifetime, Look, Role,
+        Severity, Source, Use, Verdict, WorkloadKind,
     },
 };
 use document::{Document, Expectation, Mode};
@@ -39,6 +39,14 @@ const UNEXPECTED_READER: Rule = Rule {
 const CREDENTIAL_COPIED: Rule = Rule {
     name: "credential-copied",
     references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552"],
+};
+const FOREIGN_PROCESS_READ: Rule = Rule {
+    name: "foreign-process-read",
+    references: &[
+        "OWASP NHI2:2025 Secret Leakage",
+        "ATT&CK T1003.007",
+        "ATT&CK T1055.008",
+    ],
 };
 const HUMAN_USE: Rule = Rule {
     name: "human-use",
@@ -384,6 +392,56 @@ impl Policy {
         ))
     }
 
+    /// A look at the environment or the memory of a process that holds a credential.
+    pub fn judge_foreign(&self, read: &ForeignRead) -> Option<Finding> {
+        if self.document.mode == Mode::Learn {
+            return None;
+        }
+        let same_workload = read.workload == read.victim;
+        let host =
+            read.workload.kind == WorkloadKind::Host || read.workload.kind == WorkloadKind::Unit;
+        // Who started a process gave it its environment; a package manager asks which programs
+        // still run from files that it replaced.
+        let duty = host
+            && (INSPECTORS.contains(&read.process.exe.as_str())
+                || read
+                    .process
+                    .ancestors
+                    .iter()
+                    .any(|above| PACKAGE_TOOLS.contains(&above.exe.as_str())));
+        let what = match read.look {
+            Look::Environ => "the environment",
+            Look::Memory => "the memory",
+            Look::Trace => "the memory, by tracing it,",
+        };
+        Some(finding(
+            read.time,
+            &read.workload,
+            &read.process,
+            &read.credential,
+            Raise {
+                rule: FOREIGN_PROCESS_READ,
+                severity: if same_workload || read.ancestor || duty {
+                    Severity::Low
+                } else {
+                    Severity::High
+                },
+                summary: format!(
+                    "{} looked into {what} of {} (pid {}, {}), which holds {}",
+                    read.workload.key(),
+                    read.victim.key(),
+                    read.victim_process.pid,
+                    read.victim_process.exe,
+                    shown(&read.credential)
+                ),
+                evidence: Some(read.evidence),
+                destination: None,
+                expected: Vec::new(),
+                same: format!("{} {}", read.workload.key(), read.victim.key()),
+            },
+        ))
+    }
+
     /// The verdict on a hop, and what it breaks.
     pub fn judge_hop(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
         let credential = &hop.credential;
@@ -487,6 +545,27 @@ impl Policy {
         (verdict, findings)
     }
 }
+
+/// Programs of the host whose duty is to look into others.
+const INSPECTORS: [&str; 7] = [
+    "/usr/lib/systemd/systemd",
+    "/lib/systemd/systemd",
+    "/usr/lib/systemd/systemd-coredump",
+    "/lib/systemd/systemd-coredump",
+    "/usr/bin/ps",
+    "/bin/ps",
+    "/usr/sbin/needrestart",
+];
+/// Programs below which a look into others is part of an upgrade.
+const PACKAGE_TOOLS: [&str; 7] = [
+    "/usr/bin/apt",
+    "/usr/bin/apt-get",
+    "/usr/bin/dpkg",
+    "/usr/bin/dnf",
+    "/usr/bin/rpm",
+    "/usr/bin/zypper",
+    "/usr/bin/pacman",
+];
 
 /// Whether an audience is the host, alone or as a URL.
 fn names_host(audience: &[String], host: &str) -> bool {

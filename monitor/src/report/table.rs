@@ -480,6 +480,9 @@ pub fn doctor(report: &Report) -> String {
             .as_ref()
             .map_or_else(String::new, |error| format!(": {error}"));
         let _ = writeln!(out, "{mark} {} by {}{error}", probe.probe, probe.mechanism);
+        for passed in &probe.passed {
+            let _ = writeln!(out, "       {}", paint(FAINT, &format!("not {passed}")));
+        }
     }
     let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));
     for missed in &report.missed {

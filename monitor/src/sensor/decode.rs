@@ -1,13 +1,14 @@
 //! Records of the probes, decoded with checks.
 
 use super::{
-    hello,
-    observation::{FileId, Observation, Stamp},
+    hello::Piece,
+    observation::{FileId, Manner, Observation, Stamp, Target},
 };
-use crate::model::{Subject, Transport};
+use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    Connect, File, Header, NO_LOGIN, Payload, Process, TRUNCATED, UNLINKED, Variable, kind,
+    Connect, File, Foreign, Header, INHERITED, NO_LOGIN, Payload, Process, RECEIVED, Refused,
+    TRUNCATED, UNLINKED, Variable, WRITTEN, foreign, kind,
 };
 use std::{
     ffi::OsString,
@@ -89,20 +90,28 @@ fn take<T: Copy>(kind: u32, bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
     Ok((value, &bytes[size_of::<T>()..]))
 }
 
+/// What a record gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    Whole(Observation),
+    /// A payload, still to be put together with others.
+    Payload(Piece),
+}
+
 /// One record, and its time in nanoseconds since boot.
-pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Observation), DecodeError> {
+pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeError> {
     let (kind, _) = take::<u32>(0, bytes)?;
-    let time = if kind == kind::PAYLOAD {
-        take::<Payload>(kind, bytes)?.0.time
-    } else {
-        take::<Header>(kind, bytes)?.0.time
+    let time = match kind {
+        kind::PAYLOAD => take::<Payload>(kind, bytes)?.0.time,
+        kind::REFUSED => take::<Refused>(kind, bytes)?.0.time,
+        _ => take::<Header>(kind, bytes)?.0.time,
     };
     let observation = match kind {
         kind::EXEC => {
             let (record, rest) = take::<Process>(kind, bytes)?;
             Observation::Exec {
                 stamp: stamp(&record.header, clock),
-                exe: path(rest, record.path_len),
+                exe: path(rest, record.path_len, record.flags & TRUNCATED != 0),
                 unlinked: record.flags & UNLINKED != 0,
             }
         }
@@ -116,14 +125,22 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Observation), Deco
             let (record, rest) = take::<File>(kind, bytes)?;
             Observation::FileOpened {
                 stamp: stamp(&record.header, clock),
-                path: path(rest, record.path_len),
-                truncated: record.flags & TRUNCATED != 0,
+                path: path(rest, record.path_len, record.flags & TRUNCATED != 0),
+                source: source(rest, &record),
                 file: FileId {
                     device: record.device,
                     inode: record.inode,
                     generation: record.generation,
                 },
-                owner: record.file_uid,
+                manner: if record.flags & WRITTEN != 0 {
+                    Manner::Written
+                } else if record.flags & RECEIVED != 0 {
+                    Manner::Received
+                } else if record.flags & INHERITED != 0 {
+                    Manner::Inherited
+                } else {
+                    Manner::Opened
+                },
                 count: record.count.max(1),
                 stdout: (record.stdout != 0).then_some(record.stdout),
             }
@@ -166,17 +183,54 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Observation), Deco
         kind::PAYLOAD => {
             let (record, rest) = take::<Payload>(kind, bytes)?;
             let taken = &rest[..rest.len().min(record.len as usize)];
-            let hello = hello::parse(taken);
-            Observation::Payload {
+            return Ok((
+                time,
+                Decoded::Payload(Piece {
+                    time: clock.at(record.time),
+                    cookie: record.cookie,
+                    sequence: record.sequence,
+                    bytes: taken.to_vec(),
+                }),
+            ));
+        }
+        kind::FOREIGN => {
+            let (record, _) = take::<Foreign>(kind, bytes)?;
+            Observation::Foreign {
+                stamp: stamp(&record.header, clock),
+                target: if record.target_start == 0 {
+                    Target::Number(record.target)
+                } else {
+                    Target::Subject(subject(record.target, record.target_start))
+                },
+                look: match record.how {
+                    foreign::ENVIRON => Look::Environ,
+                    foreign::MEMORY | foreign::VM_READ => Look::Memory,
+                    _ => Look::Trace,
+                },
+            }
+        }
+        kind::REFUSED => {
+            let (record, _) = take::<Refused>(kind, bytes)?;
+            Observation::Refused {
                 time: clock.at(record.time),
                 cookie: record.cookie,
-                malformed: !taken.is_empty() && hello.is_none(),
-                hello,
             }
         }
         other => return Err(DecodeError::Kind(other)),
     };
-    Ok((time, observation))
+    Ok((time, Decoded::Whole(observation)))
+}
+
+/// The path of a file in its own file system, where a mount shows it under another.
+fn source(bytes: &[u8], record: &File) -> Option<PathBuf> {
+    let (path_len, source_len) = (record.path_len as usize, record.source_len as usize);
+    if record.inside_len == record.path_len || source_len <= path_len {
+        return None;
+    }
+    let inside = bytes.get(..record.inside_len as usize)?;
+    let above = bytes.get(path_len..source_len)?;
+    let whole = [inside, above].concat();
+    Some(path(&whole, whole.len() as u32, false))
 }
 
 fn stamp(header: &Header, clock: BootClock) -> Stamp {
@@ -198,9 +252,12 @@ fn stamp(header: &Header, clock: BootClock) -> Stamp {
 }
 
 /// Turns components from the last to the first, each ended by a zero byte, into a path.
-fn path(bytes: &[u8], len: u32) -> PathBuf {
+fn path(bytes: &[u8], len: u32, cut: bool) -> PathBuf {
     let bytes = &bytes[..bytes.len().min(len as usize)];
-    let mut path = Vec::with_capacity(bytes.len() + 1);
+    let mut path = Vec::with_capacity(bytes.len() + 5);
+    if cut {
+        path.extend_from_slice("/…".as_bytes());
+    }
     for component in bytes.split(|byte| *byte == 0).rev() {
         if !component.is_empty() {
             path.push(b'/');
@@ -221,11 +278,12 @@ mod tests {
     #[test]
     fn paths_are_turned_around() {
         assert_eq!(
-            path(b"credentials\0.aws\0root\0", 22),
+            path(b"credentials\0.aws\0root\0", 22, false),
             PathBuf::from("/root/.aws/credentials")
         );
-        assert_eq!(path(b"", 0), PathBuf::from("/"));
-        assert_eq!(path(b"memfd:x\0", 200), PathBuf::from("/memfd:x"));
+        assert_eq!(path(b"", 0, false), PathBuf::from("/"));
+        assert_eq!(path(b"memfd:x\0", 200, false), PathBuf::from("/memfd:x"));
+        assert_eq!(path(b"token\0x\0", 8, true), PathBuf::from("/…/x/token"));
     }
 
     proptest! {

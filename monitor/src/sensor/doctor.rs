@@ -33,8 +33,15 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize)]
 pub struct ProbeReport {
     pub probe: &'static str,
-    pub mechanism: &'static str,
+    pub program: &'static str,
+    pub mechanism: String,
     pub attached: bool,
+    /// Instructions that the verifier walked, where the kernel tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<u32>,
+    /// Better hooks, and why this kernel has them not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -51,18 +58,43 @@ impl Report {
     }
 }
 
-/// What the last-resort hooks and this release do not see. Shown by `doctor`, kept as gaps.
-pub const KNOWN_GAPS: [&str; 9] = [
-    "files opened through io_uring, and descriptors received over a socket: the file probe is at the exits of the open calls",
-    "files three or more directories below a directory of secrets, unless it is a projected volume",
+/// What this release does not see on any kernel.
+const KNOWN_GAPS: [&str; 6] = [
+    "files three or more directories below a directory of secrets, unless it is a projected volume, until they are known by inode",
     "credentials presented inside TLS: evidence is `sole` or `held`, never `presented`",
-    "server names in QUIC, and a ClientHello cut over several writes",
-    "connections made before the agent started, and names of their destinations",
+    "server names in QUIC",
     "unix sockets: SPIRE, the Vault agent, ssh-agent, the container runtime",
-    "TCP fast open by sendto, until its first connect",
     "names of containers and pods: workloads are shown by container id and pod uid",
     "the environment after an entry whose page was not in memory at exec (counted as `read`)",
 ];
+
+/// What is not seen with the hooks that are in use. Shown by `doctor`, kept as gaps.
+pub fn missed(attached: &[Attached]) -> Vec<String> {
+    let mut missed: Vec<String> = attached
+        .iter()
+        .filter_map(|program| program.missed.map(str::to_owned))
+        .collect();
+    let uses = |program: &str| {
+        attached
+            .iter()
+            .any(|line| line.program == program && line.error.is_none())
+    };
+    if uses("file_open_exit") {
+        missed.push(if uses("file_open_uring") {
+            "files opened through io_uring into a direct descriptor".to_owned()
+        } else {
+            "files opened through io_uring".to_owned()
+        });
+    }
+    if super::reads_environ(attached) {
+        missed.push(
+            "variables of a process that ends before the agent has read its environment, a few milliseconds after exec: the probe needs Linux 5.17"
+                .to_owned(),
+        );
+    }
+    missed.extend(KNOWN_GAPS.iter().map(ToString::to_string));
+    missed
+}
 
 /// Tries everything, and detaches it again.
 pub fn examine() -> Report {
@@ -99,8 +131,8 @@ pub fn examine() -> Report {
             ToString::to_string,
         ),
     });
-    let probes = match attach(cgroup.as_deref()) {
-        Ok((probes, tested)) => {
+    let (probes, missed) = match attach(cgroup.as_deref()) {
+        Ok((attached, tested)) => {
             checks.push(Check {
                 name: "self-test".to_owned(),
                 ok: tested.is_ok(),
@@ -110,7 +142,7 @@ pub fn examine() -> Report {
                     |error| error.to_string(),
                 ),
             });
-            probes
+            (attached.iter().map(report).collect(), missed(&attached))
         }
         Err(error) => {
             checks.push(Check {
@@ -119,19 +151,17 @@ pub fn examine() -> Report {
                 needed: true,
                 detail: error,
             });
-            Vec::new()
+            (Vec::new(), missed(&[]))
         }
     };
-    let lsm = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let lsm = super::ladder::active_lsms();
     checks.push(Check {
         name: "bpf in the LSM list".to_owned(),
-        ok: lsm.split(',').any(|name| name.trim() == "bpf"),
+        ok: lsm
+            .as_deref()
+            .is_some_and(|list| list.split(',').any(|name| name == "bpf")),
         needed: false,
-        detail: if lsm.is_empty() {
-            "unknown: securityfs is not mounted; not used by this release".to_owned()
-        } else {
-            format!("{}; not used by this release", lsm.trim())
-        },
+        detail: lsm.unwrap_or_else(|| "unknown: securityfs is not mounted".to_owned()),
     });
     Report {
         kernel: rustix::system::uname()
@@ -140,12 +170,12 @@ pub fn examine() -> Report {
             .into_owned(),
         checks,
         probes,
-        missed: KNOWN_GAPS.iter().map(ToString::to_string).collect(),
+        missed,
     }
 }
 
 /// Attaches every probe and runs the self-test, in a temporary directory.
-fn attach(cgroup: Option<&Path>) -> Result<(Vec<ProbeReport>, Result<u32, SelfTestError>), String> {
+fn attach(cgroup: Option<&Path>) -> Result<(Vec<Attached>, Result<u32, SelfTestError>), String> {
     let told = |error: std::io::Error| error.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -166,14 +196,17 @@ fn attach(cgroup: Option<&Path>) -> Result<(Vec<ProbeReport>, Result<u32, SelfTe
         if let Err(error) = std::fs::remove_dir_all(&directory) {
             tracing::debug!(%error, "the directory of the self-test stays");
         }
-        Ok((sensor.attached().iter().map(report).collect(), tested))
+        Ok((sensor.attached().to_vec(), tested))
     })
 }
 
 fn report(program: &Attached) -> ProbeReport {
     ProbeReport {
         probe: program.probe.name(),
-        mechanism: program.mechanism,
+        program: program.program,
+        mechanism: program.mechanism.clone(),
+        instructions: program.instructions,
+        passed: program.passed.clone(),
         attached: program.error.is_none(),
         error: program.error.clone(),
     }

@@ -1,10 +1,116 @@
 //! What a ClientHello says: server name, ALPN, encrypted ClientHello.
 
-use super::observation::Hello;
+use super::observation::{Hello, Observation};
+use jiff::Timestamp;
+use monitor_common::record::PAYLOAD_MAX;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extensions,
     parse_tls_message_handshake,
 };
+
+/// A payload of a connection, or what was taken of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub time: Timestamp,
+    pub cookie: u64,
+    /// Where its bytes are in the stream.
+    pub sequence: u32,
+    /// Empty where the payload is no part of a ClientHello.
+    pub bytes: Vec<u8>,
+}
+
+/// Puts a ClientHello together that was cut over several writes.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    begun: HashMap<u64, Begun>,
+    order: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    sequence: u32,
+    /// Pieces by their distance from the first byte; a piece that is sent again replaces itself.
+    pieces: BTreeMap<u32, Vec<u8>>,
+}
+
+/// Connections whose ClientHello is awaited at once.
+const BEGUN: usize = 1024;
+/// The longest ClientHello that is put together.
+const HELLO_MAX: usize = 16 << 10;
+
+impl Assembler {
+    /// Takes in a piece; gives the payload observation that is whole with it. Until then the
+    /// trail waits, and after a while does without the name.
+    pub fn take(&mut self, piece: Piece) -> Option<Observation> {
+        let Piece {
+            time,
+            cookie,
+            sequence,
+            bytes,
+        } = piece;
+        let told = |hello: Option<Hello>, malformed| {
+            Some(Observation::Payload {
+                time,
+                cookie,
+                malformed,
+                hello,
+            })
+        };
+        if bytes.is_empty() {
+            return told(None, false);
+        }
+        if !self.begun.contains_key(&cookie) {
+            if whole(&bytes) {
+                let hello = parse(&bytes);
+                let malformed = hello.is_none();
+                return told(hello, malformed);
+            }
+            self.order.push_back(cookie);
+            if self.order.len() > BEGUN
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.begun.remove(&oldest);
+            }
+        }
+        let begun = self.begun.entry(cookie).or_insert(Begun {
+            sequence,
+            pieces: BTreeMap::new(),
+        });
+        begun
+            .pieces
+            .insert(sequence.wrapping_sub(begun.sequence), bytes);
+        let mut stream = Vec::new();
+        for (at, piece) in &begun.pieces {
+            // What is missing in between may still come.
+            let Some(new) = stream
+                .len()
+                .checked_sub(*at as usize)
+                .and_then(|known| piece.get(known.min(piece.len())..))
+            else {
+                break;
+            };
+            stream.extend_from_slice(new);
+        }
+        if !whole(&stream) && stream.len() < HELLO_MAX {
+            return None;
+        }
+        self.begun.remove(&cookie);
+        self.order.retain(|known| *known != cookie);
+        let hello = parse(&stream);
+        let malformed = hello.is_none();
+        told(hello, malformed)
+    }
+}
+
+/// Whether the bytes hold a whole first TLS record, or as much of it as a probe takes at once.
+fn whole(bytes: &[u8]) -> bool {
+    let [_, _, _, high, low, body @ ..] = bytes else {
+        return false;
+    };
+    let length = usize::from(*high) << 8 | usize::from(*low);
+    body.len() >= length || bytes.len() >= PAYLOAD_MAX
+}
 
 /// The extension of an encrypted ClientHello (RFC 9849) and its last draft.
 const ECH: u16 = 0xfe0d;
@@ -162,6 +268,74 @@ mod tests {
         cut.extend(&message[20..]);
         let hello = parse(&cut).expect("parses");
         assert_eq!(hello.server_name.as_deref(), Some("cut.example"));
+    }
+
+    fn piece(sequence: u32, bytes: &[u8]) -> Piece {
+        Piece {
+            time: Timestamp::UNIX_EPOCH,
+            cookie: 7,
+            sequence,
+            bytes: bytes.to_vec(),
+        }
+    }
+
+    fn name(observation: Option<Observation>) -> Option<String> {
+        match observation? {
+            Observation::Payload { hello, .. } => hello?.server_name,
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn pieces_are_put_together_in_any_order_and_once() {
+        let hello = client_hello(&sni("cut.example"));
+        let at = u32::MAX - 3;
+        let mut assembler = Assembler::default();
+        assert_eq!(assembler.take(piece(at, &hello[..1])), None);
+        assert_eq!(
+            assembler.take(piece(at.wrapping_add(20), &hello[20..])),
+            None
+        );
+        assert_eq!(assembler.take(piece(at, &hello[..1])), None, "sent again");
+        let whole = assembler.take(piece(at.wrapping_add(1), &hello[1..20]));
+        assert_eq!(name(whole).as_deref(), Some("cut.example"));
+        assert!(assembler.begun.is_empty() && assembler.order.is_empty());
+        // No part of a ClientHello is told as it is.
+        let other = assembler.take(piece(1, b""));
+        assert!(matches!(
+            other,
+            Some(Observation::Payload {
+                hello: None,
+                malformed: false,
+                ..
+            })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_gives_the_name(cuts in proptest::collection::vec(1usize..40, 0..20), from in any::<u32>()) {
+            let hello = client_hello(&sni("cut.example"));
+            let mut assembler = Assembler::default();
+            let (mut at, mut last) = (0, None);
+            for cut in cuts.into_iter().chain([hello.len()]) {
+                let end = (at + cut).min(hello.len());
+                if end > at {
+                    last = assembler.take(piece(from.wrapping_add(at as u32), &hello[at..end]));
+                }
+                at = end;
+            }
+            let name = name(last);
+            prop_assert_eq!(name.as_deref(), Some("cut.example"));
+        }
+
+        #[test]
+        fn any_pieces_are_taken(pieces in proptest::collection::vec((0u64..3, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..30)) {
+            let mut assembler = Assembler::default();
+            for (cookie, sequence, bytes) in pieces {
+                let _ = assembler.take(Piece { time: Timestamp::UNIX_EPOCH, cookie, sequence, bytes });
+            }
+        }
     }
 
     proptest! {

@@ -7,21 +7,19 @@ pub mod decode;
 pub mod doctor;
 pub mod fields;
 pub mod hello;
+mod ladder;
 pub mod observation;
 pub mod selftest;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
-        RawTracePoint, TracePoint,
-    },
 };
-use decode::{BootClock, decode};
+use decode::{BootClock, Decoded, decode};
 use fields::FieldsError;
+use ladder::{LADDERS, Machine};
 use monitor_common::{
-    filter::{BLOOM_WORDS, bloom_position, inode_key},
+    filter::{self, BLOOM_WORDS, bloom_position, inode_key},
     record::{
         COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, ReadCount, ReadKey, STAGES,
         Stage,
@@ -30,7 +28,6 @@ use monitor_common::{
 use observation::{FileId, Observation};
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -72,9 +69,17 @@ pub struct Rules(pub BTreeMap<u64, u32>);
 #[derive(Clone, Debug)]
 pub struct Attached {
     pub probe: Probe,
+    pub program: &'static str,
     /// The hook, as `doctor` and the metrics name it.
-    pub mechanism: &'static str,
+    pub mechanism: String,
+    /// Why no hook of its ladder could be used.
     pub error: Option<String>,
+    /// What is not seen then.
+    pub missed: Option<&'static str>,
+    /// The hooks above it on its ladder, and why this kernel has them not.
+    pub passed: Vec<String>,
+    /// Instructions that the verifier walked, where the kernel tells (5.16).
+    pub instructions: Option<u32>,
 }
 
 /// What is asked of the sensor.
@@ -98,6 +103,7 @@ pub struct Sensor {
     rules: HashMap<MapData, u64, u32>,
     inodes: HashMap<MapData, [u64; 2], u32>,
     reads: HashMap<MapData, [u64; 3], [u64; 2]>,
+    losses: HashMap<MapData, [u64; 2], u64>,
     agent: Array<MapData, u32>,
     inode_filter: Box<[u64; BLOOM_WORDS]>,
     learned: usize,
@@ -106,6 +112,7 @@ pub struct Sensor {
     pub undecoded: u64,
     /// Records that are younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
+    hellos: hello::Assembler,
 }
 
 impl std::fmt::Debug for Sensor {
@@ -126,6 +133,9 @@ impl Sensor {
     pub fn start(options: &Options<'_>) -> Result<Self, SensorError> {
         let offsets = fields::resolve(options.btf)?;
         let key = [options.key.k0, options.key.k1];
+        ladder::ensure_tracefs();
+        let uring =
+            ladder::tracepoint_fields("io_uring", "io_uring_complete", [("req", 8), ("res", 4)]);
         let mut ebpf = EbpfLoader::new()
             // The probes carry no CO-RE relocations: the kernel's BTF need not be held in memory.
             .btf(None)
@@ -137,6 +147,7 @@ impl Sensor {
             })
             .override_global("OFFSETS", &offsets, true)
             .override_global("KEY", &key, true)
+            .override_global("URING", &uring, true)
             .load(PROBES)?;
         let mut sensor = Self {
             credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,
@@ -146,12 +157,14 @@ impl Sensor {
             rules: map(&mut ebpf, "RULES")?,
             inodes: map(&mut ebpf, "INODES")?,
             reads: map(&mut ebpf, "READS")?,
+            losses: map(&mut ebpf, "LOSSES")?,
             agent: map(&mut ebpf, "AGENT")?,
             inode_filter: Box::new([0; BLOOM_WORDS]),
             learned: 0,
             attached: Vec::new(),
             undecoded: 0,
             pending: Vec::new(),
+            hellos: hello::Assembler::default(),
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
@@ -164,7 +177,17 @@ impl Sensor {
     pub fn set_rules(&mut self, rules: &Rules) -> Result<(), SensorError> {
         let failed = |name| move |source| SensorError::Map { name, source };
         let mut filter = Box::new([0u64; BLOOM_WORDS]);
-        for (key, value) in &rules.0 {
+        let of_process = ["environ", "mem"].map(|name| {
+            let name = filter::hash_of(name.as_bytes());
+            (filter::key(filter::Kind::Name, name), filter::OF_PROCESS)
+        });
+        let wanted: BTreeMap<u64, u32> = rules
+            .0
+            .iter()
+            .map(|(key, value)| (*key, *value))
+            .chain(of_process)
+            .collect();
+        for (key, value) in &wanted {
             self.rules.insert(key, value, 0).map_err(failed("RULES"))?;
             let (word, mask) = bloom_position(*key);
             filter[word] |= mask;
@@ -174,7 +197,7 @@ impl Sensor {
             .rules
             .keys()
             .filter_map(Result::ok)
-            .filter(|key| !rules.0.contains_key(key))
+            .filter(|key| !wanted.contains_key(key))
             .collect();
         for key in stale {
             self.rules.remove(&key).map_err(failed("RULES"))?;
@@ -183,64 +206,28 @@ impl Sensor {
     }
 
     fn attach(&mut self, cgroup: Option<&Path>) -> Result<(), SensorError> {
-        ensure_tracefs();
-        let ebpf = &mut self._ebpf;
+        let lsm =
+            ladder::active_lsms().is_some_and(|list| list.split(',').any(|name| name == "bpf"));
+        let machine = Machine {
+            cgroup,
+            types: aya::Btf::from_sys_fs().ok(),
+            lsm,
+        };
         let mut attached = Vec::new();
-        // Processes first: what they do is attributed to them.
-        for (program, probe, hook) in [
-            ("process_fork", Probe::Process, "sched_process_fork"),
-            ("process_exec", Probe::Process, "sched_process_exec"),
-            ("process_exit", Probe::Process, "sched_process_exit"),
-            ("environ_exec", Probe::Environ, "sched_process_exec"),
-        ] {
-            let result = program_mut::<RawTracePoint>(ebpf, program)?;
-            let result = load_raw(result, hook);
-            attached.push(Attached {
-                probe,
-                mechanism: match hook {
-                    "sched_process_fork" => "raw_tp/sched_process_fork",
-                    "sched_process_exit" => "raw_tp/sched_process_exit",
-                    _ => "raw_tp/sched_process_exec",
-                },
-                error: result.err().map(|error| explain(&error)),
-            });
+        for ladder in LADDERS {
+            attached.extend(ladder.attach(&mut self._ebpf, &machine)?);
         }
-        attached.extend(attach_opens(program_mut(ebpf, "file_open_exit")?));
-        for (program, mechanism) in [
-            ("connect_v4", "cgroup/connect4"),
-            ("connect_v6", "cgroup/connect6"),
-            ("connect_udp_v4", "cgroup/sendmsg4"),
-            ("connect_udp_v6", "cgroup/sendmsg6"),
-        ] {
-            let program = program_mut::<CgroupSockAddr>(ebpf, program)?;
-            let error = at_cgroup(cgroup, |file| {
-                program.load()?;
-                program.attach(file, CgroupAttachMode::Single).map(drop)
-            });
-            attached.push(Attached {
-                probe: Probe::Connect,
-                mechanism,
-                error,
-            });
-        }
-        let program = program_mut::<CgroupSkb>(ebpf, "hello_egress")?;
-        let error = at_cgroup(cgroup, |file| {
-            program.load()?;
-            program
-                .attach(file, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
-                .map(drop)
-        });
-        attached.push(Attached {
-            probe: Probe::Hello,
-            mechanism: "cgroup_skb/egress",
-            error,
-        });
         if attached.iter().all(|program| program.error.is_some()) {
             let first = attached.iter().find_map(|program| program.error.clone());
             return Err(SensorError::NothingAttached(first.unwrap_or_default()));
         }
         self.attached = attached;
         Ok(())
+    }
+
+    /// Whether no program takes the environment of an exec, so that the agent has to read it.
+    pub fn environ_is_read(&self) -> bool {
+        reads_environ(&self.attached)
     }
 
     /// Every program, and what became of it.
@@ -324,7 +311,10 @@ impl Sensor {
             let ring = ring.get_mut();
             while let Some(item) = ring.next() {
                 match decode(&item, clock) {
-                    Ok((time, observation)) => pending.push((time, observation)),
+                    Ok((time, Decoded::Whole(observation))) => pending.push((time, observation)),
+                    Ok((time, Decoded::Payload(piece))) => {
+                        pending.extend(self.hellos.take(piece).map(|whole| (time, whole)));
+                    }
                     Err(error) => {
                         self.undecoded += 1;
                         tracing::warn!(%error, "a record of a probe was skipped");
@@ -355,6 +345,20 @@ impl Sensor {
         Ok(counters)
     }
 
+    /// Takes the losses of the rings by control group and probe.
+    pub fn take_losses(&mut self) -> Vec<(u64, Probe, u64)> {
+        let entries: Vec<([u64; 2], u64)> = self.losses.iter().filter_map(Result::ok).collect();
+        let mut taken = Vec::new();
+        for (key, lost) in entries {
+            // What is counted between the look and this is still in the sum of the counters.
+            let _ = self.losses.remove(&key);
+            let (probe, _) = halves(key[1]);
+            let probe = Probe::ALL.into_iter().find(|known| *known as u32 == probe);
+            taken.extend(probe.map(|probe| (key[0], probe, lost)));
+        }
+        taken
+    }
+
     /// Takes the counts of repeated reads that no record told of, and forgets the processes that
     /// are gone.
     pub fn sweep_reads(&mut self, into: &mut Vec<Observation>) -> Result<(), SensorError> {
@@ -383,6 +387,12 @@ impl Sensor {
         }
         Ok(())
     }
+}
+
+fn reads_environ(attached: &[Attached]) -> bool {
+    attached
+        .iter()
+        .any(|line| line.probe == Probe::Environ && line.program == ladder::ENVIRON_BY_AGENT)
 }
 
 /// Entries of the inode map that are used.
@@ -477,101 +487,6 @@ fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<AsyncFd<RingBuf<MapData>>
     // SAFETY: the descriptor is the map's own, and stays open as long as the ring that is moved in.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| SensorError::Wait(error.into()))
-}
-
-fn program_mut<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, SensorError>
-where
-    &'a mut T: TryFrom<&'a mut aya::programs::Program>,
-{
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(SensorError::NoProgram(name))
-}
-
-fn load_raw(program: &mut RawTracePoint, hook: &str) -> Result<(), ProgramError> {
-    program.load()?;
-    program.attach(hook).map(drop)
-}
-
-/// The last resort of the file probe: the exits of the calls that open.
-fn attach_opens(program: &mut TracePoint) -> Vec<Attached> {
-    let loaded = program.load().err().map(|error| explain(&error));
-    [
-        ("sys_exit_open", "tracepoint/syscalls:sys_exit_open"),
-        ("sys_exit_openat", "tracepoint/syscalls:sys_exit_openat"),
-        ("sys_exit_openat2", "tracepoint/syscalls:sys_exit_openat2"),
-        (
-            "sys_exit_open_by_handle_at",
-            "tracepoint/syscalls:sys_exit_open_by_handle_at",
-        ),
-    ]
-    .into_iter()
-    // Some architectures have no open(2) of their own.
-    .filter(|(hook, _)| *hook != "sys_exit_open" || cfg!(target_arch = "x86_64"))
-    .map(|(hook, mechanism)| Attached {
-        probe: Probe::File,
-        mechanism,
-        error: loaded.clone().or_else(|| {
-            program
-                .attach("syscalls", hook)
-                .err()
-                .map(|error| explain(&error))
-        }),
-    })
-    .collect()
-}
-
-fn at_cgroup(
-    cgroup: Option<&Path>,
-    attach: impl FnOnce(File) -> Result<(), ProgramError>,
-) -> Option<String> {
-    let Some(path) = cgroup else {
-        return Some("no cgroup v2 file system is mounted".to_owned());
-    };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) => return Some(format!("cannot open {}: {error}", path.display())),
-    };
-    attach(file).err().map(|error| explain(&error))
-}
-
-/// An error with its causes, and without the verifier's log, which goes to the debug log.
-fn explain(error: &ProgramError) -> String {
-    if let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    {
-        tracing::debug!(%verifier_log, "the verifier refused a probe");
-        return format!("the kernel refused it: {io_error}");
-    }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}
-
-/// Where the kernel expects tracefs to be.
-const TRACEFS: &str = "/sys/kernel/tracing";
-
-/// Mounts tracefs where nobody has: hosts without systemd leave it out, and tracepoints are
-/// found by the numbers in it.
-fn ensure_tracefs() {
-    let there = |path: &str| Path::new(path).join("events").is_dir();
-    if there(TRACEFS) || there("/sys/kernel/debug/tracing") {
-        return;
-    }
-    let flags = rustix::mount::MountFlags::NOSUID
-        | rustix::mount::MountFlags::NODEV
-        | rustix::mount::MountFlags::NOEXEC;
-    match rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None) {
-        Ok(()) => tracing::info!("mounted tracefs at {TRACEFS}"),
-        Err(error) => tracing::warn!(%error, "tracefs is not mounted at {TRACEFS}, and cannot be"),
-    }
 }
 
 /// The cgroup v2 root that is mounted, if any.

@@ -1,6 +1,6 @@
 //! What the sensor gives: records decoded and checked, in the terms of user space.
 
-use crate::model::{Subject, Transport};
+use crate::model::{Look, Subject, Transport};
 use jiff::Timestamp;
 use std::{net::IpAddr, path::PathBuf};
 
@@ -43,10 +43,12 @@ pub enum Observation {
     },
     FileOpened {
         stamp: Stamp,
+        /// Where the process sees it; `/…/` at the beginning where it is too long to be known.
         path: PathBuf,
-        truncated: bool,
+        /// Where it is in its own file system, if a mount shows it under another path.
+        source: Option<PathBuf>,
         file: FileId,
-        owner: u32,
+        manner: Manner,
         count: u32,
         /// The pipe or socket at the reader's standard output.
         stdout: Option<u64>,
@@ -77,6 +79,17 @@ pub enum Observation {
         transport: Transport,
         stdin: Option<u64>,
     },
+    /// The environment or the memory of a process, looked at by another.
+    Foreign {
+        stamp: Stamp,
+        target: Target,
+        look: Look,
+    },
+    /// A TCP connection that never came about.
+    Refused {
+        time: Timestamp,
+        cookie: u64,
+    },
     /// The first payload of a connection, and its ClientHello where it is one.
     Payload {
         time: Timestamp,
@@ -85,6 +98,26 @@ pub enum Observation {
         /// The payload began like a ClientHello, and did not parse.
         malformed: bool,
     },
+}
+
+/// How a process came by an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Opened,
+    /// From another process: over a socket, or taken from it.
+    Received,
+    /// It was open when the process became another program.
+    Inherited,
+    /// For writing only: no use of what is in it.
+    Written,
+}
+
+/// A process that another looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Subject(Subject),
+    /// Its number in the PID namespace of the one who looked.
+    Number(u32),
 }
 
 /// What a ClientHello says in clear.

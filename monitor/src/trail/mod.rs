@@ -11,8 +11,8 @@
 //! anything, what another child of the same shell picked up counts: `cat key; curl …`.
 
 use crate::model::{
-    Credential, Destination, Evidence, Gap, Hop, Login, Place, Process, Source, Subject, Transport,
-    Use, Workload,
+    Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Place, Process, Source,
+    Subject, Transport, Use, Workload,
 };
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,17 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         destination: Option<NamedBy>,
     },
+    /// The connection never came about.
+    Refused {
+        connection: u64,
+    },
+    /// The environment or the memory of a process was looked at by another.
+    Foreign {
+        time: Timestamp,
+        who: Who,
+        victim: Who,
+        look: Look,
+    },
     /// The fingerprint of a credential was seen in the bytes of a connection.
     Presented {
         time: Timestamp,
@@ -139,6 +150,7 @@ pub struct NamedBy {
 pub enum Outcome {
     Use(Box<Use>),
     Hop(Box<Hop>),
+    Foreign(Box<ForeignRead>),
     Gap(Gap),
 }
 
@@ -253,6 +265,15 @@ impl Trail {
                 connection,
                 destination,
             } => self.payload(time, connection, destination, out),
+            Event::Refused { connection } => {
+                self.connections.remove(&connection);
+            }
+            Event::Foreign {
+                time,
+                who,
+                victim,
+                look,
+            } => self.foreign(time, &who, &victim, look, out),
             Event::Presented {
                 time,
                 connection,
@@ -418,11 +439,7 @@ impl Trail {
             return;
         }
         let held = self.held(connection.who.subject, connection.stdin);
-        let evidence = if held.len() == 1 {
-            Evidence::Sole
-        } else {
-            Evidence::Held
-        };
+        let evidence = evidence_of(&held);
         for holding in held {
             out.push(Outcome::Hop(Box::new(Hop {
                 time: time.max(connection.time),
@@ -433,6 +450,49 @@ impl Trail {
                 evidence,
             })));
         }
+    }
+
+    /// What the victim holds is in the hands of the one who looked.
+    fn foreign(
+        &mut self,
+        time: Timestamp,
+        who: &Who,
+        victim: &Who,
+        look: Look,
+        out: &mut Vec<Outcome>,
+    ) {
+        let held = self.held(victim.subject, None);
+        let evidence = evidence_of(&held);
+        let ancestor = self.is_above(who.subject, victim.subject);
+        for holding in held {
+            out.push(Outcome::Foreign(Box::new(ForeignRead {
+                time,
+                workload: who.workload.clone(),
+                process: who.process.clone(),
+                victim: victim.workload.clone(),
+                victim_process: victim.process.clone(),
+                look,
+                credential: (*holding.credential).clone(),
+                evidence,
+                ancestor,
+            })));
+            let node = self.nodes.entry(who.subject).or_default();
+            add(&mut node.own, &holding);
+        }
+    }
+
+    /// Whether the first is an ancestor of the second.
+    fn is_above(&self, ancestor: Subject, subject: Subject) -> bool {
+        let mut above = self.nodes.get(&subject).and_then(|node| node.parent);
+        // A chain of parents is as deep as it is; a bound in case the numbers were to lie.
+        for _ in 0..64 {
+            match above {
+                Some(parent) if parent == ancestor => return true,
+                Some(parent) => above = self.nodes.get(&parent).and_then(|node| node.parent),
+                None => return false,
+            }
+        }
+        false
     }
 
     fn presented(
@@ -535,6 +595,14 @@ impl Trail {
             }
             keep
         });
+    }
+}
+
+fn evidence_of(held: &[Holding]) -> Evidence {
+    if held.len() == 1 {
+        Evidence::Sole
+    } else {
+        Evidence::Held
     }
 }
 

@@ -72,6 +72,7 @@ pub fn run(choice: &Choice) -> Result<()> {
             println!("── {name}: {:.1} s", outcome.took.as_secs_f64());
             if choice.script.is_some() {
                 println!("{}", outcome.console);
+                continue;
             }
             if let Err(error) = outcome.check(&name) {
                 eprintln!("{error:#}");

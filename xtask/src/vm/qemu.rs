@@ -6,6 +6,7 @@ use crate::{
     setup::tools,
 };
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
 use std::{
     fs,
     io::Write as _,
@@ -112,23 +113,9 @@ impl Qemu {
         limit: Duration,
     ) -> Result<Outcome> {
         let work = tempfile::tempdir()?;
-        let job = work.path().join("job");
-        // A disk has whole sectors; to a shell the rest is empty lines.
-        let mut padded = script.as_bytes().to_vec();
-        padded.resize((padded.len() / 4096 + 1) * 4096, b'\n');
-        fs::write(&job, padded)?;
+        // With the command line, and not on a second disk: disks race for their numbers.
+        let job = base64::engine::general_purpose::STANDARD.encode(script);
         let (console, report) = (work.path().join("console"), work.path().join("report"));
-        let drive = |path: &Path, id: &str, options: &str| {
-            [
-                "-drive".to_owned(),
-                format!(
-                    "file={},format=raw,if=none,id={id},{options}",
-                    path.display()
-                ),
-                "-device".to_owned(),
-                format!("nvme,drive={id},serial={id}"),
-            ]
-        };
         let accel = if Path::new("/dev/kvm").exists() && std::env::var_os("KEYTRAIL_KVM").is_some()
         {
             "kvm"
@@ -142,13 +129,14 @@ impl Qemu {
             .arg("-kernel")
             .arg(&kernel.image)
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
-            .args(drive(root, "root", "snapshot=on"))
-            .args(drive(&job, "job", "readonly=on"))
+            .arg("-drive")
+            .arg(format!("file={},format=raw,if=none,id=root,snapshot=on", root.display()))
+            .args(["-device", "nvme,drive=root,serial=root"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .arg("-serial")
             .arg(format!("file:{}", report.display()))
-            .args(["-append", &format!("console=ttyS0 root=/dev/nvme0n1 rw init=/init panic=-1 oops=panic quiet loglevel=3 mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=2 {more}")])
+            .args(["-append", &format!("console=ttyS0 root=/dev/nvme0n1 rw init=/init panic=-1 oops=panic quiet loglevel=3 mitigations=off cryptomgr.notests tsc=reliable no_timer_check 8250.nr_uarts=2 {more} -- {job}")])
             .stdin(Stdio::null())
             .spawn()
             .context("cannot run QEMU")?;

@@ -1,0 +1,467 @@
+//! The hook ladder: for each observation the hooks that can serve it, the best first. The first
+//! one that this kernel accepts is used; that is found by trying, not by version.
+
+use super::{Attached, SensorError};
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, KProbe, Lsm,
+        Program, ProgramError, RawTracePoint, TracePoint,
+    },
+};
+use monitor_common::record::Probe;
+use std::{fs::File, path::Path};
+
+/// One program at one hook.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    program: &'static str,
+    hook: Hook,
+    /// Whether the rung fails without it.
+    needed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    Lsm(&'static str),
+    Fentry(&'static str),
+    Kprobe(&'static str),
+    Tracepoint(&'static str, &'static str),
+    RawTracepoint(&'static str),
+    Cgroup(&'static str),
+    /// No hook: the agent looks in `/proc` when a process has become another program.
+    Proc(&'static str),
+}
+
+impl Hook {
+    /// How it is named in metrics and by `doctor`.
+    fn name(self) -> String {
+        match self {
+            Self::Lsm(hook) => format!("lsm/{hook}"),
+            Self::Fentry(function) => format!("fentry/{function}"),
+            Self::Kprobe(function) => format!("kprobe/{function}"),
+            Self::Tracepoint(category, name) => format!("tracepoint/{category}:{name}"),
+            Self::RawTracepoint(name) => format!("raw_tp/{name}"),
+            Self::Cgroup("egress") => "cgroup_skb/egress".to_owned(),
+            Self::Cgroup(kind) => format!("cgroup/{kind}"),
+            Self::Proc(file) => format!("proc/{file}"),
+        }
+    }
+}
+
+const fn step(program: &'static str, hook: Hook) -> Step {
+    Step {
+        program,
+        hook,
+        needed: true,
+    }
+}
+
+const fn optional(program: &'static str, hook: Hook) -> Step {
+    Step {
+        program,
+        hook,
+        needed: false,
+    }
+}
+
+/// What serves one observation.
+#[derive(Clone, Copy, Debug)]
+pub struct Ladder {
+    pub probe: Probe,
+    /// Said where no rung holds.
+    missed: &'static str,
+    rungs: &'static [&'static [Step]],
+}
+
+/// Some architectures have no open(2) of their own.
+const OPEN: Step = optional(
+    "file_open_exit",
+    Hook::Tracepoint("syscalls", "sys_exit_open"),
+);
+
+/// Every ladder, in the order of attachment: processes first, as what they do is attributed to
+/// them.
+pub const LADDERS: &[Ladder] = &[
+    Ladder {
+        probe: Probe::Process,
+        missed: "which process belongs to which",
+        rungs: &[&[
+            step("process_fork", Hook::RawTracepoint("sched_process_fork")),
+            step("process_exec", Hook::RawTracepoint("sched_process_exec")),
+            step("process_exit", Hook::RawTracepoint("sched_process_exit")),
+        ]],
+    },
+    Ladder {
+        probe: Probe::Environ,
+        missed: "variables of a process that ends before the agent has read its environment",
+        rungs: &[
+            &[step(
+                "environ_exec",
+                Hook::RawTracepoint("sched_process_exec"),
+            )],
+            &[step(ENVIRON_BY_AGENT, Hook::Proc("environ"))],
+        ],
+    },
+    Ladder {
+        probe: Probe::File,
+        missed: "credential files that are opened",
+        rungs: &[
+            &[step("file_open_lsm", Hook::Lsm("file_open"))],
+            &[step("file_open_fentry", Hook::Fentry("security_file_open"))],
+            &[step("file_open_kprobe", Hook::Kprobe("security_file_open"))],
+            &[
+                step(
+                    "file_open_exit",
+                    Hook::Tracepoint("syscalls", "sys_exit_openat"),
+                ),
+                OPEN,
+                step(
+                    "file_open_exit",
+                    Hook::Tracepoint("syscalls", "sys_exit_openat2"),
+                ),
+                step(
+                    "file_open_exit",
+                    Hook::Tracepoint("syscalls", "sys_exit_open_by_handle_at"),
+                ),
+                optional(
+                    "file_open_uring",
+                    Hook::Tracepoint("io_uring", "io_uring_complete"),
+                ),
+            ],
+        ],
+    },
+    Ladder {
+        probe: Probe::File,
+        missed: "descriptors of credential files that are received from another process",
+        rungs: &[
+            &[step("file_receive_lsm", Hook::Lsm("file_receive"))],
+            &[step(
+                "file_receive_fentry",
+                Hook::Fentry("security_file_receive"),
+            )],
+            &[step(
+                "file_receive_kprobe",
+                Hook::Kprobe("security_file_receive"),
+            )],
+        ],
+    },
+    Ladder {
+        probe: Probe::File,
+        missed: "descriptors of credential files that a program is started with, across a change of user or control group",
+        rungs: &[&[step(
+            "file_inherited",
+            Hook::RawTracepoint("sched_process_exec"),
+        )]],
+    },
+    Ladder {
+        probe: Probe::Memory,
+        missed: "memory of a process that another one reads, and descriptors taken from it",
+        rungs: &[
+            &[step("memory_lsm", Hook::Lsm("ptrace_access_check"))],
+            &[step(
+                "memory_fentry",
+                Hook::Fentry("security_ptrace_access_check"),
+            )],
+            &[step(
+                "memory_kprobe",
+                Hook::Kprobe("security_ptrace_access_check"),
+            )],
+            &[
+                step(
+                    "memory_ptrace",
+                    Hook::Tracepoint("syscalls", "sys_enter_ptrace"),
+                ),
+                step(
+                    "memory_exit",
+                    Hook::Tracepoint("syscalls", "sys_exit_ptrace"),
+                ),
+                step(
+                    "memory_vm_readv",
+                    Hook::Tracepoint("syscalls", "sys_enter_process_vm_readv"),
+                ),
+                step(
+                    "memory_exit",
+                    Hook::Tracepoint("syscalls", "sys_exit_process_vm_readv"),
+                ),
+            ],
+        ],
+    },
+    Ladder {
+        probe: Probe::Connect,
+        missed: "connections over IPv4",
+        rungs: &[&[step("connect_v4", Hook::Cgroup("connect4"))]],
+    },
+    Ladder {
+        probe: Probe::Connect,
+        missed: "connections over IPv6",
+        rungs: &[&[step("connect_v6", Hook::Cgroup("connect6"))]],
+    },
+    Ladder {
+        probe: Probe::Connect,
+        missed: "datagrams over IPv4",
+        rungs: &[&[step("connect_udp_v4", Hook::Cgroup("sendmsg4"))]],
+    },
+    Ladder {
+        probe: Probe::Connect,
+        missed: "datagrams over IPv6",
+        rungs: &[&[step("connect_udp_v6", Hook::Cgroup("sendmsg6"))]],
+    },
+    Ladder {
+        probe: Probe::Connect,
+        missed: "that a connection was refused: it is shown as a hop",
+        rungs: &[&[step(
+            "connect_outcome",
+            Hook::RawTracepoint("inet_sock_set_state"),
+        )]],
+    },
+    Ladder {
+        probe: Probe::Hello,
+        missed: "server names of TLS connections",
+        rungs: &[&[step("hello_egress", Hook::Cgroup("egress"))]],
+    },
+];
+
+/// In place of the name of a program: the environment is read by the agent.
+pub const ENVIRON_BY_AGENT: &str = "";
+
+/// What the rungs need to know of the machine.
+pub struct Machine<'a> {
+    /// The cgroup v2 root, where there is one.
+    pub cgroup: Option<&'a Path>,
+    /// The kernel's types, where they can be read: for LSM and fentry.
+    pub types: Option<Btf>,
+    /// Whether `bpf` is in the list of active LSMs: without it an LSM program attaches, and never
+    /// fires.
+    pub lsm: bool,
+}
+
+impl Ladder {
+    /// Attaches the first rung that holds; tells which one, and why those above it do not.
+    pub fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        machine: &Machine<'_>,
+    ) -> Result<Vec<Attached>, SensorError> {
+        let mut passed: Vec<String> = Vec::new();
+        for rung in self.rungs {
+            let mut attached: Vec<Attached> = Vec::new();
+            let mut refused = None;
+            for step in *rung {
+                match step.attach(ebpf, machine)? {
+                    Ok(instructions) => attached.push(Attached {
+                        probe: self.probe,
+                        program: step.program,
+                        mechanism: step.hook.name(),
+                        error: None,
+                        missed: None,
+                        passed: Vec::new(),
+                        instructions,
+                    }),
+                    Err(error) if step.needed => {
+                        refused = Some(format!("{}: {error}", step.hook.name()));
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::debug!(hook = step.hook.name(), %error, "not available");
+                    }
+                }
+            }
+            match refused {
+                None => {
+                    if let Some(first) = attached.first_mut() {
+                        first.passed = passed;
+                    }
+                    return Ok(attached);
+                }
+                // What of a rung is attached stays, and sees what it sees.
+                Some(error) => passed.push(error),
+            }
+        }
+        let last = self.rungs.last().and_then(|rung| rung.first());
+        Ok(vec![Attached {
+            probe: self.probe,
+            program: last.map_or("", |step| step.program),
+            mechanism: last.map_or_else(String::new, |step| step.hook.name()),
+            error: Some(passed.join("; ")),
+            missed: Some(self.missed),
+            passed: Vec::new(),
+            instructions: None,
+        }])
+    }
+}
+
+impl Step {
+    /// Loads and attaches; gives what the verifier walked, where the kernel tells.
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        machine: &Machine<'_>,
+    ) -> Result<Result<Option<u32>, String>, SensorError> {
+        if let Hook::Proc(_) = self.hook {
+            return Ok(Ok(None));
+        }
+        let program = ebpf
+            .program_mut(self.program)
+            .ok_or(SensorError::NoProgram(self.program))?;
+        let result = match self.hook {
+            Hook::Lsm(_) if !machine.lsm => Err("bpf is not in the list of active LSMs".to_owned()),
+            Hook::Lsm(_) | Hook::Fentry(_) if machine.types.is_none() => {
+                Err("the kernel's types cannot be read".to_owned())
+            }
+            Hook::Cgroup(_) => at_cgroup(program, machine.cgroup),
+            hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
+        };
+        Ok(result.map(|()| {
+            program
+                .info()
+                .ok()
+                .and_then(|info| info.verified_instruction_count())
+        }))
+    }
+}
+
+/// Everything that is attached to the kernel as a whole. A program that serves several hooks is
+/// loaded once.
+fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), ProgramError> {
+    let loaded = program.fd().is_ok();
+    match (hook, types) {
+        (Hook::Lsm(hook), Some(types)) => {
+            let program: &mut Lsm = program.try_into()?;
+            program.load(hook, types)?;
+            program.attach().map(drop)
+        }
+        (Hook::Fentry(function), Some(types)) => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(function, types)?;
+            program.attach().map(drop)
+        }
+        (Hook::Kprobe(function), _) => {
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.attach(function, 0).map(drop)
+        }
+        (Hook::Tracepoint(category, name), _) => {
+            let program: &mut TracePoint = program.try_into()?;
+            if !loaded {
+                program.load()?;
+            }
+            program.attach(category, name).map(drop)
+        }
+        (Hook::RawTracepoint(name), _) => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(name).map(drop)
+        }
+        (Hook::Cgroup(_) | Hook::Lsm(_) | Hook::Fentry(_) | Hook::Proc(_), _) => {
+            Err(ProgramError::UnexpectedProgramType)
+        }
+    }
+}
+
+fn at_cgroup(program: &mut Program, cgroup: Option<&Path>) -> Result<(), String> {
+    let path = cgroup.ok_or("no cgroup v2 file system is mounted")?;
+    let file =
+        File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+    let attach = || -> Result<(), ProgramError> {
+        if let Program::CgroupSkb(_) = program {
+            let program: &mut CgroupSkb = program.try_into()?;
+            program.load()?;
+            program
+                .attach(file, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
+                .map(drop)
+        } else {
+            let program: &mut CgroupSockAddr = program.try_into()?;
+            program.load()?;
+            program.attach(file, CgroupAttachMode::Single).map(drop)
+        }
+    };
+    attach().map_err(|error| explain(&error))
+}
+
+/// An error with its causes, and without the verifier's log, which goes to the debug log.
+fn explain(error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        tracing::debug!(%verifier_log, "the verifier refused a probe");
+        return format!("the kernel refused it: {io_error}");
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+/// The LSMs that are active, where securityfs shows them.
+pub fn active_lsms() -> Option<String> {
+    std::fs::read_to_string("/sys/kernel/security/lsm")
+        .ok()
+        .map(|list| list.trim().to_owned())
+}
+
+/// Where a tracepoint's record has its fields, from its description in tracefs: zeros where it
+/// has none of these names.
+pub fn tracepoint_fields<const N: usize>(
+    category: &str,
+    name: &str,
+    fields: [(&str, u32); N],
+) -> [u32; N] {
+    let text = std::fs::read_to_string(format!("{TRACEFS}/events/{category}/{name}/format"))
+        .unwrap_or_default();
+    fields.map(|(field, size)| parse_field(&text, field, size).unwrap_or(0))
+}
+
+fn parse_field(format: &str, field: &str, size: u32) -> Option<u32> {
+    format.lines().find_map(|line| {
+        let mut parts = line
+            .trim()
+            .strip_prefix("field:")?
+            .split(';')
+            .map(str::trim);
+        let declared = parts.next()?.rsplit([' ', '*']).next()?;
+        let offset = parts.next()?.strip_prefix("offset:")?.parse().ok()?;
+        let width: u32 = parts.next()?.strip_prefix("size:")?.parse().ok()?;
+        (declared == field && width == size).then_some(offset)
+    })
+}
+
+/// Where the kernel expects tracefs to be.
+const TRACEFS: &str = "/sys/kernel/tracing";
+
+/// Mounts tracefs where nobody has: hosts without systemd leave it out, and tracepoints are
+/// found by the numbers in it.
+pub fn ensure_tracefs() {
+    let there = |path: &str| Path::new(path).join("events").is_dir();
+    if there(TRACEFS) || there("/sys/kernel/debug/tracing") {
+        return;
+    }
+    let flags = rustix::mount::MountFlags::NOSUID
+        | rustix::mount::MountFlags::NODEV
+        | rustix::mount::MountFlags::NOEXEC;
+    match rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None) {
+        Ok(()) => tracing::info!("mounted tracefs at {TRACEFS}"),
+        Err(error) => tracing::warn!(%error, "tracefs is not mounted at {TRACEFS}, and cannot be"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_tracepoint() {
+        let text = "name: io_uring_complete\nformat:\n\tfield:void * req;\toffset:16;\tsize:8;\tsigned:0;\n\tfield:int res;\toffset:32;\tsize:4;\tsigned:1;\n";
+        assert_eq!(parse_field(text, "req", 8), Some(16));
+        assert_eq!(parse_field(text, "res", 4), Some(32));
+        assert_eq!(parse_field(text, "res", 8), None, "of another width");
+        assert_eq!(parse_field("field:;;offset", "res", 4), None);
+        assert_eq!(parse_field("", "res", 4), None);
+    }
+}

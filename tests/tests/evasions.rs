@@ -1,0 +1,883 @@
+//! Ways around a monitor, each tried for real. A scenario is seen, or what hides it is a gap that
+//! `keytrail doctor` declares on this kernel; anything else is a failure. The same scenarios run
+//! on the machine at hand and in virtual machines of other kernels, and what came of each is
+//! written to the file that `KEYTRAIL_COVERAGE` names, one JSON object a line.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{
+    agent::{Agent, binary},
+    server::TlsServer,
+    workload::{Unit, aws_credentials, sh},
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, UdpSocket},
+    os::unix::fs::{MetadataExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+use tempfile::TempDir;
+
+/// What came of a scenario.
+enum Came {
+    Seen,
+    /// Not seen, and said so by `doctor` in these words.
+    Gap(&'static str),
+    /// This machine has not what the scenario needs.
+    NotHere(String),
+}
+
+type Run = fn(&Scene) -> Result<Came>;
+
+/// Name, probe that it is about, and what is done.
+const SCENARIOS: &[(&str, &str, Run)] = &[
+    ("a file is opened by its name", "file", |s| {
+        s.read("open", Key::plain)
+    }),
+    ("through a symbolic link", "file", |s| {
+        s.read("open", Key::symlink)
+    }),
+    ("by a relative path", "file", relative),
+    ("with openat2", "file", |s| s.read("openat2", Key::plain)),
+    ("by file handle", "file", |s| s.read("handle", Key::plain)),
+    (
+        "through a hard link, read before under its name",
+        "file",
+        |s| s.read("open", Key::hard_link),
+    ),
+    (
+        "through a hard link, never read under its name",
+        "file",
+        |s| s.read("open", Key::early_link),
+    ),
+    ("after a rename", "file", |s| s.read("open", Key::renamed)),
+    ("mounted under another name", "file", mounted_away),
+    (
+        "an innocent file mounted in its place",
+        "file",
+        mounted_in_place,
+    ),
+    ("below a path longer than a record", "file", deep),
+    ("on an overlay, once", "file", on_overlay),
+    ("with io_uring", "file", |s| s.read("uring", Key::plain)),
+    ("a descriptor from a socket", "file", |s| {
+        s.read("received", Key::plain)
+    }),
+    (
+        "a descriptor from before a change of user",
+        "file",
+        inherited,
+    ),
+    ("through /proc/PID/fd", "file", |s| {
+        s.read("proc-fd", Key::plain)
+    }),
+    ("through /proc/PID/root", "file", |s| {
+        s.read("open", Key::by_root)
+    }),
+    ("read in one thread, connected in another", "file", |s| {
+        s.read("thread", Key::plain)
+    }),
+    ("a projected volume that is rotated", "file", rotated),
+    ("an inode that is used again", "file", reused),
+    ("an executable in memory", "process", in_memory),
+    ("an executable that is deleted", "process", deleted),
+    (
+        "a child that lives a moment, and its environment",
+        "environ",
+        short_lived,
+    ),
+    ("connected with io_uring", "connect", |s| s.connect("uring")),
+    ("connected with TCP fast open", "connect", |s| {
+        s.connect("fast-open")
+    }),
+    ("a connected datagram socket", "connect", datagrams),
+    ("IPv4 in IPv6", "connect", mapped),
+    ("a connection that is refused is no hop", "connect", refused),
+    ("a ClientHello larger than a packet", "hello", |s| {
+        s.connect("large")
+    }),
+    ("a ClientHello cut over several writes", "hello", |s| {
+        s.connect("cut")
+    }),
+    ("another's environ", "file", |s| s.look("environ")),
+    ("another's environ, by its thread", "file", |s| {
+        s.look("task")
+    }),
+    (
+        "another's environ, in another procfs",
+        "memory",
+        other_procfs,
+    ),
+    ("another's mem", "file", |s| s.look("mem")),
+    ("process_vm_readv", "memory", |s| s.look("vm-readv")),
+    ("ptrace", "memory", |s| s.look("ptrace")),
+];
+
+struct Scene {
+    agent: Agent,
+    server: TlsServer,
+    directory: TempDir,
+    doctor: Value,
+    number: AtomicU32,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if arguments.list {
+        return libtest_mimic::run(&arguments, trials(None)).exit_code();
+    }
+    match Scene::new() {
+        Ok(scene) => libtest_mimic::run(&arguments, trials(Some(Arc::new(scene)))).exit_code(),
+        Err(error) => {
+            eprintln!("the scene is not set: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials(scene: Option<Arc<Scene>>) -> Vec<Trial> {
+    // One scenario at a time: each is judged by what it does alone.
+    let turn = Arc::new(Mutex::new(()));
+    SCENARIOS
+        .iter()
+        .map(|(name, probe, run)| {
+            let (scene, turn) = (scene.clone(), Arc::clone(&turn));
+            Trial::test(*name, move || {
+                let _turn = turn
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let scene = scene.as_ref().ok_or_else(|| Failed::from("no scene"))?;
+                scene
+                    .judge(name, probe, *run)
+                    .map_err(|error| Failed::from(format!("{error:#}")))
+            })
+        })
+        .collect()
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        ensure!(lab::is_root(), "the scenarios need root");
+        let doctor = Command::new(binary()?)
+            .args(["doctor", "--output", "json"])
+            .output()?;
+        let doctor: Value = serde_json::from_slice(&doctor.stdout).context("doctor's answer")?;
+        let directory = tempfile::Builder::new()
+            .prefix("keytrail-lab-")
+            .tempdir_in("/var/tmp")?;
+        // Others than root must reach what is in it.
+        fs::set_permissions(
+            directory.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )?;
+        Ok(Self {
+            agent: Agent::start(directory.path(), &[])?,
+            server: TlsServer::start("127.0.0.1")?,
+            directory,
+            doctor,
+            number: AtomicU32::new(1),
+        })
+    }
+
+    fn judge(&self, name: &str, probe: &str, run: Run) -> Result<()> {
+        let came = run(self)?;
+        let mechanism = self.mechanism(probe);
+        let (result, detail) = match &came {
+            Came::Seen => ("seen", mechanism),
+            Came::Gap(words) => ("gap", (*words).to_owned()),
+            Came::NotHere(why) => ("not here", why.clone()),
+        };
+        println!("{name}: {result} ({detail})");
+        if let Some(path) = std::env::var_os("KEYTRAIL_COVERAGE") {
+            let line = json!({ "scenario": name, "result": result, "detail": detail });
+            writeln!(
+                fs::File::options().create(true).append(true).open(path)?,
+                "{line}"
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The hook that serves a probe here, the first that `doctor` names.
+    fn mechanism(&self, probe: &str) -> String {
+        let probes = self.doctor["probes"].as_array();
+        probes
+            .into_iter()
+            .flatten()
+            .find(|line| line["probe"] == probe && line["attached"] == true)
+            .and_then(|line| line["mechanism"].as_str())
+            .unwrap_or("none")
+            .to_owned()
+    }
+
+    /// Whether `doctor` declares a gap in these words.
+    fn declares(&self, words: &str) -> bool {
+        self.doctor["missed"].as_array().is_some_and(|gaps| {
+            gaps.iter()
+                .any(|gap| gap.as_str().is_some_and(|gap| gap.contains(words)))
+        })
+    }
+
+    fn key(&self) -> Result<Key> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let home = self.directory.path().join(format!("home-{number}"));
+        fs::create_dir_all(&home)?;
+        fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let path = aws_credentials(
+            &home,
+            &format!("AKIAFAKEEVADE{number:07}"),
+            &format!("FAKE/evade/{number:029}"),
+        )?;
+        Ok(Key { number, home, path })
+    }
+
+    fn actor(&self) -> Result<PathBuf> {
+        let name = "lab-actor";
+        Ok(binary()?.with_file_name(name))
+    }
+
+    /// A command line of the actor that connects to a name of its own.
+    fn act(&self, arguments: &str, connect: &str, name: &str) -> Result<String> {
+        Ok(format!(
+            "{} {arguments} --connect {connect} --to {} --name {name}",
+            self.actor()?.display(),
+            self.server.address
+        ))
+    }
+
+    /// Reads a key in some way, connects, and waits for the hop of the actor to be known.
+    fn read(&self, get: &str, prepare: fn(&Key, &Self) -> Result<PathBuf>) -> Result<Came> {
+        let key = self.key()?;
+        let path = prepare(&key, self)?;
+        let unit = Unit::new(&format!("evade-{}.service", key.number))?;
+        let gap = match get {
+            "uring" => "files opened through io_uring",
+            "received" => "received from another process",
+            _ => "",
+        };
+        let line = self.act(
+            &format!("--get {get} --path '{}'", path.display()),
+            "tls",
+            &key.host(),
+        )?;
+        if let Err(error) = unit.sh(&line, &[]) {
+            // A kernel without it, or one where it is switched off.
+            if get == "uring" && format!("{error:#}").contains("io_uring") {
+                return Ok(Came::NotHere(format!("{error:#}").replace('\n', " ")));
+            }
+            return Err(error);
+        }
+        if !gap.is_empty()
+            && self.declares(gap)
+            && !(get == "uring" && self.declares("direct descriptor"))
+        {
+            return Ok(Came::Gap(gap));
+        }
+        self.hop(&key, &unit_name(&key))
+    }
+
+    /// Waits for the hop of a key to the name that only its scenario has.
+    fn hop(&self, key: &Key, unit: &str) -> Result<Came> {
+        let answer = self
+            .agent
+            .await_json(&["query", "where", &key.id()], |answer| {
+                hop_of(answer, key, unit).is_some()
+            })?;
+        let hop = hop_of(&answer, key, unit).context("the hop")?;
+        ensure!(hop["evidence"] == "sole", "{hop}");
+        Ok(Came::Seen)
+    }
+
+    /// Connects in some way with a key that was read as usual.
+    fn connect(&self, connect: &str) -> Result<Came> {
+        let key = self.key()?;
+        let unit = Unit::new(&unit_name(&key))?;
+        let line = self.act(
+            &format!("--get open --path '{}'", key.path.display()),
+            connect,
+            &key.host(),
+        )?;
+        if let Err(error) = unit.sh(&line, &[]) {
+            let text = format!("{error:#}").replace('\n', " ");
+            if text.contains("io_uring") || text.contains("MSG_FASTOPEN") {
+                return Ok(Came::NotHere(text));
+            }
+            bail!(text);
+        }
+        self.hop(&key, &unit_name(&key))
+    }
+
+    /// Has one workload look into another, which holds a token.
+    fn look(&self, look: &str) -> Result<Came> {
+        self.look_in(look, "/proc")
+    }
+
+    fn look_in(&self, look: &str, procfs: &str) -> Result<Came> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let victim = format!("victim-{number}.service");
+        let thief = format!("thief-{number}.service");
+        let (victim_unit, thief_unit) = (Unit::new(&victim)?, Unit::new(&thief)?);
+        let token = format!("ghp_FAKEevadeFAKEevadeFAKEevadeFA{number:07}");
+        let mut held = Held::start(self, &victim_unit, &token)?;
+        // To look at oneself is nothing.
+        let actor = self.actor()?;
+        thief_unit.sh(
+            &format!("{} --look itself", actor.display()),
+            &[("GH_TOKEN", &token)],
+        )?;
+        let line = format!(
+            "{} --look {look} --pid {} --address {} --procfs {procfs}",
+            actor.display(),
+            held.child.id(),
+            held.address
+        );
+        thief_unit.sh(&line, &[])?;
+        let finding = self.agent.await_finding(|finding| {
+            finding["rule"] == "foreign-process-read"
+                && finding["workload"]["unit"] == thief.as_str()
+        })?;
+        held.end()?;
+        ensure!(finding["severity"] == "high", "{finding}");
+        ensure!(
+            finding["credential"]["class"] == "github-token",
+            "{finding}"
+        );
+        let summary = finding["summary"].as_str().unwrap_or_default();
+        ensure!(summary.contains(&victim), "the victim is named: {summary}");
+        let by_itself = self.agent.findings()?.into_iter().any(|finding| {
+            finding["rule"] == "foreign-process-read"
+                && finding["workload"]["unit"] == victim.as_str()
+        });
+        ensure!(!by_itself, "a process that looks at itself is nothing");
+        Ok(Came::Seen)
+    }
+}
+
+fn unit_name(key: &Key) -> String {
+    format!("evade-{}.service", key.number)
+}
+
+fn hop_of<'a>(answer: &'a Value, key: &Key, unit: &str) -> Option<&'a Value> {
+    answer["hops"].as_array()?.iter().find(|hop| {
+        hop["destination"]["name"] == key.host().as_str()
+            && (unit.is_empty() || hop["workload"]["unit"] == unit)
+    })
+}
+
+/// A process with a token in its environment, which waits.
+struct Held {
+    child: Child,
+    address: String,
+}
+
+impl Held {
+    fn start(scene: &Scene, unit: &Unit, token: &str) -> Result<Self> {
+        let mut child = unit
+            .command(&format!("exec {} --wait", scene.actor()?.display()))
+            .env("GH_TOKEN", token)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().context("its output")?).read_line(&mut address)?;
+        Ok(Self {
+            child,
+            address: u64::from_str_radix(address.trim().trim_start_matches("0x"), 16)?.to_string(),
+        })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An AWS key of one scenario.
+struct Key {
+    number: u32,
+    home: PathBuf,
+    path: PathBuf,
+}
+
+impl Key {
+    fn host(&self) -> String {
+        format!("evade-{}.example", self.number)
+    }
+
+    /// What the key is asked for by: the path under which the agent first knows it.
+    fn id(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn plain(&self, _: &Scene) -> Result<PathBuf> {
+        Ok(self.path.clone())
+    }
+
+    fn symlink(&self, _: &Scene) -> Result<PathBuf> {
+        let link = self.home.join("innocent");
+        symlink(&self.path, &link)?;
+        Ok(link)
+    }
+
+    fn hard_link(&self, scene: &Scene) -> Result<PathBuf> {
+        self.read_once(scene)?;
+        self.early_link(scene)
+    }
+
+    fn early_link(&self, scene: &Scene) -> Result<PathBuf> {
+        // The agent has seen it written by now: its records are in order.
+        scene.settled()?;
+        let link = self.home.join("innocent");
+        fs::hard_link(&self.path, &link)?;
+        Ok(link)
+    }
+
+    fn renamed(&self, scene: &Scene) -> Result<PathBuf> {
+        self.read_once(scene)?;
+        let other = self.home.join("innocent");
+        fs::rename(&self.path, &other)?;
+        Ok(other)
+    }
+
+    fn by_root(&self, _: &Scene) -> Result<PathBuf> {
+        let inside = self.path.strip_prefix("/")?;
+        Ok(Path::new("/proc")
+            .join(std::process::id().to_string())
+            .join("root")
+            .join(inside))
+    }
+
+    /// Somebody reads it by its name, and the agent knows.
+    fn read_once(&self, scene: &Scene) -> Result<()> {
+        sh(&format!("cat '{}' >/dev/null", self.path.display()), &[])?;
+        scene
+            .agent
+            .await_json(&["query", "who", &self.id()], |answer| {
+                answer["uses"]
+                    .as_array()
+                    .is_some_and(|uses| !uses.is_empty())
+            })?;
+        Ok(())
+    }
+}
+
+impl Scene {
+    /// Waits until the agent has taken in everything that happened before this call.
+    fn settled(&self) -> Result<()> {
+        self.key()?.read_once(self)
+    }
+}
+
+fn relative(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let line = scene.act("--get open --path credentials", "tls", &key.host())?;
+    unit.sh(&format!("cd '{}/.aws' && {line}", key.home.display()), &[])?;
+    scene.hop(&key, &unit_name(&key))
+}
+
+/// The path is cut: the credential is known by the end of its place, and its use all the same.
+fn deep(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let mut directory = key.home.clone();
+    for level in 0..40 {
+        directory.push(format!("a-directory-with-a-rather-long-name-{level:04}"));
+    }
+    fs::create_dir_all(directory.join(".aws"))?;
+    let path = directory.join(".aws/credentials");
+    fs::copy(&key.path, &path)?;
+    let line = scene.act(
+        &format!("--get open --path '{}'", path.display()),
+        "tls",
+        &key.host(),
+    )?;
+    unit.sh(&line, &[])?;
+    let radius =
+        scene
+            .agent
+            .await_json(&["query", "blast-radius", &unit_name(&key)], |answer| {
+                answer["credentials"]
+                    .as_array()
+                    .is_some_and(|found| !found.is_empty())
+            })?;
+    let credential = &radius["credentials"][0]["credential"];
+    ensure!(credential["class"] == "aws-access-key", "{radius}");
+    let id = credential["id"].as_str().context("an id")?;
+    let answer = scene.agent.await_json(&["query", "where", id], |answer| {
+        hop_of(answer, &key, &unit_name(&key)).is_some()
+    })?;
+    let place = answer["credentials"][0]["sources"][0]["place"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(
+        place.starts_with("/…/") && place.ends_with("/.aws/credentials"),
+        "{answer}"
+    );
+    Ok(Came::Seen)
+}
+
+/// In a mount namespace of its own, which is gone when the agent comes to look.
+fn mounted_away(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let other = key.home.join("innocent");
+    fs::write(&other, "")?;
+    let line = scene.act(
+        &format!("--get open --path '{}'", other.display()),
+        "tls",
+        &key.host(),
+    )?;
+    let script = format!(
+        "unshare -m bash -c \"mount --bind '{}' '{}' && exec {line}\"",
+        key.path.display(),
+        other.display()
+    );
+    unit.sh(&script, &[])?;
+    scene.hop(&key, &unit_name(&key))
+}
+
+fn mounted_in_place(scene: &Scene) -> Result<Came> {
+    let mut key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let innocent = key.home.join("innocent");
+    fs::rename(&key.path, &innocent)?;
+    fs::create_dir_all(key.home.join("there/.aws"))?;
+    let there = key.home.join("there/.aws/credentials");
+    fs::write(&there, "")?;
+    key.path = there.clone();
+    let line = scene.act(
+        &format!("--get open --path '{}'", there.display()),
+        "tls",
+        &key.host(),
+    )?;
+    let script = format!(
+        "unshare -m bash -c \"mount --bind '{}' '{}' && exec {line}\"",
+        innocent.display(),
+        there.display()
+    );
+    unit.sh(&script, &[])?;
+    scene.hop(&key, &unit_name(&key))
+}
+
+fn on_overlay(scene: &Scene) -> Result<Came> {
+    let mut key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let base = tempfile::Builder::new()
+        .prefix("keytrail-lab-")
+        .tempdir_in("/dev/shm")?;
+    for name in ["lower/.aws", "upper", "work", "merged"] {
+        fs::create_dir_all(base.path().join(name))?;
+    }
+    fs::copy(&key.path, base.path().join("lower/.aws/credentials"))?;
+    let at = base.path().display();
+    let mount = format!(
+        "mount -t overlay overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work {at}/merged"
+    );
+    key.path = base.path().join("merged/.aws/credentials");
+    let line = scene.act(
+        &format!("--get open --path '{}'", key.path.display()),
+        "tls",
+        &key.host(),
+    )?;
+    if sh(&format!("unshare -m bash -c '{mount}'"), &[]).is_err() {
+        return Ok(Came::NotHere("overlay cannot be mounted".to_owned()));
+    }
+    unit.sh(
+        &format!("unshare -m bash -c \"{mount} && exec {line}\""),
+        &[],
+    )?;
+    scene.hop(&key, &unit_name(&key))?;
+    let answer = scene
+        .agent
+        .await_json(&["query", "who", &key.id()], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
+    let uses = answer["uses"].as_array().map_or(0, Vec::len);
+    ensure!(
+        uses == 1,
+        "the file below the overlay is no other: {answer}"
+    );
+    Ok(Came::Seen)
+}
+
+fn inherited(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    key.read_once(scene)?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let line = scene.act(
+        &format!("--inherit '{}'", key.path.display()),
+        "tls",
+        &key.host(),
+    )?;
+    unit.sh(&line, &[])?;
+    let answer = scene
+        .agent
+        .await_json(&["query", "where", &key.id()], |answer| {
+            hop_of(answer, &key, &unit_name(&key)).is_some()
+        })?;
+    let hop = hop_of(&answer, &key, &unit_name(&key)).context("the hop")?;
+    ensure!(hop["process"]["uid"] == 1000, "{hop}");
+    Ok(Came::Seen)
+}
+
+/// `..data` points to another directory after the swap, as the kubelet does it.
+fn rotated(scene: &Scene) -> Result<Came> {
+    let number = scene.number.fetch_add(1, Ordering::Relaxed);
+    let volume = PathBuf::from(format!("/run/secrets/keytrail-lab-rotated-{number}"));
+    let write = |stamp: &str, token: &str| -> Result<()> {
+        let payload = volume.join(stamp);
+        fs::create_dir_all(&payload)?;
+        fs::write(payload.join("token"), token)?;
+        let swap = volume.join("..data_tmp");
+        symlink(stamp, &swap)?;
+        fs::rename(&swap, volume.join("..data"))?;
+        Ok(())
+    };
+    fs::create_dir_all(&volume)?;
+    let mut ids = Vec::new();
+    for (stamp, token) in [
+        ("..2026_01_01", "FAKE-rotated-first"),
+        ("..2026_01_02", "FAKE-rotated-second"),
+    ] {
+        write(stamp, &format!("{token}-{number}"))?;
+        if ids.is_empty() {
+            symlink("..data/token", volume.join("token"))?;
+        }
+        sh(&format!("cat '{}/token' >/dev/null", volume.display()), &[])?;
+        let place = volume.join("token").display().to_string();
+        let answer = scene.agent.await_json(&["query", "who", &place], |answer| {
+            answer["credentials"]
+                .as_array()
+                .is_some_and(|found| found.len() > ids.len())
+        });
+        let answer = answer.inspect_err(|_| drop(fs::remove_dir_all(&volume)))?;
+        ids.push(answer["credentials"].as_array().map_or(0, Vec::len));
+    }
+    fs::remove_dir_all(&volume)?;
+    ensure!(ids == [1, 2], "each version is a credential: {ids:?}");
+    Ok(Came::Seen)
+}
+
+/// A new file that gets the inode number of a credential's that is gone.
+fn reused(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    key.read_once(scene)?;
+    let inode = fs::metadata(&key.path)?.ino();
+    fs::remove_file(&key.path)?;
+    let innocent = (0..64)
+        .map(|number| key.home.join(format!("innocent-{number}")))
+        .find(|path| {
+            fs::write(path, "nothing secret").is_ok()
+                && fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inode)
+        });
+    let Some(innocent) = innocent else {
+        return Ok(Came::NotHere(
+            "this file system uses no number again soon".to_owned(),
+        ));
+    };
+    let unit = Unit::new(&unit_name(&key))?;
+    let line = scene.act(
+        &format!("--get open --path '{}'", innocent.display()),
+        "tls",
+        &key.host(),
+    )?;
+    unit.sh(&line, &[])?;
+    scene.settled()?;
+    let answer = scene.agent.json(&["query", "where", &key.id()])?;
+    let hop = answer.as_ref().and_then(|answer| hop_of(answer, &key, ""));
+    ensure!(hop.is_none(), "the new file is not the old one: {hop:?}");
+    Ok(Came::Seen)
+}
+
+/// The process of a scenario's hop, by its executable.
+fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Came> {
+    let answer = scene
+        .agent
+        .await_json(&["query", "where", &key.id()], |answer| {
+            hop_of(answer, key, "").is_some()
+        })?;
+    let hop = hop_of(&answer, key, "").context("the hop")?;
+    let exe = hop["process"]["exe"].as_str().unwrap_or_default();
+    ensure!(exe.contains(wanted), "{hop}");
+    Ok(Came::Seen)
+}
+
+fn in_memory(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let line = scene.act(
+        &format!("--get open --path '{}'", key.path.display()),
+        "tls",
+        &key.host(),
+    )?;
+    let actor = scene.actor()?;
+    let rest = line
+        .strip_prefix(&actor.display().to_string())
+        .context("the actor")?;
+    unit.sh(&format!("{} --in-memory -- {rest}", actor.display()), &[])?;
+    by_executable(scene, &key, "memfd:")
+}
+
+fn deleted(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let copy = key.home.join("gone");
+    fs::copy(scene.actor()?, &copy)?;
+    let line = scene.act(
+        &format!("--get open --path '{}'", key.path.display()),
+        "tls",
+        &key.host(),
+    )?;
+    let rest = line
+        .strip_prefix(&scene.actor()?.display().to_string())
+        .context("the actor")?;
+    unit.sh(&format!("{} --unlink {rest}", copy.display()), &[])?;
+    by_executable(scene, &key, "gone")
+}
+
+fn short_lived(scene: &Scene) -> Result<Came> {
+    const GAP: &str = "before the agent has read its environment";
+    let number = scene.number.fetch_add(1, Ordering::Relaxed);
+    let name = format!("LAB_SHORT_{number}_TOKEN");
+    sh(
+        "exec /bin/true",
+        &[(&name, &format!("FAKE-short-lived-{number:08}"))],
+    )?;
+    if scene.declares(GAP) {
+        return Ok(Came::Gap(GAP));
+    }
+    scene
+        .agent
+        .await_json(&["query", "who", &format!("env:{name}")], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
+    Ok(Came::Seen)
+}
+
+/// An address of the documentation's on loopback, where unnamed loopback is no hop.
+struct Address(&'static str);
+
+impl Address {
+    fn add(address: &'static str) -> Result<Self> {
+        sh(&format!("ip addr add {address}/32 dev lo"), &[])?;
+        Ok(Self(address))
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        // The scenario has failed already where this does.
+        let _ = sh(&format!("ip addr del {}/32 dev lo", self.0), &[]);
+    }
+}
+
+fn datagrams(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let address = Address::add("192.0.2.7")?;
+    let server = UdpSocket::bind((address.0, 0))?;
+    let to = server.local_addr()?;
+    let line = format!(
+        "{} --get open --path '{}' --connect udp --to {to}",
+        scene.actor()?.display(),
+        key.path.display()
+    );
+    unit.sh(&line, &[])?;
+    scene
+        .agent
+        .await_json(&["query", "where", &key.id()], |answer| {
+            answer["hops"].as_array().is_some_and(|hops| {
+                hops.iter().any(|hop| {
+                    hop["destination"]["address"] == address.0
+                        && hop["destination"]["port"] == to.port()
+                        && hop["destination"]["transport"] == "udp"
+                })
+            })
+        })?;
+    Ok(Came::Seen)
+}
+
+fn mapped(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let line = format!(
+        "{} --get open --path '{}' --connect tls --to [::ffff:127.0.0.1]:{} --name {}",
+        scene.actor()?.display(),
+        key.path.display(),
+        scene.server.address.port(),
+        key.host()
+    );
+    unit.sh(&line, &[])?;
+    let answer = scene
+        .agent
+        .await_json(&["query", "where", &key.id()], |answer| {
+            hop_of(answer, &key, "").is_some()
+        })?;
+    let hop = hop_of(&answer, &key, "").context("the hop")?;
+    ensure!(hop["destination"]["address"] == "127.0.0.1", "{hop}");
+    Ok(Came::Seen)
+}
+
+fn refused(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let address = Address::add("192.0.2.9")?;
+    let silent = TcpListener::bind((address.0, 0))?;
+    let closed = {
+        let listener = TcpListener::bind((address.0, 0))?;
+        listener.local_addr()?
+    };
+    // Both send nothing. When the one that was answered is told, the other would have been.
+    for to in [closed, silent.local_addr()?] {
+        let line = format!(
+            "{} --get open --path '{}' --connect tcp --to {to} --wait </dev/null",
+            scene.actor()?.display(),
+            key.path.display()
+        );
+        unit.sh(&line, &[])?;
+    }
+    let port = silent.local_addr()?.port();
+    let answer = scene
+        .agent
+        .await_json(&["query", "where", &key.id()], |answer| {
+            answer["hops"]
+                .as_array()
+                .is_some_and(|hops| hops.iter().any(|hop| hop["destination"]["port"] == port))
+        })?;
+    let refused = answer["hops"].as_array().is_some_and(|hops| {
+        hops.iter()
+            .any(|hop| hop["destination"]["port"] == closed.port())
+    });
+    ensure!(!refused, "a refusal is no hop: {answer}");
+    Ok(Came::Seen)
+}
+
+fn other_procfs(scene: &Scene) -> Result<Came> {
+    let at = scene.directory.path().join("other-proc");
+    fs::create_dir_all(&at)?;
+    sh(&format!("mount -t proc proc '{}'", at.display()), &[])?;
+    let came = scene.look_in("environ", &at.display().to_string());
+    sh(&format!("umount '{}'", at.display()), &[])?;
+    came
+}
