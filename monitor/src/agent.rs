@@ -32,6 +32,7 @@ use monitor_common::{
     record::{Probe, Stage},
 };
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::{BufWriter, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -264,7 +265,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         second = Instant::now();
         seconds += 1;
         let now = Timestamp::now();
-        count(&sensor, &joiner, &parts.judge, now, &mut events)?;
+        count(&mut sensor, &mut joiner, &parts.judge, now, &mut events)?;
         events.push(Event::Tick { time: now });
         if seconds.is_multiple_of(3) {
             sensor.sweep_reads(&mut observations)?;
@@ -323,14 +324,14 @@ fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) ->
         Some(last) => gap(
             "agent-down",
             None,
-            "the agent was not running: what happened meanwhile is unknown".to_owned(),
+            "the agent was not running: what happened meanwhile is unknown, but for what was still open after".to_owned(),
             last.min(now),
             Some(now),
         ),
         None => gap(
             "started-before-agent",
             None,
-            "nothing was observed before the agent first started; of what ran already, environments were taken in, and neither files read nor connections made".to_owned(),
+            "nothing was observed before the agent first started; of what ran already, environments, open files and open connections were taken in; what was read and closed before is unknown".to_owned(),
             BootClock::now().at(0),
             Some(now),
         ),
@@ -354,8 +355,8 @@ fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) ->
 
 /// Counters of the probes and of the stages after them; what was lost becomes a gap.
 fn count(
-    sensor: &Sensor,
-    joiner: &Joiner,
+    sensor: &mut Sensor,
+    joiner: &mut Joiner,
     judge: &Judge,
     now: Timestamp,
     events: &mut Vec<Event>,
@@ -365,13 +366,26 @@ fn count(
     let before = now
         .checked_sub(jiff::SignedDuration::from_secs(1))
         .unwrap_or(now);
+    let mut told: HashMap<&str, u64> = HashMap::new();
+    for (cgroup, probe, number) in sensor.take_losses() {
+        let workload = joiner.attribution.group_name(cgroup);
+        metrics.lost_by(probe, &workload, number);
+        *told.entry(probe.name()).or_default() += number;
+        events.push(Event::Gap {
+            gap: lost(probe, "ring", Some(&workload), number, before, now),
+        });
+    }
     for probe in Probe::ALL {
         metrics.events(probe, Stage::Sent, counters.get(probe, Stage::Sent));
         for (stage, name) in [(Stage::Ring, "ring"), (Stage::Read, "read")] {
-            let grown = metrics.events(probe, stage, counters.get(probe, stage));
+            let mut grown = metrics.events(probe, stage, counters.get(probe, stage));
+            if stage == Stage::Ring {
+                // What a workload is known for is told already.
+                grown = grown.saturating_sub(told.remove(probe.name()).unwrap_or_default());
+            }
             if grown > 0 {
                 events.push(Event::Gap {
-                    gap: lost(probe, name, grown, before, now),
+                    gap: lost(probe, name, None, grown, before, now),
                 });
             }
         }

@@ -8,7 +8,10 @@ use crate::{
     model::{Destination, Gap, NameSource, Place, Source, Subject, Transport},
     policy::{Policy, document::Document},
     report::{findings::Stream, metrics::Metrics},
-    sensor::observation::{FileId, Manner, Observation, Stamp},
+    sensor::{
+        observation::{FileId, Manner, Observation, Stamp},
+        running,
+    },
     trail::{Event, NamedBy, Outcome, Trail, Who},
 };
 use jiff::Timestamp;
@@ -58,19 +61,52 @@ impl Joiner {
         }
     }
 
-    /// Events for what already runs: its processes and their environments.
+    /// Events for what already runs: its processes, their environments, the credential files that
+    /// they have open, and their connections.
     pub fn adopt(&mut self, now: Timestamp, own: u32) -> Vec<Event> {
         let mut events = Vec::new();
         let subjects = self.attribution.scan();
         for subject in &subjects {
             events.push(self.exec_event(now, *subject));
         }
+        let mut connections = running::Connections::default();
         for subject in subjects {
             if subject.pid == own {
                 continue;
             }
             for (credential, place) in self.credentials.in_running(subject.pid) {
                 events.push(self.pick_up(now, subject, credential, place, 1, None));
+            }
+            let open = running::open(subject.pid);
+            for (path, file) in open.files {
+                // Only what is a credential's: the rest is no news, and stays unknown.
+                if !self.credentials.is_place(&path) {
+                    continue;
+                }
+                let opened = Opened {
+                    path: &path,
+                    source: None,
+                    file,
+                };
+                let stamp = self.attribution.stamp(subject, now);
+                self.file(&stamp, opened, Manner::Opened, 1, None, &mut events);
+            }
+            for (inode, to) in connections.of(subject.pid, &open.sockets) {
+                events.push(Event::Connect {
+                    time: now,
+                    who: self.who(subject),
+                    // No cookie is so large.
+                    connection: inode | 1 << 63,
+                    destination: Destination {
+                        address: to.address,
+                        port: to.port,
+                        name: None,
+                        name_source: NameSource::None,
+                        transport: to.transport,
+                        ech: false,
+                    },
+                    stdin: None,
+                });
             }
         }
         events
@@ -497,13 +533,26 @@ impl Sinks {
 }
 
 /// A gap for events that a probe lost.
-pub fn lost(probe: Probe, stage: &str, count: u64, since: Timestamp, until: Timestamp) -> Gap {
+pub fn lost(
+    probe: Probe,
+    stage: &str,
+    workload: Option<&str>,
+    count: u64,
+    since: Timestamp,
+    until: Timestamp,
+) -> Gap {
+    let name = probe.name();
     Gap {
         kind: "lost-events".to_owned(),
         probe: Some(probe.name().to_owned()),
         detail: match stage {
-            "ring" => format!("the ring of the {} probe was full", probe.name()),
-            _ => format!("the {} probe could not read what it saw", probe.name()),
+            "ring" => match workload {
+                Some(workload) => {
+                    format!("the ring of the {name} probe was full for what {workload} did")
+                }
+                None => format!("the ring of the {name} probe was full"),
+            },
+            _ => format!("the {name} probe could not read what it saw"),
         },
         since,
         until: Some(until),

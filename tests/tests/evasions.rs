@@ -36,88 +36,104 @@ enum Came {
 
 type Run = fn(&Scene) -> Result<Came>;
 
-/// Name, probe that it is about, and what is done.
+/// Name, the beginning of the names of the programs that it is about, and what is done.
 const SCENARIOS: &[(&str, &str, Run)] = &[
-    ("a file is opened by its name", "file", |s| {
+    ("a file is opened by its name", "file_open", |s| {
         s.read("open", Key::plain)
     }),
-    ("through a symbolic link", "file", |s| {
+    ("through a symbolic link", "file_open", |s| {
         s.read("open", Key::symlink)
     }),
-    ("by a relative path", "file", relative),
-    ("with openat2", "file", |s| s.read("openat2", Key::plain)),
-    ("by file handle", "file", |s| s.read("handle", Key::plain)),
+    ("by a relative path", "file_open", relative),
+    ("with openat2", "file_open", |s| {
+        s.read("openat2", Key::plain)
+    }),
+    ("by file handle", "file_open", |s| {
+        s.read("handle", Key::plain)
+    }),
     (
         "through a hard link, read before under its name",
-        "file",
+        "file_open",
         |s| s.read("open", Key::hard_link),
     ),
     (
         "through a hard link, never read under its name",
-        "file",
+        "file_open",
         |s| s.read("open", Key::early_link),
     ),
-    ("after a rename", "file", |s| s.read("open", Key::renamed)),
-    ("mounted under another name", "file", mounted_away),
+    ("after a rename", "file_open", |s| {
+        s.read("open", Key::renamed)
+    }),
+    ("mounted under another name", "file_open", mounted_away),
     (
         "an innocent file mounted in its place",
-        "file",
+        "file_open",
         mounted_in_place,
     ),
-    ("below a path longer than a record", "file", deep),
-    ("on an overlay, once", "file", on_overlay),
-    ("with io_uring", "file", |s| s.read("uring", Key::plain)),
-    ("a descriptor from a socket", "file", |s| {
+    ("below a path longer than a record", "file_open", deep),
+    ("on an overlay, once", "file_open", on_overlay),
+    ("with io_uring", "file_open", |s| {
+        s.read("uring", Key::plain)
+    }),
+    ("a descriptor from a socket", "file_receive", |s| {
         s.read("received", Key::plain)
     }),
     (
         "a descriptor from before a change of user",
-        "file",
+        "file_inherited",
         inherited,
     ),
-    ("through /proc/PID/fd", "file", |s| {
+    ("through /proc/PID/fd", "file_open", |s| {
         s.read("proc-fd", Key::plain)
     }),
-    ("through /proc/PID/root", "file", |s| {
+    ("through /proc/PID/root", "file_open", |s| {
         s.read("open", Key::by_root)
     }),
-    ("read in one thread, connected in another", "file", |s| {
-        s.read("thread", Key::plain)
-    }),
-    ("a projected volume that is rotated", "file", rotated),
-    ("an inode that is used again", "file", reused),
-    ("an executable in memory", "process", in_memory),
-    ("an executable that is deleted", "process", deleted),
+    (
+        "read in one thread, connected in another",
+        "file_open",
+        |s| s.read("thread", Key::plain),
+    ),
+    ("a projected volume that is rotated", "file_open", rotated),
+    ("an inode that is used again", "file_open", reused),
+    ("an executable in memory", "process_exec", in_memory),
+    ("an executable that is deleted", "process_exec", deleted),
     (
         "a child that lives a moment, and its environment",
-        "environ",
+        "environ_",
         short_lived,
     ),
-    ("connected with io_uring", "connect", |s| s.connect("uring")),
-    ("connected with TCP fast open", "connect", |s| {
+    ("connected with io_uring", "connect_v4", |s| {
+        s.connect("uring")
+    }),
+    ("connected with TCP fast open", "connect_v4", |s| {
         s.connect("fast-open")
     }),
-    ("a connected datagram socket", "connect", datagrams),
-    ("IPv4 in IPv6", "connect", mapped),
-    ("a connection that is refused is no hop", "connect", refused),
-    ("a ClientHello larger than a packet", "hello", |s| {
+    ("a connected datagram socket", "connect_v4", datagrams),
+    ("IPv4 in IPv6", "connect_v6", mapped),
+    (
+        "a connection that is refused is no hop",
+        "connect_outcome",
+        refused,
+    ),
+    ("a ClientHello larger than a packet", "hello_", |s| {
         s.connect("large")
     }),
-    ("a ClientHello cut over several writes", "hello", |s| {
+    ("a ClientHello cut over several writes", "hello_", |s| {
         s.connect("cut")
     }),
-    ("another's environ", "file", |s| s.look("environ")),
-    ("another's environ, by its thread", "file", |s| {
+    ("another's environ", "file_open", |s| s.look("environ")),
+    ("another's environ, by its thread", "file_open", |s| {
         s.look("task")
     }),
     (
         "another's environ, in another procfs",
-        "memory",
+        "memory_",
         other_procfs,
     ),
-    ("another's mem", "file", |s| s.look("mem")),
-    ("process_vm_readv", "memory", |s| s.look("vm-readv")),
-    ("ptrace", "memory", |s| s.look("ptrace")),
+    ("another's mem", "file_open", |s| s.look("mem")),
+    ("process_vm_readv", "memory_", |s| s.look("vm-readv")),
+    ("ptrace", "memory_", |s| s.look("ptrace")),
 ];
 
 struct Scene {
@@ -147,7 +163,7 @@ fn trials(scene: Option<Arc<Scene>>) -> Vec<Trial> {
     let turn = Arc::new(Mutex::new(()));
     SCENARIOS
         .iter()
-        .map(|(name, probe, run)| {
+        .map(|(name, program, run)| {
             let (scene, turn) = (scene.clone(), Arc::clone(&turn));
             Trial::test(*name, move || {
                 let _turn = turn
@@ -155,7 +171,7 @@ fn trials(scene: Option<Arc<Scene>>) -> Vec<Trial> {
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
                 let scene = scene.as_ref().ok_or_else(|| Failed::from("no scene"))?;
                 scene
-                    .judge(name, probe, *run)
+                    .judge(name, program, *run)
                     .map_err(|error| Failed::from(format!("{error:#}")))
             })
         })
@@ -186,9 +202,9 @@ impl Scene {
         })
     }
 
-    fn judge(&self, name: &str, probe: &str, run: Run) -> Result<()> {
+    fn judge(&self, name: &str, program: &str, run: Run) -> Result<()> {
         let came = run(self)?;
-        let mechanism = self.mechanism(probe);
+        let mechanism = self.mechanism(program);
         let (result, detail) = match &came {
             Came::Seen => ("seen", mechanism),
             Came::Gap(words) => ("gap", (*words).to_owned()),
@@ -205,13 +221,18 @@ impl Scene {
         Ok(())
     }
 
-    /// The hook that serves a probe here, the first that `doctor` names.
-    fn mechanism(&self, probe: &str) -> String {
+    /// The hook of the first such program that `doctor` names.
+    fn mechanism(&self, program: &str) -> String {
         let probes = self.doctor["probes"].as_array();
         probes
             .into_iter()
             .flatten()
-            .find(|line| line["probe"] == probe && line["attached"] == true)
+            .find(|line| {
+                line["attached"] == true
+                    && line["program"]
+                        .as_str()
+                        .is_some_and(|name| name.starts_with(program))
+            })
             .and_then(|line| line["mechanism"].as_str())
             .unwrap_or("none")
             .to_owned()

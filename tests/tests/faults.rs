@@ -468,3 +468,50 @@ fn what_ran_before_the_agent_is_taken_in() -> Result<()> {
     assert_eq!(answer?["uses"][0]["process"]["pid"], early.id());
     Ok(())
 }
+
+#[test]
+fn open_files_and_connections_of_before_are_taken_in() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKEFAULTS000077",
+        "FAKE/faults/held/open/000000000000000077",
+    )?;
+    // An address that is no unnamed loopback.
+    sh("ip addr add 192.0.2.77/32 dev lo", &[])?;
+    let taken_in = || -> Result<serde_json::Value> {
+        let silent = std::net::TcpListener::bind("192.0.2.77:0")?;
+        let to = silent.local_addr()?;
+        let mut early = Command::new(binary()?.with_file_name("lab-actor"))
+            .args(["--hold", "--path"])
+            .arg(&key)
+            .args(["--to", &to.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let output = early.stdout.take().context("its output")?;
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+        let agent = Agent::start(directory.path(), &[])?;
+        let key = key.display().to_string();
+        let answer = agent.await_json(&["query", "where", &key], |answer| {
+            answer["hops"].as_array().is_some_and(|hops| {
+                hops.iter()
+                    .any(|hop| hop["destination"]["port"] == to.port())
+            })
+        });
+        drop(early.stdin.take());
+        early.wait()?;
+        let who = agent.await_json(&["query", "who", &key], |answer| {
+            answer["uses"][0]["process"]["pid"] == early.id()
+        });
+        answer.and_then(|answer| who.map(|_| answer))
+    };
+    let answer = taken_in();
+    sh("ip addr del 192.0.2.77/32 dev lo", &[])?;
+    let answer = answer?;
+    assert_eq!(answer["hops"][0]["evidence"], "sole", "{answer}");
+    let gaps = answer["gaps"].to_string();
+    assert!(gaps.contains("started-before-agent"), "{gaps}");
+    Ok(())
+}

@@ -39,9 +39,9 @@ pub fn run() -> Result<PathBuf> {
     Ok(target.join("release").join("keytrail"))
 }
 
-/// Builds the agent and the end-to-end tests; gives their paths.
-pub fn programs() -> Result<Vec<PathBuf>> {
-    let mut programs = vec![run()?];
+/// Builds the agent and the end-to-end tests; gives their names and paths.
+pub fn programs() -> Result<Vec<(String, PathBuf)>> {
+    let mut programs = vec![("keytrail".to_owned(), run()?)];
     let output = cargo()
         .args(["test", "--release", "--no-run", "--package", "lab"])
         .args(["--message-format", "json-render-diagnostics"])
@@ -52,10 +52,15 @@ pub fn programs() -> Result<Vec<PathBuf>> {
     }
     for line in String::from_utf8(output.stdout)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
-        let wanted =
-            message["target"]["kind"][0] == "test" || message["target"]["kind"][0] == "bin";
-        if wanted && let Some(path) = message["executable"].as_str() {
-            programs.push(PathBuf::from(path));
+        let kind = &message["target"]["kind"][0];
+        let wanted = kind == "test" || (kind == "bin" && message["profile"]["test"] == false);
+        if wanted
+            && let (Some(name), Some(path)) = (
+                message["target"]["name"].as_str(),
+                message["executable"].as_str(),
+            )
+        {
+            programs.push((name.to_owned(), PathBuf::from(path)));
         }
     }
     Ok(programs)

@@ -50,6 +50,9 @@ enum Command {
         /// Run this shell script there instead of the tests, and show the console
         #[arg(long)]
         script: Option<String>,
+        /// Write the tables of what is seen to docs/coverage.md
+        #[arg(long)]
+        write: bool,
     },
     /// Measure what the probes cost, against an empty program (root)
     Bench {
@@ -80,10 +83,12 @@ fn run(command: Command) -> Result<()> {
             kernels,
             variant,
             script,
+            write,
         } => vm::run(&vm::Choice {
             kernels,
             variant,
             script,
+            write,
         }),
         Command::Bench { rounds } => bench::run(rounds),
     }

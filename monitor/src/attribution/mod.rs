@@ -220,6 +220,37 @@ impl Attribution {
         );
     }
 
+    /// A stamp for what a process of the table had done before it was watched.
+    pub fn stamp(&self, subject: Subject, time: Timestamp) -> Stamp {
+        let entry = self.table.get(&subject);
+        Stamp {
+            time,
+            subject,
+            parent: entry.and_then(|entry| entry.parent),
+            cgroup: 0,
+            uid: entry.map_or(0, |entry| entry.uid),
+            loginuid: None,
+            tty: entry.is_some_and(|entry| entry.tty),
+            comm: entry.map_or_else(String::new, |entry| entry.comm.clone()),
+        }
+    }
+
+    /// The name of a control group: its unit, its container, or its path.
+    pub fn group_name(&mut self, id: u64) -> String {
+        let group = self.groups.of(id, 0, None);
+        let id = group.container.as_deref().map(|id| &id[..id.len().min(12)]);
+        group
+            .unit
+            .as_deref()
+            .or(id)
+            .unwrap_or(if group.path.is_empty() {
+                "(unknown)"
+            } else {
+                &group.path
+            })
+            .to_owned()
+    }
+
     /// The process that another one looked at, where it is known who that is.
     pub fn target(&mut self, from: Subject, target: Target) -> Option<Subject> {
         let subject = match target {

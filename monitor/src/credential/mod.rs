@@ -181,6 +181,12 @@ impl Credentials {
         })
     }
 
+    /// Whether a path is a credential's.
+    pub fn is_place(&self, path: &Path) -> bool {
+        let path = normalise(&path.to_string_lossy());
+        self.catalog.file(&path).is_some()
+    }
+
     /// Remembers a file that was written under a credential's name; `false` where it is none.
     pub fn written(&mut self, path: &Path, source: Option<&Path>, file: FileId) -> bool {
         let catalog = Arc::clone(&self.catalog);

@@ -28,6 +28,7 @@ pub struct Metrics {
     last_used: GaugeVec,
     events: IntCounterVec,
     lost: IntCounterVec,
+    lost_by: IntCounterVec,
     attached: IntGaugeVec,
     unattributed: IntCounterVec,
     pub latency: Histogram,
@@ -88,7 +89,7 @@ impl Metrics {
             "Updates counted under `other` because a family had too many series.",
             &["family"],
         )?;
-        for family in ["uses", "hops", "findings", "credentials"] {
+        for family in ["uses", "hops", "findings", "losses", "credentials"] {
             folded.with_label_values(&[family]).inc_by(0);
         }
         let metrics = Self {
@@ -135,6 +136,11 @@ impl Metrics {
                 "keytrail_events_lost_total",
                 "Events lost, by the stage that lost them.",
                 &["probe", "stage"],
+            )?,
+            lost_by: counter(
+                "keytrail_workload_events_lost_total",
+                "Records that found a ring full, by the workload that they were of.",
+                &["probe", "workload"],
             )?,
             unattributed: counter(
                 "keytrail_unattributed_total",
@@ -285,6 +291,16 @@ impl Metrics {
     /// Records lost after the rings: not decoded, not written.
     pub fn lost(&self, probe: &'static str, stage: &'static str, total: u64) -> u64 {
         self.grow(&self.lost, "lost", &[probe, stage], total)
+    }
+
+    /// Records of a workload that found a ring full.
+    pub fn lost_by(&self, probe: Probe, workload: &str, count: u64) {
+        let labels = if self.admit("losses", &[probe.name(), workload]) {
+            [probe.name(), workload]
+        } else {
+            [probe.name(), OTHER]
+        };
+        self.lost_by.with_label_values(&labels).inc_by(count);
     }
 
     pub fn unattributed(&self, reason: &'static str, total: u64) {

@@ -9,6 +9,7 @@ pub mod fields;
 pub mod hello;
 mod ladder;
 pub mod observation;
+pub mod running;
 pub mod selftest;
 
 use aya::{

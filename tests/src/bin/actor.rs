@@ -57,6 +57,15 @@ struct Act {
     /// of what was asked for
     #[arg(long)]
     inherit: Option<PathBuf>,
+    /// Keep the file at `--path` open, connect to `--to`, say so, and wait until standard input ends
+    #[arg(long)]
+    hold: bool,
+    /// Do this over and over until standard input ends; say how often
+    #[arg(long, value_enum)]
+    storm: Option<Storm>,
+    /// Do it only so often
+    #[arg(long)]
+    times: Option<u64>,
     /// Delete the executable first
     #[arg(long)]
     unlink: bool,
@@ -99,8 +108,24 @@ enum Look {
     Itself,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Storm {
+    /// Children that end at once
+    Forks,
+    /// Opens of the file at `--path`
+    Opens,
+    /// Children that each open the file at `--path`
+    Readers,
+}
+
 fn main() -> Result<()> {
     let act = Act::parse();
+    if let Some(storm) = act.storm {
+        return rage(storm, &act);
+    }
+    if act.hold {
+        return hold(&act);
+    }
     if let Some(path) = &act.inherit {
         return inherit(path, &act);
     }
@@ -132,6 +157,59 @@ fn main() -> Result<()> {
         println!("{:#x}", MARK.as_ptr() as usize);
         std::io::stdin().read_to_end(&mut Vec::new())?;
     }
+    Ok(())
+}
+
+fn hold(act: &Act) -> Result<()> {
+    let file = File::open(act.path.as_ref().context("--path")?)?;
+    let stream = TcpStream::connect(act.to.context("--to")?)?;
+    println!("holding");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    drop((file, stream));
+    Ok(())
+}
+
+fn rage(storm: Storm, act: &Act) -> Result<()> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let path = match &act.path {
+        Some(path) => CString::new(path.as_os_str().as_bytes())?,
+        None => CString::default(),
+    };
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    std::thread::spawn(move || {
+        // Whatever comes, it is the end.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        told.store(true, Ordering::Relaxed);
+    });
+    println!("raging");
+    let mut times = 0u64;
+    while !over.load(Ordering::Relaxed) && act.times.is_none_or(|most| times < most) {
+        let open = || {
+            // SAFETY: the path outlives the call.
+            let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+            // SAFETY: the descriptor is this closure's own.
+            unsafe { libc::close(fd) };
+        };
+        match storm {
+            Storm::Opens => open(),
+            Storm::Forks | Storm::Readers => {
+                // SAFETY: the child only makes calls that are safe after fork.
+                let child = unsafe { libc::fork() };
+                if child == 0 {
+                    if let Storm::Readers = storm {
+                        open();
+                    }
+                    // SAFETY: ends the child, and nothing of its parent's.
+                    unsafe { libc::_exit(0) };
+                }
+                // SAFETY: the child is this process's own.
+                unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+            }
+        }
+        times += 1;
+    }
+    println!("{times}");
     Ok(())
 }
 

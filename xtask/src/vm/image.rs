@@ -27,7 +27,7 @@ const TOOLS: [&str; 12] = [
 pub const PROGRAMS: &str = "/opt/keytrail";
 
 /// Builds the image of these programs at `image`.
-pub fn build(programs: &[PathBuf], image: &Path) -> Result<()> {
+pub fn build(programs: &[(String, PathBuf)], image: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let root = work.path();
     for directory in [
@@ -59,8 +59,7 @@ pub fn build(programs: &[PathBuf], image: &Path) -> Result<()> {
         fs::copy(&path, root.join("usr/bin").join(tool))?;
         libraries.extend(needed(&path)?);
     }
-    for program in programs {
-        let name = program.file_name().context("a program has a name")?;
+    for (name, program) in programs {
         let copy = root.join("opt/keytrail").join(name);
         // Debug information is as large as all the rest.
         succeed(

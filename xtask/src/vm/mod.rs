@@ -3,11 +3,14 @@
 mod image;
 mod kernels;
 mod qemu;
+mod table;
 
 use crate::{build, root};
 use anyhow::{Result, bail};
+use kernels::Kernel;
 use qemu::Qemu;
 use std::time::Duration;
+use table::{Costs, Coverage};
 
 /// How one machine of the matrix is booted.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +39,12 @@ pub struct Choice {
     pub variant: Option<String>,
     /// A script to run instead of the tests; its output is shown.
     pub script: Option<String>,
+    /// Write the tables to `docs/coverage.md`.
+    pub write: bool,
 }
 
 /// The longest that one machine may run.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(420);
 
 /// Boots every machine that is wanted, one after the other.
 pub fn run(choice: &Choice) -> Result<()> {
@@ -56,36 +61,63 @@ pub fn run(choice: &Choice) -> Result<()> {
     let programs = build::programs()?;
     let image = root().join("target/vm-root.img");
     image::build(&programs, &image)?;
-    let script = choice.script.clone().unwrap_or_else(tests);
-    let mut failed = Vec::new();
-    for kernel in &kernels {
-        for variant in VARIANTS {
-            if choice
+    let machines = kernels
+        .iter()
+        .flat_map(|kernel| VARIANTS.map(|variant| (kernel, variant)))
+        .filter(|(_, variant)| {
+            choice
                 .variant
                 .as_ref()
-                .is_some_and(|wanted| wanted != variant.name)
-            {
-                continue;
-            }
-            let name = format!("{} {}", kernel.short(), variant.name);
-            let outcome = qemu.run(kernel, variant.parameters, &image, &script, LIMIT)?;
-            println!("── {name}: {:.1} s", outcome.took.as_secs_f64());
-            if choice.script.is_some() {
-                println!("{}", outcome.console);
-                continue;
-            }
-            if let Err(error) = outcome.check(&name) {
+                .is_none_or(|wanted| wanted == variant.name)
+        });
+    if let Some(script) = &choice.script {
+        for (kernel, variant) in machines {
+            let outcome = qemu.run(kernel, variant.parameters, &image, script, LIMIT)?;
+            println!("── {}\n{}", title(kernel, variant), outcome.console);
+        }
+        return Ok(());
+    }
+    let mut coverage = Coverage::here()?;
+    let mut costs = Costs::default();
+    let mut failed = Vec::new();
+    for (kernel, variant) in machines {
+        let name = title(kernel, variant);
+        let outcome = qemu.run(kernel, variant.parameters, &image, &tests(), LIMIT)?;
+        let seconds = outcome.took.as_secs_f64();
+        match outcome.check(&name) {
+            Ok(()) => println!("{name}: ok in {seconds:.0} s"),
+            Err(error) => {
                 eprintln!("{error:#}");
-                failed.push(name);
+                failed.push(name.clone());
             }
         }
+        coverage.add(&name, &outcome.report);
+        costs.add(&name, &outcome.report);
     }
+    println!("\n{coverage}\n{costs}");
+    if choice.write {
+        table::write(&coverage, &costs)?;
+    }
+    failed.extend(costs.above_budget());
     if !failed.is_empty() {
         bail!("failed on {}", failed.join(", "));
     }
     Ok(())
 }
 
+fn title(kernel: &Kernel, variant: Variant) -> String {
+    format!("{} {}", kernel.short(), variant.name)
+}
+
+/// What runs in each machine: what `doctor` says goes to the report, and then what comes of every
+/// scenario.
 fn tests() -> String {
-    format!("cd {} && ./keytrail doctor", image::PROGRAMS)
+    format!(
+        "cd {} || exit 1
+export KEYTRAIL_COVERAGE=/dev/ttyS1
+./keytrail doctor --output json | tr -d '\\n' > /dev/ttyS1 || exit 1
+echo > /dev/ttyS1
+./evasions --test-threads=1",
+        image::PROGRAMS
+    )
 }

@@ -1,0 +1,144 @@
+//! What a process that already runs has open: files and connections, from `/proc`.
+
+use super::observation::FileId;
+use crate::model::Transport;
+use procfs::{
+    ProcResult,
+    net::{TcpNetEntry, TcpState, UdpNetEntry},
+    process::{FDPermissions, FDTarget, Process},
+};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+};
+
+/// What a process has open.
+#[derive(Debug, Default)]
+pub struct Open {
+    /// Regular files that can be read, and their paths as the process sees them.
+    pub files: Vec<(PathBuf, FileId)>,
+    /// Inode numbers of sockets.
+    pub sockets: Vec<u64>,
+}
+
+/// Where a connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remote {
+    pub address: IpAddr,
+    pub port: u16,
+    pub transport: Transport,
+}
+
+/// What a process has open now; nothing of one that has ended, or that may not be looked into.
+pub fn open(pid: u32) -> Open {
+    let mut open = Open::default();
+    let descriptors = i32::try_from(pid)
+        .ok()
+        .and_then(|pid| Process::new(pid).ok())
+        .and_then(|process| process.fd().ok());
+    for descriptor in descriptors.into_iter().flatten().flatten() {
+        match descriptor.target {
+            FDTarget::Path(path) if descriptor.mode().contains(FDPermissions::READ) => {
+                let link = format!("/proc/{pid}/fd/{}", descriptor.fd);
+                let file = std::fs::metadata(&link)
+                    .ok()
+                    .filter(std::fs::Metadata::is_file)
+                    .map(|metadata| FileId {
+                        device: kernel_device(metadata.dev()),
+                        inode: metadata.ino(),
+                        generation: generation(&link),
+                    });
+                open.files.extend(file.map(|file| (path, file)));
+            }
+            FDTarget::Socket(inode) => open.sockets.push(inode),
+            _ => {}
+        }
+    }
+    open
+}
+
+/// A device number as the kernel has it inside.
+fn kernel_device(device: u64) -> u32 {
+    rustix::fs::major(device) << 20 | rustix::fs::minor(device)
+}
+
+/// The generation of a file's inode; 0 where its file system tells none.
+fn generation(link: &str) -> u32 {
+    use rustix::ioctl::{Getter, ioctl, opcode};
+    const FS_IOC_GETVERSION: rustix::ioctl::Opcode = opcode::read::<std::ffi::c_long>(b'v', 1);
+    let Ok(file) = std::fs::File::open(link) else {
+        return 0;
+    };
+    // SAFETY: the call writes an int, for all that its number says, and there is room for a long.
+    let version = unsafe { ioctl(&file, Getter::<FS_IOC_GETVERSION, u64>::new()) };
+    version.map_or(0, |version| version as u32)
+}
+
+/// Connections by the inode number of their socket, read once for each network namespace.
+#[derive(Debug, Default)]
+pub struct Connections {
+    known: HashMap<u64, HashMap<u64, Remote>>,
+}
+
+impl Connections {
+    /// The outgoing connections among the sockets of a process.
+    pub fn of(&mut self, pid: u32, sockets: &[u64]) -> Vec<(u64, Remote)> {
+        if sockets.is_empty() {
+            return Vec::new();
+        }
+        let Some(namespace) = std::fs::metadata(format!("/proc/{pid}/ns/net"))
+            .ok()
+            .map(|metadata| metadata.ino())
+        else {
+            return Vec::new();
+        };
+        let known = self
+            .known
+            .entry(namespace)
+            .or_insert_with(|| outgoing(pid).unwrap_or_default());
+        sockets
+            .iter()
+            .filter_map(|inode| Some((*inode, *known.get(inode)?)))
+            .collect()
+    }
+}
+
+fn outgoing(pid: u32) -> ProcResult<HashMap<u64, Remote>> {
+    let process = Process::new(i32::try_from(pid).unwrap_or(0))?;
+    let mut tcp = process.tcp()?;
+    // Without IPv6 there is no such file.
+    tcp.extend(process.tcp6().unwrap_or_default());
+    let mut udp = process.udp()?;
+    udp.extend(process.udp6().unwrap_or_default());
+    Ok(select(&tcp, &udp))
+}
+
+/// What was connected from here: a socket on a port at which something listens was accepted.
+fn select(tcp: &[TcpNetEntry], udp: &[UdpNetEntry]) -> HashMap<u64, Remote> {
+    let listening: Vec<u16> = tcp
+        .iter()
+        .filter(|entry| entry.state == TcpState::Listen)
+        .map(|entry| entry.local_address.port())
+        .collect();
+    let remote = |address: SocketAddr, transport| Remote {
+        address: match address.ip() {
+            IpAddr::V6(six) => six.to_ipv4_mapped().map_or(IpAddr::V6(six), IpAddr::V4),
+            four => four,
+        },
+        port: address.port(),
+        transport,
+    };
+    let streams = tcp
+        .iter()
+        .filter(|entry| {
+            entry.state == TcpState::Established && !listening.contains(&entry.local_address.port())
+        })
+        .map(|entry| (entry.inode, remote(entry.remote_address, Transport::Tcp)));
+    let datagrams = udp
+        .iter()
+        .filter(|entry| entry.remote_address.port() != 0)
+        .map(|entry| (entry.inode, remote(entry.remote_address, Transport::Udp)));
+    streams.chain(datagrams).collect()
+}

@@ -1,0 +1,187 @@
+//! What came of the scenarios and what the verifier walked, by kernel, as tables.
+
+use crate::{
+    build::{cargo, succeed},
+    root,
+};
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, fs};
+
+/// Instructions that the verifier may walk for one program, a third of what the kernel allows.
+const BUDGET: u64 = 400_000;
+
+/// Scenario by machine.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    machines: Vec<String>,
+    scenarios: Vec<String>,
+    cells: BTreeMap<(String, String), String>,
+}
+
+impl Coverage {
+    /// The scenarios on the kernel of the machine at hand, where they can run.
+    pub fn here() -> Result<Self> {
+        let mut coverage = Self::default();
+        if !lab::is_root() {
+            return Ok(coverage);
+        }
+        let report = tempfile::NamedTempFile::new()?;
+        succeed(
+            cargo()
+                .args(["test", "--release", "--quiet", "--package", "lab"])
+                .args(["--test", "evasions", "--", "--test-threads=1"])
+                .env("KEYTRAIL_COVERAGE", report.path()),
+        )?;
+        let release = rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned();
+        let short = release.split(['-', '+']).next().unwrap_or_default();
+        coverage.add(
+            &format!("{short} here"),
+            &fs::read_to_string(report.path())?,
+        );
+        Ok(coverage)
+    }
+
+    /// Takes in the report of one machine.
+    pub fn add(&mut self, machine: &str, report: &str) {
+        self.machines.push(machine.to_owned());
+        for line in lines(report) {
+            let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            let scenario = text("scenario");
+            if scenario.is_empty() {
+                continue;
+            }
+            if !self.scenarios.contains(&scenario) {
+                self.scenarios.push(scenario.clone());
+            }
+            let cell = match text("result").as_str() {
+                "seen" => text("detail"),
+                "gap" => "**gap**".to_owned(),
+                other => format!("({other})"),
+            };
+            self.cells.insert((scenario, machine.to_owned()), cell);
+        }
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| scenario | {} |", self.machines.join(" | "))?;
+        writeln!(f, "|---|{}", "---|".repeat(self.machines.len()))?;
+        for scenario in &self.scenarios {
+            write!(f, "| {scenario} |")?;
+            for machine in &self.machines {
+                let cell = self.cells.get(&(scenario.clone(), machine.clone()));
+                write!(f, " {} |", cell.map_or("failed", |cell| short(cell)))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// A mechanism without what all of its kind have in common.
+fn short(mechanism: &str) -> &str {
+    mechanism
+        .split_once("/sys_")
+        .map_or(mechanism, |(kind, _)| kind)
+        .trim_start_matches("tracepoint/")
+}
+
+/// What the verifier walked, by program and machine.
+#[derive(Debug, Default)]
+pub struct Costs {
+    machines: Vec<String>,
+    cells: BTreeMap<(String, String), u64>,
+}
+
+impl Costs {
+    /// Takes in what `doctor` said on one machine.
+    pub fn add(&mut self, machine: &str, report: &str) {
+        self.machines.push(machine.to_owned());
+        for line in lines(report) {
+            for probe in line["probes"].as_array().into_iter().flatten() {
+                if let (Some(program), Some(instructions)) =
+                    (probe["program"].as_str(), probe["instructions"].as_u64())
+                {
+                    self.cells
+                        .insert((program.to_owned(), machine.to_owned()), instructions);
+                }
+            }
+        }
+    }
+
+    /// Programs that cost the verifier too much somewhere.
+    pub fn above_budget(&self) -> Vec<String> {
+        self.cells
+            .iter()
+            .filter(|(_, instructions)| **instructions > BUDGET)
+            .map(|((program, machine), instructions)| {
+                format!("{machine}: {program} costs the verifier {instructions} instructions, and {BUDGET} are allowed")
+            })
+            .collect()
+    }
+}
+
+impl fmt::Display for Costs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A kernel before 5.16 does not tell.
+        let told: Vec<&String> = self
+            .machines
+            .iter()
+            .filter(|machine| self.cells.keys().any(|(_, known)| known == *machine))
+            .collect();
+        write!(f, "| program |")?;
+        for machine in &told {
+            write!(f, " {machine} |")?;
+        }
+        writeln!(f, "\n|---|{}", "---:|".repeat(told.len()))?;
+        let mut programs: Vec<&String> = self.cells.keys().map(|(program, _)| program).collect();
+        programs.dedup();
+        for program in programs {
+            write!(f, "| {program} |")?;
+            for machine in &told {
+                match self.cells.get(&(program.clone(), (*machine).clone())) {
+                    Some(instructions) => write!(f, " {instructions} |")?,
+                    None => write!(f, " – |")?,
+                }
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+fn lines(report: &str) -> impl Iterator<Item = Value> {
+    report
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+}
+
+/// Writes both tables to `docs/coverage.md`.
+pub fn write(coverage: &Coverage, costs: &Costs) -> Result<()> {
+    let path = root().join("docs/coverage.md");
+    let text = format!(
+        "# What is seen, by kernel
+
+Written by `cargo xtask vm --write` from what the scenarios of `tests/tests/evasions.rs` gave; not by hand.
+
+A cell names the hook that serves the observation on that kernel. **gap** means that the kernel has no
+hook that sees it, and that `keytrail doctor` declares it there. Machines `lsm` have `bpf` in the list
+of active LSMs, machines `no-lsm` have not; `here` is the kernel of the machine that wrote this page,
+without fentry, LSM and kprobes.
+
+{coverage}
+## What the verifier walks
+
+Instructions by program, where the kernel tells (5.16 and later); the test fails above {BUDGET}.
+
+{costs}"
+    );
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("written to {}", path.display());
+    Ok(())
+}
