@@ -66,6 +66,7 @@ kernel_fields! {
     /// The probes read a dentry from here on as one block: parent, length and name, inode, and
     /// the bytes of a short name.
     DentryParent: "dentry" ["d_parent"] 8 needed;
+    DentryNameHash: "dentry" ["d_name.hash" | "__d_name.hash"] 4 needed;
     DentryNameLen: "dentry" ["d_name.len" | "__d_name.len"] 4 needed;
     DentryName: "dentry" ["d_name.name" | "__d_name.name"] 8 needed;
     DentryInode: "dentry" ["d_inode"] 8 needed;
@@ -113,6 +114,7 @@ pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
     let at = |field: F| offsets[field as usize];
     let parent = at(F::DentryParent);
     let block = [
+        (F::DentryNameHash, 8),
         (F::DentryNameLen, 12),
         (F::DentryName, 16),
         (F::DentryInode, 24),
@@ -123,6 +125,9 @@ pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
         .any(|(field, distance)| at(*field) != parent.wrapping_add(*distance))
     {
         return Some("struct dentry is not laid out as the probes read it");
+    }
+    if at(F::FileDentry) != at(F::FileMnt).wrapping_add(8) {
+        return Some("struct path is not laid out as the probes read it");
     }
     let in_block = [
         F::FileMode,
@@ -149,7 +154,9 @@ mod tests {
     fn plausible() -> Offsets {
         let mut offsets = [16; COUNT];
         for (field, offset) in [
+            (F::FileDentry, 24),
             (F::DentryParent, 24),
+            (F::DentryNameHash, 32),
             (F::DentryNameLen, 36),
             (F::DentryName, 40),
             (F::DentryInode, 48),

@@ -112,6 +112,21 @@ pub const fn inode_key(ino: u64) -> u64 {
     mix(P2, ino)
 }
 
+/// What stands for an open file that was looked at in an epoch; never 0, which is in an empty
+/// slot. The parts are multiplied side by side and not one after the other: this is on the way
+/// of every open.
+#[inline(always)]
+pub const fn tag_of(epoch: u64, parts: [u64; 5]) -> u64 {
+    let sum = epoch
+        .wrapping_mul(P1)
+        .wrapping_add(parts[0].wrapping_mul(P2))
+        .wrapping_add(parts[1].wrapping_mul(0x1656_67b1_9e37_79f9))
+        .wrapping_add(parts[2].wrapping_mul(0x27d4_eb2f_1656_67c5))
+        .wrapping_add(parts[3].wrapping_mul(0x85eb_ca77_c2b2_ae63))
+        .wrapping_add(parts[4].wrapping_mul(0xff51_afd7_ed55_8ccd));
+    (sum ^ (sum >> 29)) | 1 << 63
+}
+
 /// The first bytes of a name as the probes see them.
 pub fn name_words(name: &[u8]) -> [u64; 4] {
     let mut bytes = [0u8; NAME_BYTES];

@@ -2,10 +2,12 @@
 
 use crate::{
     kernel::{self, S_IFREG, current_pid, current_task, field, fill_header, now, read},
-    maps::{Bloom, CREDENTIAL_RING, INODES, RULES, count, current_cgroup, is_agent, lost, send},
+    maps::{
+        Bloom, CREDENTIAL_RING, INODES, Looked, RULES, count, current_cgroup, is_agent, lost, send,
+    },
     memory,
     path::{Walk, mounted_at},
-    view::{Copied, Dentry, Direct, Memory, OpenFile},
+    view::{Copied, Dentry, Direct, Memory, OpenFile, file_of_current},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -70,6 +72,17 @@ pub fn file_open_kprobe(ctx: ProbeContext) -> u32 {
 pub fn file_open_exit(ctx: TracePointContext) -> u32 {
     // SAFETY: a syscall exit record has its return value at offset 16 on every kernel since
     // 5.10; the verifier checks the access against the record's size.
+    let fd = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
+    if fd >= 0 {
+        opened::<Copied>(file_of_current(fd as u64), 0);
+    }
+    0
+}
+
+/// As [`file_open_exit`], for kernels before 5.11.
+#[tracepoint]
+pub fn file_open_exit_copied(ctx: TracePointContext) -> u32 {
+    // SAFETY: as above.
     let fd = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if fd >= 0 {
         opened::<Copied>(kernel::file_of(current_task(), fd as u64), 0);
@@ -217,17 +230,34 @@ fn key_of(inode: u64, number: u64) -> InodeKey {
 /// What every hook of this family does with an open file.
 #[inline(always)]
 fn opened<M: Memory>(address: u64, flags: u32) {
+    let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
+        return;
+    };
+    // Most files are opened again and again. As little is read of them as tells which they are.
+    let [mount, dentry] = M::path(address);
+    let [parent, name, inode] = M::identity(dentry);
+    let base = rules.address();
+    let Some(looked) = Looked::at([
+        M::number(mount, base),
+        M::number(dentry, base),
+        M::number(parent, base),
+        name,
+        M::number(inode, base),
+    ]) else {
+        return;
+    };
+    if looked.before() {
+        return;
+    }
     let file = M::file(address);
     if file.mode & (FMODE_READ | FMODE_WRITE) == 0 || file.mode & FMODE_NOACCOUNT != 0 {
         return;
     }
     let (format, number) = M::inode(file.inode);
     if format != S_IFREG {
+        looked.remember();
         return;
     }
-    let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
-        return;
-    };
     let dentry = M::dentry(file.dentry);
     let parent = M::dentry(dentry.parent);
     let grandparent = M::dentry(parent.parent);
@@ -235,12 +265,15 @@ fn opened<M: Memory>(address: u64, flags: u32) {
     if !names.may_match(rules) && !inodes.has(filter::inode_key(number)) {
         let root = M::mount_root(file.mount);
         if root != file.dentry && root != dentry.parent {
+            looked.remember();
             return;
         }
         let Some(there) = mounted(&file, root == file.dentry, &dentry) else {
+            looked.remember();
             return;
         };
         if !there.may_match(rules) {
+            looked.remember();
             return;
         }
         names = there;

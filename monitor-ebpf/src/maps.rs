@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    filter::{BLOOM_WORDS, bloom_position},
+    filter::{BLOOM_WORDS, bloom_position, tag_of},
     record::{COUNTERS, InodeKey, LossKey, Probe, STAGES, Stage},
 };
 
@@ -39,6 +39,49 @@ pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 0);
 /// Index 0: the agent's own thread group, which is never reported.
 #[map]
 static AGENT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Files that were looked at and are no credential's, as tags: what tells one from another, and
+/// the epoch in which it was looked at. A word is written and read at once, so that two processors
+/// cannot make a tag that neither meant.
+#[map]
+static LOOKED_AT: Array<u64> = Array::with_max_entries(LOOKED_AT_SLOTS, 0);
+
+const LOOKED_AT_SLOTS: u32 = 1 << 14;
+
+/// Index 0: the epoch. The agent begins another each second, and whenever the rules or the known
+/// inodes change: what was looked at before is looked at again.
+#[map]
+static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The place of a file among those that were looked at in this epoch.
+#[derive(Clone, Copy)]
+pub struct Looked {
+    tag: u64,
+    slot: *mut u64,
+}
+
+impl Looked {
+    /// From what tells one open file from another.
+    #[inline(always)]
+    pub fn at(parts: [u64; 5]) -> Option<Self> {
+        let epoch = EPOCH.get(0)?;
+        let tag = tag_of(*epoch, parts);
+        let slot = LOOKED_AT.get_ptr_mut(tag as u32 & (LOOKED_AT_SLOTS - 1))?;
+        Some(Self { tag, slot })
+    }
+
+    #[inline(always)]
+    pub fn before(self) -> bool {
+        // SAFETY: a map value lives as long as the program runs, and a word is read at once.
+        unsafe { self.slot.read_volatile() == self.tag }
+    }
+
+    #[inline(always)]
+    pub fn remember(self) {
+        // SAFETY: as above.
+        unsafe { self.slot.write_volatile(self.tag) }
+    }
+}
 
 /// Counts `n` of `stage` for `probe`.
 #[inline(always)]
@@ -115,6 +158,12 @@ impl Bloom {
     #[inline(always)]
     pub fn inodes() -> Option<Self> {
         BLOOM.get_ptr(1).map(Self)
+    }
+
+    /// An address in the kernel that stays the same while the probes are loaded.
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0 as u64
     }
 
     /// Whether the key may be among the rules.

@@ -2,6 +2,7 @@
 //! kernel vouches for the pointer, or through a helper.
 
 use crate::kernel::{Block, offset, pick, pick32, read, read_to};
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use core::mem::MaybeUninit;
 use monitor_common::fields::F;
 
@@ -30,6 +31,13 @@ pub trait Memory {
     fn inode(address: u64) -> (u32, u64);
     fn dentry(address: u64) -> Dentry;
     fn mount_root(mount: u64) -> u64;
+    /// Mount and dentry of a file: the least that tells which one it is.
+    fn path(file: u64) -> [u64; 2];
+    /// Of a dentry its parent, hash and length of its name, and its inode. The name cannot change
+    /// without them, but for one in four billion.
+    fn identity(dentry: u64) -> [u64; 3];
+    /// A pointer as a number that can be reckoned with, for what is only compared with its like.
+    fn number(pointer: u64, base: u64) -> u64;
 }
 
 const S_IFMT: u32 = 0xf000;
@@ -96,6 +104,28 @@ impl Memory for Direct {
     fn mount_root(mount: u64) -> u64 {
         load(mount, F::VfsmountRoot)
     }
+
+    #[inline(always)]
+    fn path(file: u64) -> [u64; 2] {
+        [load(file, F::FileMnt), load(file, F::FileDentry)]
+    }
+
+    #[inline(always)]
+    fn identity(dentry: u64) -> [u64; 3] {
+        let hash = u64::from(load::<u32>(dentry, F::DentryNameHash));
+        let len = u64::from(load::<u32>(dentry, F::DentryNameLen));
+        [
+            load(dentry, F::DentryParent),
+            len << 32 | hash,
+            load(dentry, F::DentryInode),
+        ]
+    }
+
+    /// The verifier takes no product of a pointer, and lets one pointer be taken from another.
+    #[inline(always)]
+    fn number(pointer: u64, base: u64) -> u64 {
+        pointer.wrapping_sub(base)
+    }
 }
 
 /// Copies through `bpf_probe_read_kernel`: a call for each structure and not for each field.
@@ -151,4 +181,31 @@ impl Memory for Copied {
     fn mount_root(mount: u64) -> u64 {
         crate::kernel::field(mount, F::VfsmountRoot)
     }
+
+    #[inline(always)]
+    fn path(file: u64) -> [u64; 2] {
+        read(file.wrapping_add(offset(F::FileMnt)))
+    }
+
+    #[inline(always)]
+    fn identity(dentry: u64) -> [u64; 3] {
+        let [parent, name, _, inode]: [u64; 4] = read(dentry.wrapping_add(offset(F::DentryParent)));
+        [parent, name, inode]
+    }
+
+    #[inline(always)]
+    fn number(pointer: u64, _: u64) -> u64 {
+        pointer
+    }
+}
+
+/// The `struct file` behind a descriptor of the current process, which is open, or 0. Two of the
+/// pointers on the way are ones that the verifier knows. First kernel: 5.11.
+#[inline(always)]
+pub fn file_of_current(fd: u64) -> u64 {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task_btf() } as u64;
+    let table: u64 = load(load(task, F::TaskFiles), F::FilesFdt);
+    let array: u64 = load(table, F::FdtFd);
+    read(array.wrapping_add(fd << 3))
 }

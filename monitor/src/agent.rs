@@ -264,6 +264,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         }
         second = Instant::now();
         seconds += 1;
+        sensor.begin_epoch()?;
         let now = Timestamp::now();
         count(&mut sensor, &mut joiner, &parts.judge, now, &mut events)?;
         events.push(Event::Tick { time: now });

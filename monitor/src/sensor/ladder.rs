@@ -80,6 +80,11 @@ const OPEN: Step = optional(
     Hook::Tracepoint("syscalls", "sys_exit_open"),
 );
 
+const OPEN_COPIED: Step = optional(
+    "file_open_exit_copied",
+    Hook::Tracepoint("syscalls", "sys_exit_open"),
+);
+
 /// Every ladder, in the order of attachment: processes first, as what they do is attributed to
 /// them.
 pub const LADDERS: &[Ladder] = &[
@@ -122,6 +127,25 @@ pub const LADDERS: &[Ladder] = &[
                 ),
                 step(
                     "file_open_exit",
+                    Hook::Tracepoint("syscalls", "sys_exit_open_by_handle_at"),
+                ),
+                optional(
+                    "file_open_uring",
+                    Hook::Tracepoint("io_uring", "io_uring_complete"),
+                ),
+            ],
+            &[
+                step(
+                    "file_open_exit_copied",
+                    Hook::Tracepoint("syscalls", "sys_exit_openat"),
+                ),
+                OPEN_COPIED,
+                step(
+                    "file_open_exit_copied",
+                    Hook::Tracepoint("syscalls", "sys_exit_openat2"),
+                ),
+                step(
+                    "file_open_exit_copied",
                     Hook::Tracepoint("syscalls", "sys_exit_open_by_handle_at"),
                 ),
                 optional(

@@ -106,6 +106,7 @@ pub struct Sensor {
     reads: HashMap<MapData, [u64; 3], [u64; 2]>,
     losses: HashMap<MapData, [u64; 2], u64>,
     agent: Array<MapData, u32>,
+    epoch: Array<MapData, u64>,
     inode_filter: Box<[u64; BLOOM_WORDS]>,
     learned: usize,
     attached: Vec<Attached>,
@@ -160,6 +161,7 @@ impl Sensor {
             reads: map(&mut ebpf, "READS")?,
             losses: map(&mut ebpf, "LOSSES")?,
             agent: map(&mut ebpf, "AGENT")?,
+            epoch: map(&mut ebpf, "EPOCH")?,
             inode_filter: Box::new([0; BLOOM_WORDS]),
             learned: 0,
             attached: Vec::new(),
@@ -203,7 +205,7 @@ impl Sensor {
         for key in stale {
             self.rules.remove(&key).map_err(failed("RULES"))?;
         }
-        Ok(())
+        self.begin_epoch()
     }
 
     fn attach(&mut self, cgroup: Option<&Path>) -> Result<(), SensorError> {
@@ -246,6 +248,17 @@ impl Sensor {
             })
     }
 
+    /// Has the probes look again at every file that they looked at before. To be called each
+    /// second: a directory may have got another name since.
+    pub fn begin_epoch(&mut self) -> Result<(), SensorError> {
+        self.epoch
+            .set(0, boot_time(), 0)
+            .map_err(|source| SensorError::Map {
+                name: "EPOCH",
+                source,
+            })
+    }
+
     /// From now on opens of this file are reported whatever its name.
     pub fn learn(&mut self, file: FileId) -> Result<(), SensorError> {
         self.note_inode(file, INODE_CREDENTIAL)?;
@@ -259,7 +272,7 @@ impl Sensor {
                     source,
                 })?;
         }
-        Ok(())
+        self.begin_epoch()
     }
 
     /// From now on opens of this file are not reported: it only has the name of a credential.
