@@ -191,19 +191,16 @@ extern "C" fn entry(_: u64, context: *mut c_void) -> i64 {
 /// Looks at a variable at `at` of `len` bytes, or of more where it is `cut`.
 #[inline(always)]
 fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
-    {
-        let Some(scratch) = scratch() else { return };
-        scratch.name = Name {
-            words: Words::new(),
-            first_hit: 0,
-            last_hit: 0,
-            len: 0,
-        };
-    }
-    let mut nothing = 0u64;
-    repeat(NAME_MAX as u32, name_byte, &mut nothing);
-    let Some(scratch) = scratch() else { return };
-    let name = scratch.name;
+    let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
+        return;
+    };
+    // SAFETY: the place is this CPU's own; volatile, so that what is found goes through memory:
+    // the verifier then walks on from here once, and not once for each length of a name.
+    let name = unsafe {
+        let place = &raw mut scratch.name;
+        name(&scratch.entry, bloom, place);
+        place.read_volatile()
+    };
     if name.len == 0 || name.len >= NAME_MAX as u64 {
         return;
     }
@@ -212,86 +209,68 @@ fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
     if !(4..=CHUNK as u64).contains(&value_len) {
         return;
     }
+    let word = match (rule(name.last_hit), rule(name.first_hit)) {
+        (Some(last), _) => last + 1,
+        (None, Some(first)) => first + 1,
+        (None, None) => 0,
+    };
+    let (prefix, jwt) = if value_len >= 12 {
+        first_bytes(&scratch.entry, name.len + 1, bloom)
+    } else {
+        (0, 0)
+    };
+    if word == 0 && prefix == 0 {
+        return;
+    }
     let place = scratch.gathered;
     if place >= CANDIDATES as u64 {
         count(Probe::Environ, Stage::Read);
         return;
     }
-    let candidate = &mut scratch.candidates[place as usize & (CANDIDATES - 1)];
-    *candidate = Candidate {
+    scratch.candidates[place as usize & (CANDIDATES - 1)] = Candidate {
         at: value_at,
         len: value_len,
         name_at: at,
         name_len: name.len as u32,
-        word: 0,
-        prefix: 0,
-        jwt: 0,
+        word,
+        prefix,
+        jwt,
         url: 0,
         dots: 0,
         cut: u32::from(cut),
         reserved: 0,
     };
-    if let Some(value) = rule(name.first_hit) {
-        candidate.word = value + 1;
-    }
-    if name.last_hit != name.first_hit
-        && let Some(value) = rule(name.last_hit)
-    {
-        candidate.word = value + 1;
-    }
-    let mut first = First { bytes: 0, place };
-    if value_len >= 12 {
-        // SAFETY: the destination is eight bytes on the stack; the helper checks the source.
-        unsafe {
-            bpf_probe_read_user((&raw mut first.bytes).cast(), 8, value_at as *const c_void);
-        }
-        repeat(6, first_bytes, &mut first);
-    }
-    if keep(place) {
-        walk.cut |= u64::from(cut);
-    }
+    scratch.gathered = place + 1;
+    walk.cut |= u64::from(cut);
 }
 
-/// Keeps the candidate that was looked at last, if a rule is about it.
+/// Looks for a rule about the first 3 to 8 bytes of a value; the longest that holds counts. Gives
+/// its value plus 1, and whether a JWT is to be looked for.
 #[inline(always)]
-fn keep(place: u64) -> bool {
-    let Some(scratch) = scratch() else {
-        return false;
+fn first_bytes(entry: &[u8; CHUNK], at: u64, bloom: Bloom) -> (u32, u32) {
+    // SAFETY: a name is shorter than NAME_MAX, and the entry has eight bytes more than that; they
+    // are read where they lie, which the machines that run this can do.
+    let first = unsafe {
+        entry
+            .as_ptr()
+            .add(at as usize & (2 * NAME_MAX - 1))
+            .cast::<u64>()
+            .read_unaligned()
     };
-    let candidate = &scratch.candidates[place as usize & (CANDIDATES - 1)];
-    let wanted = candidate.word != 0 || candidate.prefix != 0;
-    if wanted {
-        scratch.gathered = place + 1;
+    let (mut prefix, mut jwt) = (0, 0);
+    for len in 3..9 {
+        let key = filter::value_key(first, len);
+        if bloom.has(key)
+            && let Some(value) = rule(key)
+        {
+            prefix = (value & !JWT_VALUE) + 1;
+            jwt = value & JWT_VALUE;
+        }
     }
-    wanted
+    (prefix, jwt)
 }
 
-/// The first bytes of a value.
-#[repr(C)]
-struct First {
-    bytes: u64,
-    place: u64,
-}
-
-/// Looks for a rule about the first 3 to 8 bytes; the longest that holds counts.
-extern "C" fn first_bytes(i: u64, context: *mut c_void) -> i64 {
-    // SAFETY: the context is the First of `variable`.
-    let first = unsafe { &mut *context.cast::<First>() };
-    let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
-        return 1;
-    };
-    let key = filter::value_key(first.bytes, 3 + i);
-    if bloom.has(key)
-        && let Some(value) = rule(key)
-    {
-        let candidate = &mut scratch.candidates[first.place as usize & (CANDIDATES - 1)];
-        candidate.prefix = (value & !JWT_VALUE) + 1;
-        candidate.jwt = value & JWT_VALUE;
-    }
-    0
-}
-
-/// What is known of a name so far.
+/// What is known of a name.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Name {
@@ -299,34 +278,51 @@ struct Name {
     /// Keys of the first and the last word that a rule may be about.
     first_hit: u64,
     last_hit: u64,
-    /// Bytes before the `=`; 0 until it is seen.
+    /// Bytes before the `=`; 0 where there is none.
     len: u64,
 }
 
-extern "C" fn name_byte(i: u64, _: *mut c_void) -> i64 {
-    let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
-        return 1;
-    };
-    let byte = scratch.entry[i as usize & (NAME_MAX - 1)];
-    let name = &mut scratch.name;
-    let ends = byte == b'=' || byte == 0;
-    let key = if ends {
-        name.words.end()
-    } else {
-        name.words.push(byte)
-    };
-    if let Some(key) = key
-        && bloom.has(key)
-    {
-        if name.first_hit == 0 {
-            name.first_hit = key;
+/// Splits the name at the front of an entry into words. A loop and not a [`repeat`]: it is run
+/// for every variable of every program, and a call for each byte is what would cost.
+///
+/// # Safety
+/// `found` must be this CPU's own.
+#[inline(always)]
+unsafe fn name(entry: &[u8; CHUNK], bloom: Bloom, found: *mut Name) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        found.write_volatile(Name {
+            words: Words::new(),
+            first_hit: 0,
+            last_hit: 0,
+            len: 0,
+        });
+    }
+    for (i, byte) in entry.iter().copied().enumerate().take(NAME_MAX) {
+        let ends = byte == b'=' || byte == 0;
+        // SAFETY: as above.
+        let mut words = unsafe { (&raw const (*found).words).read_volatile() };
+        let key = if ends { words.end() } else { words.push(byte) };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*found).words).write_volatile(words) };
+        if let Some(key) = key
+            && bloom.has(key)
+        {
+            // SAFETY: as above.
+            unsafe {
+                if (&raw const (*found).first_hit).read_volatile() == 0 {
+                    (&raw mut (*found).first_hit).write_volatile(key);
+                }
+                (&raw mut (*found).last_hit).write_volatile(key);
+            }
         }
-        name.last_hit = key;
+        if ends {
+            let len = if byte == 0 { 0 } else { i as u64 };
+            // SAFETY: as above.
+            unsafe { (&raw mut (*found).len).write_volatile(len) };
+            break;
+        }
     }
-    if byte == b'=' {
-        name.len = i;
-    }
-    i64::from(ends)
 }
 
 #[inline(always)]

@@ -16,8 +16,8 @@ mod process;
 mod view;
 
 use aya_ebpf::{
-    macros::{fentry, lsm, raw_tracepoint, tracepoint},
-    programs::{FEntryContext, LsmContext, RawTracePointContext, TracePointContext},
+    macros::{cgroup_skb, fentry, lsm, raw_tracepoint, tracepoint},
+    programs::{FEntryContext, LsmContext, RawTracePointContext, SkBuffContext, TracePointContext},
 };
 
 /// The measure of every budget: what a program costs that does nothing. Attached by the
@@ -43,6 +43,12 @@ pub fn empty_lsm(_: LsmContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn empty_raw(_: RawTracePointContext) -> i32 {
     0
+}
+
+/// As [`empty_tracepoint`], on the hook of the hello probe.
+#[cgroup_skb(egress)]
+pub fn empty_egress(_: SkBuffContext) -> i32 {
+    1
 }
 
 #[cfg(target_arch = "bpf")]

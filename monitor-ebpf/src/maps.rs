@@ -46,7 +46,7 @@ static AGENT: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static LOOKED_AT: Array<u64> = Array::with_max_entries(LOOKED_AT_SLOTS, 0);
 
-const LOOKED_AT_SLOTS: u32 = 1 << 14;
+const LOOKED_AT_SLOTS: u32 = 1 << 16;
 
 /// Index 0: the epoch. The agent begins another each second, and whenever the rules or the known
 /// inodes change: what was looked at before is looked at again.

@@ -69,7 +69,8 @@ fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-fn cgroup_root() -> Option<PathBuf> {
+/// Where cgroup v2 is mounted.
+pub fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');

@@ -54,11 +54,20 @@ enum Command {
         #[arg(long)]
         write: bool,
     },
-    /// Measure what the probes cost, against an empty program (root)
+    /// Measure what the probes cost, beside empty programs and other tools (root)
     Bench {
         /// Rounds, of which medians are taken
-        #[arg(long, default_value_t = 15)]
+        #[arg(long, default_value_t = 9)]
         rounds: usize,
+        /// Seconds of each test under load
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// In a virtual machine with this series of kernels, and not here
+        #[arg(long)]
+        kernel: Option<String>,
+        /// How the virtual machine is booted: `lsm` or `no-lsm`
+        #[arg(long)]
+        variant: Option<String>,
     },
 }
 
@@ -90,7 +99,12 @@ fn run(command: Command) -> Result<()> {
             script,
             write,
         }),
-        Command::Bench { rounds } => bench::run(rounds),
+        Command::Bench {
+            rounds,
+            seconds,
+            kernel,
+            variant,
+        } => bench::run(rounds, seconds, kernel, variant),
     }
 }
 

@@ -5,8 +5,11 @@ use crate::{
     sensor::Rules,
 };
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
-use monitor_common::filter::{
-    JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key, word_of,
+use monitor_common::{
+    environ::word_key,
+    filter::{
+        JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key, word_of,
+    },
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -314,12 +317,12 @@ impl Catalog {
         for class in &self.classes {
             for name in &class.environment {
                 if let Some(word) = telling_word(name) {
-                    rules.entry(key(Kind::Word, word)).or_insert(PLAIN);
+                    rules.entry(word).or_insert(PLAIN);
                 }
             }
             for name in &class.url_environment {
                 if let Some(word) = telling_word(name) {
-                    rules.insert(key(Kind::Word, word), URL_WORD);
+                    rules.insert(word, URL_WORD);
                 }
             }
         }
@@ -428,7 +431,7 @@ fn file_rule(glob: &str, rules: &mut BTreeMap<u64, u32>) {
     }
 }
 
-/// The word of a variable's name by which the kernel picks it out: the last, unless every
+/// The key of the word of a variable's name by which the kernel picks it out: the last, unless every
 /// environment has that word.
 fn telling_word(glob: &str) -> Option<u64> {
     let words: Vec<String> = glob
@@ -438,7 +441,7 @@ fn telling_word(glob: &str) -> Option<u64> {
         .collect();
     let last = words.last()?;
     let word = if last == "pwd" { words.first()? } else { last };
-    (word != "pwd").then(|| word_of(word.as_bytes()))
+    (word != "pwd").then(|| word_key(word)).flatten()
 }
 
 /// A path as the catalog knows it: `/var/run` is `/run`, and the `..data` and `..<timestamp>`
@@ -597,10 +600,10 @@ mod tests {
         assert!(rules.contains_key(&key(Kind::Suffix, word_of(b".p12"))));
         assert!(rules.contains_key(&key(Kind::Prefix, word_of(b".env"))));
         assert!(
-            !rules.contains_key(&key(Kind::Word, word_of(b"pwd"))),
+            !rules.contains_key(&word_key("pwd").expect("a word")),
             "PWD is everywhere"
         );
-        assert_eq!(rules[&key(Kind::Word, word_of(b"url"))], URL_WORD);
+        assert_eq!(rules[&word_key("url").expect("a word")], URL_WORD);
         assert!(rules.contains_key(&value_key(word_of(b"ghp_"), 4)));
     }
 

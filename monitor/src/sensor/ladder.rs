@@ -258,7 +258,13 @@ pub struct Machine<'a> {
     /// Whether `bpf` is in the list of active LSMs: without it an LSM program attaches, and never
     /// fires.
     pub lsm: bool,
+    /// Kinds of hooks that are not to be used.
+    pub skipped: Vec<String>,
 }
+
+/// Kinds of hooks that are passed over, such as `lsm,fentry`: where one of them is in the way of
+/// another tool, and for tests of those below.
+pub const SKIP_HOOKS: &str = "KEYTRAIL_SKIP_HOOKS";
 
 impl Ladder {
     /// Attaches the first rung that holds; tells which one, and why those above it do not.
@@ -322,6 +328,11 @@ impl Step {
         ebpf: &mut Ebpf,
         machine: &Machine<'_>,
     ) -> Result<Result<Option<u32>, String>, SensorError> {
+        let kind = self.hook.name();
+        let kind = kind.split('/').next().unwrap_or_default();
+        if machine.skipped.iter().any(|skipped| skipped == kind) {
+            return Ok(Err(format!("passed over, as {SKIP_HOOKS} says")));
+        }
         if let Hook::Proc(_) = self.hook {
             return Ok(Ok(None));
         }

@@ -215,6 +215,11 @@ impl Sensor {
             cgroup,
             types: aya::Btf::from_sys_fs().ok(),
             lsm,
+            skipped: std::env::var(ladder::SKIP_HOOKS)
+                .unwrap_or_default()
+                .split(',')
+                .map(|kind| kind.trim().to_owned())
+                .collect(),
         };
         let mut attached = Vec::new();
         for ladder in LADDERS {

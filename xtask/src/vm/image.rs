@@ -26,8 +26,8 @@ const TOOLS: [&str; 12] = [
 /// Where the programs under test are in the machine.
 pub const PROGRAMS: &str = "/opt/keytrail";
 
-/// Builds the image of these programs at `image`.
-pub fn build(programs: &[(String, PathBuf)], image: &Path) -> Result<()> {
+/// Builds the image of these programs, and of the probes' object file beside them, at `image`.
+pub fn build(programs: &[(String, PathBuf)], probes: &Path, image: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let root = work.path();
     for directory in [
@@ -71,6 +71,7 @@ pub fn build(programs: &[(String, PathBuf)], image: &Path) -> Result<()> {
         )?;
         libraries.extend(needed(program)?);
     }
+    fs::copy(probes, root.join("opt/keytrail/keytrail-probes"))?;
     for library in libraries {
         let place = root.join(library.strip_prefix("/").unwrap_or(&library));
         if let Some(above) = place.parent() {
@@ -151,7 +152,7 @@ sleep 10
 }
 
 /// A static busybox: the system's, or Debian's package of it.
-fn busybox() -> Result<PathBuf> {
+pub fn busybox() -> Result<PathBuf> {
     let place = tools().join("busybox");
     let binary = place.join("bin/busybox");
     if !binary.is_file() {

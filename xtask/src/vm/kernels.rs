@@ -41,6 +41,7 @@ const MATRIX: [Series; 4] = [
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
 pub struct Kernel {
+    pub series: &'static str,
     /// As `uname -r` says.
     pub release: String,
     pub image: PathBuf,
@@ -73,6 +74,7 @@ pub fn fetch(wanted: &[String]) -> Result<Vec<Kernel>> {
             let image = image(&place)
                 .with_context(|| format!("{} has no kernel image; remove it", place.display()))?;
             Ok(Kernel {
+                series: series.name,
                 release: fs::read_to_string(place.join("release"))?.trim().to_owned(),
                 image,
             })

@@ -5,28 +5,52 @@ mod kernels;
 mod qemu;
 mod table;
 
-use crate::{build, root};
+pub use image::{PROGRAMS, busybox};
+
+use crate::{bench, build, root};
 use anyhow::{Result, bail};
 use kernels::Kernel;
 use qemu::Qemu;
 use std::time::Duration;
 use table::{Costs, Coverage};
 
-/// How one machine of the matrix is booted.
+/// How one machine of the matrix is booted, and what the agent does without.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     name: &'static str,
     parameters: &'static str,
+    skipped_hooks: &'static str,
+    /// Series of kernels that it is run on; all where empty.
+    only: &'static [&'static str],
 }
 
-const VARIANTS: [Variant; 2] = [
+const WITH_BPF: &str = "lsm=lockdown,capability,landlock,yama,bpf";
+const WITHOUT_BPF: &str = "lsm=lockdown,capability,landlock,yama";
+
+const VARIANTS: [Variant; 4] = [
     Variant {
         name: "lsm",
-        parameters: "lsm=lockdown,capability,landlock,yama,bpf",
+        parameters: WITH_BPF,
+        skipped_hooks: "",
+        only: &[],
     },
     Variant {
         name: "no-lsm",
-        parameters: "lsm=lockdown,capability,landlock,yama",
+        parameters: WITHOUT_BPF,
+        skipped_hooks: "",
+        only: &[],
+    },
+    Variant {
+        name: "kprobe",
+        parameters: WITHOUT_BPF,
+        skipped_hooks: "lsm,fentry",
+        only: &["5.10", "7"],
+    },
+    Variant {
+        name: "tracepoint",
+        parameters: WITHOUT_BPF,
+        skipped_hooks: "lsm,fentry,kprobe",
+        only: &["5.10", "6.1"],
     },
 ];
 
@@ -60,15 +84,13 @@ pub fn run(choice: &Choice) -> Result<()> {
     let qemu = Qemu::find()?;
     let programs = build::programs()?;
     let image = root().join("target/vm-root.img");
-    image::build(&programs, &image)?;
+    image::build(&programs, &bench::probes(), &image)?;
     let machines = kernels
         .iter()
         .flat_map(|kernel| VARIANTS.map(|variant| (kernel, variant)))
-        .filter(|(_, variant)| {
-            choice
-                .variant
-                .as_ref()
-                .is_none_or(|wanted| wanted == variant.name)
+        .filter(|(kernel, variant)| match &choice.variant {
+            Some(wanted) => wanted == variant.name,
+            None => variant.only.is_empty() || variant.only.contains(&kernel.series),
         });
     if let Some(script) = &choice.script {
         for (kernel, variant) in machines {
@@ -82,7 +104,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     let mut failed = Vec::new();
     for (kernel, variant) in machines {
         let name = title(kernel, variant);
-        let outcome = qemu.run(kernel, variant.parameters, &image, &tests(), LIMIT)?;
+        let outcome = qemu.run(kernel, variant.parameters, &image, &tests(variant), LIMIT)?;
         let seconds = outcome.took.as_secs_f64();
         match outcome.check(&name) {
             Ok(()) => println!("{name}: ok in {seconds:.0} s"),
@@ -111,13 +133,14 @@ fn title(kernel: &Kernel, variant: Variant) -> String {
 
 /// What runs in each machine: what `doctor` says goes to the report, and then what comes of every
 /// scenario.
-fn tests() -> String {
+fn tests(variant: Variant) -> String {
     format!(
         "cd {} || exit 1
-export KEYTRAIL_COVERAGE=/dev/ttyS1
+export KEYTRAIL_COVERAGE=/dev/ttyS1 KEYTRAIL_SKIP_HOOKS={skipped}
 ./keytrail doctor --output json | tr -d '\\n' > /dev/ttyS1 || exit 1
 echo > /dev/ttyS1
 ./evasions --test-threads=1",
-        image::PROGRAMS
+        image::PROGRAMS,
+        skipped = variant.skipped_hooks
     )
 }

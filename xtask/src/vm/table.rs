@@ -171,8 +171,8 @@ Written by `cargo xtask vm --write` from what the scenarios of `tests/tests/evas
 
 A cell names the hook that serves the observation on that kernel. **gap** means that the kernel has no
 hook that sees it, and that `keytrail doctor` declares it there. Machines `lsm` have `bpf` in the list
-of active LSMs, machines `no-lsm` have not; `here` is the kernel of the machine that wrote this page,
-without fentry, LSM and kprobes.
+of active LSMs, machines `no-lsm` have not; on `kprobe` and `tracepoint` the agent was told to do
+without better hooks. `here` is the kernel of the machine that wrote this page.
 
 {coverage}
 ## What the verifier walks

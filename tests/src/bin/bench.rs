@@ -1,0 +1,665 @@
+//! What Keytrail costs, beside a program that does nothing on the same hooks and beside other
+//! tools, in alternation within one run. `cargo xtask bench` runs it on the machine at hand and
+//! in a virtual machine.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, Lsm, RawTracePoint, TracePoint,
+    },
+};
+use clap::Parser;
+use lab::{
+    agent::{Agent, binary},
+    workload::{aws_credentials, cgroup_root},
+};
+use serde_json::Value;
+use std::{
+    any::Any,
+    fmt::Write as _,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The object file with the probes, for the programs that do nothing
+    #[arg(long)]
+    probes: PathBuf,
+    /// A small static program that ends at once
+    #[arg(long)]
+    program: PathBuf,
+    /// Rounds, of which medians are taken
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+    /// Seconds of the load tests
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+}
+
+/// A tool under measurement; dropping what it gives ends it.
+struct Contender {
+    name: &'static str,
+    start: fn(&Place) -> Result<Option<Box<dyn Any>>>,
+}
+
+/// One thing that programs do, and what it is said to cost at most.
+struct Task {
+    name: &'static str,
+    contenders: &'static [Contender],
+    /// Gives the nanoseconds of one.
+    run: fn(&Place) -> Result<f64>,
+}
+
+const KEYTRAIL: Contender = Contender {
+    name: "keytrail",
+    start: |place| Ok(Some(Box::new(place.agent()?))),
+};
+
+const TASKS: &[Task] = &[
+    Task {
+        name: "open and close of one file",
+        contenders: &[
+            Contender {
+                name: "empty program",
+                start: |place| place.empty_open(),
+            },
+            KEYTRAIL,
+            Contender {
+                name: "bpftrace opensnoop",
+                start: |_| bpftrace(OPENSNOOP),
+            },
+            Contender {
+                name: "auditd with a watch",
+                start: |_| audit(),
+            },
+        ],
+        run: |place| place.opens(1),
+    },
+    Task {
+        name: "open and close of 4,096 files in turn",
+        contenders: &[
+            Contender {
+                name: "empty program",
+                start: |place| place.empty_open(),
+            },
+            KEYTRAIL,
+        ],
+        run: |place| place.opens(FILES),
+    },
+    Task {
+        name: "connect, write and close",
+        contenders: &[KEYTRAIL],
+        run: |place| place.connects(b"ping"),
+    },
+    Task {
+        name: "connect, ClientHello and close",
+        contenders: &[KEYTRAIL],
+        run: |place| place.connects(&client_hello()),
+    },
+    Task {
+        name: "write to an open connection",
+        contenders: &[
+            Contender {
+                name: "empty program",
+                start: |place| place.empty_egress(),
+            },
+            KEYTRAIL,
+        ],
+        run: Place::writes,
+    },
+    Task {
+        name: "fork, exec and exit, 2 KiB environment",
+        contenders: &[
+            Contender {
+                name: "empty programs",
+                start: |place| place.empty_process(),
+            },
+            KEYTRAIL,
+            Contender {
+                name: "bpftrace execsnoop",
+                start: |_| bpftrace(EXECSNOOP),
+            },
+        ],
+        run: |place| place.execs(2 << 10),
+    },
+    Task {
+        name: "fork, exec and exit, 32 KiB environment",
+        contenders: &[KEYTRAIL],
+        run: |place| place.execs(32 << 10),
+    },
+];
+
+const FILES: usize = 4096;
+const OPENSNOOP: &str = "tracepoint:syscalls:sys_enter_openat { @name[tid] = args->filename; } tracepoint:syscalls:sys_exit_openat /@name[tid]/ { printf(\"%d %s %d %s\\n\", pid, comm, args->ret, str(@name[tid])); delete(@name[tid]); }";
+const EXECSNOOP: &str =
+    "tracepoint:syscalls:sys_enter_execve { printf(\"%d %s \", pid, comm); join(args->argv); }";
+
+fn main() -> Result<()> {
+    ensure!(
+        lab::is_root(),
+        "the benchmarks attach probes to the kernel and need root"
+    );
+    let place = Place::new(Arguments::parse())?;
+    println!("kernel {}, file probe {}\n", kernel(), place.file_hook);
+    println!("| what | with | ns | adds | of bare | of empty |");
+    println!("|---|---|---:|---:|---:|---:|");
+    for task in TASKS {
+        print!("{}", measure(&place, task)?);
+    }
+    println!();
+    load(&place)?;
+    storm(&place)
+}
+
+fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// Each round has every contender, so that what else the machine does falls on them alike. A
+/// figure is the median over the rounds of what is added within the round.
+fn measure(place: &Place, task: &Task) -> Result<String> {
+    let mut bare = Vec::new();
+    let mut added: Vec<Vec<f64>> = vec![Vec::new(); task.contenders.len()];
+    for _ in 0..place.arguments.rounds {
+        let without = best(place, task)?;
+        bare.push(without);
+        for (contender, added) in task.contenders.iter().zip(&mut added) {
+            let Some(running) = (contender.start)(place)? else {
+                continue;
+            };
+            // The same without it, right beside: the machine's mood is in both.
+            let with = best(place, task)?;
+            drop(running);
+            let again = best(place, task)?;
+            added.push(with - f64::midpoint(without, again).min(again));
+        }
+    }
+    let bare = median(&mut bare);
+    let mut out = String::new();
+    writeln!(out, "| {} | nothing | {bare:.0} | | | |", task.name)?;
+    let mut empty = None;
+    for (contender, added) in task.contenders.iter().zip(&mut added) {
+        if added.is_empty() {
+            writeln!(out, "| | {} | not here | | | |", contender.name)?;
+            continue;
+        }
+        let adds = median(added);
+        let of_empty =
+            empty.map_or_else(String::new, |empty: f64| format!("{:.2} ×", adds / empty));
+        if contender.name.starts_with("empty") {
+            empty = Some(adds);
+        }
+        writeln!(
+            out,
+            "| | {} | {:.0} | {adds:.0} | {:.1} % | {of_empty} |",
+            contender.name,
+            bare + adds,
+            adds / bare * 100.0
+        )?;
+    }
+    Ok(out)
+}
+
+/// The best of a few: what disturbs only ever adds.
+fn best(place: &Place, task: &Task) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        best = best.min((task.run)(place)?);
+    }
+    Ok(best)
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+struct Place {
+    arguments: Arguments,
+    directory: tempfile::TempDir,
+    files: Vec<PathBuf>,
+    file_hook: String,
+    sink: TcpListener,
+}
+
+impl Place {
+    fn new(arguments: Arguments) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let files: Vec<PathBuf> = (0..FILES)
+            .map(|number| directory.path().join(format!("ordinary-file-{number}.txt")))
+            .collect();
+        for file in &files {
+            fs::write(file, b"nothing secret")?;
+        }
+        let doctor = Command::new(binary()?)
+            .args(["doctor", "--output", "json"])
+            .output()?;
+        let doctor: Value = serde_json::from_slice(&doctor.stdout).context("doctor's answer")?;
+        let file_hook = doctor["probes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|line| line["probe"] == "file" && line["attached"] == true)
+            .and_then(|line| line["mechanism"].as_str())
+            .context("no file probe is attached")?
+            .to_owned();
+        let sink = TcpListener::bind("127.0.0.1:0")?;
+        let accepting = sink.try_clone()?;
+        std::thread::spawn(move || {
+            // Whatever comes is read to its end, one after the other.
+            for stream in accepting.incoming().flatten() {
+                drain(stream);
+            }
+        });
+        Ok(Self {
+            arguments,
+            directory,
+            files,
+            file_hook,
+            sink,
+        })
+    }
+
+    fn agent(&self) -> Result<Agent> {
+        let state = tempfile::tempdir_in(self.directory.path())?.keep();
+        Agent::start(&state, &[])
+    }
+
+    fn load_empty(&self) -> Result<Ebpf> {
+        EbpfLoader::new()
+            .btf(None)
+            .load_file(&self.arguments.probes)
+            .with_context(|| format!("cannot load {}", self.arguments.probes.display()))
+    }
+
+    /// A program that does nothing, on the hook that the agent uses here.
+    fn empty_open(&self) -> Result<Option<Box<dyn Any>>> {
+        let mut ebpf = self.load_empty()?;
+        match self.file_hook.split('/').next() {
+            Some("lsm") => {
+                let program: &mut Lsm = program(&mut ebpf, "empty_lsm")?.try_into()?;
+                program.load("file_open", &Btf::from_sys_fs()?)?;
+                program.attach()?;
+            }
+            Some("fentry") => {
+                let program: &mut FEntry = program(&mut ebpf, "empty_fentry")?.try_into()?;
+                program.load("security_file_open", &Btf::from_sys_fs()?)?;
+                program.attach()?;
+            }
+            Some("tracepoint") => {
+                let program: &mut TracePoint =
+                    program(&mut ebpf, "empty_tracepoint")?.try_into()?;
+                program.load()?;
+                program.attach("syscalls", "sys_exit_openat")?;
+            }
+            _ => return Ok(None),
+        }
+        Ok(Some(Box::new(ebpf)))
+    }
+
+    fn empty_process(&self) -> Result<Option<Box<dyn Any>>> {
+        let mut ebpf = self.load_empty()?;
+        let program: &mut RawTracePoint = program(&mut ebpf, "empty_raw")?.try_into()?;
+        program.load()?;
+        for hook in [
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+        ] {
+            program.attach(hook)?;
+        }
+        Ok(Some(Box::new(ebpf)))
+    }
+
+    fn empty_egress(&self) -> Result<Option<Box<dyn Any>>> {
+        let mut ebpf = self.load_empty()?;
+        let root = File::open(cgroup_root().context("no cgroup v2")?)?;
+        let program: &mut CgroupSkb = program(&mut ebpf, "empty_egress")?.try_into()?;
+        program.load()?;
+        program.attach(root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
+        Ok(Some(Box::new(ebpf)))
+    }
+
+    fn opens(&self, files: usize) -> Result<f64> {
+        timed(10_000, |number| {
+            drop(File::open(&self.files[number % files])?);
+            Ok(())
+        })
+    }
+
+    fn connects(&self, first: &[u8]) -> Result<f64> {
+        let to = self.sink.local_addr()?;
+        timed(300, |_| {
+            let mut stream = TcpStream::connect(to)?;
+            stream.write_all(first)?;
+            Ok(())
+        })
+    }
+
+    fn writes(&self) -> Result<f64> {
+        // A listener of its own, as the connection stays.
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut stream = TcpStream::connect(listener.local_addr()?)?;
+        let (accepted, _) = listener.accept()?;
+        std::thread::spawn(move || drain(accepted));
+        stream.set_nodelay(true)?;
+        // The first payloads are looked at.
+        for _ in 0..20 {
+            stream.write_all(b"x")?;
+        }
+        timed(5_000, |_| Ok(stream.write_all(b"x")?))
+    }
+
+    fn execs(&self, environment: usize) -> Result<f64> {
+        let variables: Vec<(String, String)> = (0..environment / 64)
+            .map(|number| (format!("ORDINARY_{number:05}"), "v".repeat(64 - 16)))
+            .collect();
+        timed(60, |_| {
+            let status = Command::new(&self.arguments.program)
+                .arg("true")
+                .env_clear()
+                .envs(variables.iter().map(|(name, value)| (name, value)))
+                .status()?;
+            ensure!(status.success(), "the small program failed");
+            Ok(())
+        })
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("no {name} in the probes"))
+}
+
+fn timed(times: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    let begin = Instant::now();
+    for number in 0..times {
+        work(number)?;
+    }
+    Ok(begin.elapsed().as_nanos() as f64 / times as f64)
+}
+
+fn drain(mut stream: TcpStream) {
+    let mut bytes = [0u8; 4096];
+    while stream.read(&mut bytes).is_ok_and(|read| read > 0) {}
+}
+
+/// As a client of TLS 1.3 sends it: 517 bytes, with a server name.
+fn client_hello() -> Vec<u8> {
+    let name = b"bench.example";
+    let mut extensions = vec![
+        0,
+        0,
+        0,
+        name.len() as u8 + 5,
+        0,
+        name.len() as u8 + 3,
+        0,
+        0,
+        name.len() as u8,
+    ];
+    extensions.extend(name);
+    let padding = 512 - 4 - 2 - 32 - 1 - 4 - 2 - 2 - extensions.len() - 4;
+    extensions.extend([0, 21, (padding >> 8) as u8, padding as u8]);
+    extensions.resize(extensions.len() + padding, 0);
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+    body.extend((extensions.len() as u16).to_be_bytes());
+    body.extend(extensions);
+    let mut message = vec![1, 0];
+    message.extend((body.len() as u16).to_be_bytes());
+    message.extend(body);
+    let mut record = vec![22, 3, 1];
+    record.extend((message.len() as u16).to_be_bytes());
+    record.extend(message);
+    record
+}
+
+/// A child that is ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Another tool's one-liner, its output thrown away; `None` where the tool is not here.
+fn bpftrace(script: &str) -> Result<Option<Box<dyn Any>>> {
+    let script = format!("BEGIN {{ printf(\"ready\\n\"); }} {script}");
+    let Ok(mut child) = Command::new("bpftrace")
+        .args(["-e", &script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+    else {
+        return Ok(None);
+    };
+    let mut output = BufReader::new(child.stdout.take().context("its output")?);
+    let running = Running(child);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if output.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        if line.trim() == "ready" {
+            break;
+        }
+    }
+    // Its output has to go somewhere, or it would stand still.
+    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+    Ok(Some(Box::new(running)))
+}
+
+/// A watch of the kernel's audit on what the agent watches; `None` where there is none.
+struct Audit;
+
+fn audit() -> Result<Option<Box<dyn Any>>> {
+    let auditctl = |arguments: &[&str]| {
+        Command::new("auditctl")
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let set = ["/etc/shadow", "/root/.aws", "/root/.ssh", "/run/secrets"]
+        .into_iter()
+        .filter(|path| Path::new(path).exists())
+        .all(|path| auditctl(&["-w", path, "-p", "r", "-k", "keytrail-bench"]));
+    if !set || !auditctl(&["-e", "1"]) {
+        return Ok(None);
+    }
+    Ok(Some(Box::new(Audit)))
+}
+
+impl Drop for Audit {
+    fn drop(&mut self) {
+        for arguments in [["-D"].as_slice(), &["-e", "0"]] {
+            // What cannot be undone was not done.
+            let _ = Command::new("auditctl")
+                .args(arguments)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+/// CPU and memory of the agent, idle and under a steady load.
+fn load(place: &Place) -> Result<()> {
+    let begin = Instant::now();
+    let agent = place.agent()?;
+    println!(
+        "- start to ready: {:.0} ms",
+        begin.elapsed().as_secs_f64() * 1000.0
+    );
+    let length = Duration::from_secs(place.arguments.seconds);
+    let before = ticks(agent.pid())?;
+    std::thread::sleep(length);
+    let idle = share(agent.pid(), before, length)?;
+    println!(
+        "- agent idle: {idle:.2} % of a core, {} KiB resident",
+        resident(agent.pid())?
+    );
+    let over = Arc::new(AtomicBool::new(false));
+    let (opened, connected) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let file = place.files[0].clone();
+    let opener = steady(Arc::clone(&over), Arc::clone(&opened), 50_000, move || {
+        drop(File::open(&file)?);
+        Ok(())
+    });
+    let to = place.sink.local_addr()?;
+    let connector = steady(
+        Arc::clone(&over),
+        Arc::clone(&connected),
+        1_000,
+        move || {
+            TcpStream::connect(to)?.write_all(b"ping")?;
+            Ok(())
+        },
+    );
+    let before = ticks(agent.pid())?;
+    let begin = Instant::now();
+    std::thread::sleep(length);
+    let passed = begin.elapsed();
+    let busy = share(agent.pid(), before, passed)?;
+    over.store(true, Ordering::Relaxed);
+    for thread in [opener, connector] {
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a load panicked"))??;
+    }
+    let rate = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / passed.as_secs_f64();
+    println!(
+        "- agent at {:.0} opens/s of an ordinary file and {:.0} connects/s: {busy:.2} % of a core, {} KiB resident",
+        rate(&opened),
+        rate(&connected),
+        resident(agent.pid())?
+    );
+    println!(
+        "- events lost meanwhile: {}",
+        agent.metric("keytrail_events_lost_total", &[])?
+    );
+    Ok(())
+}
+
+/// Does something at a steady rate, in slices of 10 ms, until told to stop.
+fn steady(
+    over: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+    rate: u64,
+    work: impl Fn() -> Result<()> + Send + 'static,
+) -> std::thread::JoinHandle<Result<()>> {
+    std::thread::spawn(move || {
+        while !over.load(Ordering::Relaxed) {
+            let slice = Instant::now();
+            for _ in 0..rate / 100 {
+                work()?;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Some(rest) = Duration::from_millis(10).checked_sub(slice.elapsed()) {
+                std::thread::sleep(rest);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Credential reads as fast as they go, beside a storm of forks.
+fn storm(place: &Place) -> Result<()> {
+    let agent = place.agent()?;
+    let key = aws_credentials(
+        place.directory.path(),
+        "AKIAFAKEBENCH0000001",
+        "FAKE/bench/0000000000000000000000000001",
+    )?;
+    let actor = binary()?.with_file_name("lab-actor");
+    let start = |storm: &str| -> Result<(Running, BufReader<std::process::ChildStdout>)> {
+        let mut child = Command::new(&actor)
+            .args(["--storm", storm, "--path"])
+            .arg(&key)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut output = BufReader::new(child.stdout.take().context("its output")?);
+        output.read_line(&mut String::new())?;
+        Ok((Running(child), output))
+    };
+    let begin = Instant::now();
+    let mut storms = [start("opens")?, start("forks")?];
+    std::thread::sleep(Duration::from_secs(place.arguments.seconds));
+    let mut counts = Vec::new();
+    for (running, output) in &mut storms {
+        drop(running.0.stdin.take());
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        counts.push(line.trim().parse::<f64>()? / begin.elapsed().as_secs_f64());
+    }
+    let lost = |probe: &str| -> Result<f64> {
+        agent.metric(
+            "keytrail_events_lost_total",
+            &[&format!("probe=\"{probe}\""), "stage=\"ring\""],
+        )
+    };
+    let [reads, forks] = counts[..] else {
+        bail!("two storms were counted")
+    };
+    println!(
+        "- {reads:.0} credential reads/s beside {forks:.0} forks/s for {} s: lost {} of the file probe, {} of the process probe",
+        place.arguments.seconds,
+        lost("file")?,
+        lost("process")?
+    );
+    let (within, all) = (
+        agent.metric(
+            "keytrail_detection_latency_seconds_bucket",
+            &["le=\"0.05\""],
+        )?,
+        agent.metric("keytrail_detection_latency_seconds_count", &[])?,
+    );
+    println!("- from the event to its record within 50 ms: {within} of {all}");
+    Ok(())
+}
+
+/// The share of a core, in percent, that a process took since it had so many ticks.
+fn share(pid: u32, before: u64, passed: Duration) -> Result<f64> {
+    // A tick is a hundredth of a second on every architecture that Keytrail runs on.
+    Ok((ticks(pid)? - before) as f64 / passed.as_secs_f64())
+}
+
+fn ticks(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = stat.rsplit(')').next().context("no stat")?;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let number =
+        |index: usize| -> Result<u64> { Ok(fields.get(index).context("short stat")?.parse()?) };
+    Ok(number(11)? + number(12)?)
+}
+
+fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
