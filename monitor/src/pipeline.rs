@@ -87,6 +87,7 @@ impl Joiner {
                     path: &path,
                     source: None,
                     file,
+                    known: false,
                 };
                 let stamp = self.attribution.stamp(subject, now);
                 self.file(&stamp, opened, Manner::Opened, 1, None, &mut events);
@@ -153,6 +154,7 @@ impl Joiner {
                     path,
                     source,
                     file,
+                    known,
                     manner,
                     count,
                     stdout,
@@ -161,6 +163,7 @@ impl Joiner {
                         path: &path,
                         source: source.as_deref(),
                         file,
+                        known,
                     };
                     self.file(&stamp, opened, manner, count, stdout, events);
                 }
@@ -273,7 +276,9 @@ impl Joiner {
         stdout: Option<u64>,
         events: &mut Vec<Event>,
     ) {
-        let Opened { path, source, file } = opened;
+        let Opened {
+            path, source, file, ..
+        } = opened;
         self.attribution.ensure(stamp);
         let subject = stamp.subject;
         if manner == Manner::Written {
@@ -300,7 +305,10 @@ impl Joiner {
             container: &container,
         };
         let Some(mut found) = self.credentials.in_file(opened, view) else {
-            self.ignored.push(file);
+            // What the probe knows as a credential's stays one, whatever it looks like now.
+            if !opened.known {
+                self.ignored.push(file);
+            }
             return;
         };
         found.place.source = match manner {

@@ -2,7 +2,7 @@
 
 use crate::{
     build::{self, cargo, succeed},
-    setup,
+    setup, vm,
 };
 use anyhow::{Result, bail};
 
@@ -78,7 +78,13 @@ pub fn run() -> Result<()> {
             .count();
         println!("{count} end-to-end scenarios skipped: they need root");
     }
-    Ok(())
+    step("other kernels");
+    if root && cfg!(target_arch = "x86_64") {
+        vm::run(&vm::Choice::default())
+    } else {
+        println!("12 virtual machines skipped: they need root, and are of x86_64");
+        Ok(())
+    }
 }
 
 fn step(name: &str) {

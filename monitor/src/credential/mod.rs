@@ -74,6 +74,8 @@ pub struct Opened<'a> {
     /// In its own file system, where a mount shows it under another path.
     pub source: Option<&'a Path>,
     pub file: FileId,
+    /// The probe knew it by its inode.
+    pub known: bool,
 }
 
 /// Which process's view of the file system a path is in.
@@ -112,7 +114,9 @@ impl Credentials {
 
     /// What is in a file that was opened; `None` where its place is no credential's.
     pub fn in_file(&mut self, opened: Opened<'_>, view: View<'_>) -> Option<InFile> {
-        let Opened { path, source, file } = opened;
+        let Opened {
+            path, source, file, ..
+        } = opened;
         let catalog = Arc::clone(&self.catalog);
         let (normal, home) = self.placed(&catalog, path, source, file)?;
         let class = catalog.file(&home)?;
@@ -547,6 +551,7 @@ mod tests {
             path,
             source: None,
             file: file_id(path),
+            known: false,
         }
     }
 
@@ -609,6 +614,7 @@ mod tests {
                     path,
                     source: None,
                     file,
+                    known: false,
                 },
                 own_view(),
             )

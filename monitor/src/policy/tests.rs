@@ -459,3 +459,59 @@ proptest! {
         prop_assert!(findings.is_empty());
     }
 }
+
+fn foreign(exe: &str, victim: &str, look: Look) -> ForeignRead {
+    ForeignRead {
+        time: at(0),
+        workload: Workload::host(exe),
+        process: process(exe),
+        victim: Workload::host(victim),
+        victim_process: process(victim),
+        look,
+        credential: credential("github-token", "/srv/token"),
+        evidence: Evidence::Sole,
+        ancestor: false,
+    }
+}
+
+#[test]
+fn a_look_into_another_workload_is_high() {
+    let policy = policy("");
+    let found = policy
+        .judge_foreign(&foreign("/tmp/thief", "/usr/bin/app", Look::Environ))
+        .expect("a finding");
+    assert_eq!(found.rule, "foreign-process-read");
+    assert_eq!(found.severity, Severity::High);
+    assert_eq!(found.evidence, Some(Evidence::Sole));
+    assert!(found.summary.contains("/usr/bin/app"), "{}", found.summary);
+}
+
+#[test]
+fn honest_looks_into_others_are_low() {
+    let policy = policy("");
+    let within = foreign("/usr/bin/app", "/usr/bin/app", Look::Trace);
+    let mut started = foreign("/usr/bin/strace", "/usr/bin/app", Look::Trace);
+    started.ancestor = true;
+    let duty = foreign("/usr/bin/ps", "/usr/bin/app", Look::Environ);
+    let mut upgrade = foreign("/usr/bin/perl", "/usr/bin/app", Look::Environ);
+    upgrade.process.ancestors = vec![crate::model::Ancestor {
+        pid: 2,
+        exe: "/usr/bin/apt-get".into(),
+        comm: "apt-get".into(),
+    }];
+    for read in [within, started, duty, upgrade] {
+        let found = policy.judge_foreign(&read).expect("a finding");
+        assert_eq!(found.severity, Severity::Low, "{}", found.summary);
+    }
+    // The same name inside a container has no duty there.
+    let mut contained = foreign("/usr/bin/ps", "/usr/bin/app", Look::Environ);
+    contained.workload.kind = WorkloadKind::Container;
+    let found = policy.judge_foreign(&contained).expect("a finding");
+    assert_eq!(found.severity, Severity::High);
+    let learning = self::policy("mode: learn");
+    assert!(
+        learning
+            .judge_foreign(&foreign("/tmp/thief", "/usr/bin/app", Look::Memory))
+            .is_none()
+    );
+}

@@ -7,8 +7,8 @@ use super::{
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    Connect, File, Foreign, Header, INHERITED, NO_LOGIN, Payload, Process, RECEIVED, Refused,
-    TRUNCATED, UNLINKED, Variable, WRITTEN, foreign, kind,
+    BY_INODE, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, Payload, Process, RECEIVED,
+    Refused, TRUNCATED, UNLINKED, Variable, WRITTEN, foreign, kind,
 };
 use std::{
     ffi::OsString,
@@ -132,6 +132,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                     inode: record.inode,
                     generation: record.generation,
                 },
+                known: record.flags & BY_INODE != 0,
                 manner: if record.flags & WRITTEN != 0 {
                     Manner::Written
                 } else if record.flags & RECEIVED != 0 {

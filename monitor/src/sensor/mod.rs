@@ -28,7 +28,7 @@ use monitor_common::{
 };
 use observation::{FileId, Observation};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -108,7 +108,9 @@ pub struct Sensor {
     agent: Array<MapData, u32>,
     epoch: Array<MapData, u64>,
     inode_filter: Box<[u64; BLOOM_WORDS]>,
-    learned: usize,
+    /// What the map of inodes says, and in which order it was noted.
+    noted: std::collections::HashMap<FileId, u32>,
+    noted_order: VecDeque<FileId>,
     attached: Vec<Attached>,
     /// Records that could not be decoded.
     pub undecoded: u64,
@@ -163,7 +165,8 @@ impl Sensor {
             agent: map(&mut ebpf, "AGENT")?,
             epoch: map(&mut ebpf, "EPOCH")?,
             inode_filter: Box::new([0; BLOOM_WORDS]),
-            learned: 0,
+            noted: std::collections::HashMap::new(),
+            noted_order: VecDeque::new(),
             attached: Vec::new(),
             undecoded: 0,
             pending: Vec::new(),
@@ -266,7 +269,9 @@ impl Sensor {
 
     /// From now on opens of this file are reported whatever its name.
     pub fn learn(&mut self, file: FileId) -> Result<(), SensorError> {
-        self.note_inode(file, INODE_CREDENTIAL)?;
+        if !self.note_inode(file, INODE_CREDENTIAL)? {
+            return Ok(());
+        }
         let (word, mask) = bloom_position(inode_key(file.inode));
         if self.inode_filter[word] & mask == 0 {
             self.inode_filter[word] |= mask;
@@ -282,27 +287,32 @@ impl Sensor {
 
     /// From now on opens of this file are not reported: it only has the name of a credential.
     pub fn ignore(&mut self, file: FileId) -> Result<(), SensorError> {
-        self.note_inode(file, INODE_IGNORED)
+        self.note_inode(file, INODE_IGNORED).map(drop)
     }
 
-    fn note_inode(&mut self, file: FileId, value: u32) -> Result<(), SensorError> {
-        // The map holds what fits; a file that does not is judged at each open instead.
-        if self.learned >= INODE_LIMIT {
-            return Ok(());
-        }
-        let key = InodeKey {
-            inode: file.inode,
-            device: file.device,
-            generation: file.generation,
+    /// Whether that is news. Where the map is full, what was noted first goes: it is judged by its
+    /// name again, and its bit in the filter costs a look.
+    fn note_inode(&mut self, file: FileId, value: u32) -> Result<bool, SensorError> {
+        let failed = |source| SensorError::Map {
+            name: "INODES",
+            source,
         };
+        match self.noted.insert(file, value) {
+            Some(known) if known == value => return Ok(false),
+            Some(_) => {}
+            None => self.noted_order.push_back(file),
+        }
+        if self.noted_order.len() > INODE_LIMIT
+            && let Some(oldest) = self.noted_order.pop_front()
+        {
+            self.noted.remove(&oldest);
+            // It may be gone already.
+            let _ = self.inodes.remove(&inode_words(key_of(oldest)));
+        }
         self.inodes
-            .insert(inode_words(key), value, 0)
-            .map_err(|source| SensorError::Map {
-                name: "INODES",
-                source,
-            })?;
-        self.learned += 1;
-        Ok(())
+            .insert(inode_words(key_of(file)), value, 0)
+            .map_err(failed)?;
+        Ok(true)
     }
 
     /// Waits for records, at most for `limit`, and gives them in the order of their time.
@@ -444,6 +454,14 @@ pub struct Counters([u64; COUNTERS]);
 impl Counters {
     pub fn get(&self, probe: Probe, stage: Stage) -> u64 {
         self.0[probe as usize * STAGES + stage as usize]
+    }
+}
+
+fn key_of(file: FileId) -> InodeKey {
+    InodeKey {
+        inode: file.inode,
+        device: file.device,
+        generation: file.generation,
     }
 }
 

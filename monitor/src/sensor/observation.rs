@@ -48,6 +48,8 @@ pub enum Observation {
         /// Where it is in its own file system, if a mount shows it under another path.
         source: Option<PathBuf>,
         file: FileId,
+        /// The probe knew it by its inode, whatever its name.
+        known: bool,
         manner: Manner,
         count: u32,
         /// The pipe or socket at the reader's standard output.

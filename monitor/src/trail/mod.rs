@@ -50,10 +50,6 @@ pub struct Who {
 /// record` writes them, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an event lives for one batch; boxes would cost more than they save"
-)]
 pub enum Event {
     Fork {
         time: Timestamp,

@@ -395,6 +395,72 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn foreign(pid: u32, victim: u32) -> Event {
+    Event::Foreign {
+        time: at(2),
+        who: who(pid),
+        victim: who(victim),
+        look: Look::Environ,
+    }
+}
+
+fn foreign_reads(events: Vec<Event>) -> Vec<ForeignRead> {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    for event in events {
+        trail.take(event, &mut out);
+    }
+    out.into_iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Foreign(read) => Some(*read),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn who_looks_into_a_holder_holds_it_too() {
+    let events = vec![
+        exec(10, 1, "a", false),
+        pick(10, 7, Source::Environment, None),
+        exec(20, 1, "b", false),
+        foreign(20, 10),
+        connect(20, 1, "192.0.2.1", 443),
+        payload(1, Some("paste.example")),
+    ];
+    let reads = foreign_reads(events.clone());
+    assert_eq!(reads.len(), 1);
+    assert_eq!(reads[0].evidence, Evidence::Sole);
+    assert!(!reads[0].ancestor);
+    let hops = hops(events);
+    assert_eq!(hops.len(), 1, "{hops:?}");
+    assert_eq!(hops[0].1, "paste.example:443");
+}
+
+#[test]
+fn a_look_into_one_that_holds_nothing_is_nothing() {
+    assert!(foreign_reads(vec![exec(10, 1, "a", false), foreign(20, 10)]).is_empty());
+    let below = vec![
+        exec(20, 1, "a", false),
+        exec(10, 20, "a", false),
+        pick(10, 7, Source::File, None),
+        foreign(20, 10),
+    ];
+    assert!(foreign_reads(below)[0].ancestor, "it started the other one");
+}
+
+#[test]
+fn a_refused_connection_is_no_hop() {
+    let events = vec![
+        exec(10, 1, "a", false),
+        pick(10, 7, Source::File, None),
+        connect(10, 1, "192.0.2.1", 443),
+        Event::Refused { connection: 1 },
+        Event::Tick { time: at(60) },
+    ];
+    assert!(hops(events).is_empty());
+}
+
 proptest! {
     #[test]
     fn evidence_is_never_stronger_than_it_is(events in proptest::collection::vec(any_event(), 0..60)) {

@@ -46,10 +46,13 @@ struct Arguments {
     seconds: u64,
 }
 
-/// A tool under measurement; dropping what it gives ends it.
+/// What runs until it is dropped; `None` where it is not to be had here.
+type Started = Option<Box<dyn Any>>;
+
+/// A tool under measurement.
 struct Contender {
     name: &'static str,
-    start: fn(&Place) -> Result<Option<Box<dyn Any>>>,
+    start: fn(&Place) -> Result<Started>,
 }
 
 /// One thing that programs do, and what it is said to cost at most.
@@ -286,7 +289,7 @@ impl Place {
     }
 
     /// A program that does nothing, on the hook that the agent uses here.
-    fn empty_open(&self) -> Result<Option<Box<dyn Any>>> {
+    fn empty_open(&self) -> Result<Started> {
         let mut ebpf = self.load_empty()?;
         match self.file_hook.split('/').next() {
             Some("lsm") => {
@@ -310,7 +313,7 @@ impl Place {
         Ok(Some(Box::new(ebpf)))
     }
 
-    fn empty_process(&self) -> Result<Option<Box<dyn Any>>> {
+    fn empty_process(&self) -> Result<Started> {
         let mut ebpf = self.load_empty()?;
         let program: &mut RawTracePoint = program(&mut ebpf, "empty_raw")?.try_into()?;
         program.load()?;
@@ -324,7 +327,7 @@ impl Place {
         Ok(Some(Box::new(ebpf)))
     }
 
-    fn empty_egress(&self) -> Result<Option<Box<dyn Any>>> {
+    fn empty_egress(&self) -> Result<Started> {
         let mut ebpf = self.load_empty()?;
         let root = File::open(cgroup_root().context("no cgroup v2")?)?;
         let program: &mut CgroupSkb = program(&mut ebpf, "empty_egress")?.try_into()?;
@@ -441,7 +444,7 @@ impl Drop for Running {
 }
 
 /// Another tool's one-liner, its output thrown away; `None` where the tool is not here.
-fn bpftrace(script: &str) -> Result<Option<Box<dyn Any>>> {
+fn bpftrace(script: &str) -> Result<Started> {
     let script = format!("BEGIN {{ printf(\"ready\\n\"); }} {script}");
     let Ok(mut child) = Command::new("bpftrace")
         .args(["-e", &script])
@@ -472,7 +475,7 @@ fn bpftrace(script: &str) -> Result<Option<Box<dyn Any>>> {
 /// A watch of the kernel's audit on what the agent watches; `None` where there is none.
 struct Audit;
 
-fn audit() -> Result<Option<Box<dyn Any>>> {
+fn audit() -> Result<Started> {
     let auditctl = |arguments: &[&str]| {
         Command::new("auditctl")
             .args(arguments)
