@@ -174,7 +174,10 @@ mod tests {
         moved[F::DentryName as usize] = 64;
         assert!(layout_error(&moved).is_some_and(|text| text.contains("dentry")));
         let mut far = plausible();
-        far[F::FileDentry as usize] = 200;
+        far[F::FileInode as usize] = 200;
         assert!(layout_error(&far).is_some_and(|text| text.contains("struct file")));
+        let mut apart = plausible();
+        apart[F::FileDentry as usize] = 40;
+        assert!(layout_error(&apart).is_some_and(|text| text.contains("struct path")));
     }
 }

@@ -185,6 +185,10 @@ impl Scene {
             .args(["doctor", "--output", "json"])
             .output()?;
         let doctor: Value = serde_json::from_slice(&doctor.stdout).context("doctor's answer")?;
+        ensure!(
+            !doctor.to_string().contains("its prototype"),
+            "a hook is not what the programs take it for: {doctor}"
+        );
         let directory = tempfile::Builder::new()
             .prefix("keytrail-lab-")
             .tempdir_in("/var/tmp")?;

@@ -26,6 +26,7 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -53,7 +54,67 @@ pub struct Member {
     pub size: u32,
 }
 
+/// A parameter of a function, as far as a program that is attached to it has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// A pointer to a structure of this name; empty where it points to anything else.
+    Pointer(String),
+    /// A value of so many bytes.
+    Value(u32),
+}
+
 impl Btf {
+    /// The parameters of a kernel function, or of a raw tracepoint by the name `btf_trace_…`, whose
+    /// first one is the tracepoint's own. `None` where the kernel has no such thing.
+    pub fn parameters(&self, function: &str) -> Result<Option<Vec<Parameter>>, BtfError> {
+        for at in self.types.iter().skip(1) {
+            let at = *at as usize;
+            let kind = self.kind(at)?;
+            if !(kind == KIND_FUNC || kind == KIND_TYPEDEF)
+                || !self.name_is(self.word(at)?, function)?
+            {
+                continue;
+            }
+            let mut target = self.resolve(self.word(at + 8)?)?;
+            if let Some(pointer) = target
+                && self.kind(pointer)? == KIND_PTR
+            {
+                target = self.resolve(self.word(pointer + 8)?)?;
+            }
+            let Some(prototype) = target else { continue };
+            if self.kind(prototype)? != KIND_FUNC_PROTO {
+                continue;
+            }
+            let count = (self.word(prototype + 4)? & 0xffff) as usize;
+            return (0..count)
+                .map(|i| self.parameter(self.word(prototype + 16 + i * 8)?))
+                .collect::<Result<_, _>>()
+                .map(Some);
+        }
+        Ok(None)
+    }
+
+    fn parameter(&self, id: u32) -> Result<Parameter, BtfError> {
+        let target = self.resolve(id)?;
+        match target {
+            Some(at) if self.kind(at)? == KIND_PTR => {
+                let name = match self.resolve(self.word(at + 8)?)? {
+                    Some(to) if self.kind(to)? == KIND_STRUCT => self.text(self.word(to)?)?,
+                    _ => String::new(),
+                };
+                Ok(Parameter::Pointer(name))
+            }
+            other => Ok(Parameter::Value(self.size(other, DEPTH)?)),
+        }
+    }
+
+    fn text(&self, offset: u32) -> Result<String, BtfError> {
+        let start = self.strings + offset as usize;
+        let bytes = self.data.get(start..).ok_or(BtfError::Malformed(start))?;
+        let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+
     /// Reads BTF as the kernel shows it in `/sys/kernel/btf/vmlinux`; `name` is for messages.
     pub fn parse(name: &str, data: Vec<u8>) -> Result<Self, BtfError> {
         let mut btf = Self {

@@ -32,6 +32,11 @@ pub enum FieldsError {
 
 /// Resolves the table of fields from a BTF file.
 pub fn resolve(path: &Path) -> Result<Offsets, FieldsError> {
+    resolve_with_types(path).map(|(offsets, _)| offsets)
+}
+
+/// The same, and the types themselves.
+pub fn resolve_with_types(path: &Path) -> Result<(Offsets, Btf), FieldsError> {
     let data = std::fs::read(path).map_err(|source| FieldsError::Unreadable {
         path: path.to_owned(),
         source,
@@ -65,7 +70,7 @@ pub fn resolve(path: &Path) -> Result<Offsets, FieldsError> {
     }
     match layout_error(&offsets) {
         Some(error) => Err(FieldsError::Layout(error)),
-        None => Ok(offsets),
+        None => Ok((offsets, btf)),
     }
 }
 

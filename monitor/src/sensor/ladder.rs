@@ -1,7 +1,10 @@
 //! The hook ladder: for each observation the hooks that can serve it, the best first. The first
 //! one that this kernel accepts is used; that is found by trying, not by version.
 
-use super::{Attached, SensorError};
+use super::{
+    Attached, SensorError,
+    btf::{Btf as Prototypes, Parameter},
+};
 use aya::{
     Btf, Ebpf,
     programs::{
@@ -46,6 +49,70 @@ impl Hook {
             Self::Cgroup(kind) => format!("cgroup/{kind}"),
             Self::Proc(file) => format!("proc/{file}"),
         }
+    }
+}
+
+/// A parameter as a program expects it: a pointer to a structure, or a value of so many bytes.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    Pointer(&'static str),
+    Value(u32),
+    /// The program does not look at it.
+    Any,
+}
+
+impl Expected {
+    fn is(self, found: &Parameter) -> bool {
+        match (self, found) {
+            (Self::Any, _) => true,
+            (Self::Pointer(name), Parameter::Pointer(found)) => name == found,
+            (Self::Value(size), Parameter::Value(found)) => size == *found,
+            _ => false,
+        }
+    }
+}
+
+impl Hook {
+    /// The function whose parameters the programs at this hook read, and what they take them for.
+    /// A raw tracepoint's first parameter is its own.
+    fn contract(self) -> Option<(String, &'static [Expected])> {
+        use Expected::{Any, Pointer, Value};
+        const TASK: Expected = Pointer("task_struct");
+        let (name, hook) = match self {
+            Self::Lsm(hook) => (format!("bpf_lsm_{hook}"), hook),
+            Self::Fentry(function) | Self::Kprobe(function) => (
+                function.to_owned(),
+                function.trim_start_matches("security_"),
+            ),
+            Self::RawTracepoint(name) => (format!("btf_trace_{name}"), name),
+            Self::Tracepoint(..) | Self::Cgroup(_) | Self::Proc(_) => return None,
+        };
+        let expected: &[Expected] = match hook {
+            "file_open" | "file_receive" => &[Pointer("file")],
+            "ptrace_access_check" => &[TASK, Value(4)],
+            "sched_process_fork" => &[Any, TASK, TASK],
+            "sched_process_exec" => &[Any, TASK, Any, Pointer("linux_binprm")],
+            "sched_process_exit" => &[Any, TASK],
+            "inet_sock_set_state" => &[Any, Pointer("sock"), Value(4), Value(4)],
+            _ => &[],
+        };
+        Some((name, expected))
+    }
+
+    /// What is wrong with the hook on this kernel. A function that its types do not name is left
+    /// to the loader.
+    fn broken(self, prototypes: &Prototypes) -> Option<String> {
+        let (name, expected) = self.contract()?;
+        let found = match prototypes.parameters(&name) {
+            Ok(found) => found?,
+            Err(error) => return Some(format!("its prototype cannot be read: {error}")),
+        };
+        let holds = found.len() >= expected.len()
+            && expected
+                .iter()
+                .zip(&found)
+                .all(|(expected, found)| expected.is(found));
+        (!holds).then(|| format!("its prototype on this kernel is {found:?}"))
     }
 }
 
@@ -253,7 +320,9 @@ pub const ENVIRON_BY_AGENT: &str = "";
 pub struct Machine<'a> {
     /// The cgroup v2 root, where there is one.
     pub cgroup: Option<&'a Path>,
-    /// The kernel's types, where they can be read: for LSM and fentry.
+    /// The kernel's types, read by ourselves: what the programs expect of a hook is compared.
+    pub prototypes: &'a Prototypes,
+    /// The same as the loader wants them, where they can be read: for LSM and fentry.
     pub types: Option<Btf>,
     /// Whether `bpf` is in the list of active LSMs: without it an LSM program attaches, and never
     /// fires.
@@ -332,6 +401,9 @@ impl Step {
         let kind = kind.split('/').next().unwrap_or_default();
         if machine.skipped.iter().any(|skipped| skipped == kind) {
             return Ok(Err(format!("passed over, as {SKIP_HOOKS} says")));
+        }
+        if let Some(error) = self.hook.broken(machine.prototypes) {
+            return Ok(Err(error));
         }
         if let Hook::Proc(_) = self.hook {
             return Ok(Ok(None));
@@ -489,6 +561,62 @@ pub fn ensure_tracefs() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sensor::fields::VMLINUX;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_hook_of_this_kernel_is_as_the_programs_take_it() {
+        let Ok(data) = std::fs::read(VMLINUX) else {
+            eprintln!("skipped: this kernel has no BTF");
+            return;
+        };
+        let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
+        let hooks = LADDERS
+            .iter()
+            .flat_map(|ladder| ladder.rungs.iter())
+            .flat_map(|rung| rung.iter())
+            .map(|step| step.hook);
+        let mut compared = 0;
+        for hook in hooks {
+            assert_eq!(hook.broken(&prototypes), None, "{}", hook.name());
+            let contract = hook.contract();
+            compared += usize::from(contract.is_some_and(|(name, _)| {
+                prototypes
+                    .parameters(&name)
+                    .is_ok_and(|found| found.is_some())
+            }));
+        }
+        assert!(
+            compared > 5,
+            "this kernel's types name the hooks: {compared}"
+        );
+    }
+
+    #[test]
+    fn another_prototype_is_told() {
+        let Ok(data) = std::fs::read(VMLINUX) else {
+            eprintln!("skipped: this kernel has no BTF");
+            return;
+        };
+        let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
+        assert!(!Expected::Pointer("file").is(&Parameter::Pointer("task_struct".to_owned())));
+        assert!(!Expected::Value(4).is(&Parameter::Value(8)));
+        let parameters = prototypes.parameters("vfs_fsync").expect("readable");
+        assert_eq!(
+            parameters,
+            Some(vec![
+                Parameter::Pointer("file".to_owned()),
+                Parameter::Value(4)
+            ])
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_description_of_a_tracepoint(text in "(field:|offset:|size:|[ a-z0-9;:*\t\n-]){0,60}") {
+            let _ = parse_field(&text, "res", 4);
+        }
+    }
 
     #[test]
     fn fields_of_a_tracepoint() {

@@ -16,6 +16,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
 };
+use btf::Btf;
 use decode::{BootClock, Decoded, decode};
 use fields::FieldsError;
 use ladder::{LADDERS, Machine};
@@ -135,7 +136,7 @@ impl Sensor {
     /// Loads and attaches every probe that this kernel accepts; what it refuses is in
     /// [`Sensor::attached`].
     pub fn start(options: &Options<'_>) -> Result<Self, SensorError> {
-        let offsets = fields::resolve(options.btf)?;
+        let (offsets, prototypes) = fields::resolve_with_types(options.btf)?;
         let key = [options.key.k0, options.key.k1];
         ladder::ensure_tracefs();
         let uring =
@@ -174,7 +175,7 @@ impl Sensor {
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
-        sensor.attach(options.cgroup)?;
+        sensor.attach(options.cgroup, &prototypes)?;
         Ok(sensor)
     }
 
@@ -211,11 +212,12 @@ impl Sensor {
         self.begin_epoch()
     }
 
-    fn attach(&mut self, cgroup: Option<&Path>) -> Result<(), SensorError> {
+    fn attach(&mut self, cgroup: Option<&Path>, prototypes: &Btf) -> Result<(), SensorError> {
         let lsm =
             ladder::active_lsms().is_some_and(|list| list.split(',').any(|name| name == "bpf"));
         let machine = Machine {
             cgroup,
+            prototypes,
             types: aya::Btf::from_sys_fs().ok(),
             lsm,
             skipped: std::env::var(ladder::SKIP_HOOKS)

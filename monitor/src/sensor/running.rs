@@ -142,3 +142,48 @@ fn select(tcp: &[TcpNetEntry], udp: &[UdpNetEntry]) -> HashMap<u64, Remote> {
         .map(|entry| (entry.inode, remote(entry.remote_address, Transport::Udp)));
     streams.chain(datagrams).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Write as _, net::TcpListener, net::TcpStream};
+
+    #[test]
+    fn what_this_process_has_open() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("open");
+        std::fs::write(&path, "x").expect("written");
+        let reading = std::fs::File::open(&path).expect("opened");
+        let mut writing = std::fs::File::create(directory.path().join("written")).expect("created");
+        writing.write_all(b"x").expect("written");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let to = listener.local_addr().expect("an address");
+        let connected = TcpStream::connect(to).expect("connected");
+        let accepted = listener.accept().expect("accepted");
+        let found = open(std::process::id());
+        let inode = reading.metadata().expect("there").ino();
+        assert!(
+            found
+                .files
+                .iter()
+                .any(|(seen, file)| *seen == path && file.inode == inode)
+        );
+        assert!(
+            !found
+                .files
+                .iter()
+                .any(|(seen, _)| seen.ends_with("written"))
+        );
+        let remotes = Connections::default().of(std::process::id(), &found.sockets);
+        let ours: Vec<_> = remotes
+            .iter()
+            .filter(|(_, remote)| remote.port == to.port())
+            .collect();
+        assert_eq!(
+            ours.len(),
+            1,
+            "what was accepted was not connected from here: {remotes:?}"
+        );
+        drop((connected, accepted));
+    }
+}
