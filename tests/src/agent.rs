@@ -34,8 +34,8 @@ pub struct Agent {
     pub log: PathBuf,
 }
 
-/// How long an agent may take to its readiness on a loaded machine.
-const START: Duration = Duration::from_secs(20);
+/// How long an agent may take to its readiness: in an emulated machine the verifier takes its time.
+const START: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// Starts an agent on a free port, with its state in `directory`, and waits until it is ready.

@@ -327,6 +327,9 @@ pub struct Machine<'a> {
     /// Whether `bpf` is in the list of active LSMs: without it an LSM program attaches, and never
     /// fires.
     pub lsm: bool,
+    /// Whether the records of io_uring name their request; they do from 5.19 on. Without it the
+    /// program attaches, and sees nothing.
+    pub uring: bool,
     /// Kinds of hooks that are not to be used.
     pub skipped: Vec<String>,
 }
@@ -401,6 +404,9 @@ impl Step {
         let kind = kind.split('/').next().unwrap_or_default();
         if machine.skipped.iter().any(|skipped| skipped == kind) {
             return Ok(Err(format!("passed over, as {SKIP_HOOKS} says")));
+        }
+        if self.program == "file_open_uring" && !machine.uring {
+            return Ok(Err("its records do not name the request".to_owned()));
         }
         if let Some(error) = self.hook.broken(machine.prototypes) {
             return Ok(Err(error));

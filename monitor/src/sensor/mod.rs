@@ -175,7 +175,7 @@ impl Sensor {
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
-        sensor.attach(options.cgroup, &prototypes)?;
+        sensor.attach(options.cgroup, &prototypes, !uring.contains(&0))?;
         Ok(sensor)
     }
 
@@ -212,7 +212,12 @@ impl Sensor {
         self.begin_epoch()
     }
 
-    fn attach(&mut self, cgroup: Option<&Path>, prototypes: &Btf) -> Result<(), SensorError> {
+    fn attach(
+        &mut self,
+        cgroup: Option<&Path>,
+        prototypes: &Btf,
+        uring: bool,
+    ) -> Result<(), SensorError> {
         let lsm =
             ladder::active_lsms().is_some_and(|list| list.split(',').any(|name| name == "bpf"));
         let machine = Machine {
@@ -220,6 +225,7 @@ impl Sensor {
             prototypes,
             types: aya::Btf::from_sys_fs().ok(),
             lsm,
+            uring,
             skipped: std::env::var(ladder::SKIP_HOOKS)
                 .unwrap_or_default()
                 .split(',')
