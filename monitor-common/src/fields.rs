@@ -57,7 +57,6 @@ kernel_fields! {
     SignalTty: "signal_struct" ["tty"] 8 needed;
     SignalLive: "signal_struct" ["live.counter"] 4 needed;
     FilesFdt: "files_struct" ["fdt"] 8 needed;
-    FdtMax: "fdtable" ["max_fds"] 4 needed;
     FdtFd: "fdtable" ["fd"] 8 needed;
     FileMode: "file" ["f_mode"] 4 needed;
     FileInode: "file" ["f_inode"] 8 needed;
@@ -75,7 +74,6 @@ kernel_fields! {
     InodeSb: "inode" ["i_sb"] 8 needed;
     InodeIno: "inode" ["i_ino"] 8 needed;
     InodeGeneration: "inode" ["i_generation"] 4 needed;
-    InodeUid: "inode" ["i_uid.val"] 4 needed;
     InodeNlink: "inode" ["i_nlink"] 4 needed;
     SbDev: "super_block" ["s_dev"] 4 needed;
     SbMagic: "super_block" ["s_magic"] 8 needed;

@@ -93,7 +93,6 @@ pub struct File {
     /// Kernel-internal device number: major << 20 | minor.
     pub device: u32,
     pub generation: u32,
-    pub file_uid: u32,
     /// Opens of this file by this process since the last record.
     pub count: u32,
     pub flags: u32,
@@ -102,6 +101,7 @@ pub struct File {
     pub inside_len: u32,
     /// Bytes that follow the path.
     pub source_len: u32,
+    pub reserved: u32,
 }
 
 /// The environment or the memory of a process, looked at by another.

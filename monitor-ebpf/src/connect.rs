@@ -1,8 +1,9 @@
 //! Connections: TCP connects, and UDP to an address.
 
 use crate::{
-    kernel::{current_task, fill_header, now, stream},
+    kernel::now,
     maps::{CREDENTIAL_RING, is_agent, send},
+    task::{Hooked, fill_header, stream},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -141,13 +142,12 @@ fn connected(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
     // SAFETY: every field is written before it is read, and a Connect has no padding. On the
     // stack, because this program can be preempted and another can run on the same CPU.
     let record = unsafe { &mut *record.as_mut_ptr() };
-    let task = current_task();
-    fill_header(&mut record.header, kind::CONNECT, task);
+    fill_header(&mut record.header, kind::CONNECT, Hooked::Socket);
     if is_agent(record.header.pid) {
         return;
     }
     record.cookie = cookie;
-    record.stdin = stream(task, 0);
+    record.stdin = stream(0, Hooked::Socket);
     record.family = family;
     record.port = port;
     record.protocol = protocol;

@@ -5,8 +5,10 @@
 //! a per-CPU buffer, hashed there and forgotten: no record has a place for it.
 
 use crate::{
-    kernel::{field, fill_header, repeat},
-    maps::{Bloom, CREDENTIAL_RING, RULES, count, send},
+    kernel::repeat,
+    maps::{Bloom, CREDENTIAL_RING, Looked, RULES, count, send},
+    task::{Hooked, fill_header},
+    view::{Copied, Direct, Memory},
 };
 use aya_ebpf::{
     helpers::generated::{bpf_probe_read_user, bpf_probe_read_user_str},
@@ -16,7 +18,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    environ::{Marks, NAME_MAX, SCAN_MAX, Words},
+    environ::{self, Marks, NAME_MAX, SCAN_MAX, Words},
     fields::F,
     filter::{self, JWT_VALUE, URL_WORD},
     fingerprint::{Key, MAX_SECRET, MAX_WORDS, Sip, is_space},
@@ -107,17 +109,28 @@ struct Walk {
 /// First kernel: 5.17 (`bpf_loop`). Missed: an entry on a page that is not in memory (counted
 /// as `read`), and whatever comes after it.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn environ_exec(ctx: RawTracePointContext) -> i32 {
-    exec(ctx.arg(0));
+pub fn environ_exec(_: RawTracePointContext) -> i32 {
+    exec();
     0
 }
 
+/// Where the environment of the current process begins and ends.
 #[inline(always)]
-fn exec(task: u64) {
-    let mm = field::<u64>(task, F::TaskMm);
+fn bounds<M: Memory>() -> (u64, u64) {
+    let mm = M::field(M::task(), F::TaskMm);
+    (M::field(mm, F::MmEnvStart), M::field(mm, F::MmEnvEnd))
+}
+
+#[inline(always)]
+fn exec() {
+    let (at, end) = if Hooked::Tracing.typed() {
+        bounds::<Direct>()
+    } else {
+        bounds::<Copied>()
+    };
     let mut walk = Walk {
-        at: field(mm, F::MmEnvStart),
-        end: field(mm, F::MmEnvEnd),
+        at,
+        end,
         inside: 0,
         cut: 0,
     };
@@ -128,7 +141,6 @@ fn exec(task: u64) {
     let gathered = gathered();
     if gathered > 0 {
         let mut tell = Tell {
-            task,
             candidates: gathered,
         };
         if walk.cut != 0 {
@@ -194,13 +206,10 @@ fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
     let (Some(scratch), Some(bloom)) = (scratch(), Bloom::rules()) else {
         return;
     };
+    split(scratch);
     // SAFETY: the place is this CPU's own; volatile, so that what is found goes through memory:
     // the verifier then walks on from here once, and not once for each length of a name.
-    let name = unsafe {
-        let place = &raw mut scratch.name;
-        name(&scratch.entry, bloom, place);
-        place.read_volatile()
-    };
+    let name = unsafe { (&raw const scratch.name).read_volatile() };
     if name.len == 0 || name.len >= NAME_MAX as u64 {
         return;
     }
@@ -280,25 +289,102 @@ struct Name {
     last_hit: u64,
     /// Bytes before the `=`; 0 where there is none.
     len: u64,
+    /// What [`glance`] found.
+    glance: [u64; 2],
+}
+
+/// Finds out what there is to know of the name at the front of the entry. Programs are given the
+/// same few names again and again: one that was found to be of no rule is told by its tag.
+///
+/// Its steps are functions of their own that speak through this CPU's memory: the verifier
+/// forgets how each came to its end, and walks the next one once.
+#[inline(always)]
+fn split(scratch: &mut Scratch) {
+    glance(scratch);
+    if !seen(scratch) {
+        name(scratch);
+        remember(scratch);
+    }
+}
+
+/// What tells the name from others, where it has an end.
+#[inline(always)]
+fn looked(scratch: &Scratch) -> Option<Looked> {
+    // SAFETY: the place is this CPU's own; volatile, as it goes through memory.
+    let [sum, len] = unsafe { (&raw const scratch.name.glance).read_volatile() };
+    if len == 0 {
+        return None;
+    }
+    Looked::at(|_| [sum, len, 0, 0, 0])
+}
+
+/// Whether the name was found to be of no rule before.
+#[inline(never)]
+fn seen(scratch: &mut Scratch) -> bool {
+    let seen = looked(scratch).is_some_and(Looked::before);
+    if seen {
+        let found = &raw mut scratch.name;
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*found).first_hit).write_volatile(0);
+            (&raw mut (*found).last_hit).write_volatile(0);
+            let len = (&raw const (*found).glance[1]).read_volatile();
+            (&raw mut (*found).len).write_volatile(len);
+        }
+    }
+    seen
+}
+
+/// Remembers a name that is of no rule.
+#[inline(never)]
+fn remember(scratch: &mut Scratch) {
+    // SAFETY: as above.
+    let hit = unsafe { (&raw const scratch.name.first_hit).read_volatile() };
+    if hit == 0
+        && let Some(looked) = looked(scratch)
+    {
+        looked.remember();
+    }
+}
+
+/// Sums up the bytes before the `=`, eight at a time, and counts them; 0 where there is none.
+#[inline(never)]
+fn glance(scratch: &mut Scratch) {
+    let (mut sum, mut len) = (0u64, 0u64);
+    for (i, bytes) in scratch.entry.chunks_exact(8).enumerate().take(NAME_MAX / 8) {
+        // SAFETY: a chunk has eight bytes, and an entry begins at a multiple of eight.
+        let word = unsafe { bytes.as_ptr().cast::<u64>().read() };
+        let (equals, ends) = (environ::zeros(word ^ environ::EQUALS), environ::zeros(word));
+        let Some(below) = environ::below(equals | ends) else {
+            sum = environ::sum(sum, word);
+            continue;
+        };
+        if environ::below(equals) == Some(below) {
+            sum = environ::sum(sum, word & below);
+            len = i as u64 * 8 + environ::bytes(below);
+        }
+        break;
+    }
+    // SAFETY: the place is this CPU's own.
+    unsafe { (&raw mut scratch.name.glance).write_volatile([sum, len]) };
 }
 
 /// Splits the name at the front of an entry into words. A loop and not a [`repeat`]: it is run
-/// for every variable of every program, and a call for each byte is what would cost.
-///
-/// # Safety
-/// `found` must be this CPU's own.
-#[inline(always)]
-unsafe fn name(entry: &[u8; CHUNK], bloom: Bloom, found: *mut Name) {
-    // SAFETY: as the caller vouches.
+/// for many variables, and a call for each byte is what would cost.
+#[inline(never)]
+fn name(scratch: &mut Scratch) {
+    let Some(bloom) = Bloom::rules() else {
+        return;
+    };
+    let found = &raw mut scratch.name;
+    // SAFETY: the place is this CPU's own.
     unsafe {
-        found.write_volatile(Name {
-            words: Words::new(),
-            first_hit: 0,
-            last_hit: 0,
-            len: 0,
-        });
+        (&raw mut (*found).words).write_volatile(Words::new());
+        (&raw mut (*found).first_hit).write_volatile(0);
+        (&raw mut (*found).last_hit).write_volatile(0);
+        (&raw mut (*found).len).write_volatile(0);
     }
-    for (i, byte) in entry.iter().copied().enumerate().take(NAME_MAX) {
+    for (i, byte) in scratch.entry.iter().copied().enumerate().take(NAME_MAX) {
         let ends = byte == b'=' || byte == 0;
         // SAFETY: as above.
         let mut words = unsafe { (&raw const (*found).words).read_volatile() };
@@ -337,7 +423,6 @@ fn rule(key: u64) -> Option<u32> {
 /// The candidates that wait.
 #[repr(C)]
 struct Tell {
-    task: u64,
     candidates: u64,
 }
 
@@ -395,7 +480,7 @@ extern "C" fn secret(i: u64, context: *mut c_void) -> i64 {
         return 0;
     }
     let print = fingerprint(scratch, len);
-    report(scratch, place, tell.task, print);
+    report(scratch, place, print);
     0
 }
 
@@ -477,10 +562,10 @@ fn fingerprint(scratch: &mut Scratch, len: u64) -> u64 {
 }
 
 #[inline(always)]
-fn report(scratch: &mut Scratch, place: usize, task: u64, print: u64) {
+fn report(scratch: &mut Scratch, place: usize, print: u64) {
     let candidate = &scratch.candidates[place];
     let record = &mut scratch.record;
-    fill_header(&mut record.header, kind::VARIABLE, task);
+    fill_header(&mut record.header, kind::VARIABLE, Hooked::Tracing);
     record.fingerprint = print;
     record.secret_len = candidate.len as u32;
     record.name_len = candidate.name_len;

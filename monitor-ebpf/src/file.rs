@@ -1,13 +1,14 @@
 //! Credential files: opened, received from another process, inherited.
 
 use crate::{
-    kernel::{self, S_IFREG, current_pid, current_task, field, fill_header, now, read},
+    kernel::{self, S_IFREG, field, now, read},
     maps::{
         Bloom, CREDENTIAL_RING, INODES, Looked, RULES, count, current_cgroup, is_agent, lost, send,
     },
     memory,
     path::{Walk, mounted_at},
-    view::{Copied, Dentry, Direct, Memory, OpenFile, file_of_current},
+    task::{self, Hooked, current_pid, fill_header},
+    view::{Copied, Dentry, Direct, Memory, OpenFile},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -74,18 +75,7 @@ pub fn file_open_exit(ctx: TracePointContext) -> u32 {
     // 5.10; the verifier checks the access against the record's size.
     let fd = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if fd >= 0 {
-        opened::<Copied>(file_of_current(fd as u64), 0);
-    }
-    0
-}
-
-/// As [`file_open_exit`], for kernels before 5.11.
-#[tracepoint]
-pub fn file_open_exit_copied(ctx: TracePointContext) -> u32 {
-    // SAFETY: as above.
-    let fd = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
-    if fd >= 0 {
-        opened::<Copied>(kernel::file_of(current_task(), fd as u64), 0);
+        opened::<Copied>(task::file_of(fd as u64, Hooked::Tracing), 0);
     }
     0
 }
@@ -118,7 +108,7 @@ pub fn file_open_uring(ctx: TracePointContext) -> u32 {
     let request: u64 = read(record.wrapping_add(u64::from(request)));
     let opcode: u8 = field(request, F::IoRequestOpcode);
     if fd >= 0 && (opcode == IORING_OP_OPENAT || opcode == IORING_OP_OPENAT2) {
-        opened::<Copied>(kernel::file_of(current_task(), fd as u64), 0);
+        opened::<Copied>(task::file_of(fd as u64, Hooked::Tracing), 0);
     }
     0
 }
@@ -147,30 +137,32 @@ pub fn file_receive_kprobe(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Descriptors looked at when a process becomes another program.
-const DESCRIPTORS: u64 = 8;
+/// Descriptors looked at when a process becomes another program. A table has room for more.
+const DESCRIPTORS: usize = 8;
 
 /// Reports the known credential files among the first descriptors of a process that has just
 /// become another program. Most end at the filter.
 #[inline(always)]
-pub fn inherited(task: u64) {
+pub fn inherited() {
+    let files: [u64; DESCRIPTORS] = read(task::descriptors(Hooked::Tracing));
+    for file in files {
+        if file != 0 {
+            inherit(file);
+        }
+    }
+}
+
+/// A function of its own: the verifier forgets what went on in it, and does not walk on from each
+/// of its ends.
+#[inline(never)]
+fn inherit(file: u64) {
     let Some(inodes) = Bloom::inodes() else {
         return;
     };
-    let files: u64 = field(task, F::TaskFiles);
-    let table: u64 = field(files, F::FilesFdt);
-    let most: u32 = field(table, F::FdtMax);
-    let array: u64 = field(table, F::FdtFd);
-    for fd in 0..DESCRIPTORS {
-        if fd >= u64::from(most) {
-            break;
-        }
-        let file: u64 = read(array.wrapping_add(fd << 3));
-        let inode: u64 = field(file, F::FileInode);
-        let number: u64 = field(inode, F::InodeIno);
-        if inodes.has(filter::inode_key(number)) {
-            known(inode, number);
-        }
+    let inode: u64 = field(file, F::FileInode);
+    let number: u64 = field(inode, F::InodeIno);
+    if inodes.has(filter::inode_key(number)) {
+        known(inode, number);
     }
 }
 
@@ -185,7 +177,7 @@ fn known(inode: u64, number: u64) {
     let mut record = MaybeUninit::<File>::uninit();
     // SAFETY: every field is written before it is read, and a File has no padding.
     let record = unsafe { &mut *record.as_mut_ptr() };
-    fill_header(&mut record.header, kind::FILE, current_task());
+    fill_header(&mut record.header, kind::FILE, Hooked::Tracing);
     let seen = ReadKey {
         start: record.header.start,
         inode: key.inode,
@@ -199,12 +191,12 @@ fn known(inode: u64, number: u64) {
     record.stdout = 0;
     record.device = key.device;
     record.generation = key.generation;
-    record.file_uid = field(inode, F::InodeUid);
     record.count = 1;
     record.flags = BY_INODE | INHERITED;
     record.path_len = 0;
     record.inside_len = 0;
     record.source_len = 0;
+    record.reserved = 0;
     // SAFETY: the record is initialised above.
     unsafe {
         send(
@@ -230,25 +222,27 @@ fn key_of(inode: u64, number: u64) -> InodeKey {
 /// What every hook of this family does with an open file.
 #[inline(always)]
 fn opened<M: Memory>(address: u64, flags: u32) {
-    let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
-        return;
-    };
     // Most files are opened again and again. As little is read of them as tells which they are.
-    let [mount, dentry] = M::path(address);
-    let [parent, name, inode] = M::identity(dentry);
-    let base = rules.address();
-    let Some(looked) = Looked::at([
-        M::number(mount, base),
-        M::number(dentry, base),
-        M::number(parent, base),
-        name,
-        M::number(inode, base),
-    ]) else {
+    let looked = Looked::at(|base| {
+        let [mount, dentry] = M::path(address);
+        let [parent, name, inode] = M::identity(dentry);
+        [
+            M::number(mount, base),
+            M::number(dentry, base),
+            M::number(parent, base),
+            name,
+            M::number(inode, base),
+        ]
+    });
+    let Some(looked) = looked else {
         return;
     };
     if looked.before() {
         return;
     }
+    let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
+        return;
+    };
     let file = M::file(address);
     if file.mode & (FMODE_READ | FMODE_WRITE) == 0 || file.mode & FMODE_NOACCOUNT != 0 {
         return;
@@ -399,10 +393,8 @@ fn tell(file: &OpenFile, key: InodeKey, mut flags: u32) {
     if file.mode & FMODE_READ == 0 {
         flags |= WRITTEN;
     }
-    let task = current_task();
-    let (_, start) = kernel::subject(task);
     let seen = ReadKey {
-        start,
+        start: task::start(Hooked::Tracing),
         inode: key.inode,
         pid,
         device: key.device,
@@ -410,7 +402,7 @@ fn tell(file: &OpenFile, key: InodeKey, mut flags: u32) {
     let Some(repeats) = repeated(seen) else {
         return;
     };
-    report(file, key, task, repeats, flags);
+    report(file, key, repeats, flags);
 }
 
 /// How often a read was repeated since it was last sent, or `None` where it is not sent now.
@@ -451,7 +443,7 @@ struct Slot {
 /// Writes the record straight into the ring: LSM and fentry programs can be preempted, so a
 /// per-CPU buffer would not be their own.
 #[inline(always)]
-fn report(file: &OpenFile, key: InodeKey, task: u64, repeats: u32, mut flags: u32) {
+fn report(file: &OpenFile, key: InodeKey, repeats: u32, mut flags: u32) {
     let Some(mut slot) = CREDENTIAL_RING.reserve::<Slot>(0) else {
         lost(Probe::File, current_cgroup());
         return;
@@ -467,17 +459,17 @@ fn report(file: &OpenFile, key: InodeKey, task: u64, repeats: u32, mut flags: u3
         }
         Walk::write_source(walk);
         let record = &mut (*place).record;
-        fill_header(&mut record.header, kind::FILE, task);
+        fill_header(&mut record.header, kind::FILE, Hooked::Tracing);
         record.inode = key.inode;
-        record.stdout = kernel::stream(task, 1);
+        record.stdout = task::stream(1, Hooked::Tracing);
         record.device = key.device;
         record.generation = key.generation;
-        record.file_uid = field(file.inode, F::InodeUid);
         record.count = repeats;
         record.flags = flags;
         record.path_len = (&raw const (*walk).path).read_volatile();
         record.inside_len = (&raw const (*walk).inside).read_volatile();
         record.source_len = (&raw const (*walk).at).read_volatile();
+        record.reserved = 0;
     }
     slot.submit(0);
     count(Probe::File, Stage::Sent);

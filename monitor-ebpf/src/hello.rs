@@ -44,9 +44,10 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         6 if start[6] == TCP => 40,
         _ => return None,
     };
-    let sequence = u32::from_be(ctx.load(tcp + 4).ok()?);
-    let data_offset: u8 = ctx.load(tcp + 12).ok()?;
-    let payload = tcp + usize::from(data_offset >> 4) * 4;
+    let header: [u32; 4] = ctx.load(tcp).ok()?;
+    let sequence = u32::from_be(header[1]);
+    let words = u32::from_be(header[3]) >> 28;
+    let payload = tcp + words as usize * 4;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
         return None;

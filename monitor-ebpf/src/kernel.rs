@@ -1,17 +1,8 @@
-//! Reading the kernel's structures: offsets from the field table, and the header of a record.
+//! Reading the kernel's structures: offsets from the field table.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    generated::{
-        bpf_get_current_cgroup_id, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_loop,
-        bpf_probe_read_kernel,
-    },
-};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel};
 use core::{ffi::c_void, mem::MaybeUninit};
-use monitor_common::{
-    fields::{ABSENT, BLOCK_BYTES, COUNT, F, Offsets},
-    record::{Header, NO_LOGIN},
-};
+use monitor_common::fields::{BLOCK_BYTES, COUNT, F, Offsets};
 
 /// Set by the agent before load, then frozen: the verifier sees constants.
 #[unsafe(no_mangle)]
@@ -86,17 +77,6 @@ pub fn pick32(block: &Block, field: F) -> u32 {
     (pick(block, field) >> ((offset(field) & 4) * 8)) as u32
 }
 
-#[inline(always)]
-pub fn current_task() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_get_current_task() }
-}
-
-#[inline(always)]
-pub fn current_pid() -> u32 {
-    (bpf_get_current_pid_tgid() >> 32) as u32
-}
-
 /// Nanoseconds since boot.
 #[inline(always)]
 pub fn now() -> u64 {
@@ -104,65 +84,7 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// `(thread group, start of its leader)` of a task.
-#[inline(always)]
-pub fn subject(task: u64) -> (u32, u64) {
-    let pid = field(task, F::TaskTgid);
-    let leader = field(task, F::TaskLeader);
-    (pid, field(leader, F::TaskStart))
-}
-
-/// Fills the header of a record about `task`, which runs or is forked by the current one.
-#[inline(always)]
-pub fn fill_header(header: &mut Header, kind: u32, task: u64) {
-    let (pid, start) = subject(task);
-    let (parent, parent_start) = subject(field(task, F::TaskParent));
-    let signal = field(task, F::TaskSignal);
-    header.kind = kind;
-    header.pid = pid;
-    header.time = now();
-    header.start = start;
-    // SAFETY: the helper has no preconditions.
-    header.cgroup = unsafe { bpf_get_current_cgroup_id() };
-    header.parent = parent;
-    header.parent_start = parent_start;
-    header.uid = bpf_get_current_uid_gid() as u32;
-    header.loginuid = if offset(F::TaskLoginuid) == u64::from(ABSENT) {
-        NO_LOGIN
-    } else {
-        field(task, F::TaskLoginuid)
-    };
-    header.tty = u32::from(field::<u64>(signal, F::SignalTty) != 0);
-    header.comm = bpf_get_current_comm().unwrap_or([0; 16]);
-}
-
-const S_IFMT: u32 = 0xf000;
-const S_IFIFO: u32 = 0x1000;
-const S_IFSOCK: u32 = 0xc000;
 pub const S_IFREG: u32 = 0x8000;
-
-/// The `struct file` behind a descriptor of a task, or 0. The descriptor is one that is open: its
-/// place in the table is not checked.
-#[inline(always)]
-pub fn file_of(task: u64, fd: u64) -> u64 {
-    let files: u64 = field(task, F::TaskFiles);
-    let table: u64 = field(files, F::FilesFdt);
-    let array: u64 = field(table, F::FdtFd);
-    read(array.wrapping_add(fd << 3))
-}
-
-/// The inode number of the pipe or socket at a standard descriptor; 0 where it is neither. It
-/// is how a helper's output is followed to the one that reads it.
-#[inline(always)]
-pub fn stream(task: u64, fd: u64) -> u64 {
-    let inode: u64 = field(file_of(task, fd), F::FileInode);
-    let kind = u32::from(field::<u16>(inode, F::InodeMode)) & S_IFMT;
-    if kind == S_IFIFO || kind == S_IFSOCK {
-        field(inode, F::InodeIno)
-    } else {
-        0
-    }
-}
 
 /// Calls `step` with a context up to `times`, until it gives 1. First kernel: 5.17.
 #[inline(always)]

@@ -13,6 +13,7 @@ mod memory;
 mod outcome;
 mod path;
 mod process;
+mod task;
 mod view;
 
 use aya_ebpf::{

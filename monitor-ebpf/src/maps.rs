@@ -40,8 +40,8 @@ pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 0);
 #[map]
 static AGENT: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Files that were looked at and are no credential's, as tags: what tells one from another, and
-/// the epoch in which it was looked at. A word is written and read at once, so that two processors
+/// Files that were looked at and are no credential's, and names of variables that are of no rule,
+/// as tags: what tells one from another, and the epoch in which it was looked at. A word is written and read at once, so that two processors
 /// cannot make a tag that neither meant.
 #[map]
 static LOOKED_AT: Array<u64> = Array::with_max_entries(LOOKED_AT_SLOTS, 0);
@@ -61,11 +61,12 @@ pub struct Looked {
 }
 
 impl Looked {
-    /// From what tells one open file from another.
+    /// From what tells one open file, or one name, from another. It is asked for with an address
+    /// in the kernel that stays the same while the probes are loaded.
     #[inline(always)]
-    pub fn at(parts: [u64; 5]) -> Option<Self> {
+    pub fn at(parts: impl FnOnce(u64) -> [u64; 5]) -> Option<Self> {
         let epoch = EPOCH.get(0)?;
-        let tag = tag_of(*epoch, parts);
+        let tag = tag_of(*epoch, parts(core::ptr::from_ref(epoch) as u64));
         let slot = LOOKED_AT.get_ptr_mut(tag as u32 & (LOOKED_AT_SLOTS - 1))?;
         Some(Self { tag, slot })
     }
@@ -158,12 +159,6 @@ impl Bloom {
     #[inline(always)]
     pub fn inodes() -> Option<Self> {
         BLOOM.get_ptr(1).map(Self)
-    }
-
-    /// An address in the kernel that stays the same while the probes are loaded.
-    #[inline(always)]
-    pub fn address(self) -> u64 {
-        self.0 as u64
     }
 
     /// Whether the key may be among the rules.

@@ -2,8 +2,10 @@
 
 use crate::{
     file::repeated,
-    kernel::{self, current_pid, current_task, field, fill_header},
+    kernel::{self, field},
     maps::{CREDENTIAL_RING, is_agent, send},
+    task::{Hooked, current_pid, fill_header, subject},
+    view::Copied,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -50,7 +52,7 @@ pub fn memory_kprobe(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn attach(child: u64, mode: u32) {
     if mode & PTRACE_MODE_ATTACH != 0 {
-        looked_at(kernel::subject(child), foreign::TRACE);
+        looked_at(subject::<Copied>(child), foreign::TRACE);
     }
 }
 
@@ -132,7 +134,7 @@ pub fn of_process(inode: u64, first: u32) {
     } else {
         foreign::MEMORY
     };
-    looked_at(kernel::subject(task), how);
+    looked_at(subject::<Copied>(task), how);
 }
 
 #[inline(always)]
@@ -141,11 +143,10 @@ fn looked_at((target, target_start): (u32, u64), how: u32) {
     if target == pid || target == 0 || is_agent(pid) {
         return;
     }
-    let task = current_task();
     let mut record = MaybeUninit::<Foreign>::uninit();
     // SAFETY: every field is written before it is read, and a Foreign has no padding.
     let record = unsafe { &mut *record.as_mut_ptr() };
-    fill_header(&mut record.header, kind::FOREIGN, task);
+    fill_header(&mut record.header, kind::FOREIGN, Hooked::Tracing);
     record.target_start = target_start;
     record.target = target;
     record.how = how;

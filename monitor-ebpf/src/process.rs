@@ -2,11 +2,13 @@
 
 use crate::{
     file,
-    kernel::{field, fill_header},
+    kernel::field,
     maps::{PROCESS_RING, count, current_cgroup, lost, send},
     path::Walk,
+    task::{self, Hooked, fill_header},
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use core::mem::MaybeUninit;
 use monitor_common::{
     fields::F,
     record::{Header, Probe, Process, Stage, TRUNCATED, UNLINKED, kind},
@@ -17,15 +19,15 @@ use monitor_common::{
 /// Missed: an executable's path below 90 components or 1,024 bytes (flagged as cut).
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    exec(ctx.arg(0), ctx.arg(2));
+    exec(ctx.arg(2));
     0
 }
 
 /// Hook: as [`process_exec`], and after it: what the new program has open already.
 /// Missed: descriptors above 7, and files that are not known as credentials.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn file_inherited(ctx: RawTracePointContext) -> i32 {
-    file::inherited(ctx.arg(0));
+pub fn file_inherited(_: RawTracePointContext) -> i32 {
+    file::inherited();
     0
 }
 
@@ -37,7 +39,7 @@ struct Slot {
 }
 
 #[inline(always)]
-fn exec(task: u64, bprm: u64) {
+fn exec(bprm: u64) {
     let Some(mut slot) = PROCESS_RING.reserve::<Slot>(0) else {
         lost(Probe::Process, current_cgroup());
         return;
@@ -59,7 +61,7 @@ fn exec(task: u64, bprm: u64) {
             flags |= TRUNCATED;
         }
         let record = &mut (*place).record;
-        fill_header(&mut record.header, kind::EXEC, task);
+        fill_header(&mut record.header, kind::EXEC, Hooked::Tracing);
         record.exe_inode = field(inode, F::InodeIno);
         record.exe_device = field(sb, F::SbDev);
         record.flags = flags;
@@ -78,7 +80,11 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if field::<u32>(child, F::TaskPid) != field::<u32>(child, F::TaskTgid) {
         return 0;
     }
-    task_event(child, kind::FORK);
+    let mut header = MaybeUninit::<Header>::uninit();
+    // SAFETY: every field is written before it is read, and a Header has no padding.
+    let header = unsafe { &mut *header.as_mut_ptr() };
+    task::fill_forked(header, kind::FORK, child);
+    tell(header);
     0
 }
 
@@ -86,25 +92,27 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// First kernel: 5.10 and before. Only the last thread of a process is reported.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
-    let task: u64 = ctx.arg(0);
-    let signal = field::<u64>(task, F::TaskSignal);
-    if field::<u32>(signal, F::SignalLive) == 0 {
-        task_event(task, kind::EXIT);
+    let signal = field::<u64>(ctx.arg(0), F::TaskSignal);
+    if field::<u32>(signal, F::SignalLive) != 0 {
+        return 0;
     }
+    let mut header = MaybeUninit::<Header>::uninit();
+    // SAFETY: as above.
+    let header = unsafe { &mut *header.as_mut_ptr() };
+    fill_header(header, kind::EXIT, Hooked::Tracing);
+    tell(header);
     0
 }
 
 #[inline(always)]
-fn task_event(task: u64, kind: u32) {
-    let mut header = core::mem::MaybeUninit::<Header>::uninit();
-    // SAFETY: fill_header writes every field before it is read, and a Header has no padding.
+fn tell(header: &Header) {
+    // SAFETY: the record is initialised, as it is a reference.
     unsafe {
-        fill_header(&mut *header.as_mut_ptr(), kind, task);
         send(
             &PROCESS_RING,
             Probe::Process,
-            current_cgroup(),
-            header.as_ptr().cast(),
+            header.cgroup,
+            core::ptr::from_ref(header).cast(),
             size_of::<Header>() as u64,
         );
     }

@@ -1,8 +1,8 @@
 //! What is looked at of an open file, read in the way that a program may: directly, where the
 //! kernel vouches for the pointer, or through a helper.
 
-use crate::kernel::{Block, offset, pick, pick32, read, read_to};
-use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use crate::kernel::{self, Block, offset, pick, pick32, read, read_to};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf};
 use core::mem::MaybeUninit;
 use monitor_common::fields::F;
 
@@ -26,6 +26,10 @@ pub struct Dentry {
 
 /// A way to read the kernel's structures.
 pub trait Memory {
+    /// The current task.
+    fn task() -> u64;
+    /// A field of the structure at `base`.
+    fn field<T>(base: u64, field: F) -> T;
     fn file(address: u64) -> OpenFile;
     /// The type bits of the mode, and the number.
     fn inode(address: u64) -> (u32, u64);
@@ -55,6 +59,17 @@ fn load<T>(base: u64, field: F) -> T {
 }
 
 impl Memory for Direct {
+    #[inline(always)]
+    fn task() -> u64 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_current_task_btf() as u64 }
+    }
+
+    #[inline(always)]
+    fn field<T>(base: u64, field: F) -> T {
+        load(base, field)
+    }
+
     #[inline(always)]
     fn file(address: u64) -> OpenFile {
         OpenFile {
@@ -143,6 +158,17 @@ fn block(address: u64) -> Block {
 
 impl Memory for Copied {
     #[inline(always)]
+    fn task() -> u64 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_current_task() }
+    }
+
+    #[inline(always)]
+    fn field<T>(base: u64, field: F) -> T {
+        kernel::field(base, field)
+    }
+
+    #[inline(always)]
     fn file(address: u64) -> OpenFile {
         let block = block(address);
         OpenFile {
@@ -179,7 +205,7 @@ impl Memory for Copied {
 
     #[inline(always)]
     fn mount_root(mount: u64) -> u64 {
-        crate::kernel::field(mount, F::VfsmountRoot)
+        kernel::field(mount, F::VfsmountRoot)
     }
 
     #[inline(always)]
@@ -197,15 +223,4 @@ impl Memory for Copied {
     fn number(pointer: u64, _: u64) -> u64 {
         pointer
     }
-}
-
-/// The `struct file` behind a descriptor of the current process, which is open, or 0. Two of the
-/// pointers on the way are ones that the verifier knows. First kernel: 5.11.
-#[inline(always)]
-pub fn file_of_current(fd: u64) -> u64 {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task_btf() } as u64;
-    let table: u64 = load(load(task, F::TaskFiles), F::FilesFdt);
-    let array: u64 = load(table, F::FdtFd);
-    read(array.wrapping_add(fd << 3))
 }

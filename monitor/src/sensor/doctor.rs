@@ -79,7 +79,7 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
             .iter()
             .any(|line| line.program == program && line.error.is_none())
     };
-    if uses("file_open_exit") || uses("file_open_exit_copied") {
+    if uses("file_open_exit") {
         missed.push(if uses("file_open_uring") {
             "files opened through io_uring into a direct descriptor".to_owned()
         } else {

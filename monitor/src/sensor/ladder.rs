@@ -9,8 +9,9 @@ use aya::{
     Btf, Ebpf,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, KProbe, Lsm,
-        Program, ProgramError, RawTracePoint, TracePoint,
+        Program, ProgramError, ProgramType, RawTracePoint, TracePoint,
     },
+    sys::{BpfHelper, is_helper_supported},
 };
 use monitor_common::record::Probe;
 use std::{fs::File, path::Path};
@@ -147,11 +148,6 @@ const OPEN: Step = optional(
     Hook::Tracepoint("syscalls", "sys_exit_open"),
 );
 
-const OPEN_COPIED: Step = optional(
-    "file_open_exit_copied",
-    Hook::Tracepoint("syscalls", "sys_exit_open"),
-);
-
 /// Every ladder, in the order of attachment: processes first, as what they do is attributed to
 /// them.
 pub const LADDERS: &[Ladder] = &[
@@ -194,25 +190,6 @@ pub const LADDERS: &[Ladder] = &[
                 ),
                 step(
                     "file_open_exit",
-                    Hook::Tracepoint("syscalls", "sys_exit_open_by_handle_at"),
-                ),
-                optional(
-                    "file_open_uring",
-                    Hook::Tracepoint("io_uring", "io_uring_complete"),
-                ),
-            ],
-            &[
-                step(
-                    "file_open_exit_copied",
-                    Hook::Tracepoint("syscalls", "sys_exit_openat"),
-                ),
-                OPEN_COPIED,
-                step(
-                    "file_open_exit_copied",
-                    Hook::Tracepoint("syscalls", "sys_exit_openat2"),
-                ),
-                step(
-                    "file_open_exit_copied",
                     Hook::Tracepoint("syscalls", "sys_exit_open_by_handle_at"),
                 ),
                 optional(
@@ -422,6 +399,10 @@ impl Step {
             Hook::Lsm(_) | Hook::Fentry(_) if machine.types.is_none() => {
                 Err("the kernel's types cannot be read".to_owned())
             }
+            // Loading takes the verifier's time, in vain where there is nothing to attach to.
+            Hook::Kprobe(_) if !Path::new(KPROBES).exists() => Err(format!(
+                "this kernel has no kprobes ({KPROBES} is not there)"
+            )),
             Hook::Cgroup(_) => at_cgroup(program, machine.cgroup),
             hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
         };
@@ -544,6 +525,18 @@ fn parse_field(format: &str, field: &str, size: u32) -> Option<u32> {
         (declared == field && width == size).then_some(offset)
     })
 }
+
+/// Whether the kernel gives programs the current task as a pointer of a known type: those that
+/// trace, and those of sockets. Without it they read what they need through a helper.
+pub fn typed_task() -> [u32; 2] {
+    [ProgramType::RawTracePoint, ProgramType::CgroupSockAddr].map(|kind| {
+        let found = is_helper_supported(kind, BpfHelper::BPF_FUNC_get_current_task_btf);
+        u32::from(found.unwrap_or(false))
+    })
+}
+
+/// Where a kernel with kprobes says so.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
 /// Where the kernel expects tracefs to be.
 const TRACEFS: &str = "/sys/kernel/tracing";

@@ -153,6 +153,7 @@ impl Sensor {
             .override_global("OFFSETS", &offsets, true)
             .override_global("KEY", &key, true)
             .override_global("URING", &uring, true)
+            .override_global("TYPED", &ladder::typed_task(), true)
             .load(PROBES)?;
         let mut sensor = Self {
             credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,

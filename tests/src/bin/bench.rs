@@ -7,7 +7,9 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, Lsm, RawTracePoint, TracePoint,
+        loaded_programs,
     },
+    sys::{Stats, enable_stats},
 };
 use clap::Parser;
 use lab::{
@@ -17,6 +19,7 @@ use lab::{
 use serde_json::Value;
 use std::{
     any::Any,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -159,6 +162,11 @@ fn main() -> Result<()> {
     for task in TASKS {
         print!("{}", measure(&place, task)?);
     }
+    println!("\n| what | program | runs | ns a run |");
+    println!("|---|---|---:|---:|");
+    for task in TASKS {
+        print!("{}", programs(&place, task)?);
+    }
     println!();
     load(&place)?;
     storm(&place)
@@ -177,16 +185,16 @@ fn measure(place: &Place, task: &Task) -> Result<String> {
     let mut bare = Vec::new();
     let mut added: Vec<Vec<f64>> = vec![Vec::new(); task.contenders.len()];
     for _ in 0..place.arguments.rounds {
-        let without = best(place, task)?;
+        let without = (task.run)(place)?;
         bare.push(without);
         for (contender, added) in task.contenders.iter().zip(&mut added) {
             let Some(running) = (contender.start)(place)? else {
                 continue;
             };
             // The same without it, right beside: the machine's mood is in both.
-            let with = best(place, task)?;
+            let with = (task.run)(place)?;
             drop(running);
-            let again = best(place, task)?;
+            let again = (task.run)(place)?;
             added.push(with - f64::midpoint(without, again).min(again));
         }
     }
@@ -216,13 +224,63 @@ fn measure(place: &Place, task: &Task) -> Result<String> {
     Ok(out)
 }
 
-/// The best of a few: what disturbs only ever adds.
-fn best(place: &Place, task: &Task) -> Result<f64> {
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        best = best.min((task.run)(place)?);
+/// The time of each program alone, by the kernel's own account, which is in it as well: it is
+/// what an empty program has. The clock tells no small share of a task on a restless machine;
+/// this does.
+fn programs(place: &Place, task: &Task) -> Result<String> {
+    let _enabled = enable_stats(Stats::RunTime)?;
+    let mut times: BTreeMap<String, (u64, Vec<f64>)> = BTreeMap::new();
+    let ours = |contender: &&Contender| {
+        contender.name.starts_with("empty") || contender.name == KEYTRAIL.name
+    };
+    for _ in 0..place.arguments.rounds {
+        for contender in task.contenders.iter().filter(ours) {
+            let others: BTreeSet<u32> = accounts()?.into_keys().collect();
+            let Some(running) = (contender.start)(place)? else {
+                continue;
+            };
+            let before = accounts()?;
+            (task.run)(place)?;
+            let after = accounts()?;
+            drop(running);
+            for (id, (name, time, runs)) in after {
+                let Some((_, time_before, runs_before)) = before.get(&id) else {
+                    continue;
+                };
+                let runs = runs - runs_before;
+                // A program that ran a few times is one that the task is not about.
+                if others.contains(&id) || runs < 100 {
+                    continue;
+                }
+                let entry = times.entry(name).or_default();
+                entry.0 += runs;
+                entry
+                    .1
+                    .push((time - *time_before).as_nanos() as f64 / runs as f64);
+            }
+        }
     }
-    Ok(best)
+    let mut out = String::new();
+    for (name, (runs, mut each)) in times {
+        let typical = median(&mut each);
+        writeln!(out, "| {} | `{name}` | {runs} | {typical:.0} |", task.name)?;
+    }
+    Ok(out)
+}
+
+/// Name, time and runs of every program that is loaded, by its id.
+fn accounts() -> Result<BTreeMap<u32, (String, Duration, u64)>> {
+    let mut accounts = BTreeMap::new();
+    for program in loaded_programs() {
+        // One that is unloaded meanwhile is none of ours.
+        let Ok(program) = program else { continue };
+        let name = program.name_as_str().unwrap_or_default().to_owned();
+        accounts.insert(
+            program.id(),
+            (name, program.run_time(), program.run_count()),
+        );
+    }
+    Ok(accounts)
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -337,7 +395,7 @@ impl Place {
     }
 
     fn opens(&self, files: usize) -> Result<f64> {
-        timed(10_000, |number| {
+        timed(200, 500, |number| {
             drop(File::open(&self.files[number % files])?);
             Ok(())
         })
@@ -345,7 +403,7 @@ impl Place {
 
     fn connects(&self, first: &[u8]) -> Result<f64> {
         let to = self.sink.local_addr()?;
-        timed(300, |_| {
+        timed(2_000, 1, |_| {
             let mut stream = TcpStream::connect(to)?;
             stream.write_all(first)?;
             Ok(())
@@ -363,14 +421,14 @@ impl Place {
         for _ in 0..20 {
             stream.write_all(b"x")?;
         }
-        timed(5_000, |_| Ok(stream.write_all(b"x")?))
+        timed(200, 100, |_| Ok(stream.write_all(b"x")?))
     }
 
     fn execs(&self, environment: usize) -> Result<f64> {
         let variables: Vec<(String, String)> = (0..environment / 64)
             .map(|number| (format!("ORDINARY_{number:05}"), "v".repeat(64 - 16)))
             .collect();
-        timed(60, |_| {
+        timed(200, 1, |_| {
             let status = Command::new(&self.arguments.program)
                 .arg("true")
                 .env_clear()
@@ -387,12 +445,19 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::
         .with_context(|| format!("no {name} in the probes"))
 }
 
-fn timed(times: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-    let begin = Instant::now();
-    for number in 0..times {
-        work(number)?;
+/// The nanoseconds of one, from many short runs of `each`: the lower decile, as what disturbs only
+/// ever adds.
+fn timed(runs: usize, each: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    let mut times = Vec::with_capacity(runs);
+    for run in 0..runs {
+        let begin = Instant::now();
+        for number in 0..each {
+            work(run * each + number)?;
+        }
+        times.push(begin.elapsed().as_nanos() as f64 / each as f64);
     }
-    Ok(begin.elapsed().as_nanos() as f64 / times as f64)
+    times.sort_by(f64::total_cmp);
+    Ok(times[runs / 10])
 }
 
 fn drain(mut stream: TcpStream) {

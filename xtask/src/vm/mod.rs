@@ -69,6 +69,8 @@ pub struct Choice {
 
 /// The longest that one machine may run.
 const LIMIT: Duration = Duration::from_secs(420);
+/// The same for a script of the user's own.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Boots every machine that is wanted, one after the other.
 pub fn run(choice: &Choice) -> Result<()> {
@@ -94,7 +96,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         });
     if let Some(script) = &choice.script {
         for (kernel, variant) in machines {
-            let outcome = qemu.run(kernel, variant.parameters, &image, script, LIMIT)?;
+            let outcome = qemu.run(kernel, variant.parameters, &image, script, SCRIPT_LIMIT)?;
             println!("── {}\n{}", title(kernel, variant), outcome.console);
         }
         return Ok(());
