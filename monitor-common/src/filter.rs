@@ -30,6 +30,8 @@ pub enum Kind {
     Word = 6,
     /// The first bytes of a variable's value: `ghp_`.
     Value = 7,
+    /// The name of a header that carries a credential, in any case.
+    Header = 8,
 }
 
 /// The value of a [`Kind::Name`] rule that holds only together with a [`Kind::Pair`] rule.
@@ -39,6 +41,8 @@ pub const URL_WORD: u32 = 2;
 /// The value of a [`Kind::Name`] rule that holds in a procfs only: the environment or the memory
 /// of a process.
 pub const OF_PROCESS: u32 = 3;
+/// The value of a [`Kind::Prefix`] rule: the file may be a TLS library.
+pub const LIBRARY: u32 = 4;
 /// The value of any other rule.
 pub const PLAIN: u32 = 0;
 /// Set in the value of a [`Kind::Value`] rule: look whether the value is a JWT.

@@ -2,7 +2,8 @@
 //!
 //! Everything that both sides must agree on lives here, `no_std`, compiled for BPF and for the
 //! host, and tested on the host: the layout of [`record`]s, the [`fingerprint`], the [`filter`]
-//! that decides in the kernel what is worth a record, and the table of kernel [`fields`].
+//! that decides in the kernel what is worth a record, what is [`scan`]ned for credentials, and the table of
+//! kernel [`fields`].
 #![cfg_attr(not(test), no_std)]
 
 pub mod environ;
@@ -10,3 +11,4 @@ pub mod fields;
 pub mod filter;
 pub mod fingerprint;
 pub mod record;
+pub mod scan;

@@ -23,6 +23,10 @@ pub mod kind {
     pub const FOREIGN: u32 = 8;
     /// [`super::Refused`].
     pub const REFUSED: u32 = 9;
+    /// [`super::Presented`].
+    pub const PRESENTED: u32 = 10;
+    /// [`super::Tied`].
+    pub const TIED: u32 = 11;
 }
 
 /// Whose task, and when. Every record starts with it.
@@ -65,6 +69,8 @@ pub const BY_INODE: u32 = 4;
 pub const RECEIVED: u32 = 8;
 /// [`File::flags`]: the descriptor was open when the process became another program.
 pub const INHERITED: u32 = 16;
+/// [`File::flags`]: no credential, but it may be a TLS library.
+pub const OF_TLS: u32 = 64;
 /// [`File::flags`]: opened for writing only: no use, but the file is known from now on.
 pub const WRITTEN: u32 = 32;
 
@@ -157,6 +163,40 @@ pub struct Variable {
     pub name: [u8; crate::environ::NAME_MAX],
 }
 
+/// A credential in the bytes that a process hands to its TLS library. The bytes stay in the kernel.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Presented {
+    pub header: Header,
+    pub fingerprint: u64,
+    /// Tells one write of a process from another; a [`Tied`] may name it later.
+    pub write: u64,
+    /// Address of the TLS object, in the process.
+    pub object: u64,
+    /// Length of the secret in bytes.
+    pub secret_len: u32,
+    /// The value of the [`crate::filter::Kind::Header`] rule.
+    pub name: u32,
+    /// One of [`crate::scan::scheme`].
+    pub scheme: u32,
+    /// As in [`Variable`].
+    pub prefix: u32,
+    pub dots: u32,
+    pub reserved: u32,
+}
+
+/// The socket on which a write with a credential went out.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Tied {
+    pub kind: u32,
+    pub reserved: u32,
+    pub time: u64,
+    /// [`Presented::write`].
+    pub write: u64,
+    pub cookie: u64,
+}
+
 /// A connect or an unconnected send.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -201,6 +241,8 @@ const _: () = {
     assert!(size_of::<Foreign>() == 88);
     assert!(size_of::<Refused>() == 24);
     assert!(size_of::<Variable>() == 168);
+    assert!(size_of::<Presented>() == 120);
+    assert!(size_of::<Tied>() == 32);
     assert!(size_of::<Connect>() == 112);
     assert!(size_of::<Payload>() == 32);
 };
@@ -215,16 +257,18 @@ pub enum Probe {
     Hello = 3,
     Process = 4,
     Memory = 5,
+    Present = 6,
 }
 
 impl Probe {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::File,
         Self::Environ,
         Self::Connect,
         Self::Hello,
         Self::Process,
         Self::Memory,
+        Self::Present,
     ];
 
     /// The name in metrics and messages.
@@ -236,6 +280,7 @@ impl Probe {
             Self::Hello => "hello",
             Self::Process => "process",
             Self::Memory => "memory",
+            Self::Present => "present",
         }
     }
 }

@@ -23,11 +23,24 @@ use monitor_common::{
     filter::{self, JWT_VALUE, URL_WORD},
     fingerprint::{Key, MAX_SECRET, MAX_WORDS, Sip, is_space},
     record::{Probe, Stage, Variable, kind},
+    scan,
 };
 
 /// The host's key. Set by the agent before load.
 #[unsafe(no_mangle)]
 static KEY: [u64; 2] = [0; 2];
+
+/// The host's key.
+#[inline(always)]
+pub fn secret_key() -> Key {
+    // SAFETY: both reads are inside the array; volatile, because the agent sets the key.
+    unsafe {
+        Key {
+            k0: core::ptr::read_volatile(&raw const KEY[0]),
+            k1: core::ptr::read_volatile(&raw const KEY[1]),
+        }
+    }
+}
 
 /// Entries looked at in one environment.
 const ENTRIES: u32 = 4096;
@@ -224,7 +237,12 @@ fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
         (None, None) => 0,
     };
     let (prefix, jwt) = if value_len >= 12 {
-        first_bytes(&scratch.entry, name.len + 1, bloom)
+        // SAFETY: a name is shorter than NAME_MAX, and the entry has eight bytes more than that.
+        let first = unsafe {
+            let at = (name.len + 1) as usize & (2 * NAME_MAX - 1);
+            scan::load(scratch.entry.as_ptr().add(at))
+        };
+        first_bytes(first, bloom)
     } else {
         (0, 0)
     };
@@ -256,16 +274,7 @@ fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
 /// Looks for a rule about the first 3 to 8 bytes of a value; the longest that holds counts. Gives
 /// its value plus 1, and whether a JWT is to be looked for.
 #[inline(always)]
-fn first_bytes(entry: &[u8; CHUNK], at: u64, bloom: Bloom) -> (u32, u32) {
-    // SAFETY: a name is shorter than NAME_MAX, and the entry has eight bytes more than that; they
-    // are read where they lie, which the machines that run this can do.
-    let first = unsafe {
-        entry
-            .as_ptr()
-            .add(at as usize & (2 * NAME_MAX - 1))
-            .cast::<u64>()
-            .read_unaligned()
-    };
+pub fn first_bytes(first: u64, bloom: Bloom) -> (u32, u32) {
     let (mut prefix, mut jwt) = (0, 0);
     for len in 3..9 {
         let key = filter::value_key(first, len);
@@ -540,13 +549,7 @@ extern "C" fn measure(_: u64, context: *mut c_void) -> i64 {
 
 #[inline(always)]
 fn fingerprint(scratch: &mut Scratch, len: u64) -> u64 {
-    // SAFETY: both reads are inside the array; volatile, because the agent sets the key.
-    let key = unsafe {
-        Key {
-            k0: core::ptr::read_volatile(&raw const KEY[0]),
-            k1: core::ptr::read_volatile(&raw const KEY[1]),
-        }
-    };
+    let key = secret_key();
     let counted = if len > MAX_SECRET as u64 {
         MAX_SECRET as u64
     } else {

@@ -19,10 +19,10 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use monitor_common::{
     fields::{ABSENT, F},
-    filter::{self, Kind, NEEDS_PAIR, OF_PROCESS},
+    filter::{self, Kind, LIBRARY, NEEDS_PAIR, OF_PROCESS},
     record::{
-        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, RECEIVED,
-        REPEAT_NS, ReadCount, ReadKey, Stage, TRUNCATED, WRITTEN, kind,
+        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_TLS, Probe,
+        RECEIVED, REPEAT_NS, ReadCount, ReadKey, Stage, TRUNCATED, WRITTEN, kind,
     },
 };
 
@@ -337,14 +337,20 @@ impl Names {
             Some(NEEDS_PAIR) => rule(filter::pair_key(self.parent, self.name)).is_some(),
             other => other.is_some(),
         };
+        // As a number, or the compiler would reckon with the pointer to the rule.
+        let by_front = core::hint::black_box(
+            rule(filter::key(Kind::Prefix, u64::from(self.first))).map_or(0, |value| value + 1),
+        );
         let credential = by_name
             || self.projected
             || rule(filter::key(Kind::Suffix, u64::from(self.last))).is_some()
-            || rule(filter::key(Kind::Prefix, u64::from(self.first))).is_some()
+            || (by_front != 0 && by_front != LIBRARY + 1)
             || rule(filter::key(Kind::Parent, self.parent)).is_some()
             || rule(filter::key(Kind::Parent, self.grandparent)).is_some();
         if credential {
             Matched::Credential
+        } else if by_front != 0 {
+            Matched::Library
         } else {
             Matched::Nothing
         }
@@ -357,6 +363,7 @@ enum Matched {
     Nothing,
     Credential,
     OfProcess,
+    Library,
 }
 
 /// The exact look-ups, the count of repeats, and the record.
@@ -373,6 +380,7 @@ fn suspect(file: &OpenFile, number: u64, names: &Names, mut flags: u32) {
     } else {
         match names.matched() {
             Matched::Credential => {}
+            Matched::Library => flags |= OF_TLS,
             Matched::OfProcess => {
                 memory::of_process(file.inode, names.first);
                 return;

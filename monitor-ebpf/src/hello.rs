@@ -4,14 +4,18 @@ use crate::{
     connect::AWAITED,
     kernel::{bounded, now},
     maps::{CREDENTIAL_RING, count, lost, send},
+    present::{WRITES, WRITING},
+    task::Hooked,
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+    },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use monitor_common::record::{PAYLOAD_MAX, Payload, Probe, Stage, kind};
+use monitor_common::record::{PAYLOAD_MAX, Payload, Probe, Stage, Tied, kind};
 
 #[repr(C)]
 struct Hello<const N: usize> {
@@ -30,7 +34,68 @@ const SHORT: usize = 1024;
 #[cgroup_skb(egress)]
 pub fn hello_egress(ctx: SkBuffContext) -> i32 {
     look(&ctx);
+    tie(&ctx);
     1
+}
+
+/// A packet that leaves while the current task hands a credential to its TLS library carries it,
+/// where it is a TLS record of that length. Missed: what leaves later, as the send queue is full,
+/// or from a buffer of the program's own.
+#[inline(always)]
+fn tie(ctx: &SkBuffContext) -> Option<()> {
+    if !Hooked::Packet.typed() || WRITING.get(0).copied().unwrap_or(0) == 0 {
+        return None;
+    }
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    // SAFETY: the value is copied at once.
+    let write = unsafe { WRITES.get(task) }.copied()?;
+    let start: [u8; 20] = ctx.load(0).ok()?;
+    let tcp = match start[0] >> 4 {
+        4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
+        6 if start[6] == TCP => 40,
+        _ => return None,
+    };
+    let words: u8 = ctx.load(tcp + 12).ok()?;
+    let record: [u8; 5] = ctx.load(tcp + usize::from(words >> 4) * 4).ok()?;
+    if !may_carry(record, write.len) {
+        return None;
+    }
+    // SAFETY: the helper takes any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let _ = WRITES.remove(task);
+    let tied = Tied {
+        kind: kind::TIED,
+        reserved: 0,
+        time: now(),
+        write: write.number,
+        cookie,
+    };
+    // SAFETY: a plain record on the stack.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Present,
+            socket_cgroup(ctx),
+            core::ptr::from_ref(&tied).cast(),
+            size_of::<Tied>() as u64,
+        );
+    }
+    Some(())
+}
+
+/// Whether a TLS record, by its first five bytes, can be the one with a write of `len` bytes.
+#[inline(always)]
+fn may_carry(record: [u8; 5], len: u64) -> bool {
+    const APPLICATION_DATA: u8 = 23;
+    /// A longer write goes out in several records.
+    const LONGEST: u64 = 16_384;
+    /// The tag alone, and the most that initial vector, tag and padding add.
+    const LEAST: u64 = 16;
+    const MOST: u64 = 96;
+    let length = u64::from(record[3]) << 8 | u64::from(record[4]);
+    let len = if len > LONGEST { LONGEST } else { len };
+    record[0] == APPLICATION_DATA && record[1] == 3 && length >= len + LEAST && length <= len + MOST
 }
 
 #[inline(always)]

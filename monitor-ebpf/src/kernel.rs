@@ -86,6 +86,18 @@ pub fn now() -> u64 {
 
 pub const S_IFREG: u32 = 0x8000;
 
+/// 1 where this kernel has `bpf_loop`. Set by the agent before load, after trying.
+#[unsafe(no_mangle)]
+static LOOPS: u32 = 0;
+
+/// Whether [`repeat`] may be used. Without it loops are walked by the verifier turn by turn, and
+/// have to be short.
+#[inline(always)]
+pub fn can_repeat() -> bool {
+    // SAFETY: a plain read; volatile, because the agent overrides it.
+    unsafe { core::ptr::read_volatile(&raw const LOOPS) != 0 }
+}
+
 /// Calls `step` with a context up to `times`, until it gives 1. First kernel: 5.17.
 #[inline(always)]
 pub fn repeat<T>(times: u32, step: extern "C" fn(u64, *mut c_void) -> i64, context: &mut T) {

@@ -12,6 +12,7 @@ mod maps;
 mod memory;
 mod outcome;
 mod path;
+mod present;
 mod process;
 mod task;
 mod view;

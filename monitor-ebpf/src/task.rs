@@ -14,17 +14,19 @@ use monitor_common::{
 };
 
 /// Whether this kernel gives programs the current task as a pointer whose type the verifier knows
-/// (5.11 and later; socket programs later than that). Set by the agent before load, after trying;
+/// (5.11 and later; socket programs later than that), and programs at packets the current task at
+/// all. Set by the agent before load, after trying;
 /// by [`Hooked`]. What hangs on it is decided once for a whole function, so that the verifier sees
 /// one of its two forms.
 #[unsafe(no_mangle)]
-static TYPED: [u32; 2] = [0; 2];
+static TYPED: [u32; 3] = [0; 3];
 
 /// What a program is attached to.
 #[derive(Clone, Copy)]
 pub enum Hooked {
     Tracing = 0,
     Socket = 1,
+    Packet = 2,
 }
 
 impl Hooked {

@@ -252,7 +252,12 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     while !parts.stop.load(Ordering::Acquire) {
         sensor.observe(WAIT, &mut observations).await?;
         joiner.join(&mut observations, &mut events);
+        joiner.give_up(Timestamp::now(), &mut events);
         parts.judge.take(&mut events)?;
+        for candidate in joiner.tls.drain(..) {
+            sensor.look_for_tls(candidate);
+        }
+        sensor.watch_found();
         for file in joiner.learned.drain(..) {
             sensor.learn(file)?;
         }
@@ -265,6 +270,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         second = Instant::now();
         seconds += 1;
         sensor.begin_epoch()?;
+        sensor.sweep_writes()?;
         let now = Timestamp::now();
         count(&mut sensor, &mut joiner, &parts.judge, now, &mut events)?;
         events.push(Event::Tick { time: now });
@@ -274,6 +280,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         }
         if seconds.is_multiple_of(10) {
             joiner.attribution.bury(now);
+            sensor.forget_tls();
         }
         parts.judge.take(&mut events)?;
         if let Some(loaded) = watch.changed() {

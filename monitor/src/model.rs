@@ -218,11 +218,27 @@ pub struct Destination {
     /// The ClientHello was encrypted: the name, if any, is only its outer one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ech: bool,
+    /// Which connection of the process it was is not known: it was one of so many destinations.
+    /// 0 where it is known.
+    #[serde(default, skip_serializing_if = "is_known")]
+    pub one_of: u32,
+}
+
+fn is_known(one_of: &u32) -> bool {
+    *one_of == 0
 }
 
 impl Destination {
-    /// `name:port`, or `address:port`.
+    /// `name:port`, or `address:port`, and whether it is only one of several that it may be.
     pub fn label(&self) -> String {
+        let place = self.place();
+        match self.one_of {
+            0 => place,
+            several => format!("{place} (one of {several})"),
+        }
+    }
+
+    fn place(&self) -> String {
         match (&self.name, self.address) {
             (Some(name), _) => format!("{name}:{}", self.port),
             (None, IpAddr::V6(address)) => format!("[{address}]:{}", self.port),
@@ -294,6 +310,9 @@ pub struct Hop {
     pub process: Process,
     pub credential: Credential,
     pub destination: Destination,
+    /// Where else it may have been: see [`Destination::one_of`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Destination>,
     pub evidence: Evidence,
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     attribution::Attribution,
-    credential::{Credentials, Opened, Variable, View},
+    credential::{Credentials, Opened, Shown, Variable, View},
     ledger::{Entry, Writer},
     model::{Destination, Gap, NameSource, Place, Source, Subject, Transport},
     policy::{Policy, document::Document},
@@ -11,13 +11,14 @@ use crate::{
     sensor::{
         observation::{FileId, Manner, Observation, Stamp},
         running,
+        tls::{Candidate, is_library},
     },
     trail::{Event, NamedBy, Outcome, Trail, Who},
 };
 use jiff::Timestamp;
 use monitor_common::record::Probe;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs::File,
     io::{self, BufWriter, Write as _},
     sync::Arc,
@@ -38,7 +39,27 @@ pub struct Joiner {
     pub malformed: u64,
     /// No probe takes the environment of an exec: it is read here.
     pub environ_is_read: bool,
+    /// What may have TLS inside, and is to be looked at.
+    pub tls: Vec<Candidate>,
+    /// Executables that were asked for already.
+    programs: HashSet<(u32, u64)>,
+    /// What was presented and waits to be told on which socket, by its write.
+    presented: BTreeMap<u64, Vec<Waiting>>,
 }
+
+/// What was presented, but for where.
+#[derive(Debug)]
+struct Waiting {
+    time: Timestamp,
+    who: Who,
+    credential: crate::model::Credential,
+    place: Place,
+}
+
+/// A packet leaves with the write, or not at all: no longer than this.
+const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(100);
+/// Executables remembered.
+const PROGRAMS: usize = 65_536;
 
 /// Reads remembered for their repeats.
 const READS: usize = 16_384;
@@ -58,6 +79,36 @@ impl Joiner {
             ignored: Vec::new(),
             malformed: 0,
             environ_is_read: false,
+            tls: Vec::new(),
+            programs: HashSet::new(),
+            presented: BTreeMap::new(),
+        }
+    }
+
+    /// Events for what was presented and will not be told where any more. To be called after each
+    /// batch.
+    pub fn give_up(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+        while let Some(entry) = self.presented.first_entry() {
+            let late = entry
+                .get()
+                .first()
+                .is_none_or(|first| now.duration_since(first.time) > ON_ITS_WAY);
+            if !late {
+                return;
+            }
+            for waiting in entry.remove() {
+                events.push(waiting.event(None));
+            }
+        }
+    }
+
+    /// Has the executable of a process looked at for TLS, once.
+    fn look_for_tls(&mut self, subject: Subject, device: u32, inode: u64) {
+        if self.programs.len() >= PROGRAMS {
+            self.programs.clear();
+        }
+        if self.programs.insert((device, inode)) {
+            self.tls.push(Candidate::Executable { pid: subject.pid });
         }
     }
 
@@ -68,6 +119,8 @@ impl Joiner {
         let subjects = self.attribution.scan();
         for subject in &subjects {
             events.push(self.exec_event(now, *subject));
+            self.tls.push(Candidate::Executable { pid: subject.pid });
+            self.tls.extend(running::libraries(subject.pid));
         }
         let mut connections = running::Connections::default();
         for subject in subjects {
@@ -105,6 +158,7 @@ impl Joiner {
                         name_source: NameSource::None,
                         transport: to.transport,
                         ech: false,
+                        one_of: 0,
                     },
                     stdin: None,
                 });
@@ -121,10 +175,13 @@ impl Joiner {
                 Observation::Exec {
                     stamp,
                     exe,
+                    device,
+                    inode,
                     unlinked,
                 } => {
                     self.attribution.exec(&stamp, &exe, unlinked);
                     events.push(self.exec_event(stamp.time, stamp.subject));
+                    self.look_for_tls(stamp.subject, device, inode);
                     if self.environ_is_read {
                         let subject = stamp.subject;
                         for (credential, place) in self.credentials.in_running(subject.pid) {
@@ -184,6 +241,44 @@ impl Joiner {
                         });
                     }
                 }
+                Observation::Library { stamp, path, file } => {
+                    // Once is enough; whoever replaces it makes another file.
+                    self.ignored.push(file);
+                    if is_library(&path) {
+                        let pid = stamp.subject.pid;
+                        self.tls.push(Candidate::Library { pid, path });
+                    }
+                }
+                Observation::Presented {
+                    stamp,
+                    write,
+                    fingerprint,
+                    secret_len,
+                    header,
+                    prefix,
+                    dots,
+                } => {
+                    self.attribution.ensure(&stamp);
+                    let (credential, place) = self.credentials.presented(Shown {
+                        fingerprint,
+                        secret_len,
+                        header,
+                        prefix,
+                        dots,
+                    });
+                    let waiting = Waiting {
+                        time: stamp.time,
+                        who: self.who(stamp.subject),
+                        credential,
+                        place,
+                    };
+                    self.presented.entry(write).or_default().push(waiting);
+                }
+                Observation::Tied { write, cookie, .. } => {
+                    for waiting in self.presented.remove(&write).unwrap_or_default() {
+                        events.push(waiting.event(Some(cookie)));
+                    }
+                }
                 Observation::Refused { cookie, .. } => {
                     events.push(Event::Refused { connection: cookie });
                 }
@@ -225,6 +320,7 @@ impl Joiner {
                             name_source: NameSource::None,
                             transport,
                             ech: false,
+                            one_of: 0,
                         },
                         stdin,
                     });
@@ -429,6 +525,18 @@ impl Joiner {
             subject,
             workload: self.attribution.workload(subject),
             process: self.attribution.process(subject),
+        }
+    }
+}
+
+impl Waiting {
+    fn event(self, connection: Option<u64>) -> Event {
+        Event::Presented {
+            time: self.time,
+            who: self.who,
+            connection,
+            credential: self.credential,
+            place: self.place,
         }
     }
 }

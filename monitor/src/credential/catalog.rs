@@ -10,6 +10,7 @@ use monitor_common::{
     filter::{
         JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key, word_of,
     },
+    scan::{HEADER_MAX, header_key},
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ pub enum CatalogError {
         glob: String,
         source: globset::Error,
     },
+    #[error("catalog: header {0} is longer than {HEADER_MAX} bytes")]
+    Header(String),
 }
 
 /// How secrets stand in a file.
@@ -78,6 +81,8 @@ pub struct Class {
     #[serde(default)]
     pub prefixes: Vec<String>,
     #[serde(default)]
+    pub headers: Vec<String>,
+    #[serde(default)]
     pub home: Vec<String>,
     #[serde(default)]
     pub usual: Vec<String>,
@@ -94,6 +99,8 @@ struct Document {
     never_environment: Vec<String>,
     #[serde(default)]
     metadata: Vec<String>,
+    #[serde(default)]
+    headers: Vec<String>,
 }
 
 /// The compiled catalog.
@@ -109,6 +116,8 @@ pub struct Catalog {
     never_variables: GlobSet,
     /// `(prefix, class)`; the index is what the probes send.
     prefixes: Vec<(String, usize)>,
+    /// Names of headers, each with its class where it has one; the index is what the probes send.
+    headers: Vec<(String, Option<usize>)>,
     homes: Vec<GlobSet>,
     usual: Vec<GlobSet>,
     metadata: Vec<std::net::IpAddr>,
@@ -143,6 +152,7 @@ impl Catalog {
             .never_environment
             .extend(embedded.never_environment);
         document.metadata.extend(embedded.metadata);
+        document.headers.extend(embedded.headers);
         document.classes.push(Class {
             class: WRITTEN.to_owned(),
             role: Role::Access,
@@ -154,6 +164,7 @@ impl Catalog {
             environment: written_variables.to_vec(),
             url_environment: Vec::new(),
             prefixes: Vec::new(),
+            headers: Vec::new(),
             home: Vec::new(),
             usual: Vec::new(),
         });
@@ -168,6 +179,7 @@ impl Catalog {
         let mut variables = GlobSetBuilder::new();
         let mut variable_class = Vec::new();
         let mut prefixes = Vec::new();
+        let mut headers = Vec::new();
         let mut homes = Vec::new();
         let mut usual = Vec::new();
         for (index, class) in classes.iter().enumerate() {
@@ -181,9 +193,24 @@ impl Catalog {
                 variables.add(path_glob(&class.class, name)?);
                 variable_class.push(index);
             }
+            headers.extend(
+                class
+                    .headers
+                    .iter()
+                    .map(|header| (header.to_ascii_lowercase(), Some(index))),
+            );
             prefixes.extend(class.prefixes.iter().map(|prefix| (prefix.clone(), index)));
             homes.push(host_globs(&class.class, &class.home)?);
             usual.push(path_globs(&class.class, &class.usual)?);
+        }
+        for header in &document.headers {
+            let header = header.to_ascii_lowercase();
+            if !headers.iter().any(|(known, _)| *known == header) {
+                headers.push((header, None));
+            }
+        }
+        if let Some((header, _)) = headers.iter().find(|(name, _)| name.len() > HEADER_MAX) {
+            return Err(CatalogError::Header(header.clone()));
         }
         let build = |builder: GlobSetBuilder| {
             builder.build().map_err(|source| CatalogError::Glob {
@@ -200,6 +227,7 @@ impl Catalog {
             variable_class,
             never_variables: path_globs("never_environment", &document.never_environment)?,
             prefixes,
+            headers,
             homes,
             usual,
             metadata: document
@@ -246,6 +274,12 @@ impl Catalog {
     pub fn prefix(&self, index: u32) -> Option<(&str, &Class)> {
         let (prefix, class) = self.prefixes.get(index as usize)?;
         Some((prefix, &self.classes[*class]))
+    }
+
+    /// A header by the index that a probe sends: its name, and its class where it has one.
+    pub fn header(&self, index: u32) -> Option<(&str, Option<&Class>)> {
+        let (name, class) = self.headers.get(index as usize)?;
+        Some((name, class.map(|class| &self.classes[class])))
     }
 
     /// The class of a secret by its first bytes; the longest prefix counts.
@@ -334,6 +368,10 @@ impl Catalog {
             let value = index as u32 | if prefix == "eyJ" { JWT_VALUE } else { 0 };
             let len = prefix.len().min(8);
             rules.insert(value_key(word_of(prefix.as_bytes()), len as u64), value);
+        }
+        // The first to claim a header has it.
+        for (index, (header, _)) in self.headers.iter().enumerate().rev() {
+            rules.insert(header_key(header), index as u32);
         }
         Rules(rules)
     }

@@ -318,6 +318,41 @@ impl Credentials {
         picked
     }
 
+    /// A secret that was seen in the bytes of a connection, and where in them.
+    pub fn presented(&mut self, shown: Shown) -> (Credential, Place) {
+        let catalog = Arc::clone(&self.catalog);
+        let (header, by_header) = catalog.header(shown.header).unwrap_or(("", None));
+        let place = Place {
+            source: Source::Presented,
+            place: format!("header:{header}"),
+        };
+        let by_form = shown
+            .prefix
+            .and_then(|index| catalog.prefix(index))
+            .map(|(_, class)| class)
+            .filter(|class| {
+                shown.secret_len >= SHORTEST_BY_FORM && (class.class != "jwt" || shown.dots >= 2)
+            });
+        let class = by_form.or(by_header).map_or(GENERIC, |class| &class.class);
+        let found = Found {
+            class: class.to_owned(),
+            fingerprint: shown.fingerprint,
+            aliases: Vec::new(),
+            label: None,
+            facts: Facts::default(),
+        };
+        let id = self.id_of(shown.fingerprint);
+        // Where it was picked up tells more than where it is shown.
+        let credential = match self.known.get(&id) {
+            Some(known) if !is_general(&known.class) => Credential {
+                sources: vec![place.clone()],
+                ..known.clone()
+            },
+            _ => self.credential(&found, &place),
+        };
+        (credential, place)
+    }
+
     /// The secrets in the environment of a process that ran before the agent.
     pub fn in_running(&mut self, pid: u32) -> Vec<(Credential, Place)> {
         let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else {
@@ -341,12 +376,16 @@ impl Credentials {
         self.aliases.insert(fingerprint, id.clone());
     }
 
-    fn credential(&mut self, found: &Found, place: &Place) -> Credential {
-        let id = self
-            .aliases
-            .get(&found.fingerprint)
+    /// The id of a secret, in whatever form it shows up.
+    fn id_of(&self, fingerprint: u64) -> CredentialId {
+        self.aliases
+            .get(&fingerprint)
             .cloned()
-            .unwrap_or_else(|| CredentialId::of_fingerprint(found.fingerprint));
+            .unwrap_or_else(|| CredentialId::of_fingerprint(fingerprint))
+    }
+
+    fn credential(&mut self, found: &Found, place: &Place) -> Credential {
+        let id = self.id_of(found.fingerprint);
         for alias in &found.aliases {
             self.alias(*alias, &id);
         }
@@ -401,12 +440,27 @@ fn variable_place(name: &str) -> Place {
     }
 }
 
+/// The class of what nothing else is known of.
+const GENERIC: &str = "generic-secret";
+
 /// Classes that say only that something is secret.
 pub fn is_general(class: &str) -> bool {
     matches!(
         class,
         "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
     ) || class == catalog::WRITTEN
+}
+
+/// What a probe tells of a secret in the bytes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub fingerprint: u64,
+    pub secret_len: u32,
+    /// Index of the header in the catalog.
+    pub header: u32,
+    /// Index in the prefix table of the catalog.
+    pub prefix: Option<u32>,
+    pub dots: u32,
 }
 
 /// A variable that may be a secret, as the probe or `/proc` tells of it.

@@ -73,7 +73,9 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> Entry {
             name_source: NameSource::Sni,
             transport: Transport::Tcp,
             ech: false,
+            one_of: 0,
         },
+        others: Vec::new(),
         evidence: Evidence::Sole,
     };
     Entry::Hop(Box::new(hop), verdict)

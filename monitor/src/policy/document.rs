@@ -528,6 +528,7 @@ mode: alert
             name_source: NameSource::None,
             transport: Transport::Tcp,
             ech: false,
+            one_of: 0,
         }
     }
 

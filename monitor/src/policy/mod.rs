@@ -5,8 +5,8 @@ pub mod document;
 use crate::{
     credential::catalog::Catalog,
     model::{
-        Credential, CredentialId, Evidence, Finding, ForeignRead, Hop, Lifetime, Look, Role,
-        Severity, Source, Use, Verdict, WorkloadKind,
+        Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop, Lifetime, Look,
+        Role, Severity, Source, Use, Verdict, WorkloadKind,
     },
 };
 use document::{Document, Expectation, Mode};
@@ -442,40 +442,72 @@ impl Policy {
         ))
     }
 
+    /// Whether a credential may go to a destination.
+    fn allows(&self, credential: &Credential, destination: &Destination) -> bool {
+        let host = host(destination);
+        self.catalog.at_home(&credential.class, &host) == Some(true)
+            || names_host(&credential.audience, &host)
+            || self
+                .expectations(credential)
+                .flat_map(|expectation| &expectation.destinations)
+                .any(|pattern| pattern.matches(destination))
+            // Whoever proves who he is goes to an authenticator first.
+            || (credential.role == Role::Identity
+                && self
+                    .document
+                    .authenticators
+                    .iter()
+                    .flat_map(|authenticator| &authenticator.destinations)
+                    .any(|pattern| pattern.matches(destination)))
+    }
+
+    /// Where a credential may go, for a person to read.
+    fn expected(&self, credential: &Credential) -> Vec<String> {
+        let mut expected = self.catalog.home(&credential.class);
+        for expectation in self.expectations(credential) {
+            expected.extend(
+                expectation
+                    .destinations
+                    .iter()
+                    .map(|pattern| pattern.text.clone()),
+            );
+        }
+        if credential.role == Role::Identity {
+            for authenticator in &self.document.authenticators {
+                expected.extend(
+                    authenticator
+                        .destinations
+                        .iter()
+                        .map(|pattern| format!("{} ({})", pattern.text, authenticator.name)),
+                );
+            }
+        }
+        expected
+    }
+
     /// The verdict on a hop, and what it breaks.
     pub fn judge_hop(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
         let credential = &hop.credential;
         let destination = &hop.destination;
-        let host = destination
-            .name
-            .clone()
-            .unwrap_or_else(|| destination.address.to_string());
-        let home = self.catalog.at_home(&credential.class, &host);
-        let mut written = false;
-        let mut allowed = home == Some(true) || names_host(&credential.audience, &host);
-        let mut expected = self.catalog.home(&credential.class);
-        for expectation in self.expectations(credential) {
-            written |= !expectation.destinations.is_empty();
-            for pattern in &expectation.destinations {
-                allowed |= pattern.matches(destination);
-                expected.push(pattern.text.clone());
-            }
-        }
-        // Whoever proves who he is goes to an authenticator first.
-        if credential.role == Role::Identity {
-            for authenticator in &self.document.authenticators {
-                for pattern in &authenticator.destinations {
-                    allowed |= pattern.matches(destination);
-                    expected.push(format!("{} ({})", pattern.text, authenticator.name));
-                }
-            }
-        }
+        let allowed = self.allows(credential, destination);
+        // Which of several it was is not known: all of them would have to be wrong.
+        let excused = hop
+            .others
+            .iter()
+            .any(|other| self.allows(credential, other) != allowed);
+        let written = self
+            .expectations(credential)
+            .any(|expectation| !expectation.destinations.is_empty());
+        let expected = self.expected(credential);
+        let home = !self.catalog.home(&credential.class).is_empty();
         let proven = hop.evidence != Evidence::Held;
         let metadata =
             hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);
-        let verdict = if allowed {
+        let verdict = if excused {
+            Verdict::Unproven
+        } else if allowed {
             Verdict::Expected
-        } else if proven && !metadata && (home.is_some() || written) {
+        } else if proven && !metadata && (home || written) {
             Verdict::Unexpected
         } else {
             Verdict::Unproven
@@ -494,6 +526,9 @@ impl Policy {
                 _ => "held only",
             };
             let action = match hop.evidence {
+                Evidence::Presented if !hop.others.is_empty() => {
+                    "to one of several destinations, perhaps"
+                }
                 Evidence::Presented => "to",
                 _ => "and connected to",
             };
@@ -544,6 +579,14 @@ impl Policy {
         }
         (verdict, findings)
     }
+}
+
+/// The name of a destination, or its address.
+fn host(destination: &Destination) -> String {
+    destination
+        .name
+        .clone()
+        .unwrap_or_else(|| destination.address.to_string())
 }
 
 /// Programs of the host whose duty is to look into others.

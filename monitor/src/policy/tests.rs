@@ -75,7 +75,9 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
             name_source: NameSource::Sni,
             transport: Transport::Tcp,
             ech: false,
+            one_of: 0,
         },
+        others: Vec::new(),
         evidence,
     }
 }

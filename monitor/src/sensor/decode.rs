@@ -7,8 +7,8 @@ use super::{
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    BY_INODE, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, Payload, Process, RECEIVED,
-    Refused, TRUNCATED, UNLINKED, Variable, WRITTEN, foreign, kind,
+    BY_INODE, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS, Payload, Presented,
+    Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED, Variable, WRITTEN, foreign, kind,
 };
 use std::{
     ffi::OsString,
@@ -104,6 +104,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
     let time = match kind {
         kind::PAYLOAD => take::<Payload>(kind, bytes)?.0.time,
         kind::REFUSED => take::<Refused>(kind, bytes)?.0.time,
+        kind::TIED => take::<Tied>(kind, bytes)?.0.time,
         _ => take::<Header>(kind, bytes)?.0.time,
     };
     let observation = match kind {
@@ -112,6 +113,8 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             Observation::Exec {
                 stamp: stamp(&record.header, clock),
                 exe: path(rest, record.path_len, record.flags & TRUNCATED != 0),
+                device: record.exe_device,
+                inode: record.exe_inode,
                 unlinked: record.flags & UNLINKED != 0,
             }
         }
@@ -123,15 +126,26 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
         },
         kind::FILE => {
             let (record, rest) = take::<File>(kind, bytes)?;
+            let file = FileId {
+                device: record.device,
+                inode: record.inode,
+                generation: record.generation,
+            };
+            if record.flags & OF_TLS != 0 {
+                return Ok((
+                    time,
+                    Decoded::Whole(Observation::Library {
+                        stamp: stamp(&record.header, clock),
+                        path: path(rest, record.path_len, record.flags & TRUNCATED != 0),
+                        file,
+                    }),
+                ));
+            }
             Observation::FileOpened {
                 stamp: stamp(&record.header, clock),
                 path: path(rest, record.path_len, record.flags & TRUNCATED != 0),
                 source: source(rest, &record),
-                file: FileId {
-                    device: record.device,
-                    inode: record.inode,
-                    generation: record.generation,
-                },
+                file,
                 known: record.flags & BY_INODE != 0,
                 manner: if record.flags & WRITTEN != 0 {
                     Manner::Written
@@ -193,6 +207,26 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                     bytes: taken.to_vec(),
                 }),
             ));
+        }
+        kind::PRESENTED => {
+            let (record, _) = take::<Presented>(kind, bytes)?;
+            Observation::Presented {
+                stamp: stamp(&record.header, clock),
+                write: record.write,
+                fingerprint: record.fingerprint,
+                secret_len: record.secret_len,
+                header: record.name,
+                prefix: record.prefix.checked_sub(1),
+                dots: record.dots,
+            }
+        }
+        kind::TIED => {
+            let (record, _) = take::<Tied>(kind, bytes)?;
+            Observation::Tied {
+                time: clock.at(record.time),
+                write: record.write,
+                cookie: record.cookie,
+            }
         }
         kind::FOREIGN => {
             let (record, _) = take::<Foreign>(kind, bytes)?;

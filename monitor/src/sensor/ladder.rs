@@ -9,7 +9,7 @@ use aya::{
     Btf, Ebpf,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, KProbe, Lsm,
-        Program, ProgramError, ProgramType, RawTracePoint, TracePoint,
+        Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
     },
     sys::{BpfHelper, is_helper_supported},
 };
@@ -415,6 +415,30 @@ impl Step {
     }
 }
 
+/// Loads a program that is attached to files as they are found.
+pub fn load_uprobe(ebpf: &mut Ebpf, name: &'static str) -> Result<Attached, SensorError> {
+    let program = ebpf.program_mut(name).ok_or(SensorError::NoProgram(name))?;
+    let loaded: Result<(), ProgramError> = (|| {
+        let program: &mut UProbe = program.try_into()?;
+        program.load()
+    })();
+    let instructions = program
+        .info()
+        .ok()
+        .and_then(|info| info.verified_instruction_count());
+    Ok(Attached {
+        probe: Probe::Present,
+        program: name,
+        mechanism: "uprobe".to_owned(),
+        missed: loaded
+            .is_err()
+            .then_some("credentials that are presented inside TLS"),
+        error: loaded.err().map(|error| explain(&error)),
+        passed: Vec::new(),
+        instructions,
+    })
+}
+
 /// Everything that is attached to the kernel as a whole. A program that serves several hooks is
 /// loaded once.
 fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), ProgramError> {
@@ -527,12 +551,30 @@ fn parse_field(format: &str, field: &str, size: u32) -> Option<u32> {
 }
 
 /// Whether the kernel gives programs the current task as a pointer of a known type: those that
-/// trace, and those of sockets. Without it they read what they need through a helper.
-pub fn typed_task() -> [u32; 2] {
-    [ProgramType::RawTracePoint, ProgramType::CgroupSockAddr].map(|kind| {
-        let found = is_helper_supported(kind, BpfHelper::BPF_FUNC_get_current_task_btf);
-        u32::from(found.unwrap_or(false))
-    })
+/// trace, and those of sockets; and whether it gives those of packets the current task at all.
+/// Without it they read what they need through a helper, or do without.
+pub fn typed_task() -> [u32; 3] {
+    [
+        (
+            ProgramType::RawTracePoint,
+            BpfHelper::BPF_FUNC_get_current_task_btf,
+        ),
+        (
+            ProgramType::CgroupSockAddr,
+            BpfHelper::BPF_FUNC_get_current_task_btf,
+        ),
+        (ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_current_task),
+    ]
+    .map(|(kind, helper)| u32::from(has(kind, helper)))
+}
+
+/// Whether programs can have a loop of any length.
+pub fn loops() -> u32 {
+    u32::from(has(ProgramType::KProbe, BpfHelper::BPF_FUNC_loop))
+}
+
+fn has(kind: ProgramType, helper: BpfHelper) -> bool {
+    is_helper_supported(kind, helper).unwrap_or(false)
 }
 
 /// Where a kernel with kprobes says so.

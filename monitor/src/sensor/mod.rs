@@ -11,10 +11,15 @@ mod ladder;
 pub mod observation;
 pub mod running;
 pub mod selftest;
+pub mod tls;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        ProgramError, UProbe,
+        uprobe::{UProbeLinkId, UProbeScope},
+    },
 };
 use btf::Btf;
 use decode::{BootClock, Decoded, decode};
@@ -31,6 +36,7 @@ use observation::{FileId, Observation};
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -118,6 +124,17 @@ pub struct Sensor {
     /// Records that are younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
     hellos: hello::Assembler,
+    writes: HashMap<MapData, u64, [u64; 2]>,
+    writing: Array<MapData, u64>,
+    finder: tls::Finder,
+    watched: Vec<Watched>,
+}
+
+/// A file with TLS inside that is attached to.
+struct Watched {
+    key: tls::FileKey,
+    namespace: Option<u64>,
+    links: Vec<(&'static str, UProbeLinkId)>,
 }
 
 impl std::fmt::Debug for Sensor {
@@ -154,6 +171,7 @@ impl Sensor {
             .override_global("KEY", &key, true)
             .override_global("URING", &uring, true)
             .override_global("TYPED", &ladder::typed_task(), true)
+            .override_global("LOOPS", &ladder::loops(), true)
             .load(PROBES)?;
         let mut sensor = Self {
             credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,
@@ -173,11 +191,144 @@ impl Sensor {
             undecoded: 0,
             pending: Vec::new(),
             hellos: hello::Assembler::default(),
+            writes: map(&mut ebpf, "WRITES")?,
+            writing: map(&mut ebpf, "WRITING")?,
+            finder: tls::Finder::start()?,
+            watched: Vec::new(),
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
         sensor.attach(options.cgroup, &prototypes, !uring.contains(&0))?;
+        for found in tls::installed() {
+            sensor.watch_tls(found);
+        }
         Ok(sensor)
+    }
+
+    /// Has a program or a library looked at for TLS. What is found is attached to by
+    /// [`Sensor::watch_found`].
+    pub fn look_for_tls(&self, candidate: tls::Candidate) {
+        self.finder.ask(candidate);
+    }
+
+    /// Attaches to what was found since the last call.
+    pub fn watch_found(&mut self) {
+        let found: Vec<tls::Found> = self.finder.found().collect();
+        for found in found {
+            self.watch_tls(found);
+        }
+    }
+
+    /// Attaches to the functions of a file, once.
+    fn watch_tls(&mut self, found: tls::Found) {
+        let refused = self
+            .attached
+            .iter()
+            .any(|line| line.probe == Probe::Present && line.error.is_some());
+        let known = self.watched.iter().any(|watched| watched.key == found.key);
+        if refused || known {
+            return;
+        }
+        // The file itself, whatever has its name by now.
+        let target = format!("/proc/self/fd/{}", found.file.as_raw_fd());
+        let mut links = Vec::new();
+        for (program, offset) in found.points {
+            match self.attach_at(program, offset, &target) {
+                Ok(link) => links.push((program, link)),
+                Err(error) => {
+                    tracing::warn!(file = found.name, stack = found.stack, %error, "TLS cannot be watched in a file");
+                }
+            }
+        }
+        tracing::info!(
+            file = found.name,
+            stack = found.stack,
+            functions = links.len(),
+            "TLS is watched"
+        );
+        self.watched.push(Watched {
+            key: found.key,
+            namespace: found.namespace,
+            links,
+        });
+    }
+
+    fn attach_at(
+        &mut self,
+        program: &'static str,
+        offset: u64,
+        target: &str,
+    ) -> Result<UProbeLinkId, ProgramError> {
+        let program: &mut UProbe = self
+            ._ebpf
+            .program_mut(program)
+            .ok_or(ProgramError::UnexpectedProgramType)?
+            .try_into()?;
+        program.attach(offset, target, UProbeScope::AllProcesses)
+    }
+
+    /// Lets go of the files of containers that are gone: a watched file cannot be freed. To be
+    /// called every few seconds.
+    pub fn forget_tls(&mut self) {
+        if self
+            .watched
+            .iter()
+            .all(|watched| watched.namespace.is_none())
+        {
+            return;
+        }
+        let alive: std::collections::HashSet<u64> = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| tls::namespace(entry.file_name().to_str()?))
+            .collect();
+        let (kept, gone) = std::mem::take(&mut self.watched)
+            .into_iter()
+            .partition(|watched| {
+                watched
+                    .namespace
+                    .is_none_or(|namespace| alive.contains(&namespace))
+            });
+        self.watched = kept;
+        let gone: Vec<Watched> = gone;
+        for (program, link) in gone.into_iter().flat_map(|watched| watched.links) {
+            let detached = self
+                ._ebpf
+                .program_mut(program)
+                .ok_or(ProgramError::UnexpectedProgramType)
+                .and_then(|program| {
+                    let program: &mut UProbe = program.try_into()?;
+                    program.detach(link)
+                });
+            if let Err(error) = detached {
+                tracing::warn!(%error, "a watched TLS library cannot be let go");
+            }
+        }
+    }
+
+    /// Forgets writes that never came to a socket. To be called each second.
+    pub fn sweep_writes(&mut self) -> Result<(), SensorError> {
+        let failed = |source| SensorError::Map {
+            name: "WRITING",
+            source,
+        };
+        self.writing.set(0, 0, 0).map_err(failed)?;
+        let now = boot_time();
+        let writes: Vec<(u64, [u64; 2])> = self.writes.iter().filter_map(Result::ok).collect();
+        let mut left = false;
+        for (task, [number, _]) in writes {
+            if now.saturating_sub(number) > SETTLED_NS {
+                // It may have gone meanwhile.
+                let _ = self.writes.remove(&task);
+            } else {
+                left = true;
+            }
+        }
+        if left {
+            self.writing.set(0, 1, 0).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Replaces the rules of the kernel's filter. The exact rules come first, so that a bit that
@@ -189,10 +340,15 @@ impl Sensor {
             let name = filter::hash_of(name.as_bytes());
             (filter::key(filter::Kind::Name, name), filter::OF_PROCESS)
         });
+        let libraries = tls::STACKS.iter().map(|stack| {
+            let front = filter::word_of(&stack.file.as_bytes()[..4]);
+            (filter::key(filter::Kind::Prefix, front), filter::LIBRARY)
+        });
         let wanted: BTreeMap<u64, u32> = rules
             .0
             .iter()
             .map(|(key, value)| (*key, *value))
+            .chain(libraries)
             .chain(of_process)
             .collect();
         for (key, value) in &wanted {
@@ -237,6 +393,7 @@ impl Sensor {
         for ladder in LADDERS {
             attached.extend(ladder.attach(&mut self._ebpf, &machine)?);
         }
+        attached.push(ladder::load_uprobe(&mut self._ebpf, tls::WRITE)?);
         if attached.iter().all(|program| program.error.is_some()) {
             let first = attached.iter().find_map(|program| program.error.clone());
             return Err(SensorError::NothingAttached(first.unwrap_or_default()));

@@ -32,6 +32,9 @@ pub enum Observation {
     Exec {
         stamp: Stamp,
         exe: PathBuf,
+        /// What tells its file from others.
+        device: u32,
+        inode: u64,
         /// The executable has no name any more, or never had one.
         unlinked: bool,
     },
@@ -54,6 +57,31 @@ pub enum Observation {
         count: u32,
         /// The pipe or socket at the reader's standard output.
         stdout: Option<u64>,
+    },
+    /// A file was opened that may be a TLS library.
+    Library {
+        stamp: Stamp,
+        path: PathBuf,
+        file: FileId,
+    },
+    /// A credential in the bytes that a process handed to its TLS library.
+    Presented {
+        stamp: Stamp,
+        /// Tells one write from another.
+        write: u64,
+        fingerprint: u64,
+        secret_len: u32,
+        /// Index of the header in the catalog.
+        header: u32,
+        /// Index in the prefix table of the catalog.
+        prefix: Option<u32>,
+        dots: u32,
+    },
+    /// The socket on which such a write went out.
+    Tied {
+        time: Timestamp,
+        write: u64,
+        cookie: u64,
     },
     /// Opens counted in the kernel after the last record of the same file and process.
     FileRepeated {

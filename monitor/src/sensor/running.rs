@@ -1,6 +1,9 @@
 //! What a process that already runs has open: files and connections, from `/proc`.
 
-use super::observation::FileId;
+use super::{
+    observation::FileId,
+    tls::{Candidate, is_library},
+};
 use crate::model::Transport;
 use procfs::{
     ProcResult,
@@ -11,7 +14,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// What a process has open.
@@ -57,6 +60,24 @@ pub fn open(pid: u32) -> Open {
         }
     }
     open
+}
+
+/// TLS libraries that a process has mapped.
+pub fn libraries(pid: u32) -> Vec<Candidate> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let mut paths: Vec<&Path> = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])))
+        .filter(|path| is_library(path))
+        .collect();
+    paths.dedup();
+    paths
+        .into_iter()
+        .map(|path| Candidate::Library {
+            pid,
+            path: path.to_owned(),
+        })
+        .collect()
 }
 
 /// A device number as the kernel has it inside.

@@ -120,8 +120,12 @@ pub enum Event {
     /// The fingerprint of a credential was seen in the bytes of a connection.
     Presented {
         time: Timestamp,
-        connection: u64,
+        who: Who,
+        /// Absent where it is not known which one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connection: Option<u64>,
         credential: Credential,
+        place: Place,
     },
     Gap {
         gap: Gap,
@@ -171,12 +175,15 @@ struct Node {
     /// What children picked up without any known way to here.
     children: Vec<Holding>,
     exited: Option<Timestamp>,
+    /// As its last connection had it.
+    who: Option<Arc<Who>>,
 }
 
 #[derive(Clone, Debug)]
 struct Connection {
     time: Timestamp,
-    who: Who,
+    /// Shared by the connections of a process: there are many of them.
+    who: Arc<Who>,
     destination: Destination,
     stdin: Option<u64>,
     settled: bool,
@@ -272,9 +279,11 @@ impl Trail {
             } => self.foreign(time, &who, &victim, look, out),
             Event::Presented {
                 time,
+                who,
                 connection,
                 credential,
-            } => self.presented(time, connection, credential, out),
+                place,
+            } => self.presented(time, who, connection, credential, place, out),
             Event::Gap { gap } => out.push(Outcome::Gap(gap)),
             Event::Tick { time } => self.tick(time, out),
         }
@@ -379,6 +388,11 @@ impl Trail {
             self.connections.remove(&oldest);
         }
         let datagram = destination.transport == Transport::Udp;
+        let node = self.nodes.entry(who.subject).or_default();
+        let who = match &node.who {
+            Some(known) if **known == who => Arc::clone(known),
+            _ => Arc::clone(node.who.insert(Arc::new(who))),
+        };
         let connection = Connection {
             time,
             who,
@@ -443,6 +457,7 @@ impl Trail {
                 process: connection.who.process.clone(),
                 credential: (*holding.credential).clone(),
                 destination: connection.destination.clone(),
+                others: Vec::new(),
                 evidence,
             })));
         }
@@ -491,25 +506,73 @@ impl Trail {
         false
     }
 
+    /// A credential was seen in the bytes of a connection: of one that is known, or of one of the
+    /// process's.
     fn presented(
         &mut self,
         time: Timestamp,
-        id: u64,
+        who: Who,
+        id: Option<u64>,
         credential: Credential,
+        place: Place,
         out: &mut Vec<Outcome>,
     ) {
-        let Some(connection) = self.connections.get(&id) else {
-            self.unmatched += 1;
-            return;
-        };
-        out.push(Outcome::Hop(Box::new(Hop {
+        out.push(Outcome::Use(Box::new(Use {
             time,
-            workload: connection.who.workload.clone(),
-            process: connection.who.process.clone(),
-            credential,
-            destination: connection.destination.clone(),
-            evidence: Evidence::Presented,
+            workload: who.workload.clone(),
+            process: who.process.clone(),
+            credential: credential.clone(),
+            place,
+            count: 1,
+            login: None,
+            volume_of: None,
+            pod_uid: None,
+            modified: None,
         })));
+        let known = id.and_then(|id| self.connections.get(&id));
+        let destinations = match known {
+            Some(connection) => vec![connection.destination.clone()],
+            None => self.destinations(who.subject),
+        };
+        if destinations.is_empty() {
+            self.unmatched += 1;
+        }
+        let one_of = destinations.len() as u32;
+        for destination in &destinations {
+            let others = destinations
+                .iter()
+                .filter(|other| *other != destination)
+                .cloned()
+                .collect();
+            out.push(Outcome::Hop(Box::new(Hop {
+                time,
+                workload: who.workload.clone(),
+                process: who.process.clone(),
+                credential: credential.clone(),
+                destination: Destination {
+                    one_of: if one_of > 1 { one_of } else { 0 },
+                    ..destination.clone()
+                },
+                others,
+                evidence: Evidence::Presented,
+            })));
+        }
+    }
+
+    /// Where the connections of a process go over TCP, each place once.
+    fn destinations(&self, subject: Subject) -> Vec<Destination> {
+        let mut found: Vec<Destination> = Vec::new();
+        for connection in self.order.iter().filter_map(|id| self.connections.get(id)) {
+            let destination = &connection.destination;
+            if connection.who.subject == subject
+                && destination.transport == Transport::Tcp
+                && !SERVICE_PORTS.contains(&destination.port)
+                && !found.contains(destination)
+            {
+                found.push(destination.clone());
+            }
+        }
+        found
     }
 
     /// What a subject holds, each credential once.

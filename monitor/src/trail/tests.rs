@@ -90,6 +90,7 @@ fn connect(pid: u32, id: u64, address: &str, port: u16) -> Event {
             name_source: NameSource::None,
             transport: Transport::Tcp,
             ech: false,
+            one_of: 0,
         },
         stdin: None,
     }
@@ -347,13 +348,65 @@ fn what_is_presented_is_the_strongest_evidence() {
     let found = hops(vec![
         connect(1, 1, "127.0.0.1", 80),
         payload(1, None),
-        Event::Presented {
-            time: at(4),
-            connection: 1,
-            credential: credential(7),
-        },
+        present(1, Some(1), 7),
     ]);
     assert_eq!(found, [(id(7), "127.0.0.1:80".into(), Evidence::Presented)]);
+}
+
+#[test]
+fn what_is_presented_on_an_unknown_connection_went_to_one_of_them() {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    for event in [
+        connect(1, 1, "10.0.0.1", 443),
+        connect(1, 2, "10.0.0.2", 443),
+        connect(1, 3, "10.0.0.2", 443),
+        connect(1, 4, "10.0.0.3", 53),
+        connect(2, 5, "10.0.0.4", 443),
+        present(1, None, 7),
+    ] {
+        trail.take(event, &mut out);
+    }
+    let hops: Vec<_> = out
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Hop(hop) => Some((
+                hop.destination.label(),
+                hop.destination.one_of,
+                hop.others.len(),
+            )),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        hops,
+        [
+            ("10.0.0.1:443 (one of 2)".to_owned(), 2, 1),
+            ("10.0.0.2:443 (one of 2)".to_owned(), 2, 1)
+        ]
+    );
+}
+
+#[test]
+fn presenting_is_a_use_even_without_a_connection() {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    trail.take(present(1, Some(9), 7), &mut out);
+    assert!(matches!(out[..], [Outcome::Use(_)]));
+    assert_eq!(trail.unmatched, 1);
+}
+
+fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> Event {
+    Event::Presented {
+        time: at(4),
+        who: who(pid),
+        connection,
+        credential: credential(credential_id),
+        place: Place {
+            source: Source::Presented,
+            place: "header:authorization".into(),
+        },
+    }
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -386,11 +439,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             }),
         (pid, 1u64..5).prop_map(|(pid, id)| connect(pid, id, "10.0.0.1", 443)),
         (1u64..5, any::<bool>()).prop_map(|(id, named)| payload(id, named.then_some("x.example"))),
-        (1u64..5).prop_map(|id| Event::Presented {
-            time: at(5),
-            connection: id,
-            credential: credential(3)
-        }),
+        (1u32..6, proptest::option::of(1u64..5)).prop_map(|(pid, id)| present(pid, id, 3)),
         (0i64..200).prop_map(|second| Event::Tick { time: at(second) }),
     ]
 }

@@ -1,0 +1,513 @@
+//! Finds credentials in the bytes that a program sends: header lines of HTTP/1.1.
+//!
+//! The same steps run in the probes, over a copy of the bytes that never leaves the kernel, and on
+//! the host under test. A step reads eight bytes at a time and speaks with the next one through
+//! memory only, so that a verifier can walk each of them once.
+
+use crate::{
+    environ::{below, bytes, sum, zeros},
+    filter::{Kind, key},
+    fingerprint::{Key, MAX_SECRET, Sip},
+};
+
+/// Bytes of a write that are looked at.
+pub const WINDOW: usize = 8192;
+/// Room behind them, so that a word can be read at any of them.
+pub const SLACK: usize = 64;
+/// Credentials that one write can show.
+pub const VALUES: usize = 4;
+/// Bytes of a header's name that are compared; no name in the catalog is longer.
+pub const HEADER_MAX: usize = 32;
+/// Bytes of a line that one step crosses.
+const STRIDE: usize = 256;
+/// Bytes in which the word of a scheme has to end.
+const SCHEME_MAX: usize = 24;
+
+const LOW: u64 = 0x0101_0101_0101_0101;
+/// Eight spaces. A letter with this bit set is a small one; `-` and digits have it already.
+const SPACES: u64 = LOW * 0x20;
+
+/// The buffer that is scanned.
+pub type Window = [u8; WINDOW + SLACK];
+
+/// Eight bytes at any place of the window.
+#[inline(always)]
+pub fn word(window: &Window, at: u64) -> u64 {
+    let at = at as usize & (WINDOW - 1);
+    // SAFETY: SLACK bytes follow the last place.
+    unsafe { load(window.as_ptr().add(at)) }
+}
+
+/// Eight bytes from anywhere. The compiler for BPF makes eight loads of an unaligned one, where
+/// the machines that run it can do with one.
+///
+/// # Safety
+/// Eight bytes must be readable at `place`.
+#[inline(always)]
+pub unsafe fn load(place: *const u8) -> u64 {
+    if cfg!(target_arch = "bpf") {
+        // SAFETY: as the caller vouches; the verifier refuses it where alignment matters.
+        unsafe { place.cast::<u64>().read_volatile() }
+    } else {
+        // SAFETY: as the caller vouches.
+        unsafe { place.cast::<u64>().read_unaligned() }
+    }
+}
+
+/// What stands for the name of a header, in any case.
+pub fn header_key(name: &str) -> u64 {
+    let mut total = 0;
+    let name = name.as_bytes();
+    for chunk in name.chunks(8) {
+        let mut eight = [0u8; 8];
+        eight[..chunk.len()].copy_from_slice(chunk);
+        let mask = if chunk.len() == 8 {
+            u64::MAX
+        } else {
+            (1 << (chunk.len() * 8)) - 1
+        };
+        total = sum(total, (u64::from_le_bytes(eight) | SPACES) & mask);
+    }
+    if name.len() % 8 == 0 {
+        // The word that begins with the colon.
+        total = sum(total, 0);
+    }
+    key(Kind::Header, total)
+}
+
+/// Where the scan of a write stands.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Lines {
+    /// The next byte.
+    pub at: u64,
+    /// Bytes in the window.
+    pub end: u64,
+    /// Where the value of the header of this line begins; 0 where no rule is about it.
+    pub value: u64,
+    /// The rule's value.
+    pub rule: u64,
+    /// 1 in the middle of a line.
+    pub inside: u64,
+    /// 1 behind the empty line.
+    pub over: u64,
+    /// Values found.
+    pub found: u64,
+}
+
+/// The value of a header that a rule is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Value {
+    pub at: u64,
+    pub len: u64,
+    /// The rule's value: which header.
+    pub rule: u64,
+}
+
+/// The sum of the name at the front of a line, and its length; 0 where there is none.
+#[inline(always)]
+pub fn name(window: &Window, at: u64) -> (u64, u64) {
+    let mut total = 0;
+    for i in 0..HEADER_MAX as u64 / 8 + 1 {
+        let eight = word(window, at + i * 8);
+        let ends = zeros(eight ^ (LOW * b':' as u64)) | zeros(eight ^ (LOW * b'\n' as u64));
+        let Some(mask) = below(ends) else {
+            total = sum(total, eight | SPACES);
+            continue;
+        };
+        let len = bytes(mask);
+        let colon = (eight >> (len * 8)) as u8 == b':';
+        total = sum(total, (eight | SPACES) & mask);
+        return if colon {
+            (key(Kind::Header, total), i * 8 + len)
+        } else {
+            (0, 0)
+        };
+    }
+    (0, 0)
+}
+
+/// Crosses a line, or a piece of a long one; `false` at the end. `rule` tells whether the catalog
+/// has a header, by its key.
+#[inline(always)]
+pub fn line(
+    window: &Window,
+    lines: &mut Lines,
+    values: &mut [Value; VALUES],
+    rule: impl FnOnce(u64) -> Option<u32>,
+) -> bool {
+    let at = lines.at;
+    if at >= lines.end || at >= WINDOW as u64 || lines.over != 0 {
+        return false;
+    }
+    if lines.inside == 0 {
+        lines.value = 0;
+        let first = word(window, at) as u16;
+        if first as u8 == b'\n' || first == u16::from_le_bytes(*b"\r\n") {
+            lines.over = 1;
+            return false;
+        }
+        let (key, len) = name(window, at);
+        if len > 0
+            && let Some(rule) = rule(key)
+        {
+            lines.value = at + len + 1;
+            lines.rule = u64::from(rule);
+        }
+    }
+    let mut passed = STRIDE as u64;
+    lines.inside = 1;
+    for i in 0..STRIDE as u64 / 8 {
+        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ (LOW * b'\n' as u64))) {
+            passed = i * 8 + bytes(mask);
+            lines.inside = 0;
+            break;
+        }
+    }
+    let line_end = at + passed;
+    if line_end >= lines.end {
+        // What is behind the end is of no write.
+        lines.at = lines.end;
+        lines.inside = 1;
+        return false;
+    }
+    if lines.inside != 0 {
+        lines.at = line_end;
+        return true;
+    }
+    lines.at = line_end + 1;
+    if lines.value != 0 && lines.value < line_end {
+        let place = lines.found;
+        if place < VALUES as u64 {
+            values[place as usize & (VALUES - 1)] = Value {
+                at: lines.value,
+                len: line_end - lines.value,
+                rule: lines.rule,
+            };
+            lines.found = place + 1;
+        }
+    }
+    true
+}
+
+/// How a credential is dressed in a header's value.
+pub mod scheme {
+    /// The value is the secret.
+    pub const NONE: u32 = 0;
+    /// A word before it: `Bearer`, `token`, …
+    pub const WORD: u32 = 1;
+    pub const BASIC: u32 = 2;
+    /// AWS SigV4: the access key id stands for the pair.
+    pub const SIGV4: u32 = 3;
+}
+
+#[inline(always)]
+fn is_blank(byte: u8) -> bool {
+    byte == b' ' || byte == b'\t' || byte == b'\r'
+}
+
+/// Finds the secret in a header's value; the length is 0 where there is none: in a challenge's
+/// answer of several words nothing is the secret itself. What is shorter than eight bytes, and no
+/// `Basic`, is none.
+#[inline(always)]
+pub fn secret(window: &Window, value: Value) -> (Value, u32) {
+    let none = (Value { len: 0, ..value }, scheme::NONE);
+    let (mut at, mut end) = (value.at, value.at + value.len);
+    for _ in 0..4 {
+        if at < end && is_blank(word(window, at) as u8) {
+            at += 1;
+        }
+        if end > at && is_blank(word(window, end - 1) as u8) {
+            end -= 1;
+        }
+    }
+    let begin = at;
+    let mut scheme = scheme::NONE;
+    for i in 0..SCHEME_MAX as u64 / 8 {
+        let Some(mask) = below(zeros(word(window, begin + i * 8) ^ SPACES)) else {
+            continue;
+        };
+        let space = begin + i * 8 + bytes(mask);
+        if space < end {
+            at = space + 1;
+            scheme = scheme::WORD;
+        }
+        break;
+    }
+    if scheme == scheme::WORD {
+        let five = (word(window, begin) | SPACES) & 0xff_ffff_ffff;
+        if five == u64::from_le_bytes(*b"basic\0\0\0") {
+            scheme = scheme::BASIC;
+        } else if word(window, begin) == u64::from_le_bytes(*b"AWS4-HMA") {
+            // `AWS4-HMAC-SHA256 Credential=AKIA…/20240101/…, SignedHeaders=…`
+            if word(window, at) != u64::from_le_bytes(*b"Credenti") {
+                return none;
+            }
+            at += 11;
+            for i in 0..20 {
+                let Some(mask) = below(zeros(word(window, at + i * 8) ^ (LOW * b'/' as u64)))
+                else {
+                    continue;
+                };
+                let slash = at + i * 8 + bytes(mask);
+                if slash < end {
+                    let len = slash - at;
+                    return (Value { at, len, ..value }, scheme::SIGV4);
+                }
+                break;
+            }
+            return none;
+        }
+    }
+    // A second space within the next bytes: not one secret.
+    for i in 0..8 {
+        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ SPACES)) {
+            if at + i * 8 + bytes(mask) < end {
+                return none;
+            }
+            break;
+        }
+    }
+    let shortest = if scheme == scheme::BASIC { 4 } else { 8 };
+    if end < at + shortest {
+        return none;
+    }
+    (
+        Value {
+            at,
+            len: end - at,
+            ..value
+        },
+        scheme,
+    )
+}
+
+/// The high bit of each byte that is zero, without exception.
+#[inline(always)]
+const fn exact_zeros(word: u64) -> u64 {
+    const BUT_HIGH: u64 = !(LOW << 7);
+    !(((word & BUT_HIGH).wrapping_add(BUT_HIGH)) | word | BUT_HIGH)
+}
+
+/// A fingerprint in the making, and the dots passed on the way.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Print {
+    pub sip: Sip,
+    pub dots: u64,
+}
+
+impl Print {
+    #[inline(always)]
+    pub fn new(key: Key) -> Self {
+        Self {
+            sip: Sip::new(key),
+            dots: 0,
+        }
+    }
+
+    /// Takes in the `i`th word of a secret; `false` behind its last whole one.
+    #[inline(always)]
+    pub fn step(&mut self, window: &Window, secret: Value, i: u64) -> bool {
+        if i >= counted(secret.len) / 8 {
+            return false;
+        }
+        let eight = word(window, secret.at + i * 8);
+        self.dot(eight);
+        self.sip.word(eight);
+        true
+    }
+
+    #[inline(always)]
+    fn dot(&mut self, eight: u64) {
+        let marks = exact_zeros(eight ^ (LOW * b'.' as u64)) >> 7;
+        self.dots += marks.wrapping_mul(LOW) >> 56;
+    }
+
+    /// The fingerprint, and the dots in the secret.
+    #[inline(always)]
+    pub fn end(mut self, window: &Window, secret: Value) -> (u64, u64) {
+        let counted = counted(secret.len);
+        let tail = word(window, secret.at + (counted & !7));
+        self.dot(tail & ((1 << ((counted & 7) * 8)) - 1));
+        (self.sip.end(tail, secret.len), self.dots)
+    }
+}
+
+#[inline(always)]
+const fn counted(len: u64) -> u64 {
+    if len > MAX_SECRET as u64 {
+        MAX_SECRET as u64
+    } else {
+        len
+    }
+}
+
+/// Whether a write may begin a request of HTTP/1.1, by its first eight bytes: a method in capital
+/// letters. What only looks like one costs a scan.
+#[inline(always)]
+pub const fn may_begin_request(first: u64) -> bool {
+    // Three capital letters; then another, or the space behind a short method.
+    let letters = (first & 0xe0_e0e0) == 0x40_4040;
+    let fourth = (first >> 24) as u8;
+    letters && (fourth & 0xe0 == 0x40 || fourth == b' ')
+}
+
+/// What a whole write shows, on the host: fingerprint, dots, scheme and rule of each credential.
+#[cfg(test)]
+fn credentials(
+    key: Key,
+    write: &[u8],
+    rule: impl Fn(u64) -> Option<u32>,
+) -> ([(u64, u64, u32, u64); VALUES], usize, Lines) {
+    let mut window = [0u8; WINDOW + SLACK];
+    let len = write.len().min(WINDOW);
+    window[..len].copy_from_slice(&write[..len]);
+    let mut lines = Lines {
+        end: len as u64,
+        ..Lines::default()
+    };
+    let mut values = [Value::default(); VALUES];
+    while line(&window, &mut lines, &mut values, &rule) {}
+    let mut found = [(0, 0, 0, 0); VALUES];
+    let mut count = 0;
+    for value in &values[..lines.found as usize] {
+        let (secret, scheme) = secret(&window, *value);
+        if secret.len == 0 {
+            continue;
+        }
+        let mut print = Print::new(key);
+        let mut i = 0;
+        while print.step(&window, secret, i) {
+            i += 1;
+        }
+        let (fingerprint, dots) = print.end(&window, secret);
+        found[count] = (fingerprint, dots, scheme, value.rule);
+        count += 1;
+    }
+    (found, count, lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fingerprint::fingerprint;
+    use proptest::prelude::*;
+
+    const KEY: Key = Key { k0: 1, k1: 2 };
+    const HEADERS: [&str; 4] = ["Authorization", "X-Vault-Token", "x-api-key", "Api-Key1"];
+
+    fn rule(key: u64) -> Option<u32> {
+        HEADERS
+            .iter()
+            .position(|name| header_key(name) == key)
+            .map(|place| place as u32)
+    }
+
+    fn found(write: &[u8]) -> Vec<(u64, u64, u32, u64)> {
+        let (found, count, _) = credentials(KEY, write, rule);
+        found[..count].to_vec()
+    }
+
+    fn print(secret: &str) -> u64 {
+        fingerprint(KEY, secret.as_bytes())
+    }
+
+    #[test]
+    fn headers_in_any_case_and_order() {
+        let write = b"GET /x HTTP/1.1\r\nHost: a.example\r\nAUTHORIZATION:Bearer FAKE.token.one\r\nX-VAULT-TOKEN: hvs.FAKEFAKE\r\nAccept: */*\r\n\r\nAuthorization: Bearer in-the-body\r\n";
+        assert_eq!(
+            found(write),
+            [
+                (print("FAKE.token.one"), 2, scheme::WORD, 0),
+                (print("hvs.FAKEFAKE"), 1, scheme::NONE, 1)
+            ]
+        );
+        assert_eq!(
+            found(b"POST / HTTP/1.1\nApi-Key1: FAKEFAKE\n\n"),
+            [(print("FAKEFAKE"), 0, scheme::NONE, 3)],
+            "a name of eight bytes, and bare line feeds"
+        );
+    }
+
+    #[test]
+    fn schemes() {
+        for (value, expected) in [
+            ("Basic dXNlcjpmYWtl", Some(("dXNlcjpmYWtl", scheme::BASIC))),
+            ("basic dXNlcjpmYWtl", Some(("dXNlcjpmYWtl", scheme::BASIC))),
+            ("Token FAKEFAKE", Some(("FAKEFAKE", scheme::WORD))),
+            ("  FAKEFAKE  ", Some(("FAKEFAKE", scheme::NONE))),
+            (
+                "AWS4-HMAC-SHA256 Credential=AKIAFAKE0000/20240101/eu/s3/aws4_request, SignedHeaders=host, Signature=00",
+                Some(("AKIAFAKE0000", scheme::SIGV4)),
+            ),
+            ("Digest username=\"a\", realm=\"b\"", None),
+            ("", None),
+            ("Bearer ", None),
+        ] {
+            let write = format!("GET / HTTP/1.1\r\nauthorization: {value}\r\n\r\n");
+            let expected: Vec<_> = expected
+                .map(|(secret, scheme)| {
+                    let dots = secret.matches('.').count() as u64;
+                    (print(secret), dots, scheme, 0)
+                })
+                .into_iter()
+                .collect();
+            assert_eq!(found(write.as_bytes()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_of_the_catalog_is_nothing() {
+        assert!(
+            found(b"GET / HTTP/1.1\r\nX-Authorization: FAKEFAKE\r\nAuthorizatio: FAKEFAKE\r\n\r\n")
+                .is_empty()
+        );
+        assert!(found(b"GET /a:b HTTP/1.1\r\n\r\n").is_empty());
+        assert!(may_begin_request(u64::from_le_bytes(*b"GET / HT")));
+        assert!(may_begin_request(u64::from_le_bytes(*b"DELETE /")));
+        assert!(!may_begin_request(u64::from_le_bytes(*b"HTTP/1.1") >> 8));
+        assert!(!may_begin_request(u64::from_le_bytes([0x17; 8])));
+    }
+
+    #[test]
+    fn an_unfinished_head_is_known() {
+        let (_, _, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n", rule);
+        assert_eq!((lines.over, lines.inside), (0, 0));
+        let (_, _, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", rule);
+        assert_eq!(lines.over, 1);
+        let (_, _, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nAuthori", rule);
+        assert_eq!((lines.over, lines.inside), (0, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(write in proptest::collection::vec(any::<u8>(), 0..WINDOW + 100)) {
+            let _ = credentials(KEY, &write, rule);
+        }
+
+        #[test]
+        fn any_text_of_lines(write in "(GET / HTTP/1\\.1\r\n)?((authorization|x-api-key|Host)?:?[ -~]{0,300}\r?\n){0,20}") {
+            let _ = credentials(KEY, write.as_bytes(), rule);
+        }
+
+        #[test]
+        fn a_token_is_found_wherever_it_stands(
+            before in proptest::collection::vec("[A-Za-z-]{1,30}: [!-~]{0,400}\r\n", 0..10),
+            token in "[A-Za-z0-9_.=-]{8,2000}",
+            bearer: bool,
+        ) {
+            let before: String = before.into_iter().filter(|line| {
+                let name = line.split(':').next().unwrap_or_default();
+                !HEADERS.iter().any(|known| known.eq_ignore_ascii_case(name))
+            }).collect();
+            let dress = if bearer { "Bearer " } else { "" };
+            let write = format!("PUT /a HTTP/1.1\r\n{before}Authorization: {dress}{token}\r\n\r\n");
+            let found = found(write.as_bytes());
+            prop_assert_eq!(found.len(), 1);
+            prop_assert_eq!(found[0].0, print(&token));
+            prop_assert_eq!(found[0].1, token.matches('.').count() as u64);
+        }
+    }
+}
