@@ -32,6 +32,8 @@ pub enum Kind {
     Value = 7,
     /// The name of a header that carries a credential, in any case.
     Header = 8,
+    /// The same in the Huffman code of HPACK.
+    CodedHeader = 9,
 }
 
 /// The value of a [`Kind::Name`] rule that holds only together with a [`Kind::Pair`] rule.

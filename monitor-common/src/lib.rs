@@ -10,5 +10,6 @@ pub mod environ;
 pub mod fields;
 pub mod filter;
 pub mod fingerprint;
+pub mod http2;
 pub mod record;
 pub mod scan;

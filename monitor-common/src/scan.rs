@@ -55,22 +55,18 @@ pub unsafe fn load(place: *const u8) -> u64 {
 }
 
 /// What stands for the name of a header, in any case.
-pub fn header_key(name: &str) -> u64 {
-    let mut total = 0;
+pub const fn header_key(name: &str) -> u64 {
     let name = name.as_bytes();
-    for chunk in name.chunks(8) {
-        let mut eight = [0u8; 8];
-        eight[..chunk.len()].copy_from_slice(chunk);
-        let mask = if chunk.len() == 8 {
-            u64::MAX
-        } else {
-            (1 << (chunk.len() * 8)) - 1
-        };
-        total = sum(total, (u64::from_le_bytes(eight) | SPACES) & mask);
-    }
-    if name.len() % 8 == 0 {
-        // The word that begins with the colon.
-        total = sum(total, 0);
+    let (mut total, mut at) = (0, 0);
+    // The last word is that with the end in it, and may be empty.
+    while at <= name.len() {
+        let (mut eight, mut i) = (0u64, 0);
+        while i < 8 && at + i < name.len() {
+            eight |= ((name[at + i] | 0x20) as u64) << (i * 8);
+            i += 1;
+        }
+        total = sum(total, eight);
+        at += 8;
     }
     key(Kind::Header, total)
 }
@@ -103,6 +99,20 @@ pub struct Value {
     pub len: u64,
     /// The rule's value: which header.
     pub rule: u64,
+    /// One of [`form`].
+    pub form: u64,
+    /// The number that the connection's table has it under, where it is to be referred to; 0
+    /// where not.
+    pub entry: u64,
+}
+
+/// How a value stands in the bytes.
+pub mod form {
+    pub const PLAIN: u64 = 0;
+    /// In the Huffman code of HPACK.
+    pub const CODED: u64 = 1;
+    /// Not at all: it is referred to by its number in the connection's table.
+    pub const REFERRED: u64 = 2;
 }
 
 /// The sum of the name at the front of a line, and its length; 0 where there is none.
@@ -184,6 +194,8 @@ pub fn line(
                 at: lines.value,
                 len: line_end - lines.value,
                 rule: lines.rule,
+                form: form::PLAIN,
+                entry: 0,
             };
             lines.found = place + 1;
         }

@@ -10,6 +10,7 @@ use monitor_common::{
     filter::{
         JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key, word_of,
     },
+    http2::coded_header_key,
     scan::{HEADER_MAX, header_key},
 };
 use serde::Deserialize;
@@ -372,6 +373,11 @@ impl Catalog {
         // The first to claim a header has it.
         for (index, (header, _)) in self.headers.iter().enumerate().rev() {
             rules.insert(header_key(header), index as u32);
+            let mut coded = Vec::new();
+            // Every byte has a code.
+            if httlib_huffman::encode(header.as_bytes(), &mut coded).is_ok() {
+                rules.insert(coded_header_key(&coded), index as u32);
+            }
         }
         Rules(rules)
     }

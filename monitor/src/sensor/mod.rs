@@ -24,9 +24,11 @@ use aya::{
 use btf::Btf;
 use decode::{BootClock, Decoded, decode};
 use fields::FieldsError;
+use httlib_huffman::encoder::table::ENCODE_TABLE;
 use ladder::{LADDERS, Machine};
 use monitor_common::{
     filter::{self, BLOOM_WORDS, bloom_position, inode_key},
+    http2::{HALVES, STATES, table},
     record::{
         COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, ReadCount, ReadKey, STAGES,
         Stage,
@@ -198,11 +200,21 @@ impl Sensor {
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
+        sensor.set_huffman()?;
         sensor.attach(options.cgroup, &prototypes, !uring.contains(&0))?;
         for found in tls::installed() {
             sensor.watch_tls(found);
         }
         Ok(sensor)
+    }
+
+    /// Gives the probes the decoder of HPACK's Huffman code.
+    fn set_huffman(&mut self) -> Result<(), SensorError> {
+        const NAME: &str = "HUFFMAN";
+        let failed = |source| SensorError::Map { name: NAME, source };
+        let map = self._ebpf.map_mut(NAME).ok_or(SensorError::NoMap(NAME))?;
+        let mut huffman: Array<_, [u32; STATES * HALVES]> = map.try_into().map_err(failed)?;
+        huffman.set(0, table(&ENCODE_TABLE), 0).map_err(failed)
     }
 
     /// Has a program or a library looked at for TLS. What is found is attached to by
