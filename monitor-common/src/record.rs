@@ -27,6 +27,8 @@ pub mod kind {
     pub const PRESENTED: u32 = 10;
     /// [`super::Tied`].
     pub const TIED: u32 = 11;
+    /// [`super::Tied`] without a socket: the library did not take the bytes.
+    pub const WITHDRAWN: u32 = 12;
 }
 
 /// Whose task, and when. Every record starts with it.
@@ -171,8 +173,8 @@ pub struct Presented {
     pub fingerprint: u64,
     /// Tells one write of a process from another; a [`Tied`] may name it later.
     pub write: u64,
-    /// Address of the TLS object, in the process.
-    pub object: u64,
+    /// Fingerprint of the server name that the program gave the TLS object; 0 where it gave none.
+    pub server: u64,
     /// Length of the secret in bytes.
     pub secret_len: u32,
     /// The value of the [`crate::filter::Kind::Header`] rule.

@@ -57,8 +57,8 @@ fn tie(ctx: &SkBuffContext) -> Option<()> {
         _ => return None,
     };
     let words: u8 = ctx.load(tcp + 12).ok()?;
-    let record: [u8; 5] = ctx.load(tcp + usize::from(words >> 4) * 4).ok()?;
-    if !may_carry(record, write.len) {
+    let payload = tcp + usize::from(words >> 4) * 4;
+    if !carries(ctx, payload, write.len) {
         return None;
     }
     // SAFETY: the helper takes any skb.
@@ -82,6 +82,24 @@ fn tie(ctx: &SkBuffContext) -> Option<()> {
         );
     }
     Some(())
+}
+
+/// Records looked at in a packet: the end of a handshake goes before the first data.
+const RECORDS: usize = 4;
+
+/// Whether one of the TLS records at the front of a packet may carry a write of `len` bytes.
+#[inline(always)]
+fn carries(ctx: &SkBuffContext, mut at: usize, len: u64) -> bool {
+    for _ in 0..RECORDS {
+        let Ok(record) = ctx.load::<[u8; 5]>(at) else {
+            return false;
+        };
+        if may_carry(record, len) {
+            return true;
+        }
+        at += 5 + (usize::from(record[3]) << 8 | usize::from(record[4]));
+    }
+    false
 }
 
 /// Whether a TLS record, by its first five bytes, can be the one with a write of `len` bytes.

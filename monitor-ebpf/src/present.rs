@@ -6,20 +6,22 @@
 use crate::{
     environ::{first_bytes, secret_key},
     kernel::{can_repeat, now, repeat},
-    maps::{Bloom, CREDENTIAL_RING, RULES, count, is_agent, send},
+    maps::{Bloom, CREDENTIAL_RING, RULES, count, current_cgroup, is_agent, send},
     task::{Hooked, current_pid, fill_header},
 };
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user},
-    macros::{map, uprobe},
+    helpers::generated::{
+        bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+    },
+    macros::{map, uprobe, uretprobe},
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
-    programs::ProbeContext,
+    programs::{ProbeContext, RetProbeContext},
 };
 use core::ffi::c_void;
 use monitor_common::{
     fingerprint::MAX_WORDS,
     http2::{self, Decoder, Frames},
-    record::{Presented, Probe, Stage, kind},
+    record::{Presented, Probe, Stage, Tied, kind},
     scan::{self, Lines, Print, VALUES, Value, WINDOW, Window, form},
 };
 
@@ -192,6 +194,107 @@ fn written(address: u64, bytes: u64, len: u64) {
         return;
     }
     look(object, bytes.wrapping_add(skip), len - skip, http2);
+}
+
+/// Hook: uretprobe at the same functions, where they are in a program and not in a library: such a
+/// program may hand over the same bytes again and again until the handshake has ended. First
+/// kernel: 5.10 and before.
+#[uretprobe]
+pub fn present_written(ctx: RetProbeContext) -> u32 {
+    let result: i32 = ctx.ret::<u64>() as i32;
+    if result > 0 || WRITING.get(0).copied().unwrap_or(0) == 0 {
+        return 0;
+    }
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    // SAFETY: the value is copied at once.
+    let Some(write) = (unsafe { WRITES.get(task) }).copied() else {
+        return 0;
+    };
+    let _ = WRITES.remove(task);
+    let withdrawn = Tied {
+        kind: kind::WITHDRAWN,
+        reserved: 0,
+        time: now(),
+        write: write.number,
+        cookie: 0,
+    };
+    // SAFETY: a plain record on the stack.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Present,
+            current_cgroup(),
+            core::ptr::from_ref(&withdrawn).cast(),
+            size_of::<Tied>() as u64,
+        );
+    }
+    0
+}
+
+/// Fingerprints of the server names that programs gave their TLS objects.
+#[map]
+static SERVERS: LruHashMap<Object, u64> = LruHashMap::with_max_entries(4096, 0);
+
+const SSL_CTRL_SET_TLSEXT_HOSTNAME: u64 = 55;
+/// Bytes of a server name.
+const NAME_MAX: u32 = 256;
+
+/// Hook: uprobe at `SSL_ctrl(object, 55, 0, name)`, which is what `SSL_set_tlsext_host_name` is
+/// compiled to. First kernel: 5.10 and before. It tells connections apart whose bytes leave later,
+/// from a buffer of the program's own.
+#[uprobe]
+pub fn present_server(ctx: ProbeContext) -> u32 {
+    let (Some(address), Some(command), Some(name)) = (ctx.arg(0), ctx.arg(1), ctx.arg(3)) else {
+        return 0;
+    };
+    let command: u64 = command;
+    if command & 0xffff_ffff == SSL_CTRL_SET_TLSEXT_HOSTNAME {
+        server(address, name);
+    }
+    0
+}
+
+#[inline(always)]
+fn server(address: u64, name: u64) {
+    let Some(scratch) = scratch() else { return };
+    let number = now();
+    scratch.mark = number;
+    scratch.object = Object {
+        address,
+        pid: u64::from(current_pid()),
+    };
+    // At an offset: a string read to the first byte of a per-CPU buffer can fault on some kernels
+    // from 5.8 to 6.1. SAFETY: the text holds more; the helper checks the source.
+    let read = unsafe {
+        bpf_probe_read_user_str(
+            scratch.text.as_mut_ptr().cast(),
+            NAME_MAX,
+            name as *const c_void,
+        )
+    };
+    if read < 2 {
+        scratch.mark = 0;
+        return;
+    }
+    scratch.secret = Value {
+        len: (read as u64 - 1) & u64::from(NAME_MAX - 1),
+        ..Value::default()
+    };
+    print(scratch);
+    named(scratch, number);
+}
+
+/// Remembers the fingerprint of the name in the text.
+#[inline(never)]
+fn named(scratch: &mut Scratch, number: u64) {
+    let secret = scratch.secret;
+    let (fingerprint, _) = scratch.print.end(&scratch.text, secret);
+    // SAFETY: as in `show`.
+    if unsafe { (&raw const scratch.mark).read_volatile() } == number {
+        let _ = SERVERS.insert(scratch.object, fingerprint, 0);
+    }
+    scratch.mark = 0;
 }
 
 /// Looks for credentials in `len` bytes.
@@ -407,6 +510,13 @@ fn tell(scratch: &mut Scratch, i: usize, number: u64) {
     if !locate(scratch) {
         return;
     }
+    print(scratch);
+    report(scratch, number);
+}
+
+/// Takes in the whole words of the secret.
+#[inline(always)]
+fn print(scratch: &mut Scratch) {
     scratch.print = Print::new(secret_key());
     if can_repeat() {
         each(WORDS, next_word, scratch);
@@ -417,7 +527,6 @@ fn tell(scratch: &mut Scratch, i: usize, number: u64) {
             }
         }
     }
-    report(scratch, number);
 }
 
 /// Copies the value to the front of the text.
@@ -552,7 +661,8 @@ fn show(scratch: &mut Scratch, known: &Known, number: u64) {
     fill_header(&mut record.header, kind::PRESENTED, Hooked::Tracing);
     record.fingerprint = known.fingerprint;
     record.write = number;
-    record.object = scratch.object.address;
+    // SAFETY: the value is copied at once.
+    record.server = unsafe { SERVERS.get(scratch.object) }.copied().unwrap_or(0);
     record.secret_len = known.secret_len;
     record.name = known.name;
     record.scheme = known.scheme;

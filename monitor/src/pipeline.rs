@@ -43,6 +43,8 @@ pub struct Joiner {
     pub tls: Vec<Candidate>,
     /// Executables that were asked for already.
     programs: HashSet<(u32, u64)>,
+    /// Server names in ClientHellos, by their fingerprint.
+    servers: HashMap<u64, String>,
     /// What was presented and waits to be told on which socket, by its write.
     presented: BTreeMap<u64, Vec<Waiting>>,
 }
@@ -50,6 +52,8 @@ pub struct Joiner {
 /// What was presented, but for where.
 #[derive(Debug)]
 struct Waiting {
+    /// Fingerprint of the server name that the program gave the TLS object.
+    server: Option<u64>,
     time: Timestamp,
     who: Who,
     credential: crate::model::Credential,
@@ -58,6 +62,8 @@ struct Waiting {
 
 /// A packet leaves with the write, or not at all: no longer than this.
 const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(100);
+/// Server names remembered.
+const SERVERS: usize = 16_384;
 /// Executables remembered.
 const PROGRAMS: usize = 65_536;
 
@@ -81,6 +87,7 @@ impl Joiner {
             environ_is_read: false,
             tls: Vec::new(),
             programs: HashSet::new(),
+            servers: HashMap::new(),
             presented: BTreeMap::new(),
         }
     }
@@ -97,9 +104,15 @@ impl Joiner {
                 return;
             }
             for waiting in entry.remove() {
-                events.push(waiting.event(None));
+                let server = self.server(&waiting);
+                events.push(waiting.event(None, server));
             }
         }
+    }
+
+    /// The server name that the program gave its TLS object, where it was seen in a ClientHello.
+    fn server(&self, waiting: &Waiting) -> Option<String> {
+        self.servers.get(&waiting.server?).cloned()
     }
 
     /// Has the executable of a process looked at for TLS, once.
@@ -252,6 +265,7 @@ impl Joiner {
                 Observation::Presented {
                     stamp,
                     write,
+                    server,
                     fingerprint,
                     secret_len,
                     header,
@@ -267,6 +281,7 @@ impl Joiner {
                         dots,
                     });
                     let waiting = Waiting {
+                        server,
                         time: stamp.time,
                         who: self.who(stamp.subject),
                         credential,
@@ -274,9 +289,13 @@ impl Joiner {
                     };
                     self.presented.entry(write).or_default().push(waiting);
                 }
+                Observation::Withdrawn { write } => {
+                    self.presented.remove(&write);
+                }
                 Observation::Tied { write, cookie, .. } => {
                     for waiting in self.presented.remove(&write).unwrap_or_default() {
-                        events.push(waiting.event(Some(cookie)));
+                        let server = self.server(&waiting);
+                        events.push(waiting.event(Some(cookie), server));
                     }
                 }
                 Observation::Refused { cookie, .. } => {
@@ -332,6 +351,12 @@ impl Joiner {
                     malformed,
                 } => {
                     self.malformed += u64::from(malformed);
+                    if let Some(name) = hello.as_ref().and_then(|hello| hello.server_name.clone()) {
+                        if self.servers.len() >= SERVERS {
+                            self.servers.clear();
+                        }
+                        self.servers.insert(self.credentials.print_of(&name), name);
+                    }
                     events.push(Event::Payload {
                         time,
                         connection: cookie,
@@ -530,11 +555,12 @@ impl Joiner {
 }
 
 impl Waiting {
-    fn event(self, connection: Option<u64>) -> Event {
+    fn event(self, connection: Option<u64>, server: Option<String>) -> Event {
         Event::Presented {
             time: self.time,
             who: self.who,
             connection,
+            server,
             credential: self.credential,
             place: self.place,
         }

@@ -318,6 +318,11 @@ impl Credentials {
         picked
     }
 
+    /// The fingerprint of a text that is no secret, as a probe takes it.
+    pub fn print_of(&self, text: &str) -> u64 {
+        fingerprint(self.key, text.as_bytes())
+    }
+
     /// A secret that was seen in the bytes of a connection, and where in them.
     pub fn presented(&mut self, shown: Shown) -> (Credential, Place) {
         let catalog = Arc::clone(&self.catalog);

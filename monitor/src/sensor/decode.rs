@@ -104,7 +104,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
     let time = match kind {
         kind::PAYLOAD => take::<Payload>(kind, bytes)?.0.time,
         kind::REFUSED => take::<Refused>(kind, bytes)?.0.time,
-        kind::TIED => take::<Tied>(kind, bytes)?.0.time,
+        kind::TIED | kind::WITHDRAWN => take::<Tied>(kind, bytes)?.0.time,
         _ => take::<Header>(kind, bytes)?.0.time,
     };
     let observation = match kind {
@@ -213,6 +213,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             Observation::Presented {
                 stamp: stamp(&record.header, clock),
                 write: record.write,
+                server: (record.server != 0).then_some(record.server),
                 fingerprint: record.fingerprint,
                 secret_len: record.secret_len,
                 header: record.name,
@@ -220,6 +221,9 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 dots: record.dots,
             }
         }
+        kind::WITHDRAWN => Observation::Withdrawn {
+            write: take::<Tied>(kind, bytes)?.0.write,
+        },
         kind::TIED => {
             let (record, _) = take::<Tied>(kind, bytes)?;
             Observation::Tied {

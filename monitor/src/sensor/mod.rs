@@ -405,7 +405,9 @@ impl Sensor {
         for ladder in LADDERS {
             attached.extend(ladder.attach(&mut self._ebpf, &machine)?);
         }
-        attached.push(ladder::load_uprobe(&mut self._ebpf, tls::WRITE)?);
+        for program in tls::PROGRAMS {
+            attached.push(ladder::load_uprobe(&mut self._ebpf, program)?);
+        }
         if attached.iter().all(|program| program.error.is_some()) {
             let first = attached.iter().find_map(|program| program.error.clone());
             return Err(SensorError::NothingAttached(first.unwrap_or_default()));

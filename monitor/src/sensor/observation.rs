@@ -69,6 +69,8 @@ pub enum Observation {
         stamp: Stamp,
         /// Tells one write from another.
         write: u64,
+        /// Fingerprint of the server name that the program gave its TLS object.
+        server: Option<u64>,
         fingerprint: u64,
         secret_len: u32,
         /// Index of the header in the catalog.
@@ -76,6 +78,10 @@ pub enum Observation {
         /// Index in the prefix table of the catalog.
         prefix: Option<u32>,
         dots: u32,
+    },
+    /// The TLS library did not take such a write.
+    Withdrawn {
+        write: u64,
     },
     /// The socket on which such a write went out.
     Tied {

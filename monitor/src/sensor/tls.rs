@@ -28,14 +28,24 @@ pub struct Stack {
 }
 
 /// The program at functions of `(object, bytes, length)`.
-pub const WRITE: &str = "present_write";
+const WRITE: &str = "present_write";
+/// The program at the returns of the same, where they are in a program.
+const WRITTEN: &str = "present_written";
+/// The program at `SSL_ctrl`.
+const SERVER: &str = "present_server";
+/// All of them.
+pub const PROGRAMS: [&str; 3] = [WRITE, WRITTEN, SERVER];
 
 /// Every stack that is watched.
 pub const STACKS: [Stack; 2] = [
     Stack {
         name: "openssl",
         file: "libssl",
-        functions: &[("SSL_write", WRITE), ("SSL_write_ex", WRITE)],
+        functions: &[
+            ("SSL_write", WRITE),
+            ("SSL_write_ex", WRITE),
+            ("SSL_ctrl", SERVER),
+        ],
     },
     Stack {
         name: "gnutls",
@@ -217,10 +227,22 @@ impl Seen {
             self.0.clear();
         }
         self.0.insert(key);
-        let points = points(&file).map_err(|source| TlsError::Elf {
+        let mut points = points(&file).map_err(|source| TlsError::Elf {
             path: path.clone(),
             source,
         })?;
+        // Functions by the same names that do something else are no library.
+        points.retain(|(_, points)| points.iter().any(|(program, _)| *program == WRITE));
+        if matches!(candidate, Candidate::Executable { .. }) {
+            for (_, points) in &mut points {
+                let writes: Vec<u64> = points
+                    .iter()
+                    .filter(|(program, _)| *program == WRITE)
+                    .map(|(_, offset)| *offset)
+                    .collect();
+                points.extend(writes.into_iter().map(|offset| (WRITTEN, offset)));
+            }
+        }
         let namespace = match candidate {
             Candidate::Executable { pid } | Candidate::Library { pid, .. } => {
                 namespace(&pid.to_string()).filter(|found| Some(*found) != namespace("self"))

@@ -124,6 +124,9 @@ pub enum Event {
         /// Absent where it is not known which one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connection: Option<u64>,
+        /// The server name that the program asked for, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
         credential: Credential,
         place: Place,
     },
@@ -281,9 +284,24 @@ impl Trail {
                 time,
                 who,
                 connection,
+                server,
                 credential,
                 place,
-            } => self.presented(time, who, connection, credential, place, out),
+            } => {
+                let server = server.as_deref();
+                // A socket on which another server was asked for is not the one.
+                let tied = connection
+                    .and_then(|id| self.connections.get(&id))
+                    .map(|connection| &connection.destination)
+                    .filter(|found| {
+                        server.is_none() || found.name.is_none() || found.name.as_deref() == server
+                    });
+                let destinations = match tied {
+                    Some(destination) => vec![destination.clone()],
+                    None => self.destinations(who.subject, server),
+                };
+                self.presented(time, who, destinations, credential, place, out);
+            }
             Event::Gap { gap } => out.push(Outcome::Gap(gap)),
             Event::Tick { time } => self.tick(time, out),
         }
@@ -506,13 +524,12 @@ impl Trail {
         false
     }
 
-    /// A credential was seen in the bytes of a connection: of one that is known, or of one of the
-    /// process's.
+    /// A credential was seen in the bytes of a connection, to one of these destinations.
     fn presented(
         &mut self,
         time: Timestamp,
         who: Who,
-        id: Option<u64>,
+        destinations: Vec<Destination>,
         credential: Credential,
         place: Place,
         out: &mut Vec<Outcome>,
@@ -529,11 +546,6 @@ impl Trail {
             pod_uid: None,
             modified: None,
         })));
-        let known = id.and_then(|id| self.connections.get(&id));
-        let destinations = match known {
-            Some(connection) => vec![connection.destination.clone()],
-            None => self.destinations(who.subject),
-        };
         if destinations.is_empty() {
             self.unmatched += 1;
         }
@@ -559,8 +571,9 @@ impl Trail {
         }
     }
 
-    /// Where the connections of a process go over TCP, each place once.
-    fn destinations(&self, subject: Subject) -> Vec<Destination> {
+    /// Where the connections of a process go over TCP, each place once; only those of a server name
+    /// where there are such.
+    fn destinations(&self, subject: Subject, server: Option<&str>) -> Vec<Destination> {
         let mut found: Vec<Destination> = Vec::new();
         for connection in self.order.iter().filter_map(|id| self.connections.get(id)) {
             let destination = &connection.destination;
@@ -571,6 +584,11 @@ impl Trail {
             {
                 found.push(destination.clone());
             }
+        }
+        let asked_for =
+            |destination: &Destination| server.is_some() && destination.name.as_deref() == server;
+        if found.iter().any(asked_for) {
+            found.retain(asked_for);
         }
         found
     }

@@ -401,6 +401,7 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> Event {
         time: at(4),
         who: who(pid),
         connection,
+        server: None,
         credential: credential(credential_id),
         place: Place {
             source: Source::Presented,
