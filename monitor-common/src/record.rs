@@ -86,7 +86,7 @@ pub struct Process {
     pub exe_device: u32,
     pub flags: u32,
     pub path_len: u32,
-    pub reserved: u32,
+    pub exe_generation: u32,
 }
 
 /// A credential file opened for reading, followed by its path as in [`Process`], and that by the

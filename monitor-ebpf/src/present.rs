@@ -128,6 +128,20 @@ pub struct Write {
     pub number: u64,
     /// Bytes in it.
     pub len: u64,
+    pub object: u64,
+}
+
+/// A function that begins anew does so within this time.
+const AGAIN_NS: u64 = 1_000_000;
+
+impl Write {
+    /// Whether it is this write, seen a second time.
+    #[inline(always)]
+    fn is_again(&self, write: &Self) -> bool {
+        self.object == write.object
+            && self.len == write.len
+            && write.number.wrapping_sub(self.number) < AGAIN_NS
+    }
 }
 
 /// Index 0: whether there may be any in [`WRITES`], so that a packet need not look there.
@@ -139,6 +153,24 @@ pub static WRITING: Array<u64> = Array::with_max_entries(1, 0);
 /// Missed: a header that is cut between two writes; bytes behind the first 8 KiB of a write.
 #[uprobe]
 pub fn present_write(ctx: ProbeContext) -> u32 {
+    if let (Some(object), Some(bytes), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
+        written(object, bytes, len);
+    }
+    0
+}
+
+/// Hook: uprobe at `crypto/tls.(*Conn).Write` of Go programs since 1.18, which pass arguments in
+/// registers of their own. First kernel: 5.10 and before. A function of Go begins anew when its
+/// stack has grown: the same write of the same moment is one.
+#[uprobe]
+pub fn present_go(ctx: ProbeContext) -> u32 {
+    #[cfg(bpf_target_arch = "x86_64")]
+    {
+        // SAFETY: the registers are valid for the run of the program; the kernel checks the access.
+        let (object, bytes, len) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rbx, (*ctx.regs).rcx) };
+        written(object, bytes, len);
+    }
+    #[cfg(not(bpf_target_arch = "x86_64"))]
     if let (Some(object), Some(bytes), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
         written(object, bytes, len);
     }
@@ -317,7 +349,18 @@ fn look(object: Object, bytes: u64, len: u64, http2: bool) {
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
-        let _ = WRITES.insert(task, Write { number, len }, 0);
+        // SAFETY: the value is copied at once.
+        let before = unsafe { WRITES.get(task) }.copied();
+        let write = Write {
+            number,
+            len,
+            object: object.address,
+        };
+        if before.is_some_and(|before| before.is_again(&write)) {
+            scratch.mark = 0;
+            return;
+        }
+        let _ = WRITES.insert(task, write, 0);
         let _ = WRITING.set(0, 1, 0);
         for i in 0..VALUES {
             if i as u64 >= found {

@@ -66,7 +66,7 @@ fn exec(bprm: u64) {
         record.exe_device = field(sb, F::SbDev);
         record.flags = flags;
         record.path_len = (&raw const (*walk).path).read_volatile();
-        record.reserved = 0;
+        record.exe_generation = field(inode, F::InodeGeneration);
     }
     slot.submit(0);
     count(Probe::Process, Stage::Sent);

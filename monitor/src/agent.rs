@@ -257,7 +257,6 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         for candidate in joiner.tls.drain(..) {
             sensor.look_for_tls(candidate);
         }
-        sensor.watch_found();
         for file in joiner.learned.drain(..) {
             sensor.learn(file)?;
         }

@@ -18,7 +18,7 @@ use crate::{
 use jiff::Timestamp;
 use monitor_common::record::Probe;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fs::File,
     io::{self, BufWriter, Write as _},
     sync::Arc,
@@ -41,8 +41,6 @@ pub struct Joiner {
     pub environ_is_read: bool,
     /// What may have TLS inside, and is to be looked at.
     pub tls: Vec<Candidate>,
-    /// Executables that were asked for already.
-    programs: HashSet<(u32, u64)>,
     /// Server names in ClientHellos, by their fingerprint.
     servers: HashMap<u64, String>,
     /// What was presented and waits to be told on which socket, by its write.
@@ -64,8 +62,6 @@ struct Waiting {
 const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(100);
 /// Server names remembered.
 const SERVERS: usize = 16_384;
-/// Executables remembered.
-const PROGRAMS: usize = 65_536;
 
 /// Reads remembered for their repeats.
 const READS: usize = 16_384;
@@ -86,7 +82,6 @@ impl Joiner {
             malformed: 0,
             environ_is_read: false,
             tls: Vec::new(),
-            programs: HashSet::new(),
             servers: HashMap::new(),
             presented: BTreeMap::new(),
         }
@@ -113,16 +108,6 @@ impl Joiner {
     /// The server name that the program gave its TLS object, where it was seen in a ClientHello.
     fn server(&self, waiting: &Waiting) -> Option<String> {
         self.servers.get(&waiting.server?).cloned()
-    }
-
-    /// Has the executable of a process looked at for TLS, once.
-    fn look_for_tls(&mut self, subject: Subject, device: u32, inode: u64) {
-        if self.programs.len() >= PROGRAMS {
-            self.programs.clear();
-        }
-        if self.programs.insert((device, inode)) {
-            self.tls.push(Candidate::Executable { pid: subject.pid });
-        }
     }
 
     /// Events for what already runs: its processes, their environments, the credential files that
@@ -188,13 +173,11 @@ impl Joiner {
                 Observation::Exec {
                     stamp,
                     exe,
-                    device,
-                    inode,
                     unlinked,
+                    ..
                 } => {
                     self.attribution.exec(&stamp, &exe, unlinked);
                     events.push(self.exec_event(stamp.time, stamp.subject));
-                    self.look_for_tls(stamp.subject, device, inode);
                     if self.environ_is_read {
                         let subject = stamp.subject;
                         for (credential, place) in self.credentials.in_running(subject.pid) {

@@ -113,8 +113,11 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             Observation::Exec {
                 stamp: stamp(&record.header, clock),
                 exe: path(rest, record.path_len, record.flags & TRUNCATED != 0),
-                device: record.exe_device,
-                inode: record.exe_inode,
+                file: FileId {
+                    device: record.exe_device,
+                    inode: record.exe_inode,
+                    generation: record.exe_generation,
+                },
                 unlinked: record.flags & UNLINKED != 0,
             }
         }

@@ -9,6 +9,7 @@ pub mod fields;
 pub mod hello;
 mod ladder;
 pub mod observation;
+mod pclntab;
 pub mod running;
 pub mod selftest;
 pub mod tls;
@@ -43,6 +44,7 @@ use std::{
     time::Duration,
 };
 use thiserror::Error;
+use tls::Candidate;
 use tokio::io::{Interest, unix::AsyncFd};
 
 static PROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
@@ -126,7 +128,7 @@ pub struct Sensor {
     /// Records that are younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
     hellos: hello::Assembler,
-    writes: HashMap<MapData, u64, [u64; 2]>,
+    writes: HashMap<MapData, u64, [u64; 3]>,
     writing: Array<MapData, u64>,
     finder: tls::Finder,
     watched: Vec<Watched>,
@@ -217,18 +219,10 @@ impl Sensor {
         huffman.set(0, table(&ENCODE_TABLE), 0).map_err(failed)
     }
 
-    /// Has a program or a library looked at for TLS. What is found is attached to by
-    /// [`Sensor::watch_found`].
-    pub fn look_for_tls(&self, candidate: tls::Candidate) {
+    /// Has a program or a library looked at for TLS. Programs that are started are looked at
+    /// anyway.
+    pub fn look_for_tls(&self, candidate: Candidate) {
         self.finder.ask(candidate);
-    }
-
-    /// Attaches to what was found since the last call.
-    pub fn watch_found(&mut self) {
-        let found: Vec<tls::Found> = self.finder.found().collect();
-        for found in found {
-            self.watch_tls(found);
-        }
     }
 
     /// Attaches to the functions of a file, once.
@@ -327,9 +321,9 @@ impl Sensor {
         };
         self.writing.set(0, 0, 0).map_err(failed)?;
         let now = boot_time();
-        let writes: Vec<(u64, [u64; 2])> = self.writes.iter().filter_map(Result::ok).collect();
+        let writes: Vec<(u64, [u64; 3])> = self.writes.iter().filter_map(Result::ok).collect();
         let mut left = false;
-        for (task, [number, _]) in writes {
+        for (task, [number, ..]) in writes {
             if now.saturating_sub(number) > SETTLED_NS {
                 // It may have gone meanwhile.
                 let _ = self.writes.remove(&task);
@@ -509,18 +503,48 @@ impl Sensor {
             tokio::select! {
                 ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
                 ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
+                found = self.finder.found() => self.watch_tls(found),
                 () = tokio::time::sleep(limit) => {}
             }
         }
-        tokio::time::sleep(GATHER).await;
+        // A program that is started may hand over its credential in a moment: it is looked at
+        // before anything else.
+        self.drain();
+        let gathered = tokio::time::sleep(GATHER);
+        tokio::pin!(gathered);
+        loop {
+            tokio::select! {
+                found = self.finder.found() => self.watch_tls(found),
+                () = &mut gathered => break,
+            }
+        }
         let cut = boot_time().saturating_sub(IN_FLIGHT_NS);
+        self.drain();
+        let pending = &mut self.pending;
+        // Stable: records of one time stay in the order of their ring.
+        pending.sort_by_key(|(time, observation)| (*time, order(observation)));
+        let young = pending.partition_point(|(time, _)| *time <= cut);
+        into.extend(pending.drain(..young).map(|(_, observation)| observation));
+        Ok(())
+    }
+
+    /// Takes what is in the rings.
+    fn drain(&mut self) {
         let clock = BootClock::now();
         let pending = &mut self.pending;
         for ring in [&mut self.credential_ring, &mut self.process_ring] {
             let ring = ring.get_mut();
             while let Some(item) = ring.next() {
                 match decode(&item, clock) {
-                    Ok((time, Decoded::Whole(observation))) => pending.push((time, observation)),
+                    Ok((time, Decoded::Whole(observation))) => {
+                        if let Observation::Exec { stamp, file, .. } = &observation {
+                            self.finder.ask(Candidate::Started {
+                                pid: stamp.subject.pid,
+                                file: *file,
+                            });
+                        }
+                        pending.push((time, observation));
+                    }
                     Ok((time, Decoded::Payload(piece))) => {
                         pending.extend(self.hellos.take(piece).map(|whole| (time, whole)));
                     }
@@ -531,11 +555,6 @@ impl Sensor {
                 }
             }
         }
-        // Stable: records of one time stay in the order of their ring.
-        pending.sort_by_key(|(time, observation)| (*time, order(observation)));
-        let young = pending.partition_point(|(time, _)| *time <= cut);
-        into.extend(pending.drain(..young).map(|(_, observation)| observation));
-        Ok(())
     }
 
     /// Counters since the start, by probe and stage.

@@ -32,9 +32,7 @@ pub enum Observation {
     Exec {
         stamp: Stamp,
         exe: PathBuf,
-        /// What tells its file from others.
-        device: u32,
-        inode: u64,
+        file: FileId,
         /// The executable has no name any more, or never had one.
         unlinked: bool,
     },

@@ -4,8 +4,9 @@
 //! Files are opened and parsed by a thread of their own, as a program may be large and its file
 //! system slow. What it finds is attached by the owner of the probes, once for each file.
 
+use super::{observation::FileId, pclntab};
 use object::{
-    Object as _, ObjectSegment as _, ObjectSymbol as _,
+    Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _,
     read::{File as Elf, ReadCache},
 };
 use std::{
@@ -14,9 +15,10 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Sender, channel},
 };
 use thiserror::Error;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// A TLS library: how its file is named, and its functions that take plaintext, each with the
 /// program that watches it.
@@ -33,8 +35,16 @@ const WRITE: &str = "present_write";
 const WRITTEN: &str = "present_written";
 /// The program at `SSL_ctrl`.
 const SERVER: &str = "present_server";
+/// The program at a function of Go that takes `(object, bytes, length)`.
+const GO: &str = "present_go";
 /// All of them.
-pub const PROGRAMS: [&str; 3] = [WRITE, WRITTEN, SERVER];
+pub const PROGRAMS: [&str; 4] = [WRITE, WRITTEN, SERVER, GO];
+
+/// The stack of Go, and its function.
+const GO_STACK: &str = "go";
+const GO_WRITE: &str = "crypto/tls.(*Conn).Write";
+/// Sections that may have the table of a Go program's functions.
+const GO_TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 
 /// Every stack that is watched.
 pub const STACKS: [Stack; 2] = [
@@ -83,6 +93,8 @@ pub fn is_library(path: &Path) -> bool {
 pub enum Candidate {
     /// The executable of a process.
     Executable { pid: u32 },
+    /// The same of a process that has just begun to run it.
+    Started { pid: u32, file: FileId },
     /// A library, where a process sees it.
     Library { pid: u32, path: PathBuf },
     /// A library where the agent sees it.
@@ -92,7 +104,9 @@ pub enum Candidate {
 impl Candidate {
     fn path(&self) -> PathBuf {
         match self {
-            Self::Executable { pid } => PathBuf::from(format!("/proc/{pid}/exe")),
+            Self::Executable { pid } | Self::Started { pid, .. } => {
+                PathBuf::from(format!("/proc/{pid}/exe"))
+            }
             Self::Library { pid, path } => PathBuf::from(format!("/proc/{pid}/root"))
                 .join(path.strip_prefix("/").unwrap_or(path)),
             Self::Own(path) => path.clone(),
@@ -100,7 +114,7 @@ impl Candidate {
     }
 }
 
-/// What tells one file from another: device, inode, and the version of its contents.
+/// What tells one file from another: device, inode, and when it was written, in nanoseconds.
 pub type FileKey = (u64, u64, i64);
 
 /// A file with functions to watch.
@@ -122,42 +136,48 @@ pub struct Found {
 pub enum TlsError {
     #[error("cannot open {path}: {source}")]
     Open { path: PathBuf, source: io::Error },
-    #[error("{path} is no ELF file that can be read: {source}")]
-    Elf {
-        path: PathBuf,
-        source: object::Error,
-    },
 }
 
 /// Looks for TLS in a thread of its own.
 #[derive(Debug)]
 pub struct Finder {
     ask: Sender<Candidate>,
-    found: Receiver<Found>,
+    found: UnboundedReceiver<Found>,
 }
 
 impl Finder {
     pub fn start() -> io::Result<Self> {
         let (ask, asked) = channel();
-        let (tell, found) = channel();
-        std::thread::Builder::new()
-            .name("tls-finder".to_owned())
-            .spawn(move || {
-                let mut seen = Seen::default();
-                for candidate in asked {
-                    match seen.look(&candidate) {
-                        Ok(several) => {
-                            for found in several {
-                                if tell.send(found).is_err() {
-                                    return;
-                                }
-                            }
-                        }
-                        // A process that is gone is no news.
-                        Err(error) => tracing::debug!(%error, "not looked at for TLS"),
+        let (tell, found) = unbounded_channel();
+        let (ask_slow, asked_slow) = channel::<Opened>();
+        let tell_slow = tell.clone();
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        thread("tls-finder").spawn(move || {
+            let mut seen = Seen::default();
+            for candidate in asked {
+                let opened = match seen.open(&candidate) {
+                    Ok(Some(opened)) => opened,
+                    Ok(None) => continue,
+                    // A process that is gone is no news.
+                    Err(error) => {
+                        tracing::debug!(%error, "not looked at for TLS");
+                        continue;
                     }
+                };
+                if !opened.look(Symbols::Dynamic, |found| tell.send(found).is_ok())
+                    && opened.executable
+                {
+                    // The other thread ends only with this one.
+                    let _ = ask_slow.send(opened);
                 }
-            })?;
+            }
+        })?;
+        // A program's own symbols can be a hundred thousand: nobody is to wait for them.
+        thread("tls-symbols").spawn(move || {
+            for opened in asked_slow {
+                opened.look(Symbols::Own, |found| tell_slow.send(found).is_ok());
+            }
+        })?;
         Ok(Self { ask, found })
     }
 
@@ -167,9 +187,13 @@ impl Finder {
         let _ = self.ask.send(candidate);
     }
 
-    /// What was found since the last call.
-    pub fn found(&self) -> impl Iterator<Item = Found> + '_ {
-        self.found.try_iter()
+    /// Waits for the next file with functions to watch.
+    pub async fn found(&mut self) -> Found {
+        match self.found.recv().await {
+            Some(found) => found,
+            // The thread ends only with this value.
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -188,11 +212,18 @@ pub fn installed() -> Vec<Found> {
     }
     for directory in directories {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if is_library(&entry.path()) {
-                match seen.look(&Candidate::Own(entry.path())) {
-                    Ok(several) => found.extend(several),
-                    Err(error) => tracing::debug!(%error, "not looked at for TLS"),
+            if !is_library(&entry.path()) {
+                continue;
+            }
+            match seen.open(&Candidate::Own(entry.path())) {
+                Ok(None) => {}
+                Ok(Some(opened)) => {
+                    opened.look(Symbols::Dynamic, |library| {
+                        found.push(library);
+                        true
+                    });
                 }
+                Err(error) => tracing::debug!(%error, "not looked at for TLS"),
             }
         }
     }
@@ -207,34 +238,107 @@ pub fn namespace(pid: &str) -> Option<u64> {
 }
 
 #[derive(Debug, Default)]
-struct Seen(HashSet<FileKey>);
+struct Seen {
+    files: HashSet<FileKey>,
+    /// The same as the probes name them, so that a program that is started again is not opened.
+    programs: HashSet<FileId>,
+}
 
 impl Seen {
-    /// What a file has, unless it was looked at before.
-    fn look(&mut self, candidate: &Candidate) -> Result<Vec<Found>, TlsError> {
+    /// Opens a file, unless it was looked at before.
+    fn open(&mut self, candidate: &Candidate) -> Result<Option<Opened>, TlsError> {
+        if let Candidate::Started { file, .. } = candidate
+            && self.programs.contains(file)
+        {
+            return Ok(None);
+        }
         let path = candidate.path();
-        let opened = |source| TlsError::Open {
+        let failed = |source| TlsError::Open {
             path: path.clone(),
             source,
         };
-        let file = File::open(&path).map_err(opened)?;
-        let metadata = file.metadata().map_err(opened)?;
-        let key = (metadata.dev(), metadata.ino(), metadata.mtime());
-        if !metadata.is_file() || metadata.len() > LARGEST || self.0.contains(&key) {
-            return Ok(Vec::new());
+        let file = File::open(&path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        let written = metadata.mtime().wrapping_mul(1_000_000_000) + metadata.mtime_nsec();
+        let key = (metadata.dev(), metadata.ino(), written);
+        if self.files.len() + self.programs.len() >= SEEN {
+            self.files.clear();
+            self.programs.clear();
         }
-        if self.0.len() >= SEEN {
-            self.0.clear();
+        // It may be another program by now: then the number is another.
+        if let Candidate::Started { file, .. } = candidate
+            && metadata.ino() == file.inode
+        {
+            self.programs.insert(*file);
         }
-        self.0.insert(key);
-        let mut points = points(&file).map_err(|source| TlsError::Elf {
-            path: path.clone(),
-            source,
-        })?;
+        if !metadata.is_file() || metadata.len() > LARGEST || !self.files.insert(key) {
+            return Ok(None);
+        }
+        let namespace = match candidate {
+            Candidate::Executable { pid }
+            | Candidate::Started { pid, .. }
+            | Candidate::Library { pid, .. } => {
+                namespace(&pid.to_string()).filter(|found| Some(*found) != namespace("self"))
+            }
+            Candidate::Own(_) => None,
+        };
+        let name = match candidate {
+            Candidate::Executable { .. } | Candidate::Started { .. } => {
+                std::fs::read_link(&path).unwrap_or(path)
+            }
+            Candidate::Library { path, .. } | Candidate::Own(path) => path.clone(),
+        };
+        Ok(Some(Opened {
+            file,
+            key,
+            name: name.display().to_string(),
+            namespace,
+            executable: matches!(
+                candidate,
+                Candidate::Executable { .. } | Candidate::Started { .. }
+            ),
+        }))
+    }
+}
+
+/// A file that may have TLS inside.
+#[derive(Debug)]
+struct Opened {
+    file: File,
+    key: FileKey,
+    name: String,
+    namespace: Option<u64>,
+    executable: bool,
+}
+
+/// Which symbols of a file are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Symbols {
+    /// Those that it shows to others, and Go's table.
+    Dynamic,
+    /// Those that it has for a debugger.
+    Own,
+}
+
+impl Opened {
+    /// Tells each stack that it finds; whether there was any.
+    fn look(&self, symbols: Symbols, mut tell: impl FnMut(Found) -> bool) -> bool {
+        let mut points = match points(&self.file, symbols) {
+            Ok(points) => points,
+            Err(error) => {
+                tracing::debug!(file = self.name, %error, "no ELF file that can be read");
+                return false;
+            }
+        };
         // Functions by the same names that do something else are no library.
-        points.retain(|(_, points)| points.iter().any(|(program, _)| *program == WRITE));
-        if matches!(candidate, Candidate::Executable { .. }) {
-            for (_, points) in &mut points {
+        points.retain(|(_, points)| {
+            points
+                .iter()
+                .any(|(program, _)| [WRITE, GO].contains(program))
+        });
+        let any = !points.is_empty();
+        for (stack, mut points) in points {
+            if self.executable {
                 let writes: Vec<u64> = points
                     .iter()
                     .filter(|(program, _)| *program == WRITE)
@@ -242,30 +346,23 @@ impl Seen {
                     .collect();
                 points.extend(writes.into_iter().map(|offset| (WRITTEN, offset)));
             }
-        }
-        let namespace = match candidate {
-            Candidate::Executable { pid } | Candidate::Library { pid, .. } => {
-                namespace(&pid.to_string()).filter(|found| Some(*found) != namespace("self"))
+            let Ok(file) = self.file.try_clone() else {
+                tracing::warn!(file = self.name, "out of descriptors: TLS is not watched");
+                continue;
+            };
+            let told = tell(Found {
+                key: self.key,
+                file,
+                name: self.name.clone(),
+                stack,
+                points,
+                namespace: self.namespace,
+            });
+            if !told {
+                break;
             }
-            Candidate::Own(_) => None,
-        };
-        let name = match candidate {
-            Candidate::Executable { .. } => std::fs::read_link(&path).unwrap_or(path.clone()),
-            Candidate::Library { path, .. } | Candidate::Own(path) => path.clone(),
-        };
-        points
-            .into_iter()
-            .map(|(stack, points)| {
-                Ok(Found {
-                    key,
-                    file: file.try_clone().map_err(opened)?,
-                    name: name.display().to_string(),
-                    stack,
-                    points,
-                    namespace,
-                })
-            })
-            .collect()
+        }
+        any
     }
 }
 
@@ -273,12 +370,26 @@ impl Seen {
 type Points = Vec<(&'static str, Vec<(&'static str, u64)>)>;
 
 /// The functions of every stack that an ELF file defines.
-fn points(file: &File) -> Result<Points, object::Error> {
+fn points(file: &File, symbols: Symbols) -> Result<Points, object::Error> {
     let cache = ReadCache::new(file);
     let elf = Elf::parse(&cache)?;
     let mut found: Points = Vec::new();
-    let symbols = elf.dynamic_symbols().chain(elf.symbols());
-    for symbol in symbols.filter(|symbol| symbol.is_definition()) {
+    let table = match symbols {
+        Symbols::Dynamic => elf.dynamic_symbols(),
+        Symbols::Own => elf.symbols(),
+    };
+    if symbols == Symbols::Dynamic {
+        let go = GO_TABLES
+            .iter()
+            .find_map(|name| elf.section_by_name(name))
+            .and_then(|table| {
+                let text = elf.section_by_name(".text")?.address();
+                pclntab::function(table.data().ok()?, text, GO_WRITE)
+            })
+            .and_then(|address| file_offset(&elf, address));
+        found.extend(go.map(|offset| (GO_STACK, vec![(GO, offset)])));
+    }
+    for symbol in table.filter(|symbol| symbol.is_definition()) {
         let Ok(name) = symbol.name() else { continue };
         for stack in &STACKS {
             let Some((_, program)) = stack.functions.iter().find(|(known, _)| *known == name)
@@ -330,7 +441,7 @@ mod tests {
     #[test]
     fn a_program_without_tls_has_nothing() {
         let file = File::open("/proc/self/exe").expect("this program");
-        assert_eq!(points(&file).expect("an ELF file"), vec![]);
+        assert_eq!(points(&file, Symbols::Own).expect("an ELF file"), vec![]);
     }
 
     proptest! {
@@ -341,7 +452,9 @@ mod tests {
                 file.write_all(b"\x7fELF\x02\x01\x01\0").expect("written");
             }
             file.write_all(&bytes).expect("written");
-            let _ = points(&file);
+            for symbols in [Symbols::Dynamic, Symbols::Own] {
+                let _ = points(&file, symbols);
+            }
         }
 
         #[test]
@@ -351,7 +464,9 @@ mod tests {
             bytes[place] = byte;
             let mut file = tempfile::tempfile().expect("a file");
             file.write_all(&bytes).expect("written");
-            let _ = points(&file);
+            for symbols in [Symbols::Dynamic, Symbols::Own] {
+                let _ = points(&file, symbols);
+            }
         }
     }
 }
