@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod server;
+pub mod web;
 pub mod workload;
 
 use anyhow::{Result, bail};

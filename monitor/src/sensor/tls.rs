@@ -6,8 +6,12 @@
 
 use super::{observation::FileId, pclntab};
 use object::{
-    Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _,
-    read::{File as Elf, ReadCache},
+    Endianness, Object as _, ObjectSection as _, ObjectSegment as _,
+    elf::{SHN_UNDEF, STT_FUNC},
+    read::{
+        ReadCache,
+        elf::{ElfFile64, Sym as _},
+    },
 };
 use std::{
     collections::HashSet,
@@ -372,12 +376,47 @@ type Points = Vec<(&'static str, Vec<(&'static str, u64)>)>;
 /// The functions of every stack that an ELF file defines.
 fn points(file: &File, symbols: Symbols) -> Result<Points, object::Error> {
     let cache = ReadCache::new(file);
+    // Of 64 bits: the others pass arguments another way.
     let elf = Elf::parse(&cache)?;
+    let endian = elf.endian();
     let mut found: Points = Vec::new();
-    let table = match symbols {
-        Symbols::Dynamic => elf.dynamic_symbols(),
-        Symbols::Own => elf.symbols(),
+    let (table, strings) = match symbols {
+        Symbols::Dynamic => (elf.elf_dynamic_symbol_table(), ".dynstr"),
+        Symbols::Own => (elf.elf_symbol_table(), ".strtab"),
     };
+    // All names at once: asked for one by one, each would be read from the file.
+    let strings = match elf.section_by_name(strings) {
+        Some(section) => section.data()?,
+        None => &[],
+    };
+    let defined = table
+        .iter()
+        .filter(|symbol| symbol.st_type() == STT_FUNC && symbol.st_shndx(endian) != SHN_UNDEF);
+    for symbol in defined {
+        let name = strings
+            .get(symbol.st_name(endian) as usize..)
+            .unwrap_or_default();
+        let known = STACKS.iter().find_map(|stack| {
+            let is = |known: &str| {
+                name.strip_prefix(known.as_bytes())
+                    .is_some_and(|rest| rest.first() == Some(&0))
+            };
+            let (_, program) = stack.functions.iter().find(|(known, _)| is(known))?;
+            Some((stack, *program))
+        });
+        let Some((stack, program)) = known else {
+            continue;
+        };
+        let Some(offset) = file_offset(&elf, symbol.st_value(endian)) else {
+            continue;
+        };
+        let point = (program, offset);
+        match found.iter_mut().find(|(known, _)| *known == stack.name) {
+            Some((_, points)) if points.contains(&point) => {}
+            Some((_, points)) => points.push(point),
+            None => found.push((stack.name, vec![point])),
+        }
+    }
     if symbols == Symbols::Dynamic {
         let go = GO_TABLES
             .iter()
@@ -389,29 +428,13 @@ fn points(file: &File, symbols: Symbols) -> Result<Points, object::Error> {
             .and_then(|address| file_offset(&elf, address));
         found.extend(go.map(|offset| (GO_STACK, vec![(GO, offset)])));
     }
-    for symbol in table.filter(|symbol| symbol.is_definition()) {
-        let Ok(name) = symbol.name() else { continue };
-        for stack in &STACKS {
-            let Some((_, program)) = stack.functions.iter().find(|(known, _)| *known == name)
-            else {
-                continue;
-            };
-            let Some(offset) = file_offset(&elf, symbol.address()) else {
-                continue;
-            };
-            let point = (*program, offset);
-            match found.iter_mut().find(|(known, _)| *known == stack.name) {
-                Some((_, points)) if points.contains(&point) => {}
-                Some((_, points)) => points.push(point),
-                None => found.push((stack.name, vec![point])),
-            }
-        }
-    }
     Ok(found)
 }
 
+type Elf<'a> = ElfFile64<'a, Endianness, &'a ReadCache<&'a File>>;
+
 /// Where in the file what is at an address comes from.
-fn file_offset<'a>(elf: &Elf<'a, &'a ReadCache<&File>>, address: u64) -> Option<u64> {
+fn file_offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
     elf.segments().find_map(|segment| {
         let (offset, size) = segment.file_range();
         let inside = address.checked_sub(segment.address())?;

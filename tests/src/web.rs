@@ -1,0 +1,89 @@
+//! A web server on loopback that speaks HTTP/1.1 and HTTP/2 over TLS, keeps connections open, and
+//! answers any request.
+
+use anyhow::{Context as _, Result};
+use http_body_util::Full;
+use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+};
+use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// A server that runs until the process ends.
+#[derive(Clone, Debug)]
+pub struct WebServer {
+    pub address: SocketAddr,
+    requests: Arc<AtomicU64>,
+}
+
+impl WebServer {
+    /// Starts on a free port of `ip`, with a certificate of its own making.
+    pub fn start(ip: &str) -> Result<Self> {
+        let certified = rcgen::generate_simple_self_signed(vec![
+            "lab.example".to_owned(),
+            "localhost".to_owned(),
+        ])?;
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der())
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener =
+            std::net::TcpListener::bind((ip, 0)).with_context(|| format!("cannot bind {ip}"))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let requests = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&requests);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::spawn(move || runtime.block_on(serve(listener, acceptor, counted)));
+        Ok(Self { address, requests })
+    }
+
+    /// Requests answered so far.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Acquire)
+    }
+}
+
+async fn serve(
+    listener: std::net::TcpListener,
+    acceptor: TlsAcceptor,
+    counted: Arc<AtomicU64>,
+) -> Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let (acceptor, counted) = (acceptor.clone(), Arc::clone(&counted));
+        tokio::spawn(async move {
+            // A client that breaks off is its own affair.
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
+            let answer = service_fn(move |_: Request<Incoming>| {
+                counted.fetch_add(1, Ordering::AcqRel);
+                async {
+                    Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("ok\n"))))
+                }
+            });
+            let _ = Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+        });
+    }
+}

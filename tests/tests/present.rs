@@ -1,0 +1,500 @@
+//! Real clients against real servers: every credential that they present is seen, with its proof, at
+//! its own destination and at no other.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{agent::Agent, wait_for, web::WebServer};
+use monitor_common::fingerprint::{Key, fingerprint};
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        LazyLock, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+use tempfile::TempDir;
+
+struct Scene {
+    agent: Agent,
+    servers: [WebServer; 2],
+    directory: TempDir,
+    key: Key,
+}
+
+static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
+    let build = || -> Result<Scene> {
+        ensure!(
+            lab::is_root(),
+            "the scenarios need root; `cargo xtask test` skips them without"
+        );
+        let directory = tempfile::tempdir()?;
+        let agent = Agent::start(directory.path(), &[])?;
+        let key = std::fs::read_to_string(agent.state_dir.join("fingerprint.key"))?;
+        let key = Key::from_bytes(u128::from_str_radix(key.trim(), 16)?.to_be_bytes());
+        let scene = Scene {
+            agent,
+            servers: [
+                WebServer::start("127.0.0.1")?,
+                WebServer::start("127.0.0.2")?,
+            ],
+            directory,
+            key,
+        };
+        let node = Command::new("node")
+            .args(["-p", "process.execPath"])
+            .output()?;
+        let node = String::from_utf8(node.stdout)?;
+        watched(&scene, node.trim(), || {
+            Command::new("node")
+                .args(["-e", "setTimeout(() => {}, 100)"])
+                .status()
+                .is_ok_and(|status| status.success())
+        })?;
+        Ok(scene)
+    };
+    Mutex::new(build().expect("the scene is set"))
+});
+
+fn scene() -> MutexGuard<'static, Scene> {
+    SCENE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// One request: to which server, with which header, and the secret in it.
+#[derive(Clone, Debug)]
+struct Request {
+    server: usize,
+    header: &'static str,
+    value: String,
+    secret: String,
+    scheme: &'static str,
+}
+
+/// Numbers that no two secrets share.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Request {
+    fn new(scheme: &'static str, server: usize) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let (header, secret, value) = match scheme {
+            "Bearer" => {
+                let secret = format!("FAKE.bearer-{number:024}");
+                ("Authorization", secret.clone(), format!("Bearer {secret}"))
+            }
+            "Basic" => {
+                let secret = format!("RkFLRTpGQUtF{number:012}");
+                ("Authorization", secret.clone(), format!("Basic {secret}"))
+            }
+            "SigV4" => {
+                let secret = format!("AKIAFAKE{number:012}");
+                let value = format!(
+                    "AWS4-HMAC-SHA256 Credential={secret}/20260101/eu-west-1/s3/aws4_request, SignedHeaders=host, Signature=00"
+                );
+                ("Authorization", secret, value)
+            }
+            _ => {
+                let secret = format!("FAKE-api-key-{number:020}");
+                ("X-Api-Key", secret.clone(), secret)
+            }
+        };
+        Self {
+            server,
+            header,
+            value,
+            secret,
+            scheme,
+        }
+    }
+}
+
+const SCHEMES: [&str; 4] = ["Bearer", "Basic", "API key", "SigV4"];
+
+/// A client, and how it makes requests that are given as URL, header and value.
+struct Client {
+    name: &'static str,
+    stack: &'static str,
+    http: &'static str,
+    run: fn(&Scene, &[String]) -> Option<Command>,
+}
+
+fn with_arguments(program: &str, first: &[&str], requests: &[String]) -> Option<Command> {
+    let mut command = Command::new(program);
+    command.args(first).args(requests);
+    Some(command)
+}
+
+fn client(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("clients")
+        .join(name)
+        .display()
+        .to_string()
+}
+
+fn node(how: &str, requests: &[String]) -> Option<Command> {
+    with_arguments("node", &[&client("node_client.js"), how], requests)
+}
+
+/// One call for each request, in a shell.
+fn each(script: &str, requests: &[String]) -> Option<Command> {
+    let script = format!("while [ $# -ge 3 ]; do {script} || exit 1; shift 3; done");
+    with_arguments("bash", &["-c", &script, "client"], requests)
+}
+
+/// Runs a program until it is watched: what one does in the first moments after it was first seen is
+/// a declared gap.
+fn watched(scene: &Scene, program: &str, run: impl Fn() -> bool) -> Result<()> {
+    let line = format!("file=\"{program}\"");
+    wait_for(
+        "the new program is watched",
+        Duration::from_secs(10),
+        || {
+            ensure!(run(), "{program} cannot be run");
+            Ok(scene.agent.log_text().contains(&line).then_some(()))
+        },
+    )
+}
+
+/// The program built from `clients/go`, or nothing where there is no Go.
+fn go(scene: &Scene, flags: &[&str], version: &str, requests: &[String]) -> Option<Command> {
+    let program = scene
+        .directory
+        .path()
+        .join(format!("go-client{}", flags.len()));
+    if !program.exists() {
+        let built = Command::new("go")
+            .arg("build")
+            .args(flags)
+            .arg("-o")
+            .arg(&program)
+            .arg("main.go")
+            .current_dir(client("go"))
+            .env("GOCACHE", scene.directory.path().join("go-cache"))
+            .env("GOFLAGS", "-mod=mod")
+            .env("GO111MODULE", "off")
+            .status()
+            .ok()?;
+        if !built.success() {
+            return None;
+        }
+        watched(scene, &program.display().to_string(), || {
+            Command::new(&program)
+                .args([
+                    version,
+                    &format!("https://{}/", scene.servers[0].address),
+                    "X-Plain",
+                    "x",
+                ])
+                .status()
+                .is_ok()
+        })
+        .ok()?;
+    }
+    with_arguments(&program.display().to_string(), &[version], requests)
+}
+
+const CLIENTS: &[Client] = &[
+    Client {
+        name: "curl",
+        stack: "OpenSSL 3",
+        http: "1.1",
+        run: |_, requests| {
+            each(
+                "curl -sSk --http1.1 -o /dev/null -H \"$2: $3\" \"$1\"",
+                requests,
+            )
+        },
+    },
+    Client {
+        name: "curl",
+        stack: "OpenSSL 3",
+        http: "2",
+        run: |_, requests| {
+            each(
+                "curl -sSk --http2 -o /dev/null -H \"$2: $3\" \"$1\"",
+                requests,
+            )
+        },
+    },
+    Client {
+        name: "Python http.client",
+        stack: "OpenSSL 3",
+        http: "1.1",
+        run: |_, requests| with_arguments("python3", &[&client("python_client.py")], requests),
+    },
+    Client {
+        name: "Python asyncio",
+        stack: "OpenSSL 3",
+        http: "1.1",
+        run: |_, requests| with_arguments("python3", &[&client("python_parallel.py")], requests),
+    },
+    Client {
+        name: "wget",
+        stack: "GnuTLS",
+        http: "1.1",
+        run: |_, requests| {
+            each(
+                "wget -q --no-check-certificate --header \"$2: $3\" -O /dev/null \"$1\"",
+                requests,
+            )
+        },
+    },
+    Client {
+        name: "Node.js https",
+        stack: "OpenSSL, static",
+        http: "1.1",
+        run: |_, requests| node("https", requests),
+    },
+    Client {
+        name: "Node.js fetch",
+        stack: "OpenSSL, static",
+        http: "1.1",
+        run: |_, requests| node("fetch", requests),
+    },
+    Client {
+        name: "Node.js http2",
+        stack: "OpenSSL, static",
+        http: "2",
+        run: |_, requests| node("http2", requests),
+    },
+    Client {
+        name: "Go net/http",
+        stack: "crypto/tls",
+        http: "1.1",
+        run: |scene, requests| go(scene, &[], "1", requests),
+    },
+    Client {
+        name: "Go net/http, stripped",
+        stack: "crypto/tls",
+        http: "2",
+        run: |scene, requests| go(scene, &["-ldflags=-s -w"], "2", requests),
+    },
+];
+
+impl Scene {
+    fn arguments(&self, requests: &[Request]) -> Vec<String> {
+        requests
+            .iter()
+            .flat_map(|request| {
+                [
+                    format!("https://{}/", self.servers[request.server].address),
+                    request.header.to_owned(),
+                    request.value.clone(),
+                ]
+            })
+            .collect()
+    }
+
+    fn id(&self, secret: &str) -> String {
+        format!("kt-{:016x}", fingerprint(self.key, secret.as_bytes()))
+    }
+
+    /// Where a secret was presented, as often as the agent says; empty while it does not know it.
+    fn presented(&self, secret: &str) -> Result<Vec<(String, u64)>> {
+        let id = self.id(secret);
+        let answer = self.agent.json(&["query", "where", &id])?;
+        let hops = answer
+            .map(|answer| answer["hops"].clone())
+            .unwrap_or_default();
+        let mut found = Vec::new();
+        for hop in hops.as_array().into_iter().flatten() {
+            if hop["evidence"] == "presented" {
+                let place = &hop["destination"];
+                let one_of = place["one_of"].as_u64().unwrap_or(0);
+                let mut label = format!(
+                    "{}:{}",
+                    place["address"].as_str().unwrap_or_default(),
+                    place["port"]
+                );
+                if one_of > 0 {
+                    write!(label, " (one of {one_of})")?;
+                }
+                found.push((label, hop["count"].as_u64().unwrap_or(0)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Runs a client, and waits until each secret is known where it went. The error tells what was
+    /// not as it should be.
+    fn check(&self, mut command: Command, requests: &[Request]) -> Result<()> {
+        let output = command.output().context("the client cannot be run")?;
+        ensure!(
+            output.status.success(),
+            "the client ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        for request in requests {
+            let expected = self.servers[request.server].address.to_string();
+            let mut last = Vec::new();
+            wait_for(
+                &format!("{} at {expected}", request.scheme),
+                Duration::from_secs(3),
+                || {
+                    last = self.presented(&request.secret)?;
+                    let places: BTreeSet<&str> =
+                        last.iter().map(|(place, _)| place.as_str()).collect();
+                    Ok(places.iter().eq([&expected.as_str()]).then_some(()))
+                },
+            )
+            .with_context(|| format!("it is said to have gone to {last:?}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn every_client_with_every_scheme() -> Result<()> {
+    let scene = scene();
+    let mut table = format!(
+        "| client | TLS | HTTP | {} |\n|---|---|---|{}\n",
+        SCHEMES.join(" | "),
+        "---|".repeat(SCHEMES.len())
+    );
+    let mut failed = Vec::new();
+    for client in CLIENTS {
+        write!(
+            table,
+            "| {} | {} | {} |",
+            client.name, client.stack, client.http
+        )?;
+        for scheme in SCHEMES {
+            // To both servers, and to the first again, on the same connection where it is kept.
+            let first = Request::new(scheme, 0);
+            let requests = [first.clone(), Request::new(scheme, 1), first];
+            let cell = match (client.run)(&scene, &scene.arguments(&requests)) {
+                None => "not here".to_owned(),
+                Some(command) => match scene.check(command, &requests) {
+                    Ok(()) => "seen".to_owned(),
+                    Err(error) => {
+                        failed.push(format!(
+                            "{} over HTTP/{}, {scheme}: {error:#}",
+                            client.name, client.http
+                        ));
+                        "failed".to_owned()
+                    }
+                },
+            };
+            write!(table, " {cell} |")?;
+        }
+        writeln!(table)?;
+    }
+    println!("{table}");
+    if let Some(path) = std::env::var_os("KEYTRAIL_TLS_TABLE") {
+        std::fs::write(PathBuf::from(path), &table)?;
+    }
+    ensure!(
+        failed.is_empty(),
+        "{}\nthe agent's log:\n{}",
+        failed.join("\n"),
+        scene.agent.log_text()
+    );
+    Ok(())
+}
+
+/// Fifty connections at once to two servers: none is mixed up with another.
+fn parallel(run: impl Fn(&[String]) -> Option<Command>) -> Result<()> {
+    let scene = scene();
+    let requests: Vec<Request> = (0..50).map(|i| Request::new("Bearer", i % 2)).collect();
+    let command = run(&scene.arguments(&requests)).context("no such client")?;
+    scene.check(command, &requests)
+}
+
+#[test]
+fn fifty_connections_of_node() -> Result<()> {
+    parallel(|requests| node("parallel", requests))
+}
+
+#[test]
+fn fifty_connections_of_asyncio() -> Result<()> {
+    parallel(|requests| with_arguments("python3", &[&client("python_parallel.py")], requests))
+}
+
+#[test]
+fn a_leaked_token_is_a_critical_finding() -> Result<()> {
+    let scene = scene();
+    let address = scene.servers[0].address;
+    let token = "ghp_FAKEleak00000000000000000000000000001";
+    let status = Command::new("curl")
+        .args(["-sSk", "-o", "/dev/null", "-H"])
+        .arg(format!("Authorization: token {token}"))
+        .arg(format!("https://{address}/"))
+        .status()?;
+    ensure!(status.success());
+    let id = scene.id(token);
+    let finding = scene.agent.await_finding(|finding| {
+        finding["rule"] == "unexpected-hop" && finding["credential"]["id"] == id.as_str()
+    })?;
+    assert_eq!(finding["severity"], "critical");
+    assert_eq!(finding["evidence"], "presented");
+    assert_eq!(finding["credential"]["class"], "github-token");
+    assert_eq!(finding["destination"]["address"], "127.0.0.1");
+    assert_eq!(finding["credential"]["sources"][0]["source"], "presented");
+    Ok(())
+}
+
+/// A token that one process reads and another presents: both are named.
+#[test]
+fn a_token_passed_through_a_pipe() -> Result<()> {
+    let scene = scene();
+    let secret = "hvs.FAKEpassedthroughapipe00000001";
+    let home = scene.directory.path().join("piped");
+    std::fs::create_dir_all(&home)?;
+    let file = home.join(".vault-token");
+    std::fs::write(&file, secret)?;
+    let address = scene.servers[1].address;
+    let status = Command::new("bash")
+        .args(["-c", "cat \"$0\" | python3 -c 'import sys,subprocess,os; os.execvp(\"curl\",[\"curl\",\"-sSk\",\"-o\",\"/dev/null\",\"-H\",\"X-Vault-Token: \"+sys.stdin.read(),sys.argv[1]])' \"$1\""])
+        .arg(&file)
+        .arg(format!("https://{address}/"))
+        .status()?;
+    ensure!(status.success());
+    let id = scene.id(secret);
+    let who = scene.agent.await_json(&["query", "who", &id], |answer| {
+        let uses = answer["uses"].as_array();
+        uses.is_some_and(|uses| {
+            let by = |source: &str, exe: &str| {
+                uses.iter().any(|used| {
+                    used["source"] == source
+                        && used["workload"]["name"]
+                            .as_str()
+                            .is_some_and(|name| name.ends_with(exe))
+                })
+            };
+            by("file", "/cat") && by("presented", "/curl")
+        })
+    })?;
+    ensure!(!who["uses"].as_array().is_none_or(Vec::is_empty));
+    Ok(())
+}
+
+/// A key pair from a file, of which only the id is shown on the wire.
+#[test]
+fn a_key_pair_from_a_file_is_known_by_its_id() -> Result<()> {
+    let scene = scene();
+    let home = scene.directory.path().join("aws");
+    std::fs::create_dir_all(&home)?;
+    let key_id = "AKIAFAKEPRESENT00001";
+    let file =
+        lab::workload::aws_credentials(&home, key_id, "FAKE/present/000000000000000000000001")?;
+    let address = scene.servers[0].address;
+    let status = Command::new("bash")
+        .args(["-c", "id=$(sed -n 's/^aws_access_key_id = //p' \"$0\"); curl -sSk -o /dev/null -H \"Authorization: AWS4-HMAC-SHA256 Credential=$id/20260101/eu/s3/aws4_request, SignedHeaders=host, Signature=00\" \"$1\""])
+        .arg(&file)
+        .arg(format!("https://{address}/"))
+        .status()?;
+    ensure!(status.success());
+    let place = file.display().to_string();
+    scene
+        .agent
+        .await_json(&["query", "where", &place], |answer| {
+            let hops = answer["hops"].as_array();
+            hops.is_some_and(|hops| hops.iter().any(|hop| hop["evidence"] == "presented"))
+        })?;
+    Ok(())
+}
