@@ -366,41 +366,6 @@ pub const fn may_begin_request(first: u64) -> bool {
     letters && (fourth & 0xe0 == 0x40 || fourth == b' ')
 }
 
-/// What a whole write shows, on the host: fingerprint, dots, scheme and rule of each credential.
-#[cfg(test)]
-fn credentials(
-    key: Key,
-    write: &[u8],
-    rule: impl Fn(u64) -> Option<u32>,
-) -> ([(u64, u64, u32, u64); VALUES], usize, Lines) {
-    let mut window = [0u8; WINDOW + SLACK];
-    let len = write.len().min(WINDOW);
-    window[..len].copy_from_slice(&write[..len]);
-    let mut lines = Lines {
-        end: len as u64,
-        ..Lines::default()
-    };
-    let mut values = [Value::default(); VALUES];
-    while line(&window, &mut lines, &mut values, &rule) {}
-    let mut found = [(0, 0, 0, 0); VALUES];
-    let mut count = 0;
-    for value in &values[..lines.found as usize] {
-        let (secret, scheme) = secret(&window, *value);
-        if secret.len == 0 {
-            continue;
-        }
-        let mut print = Print::new(key);
-        let mut i = 0;
-        while print.step(&window, secret, i) {
-            i += 1;
-        }
-        let (fingerprint, dots) = print.end(&window, secret);
-        found[count] = (fingerprint, dots, scheme, value.rule);
-        count += 1;
-    }
-    (found, count, lines)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,9 +382,43 @@ mod tests {
             .map(|place| place as u32)
     }
 
-    fn found(write: &[u8]) -> Vec<(u64, u64, u32, u64)> {
-        let (found, count, _) = credentials(KEY, write, rule);
-        found[..count].to_vec()
+    /// Fingerprint, dots, scheme and rule of a credential.
+    type Shown = (u64, u64, u32, u64);
+
+    /// What a whole write shows, on the host: fingerprint, dots, scheme and rule of each credential.
+    fn credentials(
+        key: Key,
+        write: &[u8],
+        rule: impl Fn(u64) -> Option<u32>,
+    ) -> (Vec<Shown>, Lines) {
+        let mut window = [0u8; WINDOW + SLACK];
+        let len = write.len().min(WINDOW);
+        window[..len].copy_from_slice(&write[..len]);
+        let mut lines = Lines {
+            end: len as u64,
+            ..Lines::default()
+        };
+        let mut values = [Value::default(); VALUES];
+        while line(&window, &mut lines, &mut values, &rule) {}
+        let mut found = Vec::new();
+        for value in &values[..lines.found as usize] {
+            let (secret, scheme) = secret(&window, *value);
+            if secret.len == 0 {
+                continue;
+            }
+            let mut print = Print::new(key);
+            let mut i = 0;
+            while print.step(&window, secret, i) {
+                i += 1;
+            }
+            let (fingerprint, dots) = print.end(&window, secret);
+            found.push((fingerprint, dots, scheme, value.rule));
+        }
+        (found, lines)
+    }
+
+    fn found(write: &[u8]) -> Vec<Shown> {
+        credentials(KEY, write, rule).0
     }
 
     fn print(secret: &str) -> u64 {
@@ -485,11 +484,11 @@ mod tests {
 
     #[test]
     fn an_unfinished_head_is_known() {
-        let (_, _, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n", rule);
+        let (_, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n", rule);
         assert_eq!((lines.over, lines.inside), (0, 0));
-        let (_, _, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", rule);
+        let (_, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", rule);
         assert_eq!(lines.over, 1);
-        let (_, _, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nAuthori", rule);
+        let (_, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nAuthori", rule);
         assert_eq!((lines.over, lines.inside), (0, 1));
     }
 

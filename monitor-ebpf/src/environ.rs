@@ -6,7 +6,7 @@
 
 use crate::{
     kernel::repeat,
-    maps::{Bloom, CREDENTIAL_RING, Looked, RULES, count, send},
+    maps::{Bloom, CREDENTIAL_RING, Looked, RULES, count, send, wipe},
     task::{Hooked, fill_header},
     view::{Copied, Direct, Memory},
 };
@@ -161,6 +161,16 @@ fn exec() {
         }
         repeat(CANDIDATES as u32, locate, &mut tell);
         repeat(CANDIDATES as u32, secret, &mut tell);
+    }
+    wipe_all();
+}
+
+/// Overwrites what was copied of the values.
+#[inline(never)]
+fn wipe_all() {
+    if let Some(scratch) = scratch() {
+        wipe(scratch.entry.as_mut_ptr(), CHUNK as u64);
+        wipe(scratch.value.as_mut_ptr().cast(), MAX_SECRET as u64);
     }
 }
 

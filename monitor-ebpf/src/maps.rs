@@ -1,7 +1,7 @@
 //! The maps that probes share with each other and with the agent, and the counters.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_ringbuf_output},
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_probe_read_kernel, bpf_ringbuf_output},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -81,6 +81,35 @@ impl Looked {
     pub fn remember(self) {
         // SAFETY: as above.
         unsafe { self.slot.write_volatile(self.tag) }
+    }
+}
+
+/// Bytes that one call of [`wipe`] can take.
+pub const WIPED: usize = 8192;
+
+/// Index 0: nothing but zeros.
+#[map]
+static ZEROS: Array<[u8; WIPED]> = Array::with_max_entries(1, 0);
+
+/// Overwrites what was copied from a process: a per-CPU buffer can be read by whoever may read maps.
+#[inline(always)]
+pub fn wipe(place: *mut u8, len: u64) {
+    let Some(zeros) = ZEROS.get_ptr(0) else {
+        return;
+    };
+    let len = if len > WIPED as u64 {
+        WIPED as u64
+    } else {
+        len
+    };
+    // SAFETY: the verifier checks that the place has room for WIPED bytes and more; the helper
+    // copies at native speed, where a loop would not.
+    unsafe {
+        bpf_probe_read_kernel(
+            place.cast(),
+            len as u32 & (2 * WIPED as u32 - 1),
+            zeros.cast(),
+        );
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::{
     environ::{first_bytes, secret_key},
     kernel::{can_repeat, now, repeat},
-    maps::{Bloom, CREDENTIAL_RING, RULES, count, current_cgroup, is_agent, send},
+    maps::{Bloom, CREDENTIAL_RING, RULES, count, current_cgroup, is_agent, send, wipe},
     task::{Hooked, current_pid, fill_header},
 };
 use aya_ebpf::{
@@ -36,6 +36,8 @@ struct Scratch {
     values: [Value; VALUES],
     /// The value at hand, in [`Scratch::text`], and then the secret in it.
     secret: Value,
+    /// No text since the last wipe was longer than this.
+    texts: u64,
     scheme: u64,
     decoder: Decoder,
     print: Print,
@@ -357,7 +359,7 @@ fn look(object: Object, bytes: u64, len: u64, http2: bool) {
             object: object.address,
         };
         if before.is_some_and(|before| before.is_again(&write)) {
-            scratch.mark = 0;
+            forget();
             return;
         }
         let _ = WRITES.insert(task, write, 0);
@@ -369,6 +371,17 @@ fn look(object: Object, bytes: u64, len: u64, http2: bool) {
             tell(scratch, i, number);
         }
     }
+    forget();
+}
+
+/// Overwrites the copy of a write, and ends the use of the scratch.
+#[inline(never)]
+fn forget() {
+    let Some(scratch) = scratch() else { return };
+    let (window, text) = (scratch.lines.end, scratch.texts);
+    wipe(scratch.window.as_mut_ptr(), window);
+    wipe(scratch.text.as_mut_ptr(), text);
+    scratch.texts = 0;
     scratch.mark = 0;
 }
 
@@ -594,6 +607,7 @@ fn bring(scratch: &mut Scratch) {
         );
     }
     scratch.secret.len = len;
+    scratch.texts |= len;
 }
 
 /// Bytes of a coded value that are decoded.
@@ -605,6 +619,7 @@ fn decode(scratch: &mut Scratch) {
     scratch.decoder = Decoder::default();
     each(CODED, next_byte, scratch);
     scratch.secret.len = scratch.decoder.len;
+    scratch.texts |= scratch.decoder.len;
 }
 
 extern "C" fn next_byte(i: u64, _: *mut c_void) -> i64 {

@@ -59,9 +59,12 @@ impl Report {
 }
 
 /// What this release does not see on any kernel.
-const KNOWN_GAPS: [&str; 6] = [
+const KNOWN_GAPS: [&str; 9] = [
     "files three or more directories below a directory of secrets, unless it is a projected volume, until they are known by inode",
-    "credentials presented inside TLS: evidence is `sole` or `held`, never `presented`",
+    "credentials presented through TLS stacks other than OpenSSL, BoringSSL with symbols, GnuTLS and Go since 1.18, such as Java, rustls and NSS: evidence is `sole` or `held`",
+    "credentials presented in the first moments, a few tens of milliseconds, of a program with TLS inside that was never seen before",
+    "credentials in other protocols than HTTP, and outside TLS; a header that is cut between two writes, or lies behind the first 8 KiB of one",
+    "credentials in HTTP/2 on connections whose table was filled before the agent watched, where they are only referred to",
     "server names in QUIC",
     "unix sockets: SPIRE, the Vault agent, ssh-agent, the container runtime",
     "names of containers and pods: workloads are shown by container id and pod uid",
@@ -89,6 +92,18 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
     if super::reads_environ(attached) {
         missed.push(
             "variables of a process that ends before the agent has read its environment, a few milliseconds after exec: the probe needs Linux 5.17"
+                .to_owned(),
+        );
+    }
+    if !super::ladder::can_loop() {
+        missed.push(
+            "credentials presented over HTTP/2, and in the head of a request after its 24th line: the probe needs Linux 5.17"
+                .to_owned(),
+        );
+    }
+    if !super::ladder::can_tie() {
+        missed.push(
+            "on which connection a credential was presented, where a process has several: programs at packets may not ask for the current task on this kernel"
                 .to_owned(),
         );
     }

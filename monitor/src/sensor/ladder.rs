@@ -569,8 +569,13 @@ pub fn typed_task() -> [u32; 3] {
 }
 
 /// Whether programs can have a loop of any length.
-pub fn loops() -> u32 {
-    u32::from(has(ProgramType::KProbe, BpfHelper::BPF_FUNC_loop))
+pub fn can_loop() -> bool {
+    has(ProgramType::KProbe, BpfHelper::BPF_FUNC_loop)
+}
+
+/// Whether programs at packets may ask whose task they run in.
+pub fn can_tie() -> bool {
+    has(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_current_task)
 }
 
 fn has(kind: ProgramType, helper: BpfHelper) -> bool {

@@ -175,7 +175,7 @@ impl Sensor {
             .override_global("KEY", &key, true)
             .override_global("URING", &uring, true)
             .override_global("TYPED", &ladder::typed_task(), true)
-            .override_global("LOOPS", &ladder::loops(), true)
+            .override_global("LOOPS", &u32::from(ladder::can_loop()), true)
             .load(PROBES)?;
         let mut sensor = Self {
             credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,
