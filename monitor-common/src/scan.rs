@@ -357,13 +357,14 @@ const fn counted(len: u64) -> u64 {
 }
 
 /// Whether a write may begin a request of HTTP/1.1, by its first eight bytes: a method in capital
-/// letters. What only looks like one costs a scan.
+/// letters, and no server's answer. What only looks like one costs a scan.
 #[inline(always)]
 pub const fn may_begin_request(first: u64) -> bool {
     // Three capital letters; then another, or the space behind a short method.
     let letters = (first & 0xe0_e0e0) == 0x40_4040;
     let fourth = (first >> 24) as u8;
-    letters && (fourth & 0xe0 == 0x40 || fourth == b' ')
+    let answer = first as u32 == u32::from_le_bytes(*b"HTTP");
+    letters && !answer && (fourth & 0xe0 == 0x40 || fourth == b' ')
 }
 
 #[cfg(test)]
@@ -478,7 +479,7 @@ mod tests {
         assert!(found(b"GET /a:b HTTP/1.1\r\n\r\n").is_empty());
         assert!(may_begin_request(u64::from_le_bytes(*b"GET / HT")));
         assert!(may_begin_request(u64::from_le_bytes(*b"DELETE /")));
-        assert!(!may_begin_request(u64::from_le_bytes(*b"HTTP/1.1") >> 8));
+        assert!(!may_begin_request(u64::from_le_bytes(*b"HTTP/1.1")));
         assert!(!may_begin_request(u64::from_le_bytes([0x17; 8])));
     }
 

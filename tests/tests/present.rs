@@ -148,7 +148,7 @@ fn each(script: &str, requests: &[String]) -> Option<Command> {
 /// Runs a program until it is watched: what one does in the first moments after it was first seen is
 /// a declared gap.
 fn watched(scene: &Scene, program: &str, run: impl Fn() -> bool) -> Result<()> {
-    let line = format!("file=\"{program}\"");
+    let line = format!("TLS is watched file={program} ");
     wait_for(
         "the new program is watched",
         Duration::from_secs(10),
@@ -497,4 +497,27 @@ fn a_key_pair_from_a_file_is_known_by_its_id() -> Result<()> {
             hops.is_some_and(|hops| hops.iter().any(|hop| hop["evidence"] == "presented"))
         })?;
     Ok(())
+}
+
+/// A program that is gone is let go of: its file could not be freed, and there is no end of new ones.
+#[test]
+fn a_deleted_program_is_let_go() -> Result<()> {
+    let scene = scene();
+    let node = Command::new("node")
+        .args(["-p", "process.execPath"])
+        .output()?;
+    let node = String::from_utf8(node.stdout)?;
+    let copy = scene.directory.path().join("node-of-the-day");
+    std::fs::copy(node.trim(), &copy)?;
+    watched(&scene, &copy.display().to_string(), || {
+        Command::new(&copy)
+            .args(["-e", "setTimeout(() => {}, 100)"])
+            .status()
+            .is_ok_and(|status| status.success())
+    })?;
+    std::fs::remove_file(&copy)?;
+    let line = format!("TLS is watched no longer file={}", copy.display());
+    wait_for("the links are gone", Duration::from_secs(30), || {
+        Ok(scene.agent.log_text().contains(&line).then_some(()))
+    })
 }

@@ -137,6 +137,7 @@ pub struct Sensor {
 /// A file with TLS inside that is attached to.
 struct Watched {
     key: tls::FileKey,
+    name: PathBuf,
     namespace: Option<u64>,
     links: Vec<(&'static str, UProbeLinkId)>,
 }
@@ -247,13 +248,14 @@ impl Sensor {
             }
         }
         tracing::info!(
-            file = found.name,
+            file = %found.name,
             stack = found.stack,
             functions = links.len(),
             "TLS is watched"
         );
         self.watched.push(Watched {
             key: found.key,
+            name: found.name.into(),
             namespace: found.namespace,
             links,
         });
@@ -273,31 +275,29 @@ impl Sensor {
         program.attach(offset, target, UProbeScope::AllProcesses)
     }
 
-    /// Lets go of the files of containers that are gone: a watched file cannot be freed. To be
-    /// called every few seconds.
+    /// Lets go of files that nobody uses any more: a watched one cannot be freed. Those are files of
+    /// containers that are gone, and files of the host that were deleted or replaced. To be called
+    /// every few seconds.
     pub fn forget_tls(&mut self) {
-        if self
-            .watched
-            .iter()
-            .all(|watched| watched.namespace.is_none())
-        {
+        let in_doubt = |watched: &Watched| {
+            watched.namespace.is_some() || !tls::is_still(&watched.name, watched.key)
+        };
+        if !self.watched.iter().any(in_doubt) {
             return;
         }
-        let alive: std::collections::HashSet<u64> = std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| tls::namespace(entry.file_name().to_str()?))
-            .collect();
+        let used = tls::Used::now();
         let (kept, gone) = std::mem::take(&mut self.watched)
             .into_iter()
-            .partition(|watched| {
-                watched
-                    .namespace
-                    .is_none_or(|namespace| alive.contains(&namespace))
+            .partition(|watched| match watched.namespace {
+                Some(namespace) => used.namespaces.contains(&namespace),
+                None => !in_doubt(watched) || used.inodes.contains(&watched.key.1),
             });
         self.watched = kept;
         let gone: Vec<Watched> = gone;
+        for watched in &gone {
+            self.finder.forget(watched.key);
+            tracing::info!(file = %watched.name.display(), "TLS is watched no longer");
+        }
         for (program, link) in gone.into_iter().flat_map(|watched| watched.links) {
             let detached = self
                 ._ebpf

@@ -142,10 +142,17 @@ pub enum TlsError {
     Open { path: PathBuf, source: io::Error },
 }
 
+/// What the thread is told.
+#[derive(Debug)]
+enum Ask {
+    Look(Candidate),
+    Forget(FileKey),
+}
+
 /// Looks for TLS in a thread of its own.
 #[derive(Debug)]
 pub struct Finder {
-    ask: Sender<Candidate>,
+    ask: Sender<Ask>,
     found: UnboundedReceiver<Found>,
 }
 
@@ -158,7 +165,14 @@ impl Finder {
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         thread("tls-finder").spawn(move || {
             let mut seen = Seen::default();
-            for candidate in asked {
+            for ask in asked {
+                let candidate = match ask {
+                    Ask::Look(candidate) => candidate,
+                    Ask::Forget(key) => {
+                        seen.forget(key);
+                        continue;
+                    }
+                };
                 let opened = match seen.open(&candidate) {
                     Ok(Some(opened)) => opened,
                     Ok(None) => continue,
@@ -188,7 +202,13 @@ impl Finder {
     /// Has a file looked at; nothing is waited for.
     pub fn ask(&self, candidate: Candidate) {
         // The thread ends only with this value.
-        let _ = self.ask.send(candidate);
+        let _ = self.ask.send(Ask::Look(candidate));
+    }
+
+    /// Has a file looked at again where it shows up again.
+    pub fn forget(&self, key: FileKey) {
+        // As above.
+        let _ = self.ask.send(Ask::Forget(key));
     }
 
     /// Waits for the next file with functions to watch.
@@ -234,8 +254,43 @@ pub fn installed() -> Vec<Found> {
     found
 }
 
+/// Whether a file is still the one that was found under its name.
+pub fn is_still(name: &Path, (device, inode, _): FileKey) -> bool {
+    std::fs::metadata(name)
+        .is_ok_and(|metadata| metadata.dev() == device && metadata.ino() == inode)
+}
+
+/// What the processes of this moment use.
+#[derive(Debug, Default)]
+pub struct Used {
+    /// Their mount namespaces.
+    pub namespaces: HashSet<u64>,
+    /// Numbers of the files that they have mapped: programs and libraries among them.
+    pub inodes: HashSet<u64>,
+}
+
+impl Used {
+    pub fn now() -> Self {
+        let mut used = Self::default();
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        for pid in processes.filter_map(|entry| entry.file_name().into_string().ok()) {
+            if !pid.starts_with(|first: char| first.is_ascii_digit()) {
+                continue;
+            }
+            used.namespaces.extend(namespace(&pid));
+            let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            // Address, permissions, offset, device, inode, path.
+            let inodes = maps
+                .lines()
+                .filter_map(|line| line.split_ascii_whitespace().nth(4)?.parse::<u64>().ok());
+            used.inodes.extend(inodes);
+        }
+        used
+    }
+}
+
 /// The mount namespace of a process.
-pub fn namespace(pid: &str) -> Option<u64> {
+fn namespace(pid: &str) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/mnt"))
         .ok()
         .map(|metadata| metadata.ino())
@@ -249,6 +304,12 @@ struct Seen {
 }
 
 impl Seen {
+    fn forget(&mut self, key: FileKey) {
+        self.files.remove(&key);
+        // Which of them it was is not known; the others are opened once more.
+        self.programs.clear();
+    }
+
     /// Opens a file, unless it was looked at before.
     fn open(&mut self, candidate: &Candidate) -> Result<Option<Opened>, TlsError> {
         if let Candidate::Started { file, .. } = candidate

@@ -31,6 +31,8 @@ const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
 const PIPES: usize = 4096;
 /// Connections remembered, for what is presented on them later.
 const CONNECTIONS: usize = 65_536;
+/// Connections remembered of one process, for what is presented on one that is not known.
+const CONNECTIONS_OF_ONE: usize = 256;
 /// Credentials that one process can hold in the table.
 const HOLDINGS: usize = 64;
 
@@ -180,6 +182,8 @@ struct Node {
     exited: Option<Timestamp>,
     /// As its last connection had it.
     who: Option<Arc<Who>>,
+    /// Its last connections.
+    connections: VecDeque<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -289,9 +293,10 @@ impl Trail {
                 place,
             } => {
                 let server = server.as_deref();
-                // A socket on which another server was asked for is not the one.
+                // A socket of a stranger, or one on which another server was asked for, is not it.
                 let tied = connection
                     .and_then(|id| self.connections.get(&id))
+                    .filter(|connection| self.are_kin(connection.who.subject, who.subject))
                     .map(|connection| &connection.destination)
                     .filter(|found| {
                         server.is_none() || found.name.is_none() || found.name.as_deref() == server
@@ -407,6 +412,10 @@ impl Trail {
         }
         let datagram = destination.transport == Transport::Udp;
         let node = self.nodes.entry(who.subject).or_default();
+        if node.connections.len() >= CONNECTIONS_OF_ONE {
+            node.connections.pop_front();
+        }
+        node.connections.push_back(id);
         let who = match &node.who {
             Some(known) if **known == who => Arc::clone(known),
             _ => Arc::clone(node.who.insert(Arc::new(who))),
@@ -510,6 +519,11 @@ impl Trail {
         }
     }
 
+    /// Whether one may use the other's sockets: the same process, or an ancestor.
+    fn are_kin(&self, one: Subject, other: Subject) -> bool {
+        one == other || self.is_above(one, other) || self.is_above(other, one)
+    }
+
     /// Whether the first is an ancestor of the second.
     fn is_above(&self, ancestor: Subject, subject: Subject) -> bool {
         let mut above = self.nodes.get(&subject).and_then(|node| node.parent);
@@ -575,8 +589,11 @@ impl Trail {
     /// where there are such.
     fn destinations(&self, subject: Subject, server: Option<&str>) -> Vec<Destination> {
         let mut found: Vec<Destination> = Vec::new();
-        for connection in self.order.iter().filter_map(|id| self.connections.get(id)) {
+        let own = self.nodes.get(&subject).map(|node| &node.connections);
+        let own = own.into_iter().flatten();
+        for connection in own.filter_map(|id| self.connections.get(id)) {
             let destination = &connection.destination;
+            // The number of a socket may be another's by now.
             if connection.who.subject == subject
                 && destination.transport == Transport::Tcp
                 && !SERVICE_PORTS.contains(&destination.port)
