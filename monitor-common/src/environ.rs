@@ -7,40 +7,6 @@ pub const NAME_MAX: usize = 64;
 /// Bytes of a value that are searched for the parts of a URL or a JWT.
 pub const SCAN_MAX: usize = 1024;
 
-const LOW: u64 = 0x0101_0101_0101_0101;
-
-/// Eight times `=`.
-pub const EQUALS: u64 = LOW * b'=' as u64;
-
-/// The highest bit of each zero byte of a word; those above the first may be wrong.
-#[inline(always)]
-pub const fn zeros(word: u64) -> u64 {
-    word.wrapping_sub(LOW) & !word & (LOW << 7)
-}
-
-/// A mask of the bytes before the first mark of [`zeros`], if there is one.
-#[inline(always)]
-pub const fn below(marks: u64) -> Option<u64> {
-    if marks == 0 {
-        return None;
-    }
-    Some(((marks & marks.wrapping_neg()) >> 7).wrapping_sub(1))
-}
-
-/// How many bytes a mask of [`below`] has.
-#[inline(always)]
-pub const fn bytes(mask: u64) -> u64 {
-    (mask & LOW).wrapping_mul(LOW) >> 56
-}
-
-/// Adds the next eight bytes of a name to what stands for it.
-#[inline(always)]
-pub const fn sum(sum: u64, word: u64) -> u64 {
-    (sum ^ word)
-        .wrapping_mul(0x9fb2_1c65_1e98_df25)
-        .rotate_left(32)
-}
-
 /// Splits a name into words at `_`, `-` and `.`, in lower case, the first eight bytes of each.
 ///
 /// A word is its bytes from high to low, so that it tells itself whether it is full: the verifier

@@ -4,7 +4,7 @@
 //! into the connection's table, so that a later reference to a credential in it is known.
 
 use crate::{
-    environ::sum,
+    eight::{SPACES, sum},
     filter::{Kind, key},
     scan::{HEADER_MAX, VALUES, Value, WINDOW, Window, form, header_key, word},
 };
@@ -146,7 +146,6 @@ fn name(window: &Window, at: u64, len: u64, coded: bool) -> u64 {
     if len > HEADER_MAX as u64 {
         return 0;
     }
-    const SMALL: u64 = 0x2020_2020_2020_2020;
     let mut total = 0;
     for i in 0..HEADER_MAX as u64 / 8 + 1 {
         if i * 8 > len {
@@ -159,7 +158,7 @@ fn name(window: &Window, at: u64, len: u64, coded: bool) -> u64 {
             (1 << (rest * 8)) - 1
         };
         let eight = word(window, at + i * 8);
-        let eight = if coded { eight } else { eight | SMALL };
+        let eight = if coded { eight } else { eight | SPACES };
         total = sum(total, eight & mask);
     }
     let kind = if coded {

@@ -179,12 +179,9 @@ pub struct Presented {
     pub secret_len: u32,
     /// The value of the [`crate::filter::Kind::Header`] rule.
     pub name: u32,
-    /// One of [`crate::scan::scheme`].
-    pub scheme: u32,
     /// As in [`Variable`].
     pub prefix: u32,
     pub dots: u32,
-    pub reserved: u32,
 }
 
 /// The socket on which a write with a credential went out.
@@ -243,7 +240,7 @@ const _: () = {
     assert!(size_of::<Foreign>() == 88);
     assert!(size_of::<Refused>() == 24);
     assert!(size_of::<Variable>() == 168);
-    assert!(size_of::<Presented>() == 120);
+    assert!(size_of::<Presented>() == 112);
     assert!(size_of::<Tied>() == 32);
     assert!(size_of::<Connect>() == 112);
     assert!(size_of::<Payload>() == 32);

@@ -5,7 +5,7 @@
 //! memory only, so that a verifier can walk each of them once.
 
 use crate::{
-    environ::{below, bytes, sum, zeros},
+    eight::{SPACES, below, bytes, count, eight_of, exact_zeros, load, sum, zeros},
     filter::{Kind, key},
     fingerprint::{Key, MAX_SECRET, Sip},
 };
@@ -23,10 +23,6 @@ const STRIDE: usize = 256;
 /// Bytes in which the word of a scheme has to end.
 const SCHEME_MAX: usize = 24;
 
-const LOW: u64 = 0x0101_0101_0101_0101;
-/// Eight spaces. A letter with this bit set is a small one; `-` and digits have it already.
-const SPACES: u64 = LOW * 0x20;
-
 /// The buffer that is scanned.
 pub type Window = [u8; WINDOW + SLACK];
 
@@ -36,22 +32,6 @@ pub fn word(window: &Window, at: u64) -> u64 {
     let at = at as usize & (WINDOW - 1);
     // SAFETY: SLACK bytes follow the last place.
     unsafe { load(window.as_ptr().add(at)) }
-}
-
-/// Eight bytes from anywhere. The compiler for BPF makes eight loads of an unaligned one, where
-/// the machines that run it can do with one.
-///
-/// # Safety
-/// Eight bytes must be readable at `place`.
-#[inline(always)]
-pub unsafe fn load(place: *const u8) -> u64 {
-    if cfg!(target_arch = "bpf") {
-        // SAFETY: as the caller vouches; the verifier refuses it where alignment matters.
-        unsafe { place.cast::<u64>().read_volatile() }
-    } else {
-        // SAFETY: as the caller vouches.
-        unsafe { place.cast::<u64>().read_unaligned() }
-    }
 }
 
 /// What stands for the name of a header, in any case.
@@ -121,7 +101,7 @@ pub fn name(window: &Window, at: u64) -> (u64, u64) {
     let mut total = 0;
     for i in 0..HEADER_MAX as u64 / 8 + 1 {
         let eight = word(window, at + i * 8);
-        let ends = zeros(eight ^ (LOW * b':' as u64)) | zeros(eight ^ (LOW * b'\n' as u64));
+        let ends = zeros(eight ^ eight_of(b':')) | zeros(eight ^ eight_of(b'\n'));
         let Some(mask) = below(ends) else {
             total = sum(total, eight | SPACES);
             continue;
@@ -169,7 +149,7 @@ pub fn line(
     let mut passed = STRIDE as u64;
     lines.inside = 1;
     for i in 0..STRIDE as u64 / 8 {
-        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ (LOW * b'\n' as u64))) {
+        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ eight_of(b'\n'))) {
             passed = i * 8 + bytes(mask);
             lines.inside = 0;
             break;
@@ -258,8 +238,7 @@ pub fn secret(window: &Window, value: Value) -> (Value, u32) {
             }
             at += 11;
             for i in 0..20 {
-                let Some(mask) = below(zeros(word(window, at + i * 8) ^ (LOW * b'/' as u64)))
-                else {
+                let Some(mask) = below(zeros(word(window, at + i * 8) ^ eight_of(b'/'))) else {
                     continue;
                 };
                 let slash = at + i * 8 + bytes(mask);
@@ -295,13 +274,6 @@ pub fn secret(window: &Window, value: Value) -> (Value, u32) {
     )
 }
 
-/// The high bit of each byte that is zero, without exception.
-#[inline(always)]
-const fn exact_zeros(word: u64) -> u64 {
-    const BUT_HIGH: u64 = !(LOW << 7);
-    !(((word & BUT_HIGH).wrapping_add(BUT_HIGH)) | word | BUT_HIGH)
-}
-
 /// A fingerprint in the making, and the dots passed on the way.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -333,8 +305,8 @@ impl Print {
 
     #[inline(always)]
     fn dot(&mut self, eight: u64) {
-        let marks = exact_zeros(eight ^ (LOW * b'.' as u64)) >> 7;
-        self.dots += marks.wrapping_mul(LOW) >> 56;
+        let marks = exact_zeros(eight ^ eight_of(b'.'));
+        self.dots += count(marks);
     }
 
     /// The fingerprint, and the dots in the secret.

@@ -6,7 +6,7 @@
 
 use crate::{
     kernel::repeat,
-    maps::{Bloom, CREDENTIAL_RING, Looked, RULES, count, send, wipe},
+    maps::{Bloom, CREDENTIAL_RING, Looked, count, rule, send, wipe},
     task::{Hooked, fill_header},
     view::{Copied, Direct, Memory},
 };
@@ -18,12 +18,12 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    environ::{self, Marks, NAME_MAX, SCAN_MAX, Words},
+    eight,
+    environ::{Marks, NAME_MAX, SCAN_MAX, Words},
     fields::F,
     filter::{self, JWT_VALUE, URL_WORD},
     fingerprint::{Key, MAX_SECRET, MAX_WORDS, Sip, is_space},
     record::{Probe, Stage, Variable, kind},
-    scan,
 };
 
 /// The host's key. Set by the agent before load.
@@ -241,7 +241,7 @@ fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
     if !(4..=CHUNK as u64).contains(&value_len) {
         return;
     }
-    let word = match (rule(name.last_hit), rule(name.first_hit)) {
+    let word = match (hit(name.last_hit), hit(name.first_hit)) {
         (Some(last), _) => last + 1,
         (None, Some(first)) => first + 1,
         (None, None) => 0,
@@ -250,7 +250,7 @@ fn variable(walk: &mut Walk, at: u64, len: u64, cut: bool) {
         // SAFETY: a name is shorter than NAME_MAX, and the entry has eight bytes more than that.
         let first = unsafe {
             let at = (name.len + 1) as usize & (2 * NAME_MAX - 1);
-            scan::load(scratch.entry.as_ptr().add(at))
+            eight::load(scratch.entry.as_ptr().add(at))
         };
         first_bytes(first, bloom)
     } else {
@@ -373,14 +373,17 @@ fn glance(scratch: &mut Scratch) {
     for (i, bytes) in scratch.entry.chunks_exact(8).enumerate().take(NAME_MAX / 8) {
         // SAFETY: a chunk has eight bytes, and an entry begins at a multiple of eight.
         let word = unsafe { bytes.as_ptr().cast::<u64>().read() };
-        let (equals, ends) = (environ::zeros(word ^ environ::EQUALS), environ::zeros(word));
-        let Some(below) = environ::below(equals | ends) else {
-            sum = environ::sum(sum, word);
+        let (equals, ends) = (
+            eight::zeros(word ^ eight::eight_of(b'=')),
+            eight::zeros(word),
+        );
+        let Some(below) = eight::below(equals | ends) else {
+            sum = eight::sum(sum, word);
             continue;
         };
-        if environ::below(equals) == Some(below) {
-            sum = environ::sum(sum, word & below);
-            len = i as u64 * 8 + environ::bytes(below);
+        if eight::below(equals) == Some(below) {
+            sum = eight::sum(sum, word & below);
+            len = i as u64 * 8 + eight::bytes(below);
         }
         break;
     }
@@ -430,13 +433,10 @@ fn name(scratch: &mut Scratch) {
     }
 }
 
+/// The rule about a word of a name, where there was such a word.
 #[inline(always)]
-fn rule(key: u64) -> Option<u32> {
-    if key == 0 {
-        return None;
-    }
-    // SAFETY: the value is copied at once.
-    unsafe { RULES.get(key) }.copied()
+fn hit(key: u64) -> Option<u32> {
+    if key == 0 { None } else { rule(key) }
 }
 
 /// The candidates that wait.

@@ -3,7 +3,7 @@
 use crate::{
     kernel::{self, S_IFREG, field, now, read},
     maps::{
-        Bloom, CREDENTIAL_RING, INODES, Looked, RULES, count, current_cgroup, is_agent, lost, send,
+        Bloom, CREDENTIAL_RING, INODES, Looked, count, current_cgroup, is_agent, lost, rule, send,
     },
     memory,
     path::{Walk, mounted_at},
@@ -327,11 +327,6 @@ impl Names {
     /// Whether a rule really holds, after the filter said that one may.
     #[inline(always)]
     fn matched(&self) -> Matched {
-        let rule = |key: u64| {
-            // SAFETY: the value is copied at once; rules are written before the probes attach
-            // and replaced whole values at a time.
-            unsafe { RULES.get(key) }.copied()
-        };
         let by_name = match rule(filter::key(Kind::Name, self.name)) {
             Some(OF_PROCESS) => return Matched::OfProcess,
             Some(NEEDS_PAIR) => rule(filter::pair_key(self.parent, self.name)).is_some(),

@@ -4,18 +4,16 @@ use crate::{
     connect::AWAITED,
     kernel::{bounded, now},
     maps::{CREDENTIAL_RING, count, lost, send},
-    present::{WRITES, WRITING},
+    present::UnderWay,
     task::Hooked,
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{
-        bpf_get_current_task, bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes,
-    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use monitor_common::record::{PAYLOAD_MAX, Payload, Probe, Stage, Tied, kind};
+use monitor_common::record::{PAYLOAD_MAX, Payload, Probe, Stage, kind};
 
 #[repr(C)]
 struct Hello<const N: usize> {
@@ -43,45 +41,43 @@ pub fn hello_egress(ctx: SkBuffContext) -> i32 {
 /// or from a buffer of the program's own.
 #[inline(always)]
 fn tie(ctx: &SkBuffContext) -> Option<()> {
-    if !Hooked::Packet.typed() || WRITING.get(0).copied().unwrap_or(0) == 0 {
+    if !Hooked::Packet.typed() {
         return None;
     }
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    // SAFETY: the value is copied at once.
-    let write = unsafe { WRITES.get(task) }.copied()?;
-    let start: [u8; 20] = ctx.load(0).ok()?;
-    let tcp = match start[0] >> 4 {
-        4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
-        6 if start[6] == TCP => 40,
-        _ => return None,
-    };
-    let words: u8 = ctx.load(tcp + 12).ok()?;
-    let payload = tcp + usize::from(words >> 4) * 4;
-    if !carries(ctx, payload, write.len) {
+    let under_way = UnderWay::now()?;
+    let tcp = Tcp::of(ctx)?;
+    if !carries(ctx, tcp.payload, under_way.write.len) {
         return None;
     }
     // SAFETY: the helper takes any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let _ = WRITES.remove(task);
-    let tied = Tied {
-        kind: kind::TIED,
-        reserved: 0,
-        time: now(),
-        write: write.number,
-        cookie,
-    };
-    // SAFETY: a plain record on the stack.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Present,
-            socket_cgroup(ctx),
-            core::ptr::from_ref(&tied).cast(),
-            size_of::<Tied>() as u64,
-        );
-    }
+    under_way.end(kind::TIED, cookie, socket_cgroup(ctx));
     Some(())
+}
+
+/// What is looked at of a TCP packet.
+struct Tcp {
+    sequence: u32,
+    /// Where the payload begins.
+    payload: usize,
+}
+
+impl Tcp {
+    #[inline(always)]
+    fn of(ctx: &SkBuffContext) -> Option<Self> {
+        let start: [u8; 20] = ctx.load(0).ok()?;
+        let at = match start[0] >> 4 {
+            4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
+            6 if start[6] == TCP => 40,
+            _ => return None,
+        };
+        let header: [u32; 4] = ctx.load(at).ok()?;
+        let words = u32::from_be(header[3]) >> 28;
+        Some(Self {
+            sequence: u32::from_be(header[1]),
+            payload: at + words as usize * 4,
+        })
+    }
 }
 
 /// Records looked at in a packet: the end of a handshake goes before the first data.
@@ -121,16 +117,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper takes any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let awaited = AWAITED.get_ptr_mut(cookie)?;
-    let start: [u8; 20] = ctx.load(0).ok()?;
-    let tcp = match start[0] >> 4 {
-        4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
-        6 if start[6] == TCP => 40,
-        _ => return None,
-    };
-    let header: [u32; 4] = ctx.load(tcp).ok()?;
-    let sequence = u32::from_be(header[1]);
-    let words = u32::from_be(header[3]) >> 28;
-    let payload = tcp + words as usize * 4;
+    let Tcp { sequence, payload } = Tcp::of(ctx)?;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
         return None;

@@ -28,9 +28,17 @@ static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32,
 #[map]
 static BLOOM: Array<[u64; BLOOM_WORDS]> = Array::with_max_entries(2, 0);
 
-/// The compiled catalog: key to the value of the rule.
+/// The compiled catalog: key to the value of the rule. Written before the probes attach, and
+/// replaced whole values at a time.
 #[map]
-pub static RULES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+static RULES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+
+/// The value of the rule about a key.
+#[inline(always)]
+pub fn rule(key: u64) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    unsafe { RULES.get(key) }.copied()
+}
 
 /// Files known by inode, whatever name they are opened by.
 #[map]

@@ -6,7 +6,7 @@
 use crate::{
     environ::{first_bytes, secret_key},
     kernel::{can_repeat, now, repeat},
-    maps::{Bloom, CREDENTIAL_RING, RULES, count, current_cgroup, is_agent, send, wipe},
+    maps::{Bloom, CREDENTIAL_RING, count, current_cgroup, is_agent, rule, send, wipe},
     task::{Hooked, current_pid, fill_header},
 };
 use aya_ebpf::{
@@ -38,7 +38,6 @@ struct Scratch {
     secret: Value,
     /// No text since the last wipe was longer than this.
     texts: u64,
-    scheme: u64,
     decoder: Decoder,
     print: Print,
     record: Presented,
@@ -91,10 +90,8 @@ struct Known {
     fingerprint: u64,
     secret_len: u32,
     name: u32,
-    scheme: u32,
     prefix: u32,
     dots: u32,
-    reserved: u32,
 }
 
 impl Stream {
@@ -108,10 +105,8 @@ impl Stream {
                 fingerprint: 0,
                 secret_len: 0,
                 name: 0,
-                scheme: 0,
                 prefix: 0,
                 dots: 0,
-                reserved: 0,
             }; KNOWN],
         }
     }
@@ -120,7 +115,7 @@ impl Stream {
 /// Writes with a credential that are still on their way to a socket, by the task that makes them.
 /// The agent sweeps what never got there.
 #[map]
-pub static WRITES: HashMap<u64, Write> = HashMap::with_max_entries(4096, 0);
+static WRITES: HashMap<u64, Write> = HashMap::with_max_entries(4096, 0);
 
 /// Such a write.
 #[derive(Clone, Copy)]
@@ -148,7 +143,7 @@ impl Write {
 
 /// Index 0: whether there may be any in [`WRITES`], so that a packet need not look there.
 #[map]
-pub static WRITING: Array<u64> = Array::with_max_entries(1, 0);
+static WRITING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Hook: uprobe at functions `(object, bytes, length)`: `SSL_write`, `SSL_write_ex` and
 /// `gnutls_record_send`. First kernel: 5.10 and before. Fallback: none, a declared gap.
@@ -236,34 +231,55 @@ fn written(address: u64, bytes: u64, len: u64) {
 #[uretprobe]
 pub fn present_written(ctx: RetProbeContext) -> u32 {
     let result: i32 = ctx.ret::<u64>() as i32;
-    if result > 0 || WRITING.get(0).copied().unwrap_or(0) == 0 {
-        return 0;
-    }
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    // SAFETY: the value is copied at once.
-    let Some(write) = (unsafe { WRITES.get(task) }).copied() else {
-        return 0;
-    };
-    let _ = WRITES.remove(task);
-    let withdrawn = Tied {
-        kind: kind::WITHDRAWN,
-        reserved: 0,
-        time: now(),
-        write: write.number,
-        cookie: 0,
-    };
-    // SAFETY: a plain record on the stack.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Present,
-            current_cgroup(),
-            core::ptr::from_ref(&withdrawn).cast(),
-            size_of::<Tied>() as u64,
-        );
+    if result <= 0
+        && let Some(under_way) = UnderWay::now()
+    {
+        under_way.end(kind::WITHDRAWN, 0, current_cgroup());
     }
     0
+}
+
+/// The write of the current task that is on its way to a socket.
+pub struct UnderWay {
+    task: u64,
+    pub write: Write,
+}
+
+impl UnderWay {
+    #[inline(always)]
+    pub fn now() -> Option<Self> {
+        if WRITING.get(0).copied().unwrap_or(0) == 0 {
+            return None;
+        }
+        // SAFETY: the helper has no preconditions.
+        let task = unsafe { bpf_get_current_task() };
+        // SAFETY: the value is copied at once.
+        let write = unsafe { WRITES.get(task) }.copied()?;
+        Some(Self { task, write })
+    }
+
+    /// Tells what became of it, and forgets it.
+    #[inline(always)]
+    pub fn end(self, kind: u32, cookie: u64, cgroup: u64) {
+        let _ = WRITES.remove(self.task);
+        let record = Tied {
+            kind,
+            reserved: 0,
+            time: now(),
+            write: self.write.number,
+            cookie,
+        };
+        // SAFETY: a plain record on the stack.
+        unsafe {
+            send(
+                &CREDENTIAL_RING,
+                Probe::Present,
+                cgroup,
+                core::ptr::from_ref(&record).cast(),
+                size_of::<Tied>() as u64,
+            );
+        }
+    }
 }
 
 /// Fingerprints of the server names that programs gave their TLS objects.
@@ -527,8 +543,7 @@ fn header(key: u64, bloom: Bloom) -> Option<u32> {
     if !bloom.has(key) {
         return None;
     }
-    // SAFETY: the value is copied at once.
-    unsafe { RULES.get(key) }.copied()
+    rule(key)
 }
 
 extern "C" fn next_line(_: u64, _: *mut c_void) -> i64 {
@@ -644,9 +659,8 @@ fn locate(scratch: &mut Scratch) -> bool {
         at: 0,
         ..scratch.secret
     };
-    let (secret, scheme) = scan::secret(&scratch.text, value);
+    let (secret, _) = scan::secret(&scratch.text, value);
     scratch.secret = secret;
-    scratch.scheme = u64::from(scheme);
     secret.len > 0
 }
 
@@ -674,10 +688,8 @@ fn report(scratch: &mut Scratch, number: u64) {
         fingerprint,
         secret_len: secret.len as u32,
         name: secret.rule as u32,
-        scheme: scratch.scheme as u32,
         prefix,
         dots: dots as u32,
-        reserved: 0,
     };
     if secret.entry != 0
         && let Some(stream) = STREAMS.get_ptr_mut(scratch.object)
@@ -723,10 +735,8 @@ fn show(scratch: &mut Scratch, known: &Known, number: u64) {
     record.server = unsafe { SERVERS.get(scratch.object) }.copied().unwrap_or(0);
     record.secret_len = known.secret_len;
     record.name = known.name;
-    record.scheme = known.scheme;
     record.prefix = known.prefix;
     record.dots = known.dots;
-    record.reserved = 0;
     // SAFETY: the record is inside the scratch and initialised above.
     unsafe {
         send(

@@ -275,7 +275,7 @@ impl Joiner {
                 Observation::Withdrawn { write } => {
                     self.presented.remove(&write);
                 }
-                Observation::Tied { write, cookie, .. } => {
+                Observation::Tied { write, cookie } => {
                     for waiting in self.presented.remove(&write).unwrap_or_default() {
                         let server = self.server(&waiting);
                         events.push(waiting.event(Some(cookie), server));

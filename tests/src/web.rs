@@ -9,21 +9,14 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{net::SocketAddr, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 /// A server that runs until the process ends.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct WebServer {
     pub address: SocketAddr,
-    requests: Arc<AtomicU64>,
 }
 
 impl WebServer {
@@ -46,40 +39,26 @@ impl WebServer {
             std::net::TcpListener::bind((ip, 0)).with_context(|| format!("cannot bind {ip}"))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let requests = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&requests);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        std::thread::spawn(move || runtime.block_on(serve(listener, acceptor, counted)));
-        Ok(Self { address, requests })
-    }
-
-    /// Requests answered so far.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Acquire)
+        std::thread::spawn(move || runtime.block_on(serve(listener, acceptor)));
+        Ok(Self { address })
     }
 }
 
-async fn serve(
-    listener: std::net::TcpListener,
-    acceptor: TlsAcceptor,
-    counted: Arc<AtomicU64>,
-) -> Result<()> {
+async fn serve(listener: std::net::TcpListener, acceptor: TlsAcceptor) -> Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
         let (stream, _) = listener.accept().await?;
-        let (acceptor, counted) = (acceptor.clone(), Arc::clone(&counted));
+        let acceptor = acceptor.clone();
         tokio::spawn(async move {
             // A client that breaks off is its own affair.
             let Ok(stream) = acceptor.accept(stream).await else {
                 return;
             };
-            let answer = service_fn(move |_: Request<Incoming>| {
-                counted.fetch_add(1, Ordering::AcqRel);
-                async {
-                    Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("ok\n"))))
-                }
+            let answer = service_fn(|_: Request<Incoming>| async {
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("ok\n"))))
             });
             let _ = Builder::new(TokioExecutor::new())
                 .serve_connection(TokioIo::new(stream), answer)

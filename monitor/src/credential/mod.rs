@@ -331,13 +331,7 @@ impl Credentials {
             source: Source::Presented,
             place: format!("header:{header}"),
         };
-        let by_form = shown
-            .prefix
-            .and_then(|index| catalog.prefix(index))
-            .map(|(_, class)| class)
-            .filter(|class| {
-                shown.secret_len >= SHORTEST_BY_FORM && (class.class != "jwt" || shown.dots >= 2)
-            });
+        let by_form = by_form(&catalog, shown.prefix, shown.secret_len, shown.dots);
         let class = by_form.or(by_header).map_or(GENERIC, |class| &class.class);
         let found = Found {
             class: class.to_owned(),
@@ -517,17 +511,24 @@ fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog
         (!needs_url || variable.url)
             && variable.secret_len >= if variable.url { 1 } else { SHORTEST }
     });
-    let by_form = variable
-        .prefix
-        .and_then(|index| catalog.prefix(index))
-        .filter(|_| !variable.url && variable.secret_len >= SHORTEST_BY_FORM)
-        .map(|(_, class)| class);
+    let by_form = by_form(catalog, variable.prefix, variable.secret_len, variable.dots)
+        .filter(|_| !variable.url);
     match (by_form, by_name) {
         (Some(form), Some(name)) if form.class == "jwt" => Some(name),
-        (Some(form), _) if form.class == "jwt" => (variable.dots >= 2).then_some(form),
         (Some(form), _) => Some(form),
         (None, name) => name,
     }
+}
+
+/// The class of a secret by its first bytes. A JWT has two dots as well.
+fn by_form(
+    catalog: &Catalog,
+    prefix: Option<u32>,
+    secret_len: u32,
+    dots: u32,
+) -> Option<&catalog::Class> {
+    let (_, class) = catalog.prefix(prefix?)?;
+    (secret_len >= SHORTEST_BY_FORM && (class.class != "jwt" || dots >= 2)).then_some(class)
 }
 
 /// Opens a file as the process that opened it saw it.

@@ -230,7 +230,6 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
         kind::TIED => {
             let (record, _) = take::<Tied>(kind, bytes)?;
             Observation::Tied {
-                time: clock.at(record.time),
                 write: record.write,
                 cookie: record.cookie,
             }

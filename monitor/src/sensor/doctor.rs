@@ -95,13 +95,13 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if !super::ladder::can_loop() {
+    if !super::ladder::HELPERS.loops {
         missed.push(
             "credentials presented over HTTP/2, and in the head of a request after its 24th line: the probe needs Linux 5.17"
                 .to_owned(),
         );
     }
-    if !super::ladder::can_tie() {
+    if !super::ladder::HELPERS.task_of_packet {
         missed.push(
             "on which connection a credential was presented, where a process has several: programs at packets may not ask for the current task on this kernel"
                 .to_owned(),

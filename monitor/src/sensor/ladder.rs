@@ -4,6 +4,7 @@
 use super::{
     Attached, SensorError,
     btf::{Btf as Prototypes, Parameter},
+    tls,
 };
 use aya::{
     Btf, Ebpf,
@@ -14,7 +15,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use monitor_common::record::Probe;
-use std::{fs::File, path::Path};
+use std::{fs::File, path::Path, sync::LazyLock};
 
 /// One program at one hook.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ enum Hook {
     Tracepoint(&'static str, &'static str),
     RawTracepoint(&'static str),
     Cgroup(&'static str),
+    /// A function of TLS libraries: the program is loaded, and attached to files as they are found.
+    Uprobe(&'static str),
     /// No hook: the agent looks in `/proc` when a process has become another program.
     Proc(&'static str),
 }
@@ -48,6 +51,7 @@ impl Hook {
             Self::RawTracepoint(name) => format!("raw_tp/{name}"),
             Self::Cgroup("egress") => "cgroup_skb/egress".to_owned(),
             Self::Cgroup(kind) => format!("cgroup/{kind}"),
+            Self::Uprobe(function) => format!("uprobe/{function}"),
             Self::Proc(file) => format!("proc/{file}"),
         }
     }
@@ -86,7 +90,9 @@ impl Hook {
                 function.trim_start_matches("security_"),
             ),
             Self::RawTracepoint(name) => (format!("btf_trace_{name}"), name),
-            Self::Tracepoint(..) | Self::Cgroup(_) | Self::Proc(_) => return None,
+            Self::Tracepoint(..) | Self::Cgroup(_) | Self::Uprobe(_) | Self::Proc(_) => {
+                return None;
+            }
         };
         let expected: &[Expected] = match hook {
             "file_open" | "file_receive" => &[Pointer("file")],
@@ -288,6 +294,16 @@ pub const LADDERS: &[Ladder] = &[
         missed: "server names of TLS connections",
         rungs: &[&[step("hello_egress", Hook::Cgroup("egress"))]],
     },
+    Ladder {
+        probe: Probe::Present,
+        missed: "credentials that are presented inside TLS",
+        rungs: &[&[
+            step(tls::WRITE, Hook::Uprobe("write")),
+            step(tls::WRITTEN, Hook::Uprobe("written")),
+            step(tls::SERVER, Hook::Uprobe("server")),
+            step(tls::GO, Hook::Uprobe("go")),
+        ]],
+    },
 ];
 
 /// In place of the name of a program: the environment is read by the agent.
@@ -415,30 +431,6 @@ impl Step {
     }
 }
 
-/// Loads a program that is attached to files as they are found.
-pub fn load_uprobe(ebpf: &mut Ebpf, name: &'static str) -> Result<Attached, SensorError> {
-    let program = ebpf.program_mut(name).ok_or(SensorError::NoProgram(name))?;
-    let loaded: Result<(), ProgramError> = (|| {
-        let program: &mut UProbe = program.try_into()?;
-        program.load()
-    })();
-    let instructions = program
-        .info()
-        .ok()
-        .and_then(|info| info.verified_instruction_count());
-    Ok(Attached {
-        probe: Probe::Present,
-        program: name,
-        mechanism: "uprobe".to_owned(),
-        missed: loaded
-            .is_err()
-            .then_some("credentials that are presented inside TLS"),
-        error: loaded.err().map(|error| explain(&error)),
-        passed: Vec::new(),
-        instructions,
-    })
-}
-
 /// Everything that is attached to the kernel as a whole. A program that serves several hooks is
 /// loaded once.
 fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), ProgramError> {
@@ -470,6 +462,10 @@ fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), P
             let program: &mut RawTracePoint = program.try_into()?;
             program.load()?;
             program.attach(name).map(drop)
+        }
+        (Hook::Uprobe(_), _) => {
+            let program: &mut UProbe = program.try_into()?;
+            program.load()
         }
         (Hook::Cgroup(_) | Hook::Lsm(_) | Hook::Fentry(_) | Hook::Proc(_), _) => {
             Err(ProgramError::UnexpectedProgramType)
@@ -550,37 +546,29 @@ fn parse_field(format: &str, field: &str, size: u32) -> Option<u32> {
     })
 }
 
-/// Whether the kernel gives programs the current task as a pointer of a known type: those that
-/// trace, and those of sockets; and whether it gives those of packets the current task at all.
-/// Without it they read what they need through a helper, or do without.
-pub fn typed_task() -> [u32; 3] {
-    [
-        (
-            ProgramType::RawTracePoint,
-            BpfHelper::BPF_FUNC_get_current_task_btf,
-        ),
-        (
-            ProgramType::CgroupSockAddr,
-            BpfHelper::BPF_FUNC_get_current_task_btf,
-        ),
-        (ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_current_task),
-    ]
-    .map(|(kind, helper)| u32::from(has(kind, helper)))
+/// What this kernel gives programs, besides hooks; tried once.
+#[derive(Clone, Copy, Debug)]
+pub struct Helpers {
+    /// The current task as a pointer of a known type, for programs that trace and for those of
+    /// sockets. Without it they read what they need through a helper.
+    pub typed_task: [bool; 2],
+    /// The current task at all, for programs of packets.
+    pub task_of_packet: bool,
+    /// A loop of any length.
+    pub loops: bool,
 }
 
-/// Whether programs can have a loop of any length.
-pub fn can_loop() -> bool {
-    has(ProgramType::KProbe, BpfHelper::BPF_FUNC_loop)
-}
-
-/// Whether programs at packets may ask whose task they run in.
-pub fn can_tie() -> bool {
-    has(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_current_task)
-}
-
-fn has(kind: ProgramType, helper: BpfHelper) -> bool {
-    is_helper_supported(kind, helper).unwrap_or(false)
-}
+/// See [`Helpers`].
+pub static HELPERS: LazyLock<Helpers> = LazyLock::new(|| {
+    let has = |kind, helper| is_helper_supported(kind, helper).unwrap_or(false);
+    let typed_task = BpfHelper::BPF_FUNC_get_current_task_btf;
+    Helpers {
+        typed_task: [ProgramType::RawTracePoint, ProgramType::CgroupSockAddr]
+            .map(|kind| has(kind, typed_task)),
+        task_of_packet: has(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_current_task),
+        loops: has(ProgramType::KProbe, BpfHelper::BPF_FUNC_loop),
+    }
+});
 
 /// Where a kernel with kprobes says so.
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";

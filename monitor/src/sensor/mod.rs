@@ -163,6 +163,14 @@ impl Sensor {
         ladder::ensure_tracefs();
         let uring =
             ladder::tracepoint_fields("io_uring", "io_uring_complete", [("req", 8), ("res", 4)]);
+        let helpers = *ladder::HELPERS;
+        let typed = [
+            helpers.typed_task[0],
+            helpers.typed_task[1],
+            helpers.task_of_packet,
+        ]
+        .map(u32::from);
+        let loops = u32::from(helpers.loops);
         let mut ebpf = EbpfLoader::new()
             // The probes carry no CO-RE relocations: the kernel's BTF need not be held in memory.
             .btf(None)
@@ -175,8 +183,8 @@ impl Sensor {
             .override_global("OFFSETS", &offsets, true)
             .override_global("KEY", &key, true)
             .override_global("URING", &uring, true)
-            .override_global("TYPED", &ladder::typed_task(), true)
-            .override_global("LOOPS", &u32::from(ladder::can_loop()), true)
+            .override_global("TYPED", &typed, true)
+            .override_global("LOOPS", &loops, true)
             .load(PROBES)?;
         let mut sensor = Self {
             credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,
@@ -398,9 +406,6 @@ impl Sensor {
         let mut attached = Vec::new();
         for ladder in LADDERS {
             attached.extend(ladder.attach(&mut self._ebpf, &machine)?);
-        }
-        for program in tls::PROGRAMS {
-            attached.push(ladder::load_uprobe(&mut self._ebpf, program)?);
         }
         if attached.iter().all(|program| program.error.is_some()) {
             let first = attached.iter().find_map(|program| program.error.clone());

@@ -83,7 +83,6 @@ pub enum Observation {
     },
     /// The socket on which such a write went out.
     Tied {
-        time: Timestamp,
         write: u64,
         cookie: u64,
     },

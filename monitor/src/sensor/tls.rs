@@ -34,15 +34,13 @@ pub struct Stack {
 }
 
 /// The program at functions of `(object, bytes, length)`.
-const WRITE: &str = "present_write";
+pub const WRITE: &str = "present_write";
 /// The program at the returns of the same, where they are in a program.
-const WRITTEN: &str = "present_written";
+pub const WRITTEN: &str = "present_written";
 /// The program at `SSL_ctrl`.
-const SERVER: &str = "present_server";
+pub const SERVER: &str = "present_server";
 /// The program at a function of Go that takes `(object, bytes, length)`.
-const GO: &str = "present_go";
-/// All of them.
-pub const PROGRAMS: [&str; 4] = [WRITE, WRITTEN, SERVER, GO];
+pub const GO: &str = "present_go";
 
 /// The stack of Go, and its function.
 const GO_STACK: &str = "go";

@@ -293,15 +293,7 @@ impl Trail {
                 place,
             } => {
                 let server = server.as_deref();
-                // A socket of a stranger, or one on which another server was asked for, is not it.
-                let tied = connection
-                    .and_then(|id| self.connections.get(&id))
-                    .filter(|connection| self.are_kin(connection.who.subject, who.subject))
-                    .map(|connection| &connection.destination)
-                    .filter(|found| {
-                        server.is_none() || found.name.is_none() || found.name.as_deref() == server
-                    });
-                let destinations = match tied {
+                let destinations = match self.tied(who.subject, connection, server) {
                     Some(destination) => vec![destination.clone()],
                     None => self.destinations(who.subject, server),
                 };
@@ -583,6 +575,20 @@ impl Trail {
                 evidence: Evidence::Presented,
             })));
         }
+    }
+
+    /// Where a connection goes, if it can be the one on which a process presented something: no
+    /// stranger's, and none on which another server was asked for.
+    fn tied(
+        &self,
+        subject: Subject,
+        connection: Option<u64>,
+        server: Option<&str>,
+    ) -> Option<&Destination> {
+        let connection = self.connections.get(&connection?)?;
+        let name = connection.destination.name.as_deref();
+        let fits = server.is_none() || name.is_none() || name == server;
+        (fits && self.are_kin(connection.who.subject, subject)).then_some(&connection.destination)
     }
 
     /// Where the connections of a process go over TCP, each place once; only those of a server name
