@@ -47,6 +47,16 @@ pub const fn exact_zeros(word: u64) -> u64 {
     !(((word & BUT_HIGH).wrapping_add(BUT_HIGH)) | word | BUT_HIGH)
 }
 
+/// Capital letters become small ones.
+#[inline(always)]
+pub const fn small(word: u64) -> u64 {
+    const HIGH: u64 = eight_of(0x80);
+    let low = word & !HIGH;
+    let from_a = low + eight_of(0x80 - b'A');
+    let behind_z = low + eight_of(0x7f - b'Z');
+    word | ((from_a ^ behind_z) & !word & HIGH) >> 2
+}
+
 /// How many marks of [`exact_zeros`] there are.
 #[inline(always)]
 pub const fn count(marks: u64) -> u64 {
@@ -82,6 +92,14 @@ mod tests {
             prop_assert_eq!(below(zeros(word)).map(super::bytes), place.map(|place| place as u64));
             let all = bytes.iter().filter(|byte| **byte == wanted).count();
             prop_assert_eq!(count(exact_zeros(word)), all as u64);
+        }
+
+        #[test]
+        fn capitals_become_small(bytes: [u8; 8]) {
+            prop_assert_eq!(
+                small(u64::from_le_bytes(bytes)).to_le_bytes(),
+                bytes.map(|byte| byte.to_ascii_lowercase())
+            );
         }
     }
 }

@@ -45,6 +45,8 @@ pub const URL_WORD: u32 = 2;
 pub const OF_PROCESS: u32 = 3;
 /// The value of a [`Kind::Prefix`] rule: the file may be a TLS library.
 pub const LIBRARY: u32 = 4;
+/// The value of a [`Kind::Header`] rule about the header that names the server.
+pub const HOST: u32 = 1 << 30;
 /// The value of any other rule.
 pub const PLAIN: u32 = 0;
 /// Set in the value of a [`Kind::Value`] rule: look whether the value is a JWT.

@@ -5,7 +5,7 @@
 
 use crate::{
     eight::{SPACES, sum},
-    filter::{Kind, key},
+    filter::{HOST, Kind, key},
     scan::{HEADER_MAX, VALUES, Value, WINDOW, Window, form, header_key, word},
 };
 
@@ -22,8 +22,10 @@ const END_STREAM: u64 = 0x1;
 
 /// Fields of the table that is the same for all connections.
 const STATIC: u64 = 61;
+const STATIC_AUTHORITY: u64 = 1;
 const STATIC_AUTHORIZATION: u64 = 23;
 const STATIC_PROXY_AUTHORIZATION: u64 = 49;
+const AUTHORITY: u64 = header_key(":authority");
 const AUTHORIZATION: u64 = header_key("authorization");
 const PROXY_AUTHORIZATION: u64 = header_key("proxy-authorization");
 
@@ -45,6 +47,8 @@ pub struct Frames {
     pub found: u64,
     /// 1 where the walk has lost its way.
     pub lost: u64,
+    /// Where the name of the server is.
+    pub host: Value,
 }
 
 /// Whether a write may begin with the fields of a request, on a connection whose beginning was not
@@ -223,6 +227,8 @@ fn field(
         let (len, begin) = integer(window, next, 7);
         key = name(window, begin, len, coded);
         next = begin + len;
+    } else if index == STATIC_AUTHORITY {
+        key = AUTHORITY;
     } else if index == STATIC_AUTHORIZATION {
         key = AUTHORIZATION;
     } else if index == STATIC_PROXY_AUTHORIZATION {
@@ -262,6 +268,7 @@ fn field(
             rule: u64::from(rule),
             form: if coded { form::CODED } else { form::PLAIN },
             entry: if inserts { frames.inserted } else { 0 },
+            ..Value::default()
         },
     );
     true
@@ -270,7 +277,9 @@ fn field(
 #[inline(always)]
 fn found(frames: &mut Frames, values: &mut [Value; VALUES], value: Value) {
     let place = frames.found;
-    if place < VALUES as u64 {
+    if value.rule == u64::from(HOST) {
+        frames.host = value;
+    } else if place < VALUES as u64 {
         values[place as usize & (VALUES - 1)] = value;
         frames.found = place + 1;
     }

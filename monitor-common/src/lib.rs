@@ -12,5 +12,6 @@ pub mod fields;
 pub mod filter;
 pub mod fingerprint;
 pub mod http2;
+pub mod login;
 pub mod record;
 pub mod scan;

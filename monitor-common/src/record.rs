@@ -29,6 +29,12 @@ pub mod kind {
     pub const TIED: u32 = 11;
     /// [`super::Tied`] without a socket: the library did not take the bytes.
     pub const WITHDRAWN: u32 = 12;
+    /// [`super::Clear`].
+    pub const CLEAR: u32 = 13;
+    /// [`super::Payload`] whose bytes are the server's name in the head of a request in clear.
+    pub const HOST: u32 = 14;
+    /// [`super::Payload`] whose bytes are the answer of a name server.
+    pub const ANSWER: u32 = 15;
 }
 
 /// Whose task, and when. Every record starts with it.
@@ -165,23 +171,48 @@ pub struct Variable {
     pub name: [u8; crate::environ::NAME_MAX],
 }
 
+/// What a probe tells of a secret in the bytes of a connection.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Shown {
+    pub fingerprint: u64,
+    /// Fingerprint of the password where the secret is a user and a password in base64, or 0.
+    pub inner: u64,
+    /// Fingerprint of the server's name in the head of the request; 0 where there is none.
+    pub host: u64,
+    /// Length of the secret in bytes.
+    pub secret_len: u32,
+    /// The value of the [`crate::filter::Kind::Header`] rule, or [`crate::login::LOGIN`] and one of
+    /// [`crate::login::speaks`].
+    pub name: u32,
+    /// As in [`Variable`].
+    pub prefix: u32,
+    pub dots: u32,
+}
+
 /// A credential in the bytes that a process hands to its TLS library. The bytes stay in the kernel.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Presented {
     pub header: Header,
-    pub fingerprint: u64,
     /// Tells one write of a process from another; a [`Tied`] may name it later.
     pub write: u64,
     /// Fingerprint of the server name that the program gave the TLS object; 0 where it gave none.
     pub server: u64,
-    /// Length of the secret in bytes.
-    pub secret_len: u32,
-    /// The value of the [`crate::filter::Kind::Header`] rule.
-    pub name: u32,
-    /// As in [`Variable`].
-    pub prefix: u32,
-    pub dots: u32,
+    pub shown: Shown,
+}
+
+/// A credential in the bytes of a packet, outside TLS. Whose socket it is the connection tells: the
+/// program may run in the context of another task.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Clear {
+    pub kind: u32,
+    pub reserved: u32,
+    pub time: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    pub shown: Shown,
 }
 
 /// The socket on which a write with a credential went out.
@@ -218,6 +249,9 @@ pub struct Connect {
 /// Bytes of a first payload that are taken: a ClientHello with a post-quantum key share fits.
 pub const PAYLOAD_MAX: usize = 4096;
 
+/// Bytes of an answer of a name server that are taken.
+pub const ANSWER_MAX: usize = 2048;
+
 /// The first payload of a TCP connection. Its bytes follow only where they are a ClientHello.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -240,7 +274,8 @@ const _: () = {
     assert!(size_of::<Foreign>() == 88);
     assert!(size_of::<Refused>() == 24);
     assert!(size_of::<Variable>() == 168);
-    assert!(size_of::<Presented>() == 112);
+    assert!(size_of::<Presented>() == 128);
+    assert!(size_of::<Clear>() == 64);
     assert!(size_of::<Tied>() == 32);
     assert!(size_of::<Connect>() == 112);
     assert!(size_of::<Payload>() == 32);
@@ -257,10 +292,12 @@ pub enum Probe {
     Process = 4,
     Memory = 5,
     Present = 6,
+    Clear = 7,
+    Dns = 8,
 }
 
 impl Probe {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::File,
         Self::Environ,
         Self::Connect,
@@ -268,6 +305,8 @@ impl Probe {
         Self::Process,
         Self::Memory,
         Self::Present,
+        Self::Clear,
+        Self::Dns,
     ];
 
     /// The name in metrics and messages.
@@ -280,6 +319,8 @@ impl Probe {
             Self::Process => "process",
             Self::Memory => "memory",
             Self::Present => "present",
+            Self::Clear => "clear",
+            Self::Dns => "dns",
         }
     }
 }

@@ -5,8 +5,8 @@
 //! memory only, so that a verifier can walk each of them once.
 
 use crate::{
-    eight::{SPACES, below, bytes, count, eight_of, exact_zeros, load, sum, zeros},
-    filter::{Kind, key},
+    eight::{self, SPACES, below, bytes, count, eight_of, exact_zeros, load, sum, zeros},
+    filter::{HOST, Kind, key},
     fingerprint::{Key, MAX_SECRET, Sip},
 };
 
@@ -69,6 +69,8 @@ pub struct Lines {
     pub over: u64,
     /// Values found.
     pub found: u64,
+    /// Where the name of the server is.
+    pub host: Value,
 }
 
 /// The value of a header that a rule is about.
@@ -84,6 +86,17 @@ pub struct Value {
     /// The number that the connection's table has it under, where it is to be referred to; 0
     /// where not.
     pub entry: u64,
+    /// One of [`wrapped`].
+    pub wrapped: u64,
+}
+
+/// What a secret is that is a user and a password in base64.
+pub mod wrapped {
+    pub const NOT: u64 = 0;
+    /// `user:password`.
+    pub const COLON: u64 = 1;
+    /// The password behind a zero byte, or alone.
+    pub const ZERO: u64 = 2;
 }
 
 /// How a value stands in the bytes.
@@ -168,19 +181,56 @@ pub fn line(
     }
     lines.at = line_end + 1;
     if lines.value != 0 && lines.value < line_end {
+        let value = Value {
+            at: lines.value,
+            len: line_end - lines.value,
+            rule: lines.rule,
+            ..Value::default()
+        };
         let place = lines.found;
-        if place < VALUES as u64 {
-            values[place as usize & (VALUES - 1)] = Value {
-                at: lines.value,
-                len: line_end - lines.value,
-                rule: lines.rule,
-                form: form::PLAIN,
-                entry: 0,
-            };
+        if value.rule == u64::from(HOST) {
+            lines.host = value;
+        } else if place < VALUES as u64 {
+            values[place as usize & (VALUES - 1)] = value;
             lines.found = place + 1;
         }
     }
     true
+}
+
+/// Bytes of a server's name.
+pub const HOST_MAX: usize = 256;
+
+/// The name of the server in the value of `Host` or `:authority`: without blanks, without a port.
+/// The length is 0 where it is an IPv6 address, or too long for a name.
+#[inline(always)]
+pub fn host(window: &Window, value: Value) -> Value {
+    let none = Value { len: 0, ..value };
+    let (mut at, end) = (value.at, value.at + value.len);
+    // One blank, as everybody writes it.
+    at += u64::from(word(window, at) as u8 == b' ');
+    if word(window, at) as u8 == b'[' || end < at {
+        return none;
+    }
+    for i in 0..HOST_MAX as u64 / 8 {
+        let eight = word(window, at + i * 8);
+        let ends = zeros(eight ^ eight_of(b':'))
+            | zeros(eight ^ SPACES)
+            | zeros(eight ^ eight_of(b'\r'))
+            | zeros(eight ^ eight_of(b'\t'));
+        let len = i * 8 + below(ends).map_or(8, bytes);
+        if len >= end - at {
+            return Value {
+                at,
+                len: end - at,
+                ..value
+            };
+        }
+        if len < i * 8 + 8 {
+            return Value { at, len, ..value };
+        }
+    }
+    none
 }
 
 /// How a credential is dressed in a header's value.
@@ -264,14 +314,116 @@ pub fn secret(window: &Window, value: Value) -> (Value, u32) {
     if end < at + shortest {
         return none;
     }
+    let wrapped = if scheme == scheme::BASIC {
+        wrapped::COLON
+    } else {
+        wrapped::NOT
+    };
     (
         Value {
             at,
             len: end - at,
+            wrapped,
             ..value
         },
         scheme,
     )
+}
+
+/// What a letter of base64 stands for; [`FILL`] for what only fills up, [`NO_LETTER`] for the rest.
+const LETTERS: [u8; 256] = {
+    let mut letters = [NO_LETTER; 256];
+    let all = *b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut i = 0;
+    while i < all.len() {
+        letters[all[i] as usize] = i as u8;
+        i += 1;
+    }
+    letters[b'=' as usize] = FILL;
+    letters
+};
+const FILL: u8 = 0x40;
+const NO_LETTER: u8 = 0x80;
+
+/// Takes the base64 off a secret, where it stands: what comes out goes to the front of the text.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Unwrap {
+    /// Bytes so far.
+    pub len: u64,
+    /// 1 behind the end, or behind what is no base64.
+    pub over: u64,
+}
+
+impl Unwrap {
+    /// Four letters; `false` behind the last ones.
+    #[inline(always)]
+    pub fn step(&mut self, text: &mut Window, secret: Value, i: u64) -> bool {
+        if i * 4 + 4 > secret.len || self.over != 0 {
+            return false;
+        }
+        let four = word(text, secret.at + i * 4);
+        let letter = |place: u32| LETTERS[(four >> (place * 8)) as usize & 0xff];
+        let (a, b, c, d) = (letter(0), letter(1), letter(2), letter(3));
+        let six = |letter: u8| u32::from(letter & 0x3f);
+        let bits = six(a) << 18 | six(b) << 12 | six(c) << 6 | six(d);
+        if (a | b | c | d) & NO_LETTER != 0 {
+            self.len = 0;
+            self.over = 1;
+            return false;
+        }
+        let fill = u64::from(c & FILL) / 64 + u64::from(d & FILL) / 64;
+        // SAFETY: inside the window, which has SLACK more; the next letters are behind these bytes.
+        unsafe {
+            text.as_mut_ptr()
+                .add((i * 3) as usize & (WINDOW - 1))
+                .cast::<u32>()
+                .write_unaligned((bits << 8).swap_bytes());
+        }
+        self.len = i * 3 + 3 - fill;
+        self.over = u64::from(fill != 0);
+        true
+    }
+}
+
+/// The password in what [`Unwrap`] gave; the length is 0 where there is none.
+#[inline(always)]
+pub fn password(text: &Window, len: u64, value: Value) -> Value {
+    let mut at = 0;
+    let mut found = value.wrapped == wrapped::ZERO;
+    let (wanted, first) = if found {
+        (0, u64::from(word(text, 0) as u8 == 0))
+    } else {
+        (eight_of(b':'), 0)
+    };
+    for i in 0..HOST_MAX as u64 / 8 {
+        if let Some(mask) = below(zeros(word(text, first + i * 8) ^ wanted)) {
+            let place = first + i * 8 + bytes(mask) + 1;
+            if place <= len {
+                at = place;
+                found = true;
+            }
+            break;
+        }
+    }
+    let found = found && len > at;
+    Value {
+        at,
+        len: if found { len - at } else { 0 },
+        ..value
+    }
+}
+
+/// Makes capital letters at the front of a text small, as far as a server's name goes.
+#[inline(always)]
+pub fn small_front(text: &mut Window) {
+    for i in 0..HOST_MAX / 8 {
+        // SAFETY: inside the window, which has many more bytes.
+        unsafe {
+            let place = text.as_mut_ptr().add(i * 8).cast::<u64>();
+            place.write_unaligned(eight::small(place.read_unaligned()));
+        }
+    }
 }
 
 /// A fingerprint in the making, and the dots passed on the way.
@@ -442,6 +594,42 @@ mod tests {
         }
     }
 
+    fn unwrapped(coded: &str, wrapped: u64) -> Option<String> {
+        let mut text = [0u8; WINDOW + SLACK];
+        text[6..6 + coded.len()].copy_from_slice(coded.as_bytes());
+        let value = Value {
+            at: 6,
+            len: coded.len() as u64,
+            wrapped,
+            ..Value::default()
+        };
+        let mut unwrap = Unwrap::default();
+        let mut i = 0;
+        while unwrap.step(&mut text, value, i) {
+            i += 1;
+        }
+        let Value { at, len, .. } = password(&text, unwrap.len, value);
+        let password = &text[at as usize..(at + len) as usize];
+        (len > 0).then(|| String::from_utf8_lossy(password).into_owned())
+    }
+
+    #[test]
+    fn the_password_inside() {
+        use wrapped::{COLON, ZERO};
+        for (coded, how, expected) in [
+            ("dXNlcjpmYWtl", COLON, Some("fake")),
+            ("dXNlcjpmYWtlMQ==", COLON, Some("fake1")),
+            ("OmZha2U6MjI=", COLON, Some("fake:22")),
+            ("AHVzZXIAZmFrZQ==", ZERO, Some("fake")),
+            ("ZmFrZWZha2U=", ZERO, Some("fakefake")),
+            ("dXNlcg==", COLON, None),
+            ("dX*lcjpmYWtl", COLON, None),
+            ("", COLON, None),
+        ] {
+            assert_eq!(unwrapped(coded, how).as_deref(), expected, "{coded}");
+        }
+    }
+
     #[test]
     fn what_is_no_header_of_the_catalog_is_nothing() {
         assert!(
@@ -469,6 +657,18 @@ mod tests {
         #[test]
         fn any_bytes(write in proptest::collection::vec(any::<u8>(), 0..WINDOW + 100)) {
             let _ = credentials(KEY, &write, rule);
+        }
+
+        #[test]
+        fn base64_is_the_standard_one(user in "[a-z]{0,100}", password in "[ -~]{1,600}") {
+            use base64::{Engine as _, engine::general_purpose::STANDARD};
+            let coded = STANDARD.encode(format!("{user}:{password}"));
+            prop_assert_eq!(unwrapped(&coded, wrapped::COLON), Some(password));
+        }
+
+        #[test]
+        fn any_base64(coded in "[ -~]{0,300}", how in 1u64..3) {
+            let _ = unwrapped(&coded, how);
         }
 
         #[test]

@@ -15,8 +15,9 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use monitor_common::record::{Connect, Probe, kind};
 
-/// TCP sockets whose first payloads are still to be looked at, by cookie. An entry that is evicted
-/// costs a name, not a connection.
+/// TCP sockets whose payloads are looked at, by cookie: the first ones of all, and those that follow
+/// where it is not TLS. An entry that is evicted costs a name, or what is presented in clear, not a
+/// connection.
 #[map]
 pub static AWAITED: LruHashMap<u64, Awaited> = LruHashMap::with_max_entries(16384, 0);
 
@@ -24,14 +25,17 @@ pub static AWAITED: LruHashMap<u64, Awaited> = LruHashMap::with_max_entries(1638
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Awaited {
-    /// Payloads still to be looked at.
+    /// Payloads still to be looked at for a ClientHello.
     pub left: u32,
-    /// 1 once a payload was sent.
-    pub seen: u32,
+    /// 1 once the agent was told of a payload.
+    pub told: u32,
     /// 1 once the first bytes of a ClientHello were sent.
     pub begun: u32,
     /// The sequence number behind it.
     pub end: u32,
+    /// 1 where the next payload is searched whatever it begins with.
+    pub goes_on: u32,
+    pub reserved: u32,
 }
 
 /// Where a UDP socket sends again and again, one record in [`UDP_QUIET_NS`] is enough.
@@ -118,9 +122,11 @@ fn connected(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
         // A full LRU map makes room by itself.
         let awaited = Awaited {
             left: PAYLOADS,
-            seen: 0,
+            told: 0,
             begun: 0,
             end: 0,
+            goes_on: 0,
+            reserved: 0,
         };
         let _ = AWAITED.insert(cookie, awaited, 0);
     } else {

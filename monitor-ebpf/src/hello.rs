@@ -1,7 +1,8 @@
 //! The first payload of a TCP connection: a ClientHello, or the sign that there will be none.
 
 use crate::{
-    connect::AWAITED,
+    clear::begins,
+    connect::{AWAITED, Awaited},
     kernel::{bounded, now},
     maps::{CREDENTIAL_RING, count, lost, send},
     present::UnderWay,
@@ -10,7 +11,8 @@ use crate::{
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
-    macros::cgroup_skb,
+    macros::{cgroup_skb, map},
+    maps::ProgramArray,
     programs::SkBuffContext,
 };
 use monitor_common::record::{PAYLOAD_MAX, Payload, Probe, Stage, kind};
@@ -31,8 +33,8 @@ const SHORT: usize = 1024;
 /// Missed: IPv6 with extension headers, QUIC. Never drops.
 #[cgroup_skb(egress)]
 pub fn hello_egress(ctx: SkBuffContext) -> i32 {
-    look(&ctx);
     tie(&ctx);
+    look(&ctx);
     1
 }
 
@@ -56,15 +58,15 @@ fn tie(ctx: &SkBuffContext) -> Option<()> {
 }
 
 /// What is looked at of a TCP packet.
-struct Tcp {
-    sequence: u32,
+pub struct Tcp {
+    pub sequence: u32,
     /// Where the payload begins.
-    payload: usize,
+    pub payload: usize,
 }
 
 impl Tcp {
     #[inline(always)]
-    fn of(ctx: &SkBuffContext) -> Option<Self> {
+    pub fn of(ctx: &SkBuffContext) -> Option<Self> {
         let start: [u8; 20] = ctx.load(0).ok()?;
         let at = match start[0] >> 4 {
             4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
@@ -125,11 +127,19 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the pointer is into the map; one socket sends one packet at a time, and a lost
     // count only looks at one payload more.
     let awaited = unsafe { &mut *awaited };
-    if awaited.begun == 0
-        && let Some(length) = hello_length(ctx, payload, payload_len)
-    {
-        awaited.begun = 1;
-        awaited.end = sequence.wrapping_add(length);
+    if awaited.begun == 0 {
+        match hello_length(ctx, payload, payload_len) {
+            Some(length) if awaited.left > 0 => {
+                awaited.begun = 1;
+                awaited.end = sequence.wrapping_add(length);
+            }
+            _ if may_be_clear(ctx, payload, awaited) => {
+                // SAFETY: the program there is of the same kind; it comes back only where there
+                // is none.
+                unsafe { CLEAR.tail_call(ctx, 0) };
+            }
+            _ => {}
+        }
     }
     let record = Payload {
         kind: kind::PAYLOAD,
@@ -139,12 +149,12 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         payload_len,
         sequence,
     };
-    awaited.left = awaited.left.wrapping_sub(1);
-    let first = awaited.seen == 0;
-    awaited.seen = 1;
-    let (begun, left) = (awaited.begun != 0, awaited.left);
+    awaited.left = awaited.left.saturating_sub(1);
+    let first = awaited.told == 0;
+    awaited.told = 1;
+    let begun = awaited.begun != 0;
     let rest = awaited.end.wrapping_sub(sequence) as i32;
-    if left == 0 || (begun && payload_len as i32 >= rest) {
+    if begun && payload_len as i32 >= rest {
         let _ = AWAITED.remove(cookie);
     }
     if begun && rest > 0 {
@@ -168,9 +178,22 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     Some(())
 }
 
+/// Index 0: the program that searches a packet outside TLS.
+#[map]
+static CLEAR: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Whether a payload may have a credential in it, by its first bytes.
+#[inline(always)]
+fn may_be_clear(ctx: &SkBuffContext, payload: usize, awaited: &Awaited) -> bool {
+    awaited.goes_on != 0
+        || ctx
+            .load(payload)
+            .is_ok_and(|first| begins(ctx, payload, first))
+}
+
 /// The control group of the socket: this program may run in another's context.
 #[inline(always)]
-fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
+pub fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the helper takes any skb of a socket.
     unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) }
 }

@@ -3,6 +3,8 @@
 #![no_std]
 #![no_main]
 
+mod answer;
+mod clear;
 mod connect;
 mod environ;
 mod file;
@@ -14,6 +16,7 @@ mod outcome;
 mod path;
 mod present;
 mod process;
+mod search;
 mod task;
 mod view;
 

@@ -222,20 +222,73 @@ pub struct Destination {
     /// 0 where it is known.
     #[serde(default, skip_serializing_if = "is_known")]
     pub one_of: u32,
+    /// Names that other sources give the same connection, where they do not agree with `name`: a
+    /// name is only what somebody says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disputed: Vec<Named>,
 }
+
+/// A name, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Named {
+    /// `?` where all that is known is that it is another one.
+    pub name: String,
+    pub name_source: NameSource,
+}
+
+/// In place of a name that is not known, and is not the one that it should be.
+pub const ANOTHER: &str = "?";
 
 fn is_known(one_of: &u32) -> bool {
     *one_of == 0
 }
 
 impl Destination {
+    /// An address and a port, of which no name is known.
+    pub fn unnamed(address: IpAddr, port: u16, transport: Transport) -> Self {
+        Self {
+            address,
+            port,
+            name: None,
+            name_source: NameSource::None,
+            transport,
+            ech: false,
+            one_of: 0,
+            disputed: Vec::new(),
+        }
+    }
+
+    /// Takes a name from a source. The first to come stays, unless the later one is nearer to the
+    /// connection; what does not agree is kept beside it.
+    pub fn take_name(&mut self, name: &str, source: NameSource) {
+        let nearer = self.name_source == NameSource::None
+            || (self.name_source == NameSource::Dns && source != NameSource::Dns);
+        let before = self.name.clone();
+        if nearer {
+            self.name = Some(name.to_owned());
+            self.name_source = source;
+            self.disputed.clear();
+        } else if before.as_deref() != Some(name) {
+            let named = Named {
+                name: name.to_owned(),
+                name_source: source,
+            };
+            if !self.disputed.contains(&named) {
+                self.disputed.push(named);
+            }
+        }
+    }
+
     /// `name:port`, or `address:port`, and whether it is only one of several that it may be.
     pub fn label(&self) -> String {
-        let place = self.place();
-        match self.one_of {
-            0 => place,
-            several => format!("{place} (one of {several})"),
+        let mut label = self.place();
+        if self.one_of > 0 {
+            label = format!("{label} (one of {})", self.one_of);
         }
+        for other in &self.disputed {
+            label = format!("{label} ({} by {})", other.name, other.name_source);
+        }
+        label
     }
 
     fn place(&self) -> String {
@@ -314,6 +367,9 @@ pub struct Hop {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Destination>,
     pub evidence: Evidence,
+    /// Presented outside TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clear: bool,
 }
 
 /// A process that holds a credential was looked at by another.

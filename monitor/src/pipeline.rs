@@ -3,12 +3,13 @@
 
 use crate::{
     attribution::Attribution,
-    credential::{Credentials, Opened, Shown, Variable, View},
+    credential::{Credentials, Opened, Variable, View},
     ledger::{Entry, Writer},
-    model::{Destination, Gap, NameSource, Place, Source, Subject, Transport},
+    model::{ANOTHER, Destination, Gap, Place, Source, Subject, Transport},
     policy::{Policy, document::Document},
     report::{findings::Stream, metrics::Metrics},
     sensor::{
+        dns::Resolved,
         observation::{FileId, Manner, Observation, Stamp},
         running,
         tls::{Candidate, is_library},
@@ -41,8 +42,8 @@ pub struct Joiner {
     pub environ_is_read: bool,
     /// What may have TLS inside, and is to be looked at.
     pub tls: Vec<Candidate>,
-    /// Server names in ClientHellos, by their fingerprint.
-    servers: HashMap<u64, String>,
+    /// Names of servers, by their fingerprint: those of the last while, and of the one before.
+    servers: [HashMap<u64, String>; 2],
     /// What was presented and waits to be told on which socket, by its write.
     presented: BTreeMap<u64, Vec<Waiting>>,
 }
@@ -52,6 +53,8 @@ pub struct Joiner {
 struct Waiting {
     /// Fingerprint of the server name that the program gave the TLS object.
     server: Option<u64>,
+    /// Fingerprint of the server's name in the head of the request.
+    host: Option<u64>,
     time: Timestamp,
     who: Who,
     credential: crate::model::Credential,
@@ -82,7 +85,7 @@ impl Joiner {
             malformed: 0,
             environ_is_read: false,
             tls: Vec::new(),
-            servers: HashMap::new(),
+            servers: Default::default(),
             presented: BTreeMap::new(),
         }
     }
@@ -99,15 +102,50 @@ impl Joiner {
                 return;
             }
             for waiting in entry.remove() {
-                let server = self.server(&waiting);
-                events.push(waiting.event(None, server));
+                let event = self.told(waiting, None);
+                events.push(event);
             }
         }
     }
 
     /// The server name that the program gave its TLS object, where it was seen in a ClientHello.
     fn server(&self, waiting: &Waiting) -> Option<String> {
-        self.servers.get(&waiting.server?).cloned()
+        self.server_of(waiting.server?)
+    }
+
+    /// The event of what was presented, and on which connection.
+    fn told(&self, waiting: Waiting, connection: Option<u64>) -> Event {
+        Event::Presented {
+            server: self.server(&waiting),
+            host: self.host(waiting.host),
+            time: waiting.time,
+            who: waiting.who,
+            connection,
+            credential: waiting.credential,
+            place: waiting.place,
+        }
+    }
+
+    fn server_of(&self, fingerprint: u64) -> Option<String> {
+        self.servers
+            .iter()
+            .find_map(|names| names.get(&fingerprint))
+            .cloned()
+    }
+
+    /// The server's name in the head of a request.
+    fn host(&self, fingerprint: Option<u64>) -> Option<String> {
+        let name = self.server_of(fingerprint?);
+        Some(name.unwrap_or_else(|| ANOTHER.to_owned()))
+    }
+
+    /// Remembers a name for when its fingerprint is told.
+    fn note_server(&mut self, name: &str) {
+        if self.servers[0].len() >= SERVERS {
+            self.servers[1] = std::mem::take(&mut self.servers[0]);
+        }
+        let fingerprint = self.credentials.print_of(name);
+        self.servers[0].insert(fingerprint, name.to_owned());
     }
 
     /// Events for what already runs: its processes, their environments, the credential files that
@@ -149,15 +187,7 @@ impl Joiner {
                     who: self.who(subject),
                     // No cookie is so large.
                     connection: inode | 1 << 63,
-                    destination: Destination {
-                        address: to.address,
-                        port: to.port,
-                        name: None,
-                        name_source: NameSource::None,
-                        transport: to.transport,
-                        ech: false,
-                        one_of: 0,
-                    },
+                    destination: Destination::unnamed(to.address, to.port, to.transport),
                     stdin: None,
                 });
             }
@@ -249,22 +279,14 @@ impl Joiner {
                     stamp,
                     write,
                     server,
-                    fingerprint,
-                    secret_len,
-                    header,
-                    prefix,
-                    dots,
+                    host,
+                    shown,
                 } => {
                     self.attribution.ensure(&stamp);
-                    let (credential, place) = self.credentials.presented(Shown {
-                        fingerprint,
-                        secret_len,
-                        header,
-                        prefix,
-                        dots,
-                    });
+                    let (credential, place) = self.credentials.presented(shown);
                     let waiting = Waiting {
                         server,
+                        host,
                         time: stamp.time,
                         who: self.who(stamp.subject),
                         credential,
@@ -272,13 +294,54 @@ impl Joiner {
                     };
                     self.presented.entry(write).or_default().push(waiting);
                 }
+                Observation::Clear {
+                    time,
+                    cookie,
+                    host,
+                    shown,
+                } => {
+                    let (credential, place) = self.credentials.presented(shown);
+                    events.push(Event::Clear {
+                        time,
+                        connection: cookie,
+                        host: self.host(host),
+                        credential,
+                        place,
+                    });
+                }
+                Observation::Host { time, cookie, name } => {
+                    if let Some(name) = &name {
+                        self.note_server(name);
+                    }
+                    events.push(Event::Payload {
+                        time,
+                        connection: cookie,
+                        destination: name.map(|name| NamedBy {
+                            server_name: Some(name),
+                            ech: false,
+                            host: true,
+                        }),
+                    });
+                }
+                Observation::Answer { time, resolved } => {
+                    if let Some(Resolved { names, addresses }) = resolved {
+                        for name in &names {
+                            self.note_server(name);
+                        }
+                        events.push(Event::Resolved {
+                            time,
+                            names,
+                            addresses,
+                        });
+                    }
+                }
                 Observation::Withdrawn { write } => {
                     self.presented.remove(&write);
                 }
                 Observation::Tied { write, cookie } => {
                     for waiting in self.presented.remove(&write).unwrap_or_default() {
-                        let server = self.server(&waiting);
-                        events.push(waiting.event(Some(cookie), server));
+                        let event = self.told(waiting, Some(cookie));
+                        events.push(event);
                     }
                 }
                 Observation::Refused { cookie, .. } => {
@@ -315,15 +378,7 @@ impl Joiner {
                         time: stamp.time,
                         who: self.who(stamp.subject),
                         connection: connection_id(cookie, transport, &stamp, port),
-                        destination: Destination {
-                            address,
-                            port,
-                            name: None,
-                            name_source: NameSource::None,
-                            transport,
-                            ech: false,
-                            one_of: 0,
-                        },
+                        destination: Destination::unnamed(address, port, transport),
                         stdin,
                     });
                 }
@@ -335,10 +390,7 @@ impl Joiner {
                 } => {
                     self.malformed += u64::from(malformed);
                     if let Some(name) = hello.as_ref().and_then(|hello| hello.server_name.clone()) {
-                        if self.servers.len() >= SERVERS {
-                            self.servers.clear();
-                        }
-                        self.servers.insert(self.credentials.print_of(&name), name);
+                        self.note_server(&name);
                     }
                     events.push(Event::Payload {
                         time,
@@ -346,6 +398,7 @@ impl Joiner {
                         destination: hello.map(|hello| NamedBy {
                             server_name: hello.server_name,
                             ech: hello.ech,
+                            host: false,
                         }),
                     });
                 }
@@ -533,19 +586,6 @@ impl Joiner {
             subject,
             workload: self.attribution.workload(subject),
             process: self.attribution.process(subject),
-        }
-    }
-}
-
-impl Waiting {
-    fn event(self, connection: Option<u64>, server: Option<String>) -> Event {
-        Event::Presented {
-            time: self.time,
-            who: self.who,
-            connection,
-            server,
-            credential: self.credential,
-            place: self.place,
         }
     }
 }

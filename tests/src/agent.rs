@@ -2,8 +2,10 @@
 
 use crate::wait_for;
 use anyhow::{Context as _, Result, bail};
+use monitor_common::fingerprint::{Key, fingerprint};
 use serde_json::Value;
 use std::{
+    fmt::Write as _,
     fs::File,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -153,6 +155,40 @@ impl Agent {
                 known.unwrap_or_default()
             )
         })
+    }
+
+    /// The id that this agent gives a secret.
+    pub fn id_of(&self, secret: &str) -> Result<String> {
+        let key = std::fs::read_to_string(self.state_dir.join("fingerprint.key"))?;
+        let key = Key::from_bytes(u128::from_str_radix(key.trim(), 16)?.to_be_bytes());
+        Ok(format!("kt-{:016x}", fingerprint(key, secret.as_bytes())))
+    }
+
+    /// Where a secret was presented, and how often, as the agent says; empty while it does not know
+    /// it.
+    pub fn presented(&self, secret: &str) -> Result<Vec<(String, u64)>> {
+        let id = self.id_of(secret)?;
+        let answer = self.json(&["query", "where", &id])?;
+        let hops = answer
+            .map(|answer| answer["hops"].clone())
+            .unwrap_or_default();
+        let mut found = Vec::new();
+        for hop in hops.as_array().into_iter().flatten() {
+            if hop["evidence"] == "presented" {
+                let place = &hop["destination"];
+                let one_of = place["one_of"].as_u64().unwrap_or(0);
+                let mut label = format!(
+                    "{}:{}",
+                    place["address"].as_str().unwrap_or_default(),
+                    place["port"]
+                );
+                if one_of > 0 {
+                    write!(label, " (one of {one_of})")?;
+                }
+                found.push((label, hop["count"].as_u64().unwrap_or(0)));
+            }
+        }
+        Ok(found)
     }
 
     /// The findings of the stream so far.

@@ -27,6 +27,11 @@ pub fn wait_for<T>(
     }
 }
 
+/// The path of a client program.
+pub fn client(name: &str) -> String {
+    format!("{}/clients/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
 /// Whether this process is root, which the probes need.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -10,7 +10,10 @@ use hyper_util::{
 };
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use std::{net::SocketAddr, sync::Arc};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
 use tokio_rustls::TlsAcceptor;
 
 /// A server that runs until the process ends.
@@ -20,6 +23,11 @@ pub struct WebServer {
 }
 
 impl WebServer {
+    /// Starts on a free port of `ip`, without TLS.
+    pub fn start_plain(ip: &str) -> Result<Self> {
+        Self::serve(ip, None)
+    }
+
     /// Starts on a free port of `ip`, with a certificate of its own making.
     pub fn start(ip: &str) -> Result<Self> {
         let certified = rcgen::generate_simple_self_signed(vec![
@@ -34,7 +42,10 @@ impl WebServer {
             .with_no_client_auth()
             .with_single_cert(vec![certified.cert.der().clone()], key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Self::serve(ip, Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn serve(ip: &str, acceptor: Option<TlsAcceptor>) -> Result<Self> {
         let listener =
             std::net::TcpListener::bind((ip, 0)).with_context(|| format!("cannot bind {ip}"))?;
         listener.set_nonblocking(true)?;
@@ -47,22 +58,29 @@ impl WebServer {
     }
 }
 
-async fn serve(listener: std::net::TcpListener, acceptor: TlsAcceptor) -> Result<()> {
+async fn serve(listener: std::net::TcpListener, acceptor: Option<TlsAcceptor>) -> Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
         let (stream, _) = listener.accept().await?;
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // A client that breaks off is its own affair.
-            let Ok(stream) = acceptor.accept(stream).await else {
-                return;
+            let Some(acceptor) = acceptor else {
+                return answer(stream).await;
             };
-            let answer = service_fn(|_: Request<Incoming>| async {
-                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("ok\n"))))
-            });
-            let _ = Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
+            // A client that breaks off is its own affair.
+            if let Ok(stream) = acceptor.accept(stream).await {
+                answer(stream).await;
+            }
         });
     }
+}
+
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let answer = service_fn(|_: Request<Incoming>| async {
+        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("ok\n"))))
+    });
+    // As above.
+    let _ = Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
 }

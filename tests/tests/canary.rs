@@ -193,16 +193,30 @@ fn no_secret_stays() -> Result<()> {
         ),
         &[("ONE", &canary(18)), ("TWO", &canary(19))],
     )?;
+    // In clear, wrapped in base64, and in the sign-in of another protocol.
+    let plain = WebServer::start_plain("127.0.0.1")?;
+    sh(
+        &format!(
+            "curl -sS --http1.1 -o /dev/null -H \"Authorization: Bearer $ONE\" http://{0}/; curl -sS -o /dev/null -u \"fake:$TWO\" http://{0}/; python3 {1} smtp-plain \"$THREE\"",
+            plain.address,
+            lab::client("sign_in.py")
+        ),
+        &[
+            ("ONE", &canary(20)),
+            ("TWO", &canary(21)),
+            ("THREE", &canary(22)),
+        ],
+    )?;
     wait_for(
         "what was presented is known",
         Duration::from_secs(8),
         || {
             let presented = agent.metric("keytrail_hops_total", &["evidence=\"presented\""])?;
-            Ok((presented >= 3.0).then_some(()))
+            Ok((presented >= 6.0).then_some(()))
         },
     )?;
     let mut places: Vec<(String, Vec<u8>)> = Vec::new();
-    for map in ["PRESENT_SCRATCH", "ENVIRON_SCRATCH"] {
+    for map in ["SEARCH_SCRATCH", "ENVIRON_SCRATCH"] {
         places.extend(map_bytes(map)?.map(|bytes| (format!("map {map}"), bytes)));
     }
     for path in [
@@ -248,7 +262,7 @@ fn no_secret_stays() -> Result<()> {
     assert!(core_size > 1 << 20, "a core of {core_size} bytes is none");
     // The search finds what is there: the core holds the id of the key, which is public.
     for (place, bytes) in &places {
-        for (number, mark) in marks(0..20) {
+        for (number, mark) in marks(0..23) {
             assert!(!holds(bytes, &mark), "canary {number} is in {place}");
         }
     }

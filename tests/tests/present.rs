@@ -2,12 +2,11 @@
 //! its own destination and at no other.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{agent::Agent, wait_for, web::WebServer};
-use monitor_common::fingerprint::{Key, fingerprint};
+use lab::{agent::Agent, client, wait_for, web::WebServer};
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     sync::{
         LazyLock, Mutex, MutexGuard,
@@ -21,7 +20,6 @@ struct Scene {
     agent: Agent,
     servers: [WebServer; 2],
     directory: TempDir,
-    key: Key,
 }
 
 static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
@@ -32,8 +30,6 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
         );
         let directory = tempfile::tempdir()?;
         let agent = Agent::start(directory.path(), &[])?;
-        let key = std::fs::read_to_string(agent.state_dir.join("fingerprint.key"))?;
-        let key = Key::from_bytes(u128::from_str_radix(key.trim(), 16)?.to_be_bytes());
         let scene = Scene {
             agent,
             servers: [
@@ -41,7 +37,6 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
                 WebServer::start("127.0.0.2")?,
             ],
             directory,
-            key,
         };
         let node = Command::new("node")
             .args(["-p", "process.execPath"])
@@ -125,14 +120,6 @@ fn with_arguments(program: &str, first: &[&str], requests: &[String]) -> Option<
     let mut command = Command::new(program);
     command.args(first).args(requests);
     Some(command)
-}
-
-fn client(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("clients")
-        .join(name)
-        .display()
-        .to_string()
 }
 
 fn node(how: &str, requests: &[String]) -> Option<Command> {
@@ -289,36 +276,6 @@ impl Scene {
             .collect()
     }
 
-    fn id(&self, secret: &str) -> String {
-        format!("kt-{:016x}", fingerprint(self.key, secret.as_bytes()))
-    }
-
-    /// Where a secret was presented, as often as the agent says; empty while it does not know it.
-    fn presented(&self, secret: &str) -> Result<Vec<(String, u64)>> {
-        let id = self.id(secret);
-        let answer = self.agent.json(&["query", "where", &id])?;
-        let hops = answer
-            .map(|answer| answer["hops"].clone())
-            .unwrap_or_default();
-        let mut found = Vec::new();
-        for hop in hops.as_array().into_iter().flatten() {
-            if hop["evidence"] == "presented" {
-                let place = &hop["destination"];
-                let one_of = place["one_of"].as_u64().unwrap_or(0);
-                let mut label = format!(
-                    "{}:{}",
-                    place["address"].as_str().unwrap_or_default(),
-                    place["port"]
-                );
-                if one_of > 0 {
-                    write!(label, " (one of {one_of})")?;
-                }
-                found.push((label, hop["count"].as_u64().unwrap_or(0)));
-            }
-        }
-        Ok(found)
-    }
-
     /// Runs a client, and waits until each secret is known where it went. The error tells what was
     /// not as it should be.
     fn check(&self, mut command: Command, requests: &[Request]) -> Result<()> {
@@ -336,7 +293,7 @@ impl Scene {
                 &format!("{} at {expected}", request.scheme),
                 Duration::from_secs(3),
                 || {
-                    last = self.presented(&request.secret)?;
+                    last = self.agent.presented(&request.secret)?;
                     let places: BTreeSet<&str> =
                         last.iter().map(|(place, _)| place.as_str()).collect();
                     Ok(places.iter().eq([&expected.as_str()]).then_some(()))
@@ -426,7 +383,7 @@ fn a_leaked_token_is_a_critical_finding() -> Result<()> {
         .arg(format!("https://{address}/"))
         .status()?;
     ensure!(status.success());
-    let id = scene.id(token);
+    let id = scene.agent.id_of(token)?;
     let finding = scene.agent.await_finding(|finding| {
         finding["rule"] == "unexpected-hop" && finding["credential"]["id"] == id.as_str()
     })?;
@@ -438,39 +395,116 @@ fn a_leaked_token_is_a_critical_finding() -> Result<()> {
     Ok(())
 }
 
-/// A token that one process reads and another presents: both are named.
-#[test]
-fn a_token_passed_through_a_pipe() -> Result<()> {
+/// Runs a script with a file that holds a token (`$0`), and a server (`$1`), and waits until both are
+/// named: who picked the token up, by which source, and that it was presented by another.
+fn passed_on(token: &str, script: &str, picked_up: (&str, &str), presenter: &str) -> Result<()> {
     let scene = scene();
-    let secret = "hvs.FAKEpassedthroughapipe00000001";
-    let home = scene.directory.path().join("piped");
+    let home = scene.directory.path().join(token);
     std::fs::create_dir_all(&home)?;
     let file = home.join(".vault-token");
-    std::fs::write(&file, secret)?;
+    std::fs::write(&file, token)?;
     let address = scene.servers[1].address;
-    let status = Command::new("bash")
-        .args(["-c", "cat \"$0\" | python3 -c 'import sys,subprocess,os; os.execvp(\"curl\",[\"curl\",\"-sSk\",\"-o\",\"/dev/null\",\"-H\",\"X-Vault-Token: \"+sys.stdin.read(),sys.argv[1]])' \"$1\""])
+    let output = Command::new("bash")
+        .args(["-e", "-c", script])
         .arg(&file)
         .arg(format!("https://{address}/"))
-        .status()?;
-    ensure!(status.success());
-    let id = scene.id(secret);
-    let who = scene.agent.await_json(&["query", "who", &id], |answer| {
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "the script ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let id = scene.agent.id_of(token)?;
+    scene.agent.await_json(&["query", "who", &id], |answer| {
         let uses = answer["uses"].as_array();
         uses.is_some_and(|uses| {
-            let by = |source: &str, exe: &str| {
+            let by = |(source, exe): (&str, &str)| {
                 uses.iter().any(|used| {
                     used["source"] == source
                         && used["workload"]["name"]
                             .as_str()
-                            .is_some_and(|name| name.ends_with(exe))
+                            .is_some_and(|name| name.contains(exe))
                 })
             };
-            by("file", "/cat") && by("presented", "/curl")
+            by(picked_up) && by(("presented", presenter))
         })
     })?;
-    ensure!(!who["uses"].as_array().is_none_or(Vec::is_empty));
+    let expected = (address.to_string(), 1);
+    let places = scene.agent.presented(token)?;
+    ensure!(
+        places == [expected],
+        "it is said to have gone to {places:?}"
+    );
     Ok(())
+}
+
+#[test]
+fn a_token_passed_through_a_pipe() -> Result<()> {
+    passed_on(
+        "hvs.FAKEpassedthroughapipe00000001",
+        "cat \"$0\" | python3 -c 'import sys,os; os.execvp(\"curl\",[\"curl\",\"-sSk\",\"-o\",\"/dev/null\",\"-H\",\"X-Vault-Token: \"+sys.stdin.read(),sys.argv[1]])' \"$1\"",
+        ("file", "/cat"),
+        "/curl",
+    )
+}
+
+#[test]
+fn a_token_passed_over_a_unix_socket() -> Result<()> {
+    // The one that listens presents; the one that connects has read.
+    passed_on(
+        "hvs.FAKEpassedoverasocket000000001",
+        "socket=$(dirname \"$0\")/socket; mkfifo \"$socket.ready\"
+python3 -c '
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[2])
+listener.listen()
+print(flush=True)
+token = listener.accept()[0].makefile().read()
+os.execvp(\"curl\", [\"curl\", \"-sSk\", \"-o\", \"/dev/null\", \"-H\", \"X-Vault-Token: \" + token, sys.argv[1]])
+' \"$1\" \"$socket\" > \"$socket.ready\" &
+read -r _ < \"$socket.ready\"
+perl -MIO::Socket::UNIX -e 'open F, $ARGV[0]; $s = IO::Socket::UNIX->new(Peer => $ARGV[1]); print $s <F>' \"$0\" \"$socket\"
+wait $!",
+        ("file", "/perl"),
+        "/curl",
+    )
+}
+
+#[test]
+fn a_token_in_a_copied_file() -> Result<()> {
+    passed_on(
+        "hvs.FAKEinacopiedfile000000000001",
+        "copy=$(dirname \"$0\")/notes.txt; cp \"$0\" \"$copy\"
+curl -sSk -o /dev/null -H \"X-Vault-Token: $(cat \"$copy\")\" \"$1\"",
+        ("file", "/cp"),
+        "/curl",
+    )
+}
+
+#[test]
+fn a_token_as_the_password_of_any_user() -> Result<()> {
+    passed_on(
+        "hvs.FAKEinbase64ofabasicheader0001",
+        "curl -sSk -o /dev/null -u \"whoever:$(cat \"$0\")\" \"$1\"",
+        ("file", "/cat"),
+        "/curl",
+    )
+}
+
+#[test]
+fn a_token_from_the_environment_of_another() -> Result<()> {
+    passed_on(
+        "hvs.FAKEfromanotherenvironment001",
+        "VAULT_TOKEN=$(cat \"$0\") sleep 30 & victim=$!
+until [ \"$(readlink /proc/$victim/exe)\" = \"$(readlink -f \"$(command -v sleep)\")\" ]; do :; done
+token=$(perl -0ne 'print $1 if /^VAULT_TOKEN=(.*)\\0/s' /proc/$victim/environ)
+curl -sSk -o /dev/null -H \"X-Vault-Token: $token\" \"$1\"
+kill $victim",
+        ("environment", "/sleep"),
+        "/curl",
+    )
 }
 
 /// A key pair from a file, of which only the id is shown on the wire.

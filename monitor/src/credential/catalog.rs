@@ -8,7 +8,8 @@ use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use monitor_common::{
     environ::word_key,
     filter::{
-        JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key, word_of,
+        HOST, JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key,
+        word_of,
     },
     http2::coded_header_key,
     scan::{HEADER_MAX, header_key},
@@ -378,6 +379,9 @@ impl Catalog {
             if httlib_huffman::encode(header.as_bytes(), &mut coded).is_ok() {
                 rules.insert(coded_header_key(&coded), index as u32);
             }
+        }
+        for header in ["host", ":authority"] {
+            rules.insert(header_key(header), HOST);
         }
         Rules(rules)
     }

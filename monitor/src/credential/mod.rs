@@ -9,12 +9,15 @@ pub mod secret;
 
 use crate::{
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
-    sensor::observation::FileId,
+    sensor::observation::{FileId, Shown},
 };
 use catalog::{Catalog, Format, normalise};
 use contents::{Facts, Found};
 use jiff::Timestamp;
-use monitor_common::fingerprint::{Key, fingerprint};
+use monitor_common::{
+    fingerprint::{Key, fingerprint},
+    login::{LOGIN, speaks},
+};
 use rustix::fs::{Mode, OFlags};
 use secret::SecretBuffer;
 use std::{
@@ -326,10 +329,19 @@ impl Credentials {
     /// A secret that was seen in the bytes of a connection, and where in them.
     pub fn presented(&mut self, shown: Shown) -> (Credential, Place) {
         let catalog = Arc::clone(&self.catalog);
-        let (header, by_header) = catalog.header(shown.header).unwrap_or(("", None));
+        let (place, by_header) = match u64::from(shown.header) & !LOGIN {
+            _ if u64::from(shown.header) & LOGIN == 0 => {
+                let (header, class) = catalog.header(shown.header).unwrap_or(("", None));
+                (format!("header:{header}"), class)
+            }
+            protocol => {
+                let (protocol, class) = protocol_of(protocol);
+                (format!("protocol:{protocol}"), catalog.class(class))
+            }
+        };
         let place = Place {
             source: Source::Presented,
-            place: format!("header:{header}"),
+            place,
         };
         let by_form = by_form(&catalog, shown.prefix, shown.secret_len, shown.dots);
         let class = by_form.or(by_header).map_or(GENERIC, |class| &class.class);
@@ -340,6 +352,13 @@ impl Credentials {
             label: None,
             facts: Facts::default(),
         };
+        // A password that is known is the credential, whatever user goes with it.
+        if let Some(inner) = shown.inner {
+            let id = self.id_of(inner);
+            if self.known.contains_key(&id) && !self.aliases.contains_key(&shown.fingerprint) {
+                self.alias(shown.fingerprint, &id);
+            }
+        }
         let id = self.id_of(shown.fingerprint);
         // Where it was picked up tells more than where it is shown.
         let credential = match self.known.get(&id) {
@@ -450,18 +469,6 @@ pub fn is_general(class: &str) -> bool {
     ) || class == catalog::WRITTEN
 }
 
-/// What a probe tells of a secret in the bytes of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown {
-    pub fingerprint: u64,
-    pub secret_len: u32,
-    /// Index of the header in the catalog.
-    pub header: u32,
-    /// Index in the prefix table of the catalog.
-    pub prefix: Option<u32>,
-    pub dots: u32,
-}
-
 /// A variable that may be a secret, as the probe or `/proc` tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variable {
@@ -517,6 +524,19 @@ fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog
         (Some(form), Some(name)) if form.class == "jwt" => Some(name),
         (Some(form), _) => Some(form),
         (None, name) => name,
+    }
+}
+
+/// The name of a protocol in which one signs in, and the class of what is sent there.
+fn protocol_of(speaks: u64) -> (&'static str, &'static str) {
+    const PASSWORD: &str = "database-password";
+    match speaks {
+        speaks::REDIS => ("redis", PASSWORD),
+        speaks::POSTGRES => ("postgresql", PASSWORD),
+        speaks::MYSQL => ("mysql", PASSWORD),
+        speaks::MQTT => ("mqtt", GENERIC),
+        speaks::LDAP => ("ldap", GENERIC),
+        _ => ("mail", GENERIC),
     }
 }
 

@@ -74,9 +74,11 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> Entry {
             transport: Transport::Tcp,
             ech: false,
             one_of: 0,
+            disputed: Vec::new(),
         },
         others: Vec::new(),
         evidence: Evidence::Sole,
+        clear: false,
     };
     Entry::Hop(Box::new(hop), verdict)
 }

@@ -529,6 +529,7 @@ mode: alert
             transport: Transport::Tcp,
             ech: false,
             one_of: 0,
+            disputed: Vec::new(),
         }
     }
 

@@ -5,8 +5,8 @@ pub mod document;
 use crate::{
     credential::catalog::Catalog,
     model::{
-        Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop, Lifetime, Look,
-        Role, Severity, Source, Use, Verdict, WorkloadKind,
+        ANOTHER, Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop,
+        Lifetime, Look, NameSource, Named, Role, Severity, Source, Use, Verdict, WorkloadKind,
     },
 };
 use document::{Document, Expectation, Mode};
@@ -65,11 +65,22 @@ const REVOKED: Rule = Rule {
     references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1078"],
 };
 
+const CLEARTEXT: Rule = Rule {
+    name: "cleartext-credential",
+    references: &[
+        "OWASP NHI4:2025 Insecure Authentication",
+        "ATT&CK T1040",
+        "ATT&CK T1552",
+    ],
+};
+
 /// The rules of this release.
-pub const RULES: [Rule; 7] = [
+pub const RULES: [Rule; 9] = [
     UNEXPECTED_HOP,
     UNEXPECTED_READER,
     CREDENTIAL_COPIED,
+    FOREIGN_PROCESS_READ,
+    CLEARTEXT,
     HUMAN_USE,
     EXPIRED,
     LONG_LIVED,
@@ -442,8 +453,31 @@ impl Policy {
         ))
     }
 
-    /// Whether a credential may go to a destination.
+    /// Whether a credential may go to a destination, by each name that is said of it: the head of a
+    /// request may name another server than the connection, and both have to be right; of the names
+    /// that name servers gave the address, one.
     fn allows(&self, credential: &Credential, destination: &Destination) -> bool {
+        let by = |named: &Named| {
+            named.name != ANOTHER
+                && self.allows_name(
+                    credential,
+                    &Destination {
+                        name: Some(named.name.clone()),
+                        ..destination.clone()
+                    },
+                )
+        };
+        let (by_dns, by_host): (Vec<_>, Vec<_>) = destination
+            .disputed
+            .iter()
+            .partition(|named| named.name_source == NameSource::Dns);
+        self.allows_name(credential, destination)
+            && by_host.into_iter().all(by)
+            && (by_dns.is_empty() || by_dns.into_iter().any(by))
+    }
+
+    /// The same for the name that the destination has.
+    fn allows_name(&self, credential: &Credential, destination: &Destination) -> bool {
         let host = host(destination);
         self.catalog.at_home(&credential.class, &host) == Some(true)
             || names_host(&credential.audience, &host)
@@ -544,6 +578,25 @@ impl Policy {
                 evidence: Some(hop.evidence),
                 destination: Some(destination),
                 expected,
+                same: format!("{} {}", hop.workload.key(), destination.label()),
+            }));
+        }
+        if hop.clear
+            && !destination.address.is_loopback()
+            && !self.catalog.is_metadata(destination.address)
+        {
+            findings.push(raise(Raise {
+                rule: CLEARTEXT,
+                severity: Severity::High,
+                summary: format!(
+                    "{} sent {} in clear to {}",
+                    hop.workload.key(),
+                    shown(credential),
+                    destination.label()
+                ),
+                evidence: Some(hop.evidence),
+                destination: Some(destination),
+                expected: Vec::new(),
                 same: format!("{} {}", hop.workload.key(), destination.label()),
             }));
         }

@@ -76,9 +76,11 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
             transport: Transport::Tcp,
             ech: false,
             one_of: 0,
+            disputed: Vec::new(),
         },
         others: Vec::new(),
         evidence,
+        clear: false,
     }
 }
 

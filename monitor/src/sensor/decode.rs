@@ -1,14 +1,16 @@
 //! Records of the probes, decoded with checks.
 
 use super::{
-    hello::Piece,
-    observation::{FileId, Manner, Observation, Stamp, Target},
+    dns,
+    hello::{Piece, host_name},
+    observation::{FileId, Manner, Observation, Shown, Stamp, Target},
 };
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    BY_INODE, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS, Payload, Presented,
-    Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED, Variable, WRITTEN, foreign, kind,
+    self, BY_INODE, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS, Payload,
+    Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED, Variable, WRITTEN, foreign,
+    kind,
 };
 use std::{
     ffi::OsString,
@@ -98,6 +100,17 @@ pub enum Decoded {
     Payload(Piece),
 }
 
+fn shown(record: &record::Shown) -> Shown {
+    Shown {
+        fingerprint: record.fingerprint,
+        inner: (record.inner != 0).then_some(record.inner),
+        secret_len: record.secret_len,
+        header: record.name,
+        prefix: record.prefix.checked_sub(1),
+        dots: record.dots,
+    }
+}
+
 /// One record, and its time in nanoseconds since boot.
 pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeError> {
     let (kind, _) = take::<u32>(0, bytes)?;
@@ -105,6 +118,8 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
         kind::PAYLOAD => take::<Payload>(kind, bytes)?.0.time,
         kind::REFUSED => take::<Refused>(kind, bytes)?.0.time,
         kind::TIED | kind::WITHDRAWN => take::<Tied>(kind, bytes)?.0.time,
+        kind::CLEAR => take::<Clear>(kind, bytes)?.0.time,
+        kind::HOST | kind::ANSWER => take::<Payload>(kind, bytes)?.0.time,
         _ => take::<Header>(kind, bytes)?.0.time,
     };
     let observation = match kind {
@@ -217,11 +232,26 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 stamp: stamp(&record.header, clock),
                 write: record.write,
                 server: (record.server != 0).then_some(record.server),
-                fingerprint: record.fingerprint,
-                secret_len: record.secret_len,
-                header: record.name,
-                prefix: record.prefix.checked_sub(1),
-                dots: record.dots,
+                host: (record.shown.host != 0).then_some(record.shown.host),
+                shown: shown(&record.shown),
+            }
+        }
+        kind::CLEAR => {
+            let (record, _) = take::<Clear>(kind, bytes)?;
+            Observation::Clear {
+                time: clock.at(record.time),
+                cookie: record.cookie,
+                host: (record.shown.host != 0).then_some(record.shown.host),
+                shown: shown(&record.shown),
+            }
+        }
+        kind::HOST => {
+            let (record, rest) = take::<Payload>(kind, bytes)?;
+            let name = &rest[..rest.len().min(record.len as usize)];
+            Observation::Host {
+                time: clock.at(record.time),
+                cookie: record.cookie,
+                name: host_name(name),
             }
         }
         kind::WITHDRAWN => Observation::Withdrawn {
@@ -232,6 +262,13 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             Observation::Tied {
                 write: record.write,
                 cookie: record.cookie,
+            }
+        }
+        kind::ANSWER => {
+            let (record, rest) = take::<Payload>(kind, bytes)?;
+            Observation::Answer {
+                time: clock.at(record.time),
+                resolved: dns::parse(&rest[..rest.len().min(record.len as usize)]),
             }
         }
         kind::FOREIGN => {
@@ -329,7 +366,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_or_are_refused(kind in 0u32..12, rest in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_decode_or_are_refused(kind in 0u32..16, rest in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut bytes = kind.to_ne_bytes().to_vec();
             bytes.extend(rest);
             let _ = decode(&bytes, BootClock::now());

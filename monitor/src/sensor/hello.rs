@@ -169,11 +169,7 @@ fn extensions(bytes: &[u8]) -> Hello {
     for extension in found {
         match extension {
             TlsExtension::SNI(names) => {
-                hello.server_name = names
-                    .first()
-                    .and_then(|(_, name)| std::str::from_utf8(name).ok())
-                    .filter(|name| is_host_name(name))
-                    .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+                hello.server_name = names.first().and_then(|(_, name)| host_name(name));
             }
             TlsExtension::ALPN(protocols) => {
                 hello.alpn = protocols
@@ -188,13 +184,17 @@ fn extensions(bytes: &[u8]) -> Hello {
     hello
 }
 
-/// A name of the wire goes to logs, metrics and terminals: only what a host name can hold.
-fn is_host_name(name: &str) -> bool {
-    !name.is_empty()
+/// A name of the wire goes to logs, metrics and terminals: only what a host name can hold, and
+/// no address.
+pub fn host_name(name: &[u8]) -> Option<String> {
+    let name = std::str::from_utf8(name).ok()?.trim_end_matches('.');
+    let holds = !name.is_empty()
         && name.len() <= 253
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+        && name.parse::<std::net::Ipv4Addr>().is_err();
+    holds.then(|| name.to_ascii_lowercase())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::{
 };
 use aya::{
     Btf, Ebpf,
+    maps::ProgramArray,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, KProbe, Lsm,
         Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
@@ -36,6 +37,8 @@ enum Hook {
     Cgroup(&'static str),
     /// A function of TLS libraries: the program is loaded, and attached to files as they are found.
     Uprobe(&'static str),
+    /// Called by another program, which finds it in a map.
+    Called(&'static str),
     /// No hook: the agent looks in `/proc` when a process has become another program.
     Proc(&'static str),
 }
@@ -49,9 +52,10 @@ impl Hook {
             Self::Kprobe(function) => format!("kprobe/{function}"),
             Self::Tracepoint(category, name) => format!("tracepoint/{category}:{name}"),
             Self::RawTracepoint(name) => format!("raw_tp/{name}"),
-            Self::Cgroup("egress") => "cgroup_skb/egress".to_owned(),
+            Self::Cgroup(way @ ("egress" | "ingress")) => format!("cgroup_skb/{way}"),
             Self::Cgroup(kind) => format!("cgroup/{kind}"),
             Self::Uprobe(function) => format!("uprobe/{function}"),
+            Self::Called(_) => "cgroup_skb/egress".to_owned(),
             Self::Proc(file) => format!("proc/{file}"),
         }
     }
@@ -90,7 +94,11 @@ impl Hook {
                 function.trim_start_matches("security_"),
             ),
             Self::RawTracepoint(name) => (format!("btf_trace_{name}"), name),
-            Self::Tracepoint(..) | Self::Cgroup(_) | Self::Uprobe(_) | Self::Proc(_) => {
+            Self::Tracepoint(..)
+            | Self::Cgroup(_)
+            | Self::Uprobe(_)
+            | Self::Called(_)
+            | Self::Proc(_) => {
                 return None;
             }
         };
@@ -295,6 +303,16 @@ pub const LADDERS: &[Ladder] = &[
         rungs: &[&[step("hello_egress", Hook::Cgroup("egress"))]],
     },
     Ladder {
+        probe: Probe::Dns,
+        missed: "names of destinations that name servers gave",
+        rungs: &[&[step("answer_ingress", Hook::Cgroup("ingress"))]],
+    },
+    Ladder {
+        probe: Probe::Clear,
+        missed: "credentials that are presented in clear",
+        rungs: &[&[step("clear_egress", Hook::Called("CLEAR"))]],
+    },
+    Ladder {
         probe: Probe::Present,
         missed: "credentials that are presented inside TLS",
         rungs: &[&[
@@ -419,15 +437,31 @@ impl Step {
             Hook::Kprobe(_) if !Path::new(KPROBES).exists() => Err(format!(
                 "this kernel has no kprobes ({KPROBES} is not there)"
             )),
-            Hook::Cgroup(_) => at_cgroup(program, machine.cgroup),
+            Hook::Cgroup(kind) => at_cgroup(program, kind, machine.cgroup),
             hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
         };
-        Ok(result.map(|()| {
-            program
-                .info()
-                .ok()
-                .and_then(|info| info.verified_instruction_count())
-        }))
+        let instructions = program
+            .info()
+            .ok()
+            .and_then(|info| info.verified_instruction_count());
+        if let (Ok(()), Hook::Called(map)) = (&result, self.hook) {
+            self.put_in(ebpf, map)?;
+        }
+        Ok(result.map(|()| instructions))
+    }
+
+    /// Puts the loaded program where its caller looks for it.
+    fn put_in(&self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
+        let program = ebpf
+            .program(self.program)
+            .and_then(|program| program.fd().ok())
+            .ok_or(SensorError::NoProgram(self.program))?
+            .try_clone()
+            .map_err(SensorError::Wait)?;
+        let failed = |source| SensorError::Map { name, source };
+        let map = ebpf.map_mut(name).ok_or(SensorError::NoMap(name))?;
+        let mut called: ProgramArray<_> = map.try_into().map_err(failed)?;
+        called.set(0, &program, 0).map_err(failed)
     }
 }
 
@@ -467,13 +501,17 @@ fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), P
             let program: &mut UProbe = program.try_into()?;
             program.load()
         }
+        (Hook::Called(_), _) => {
+            let program: &mut CgroupSkb = program.try_into()?;
+            program.load()
+        }
         (Hook::Cgroup(_) | Hook::Lsm(_) | Hook::Fentry(_) | Hook::Proc(_), _) => {
             Err(ProgramError::UnexpectedProgramType)
         }
     }
 }
 
-fn at_cgroup(program: &mut Program, cgroup: Option<&Path>) -> Result<(), String> {
+fn at_cgroup(program: &mut Program, kind: &str, cgroup: Option<&Path>) -> Result<(), String> {
     let path = cgroup.ok_or("no cgroup v2 file system is mounted")?;
     let file =
         File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
@@ -481,8 +519,13 @@ fn at_cgroup(program: &mut Program, cgroup: Option<&Path>) -> Result<(), String>
         if let Program::CgroupSkb(_) = program {
             let program: &mut CgroupSkb = program.try_into()?;
             program.load()?;
+            let way = if kind == "ingress" {
+                CgroupSkbAttachType::Ingress
+            } else {
+                CgroupSkbAttachType::Egress
+            };
             program
-                .attach(file, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
+                .attach(file, way, CgroupAttachMode::Single)
                 .map(drop)
         } else {
             let program: &mut CgroupSockAddr = program.try_into()?;

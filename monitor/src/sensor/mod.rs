@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod decode;
+pub mod dns;
 pub mod doctor;
 pub mod fields;
 pub mod hello;

@@ -1,5 +1,6 @@
 //! What the sensor gives: records decoded and checked, in the terms of user space.
 
+use super::dns::Resolved;
 use crate::model::{Look, Subject, Transport};
 use jiff::Timestamp;
 use std::{net::IpAddr, path::PathBuf};
@@ -69,13 +70,28 @@ pub enum Observation {
         write: u64,
         /// Fingerprint of the server name that the program gave its TLS object.
         server: Option<u64>,
-        fingerprint: u64,
-        secret_len: u32,
-        /// Index of the header in the catalog.
-        header: u32,
-        /// Index in the prefix table of the catalog.
-        prefix: Option<u32>,
-        dots: u32,
+        /// Fingerprint of the server's name in the head of the request.
+        host: Option<u64>,
+        shown: Shown,
+    },
+    /// A credential in a packet outside TLS.
+    Clear {
+        time: Timestamp,
+        cookie: u64,
+        /// As in [`Observation::Presented`].
+        host: Option<u64>,
+        shown: Shown,
+    },
+    /// The head of a request in clear, and the server's name in it.
+    Host {
+        time: Timestamp,
+        cookie: u64,
+        name: Option<String>,
+    },
+    /// A name server answered; nothing, where it gave no address, or could not be understood.
+    Answer {
+        time: Timestamp,
+        resolved: Option<Resolved>,
     },
     /// The TLS library did not take such a write.
     Withdrawn {
@@ -131,6 +147,20 @@ pub enum Observation {
         /// The payload began like a ClientHello, and did not parse.
         malformed: bool,
     },
+}
+
+/// What a probe tells of a secret in the bytes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub fingerprint: u64,
+    /// Of the password, where the secret is a user and a password in base64.
+    pub inner: Option<u64>,
+    pub secret_len: u32,
+    /// Index of the header in the catalog; or [`monitor_common::login::LOGIN`] and the protocol.
+    pub header: u32,
+    /// Index in the prefix table of the catalog.
+    pub prefix: Option<u32>,
+    pub dots: u32,
 }
 
 /// How a process came by an open file.

@@ -10,14 +10,18 @@
 //! [`LEVELS`] above, and never across a change of user or of workload. Where none of that gives
 //! anything, what another child of the same shell picked up counts: `cat key; curl …`.
 
+mod names;
+
 use crate::model::{
-    Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Place, Process, Source,
-    Subject, Transport, Use, Workload,
+    ANOTHER, Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, NameSource,
+    Place, Process, Source, Subject, Transport, Use, Workload,
 };
 use jiff::{SignedDuration, Timestamp};
+use names::Names;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -129,8 +133,27 @@ pub enum Event {
         /// The server name that the program asked for, where that is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,
+        /// The server's name in the head of the request; [`ANOTHER`] where it is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
         credential: Credential,
         place: Place,
+    },
+    /// The same outside TLS.
+    Clear {
+        time: Timestamp,
+        connection: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        credential: Credential,
+        place: Place,
+    },
+    /// A name server answered.
+    Resolved {
+        time: Timestamp,
+        /// The name that was asked for, and those that it stands for.
+        names: Vec<String>,
+        addresses: Vec<IpAddr>,
     },
     Gap {
         gap: Gap,
@@ -141,13 +164,16 @@ pub enum Event {
     },
 }
 
-/// What a ClientHello adds to a destination.
+/// What a ClientHello, or the head of a request in clear, adds to a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedBy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
     #[serde(default)]
     pub ech: bool,
+    /// From the head of a request.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host: bool,
 }
 
 /// What comes out.
@@ -157,6 +183,14 @@ pub enum Outcome {
     Hop(Box<Hop>),
     Foreign(Box<ForeignRead>),
     Gap(Gap),
+}
+
+/// A credential in the bytes of a connection.
+struct Shown {
+    time: Timestamp,
+    credential: Credential,
+    place: Place,
+    clear: bool,
 }
 
 /// A credential that somebody holds.
@@ -208,6 +242,7 @@ pub struct Trail {
     order: VecDeque<u64>,
     /// Those that wait for a payload.
     waiting: VecDeque<u64>,
+    names: Names,
     /// Payloads of connections that were not known.
     pub unmatched: u64,
 }
@@ -289,16 +324,49 @@ impl Trail {
                 who,
                 connection,
                 server,
+                host,
                 credential,
                 place,
             } => {
                 let server = server.as_deref();
-                let destinations = match self.tied(who.subject, connection, server) {
+                let mut destinations = match self.tied(who.subject, connection, server) {
                     Some(destination) => vec![destination.clone()],
                     None => self.destinations(who.subject, server),
                 };
-                self.presented(time, who, destinations, credential, place, out);
+                asked_for(host.as_deref(), &mut destinations);
+                let shown = Shown {
+                    time,
+                    credential,
+                    place,
+                    clear: false,
+                };
+                self.presented(shown, &who, &destinations, out);
             }
+            Event::Clear {
+                time,
+                connection,
+                host,
+                credential,
+                place,
+            } => {
+                let Some(known) = self.connections.get(&connection) else {
+                    self.unmatched += 1;
+                    return;
+                };
+                let who = Arc::clone(&known.who);
+                let mut destinations = vec![known.destination.clone()];
+                asked_for(host.as_deref(), &mut destinations);
+                let shown = Shown {
+                    time,
+                    credential,
+                    place,
+                    clear: true,
+                };
+                self.presented(shown, &who, &destinations, out);
+            }
+            Event::Resolved {
+                names, addresses, ..
+            } => self.names.learn(&names, &addresses),
             Event::Gap { gap } => out.push(Outcome::Gap(gap)),
             Event::Tick { time } => self.tick(time, out),
         }
@@ -386,7 +454,7 @@ impl Trail {
         time: Timestamp,
         who: Who,
         id: u64,
-        destination: Destination,
+        mut destination: Destination,
         stdin: Option<u64>,
         out: &mut Vec<Outcome>,
     ) {
@@ -401,6 +469,9 @@ impl Trail {
             && let Some(oldest) = self.order.pop_front()
         {
             self.connections.remove(&oldest);
+        }
+        if let Some(name) = self.names.of(destination.address).last() {
+            destination.take_name(name, NameSource::Dns);
         }
         let datagram = destination.transport == Transport::Udp;
         let node = self.nodes.entry(who.subject).or_default();
@@ -445,11 +516,21 @@ impl Trail {
             // A name behind a proxy's CONNECT or a STARTTLS comes after the connection settled:
             // that is another destination, reached through the first.
             connection.destination.ech = named.ech;
-            if named.server_name.is_some() && !connection.named {
-                connection.named = true;
+            if let Some(name) = named.server_name
+                && !connection.named
+            {
+                connection.named = !named.host;
                 connection.settled = false;
-                connection.destination.name = named.server_name;
-                connection.destination.name_source = crate::model::NameSource::Sni;
+                let source = if named.host {
+                    NameSource::HttpHost
+                } else {
+                    NameSource::Sni
+                };
+                let destination = &mut connection.destination;
+                if destination.name_source != source {
+                    destination.take_name(&name, source);
+                    self.names.dispute(destination);
+                }
             }
         }
         self.settle(id, time, out);
@@ -478,6 +559,7 @@ impl Trail {
                 destination: connection.destination.clone(),
                 others: Vec::new(),
                 evidence,
+                clear: false,
             })));
         }
     }
@@ -533,13 +615,17 @@ impl Trail {
     /// A credential was seen in the bytes of a connection, to one of these destinations.
     fn presented(
         &mut self,
-        time: Timestamp,
-        who: Who,
-        destinations: Vec<Destination>,
-        credential: Credential,
-        place: Place,
+        shown: Shown,
+        who: &Who,
+        destinations: &[Destination],
         out: &mut Vec<Outcome>,
     ) {
+        let Shown {
+            time,
+            credential,
+            place,
+            clear,
+        } = shown;
         out.push(Outcome::Use(Box::new(Use {
             time,
             workload: who.workload.clone(),
@@ -556,7 +642,7 @@ impl Trail {
             self.unmatched += 1;
         }
         let one_of = destinations.len() as u32;
-        for destination in &destinations {
+        for destination in destinations {
             let others = destinations
                 .iter()
                 .filter(|other| *other != destination)
@@ -573,6 +659,7 @@ impl Trail {
                 },
                 others,
                 evidence: Evidence::Presented,
+                clear,
             })));
         }
     }
@@ -586,7 +673,11 @@ impl Trail {
         server: Option<&str>,
     ) -> Option<&Destination> {
         let connection = self.connections.get(&connection?)?;
-        let name = connection.destination.name.as_deref();
+        let destination = &connection.destination;
+        let name = destination
+            .name
+            .as_deref()
+            .filter(|_| destination.name_source == NameSource::Sni);
         let fits = server.is_none() || name.is_none() || name == server;
         (fits && self.are_kin(connection.who.subject, subject)).then_some(&connection.destination)
     }
@@ -703,6 +794,17 @@ fn evidence_of(held: &[Holding]) -> Evidence {
         Evidence::Sole
     } else {
         Evidence::Held
+    }
+}
+
+/// The head of a request names its server. Where the name is another one than that of the connection,
+/// the connection was made for somebody else, or leads through a proxy.
+fn asked_for(host: Option<&str>, destinations: &mut [Destination]) {
+    let Some(host) = host else { return };
+    for destination in destinations {
+        if host != ANOTHER || destination.name_source == NameSource::Sni {
+            destination.take_name(host, NameSource::HttpHost);
+        }
     }
 }
 

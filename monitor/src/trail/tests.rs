@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{CredentialId, Lifetime, NameSource, Role};
+use crate::model::{CredentialId, Lifetime, Role};
 use proptest::prelude::*;
 
 fn at(second: i64) -> Timestamp {
@@ -83,15 +83,11 @@ fn connect(pid: u32, id: u64, address: &str, port: u16) -> Event {
         time: at(2),
         who: who(pid),
         connection: id,
-        destination: Destination {
-            address: address.parse().expect("an address"),
+        destination: Destination::unnamed(
+            address.parse().expect("an address"),
             port,
-            name: None,
-            name_source: NameSource::None,
-            transport: Transport::Tcp,
-            ech: false,
-            one_of: 0,
-        },
+            Transport::Tcp,
+        ),
         stdin: None,
     }
 }
@@ -103,6 +99,7 @@ fn payload(id: u64, name: Option<&str>) -> Event {
         destination: name.map(|name| NamedBy {
             server_name: Some(name.into()),
             ech: false,
+            host: false,
         }),
     }
 }
@@ -402,6 +399,7 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> Event {
         who: who(pid),
         connection,
         server: None,
+        host: None,
         credential: credential(credential_id),
         place: Place {
             source: Source::Presented,

@@ -1,0 +1,90 @@
+//! What comes back: answers of name servers.
+
+use crate::{
+    kernel::{bounded, now},
+    maps::{PROCESS_RING, count, lost},
+};
+use aya_ebpf::{
+    EbpfContext as _, helpers::generated::bpf_skb_load_bytes, macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use monitor_common::record::{ANSWER_MAX, Payload, Probe, Stage, kind};
+
+#[repr(C)]
+struct Answer<const N: usize> {
+    record: Payload,
+    bytes: [u8; N],
+}
+
+const UDP: u8 = 17;
+const NAME_SERVER: u16 = 53;
+/// Room for an answer of the old size.
+const SHORT: usize = 512;
+
+/// Hook: `cgroup_skb/ingress` at the cgroup v2 root. First kernel: 4.10. Fallback: none, a declared
+/// gap. Takes answers that come from port 53 over UDP and hold something. Missed: DNS over TCP, TLS
+/// or HTTPS, mDNS, answers behind IPv6 extension headers. Never drops.
+#[cgroup_skb(ingress)]
+pub fn answer_ingress(ctx: SkBuffContext) -> i32 {
+    look(&ctx);
+    1
+}
+
+#[inline(always)]
+fn look(ctx: &SkBuffContext) -> Option<()> {
+    let start: [u8; 10] = ctx.load(0).ok()?;
+    let (protocol, at) = match start[0] >> 4 {
+        4 => (start[9], usize::from(start[0] & 15) * 4),
+        6 => (start[6], 40),
+        _ => return None,
+    };
+    if protocol != UDP {
+        return None;
+    }
+    // Ports, length and checksum; then number and flags of the message, and how much is in it.
+    let head: [u16; 8] = ctx.load(at).ok()?;
+    const ANSWER: u16 = 1 << 15;
+    let (flags, answers) = (u16::from_be(head[5]), u16::from_be(head[7]));
+    if u16::from_be(head[0]) != NAME_SERVER || flags & ANSWER == 0 || answers == 0 {
+        return None;
+    }
+    let message = at as u32 + 8;
+    let len = ctx.len().checked_sub(message)?;
+    if len <= SHORT as u32 {
+        take::<SHORT>(ctx, message, len);
+    } else {
+        take::<ANSWER_MAX>(ctx, message, len);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn take<const N: usize>(ctx: &SkBuffContext, message: u32, len: u32) {
+    let Some(mut place) = PROCESS_RING.reserve::<Answer<N>>(0) else {
+        lost(Probe::Dns, 0);
+        return;
+    };
+    let taken = bounded(len, N as u32);
+    let answer = place.as_mut_ptr();
+    // SAFETY: the ring gave room for an Answer<N>, and at most N bytes are loaded.
+    let status = unsafe {
+        bpf_skb_load_bytes(
+            ctx.as_ptr().cast(),
+            message,
+            (&raw mut (*answer).bytes).cast(),
+            taken,
+        )
+    };
+    let record = Payload {
+        kind: kind::ANSWER,
+        len: if status == 0 { taken } else { 0 },
+        time: now(),
+        cookie: 0,
+        payload_len: len,
+        sequence: 0,
+    };
+    // SAFETY: as above.
+    unsafe { (*answer).record = record };
+    place.submit(0);
+    count(Probe::Dns, Stage::Sent);
+}

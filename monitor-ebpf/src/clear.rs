@@ -1,0 +1,168 @@
+//! Credentials in packets outside TLS.
+
+use crate::{
+    connect::AWAITED,
+    hello::Tcp,
+    kernel::{bounded as at_least_one, can_repeat, now},
+    maps::{CREDENTIAL_RING, count, lost, send},
+    search::{
+        Known, Object, Reading, SOCKET, Scratch, Searcher, begin, bounded, forget, goes_on,
+        reading, scratch, search, tell,
+    },
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skb_load_bytes},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use monitor_common::{
+    http2, login,
+    record::{Clear, Payload, Probe, Stage, kind},
+    scan::{self, HOST_MAX, WINDOW},
+};
+
+/// Whether a payload may begin something with a credential in it.
+#[inline(always)]
+pub fn begins(ctx: &SkBuffContext, payload: usize, first: u64) -> bool {
+    if scan::may_begin_request(first) {
+        return true;
+    }
+    can_repeat() && (first == http2::PREFACE || login::begins(first, || second(ctx, payload)) != 0)
+}
+
+#[inline(always)]
+fn second(ctx: &SkBuffContext, payload: usize) -> u64 {
+    ctx.load(payload + 8).unwrap_or(0)
+}
+
+/// Hook: called by `hello_egress` for a payload that may have a credential in it. First kernel: 4.10.
+/// Fallback: none, a declared gap. Missed: what is behind the first 8 KiB of a packet, connections
+/// that began before the agent, UDP. A packet that is sent again counts again. Never drops.
+#[cgroup_skb(egress)]
+pub fn clear_egress(ctx: SkBuffContext) -> i32 {
+    look(&ctx);
+    1
+}
+
+#[repr(C)]
+struct Host {
+    record: Payload,
+    name: [u8; HOST_MAX],
+}
+
+/// What packets carry.
+struct Sent;
+
+impl Searcher for Sent {
+    const SCRATCH: u32 = 1;
+    const PROBE: Probe = Probe::Clear;
+
+    #[inline(always)]
+    fn show(scratch: &mut Scratch, known: &Known) {
+        let record = &mut scratch.clear;
+        record.kind = kind::CLEAR;
+        record.reserved = 0;
+        record.time = now();
+        record.cookie = scratch.object.address;
+        record.shown = known.shown(scratch.host);
+        // SAFETY: the record is inside the scratch and initialised above.
+        unsafe {
+            send(
+                &CREDENTIAL_RING,
+                Probe::Clear,
+                0,
+                core::ptr::from_ref(record).cast(),
+                size_of::<Clear>() as u64,
+            );
+        }
+    }
+
+    /// The server's name is no secret here: anybody on the way can read it.
+    #[inline(always)]
+    fn show_host(scratch: &mut Scratch) {
+        let Some(mut place) = CREDENTIAL_RING.reserve::<Host>(0) else {
+            lost(Probe::Clear, 0);
+            return;
+        };
+        let host = place.as_mut_ptr();
+        let len = bounded(scratch.host_len) as u32;
+        // SAFETY: the ring gave room for a Host; at most HOST_MAX bytes are read from the text,
+        // which has many more behind the place.
+        unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut (*host).name).cast(),
+                at_least_one(len, HOST_MAX as u32),
+                scratch
+                    .text
+                    .as_ptr()
+                    .add(scratch.secret.at as usize & (HOST_MAX - 1))
+                    .cast(),
+            );
+            (*host).record = Payload {
+                kind: kind::HOST,
+                len,
+                time: now(),
+                cookie: scratch.object.address,
+                payload_len: 0,
+                sequence: 0,
+            };
+        }
+        place.submit(0);
+        count(Probe::Clear, Stage::Sent);
+    }
+}
+
+#[inline(always)]
+fn look(ctx: &SkBuffContext) -> Option<()> {
+    // SAFETY: the helper takes any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let awaited = AWAITED.get_ptr_mut(cookie)?;
+    let tcp = Tcp::of(ctx)?;
+    let len = u64::from(ctx.len().checked_sub(tcp.payload as u32)?);
+    // SAFETY: the pointer is into the map; one socket sends one packet at a time.
+    let first_payload = unsafe {
+        (*awaited).left = (*awaited).left.saturating_sub(1);
+        core::mem::replace(&mut (*awaited).told, 1) == 0
+    };
+    let object = Object {
+        address: cookie,
+        pid: SOCKET,
+    };
+    let read = read(ctx, object, tcp.payload, len);
+    // SAFETY: as above.
+    unsafe { (*awaited).goes_on = u32::from(goes_on(object)) };
+    let (found, number) = read?;
+    let scratch = scratch::<Sent>()?;
+    if first_payload || found > 0 {
+        tell::<Sent>(scratch, found, number);
+    }
+    forget::<Sent>();
+    Some(())
+}
+
+/// Copies a payload and searches it; gives how many values were found, and the mark of the search.
+#[inline(always)]
+fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option<(u64, u64)> {
+    let first = ctx.load(payload).unwrap_or(0);
+    let second = || second(ctx, payload);
+    let Reading { speaks, skip } = reading(object, first, len, second)?;
+    let scratch = scratch::<Sent>()?;
+    let len = len - skip;
+    let number = begin(scratch, object, len, speaks);
+    // SAFETY: at most WINDOW bytes, and the window has SLACK more.
+    let loaded = unsafe {
+        bpf_skb_load_bytes(
+            ctx.as_ptr().cast(),
+            (payload as u64 + skip) as u32,
+            scratch.window.as_mut_ptr().cast(),
+            at_least_one(bounded(len) as u32, WINDOW as u32),
+        )
+    };
+    if loaded != 0 {
+        scratch.mark = 0;
+        count(Probe::Clear, Stage::Read);
+        return None;
+    }
+    Some((search::<Sent>(scratch, len, speaks), number))
+}
