@@ -34,6 +34,8 @@ pub enum Kind {
     Header = 8,
     /// The same in the Huffman code of HPACK.
     CodedHeader = 9,
+    /// The name of a field in an answer whose value is a credential, in any case.
+    Field = 10,
 }
 
 /// The value of a [`Kind::Name`] rule that holds only together with a [`Kind::Pair`] rule.

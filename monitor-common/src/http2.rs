@@ -4,9 +4,8 @@
 //! into the connection's table, so that a later reference to a credential in it is known.
 
 use crate::{
-    eight::{SPACES, sum},
-    filter::{HOST, Kind, key},
-    scan::{HEADER_MAX, VALUES, Value, WINDOW, Window, form, header_key, word},
+    filter::{HOST, Kind},
+    scan::{HEADER_MAX, VALUES, Value, WINDOW, Window, form, header_key, name_key, word},
 };
 
 /// The first eight of the 24 bytes with which a client begins.
@@ -144,41 +143,12 @@ fn integer(window: &Window, at: u64, bits: u64) -> (u64, u64) {
     (value + ((three & 0x7f) << 14), at + 4)
 }
 
-/// The key of a name that stands in the bytes, plain or coded.
-#[inline(always)]
-fn name(window: &Window, at: u64, len: u64, coded: bool) -> u64 {
-    if len > HEADER_MAX as u64 {
-        return 0;
-    }
-    let mut total = 0;
-    for i in 0..HEADER_MAX as u64 / 8 + 1 {
-        if i * 8 > len {
-            break;
-        }
-        let rest = len - i * 8;
-        let mask = if rest >= 8 {
-            u64::MAX
-        } else {
-            (1 << (rest * 8)) - 1
-        };
-        let eight = word(window, at + i * 8);
-        let eight = if coded { eight } else { eight | SPACES };
-        total = sum(total, eight & mask);
-    }
-    let kind = if coded {
-        Kind::CodedHeader
-    } else {
-        Kind::Header
-    };
-    key(kind, total)
-}
-
 /// The key of a name as it is coded.
 pub fn coded_header_key(coded: &[u8]) -> u64 {
     let mut window = [0u8; WINDOW + crate::scan::SLACK];
     let len = coded.len().min(HEADER_MAX);
     window[..len].copy_from_slice(&coded[..len]);
-    name(&window, 0, len as u64, true)
+    name_key(&window, 0, len as u64, Kind::CodedHeader)
 }
 
 /// Crosses a field. `rule` tells whether the catalog has a header, `known` whether the connection's
@@ -225,7 +195,12 @@ fn field(
     if index == 0 {
         let coded = word(window, next) & 0x80 != 0;
         let (len, begin) = integer(window, next, 7);
-        key = name(window, begin, len, coded);
+        let kind = if coded {
+            Kind::CodedHeader
+        } else {
+            Kind::Header
+        };
+        key = name_key(window, begin, len, kind);
         next = begin + len;
     } else if index == STATIC_AUTHORITY {
         key = AUTHORITY;
@@ -567,7 +542,7 @@ mod tests {
             let mut window = [b':'; WINDOW + SLACK];
             window[..len].copy_from_slice(name.to_ascii_uppercase().as_bytes());
             assert_eq!(
-                super::name(&window, 0, len as u64, false),
+                name_key(&window, 0, len as u64, Kind::Header),
                 header_key(&name)
             );
             assert_eq!(

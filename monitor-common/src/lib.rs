@@ -6,6 +6,7 @@
 //! kernel [`fields`].
 #![cfg_attr(not(test), no_std)]
 
+pub mod answer;
 pub mod eight;
 pub mod environ;
 pub mod fields;

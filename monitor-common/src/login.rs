@@ -7,7 +7,7 @@
 
 use crate::{
     eight::{SPACES, below, bytes, eight_of, zeros},
-    scan::{Value, WINDOW, Window, word, wrapped},
+    scan::{BARE, Value, WINDOW, Window, word, wrapped},
 };
 
 /// What a connection speaks, or what its next write is.
@@ -26,7 +26,7 @@ pub mod speaks {
 }
 
 /// Set in the rule of a value that is no header's; below it is one of [`speaks`].
-pub const LOGIN: u64 = 1 << 29;
+pub const LOGIN: u64 = BARE | 1 << 27;
 /// What is shorter is no secret.
 const SHORTEST: u64 = 4;
 

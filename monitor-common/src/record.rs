@@ -35,6 +35,8 @@ pub mod kind {
     pub const HOST: u32 = 14;
     /// [`super::Payload`] whose bytes are the answer of a name server.
     pub const ANSWER: u32 = 15;
+    /// [`super::Clear`] in what came back; what is in one answer has one time.
+    pub const MINTED: u32 = 16;
 }
 
 /// Whose task, and when. Every record starts with it.
@@ -182,8 +184,8 @@ pub struct Shown {
     pub host: u64,
     /// Length of the secret in bytes.
     pub secret_len: u32,
-    /// The value of the [`crate::filter::Kind::Header`] rule, or [`crate::login::LOGIN`] and one of
-    /// [`crate::login::speaks`].
+    /// The value of the [`crate::filter::Kind::Header`] rule; or [`crate::login::LOGIN`] and one of
+    /// [`crate::login::speaks`]; or [`crate::answer::FIELD`] and the index of a field.
     pub name: u32,
     /// As in [`Variable`].
     pub prefix: u32,

@@ -34,8 +34,16 @@ pub fn word(window: &Window, at: u64) -> u64 {
     unsafe { load(window.as_ptr().add(at)) }
 }
 
+/// Set in the rule of a value that has nothing around its secret.
+pub const BARE: u64 = 1 << 29;
+
 /// What stands for the name of a header, in any case.
 pub const fn header_key(name: &str) -> u64 {
+    key(Kind::Header, name_sum(name))
+}
+
+/// The sum of a name, in any case.
+pub(crate) const fn name_sum(name: &str) -> u64 {
     let name = name.as_bytes();
     let (mut total, mut at) = (0, 0);
     // The last word is that with the end in it, and may be empty.
@@ -48,7 +56,7 @@ pub const fn header_key(name: &str) -> u64 {
         total = sum(total, eight);
         at += 8;
     }
-    key(Kind::Header, total)
+    total
 }
 
 /// Where the scan of a write stands.
@@ -129,6 +137,31 @@ pub fn name(window: &Window, at: u64) -> (u64, u64) {
         };
     }
     (0, 0)
+}
+
+/// The key of a name of a known length, as it stands or in the code of HPACK; 0 where it is none.
+#[inline(always)]
+pub fn name_key(window: &Window, at: u64, len: u64, kind: Kind) -> u64 {
+    if len > HEADER_MAX as u64 || len == 0 {
+        return 0;
+    }
+    let coded = matches!(kind, Kind::CodedHeader);
+    let mut total = 0;
+    for i in 0..HEADER_MAX as u64 / 8 + 1 {
+        if i * 8 > len {
+            break;
+        }
+        let rest = len - i * 8;
+        let mask = if rest >= 8 {
+            u64::MAX
+        } else {
+            (1 << (rest * 8)) - 1
+        };
+        let eight = word(window, at + i * 8);
+        let eight = if coded { eight } else { eight | SPACES };
+        total = sum(total, eight & mask);
+    }
+    key(kind, total)
 }
 
 /// Crosses a line, or a piece of a long one; `false` at the end. `rule` tells whether the catalog

@@ -1,11 +1,17 @@
-//! What comes back: answers of name servers.
+//! What comes back: answers of name servers, and by another program those of authenticators.
 
 use crate::{
+    connect::AWAITED,
+    hello::TCP,
     kernel::{bounded, now},
     maps::{PROCESS_RING, count, lost},
+    minted::is_searched,
 };
 use aya_ebpf::{
-    EbpfContext as _, helpers::generated::bpf_skb_load_bytes, macros::cgroup_skb,
+    EbpfContext as _,
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
+    macros::{cgroup_skb, map},
+    maps::ProgramArray,
     programs::SkBuffContext,
 };
 use monitor_common::record::{ANSWER_MAX, Payload, Probe, Stage, kind};
@@ -38,6 +44,9 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         6 => (start[6], 40),
         _ => return None,
     };
+    if protocol == TCP {
+        return minted(ctx);
+    }
     if protocol != UDP {
         return None;
     }
@@ -56,6 +65,23 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         take::<ANSWER_MAX>(ctx, message, len);
     }
     Some(())
+}
+
+/// Index 0: the program that searches what comes back after a request in clear.
+#[map]
+static MINTED: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn minted(ctx: &SkBuffContext) -> Option<()> {
+    // SAFETY: the helper takes any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: the pointer is into the map.
+    let awaited = unsafe { &*AWAITED.get_ptr(cookie)? };
+    if is_searched(awaited) {
+        // SAFETY: the program there is of the same kind; it comes back only where there is none.
+        unsafe { MINTED.tail_call(ctx, 0) };
+    }
+    None
 }
 
 #[inline(always)]

@@ -6,8 +6,8 @@ use crate::{
     kernel::{bounded as at_least_one, can_repeat, now},
     maps::{CREDENTIAL_RING, count, lost, send},
     search::{
-        Known, Object, Reading, SOCKET, Scratch, Searcher, begin, bounded, forget, goes_on,
-        reading, scratch, search, tell,
+        FIELDS, HEAD, Known, Object, Reading, SOCKET, Scratch, Searcher, begin, bounded, forget,
+        goes_on, reading, scratch, search, tell,
     },
 };
 use aya_ebpf::{
@@ -17,6 +17,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use monitor_common::{
+    answer::asks_for_whole,
     http2, login,
     record::{Clear, Payload, Probe, Stage, kind},
     scan::{self, HOST_MAX, WINDOW},
@@ -36,13 +37,35 @@ fn second(ctx: &SkBuffContext, payload: usize) -> u64 {
     ctx.load(payload + 8).unwrap_or(0)
 }
 
-/// Hook: called by `hello_egress` for a payload that may have a credential in it. First kernel: 4.10.
-/// Fallback: none, a declared gap. Missed: what is behind the first 8 KiB of a packet, connections
+/// Hook: called by `hello_egress` for a payload that may have a credential in it. First kernel: 5.17,
+/// for `bpf_loop`. Fallback: none, a declared gap. Missed: what is behind the first 8 KiB of a packet, connections
 /// that began before the agent, UDP. A packet that is sent again counts again. Never drops.
 #[cgroup_skb(egress)]
 pub fn clear_egress(ctx: SkBuffContext) -> i32 {
     look(&ctx);
     1
+}
+
+/// Sends a credential that was found in a packet.
+#[inline(always)]
+pub fn tell_clear(scratch: &mut Scratch, known: &Known, kind: u32, time: u64) {
+    let shown = known.shown(scratch.host);
+    let record = &mut scratch.clear;
+    record.kind = kind;
+    record.reserved = 0;
+    record.time = time;
+    record.cookie = scratch.object.address;
+    record.shown = shown;
+    // SAFETY: the record is inside the scratch and initialised above.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Clear,
+            0,
+            core::ptr::from_ref(record).cast(),
+            size_of::<Clear>() as u64,
+        );
+    }
 }
 
 #[repr(C)]
@@ -57,25 +80,11 @@ struct Sent;
 impl Searcher for Sent {
     const SCRATCH: u32 = 1;
     const PROBE: Probe = Probe::Clear;
+    const LOOPS: bool = true;
 
     #[inline(always)]
     fn show(scratch: &mut Scratch, known: &Known) {
-        let record = &mut scratch.clear;
-        record.kind = kind::CLEAR;
-        record.reserved = 0;
-        record.time = now();
-        record.cookie = scratch.object.address;
-        record.shown = known.shown(scratch.host);
-        // SAFETY: the record is inside the scratch and initialised above.
-        unsafe {
-            send(
-                &CREDENTIAL_RING,
-                Probe::Clear,
-                0,
-                core::ptr::from_ref(record).cast(),
-                size_of::<Clear>() as u64,
-            );
-        }
+        tell_clear(scratch, known, kind::CLEAR, now());
     }
 
     /// The server's name is no secret here: anybody on the way can read it.
@@ -132,7 +141,19 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     let read = read(ctx, object, tcp.payload, len);
     // SAFETY: as above.
     unsafe { (*awaited).goes_on = u32::from(goes_on(object)) };
-    let (found, number) = read?;
+    let Found {
+        found,
+        number,
+        request,
+        whole,
+    } = read?;
+    if request {
+        // SAFETY: as above.
+        unsafe {
+            (*awaited).answers = ANSWERS;
+            (*awaited).whole = u32::from(whole);
+        }
+    }
     let scratch = scratch::<Sent>()?;
     if first_payload || found > 0 {
         tell::<Sent>(scratch, found, number);
@@ -141,12 +162,27 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     Some(())
 }
 
-/// Copies a payload and searches it; gives how many values were found, and the mark of the search.
+/// Packets with payload that may come back before what was minted.
+const ANSWERS: u32 = 8;
+
+/// What a payload is, and holds.
+struct Found {
+    /// How many values.
+    found: u64,
+    /// The mark of the search.
+    number: u64,
+    /// It is a request of HTTP.
+    request: bool,
+    /// It asks for something that is a secret as a whole.
+    whole: bool,
+}
+
+/// Copies a payload and searches it.
 #[inline(always)]
-fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option<(u64, u64)> {
+fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option<Found> {
     let first = ctx.load(payload).unwrap_or(0);
     let second = || second(ctx, payload);
-    let Reading { speaks, skip } = reading(object, first, len, second)?;
+    let Reading { speaks, skip } = reading::<Sent>(object, first, len, second)?;
     let scratch = scratch::<Sent>()?;
     let len = len - skip;
     let number = begin(scratch, object, len, speaks);
@@ -164,5 +200,10 @@ fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option
         count(Probe::Clear, Stage::Read);
         return None;
     }
-    Some((search::<Sent>(scratch, len, speaks), number))
+    Some(Found {
+        found: search::<Sent>(scratch, len, speaks),
+        number,
+        request: speaks == HEAD || speaks == FIELDS,
+        whole: asks_for_whole(first, second()),
+    })
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::bpf_get_socket_cookie,
     macros::{cgroup_sock_addr, map},
-    maps::LruHashMap,
+    maps::{HashMap, LruHashMap},
     programs::SockAddrContext,
 };
 use core::mem::MaybeUninit;
@@ -35,8 +35,17 @@ pub struct Awaited {
     pub end: u32,
     /// 1 where the next payload is searched whatever it begins with.
     pub goes_on: u32,
-    pub reserved: u32,
+    /// Packets that come back and are searched for what was minted.
+    pub answers: u32,
+    /// 1 where the whole answer is a secret.
+    pub whole: u32,
+    /// 1 where the address is an authenticator's.
+    pub mints: u32,
 }
+
+/// Addresses of authenticators. Set by the agent.
+#[map]
+static AUTHENTICATORS: HashMap<[u32; 4], u32> = HashMap::with_max_entries(1024, 0);
 
 /// Where a UDP socket sends again and again, one record in [`UDP_QUIET_NS`] is enough.
 #[map]
@@ -126,7 +135,9 @@ fn connected(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
             begun: 0,
             end: 0,
             goes_on: 0,
-            reserved: 0,
+            answers: 0,
+            whole: 0,
+            mints: u32::from(AUTHENTICATORS.get_ptr(address).is_some()),
         };
         let _ = AWAITED.insert(cookie, awaited, 0);
     } else {

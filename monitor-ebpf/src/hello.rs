@@ -23,7 +23,7 @@ struct Hello<const N: usize> {
     bytes: [u8; N],
 }
 
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 /// Room for the ClientHello of a client without a post-quantum key share.
 const SHORT: usize = 1024;
 

@@ -12,6 +12,7 @@ mod hello;
 mod kernel;
 mod maps;
 mod memory;
+mod minted;
 mod outcome;
 mod path;
 mod present;

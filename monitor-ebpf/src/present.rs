@@ -58,36 +58,59 @@ impl Write {
 static WRITING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Hook: uprobe at functions `(object, bytes, length)`: `SSL_write`, `SSL_write_ex` and
-/// `gnutls_record_send`. First kernel: 5.10 and before. Fallback: none, a declared gap.
+/// `gnutls_record_send`. First kernel: 5.17. Fallback: [`present_write_short`].
 /// Missed: a header that is cut between two writes; bytes behind the first 8 KiB of a write.
 #[uprobe]
 pub fn present_write(ctx: ProbeContext) -> u32 {
+    handed::<true>(&ctx)
+}
+
+/// As [`present_write`]. First kernel: 5.10 and before. Fallback: none, a declared gap. Missed besides:
+/// HTTP/2, other protocols, and what follows the 24th line of a head.
+#[uprobe]
+pub fn present_write_short(ctx: ProbeContext) -> u32 {
+    handed::<false>(&ctx)
+}
+
+#[inline(always)]
+fn handed<const L: bool>(ctx: &ProbeContext) -> u32 {
     if let (Some(object), Some(bytes), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
-        written(object, bytes, len);
+        written::<L>(object, bytes, len);
     }
     0
 }
 
 /// Hook: uprobe at `crypto/tls.(*Conn).Write` of Go programs since 1.18, which pass arguments in
-/// registers of their own. First kernel: 5.10 and before. A function of Go begins anew when its
+/// registers of their own. Kernels as [`present_write`]. A function of Go begins anew when its
 /// stack has grown: the same write of the same moment is one.
 #[uprobe]
 pub fn present_go(ctx: ProbeContext) -> u32 {
-    #[cfg(bpf_target_arch = "x86_64")]
-    {
-        // SAFETY: the registers are valid for the run of the program; the kernel checks the access.
-        let (object, bytes, len) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rbx, (*ctx.regs).rcx) };
-        written(object, bytes, len);
-    }
-    #[cfg(not(bpf_target_arch = "x86_64"))]
-    if let (Some(object), Some(bytes), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
-        written(object, bytes, len);
-    }
+    handed_by_go::<true>(&ctx)
+}
+
+/// As [`present_go`], on kernels as [`present_write_short`].
+#[uprobe]
+pub fn present_go_short(ctx: ProbeContext) -> u32 {
+    handed_by_go::<false>(&ctx)
+}
+
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn handed_by_go<const L: bool>(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the registers are valid for the run of the program; the kernel checks the access.
+    let (object, bytes, len) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rbx, (*ctx.regs).rcx) };
+    written::<L>(object, bytes, len);
     0
 }
 
+#[cfg(not(bpf_target_arch = "x86_64"))]
 #[inline(always)]
-fn written(address: u64, bytes: u64, len: u64) {
+fn handed_by_go<const L: bool>(ctx: &ProbeContext) -> u32 {
+    handed::<L>(ctx)
+}
+
+#[inline(always)]
+fn written<const L: bool>(address: u64, bytes: u64, len: u64) {
     // An int where the library's length is one: what is above it is not set.
     let len = len & 0xffff_ffff;
     if len == 0 || len > i32::MAX as u64 {
@@ -105,13 +128,13 @@ fn written(address: u64, bytes: u64, len: u64) {
         return;
     };
     let second = || eight(bytes.wrapping_add(8)).unwrap_or(0);
-    let Some(Reading { speaks, skip }) = reading(object, first, len, second) else {
+    let Some(Reading { speaks, skip }) = reading::<Handed<L>>(object, first, len, second) else {
         return;
     };
     if is_agent(object.pid as u32) {
         return;
     }
-    look(object, bytes.wrapping_add(skip), len - skip, speaks);
+    look::<L>(object, bytes.wrapping_add(skip), len - skip, speaks);
 }
 
 /// Eight bytes of the process.
@@ -189,7 +212,7 @@ const SSL_CTRL_SET_TLSEXT_HOSTNAME: u64 = 55;
 const NAME_MAX: u32 = 256;
 
 /// Hook: uprobe at `SSL_ctrl(object, 55, 0, name)`, which is what `SSL_set_tlsext_host_name` is
-/// compiled to. First kernel: 5.10 and before. It tells connections apart whose bytes leave later,
+/// compiled to. First kernel: 5.17. Fallback: none, a declared gap. It tells connections apart whose bytes leave later,
 /// from a buffer of the program's own.
 #[uprobe]
 pub fn present_server(ctx: ProbeContext) -> u32 {
@@ -205,7 +228,7 @@ pub fn present_server(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn server(address: u64, name: u64) {
-    let Some(scratch) = scratch::<Handed>() else {
+    let Some(scratch) = scratch::<Handed<true>>() else {
         return;
     };
     let number = now();
@@ -232,7 +255,7 @@ fn server(address: u64, name: u64) {
         ..Value::default()
     };
     small(scratch);
-    print::<Handed>(scratch);
+    print::<Handed<true>>(scratch);
     named(scratch, number);
 }
 
@@ -253,11 +276,12 @@ fn named(scratch: &mut Scratch, number: u64) {
 }
 
 /// What is handed to TLS libraries.
-struct Handed;
+struct Handed<const LOOPS: bool>;
 
-impl Searcher for Handed {
+impl<const LOOPS: bool> Searcher for Handed<LOOPS> {
     const SCRATCH: u32 = 0;
     const PROBE: Probe = Probe::Present;
+    const LOOPS: bool = LOOPS;
 
     #[inline(always)]
     fn show(scratch: &mut Scratch, known: &Known) {
@@ -286,8 +310,8 @@ impl Searcher for Handed {
 
 /// Looks for credentials in `len` bytes.
 #[inline(always)]
-fn look(object: Object, bytes: u64, len: u64, speaks: u64) {
-    let Some(scratch) = scratch::<Handed>() else {
+fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64) {
+    let Some(scratch) = scratch::<Handed<L>>() else {
         return;
     };
     let number = begin(scratch, object, len, speaks);
@@ -296,7 +320,7 @@ fn look(object: Object, bytes: u64, len: u64, speaks: u64) {
         count(Probe::Present, Stage::Read);
         return;
     }
-    let found = search::<Handed>(scratch, len, speaks);
+    let found = search::<Handed<L>>(scratch, len, speaks);
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
@@ -308,14 +332,14 @@ fn look(object: Object, bytes: u64, len: u64, speaks: u64) {
             object: object.address,
         };
         if before.is_some_and(|before| before.is_again(&write)) {
-            forget::<Handed>();
+            forget::<Handed<L>>();
             return;
         }
         let _ = WRITES.insert(task, write, 0);
         let _ = WRITING.set(0, 1, 0);
-        tell::<Handed>(scratch, found, number);
+        tell::<Handed<L>>(scratch, found, number);
     }
-    forget::<Handed>();
+    forget::<Handed<L>>();
 }
 
 /// Copies a write to the window. A function of its own: what the verifier knows at its end is

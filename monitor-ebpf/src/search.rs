@@ -5,7 +5,7 @@
 
 use crate::{
     environ::{first_bytes, secret_key},
-    kernel::{can_repeat, now, repeat},
+    kernel::{now, repeat},
     maps::{Bloom, count, rule, wipe},
 };
 use aya_ebpf::{
@@ -15,6 +15,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
+    answer::{self, Fields},
     filter::HOST,
     fingerprint::MAX_WORDS,
     http2::{self, Decoder, Frames},
@@ -29,6 +30,9 @@ pub trait Searcher {
     const SCRATCH: u32;
     /// What is counted where something cannot be searched.
     const PROBE: Probe;
+    /// Whether its programs have loops of any length. Those that have none are for kernels before
+    /// 5.17, which also refuse what is never run: they find HTTP/1.1 only, and a short head of it.
+    const LOOPS: bool;
     /// Sends a credential that was found.
     fn show(scratch: &mut Scratch, known: &Known);
     /// The server's name is known, or that there is none.
@@ -55,6 +59,7 @@ pub struct Scratch {
     lines: Lines,
     frames: Frames,
     words: Words,
+    fields: Fields,
     values: [Value; VALUES],
     /// The value at hand, in [`Scratch::text`], and then the secret in it.
     pub secret: Value,
@@ -72,7 +77,7 @@ pub struct Scratch {
 
 /// Index: [`Searcher::SCRATCH`].
 #[map]
-static SEARCH_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+static SEARCH_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(3, 0);
 
 /// Index 0: the decoder of HPACK's Huffman code. Set by the agent before attachment.
 #[map]
@@ -179,14 +184,14 @@ pub struct Reading {
 /// Judges a write by its first eight bytes, and by what went before it on the connection. `second`
 /// gives the next eight.
 #[inline(always)]
-pub fn reading(
+pub fn reading<S: Searcher>(
     object: Object,
     first: u64,
     len: u64,
     second: impl FnOnce() -> u64,
 ) -> Option<Reading> {
     // Without `bpf_loop` all but HTTP/1.1 is more than the verifier would walk: a declared gap.
-    let able = can_repeat();
+    let able = S::LOOPS;
     if able && first == http2::PREFACE && len >= http2::PREFACE_LEN {
         let _ = STREAMS.insert(object, Stream::new(FIELDS), 0);
         return Some(Reading {
@@ -249,6 +254,10 @@ pub fn begin(scratch: &mut Scratch, object: Object, len: u64, speaks: u64) -> u6
         ..Frames::default()
     };
     scratch.words = Words::new(len, speaks);
+    scratch.fields = Fields {
+        end: len,
+        ..Fields::default()
+    };
     number
 }
 
@@ -265,7 +274,7 @@ pub fn bounded(len: u64) -> u64 {
 /// Searches the window; gives how many values there are to look at.
 #[inline(always)]
 pub fn search<S: Searcher>(scratch: &mut Scratch, len: u64, speaks: u64) -> u64 {
-    if speaks == HEAD || !can_repeat() {
+    if speaks == HEAD || !S::LOOPS {
         lines::<S>(scratch, len)
     } else if speaks == FIELDS {
         frames::<S>(scratch, len)
@@ -274,11 +283,77 @@ pub fn search<S: Searcher>(scratch: &mut Scratch, len: u64, speaks: u64) -> u64 
     }
 }
 
+/// Pieces of an answer that are crossed.
+const PIECES: u32 = 1024;
+
+/// Searches the window for fields with credentials; gives how many values there are to look at.
+#[inline(always)]
+pub fn fields<S: Searcher>(scratch: &mut Scratch) -> u64 {
+    each(PIECES, next_piece::<S>, scratch);
+    end_fields::<S>()
+}
+
+#[inline(never)]
+fn end_fields<S: Searcher>() -> u64 {
+    scratch::<S>().map_or(0, |scratch| scratch.fields.found)
+}
+
+extern "C" fn next_piece<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch::<S>() else {
+        return 1;
+    };
+    i64::from(!piece(scratch))
+}
+
+#[inline(never)]
+fn piece(scratch: &mut Scratch) -> bool {
+    let Some(bloom) = Bloom::rules() else {
+        return false;
+    };
+    answer::step(
+        &scratch.window,
+        &mut scratch.fields,
+        &mut scratch.values,
+        |key| header(key, bloom),
+    )
+}
+
+/// Takes the whole body of an answer as the one value; gives 0 where it is still to come.
+#[inline(always)]
+pub fn whole<S: Searcher>(scratch: &mut Scratch) -> u64 {
+    each(LINES, next_line::<S>, scratch);
+    end_whole::<S>()
+}
+
+#[inline(never)]
+fn end_whole<S: Searcher>() -> u64 {
+    let Some(scratch) = scratch::<S>() else {
+        return 0;
+    };
+    const HTTP: u32 = u32::from_le_bytes(*b"HTTP");
+    let end = scratch.lines.end;
+    let at = if scan::word(&scratch.window, 0) as u32 != HTTP {
+        0
+    } else if scratch.lines.over != 0 {
+        let line = scratch.lines.at;
+        line + 1 + u64::from(scan::word(&scratch.window, line) as u8 == b'\r')
+    } else {
+        end
+    };
+    scratch.values[0] = Value {
+        at,
+        len: end.saturating_sub(at),
+        rule: answer::FIELD | answer::WHOLE,
+        ..Value::default()
+    };
+    u64::from(at < end)
+}
+
 /// Fingerprints the server's name and the first `found` values, and sends them.
 #[inline(always)]
 pub fn tell<S: Searcher>(scratch: &mut Scratch, found: u64, number: u64) {
     scratch.number = number;
-    if can_repeat() {
+    if S::LOOPS {
         scratch.found = found;
         each(1 + 2 * VALUES as u32, next_value::<S>, scratch);
         return;
@@ -359,10 +434,9 @@ fn trim(scratch: &mut Scratch, i: u64) -> bool {
         trim_host(scratch);
     } else if is_inner(i) {
         scratch.secret = scan::password(&scratch.text, scratch.unwrap.len, scratch.secret);
-    } else if scratch.secret.rule < login::LOGIN {
+    } else if scratch.secret.rule < scan::BARE {
         return locate(scratch);
     } else {
-        // A sign-in has nothing around its secret.
         scratch.secret.at = 0;
     }
     scratch.secret.len > 0
@@ -555,7 +629,7 @@ const FEW_LINES: u32 = 24;
 /// Walks the head of a request of HTTP/1.1; gives how many values there are to look at.
 #[inline(always)]
 fn lines<S: Searcher>(scratch: &mut Scratch, len: u64) -> u64 {
-    if can_repeat() {
+    if S::LOOPS {
         each(LINES, next_line::<S>, scratch);
     } else {
         for _ in 0..FEW_LINES {
@@ -694,7 +768,7 @@ fn tell_one<S: Searcher>(scratch: &mut Scratch, i: usize) {
 #[inline(always)]
 pub fn print<S: Searcher>(scratch: &mut Scratch) {
     scratch.print = Print::new(secret_key());
-    if can_repeat() {
+    if S::LOOPS {
         each(WORDS, next_word::<S>, scratch);
     } else {
         for i in 0..u64::from(WORDS) {

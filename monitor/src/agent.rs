@@ -219,6 +219,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         cgroup: cgroup.as_deref(),
         btf: Path::new(VMLINUX),
     })?;
+    sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
     let now = Timestamp::now();
     let mut events = start_gaps(&sensor, parts.last_alive, now);
     for program in sensor.attached() {
@@ -288,6 +289,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                     sensor.set_rules(&catalog.rules())?;
                     joiner.credentials.set_catalog(Arc::clone(&catalog));
                     parts.judge.replace_policy(document, catalog);
+                    sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
                     parts.judge.sinks.metrics.reload_success.set(1);
                     tracing::info!("the configuration was loaded again");
                 }

@@ -119,6 +119,15 @@ enum QueryCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// What a credential was minted from, what was minted with it, and where all of that went
+    Chain {
+        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        credential: String,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
     /// Which credentials a workload held, and where it took them
     BlastRadius {
         /// namespace/name, a unit, a container, or an executable's path
@@ -365,6 +374,14 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
         } => {
             let answer = open(&store)?.where_to(&credential, range.range())?;
             print(store.output, &answer, table::where_to)
+        }
+        QueryCommand::Chain {
+            credential,
+            range,
+            store,
+        } => {
+            let answer = open(&store)?.chain(&credential, range.range())?;
+            print(store.output, &answer, table::chain)
         }
         QueryCommand::BlastRadius {
             workload,

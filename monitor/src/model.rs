@@ -372,6 +372,21 @@ pub struct Hop {
     pub clear: bool,
 }
 
+/// A workload proved who it is to an authenticator, or got a credential from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mint {
+    pub time: Timestamp,
+    pub workload: Workload,
+    pub process: Process,
+    pub authenticator: Destination,
+    /// What it showed; absent where it showed nothing, or nothing was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presented: Option<Credential>,
+    /// What it got; absent where the answer could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minted: Option<Credential>,
+}
+
 /// A process that holds a credential was looked at by another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignRead {

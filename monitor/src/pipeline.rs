@@ -309,6 +309,10 @@ impl Joiner {
                         place,
                     });
                 }
+                Observation::Minted { .. } => {
+                    rest.push_front(observation);
+                    self.minted(&mut rest, events);
+                }
                 Observation::Host { time, cookie, name } => {
                     if let Some(name) = &name {
                         self.note_server(name);
@@ -549,6 +553,32 @@ impl Joiner {
         }
     }
 
+    /// What is in one answer belongs together.
+    fn minted(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<Event>) {
+        let mut answer = Vec::new();
+        let mut of = None;
+        while let Some(Observation::Minted {
+            time,
+            cookie,
+            shown,
+        }) = rest.front()
+            && of.is_none_or(|of| of == (*time, *cookie))
+        {
+            of = Some((*time, *cookie));
+            answer.push(*shown);
+            rest.pop_front();
+        }
+        let Some((time, connection)) = of else { return };
+        for (credential, place) in self.credentials.minted(&answer) {
+            events.push(Event::Minted {
+                time,
+                connection,
+                credential,
+                place,
+            });
+        }
+    }
+
     fn pick_up(
         &mut self,
         time: Timestamp,
@@ -655,6 +685,9 @@ impl Judge {
                 let (verdict, found) = self.policy.judge_hop(&hop);
                 self.sinks.metrics.hop(&hop, verdict);
                 let time = hop.time;
+                if let Some(mint) = self.policy.proof(&hop) {
+                    self.sinks.write(Entry::Mint(Box::new(mint)));
+                }
                 self.sinks.write(Entry::Hop(hop, verdict));
                 (time, found)
             }
@@ -662,6 +695,13 @@ impl Judge {
                 self.policy.name(&mut read.credential);
                 let found = self.policy.judge_foreign(&read);
                 (read.time, found.into_iter().collect())
+            }
+            Outcome::Mint(mut mint) => {
+                self.policy.name_mint(&mut mint);
+                let found = self.policy.judge_mint(&mint);
+                let time = mint.time;
+                self.sinks.write(Entry::Mint(mint));
+                (time, found)
             }
             Outcome::Gap(gap) => {
                 self.sinks.write(Entry::Gap(gap));

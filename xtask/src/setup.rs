@@ -1,7 +1,10 @@
 //! What the build of the probes needs and a Rust installation lacks: the sources of `core`, for a
 //! target without a prebuilt one, and bpf-linker.
 
-use crate::{build::succeed, debian::Apt};
+use crate::{
+    build::succeed,
+    debian::{Apt, codename},
+};
 use anyhow::{Context as _, Result};
 use std::{
     fs,
@@ -30,6 +33,44 @@ pub fn run() -> Result<()> {
     let rustc = Rustc::pinned()?;
     sources(&rustc)?;
     linker(&rustc)
+}
+
+/// Where Go's compiler is, for the tests of its TLS: fetched where the machine has none and is a Debian.
+/// `None` where it is on the `PATH`.
+pub fn go() -> Result<Option<PathBuf>> {
+    if Command::new("go").arg("version").output().is_ok() {
+        return Ok(None);
+    }
+    let into = tools().join("go");
+    if let Some(programs) = go_below(&into) {
+        return Ok(Some(programs));
+    }
+    eprintln!("fetching Go");
+    let apt = Apt::new(&[&codename()?])?;
+    // `golang-1.19-go`, with what stands in between as the version.
+    let newest = apt
+        .names("^golang-[0-9.]+-go$")?
+        .into_iter()
+        .max_by_key(|name| {
+            name.split(['-', '.'])
+                .filter_map(|part| part.parse::<u32>().ok())
+                .collect::<Vec<_>>()
+        })
+        .context("Debian has no package of Go")?;
+    let sources = newest.trim_end_matches("go").to_owned() + "src";
+    apt.unpack(&[newest, sources], &into)?;
+    Ok(Some(
+        go_below(&into).context("the package of Go has no compiler")?,
+    ))
+}
+
+/// The directory with Go's compiler in an unpacked package.
+fn go_below(directory: &Path) -> Option<PathBuf> {
+    let versions = fs::read_dir(directory.join("usr/lib")).ok()?;
+    versions
+        .flatten()
+        .map(|version| version.path().join("bin"))
+        .find(|programs| programs.join("go").exists())
 }
 
 /// The compiler of this workspace.

@@ -51,8 +51,17 @@ pub fn run() -> Result<()> {
     ]))?;
     step("end-to-end scenarios");
     if root {
+        let mut scenarios = cargo();
+        match setup::go() {
+            Ok(Some(programs)) => {
+                let path = std::env::var("PATH").unwrap_or_default();
+                scenarios.env("PATH", format!("{path}:{}", programs.display()));
+            }
+            Ok(None) => {}
+            Err(error) => println!("the clients in Go are skipped: {error:#}"),
+        }
         // One at a time: agents that run side by side would see each other read.
-        succeed(cargo().args([
+        succeed(scenarios.args([
             "test",
             "--release",
             "--package",

@@ -6,6 +6,7 @@ use crate::{
 };
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use monitor_common::{
+    answer::field_key,
     environ::word_key,
     filter::{
         HOST, JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key,
@@ -103,6 +104,33 @@ struct Document {
     metadata: Vec<String>,
     #[serde(default)]
     headers: Vec<String>,
+    #[serde(default)]
+    authenticators: Vec<Authenticator>,
+    #[serde(default)]
+    answers: Vec<Answer>,
+}
+
+/// A system that mints credentials, or before which one proves who one is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Authenticator {
+    name: String,
+    hosts: Vec<String>,
+    #[serde(default)]
+    port: Option<u16>,
+}
+
+/// A field of an answer whose value is a credential.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    pub field: String,
+    /// Its class; without one a value counts only by its form.
+    #[serde(default)]
+    pub class: Option<String>,
+    /// The field that stands for the whole key.
+    #[serde(default)]
+    pub of: Option<String>,
 }
 
 /// The compiled catalog.
@@ -124,6 +152,9 @@ pub struct Catalog {
     usual: Vec<GlobSet>,
     metadata: Vec<std::net::IpAddr>,
     file_globs: Vec<String>,
+    authenticators: Vec<(Authenticator, GlobSet)>,
+    /// The index is what the probes send.
+    answers: Vec<Answer>,
 }
 
 /// A secret shorter than this has no form that could be trusted.
@@ -155,6 +186,8 @@ impl Catalog {
             .extend(embedded.never_environment);
         document.metadata.extend(embedded.metadata);
         document.headers.extend(embedded.headers);
+        document.authenticators.extend(embedded.authenticators);
+        document.answers.extend(embedded.answers);
         document.classes.push(Class {
             class: WRITTEN.to_owned(),
             role: Role::Access,
@@ -211,8 +244,15 @@ impl Catalog {
                 headers.push((header, None));
             }
         }
-        if let Some((header, _)) = headers.iter().find(|(name, _)| name.len() > HEADER_MAX) {
-            return Err(CatalogError::Header(header.clone()));
+        let names = headers.iter().map(|(name, _)| name);
+        let fields = document.answers.iter().map(|answer| &answer.field);
+        if let Some(name) = names.chain(fields).find(|name| name.len() > HEADER_MAX) {
+            return Err(CatalogError::Header(name.clone()));
+        }
+        let mut authenticators = Vec::new();
+        for authenticator in document.authenticators {
+            let hosts = host_globs(&authenticator.name, &authenticator.hosts)?;
+            authenticators.push((authenticator, hosts));
         }
         let build = |builder: GlobSetBuilder| {
             builder.build().map_err(|source| CatalogError::Glob {
@@ -230,6 +270,8 @@ impl Catalog {
             never_variables: path_globs("never_environment", &document.never_environment)?,
             prefixes,
             headers,
+            authenticators,
+            answers: document.answers,
             homes,
             usual,
             metadata: document
@@ -341,6 +383,26 @@ impl Catalog {
         self.metadata.contains(&address)
     }
 
+    /// The authenticator at a host and port.
+    pub fn authenticator(&self, host: &str, port: u16) -> Option<&str> {
+        self.authenticators
+            .iter()
+            .find(|(authenticator, hosts)| {
+                authenticator.port.is_none_or(|wanted| wanted == port) && hosts.is_match(host)
+            })
+            .map(|(authenticator, _)| authenticator.name.as_str())
+    }
+
+    /// Addresses of metadata services.
+    pub fn metadata(&self) -> &[std::net::IpAddr] {
+        &self.metadata
+    }
+
+    /// A field of an answer by the index that a probe sends.
+    pub fn answer(&self, index: u64) -> Option<&Answer> {
+        self.answers.get(usize::try_from(index).ok()?)
+    }
+
     /// The rules for the kernel's filter.
     ///
     /// A rule is about the last component, or about the one or two directories before it: what is
@@ -379,6 +441,9 @@ impl Catalog {
             if httlib_huffman::encode(header.as_bytes(), &mut coded).is_ok() {
                 rules.insert(coded_header_key(&coded), index as u32);
             }
+        }
+        for (index, answer) in self.answers.iter().enumerate().rev() {
+            rules.insert(field_key(&answer.field), index as u32);
         }
         for header in ["host", ":authority"] {
             rules.insert(header_key(header), HOST);

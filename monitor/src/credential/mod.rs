@@ -15,6 +15,7 @@ use catalog::{Catalog, Format, normalise};
 use contents::{Facts, Found};
 use jiff::Timestamp;
 use monitor_common::{
+    answer::{FIELD, WHOLE},
     fingerprint::{Key, fingerprint},
     login::{LOGIN, speaks},
 };
@@ -371,6 +372,50 @@ impl Credentials {
         (credential, place)
     }
 
+    /// The credentials in one answer of an authenticator.
+    pub fn minted(&mut self, answer: &[Shown]) -> Vec<(Credential, Place)> {
+        let catalog = Arc::clone(&self.catalog);
+        let field = |shown: &Shown| u64::from(shown.header) & !FIELD;
+        let name = |shown: &Shown| catalog.answer(field(shown)).map(|known| &known.field);
+        let mut minted = Vec::new();
+        for shown in answer {
+            let known = catalog.answer(field(shown));
+            let whole = known.and_then(|known| known.of.as_ref()).and_then(|of| {
+                answer
+                    .iter()
+                    .find(|other| name(other).is_some_and(|name| name.eq_ignore_ascii_case(of)))
+            });
+            if let Some(whole) = whole {
+                let id = self.id_of(whole.fingerprint);
+                self.alias(shown.fingerprint, &id);
+                continue;
+            }
+            let by_form = by_form(&catalog, shown.prefix, shown.secret_len, shown.dots);
+            let (field, class) = match known {
+                _ if field(shown) == WHOLE => ("body", Some(IMDS_TOKEN)),
+                Some(known) => (known.field.as_str(), known.class.as_deref()),
+                None => continue,
+            };
+            // A name that means little elsewhere counts by what is behind it.
+            let Some(class) = by_form.map(|class| class.class.as_str()).or(class) else {
+                continue;
+            };
+            let place = Place {
+                source: Source::Metadata,
+                place: format!("answer:{field}"),
+            };
+            let found = Found {
+                class: class.to_owned(),
+                fingerprint: shown.fingerprint,
+                aliases: Vec::new(),
+                label: None,
+                facts: Facts::default(),
+            };
+            minted.push((self.credential(&found, &place), place));
+        }
+        minted
+    }
+
     /// The secrets in the environment of a process that ran before the agent.
     pub fn in_running(&mut self, pid: u32) -> Vec<(Credential, Place)> {
         let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else {
@@ -526,6 +571,9 @@ fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog
         (None, name) => name,
     }
 }
+
+/// The class of what AWS's metadata service gives first.
+const IMDS_TOKEN: &str = "imds-token";
 
 /// The name of a protocol in which one signs in, and the class of what is sent there.
 fn protocol_of(speaks: u64) -> (&'static str, &'static str) {

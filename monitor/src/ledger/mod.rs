@@ -1,12 +1,13 @@
 //! The ledger: what Keytrail remembers. SQLite, by edge and hour. The only module that knows SQL.
 
+pub mod chain;
 pub mod read;
 mod schema;
 mod write;
 
 pub use write::Writer;
 
-use crate::model::{Finding, Gap, Hop, Use, Verdict};
+use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -51,6 +52,7 @@ pub enum Entry {
     Use(Box<Use>),
     Hop(Box<Hop>, Verdict),
     Finding(Box<Finding>),
+    Mint(Box<Mint>),
     Gap(Gap),
 }
 

@@ -44,11 +44,11 @@ pub struct Range {
 }
 
 impl Range {
-    fn since(self) -> i64 {
+    pub(super) fn since(self) -> i64 {
         self.since.map_or(0, micros)
     }
 
-    fn until(self) -> i64 {
+    pub(super) fn until(self) -> i64 {
         self.until.map_or(i64::MAX, micros)
     }
 }
@@ -339,7 +339,7 @@ impl Reader {
         Ok(found)
     }
 
-    fn rows<T>(
+    pub(super) fn rows<T>(
         &self,
         sql: &str,
         parameters: impl rusqlite::Params,
@@ -378,7 +378,7 @@ impl Reader {
         )
     }
 
-    fn credentials(&self, ids: &[CredentialId]) -> Result<Vec<Credential>, LedgerError> {
+    pub(super) fn credentials(&self, ids: &[CredentialId]) -> Result<Vec<Credential>, LedgerError> {
         let mut found = Vec::new();
         for id in ids {
             found.extend(self.credential(id)?);
@@ -397,7 +397,11 @@ impl Reader {
         Ok(fold_uses(uses))
     }
 
-    fn hops_of(&self, id: &CredentialId, range: Range) -> Result<Vec<HopRow>, LedgerError> {
+    pub(super) fn hops_of(
+        &self,
+        id: &CredentialId,
+        range: Range,
+    ) -> Result<Vec<HopRow>, LedgerError> {
         let hops = self.rows(
             &format!(
                 "{HOPS} WHERE credential = ?1 AND last_seen >= ?2 AND first_seen <= ?3 ORDER BY last_seen"
@@ -745,7 +749,10 @@ fn worst_first(hops: &mut [HopRow]) {
     });
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(
+    row: &Row<'_>,
+    index: usize,
+) -> rusqlite::Result<T> {
     let text: String = row.get(index)?;
     serde_json::from_str(&text).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, error.into())

@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// Step `n` brings a file from schema `n` to `n + 1`.
-const STEPS: [&str; 1] = [r"
+const STEPS: [&str; 2] = [
+    r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
     id TEXT PRIMARY KEY, class TEXT NOT NULL, role TEXT NOT NULL, lifetime TEXT NOT NULL,
@@ -48,7 +49,18 @@ CREATE TABLE gap (
     since INTEGER NOT NULL, until INTEGER, count INTEGER NOT NULL
 );
 CREATE INDEX gap_by_time ON gap (since);
-"];
+",
+    r"
+CREATE TABLE mint_hour (
+    presented TEXT NOT NULL, minted TEXT NOT NULL, workload INTEGER NOT NULL, destination INTEGER NOT NULL,
+    hour INTEGER NOT NULL, count INTEGER NOT NULL, first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL,
+    process TEXT NOT NULL,
+    PRIMARY KEY (presented, minted, workload, destination, hour)
+) WITHOUT ROWID;
+CREATE INDEX mint_by_minted ON mint_hour (minted);
+CREATE INDEX mint_by_hour ON mint_hour (hour);
+",
+];
 
 /// The schema that this program writes.
 pub const KNOWN: i64 = STEPS.len() as i64;

@@ -2,7 +2,7 @@
 
 use super::{Entry, FILE, LedgerError, explain, from_micros, hour, micros, schema};
 use crate::{
-    model::{Credential, Finding, Gap, Place, Process, Workload},
+    model::{Credential, Destination, Finding, Gap, Mint, Place, Process, Workload},
     policy::document::Retention,
 };
 use jiff::Timestamp;
@@ -201,13 +201,7 @@ impl Work {
                 Entry::Hop(hop, verdict) => {
                     credential(&transaction, &hop.credential, hop.time)?;
                     let workload = workload(&transaction, &hop.workload, &hop.process)?;
-                    let destination = interned(
-                        &transaction,
-                        "SELECT id FROM destination WHERE json = ?1",
-                        "INSERT INTO destination (json, label) VALUES (?1, ?2)",
-                        &json(&hop.destination),
-                        &[&hop.destination.label()],
-                    )?;
+                    let destination = place_of(&transaction, &hop.destination)?;
                     transaction
                         .prepare_cached(
                             "INSERT INTO hop_hour VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7, ?7, ?8)
@@ -225,6 +219,7 @@ impl Work {
                             json(&hop.process),
                         ])?;
                 }
+                Entry::Mint(mint) => write_mint(&transaction, mint)?,
                 Entry::Finding(finding) => write_finding(&transaction, finding)?,
                 Entry::Gap(gap) => write_gap(&transaction, gap)?,
             }
@@ -274,6 +269,7 @@ impl Work {
         let transaction = self.connection.transaction()?;
         transaction.execute("DELETE FROM use_hour WHERE hour < ?1", [hour])?;
         transaction.execute("DELETE FROM hop_hour WHERE hour < ?1", [hour])?;
+        transaction.execute("DELETE FROM mint_hour WHERE hour < ?1", [hour])?;
         transaction.execute("DELETE FROM finding WHERE last_seen < ?1", [time])?;
         transaction.execute(
             "DELETE FROM gap WHERE until < ?1 AND kind <> 'dropped-for-size'",
@@ -388,6 +384,45 @@ fn interned(
         .prepare_cached(insert)?
         .execute(rusqlite::params_from_iter(values))?;
     Ok(connection.last_insert_rowid())
+}
+
+fn place_of(transaction: &Connection, destination: &Destination) -> rusqlite::Result<i64> {
+    interned(
+        transaction,
+        "SELECT id FROM destination WHERE json = ?1",
+        "INSERT INTO destination (json, label) VALUES (?1, ?2)",
+        &json(destination),
+        &[&destination.label()],
+    )
+}
+
+fn write_mint(transaction: &Connection, mint: &Mint) -> rusqlite::Result<()> {
+    let sides = [&mint.presented, &mint.minted];
+    for known in sides.into_iter().flatten() {
+        credential(transaction, known, mint.time)?;
+    }
+    let id = |side: &Option<Credential>| {
+        side.as_ref()
+            .map_or_else(String::new, |known| known.id.0.clone())
+    };
+    let workload = workload(transaction, &mint.workload, &mint.process)?;
+    let destination = place_of(transaction, &mint.authenticator)?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO mint_hour VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?6, ?7)
+             ON CONFLICT DO UPDATE SET count = count + 1, last_seen = max(last_seen, ?6),
+             first_seen = min(first_seen, ?6), process = ?7",
+        )?
+        .execute(params![
+            id(&mint.presented),
+            id(&mint.minted),
+            workload,
+            destination,
+            hour(mint.time),
+            micros(mint.time),
+            json(&mint.process),
+        ])?;
+    Ok(())
 }
 
 fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result<()> {

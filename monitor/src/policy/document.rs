@@ -3,7 +3,7 @@
 //! Patterns are checked while they are read, so that an error names its line and column.
 
 use crate::{
-    model::{Credential, Destination, Source, Workload},
+    model::{Credential, Destination, Role, Source, Workload},
     time,
 };
 use globset::{GlobBuilder, GlobMatcher};
@@ -118,10 +118,32 @@ pub struct Match {
 pub struct Authenticator {
     pub name: String,
     pub destinations: Vec<DestinationPattern>,
-    /// Read so that a document that has it is right; the rule `unexpected-mint`, which needs the
-    /// answers of authenticators, is not in this release.
-    #[serde(default, rename = "mints")]
-    pub _mints: Option<crate::model::Role>,
+    /// The role of what it mints; anything where it is not written.
+    #[serde(default)]
+    pub mints: Option<Role>,
+    /// Who may have something minted; anybody where none is written.
+    #[serde(default)]
+    pub readers: Vec<Reader>,
+}
+
+impl Authenticator {
+    pub fn is_at(&self, destination: &Destination) -> bool {
+        self.destinations
+            .iter()
+            .any(|pattern| pattern.matches(destination))
+    }
+
+    /// Its addresses, where they are written as such.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.destinations
+            .iter()
+            .filter_map(|pattern| match &pattern.target {
+                Target::Network(network) if network.prefix_len() == network.max_prefix_len() => {
+                    Some(network.addr())
+                }
+                _ => None,
+            })
+    }
 }
 
 /// A workload that may read: everything that is written must hold.
@@ -359,14 +381,7 @@ impl Expectation {
 
     /// Whether a workload is among its readers; an expectation without readers has no say.
     pub fn allows_reader(&self, workload: &Workload, executable: &str) -> Option<bool> {
-        if self.readers.is_empty() {
-            return None;
-        }
-        Some(
-            self.readers
-                .iter()
-                .any(|reader| reader.is(workload, executable)),
-        )
+        allows(&self.readers, workload, executable)
     }
 
     /// The files and the variables that it names.
@@ -387,6 +402,11 @@ impl Expectation {
             .collect();
         (files, variables)
     }
+}
+
+/// Whether a workload is among readers; where none is written they have no say.
+pub fn allows(readers: &[Reader], workload: &Workload, executable: &str) -> Option<bool> {
+    (!readers.is_empty()).then(|| readers.iter().any(|reader| reader.is(workload, executable)))
 }
 
 impl Reader {

@@ -6,7 +6,8 @@ use crate::{
     credential::catalog::Catalog,
     model::{
         ANOTHER, Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop,
-        Lifetime, Look, NameSource, Named, Role, Severity, Source, Use, Verdict, WorkloadKind,
+        Lifetime, Look, Mint, NameSource, Named, Role, Severity, Source, Use, Verdict,
+        WorkloadKind,
     },
 };
 use document::{Document, Expectation, Mode};
@@ -14,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use monitor_common::fingerprint::{Key, fingerprint};
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -74,8 +76,18 @@ const CLEARTEXT: Rule = Rule {
     ],
 };
 
+const UNEXPECTED_MINT: Rule = Rule {
+    name: "unexpected-mint",
+    references: &[
+        "OWASP NHI5:2025 Overprivileged NHI",
+        "ATT&CK T1552.005",
+        "ATT&CK T1550.001",
+    ],
+};
+
 /// The rules of this release.
-pub const RULES: [Rule; 9] = [
+pub const RULES: [Rule; 10] = [
+    UNEXPECTED_MINT,
     UNEXPECTED_HOP,
     UNEXPECTED_READER,
     CREDENTIAL_COPIED,
@@ -164,6 +176,125 @@ impl Policy {
             .credentials
             .iter()
             .filter(move |expectation| expectation.is_about(credential))
+    }
+
+    /// Gives the credentials of a minting the names that their expectations have.
+    pub fn name_mint(&self, mint: &mut Mint) {
+        for credential in [&mut mint.presented, &mut mint.minted]
+            .into_iter()
+            .flatten()
+        {
+            self.name(credential);
+        }
+    }
+
+    /// The authenticator at a destination: one that is written, or one of the catalog.
+    fn authenticator(&self, destination: &Destination) -> Option<&str> {
+        self.document
+            .authenticators
+            .iter()
+            .find(|authenticator| authenticator.is_at(destination))
+            .map(|authenticator| authenticator.name.as_str())
+            .or_else(|| {
+                self.catalog
+                    .authenticator(&host(destination), destination.port)
+            })
+    }
+
+    /// A credential that was presented to an authenticator is a proof of who somebody is, whatever
+    /// came back.
+    pub fn proof(&self, hop: &Hop) -> Option<Mint> {
+        let known = hop.evidence == Evidence::Presented && hop.others.is_empty();
+        (known && self.authenticator(&hop.destination).is_some()).then(|| Mint {
+            time: hop.time,
+            workload: hop.workload.clone(),
+            process: hop.process.clone(),
+            authenticator: hop.destination.clone(),
+            presented: Some(hop.credential.clone()),
+            minted: None,
+        })
+    }
+
+    /// A credential obtained by a workload that is not expected to.
+    pub fn judge_mint(&self, mint: &Mint) -> Vec<Finding> {
+        let Some(minted) = &mint.minted else {
+            return Vec::new();
+        };
+        if self.document.mode == Mode::Learn {
+            return Vec::new();
+        }
+        let at = &mint.authenticator;
+        let exe = &mint.process.exe;
+        let here = self
+            .document
+            .authenticators
+            .iter()
+            .filter(|authenticator| authenticator.is_at(at));
+        // Who may mint is written with the authenticator, or with the credential that it mints.
+        let by_authenticator = here
+            .clone()
+            .filter_map(|known| document::allows(&known.readers, &mint.workload, exe))
+            .reduce(|one, other| one || other);
+        let by_credential = self
+            .expectations(minted)
+            .filter_map(|expectation| expectation.allows_reader(&mint.workload, exe))
+            .reduce(|one, other| one || other);
+        let wrong_role = here
+            .clone()
+            .any(|known| known.mints.is_some_and(|role| role != minted.role));
+        if by_authenticator != Some(false) && by_credential != Some(false) && !wrong_role {
+            return Vec::new();
+        }
+        let readers = here
+            .flat_map(|known| &known.readers)
+            .chain(
+                self.expectations(minted)
+                    .flat_map(|expectation| &expectation.readers),
+            )
+            .map(document::Reader::text)
+            .collect();
+        let workload = mint.workload.key();
+        let name = self.authenticator(at).unwrap_or("an authenticator");
+        let summary = if wrong_role {
+            format!(
+                "{workload} got {}, of role {}, from {name} at {}, which is not to mint it",
+                shown(minted),
+                minted.role,
+                at.label()
+            )
+        } else {
+            format!(
+                "{workload} got {} from {name} at {}, and is not expected to",
+                shown(minted),
+                at.label()
+            )
+        };
+        vec![finding(
+            mint.time,
+            &mint.workload,
+            &mint.process,
+            minted,
+            Raise {
+                rule: UNEXPECTED_MINT,
+                severity: Severity::High,
+                summary,
+                evidence: None,
+                destination: Some(at),
+                expected: readers,
+                same: format!("{workload} {}", at.label()),
+            },
+        )]
+    }
+
+    /// Addresses at which credentials are minted.
+    pub fn minting_addresses(&self) -> Vec<IpAddr> {
+        let written = self.document.authenticators.iter();
+        self.catalog
+            .metadata()
+            .iter()
+            .copied()
+            .chain(written.flat_map(document::Authenticator::addresses))
+            .collect()
     }
 
     /// What a use breaks.
@@ -491,8 +622,7 @@ impl Policy {
                     .document
                     .authenticators
                     .iter()
-                    .flat_map(|authenticator| &authenticator.destinations)
-                    .any(|pattern| pattern.matches(destination)))
+                    .any(|authenticator| authenticator.is_at(destination)))
     }
 
     /// Where a credential may go, for a person to read.

@@ -75,6 +75,7 @@ pub async fn serve(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> 
         .route("/timeline", get(timeline))
         .route("/who", get(who))
         .route("/where", get(where_to))
+        .route("/chain", get(chain))
         .route("/blast-radius", get(blast_radius));
     let router = Router::new()
         .route("/", get(index))
@@ -280,6 +281,15 @@ async fn where_to(
     let range = asked.range()?;
     let credential = Parameters::needed(asked.credential.as_ref(), "credential")?;
     ask(app, move |reader| reader.where_to(&credential, range)).await
+}
+
+async fn chain(
+    State(app): State<Arc<App>>,
+    Query(asked): Asked,
+) -> Result<impl IntoResponse, Refusal> {
+    let range = asked.range()?;
+    let credential = Parameters::needed(asked.credential.as_ref(), "credential")?;
+    ask(app, move |reader| reader.chain(&credential, range)).await
 }
 
 async fn blast_radius(

@@ -1,10 +1,11 @@
 //! Answers for people: columns that fit a terminal, the worst first, gaps named.
 
 use crate::{
+    ledger::chain::Chain,
     ledger::read::{
         BlastRadius, Event, Findings, HopRow, Inventory, Timeline, UseRow, WhereAnswer, WhoAnswer,
     },
-    model::{Credential, Evidence, Gap, NOT_COVERED, Severity, Verdict},
+    model::{Credential, CredentialId, Evidence, Gap, NOT_COVERED, Severity, Verdict},
     sensor::doctor::Report,
 };
 use anstyle::{AnsiColor, Style};
@@ -256,6 +257,46 @@ pub fn where_to(answer: &WhereAnswer) -> String {
     if answer.hops.is_empty() {
         out.push_str("No hop was seen.\n");
     } else {
+        hop_rows(&mut out, &answer.hops);
+    }
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+pub fn chain(answer: &Chain) -> String {
+    let mut out = String::new();
+    for credential in &answer.credentials {
+        heading(&mut out, credential);
+    }
+    out.push('\n');
+    if answer.links.is_empty() {
+        out.push_str("Nothing was seen to be minted from it, or with it.\n");
+    }
+    let class = |id: &Option<CredentialId>, otherwise: &str| match id {
+        Some(id) => {
+            let known = answer
+                .credentials
+                .iter()
+                .find(|credential| credential.id == *id);
+            let class = known.map_or("", |known| known.name.as_deref().unwrap_or(&known.class));
+            format!("{} {}", paint(STRONG, &id.0), clean(class))
+        }
+        None => otherwise.to_owned(),
+    };
+    for link in &answer.links {
+        let _ = writeln!(
+            out,
+            "{} → {} → {}\n  by {} × {}, last {}",
+            class(&link.presented, "(nothing seen)"),
+            clean(&link.authenticator.label()),
+            class(&link.minted, "(answer not seen)"),
+            clean(&link.workload.key()),
+            link.count,
+            ago(link.last_seen)
+        );
+    }
+    if !answer.hops.is_empty() {
+        out.push('\n');
         hop_rows(&mut out, &answer.hops);
     }
     gaps(&mut out, &answer.gaps);

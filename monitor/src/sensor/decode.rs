@@ -118,7 +118,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
         kind::PAYLOAD => take::<Payload>(kind, bytes)?.0.time,
         kind::REFUSED => take::<Refused>(kind, bytes)?.0.time,
         kind::TIED | kind::WITHDRAWN => take::<Tied>(kind, bytes)?.0.time,
-        kind::CLEAR => take::<Clear>(kind, bytes)?.0.time,
+        kind::CLEAR | kind::MINTED => take::<Clear>(kind, bytes)?.0.time,
         kind::HOST | kind::ANSWER => take::<Payload>(kind, bytes)?.0.time,
         _ => take::<Header>(kind, bytes)?.0.time,
     };
@@ -245,6 +245,14 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 shown: shown(&record.shown),
             }
         }
+        kind::MINTED => {
+            let (record, _) = take::<Clear>(kind, bytes)?;
+            Observation::Minted {
+                time: clock.at(record.time),
+                cookie: record.cookie,
+                shown: shown(&record.shown),
+            }
+        }
         kind::HOST => {
             let (record, rest) = take::<Payload>(kind, bytes)?;
             let name = &rest[..rest.len().min(record.len as usize)];
@@ -366,7 +374,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_or_are_refused(kind in 0u32..16, rest in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_decode_or_are_refused(kind in 0u32..18, rest in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut bytes = kind.to_ne_bytes().to_vec();
             bytes.extend(rest);
             let _ = decode(&bytes, BootClock::now());

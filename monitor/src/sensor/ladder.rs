@@ -55,6 +55,7 @@ impl Hook {
             Self::Cgroup(way @ ("egress" | "ingress")) => format!("cgroup_skb/{way}"),
             Self::Cgroup(kind) => format!("cgroup/{kind}"),
             Self::Uprobe(function) => format!("uprobe/{function}"),
+            Self::Called("MINTED") => "cgroup_skb/ingress".to_owned(),
             Self::Called(_) => "cgroup_skb/egress".to_owned(),
             Self::Proc(file) => format!("proc/{file}"),
         }
@@ -313,14 +314,26 @@ pub const LADDERS: &[Ladder] = &[
         rungs: &[&[step("clear_egress", Hook::Called("CLEAR"))]],
     },
     Ladder {
+        probe: Probe::Clear,
+        missed: "what authenticators mint in clear",
+        rungs: &[&[step("minted_ingress", Hook::Called("MINTED"))]],
+    },
+    Ladder {
         probe: Probe::Present,
         missed: "credentials that are presented inside TLS",
-        rungs: &[&[
-            step(tls::WRITE, Hook::Uprobe("write")),
-            step(tls::WRITTEN, Hook::Uprobe("written")),
-            step(tls::SERVER, Hook::Uprobe("server")),
-            step(tls::GO, Hook::Uprobe("go")),
-        ]],
+        rungs: &[
+            &[
+                step(tls::WRITE, Hook::Uprobe("write")),
+                step(tls::WRITTEN, Hook::Uprobe("written")),
+                step(tls::SERVER, Hook::Uprobe("server")),
+                step(tls::GO, Hook::Uprobe("go")),
+            ],
+            &[
+                step("present_write_short", Hook::Uprobe("write")),
+                step(tls::WRITTEN, Hook::Uprobe("written")),
+                step("present_go_short", Hook::Uprobe("go")),
+            ],
+        ],
     },
 ];
 

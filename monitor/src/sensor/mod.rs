@@ -40,6 +40,7 @@ use observation::{FileId, Observation};
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    net::IpAddr,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -177,7 +178,7 @@ impl Sensor {
             .btf(None)
             // The verifier's log costs it time and the agent memory: only where it is asked for.
             .verifier_log_level(if tracing::enabled!(tracing::Level::DEBUG) {
-                VerifierLogLevel::VERBOSE
+                VerifierLogLevel::DEBUG
             } else {
                 VerifierLogLevel::DISABLE
             })
@@ -276,12 +277,21 @@ impl Sensor {
         offset: u64,
         target: &str,
     ) -> Result<UProbeLinkId, ProgramError> {
-        let program: &mut UProbe = self
-            ._ebpf
-            .program_mut(program)
+        self.uprobe(program)?
+            .attach(offset, target, UProbeScope::AllProcesses)
+    }
+
+    /// The program of a name, or the short one that this kernel has in its place.
+    fn uprobe(&mut self, name: &str) -> Result<&mut UProbe, ProgramError> {
+        let short = format!("{name}_short");
+        let name = match self._ebpf.program(&short) {
+            Some(program) if program.fd().is_ok() => &short,
+            _ => name,
+        };
+        self._ebpf
+            .program_mut(name)
             .ok_or(ProgramError::UnexpectedProgramType)?
-            .try_into()?;
-        program.attach(offset, target, UProbeScope::AllProcesses)
+            .try_into()
     }
 
     /// Lets go of files that nobody uses any more: a watched one cannot be freed. Those are files of
@@ -309,13 +319,8 @@ impl Sensor {
         }
         for (program, link) in gone.into_iter().flat_map(|watched| watched.links) {
             let detached = self
-                ._ebpf
-                .program_mut(program)
-                .ok_or(ProgramError::UnexpectedProgramType)
-                .and_then(|program| {
-                    let program: &mut UProbe = program.try_into()?;
-                    program.detach(link)
-                });
+                .uprobe(program)
+                .and_then(|program| program.detach(link));
             if let Err(error) = detached {
                 tracing::warn!(%error, "a watched TLS library cannot be let go");
             }
@@ -342,6 +347,31 @@ impl Sensor {
         }
         if left {
             self.writing.set(0, 1, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the probes where credentials are minted: what comes back from there is searched however
+    /// much it is.
+    pub fn set_authenticators(&mut self, addresses: &[IpAddr]) -> Result<(), SensorError> {
+        const NAME: &str = "AUTHENTICATORS";
+        let failed = |source| SensorError::Map { name: NAME, source };
+        let map = self._ebpf.map_mut(NAME).ok_or(SensorError::NoMap(NAME))?;
+        let mut known: HashMap<_, [u8; 16], u32> = map.try_into().map_err(failed)?;
+        let stale: Vec<[u8; 16]> = known.keys().filter_map(Result::ok).collect();
+        for key in stale {
+            known.remove(&key).map_err(failed)?;
+        }
+        for address in addresses {
+            let key = match address {
+                IpAddr::V4(address) => {
+                    let mut key = [0; 16];
+                    key[..4].copy_from_slice(&address.octets());
+                    key
+                }
+                IpAddr::V6(address) => address.octets(),
+            };
+            known.insert(key, 1, 0).map_err(failed)?;
         }
         Ok(())
     }

@@ -82,6 +82,12 @@ pub enum Observation {
         host: Option<u64>,
         shown: Shown,
     },
+    /// A credential in what came back in clear; what is in one answer has one time.
+    Minted {
+        time: Timestamp,
+        cookie: u64,
+        shown: Shown,
+    },
     /// The head of a request in clear, and the server's name in it.
     Host {
         time: Timestamp,
@@ -156,7 +162,8 @@ pub struct Shown {
     /// Of the password, where the secret is a user and a password in base64.
     pub inner: Option<u64>,
     pub secret_len: u32,
-    /// Index of the header in the catalog; or [`monitor_common::login::LOGIN`] and the protocol.
+    /// Index of the header in the catalog; or [`monitor_common::login::LOGIN`] and the protocol; or
+    /// [`monitor_common::answer::FIELD`] and the index of the field.
     pub header: u32,
     /// Index in the prefix table of the catalog.
     pub prefix: Option<u32>,

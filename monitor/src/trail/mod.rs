@@ -13,8 +13,8 @@
 mod names;
 
 use crate::model::{
-    ANOTHER, Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, NameSource,
-    Place, Process, Source, Subject, Transport, Use, Workload,
+    ANOTHER, Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Mint,
+    NameSource, Place, Process, Source, Subject, Transport, Use, Workload,
 };
 use jiff::{SignedDuration, Timestamp};
 use names::Names;
@@ -148,6 +148,13 @@ pub enum Event {
         credential: Credential,
         place: Place,
     },
+    /// A credential came back on a connection.
+    Minted {
+        time: Timestamp,
+        connection: u64,
+        credential: Credential,
+        place: Place,
+    },
     /// A name server answered.
     Resolved {
         time: Timestamp,
@@ -182,6 +189,7 @@ pub enum Outcome {
     Use(Box<Use>),
     Hop(Box<Hop>),
     Foreign(Box<ForeignRead>),
+    Mint(Box<Mint>),
     Gap(Gap),
 }
 
@@ -229,6 +237,8 @@ struct Connection {
     stdin: Option<u64>,
     settled: bool,
     named: bool,
+    /// What was presented on it last.
+    presented: Option<Arc<Credential>>,
 }
 
 /// The state of the trail.
@@ -334,6 +344,9 @@ impl Trail {
                     None => self.destinations(who.subject, server),
                 };
                 asked_for(host.as_deref(), &mut destinations);
+                if let [_] = destinations[..] {
+                    self.note_presented(connection, &credential);
+                }
                 let shown = Shown {
                     time,
                     credential,
@@ -356,6 +369,7 @@ impl Trail {
                 let who = Arc::clone(&known.who);
                 let mut destinations = vec![known.destination.clone()];
                 asked_for(host.as_deref(), &mut destinations);
+                self.note_presented(Some(connection), &credential);
                 let shown = Shown {
                     time,
                     credential,
@@ -364,6 +378,12 @@ impl Trail {
                 };
                 self.presented(shown, &who, &destinations, out);
             }
+            Event::Minted {
+                time,
+                connection,
+                credential,
+                place,
+            } => self.minted(time, connection, credential, place, out),
             Event::Resolved {
                 names, addresses, ..
             } => self.names.learn(&names, &addresses),
@@ -490,6 +510,7 @@ impl Trail {
             stdin,
             settled: false,
             named: false,
+            presented: None,
         };
         if self.connections.insert(id, connection).is_none() {
             self.order.push_back(id);
@@ -564,6 +585,47 @@ impl Trail {
         }
     }
 
+    fn note_presented(&mut self, connection: Option<u64>, credential: &Credential) {
+        let known = connection.and_then(|id| self.connections.get_mut(&id));
+        if let Some(connection) = known {
+            connection.presented = Some(Arc::new(credential.clone()));
+        }
+    }
+
+    /// A credential came back: its receiver holds it, and this is how it got it.
+    fn minted(
+        &mut self,
+        time: Timestamp,
+        connection: u64,
+        credential: Credential,
+        place: Place,
+        out: &mut Vec<Outcome>,
+    ) {
+        let Some(known) = self.connections.get(&connection) else {
+            self.unmatched += 1;
+            return;
+        };
+        let who = Arc::clone(&known.who);
+        let presented = known.presented.as_deref().cloned();
+        let authenticator = known.destination.clone();
+        let holding = Holding {
+            credential: Arc::new(credential.clone()),
+            source: place.source,
+            usual: false,
+        };
+        self.pick_up(who.subject, holding, None);
+        out.push(used(time, &who, &credential, place));
+        out.push(Outcome::Mint(Box::new(Mint {
+            time,
+            workload: who.workload.clone(),
+            process: who.process.clone(),
+            authenticator,
+            // A renewal gives back what was shown.
+            presented: presented.filter(|shown| shown.id != credential.id),
+            minted: Some(credential),
+        })));
+    }
+
     /// What the victim holds is in the hands of the one who looked.
     fn foreign(
         &mut self,
@@ -626,18 +688,7 @@ impl Trail {
             place,
             clear,
         } = shown;
-        out.push(Outcome::Use(Box::new(Use {
-            time,
-            workload: who.workload.clone(),
-            process: who.process.clone(),
-            credential: credential.clone(),
-            place,
-            count: 1,
-            login: None,
-            volume_of: None,
-            pod_uid: None,
-            modified: None,
-        })));
+        out.push(used(time, who, &credential, place));
         if destinations.is_empty() {
             self.unmatched += 1;
         }
@@ -795,6 +846,22 @@ fn evidence_of(held: &[Holding]) -> Evidence {
     } else {
         Evidence::Held
     }
+}
+
+/// A use that is known from a connection.
+fn used(time: Timestamp, who: &Who, credential: &Credential, place: Place) -> Outcome {
+    Outcome::Use(Box::new(Use {
+        time,
+        workload: who.workload.clone(),
+        process: who.process.clone(),
+        credential: credential.clone(),
+        place,
+        count: 1,
+        login: None,
+        volume_of: None,
+        pod_uid: None,
+        modified: None,
+    }))
 }
 
 /// The head of a request names its server. Where the name is another one than that of the connection,

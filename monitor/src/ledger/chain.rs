@@ -1,0 +1,143 @@
+//! Chains: identity credential → authenticator → access credential → destination.
+
+use super::{
+    from_micros,
+    read::{HopRow, QueryError, Range, Reader, from_json},
+};
+use crate::model::{Credential, CredentialId, Destination, Gap, Process, Workload};
+use jiff::Timestamp;
+use rusqlite::{Row, params};
+use serde::Serialize;
+use std::collections::{BTreeSet, VecDeque};
+
+/// Credentials of one chain at most.
+const LONGEST: usize = 1000;
+
+/// A link: what was shown to an authenticator, and what came back.
+#[derive(Clone, Debug, Serialize)]
+pub struct Link {
+    /// Absent where nothing was shown, or nothing was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presented: Option<CredentialId>,
+    pub authenticator: Destination,
+    /// Absent where the answer could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minted: Option<CredentialId>,
+    pub workload: Workload,
+    pub process: Process,
+    pub count: u64,
+    pub first_seen: Timestamp,
+    pub last_seen: Timestamp,
+}
+
+/// Everything that a credential was minted from, was used to mint, and where all of it went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Chain {
+    pub query: &'static str,
+    pub credentials: Vec<Credential>,
+    pub links: Vec<Link>,
+    pub hops: Vec<HopRow>,
+    pub gaps: Vec<Gap>,
+}
+
+impl Reader {
+    /// The chain of a credential, upstream and downstream.
+    pub fn chain(&self, text: &str, range: Range) -> Result<Chain, QueryError> {
+        let ids = self.resolve(text)?;
+        let mut links: Vec<Link> = Vec::new();
+        let mut known: BTreeSet<CredentialId> = ids.iter().cloned().collect();
+        // Not all that a common ancestor minted: upstream from here, and downstream from here.
+        for upstream in [true, false] {
+            let mut open: VecDeque<CredentialId> = ids.iter().cloned().collect();
+            let mut seen: BTreeSet<CredentialId> = ids.iter().cloned().collect();
+            while let Some(id) = open.pop_front() {
+                for link in self.links(&id, upstream, range)? {
+                    let next = if upstream {
+                        &link.presented
+                    } else {
+                        &link.minted
+                    };
+                    if let Some(next) = next
+                        && seen.len() < LONGEST
+                        && seen.insert(next.clone())
+                    {
+                        open.push_back(next.clone());
+                    }
+                    links.push(link);
+                }
+            }
+            known.extend(seen);
+        }
+        // What came back says more than that something was shown.
+        let told: Vec<(Option<CredentialId>, Workload, Destination)> = links
+            .iter()
+            .filter(|link| link.minted.is_some())
+            .map(|link| {
+                (
+                    link.presented.clone(),
+                    link.workload.clone(),
+                    link.authenticator.clone(),
+                )
+            })
+            .collect();
+        links.retain(|link| {
+            link.minted.is_some()
+                || !told.iter().any(|(presented, workload, authenticator)| {
+                    *presented == link.presented
+                        && *workload == link.workload
+                        && authenticator.address == link.authenticator.address
+                        && authenticator.port == link.authenticator.port
+                })
+        });
+        links.sort_by_key(|link| link.first_seen);
+        let known: Vec<CredentialId> = known.into_iter().collect();
+        let mut hops = Vec::new();
+        for id in &known {
+            hops.extend(self.hops_of(id, range)?);
+        }
+        Ok(Chain {
+            query: "chain",
+            credentials: self.credentials(&known)?,
+            links,
+            hops,
+            gaps: self.gaps(range)?,
+        })
+    }
+
+    /// Links that end in a credential, or begin with it.
+    fn links(
+        &self,
+        id: &CredentialId,
+        upstream: bool,
+        range: Range,
+    ) -> Result<Vec<Link>, QueryError> {
+        let side = if upstream { "minted" } else { "presented" };
+        Ok(self.rows(
+            &format!(
+                "SELECT presented, d.json, minted, w.json, max(process), sum(count), min(first_seen), max(last_seen)
+                 FROM mint_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination
+                 WHERE {side} = ?1 AND last_seen >= ?2 AND first_seen <= ?3
+                 GROUP BY presented, minted, workload, destination"
+            ),
+            params![id.0, range.since(), range.until()],
+            link,
+        )?)
+    }
+}
+
+fn link(row: &Row<'_>) -> rusqlite::Result<Link> {
+    let side = |index| -> rusqlite::Result<Option<CredentialId>> {
+        let id: String = row.get(index)?;
+        Ok((!id.is_empty()).then_some(CredentialId(id)))
+    };
+    Ok(Link {
+        presented: side(0)?,
+        authenticator: from_json(row, 1)?,
+        minted: side(2)?,
+        workload: from_json(row, 3)?,
+        process: from_json(row, 4)?,
+        count: row.get::<_, i64>(5)?.max(0) as u64,
+        first_seen: from_micros(row.get(6)?),
+        last_seen: from_micros(row.get(7)?),
+    })
+}
