@@ -1,6 +1,7 @@
 //! What comes back: answers of name servers, and by another program those of authenticators.
 
 use crate::{
+    clear::may_be_answered,
     connect::AWAITED,
     hello::TCP,
     kernel::{bounded, now},
@@ -38,6 +39,10 @@ pub fn answer_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn look(ctx: &SkBuffContext) -> Option<()> {
+    // Most packets are these.
+    if is_tcp(ctx) {
+        return minted(ctx);
+    }
     let start: [u8; 10] = ctx.load(0).ok()?;
     let (protocol, at) = match start[0] >> 4 {
         4 => (start[9], usize::from(start[0] & 15) * 4),
@@ -67,12 +72,33 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     Some(())
 }
 
+/// Whether a packet of IPv4 is TCP's. It is read where it is: a helper costs more than all the rest.
+#[inline(always)]
+fn is_tcp(ctx: &SkBuffContext) -> bool {
+    // SAFETY: the context is valid for the run of the program; the kernel checks each access.
+    let (data, end) = unsafe {
+        (
+            (*ctx.skb.skb).data as usize,
+            (*ctx.skb.skb).data_end as usize,
+        )
+    };
+    if data + 20 > end {
+        return false;
+    }
+    let ip = data as *const u8;
+    // SAFETY: inside the packet, as the verifier checks.
+    unsafe { *ip >> 4 == 4 && *ip.add(9) == TCP }
+}
+
 /// Index 0: the program that searches what comes back after a request in clear.
 #[map]
 static MINTED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn minted(ctx: &SkBuffContext) -> Option<()> {
+    if !may_be_answered() {
+        return None;
+    }
     // SAFETY: the helper takes any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: the pointer is into the map.

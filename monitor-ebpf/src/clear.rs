@@ -6,14 +6,15 @@ use crate::{
     kernel::{bounded as at_least_one, can_repeat, now},
     maps::{CREDENTIAL_RING, count, lost, send},
     search::{
-        FIELDS, HEAD, Known, Object, Reading, SOCKET, Scratch, Searcher, begin, bounded, forget,
-        goes_on, reading, scratch, search, tell,
+        Known, Object, Reading, SOCKET, Scratch, Searcher, begin, bounded, forget, goes_on,
+        reading, scratch, search, tell,
     },
 };
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skb_load_bytes},
-    macros::cgroup_skb,
+    macros::{cgroup_skb, map},
+    maps::Array,
     programs::SkBuffContext,
 };
 use monitor_common::{
@@ -141,19 +142,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     let read = read(ctx, object, tcp.payload, len);
     // SAFETY: as above.
     unsafe { (*awaited).goes_on = u32::from(goes_on(object)) };
-    let Found {
-        found,
-        number,
-        request,
-        whole,
-    } = read?;
-    if request {
-        // SAFETY: as above.
-        unsafe {
-            (*awaited).answers = ANSWERS;
-            (*awaited).whole = u32::from(whole);
-        }
-    }
+    let Found { found, number } = read?;
     let scratch = scratch::<Sent>()?;
     if first_payload || found > 0 {
         tell::<Sent>(scratch, found, number);
@@ -171,10 +160,35 @@ struct Found {
     found: u64,
     /// The mark of the search.
     number: u64,
-    /// It is a request of HTTP.
-    request: bool,
-    /// It asks for something that is a secret as a whole.
-    whole: bool,
+}
+
+/// Index 0: 1 after a request in clear, and then counted up by the agent, which sets it to 0 when
+/// nobody can wait for an answer any more.
+#[map]
+static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Whether any packet that comes back may have to be searched.
+#[inline(always)]
+pub fn may_be_answered() -> bool {
+    ANSWERED.get(0).copied().unwrap_or(0) != 0
+}
+
+/// A request in clear may be answered with something that was minted.
+#[inline(never)]
+fn expect_answer(scratch: &Scratch, cookie: u64) {
+    if scratch.is_request()
+        && let Some(awaited) = AWAITED.get_ptr_mut(cookie)
+    {
+        // SAFETY: the pointer is into the map; one socket sends one packet at a time.
+        unsafe {
+            (*awaited).answers = ANSWERS;
+            (*awaited).whole = u32::from(asks_for_whole(
+                scan::word(&scratch.window, 0),
+                scan::word(&scratch.window, 8),
+            ));
+        }
+        let _ = ANSWERED.set(0, 1, 0);
+    }
 }
 
 /// Copies a payload and searches it.
@@ -200,10 +214,9 @@ fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option
         count(Probe::Clear, Stage::Read);
         return None;
     }
+    expect_answer(scratch, object.address);
     Some(Found {
-        found: search::<Sent>(scratch, len, speaks),
+        found: search::<Sent>(scratch, len),
         number,
-        request: speaks == HEAD || speaks == FIELDS,
-        whole: asks_for_whole(first, second()),
     })
 }

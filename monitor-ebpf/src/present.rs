@@ -320,7 +320,7 @@ fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64) {
         count(Probe::Present, Stage::Read);
         return;
     }
-    let found = search::<Handed<L>>(scratch, len, speaks);
+    let found = search::<Handed<L>>(scratch, len);
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };

@@ -271,6 +271,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         seconds += 1;
         sensor.begin_epoch()?;
         sensor.sweep_writes()?;
+        sensor.close_answers()?;
         let now = Timestamp::now();
         count(&mut sensor, &mut joiner, &parts.judge, now, &mut events)?;
         events.push(Event::Tick { time: now });

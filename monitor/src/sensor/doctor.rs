@@ -59,11 +59,14 @@ impl Report {
 }
 
 /// What this release does not see on any kernel.
-const KNOWN_GAPS: [&str; 9] = [
+const KNOWN_GAPS: [&str; 12] = [
     "files three or more directories below a directory of secrets, unless it is a projected volume, until they are known by inode",
     "credentials presented through TLS stacks other than OpenSSL, BoringSSL with symbols, GnuTLS and Go since 1.18, such as Java, rustls and NSS: evidence is `sole` or `held`",
     "credentials presented in the first moments, a few tens of milliseconds, of a program with TLS inside that was never seen before",
-    "credentials in other protocols than HTTP, and outside TLS; a header that is cut between two writes, or lies behind the first 8 KiB of one",
+    "a header that is cut between two writes or packets, or lies behind the first 8 KiB of one; in other protocols than HTTP all but plain sign-ins of Redis, PostgreSQL, MySQL, SMTP, IMAP, POP3, FTP, MQTT and LDAP",
+    "credentials outside TLS on connections that began before the agent, or over UDP",
+    "what authenticators mint inside TLS, in compressed answers, and cut between two packets: that something was presented to them is kept",
+    "names that come by DNS over TCP, TLS or HTTPS, or from a file",
     "credentials in HTTP/2 on connections whose table was filled before the agent watched, where they are only referred to",
     "server names in QUIC",
     "unix sockets: SPIRE, the Vault agent, ssh-agent, the container runtime",

@@ -327,6 +327,23 @@ impl Sensor {
         }
     }
 
+    /// Lets packets that come back pass unseen when the last request in clear is long ago. To be
+    /// called each second.
+    pub fn close_answers(&mut self) -> Result<(), SensorError> {
+        const NAME: &str = "ANSWERED";
+        /// Seconds in which an answer comes.
+        const PATIENCE: u64 = 30;
+        let failed = |source| SensorError::Map { name: NAME, source };
+        let map = self._ebpf.map_mut(NAME).ok_or(SensorError::NoMap(NAME))?;
+        let mut answered: Array<_, u64> = map.try_into().map_err(failed)?;
+        match answered.get(&0, 0).map_err(failed)? {
+            0 => Ok(()),
+            // A request between the look and this is followed by others, or waits one time more.
+            PATIENCE.. => answered.set(0, 0, 0).map_err(failed),
+            seconds => answered.set(0, seconds + 1, 0).map_err(failed),
+        }
+    }
+
     /// Forgets writes that never came to a socket. To be called each second.
     pub fn sweep_writes(&mut self) -> Result<(), SensorError> {
         let failed = |source| SensorError::Map {
