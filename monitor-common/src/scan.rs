@@ -252,14 +252,13 @@ pub fn host(window: &Window, value: Value) -> Value {
             | zeros(eight ^ eight_of(b'\r'))
             | zeros(eight ^ eight_of(b'\t'));
         let len = i * 8 + below(ends).map_or(8, bytes);
-        if len >= end - at {
-            return Value {
-                at,
-                len: end - at,
-                ..value
-            };
-        }
+        let len = if len > end - at { end - at } else { len };
         if len < i * 8 + 8 {
+            // An address is no name; a name that ends with a digit begins with none.
+            let last = word(window, (at + len).saturating_sub(1)) as u8;
+            if (word(window, at) as u8).is_ascii_digit() && last.is_ascii_digit() {
+                return none;
+            }
             return Value { at, len, ..value };
         }
     }
@@ -644,6 +643,38 @@ mod tests {
         let Value { at, len, .. } = password(&text, unwrap.len, value);
         let password = &text[at as usize..(at + len) as usize];
         (len > 0).then(|| String::from_utf8_lossy(password).into_owned())
+    }
+
+    fn named(value: &str) -> String {
+        let mut window = [b'x'; WINDOW + SLACK];
+        window[..value.len()].copy_from_slice(value.as_bytes());
+        let Value { at, len, .. } = host(
+            &window,
+            Value {
+                len: value.len() as u64,
+                ..Value::default()
+            },
+        );
+        String::from_utf8_lossy(&window[at as usize..(at + len) as usize]).into_owned()
+    }
+
+    #[test]
+    fn names_of_servers() {
+        for (value, expected) in [
+            (" a.example", "a.example"),
+            ("a.example:8443", "a.example"),
+            (" eight.ab", "eight.ab"),
+            (" a.example\r", "a.example"),
+            (" 1.example", "1.example"),
+            (" server1:80", "server1"),
+            (" 10.0.0.1:6443", ""),
+            (" 10.0.0.1", ""),
+            (" [fd00::1]:80", ""),
+            ("", ""),
+        ] {
+            assert_eq!(named(value), expected, "{value:?}");
+        }
+        assert_eq!(named(&format!(" {}", "n".repeat(300))), "");
     }
 
     #[test]

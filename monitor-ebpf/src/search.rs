@@ -490,6 +490,11 @@ fn take_host(scratch: &mut Scratch) -> bool {
         scratch.frames.host
     };
     scratch.secret = value;
+    // What a proxy is asked for is not its own name.
+    const CONNECT: u64 = u64::from_le_bytes(*b"CONNECT ");
+    if scan::word(&scratch.window, 0) == CONNECT {
+        return false;
+    }
     if value.form == form::REFERRED
         && let Some(stream) = STREAMS.get_ptr_mut(scratch.object)
     {

@@ -144,8 +144,11 @@ impl Joiner {
         if self.servers[0].len() >= SERVERS {
             self.servers[1] = std::mem::take(&mut self.servers[0]);
         }
-        let fingerprint = self.credentials.print_of(name);
-        self.servers[0].insert(fingerprint, name.to_owned());
+        // A request may name it with the dot of the root.
+        for said in [name, &format!("{name}.")] {
+            let fingerprint = self.credentials.print_of(said);
+            self.servers[0].insert(fingerprint, name.to_owned());
+        }
     }
 
     /// Events for what already runs: its processes, their environments, the credential files that

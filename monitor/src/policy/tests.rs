@@ -224,6 +224,135 @@ fn unexpected_hop() {
 }
 
 #[test]
+fn cleartext_credential() {
+    let policy = policy("");
+    let found = |address: &str, clear: bool| {
+        let hop = Hop {
+            clear,
+            ..hop("registry-credential", None, address, Evidence::Presented)
+        };
+        policy.judge_hop(&hop).1.iter().any(|finding| {
+            finding.rule == "cleartext-credential" && finding.severity == Severity::High
+        })
+    };
+    assert!(found("10.0.0.1", true));
+    assert!(found("fd00::1", true));
+    for (address, clear) in [
+        ("10.0.0.1", false),
+        ("127.0.0.1", true),
+        ("::1", true),
+        ("169.254.169.254", true),
+    ] {
+        assert!(!found(address, clear), "{address} {clear}");
+    }
+}
+
+#[test]
+fn a_disputed_name_is_not_enough() {
+    let policy = policy("");
+    let verdict = |disputed: &[(&str, NameSource)]| {
+        let mut hop = hop(
+            "aws-access-key",
+            Some("s3.amazonaws.com"),
+            "10.0.0.1",
+            Evidence::Presented,
+        );
+        hop.destination.disputed = disputed
+            .iter()
+            .map(|(name, name_source)| Named {
+                name: (*name).to_owned(),
+                name_source: *name_source,
+            })
+            .collect();
+        policy.judge_hop(&hop).0
+    };
+    let dns = NameSource::Dns;
+    let host = NameSource::HttpHost;
+    assert_eq!(verdict(&[]), Verdict::Expected);
+    assert_eq!(
+        verdict(&[("bucket.s3.amazonaws.com", host)]),
+        Verdict::Expected
+    );
+    assert_eq!(verdict(&[("paste.example", host)]), Verdict::Unexpected);
+    assert_eq!(verdict(&[(ANOTHER, host)]), Verdict::Unexpected);
+    assert_eq!(verdict(&[("paste.example", dns)]), Verdict::Unexpected);
+    assert_eq!(
+        verdict(&[("edge.example", dns), ("s3-1.amazonaws.com", dns)]),
+        Verdict::Expected,
+        "one of the names of an address is enough"
+    );
+}
+
+#[test]
+fn unexpected_mint() {
+    let text = "credentials:\n- name: node\n  match: { class: aws-session-key }\n  readers: [ { executable: /usr/bin/good } ]\nauthenticators:\n- { name: vault, destinations: [ '10.0.0.9:8200' ], mints: access, readers: [ { unit: good.service } ] }\n";
+    let with = policy(text);
+    let plain = policy("");
+    let mint = |class: &str, exe: &str, address: &str, port: u16| Mint {
+        time: at(0),
+        workload: Workload::host(exe),
+        process: process(exe),
+        authenticator: Destination::unnamed(
+            address.parse().expect("an address"),
+            port,
+            Transport::Tcp,
+        ),
+        presented: None,
+        minted: Some(credential(class, "/x")),
+    };
+    let imds = "169.254.169.254";
+    for (policy, mint, found) in [
+        (
+            &plain,
+            mint("aws-session-key", "/usr/bin/bad", imds, 80),
+            false,
+        ),
+        (
+            &with,
+            mint("aws-session-key", "/usr/bin/bad", imds, 80),
+            true,
+        ),
+        (
+            &with,
+            mint("aws-session-key", "/usr/bin/good", imds, 80),
+            false,
+        ),
+        (&with, mint("oauth-token", "/usr/bin/bad", imds, 80), false),
+        (
+            &with,
+            mint("vault-token", "/usr/bin/bad", "10.0.0.9", 8200),
+            true,
+        ),
+        (
+            &with,
+            mint("vault-token", "/usr/bin/bad", "10.0.0.8", 8200),
+            false,
+        ),
+    ] {
+        let findings = policy.judge_mint(&mint);
+        assert_eq!(
+            rules(&findings),
+            if found {
+                vec![("unexpected-mint", Severity::High)]
+            } else {
+                vec![]
+            },
+            "{} {}",
+            mint.process.exe,
+            mint.authenticator.label()
+        );
+    }
+    // A role that it is not to mint.
+    let mut identity = mint("oidc-token", "/usr/bin/x", "10.0.0.9", 8200);
+    identity.workload.unit = Some("good.service".into());
+    assert!(with.judge_mint(&identity).is_empty());
+    if let Some(minted) = &mut identity.minted {
+        minted.role = Role::Identity;
+    }
+    assert_eq!(with.judge_mint(&identity).len(), 1);
+}
+
+#[test]
 fn an_audience_is_a_home() {
     let mut hop = hop(
         "k8s-service-account-token",

@@ -869,7 +869,15 @@ fn used(time: Timestamp, who: &Who, credential: &Credential, place: Place) -> Ou
 fn asked_for(host: Option<&str>, destinations: &mut [Destination]) {
     let Some(host) = host else { return };
     for destination in destinations {
-        if host != ANOTHER || destination.name_source == NameSource::Sni {
+        let outer = destination.ech || destination.name_source == NameSource::HttpHost;
+        if outer && host != ANOTHER {
+            // The name of an encrypted ClientHello is an outer one; a proxy is told one name after
+            // the other.
+            destination.name = Some(host.to_owned());
+            destination.name_source = NameSource::HttpHost;
+        } else if destination.ech {
+            // What it was encrypted for is not known.
+        } else if host != ANOTHER || destination.name_source == NameSource::Sni {
             destination.take_name(host, NameSource::HttpHost);
         }
     }

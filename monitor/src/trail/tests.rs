@@ -408,6 +408,132 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> Event {
     }
 }
 
+fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> Event {
+    Event::Clear {
+        time: at(4),
+        connection,
+        host: host.map(str::to_owned),
+        credential: credential(credential_id),
+        place: Place {
+            source: Source::Presented,
+            place: "header:authorization".into(),
+        },
+    }
+}
+
+fn minted(connection: u64, credential_id: u64) -> Event {
+    Event::Minted {
+        time: at(5),
+        connection,
+        credential: credential(credential_id),
+        place: Place {
+            source: Source::Metadata,
+            place: "answer:access_token".into(),
+        },
+    }
+}
+
+fn resolved(name: &str, address: [u8; 4]) -> Event {
+    Event::Resolved {
+        time: at(1),
+        names: vec![name.to_owned()],
+        addresses: vec![address.into()],
+    }
+}
+
+/// A request inside TLS whose head names a server.
+fn asks(host: &str) -> Event {
+    let Event::Presented {
+        time,
+        who,
+        connection,
+        credential,
+        place,
+        ..
+    } = present(1, Some(1), 7)
+    else {
+        unreachable!("it is one");
+    };
+    Event::Presented {
+        time,
+        who,
+        connection,
+        server: None,
+        host: Some(host.to_owned()),
+        credential,
+        place,
+    }
+}
+
+#[test]
+fn names_that_do_not_agree_are_kept() {
+    let label = |events: Vec<Event>| hops(events).pop().map(|(_, label, _)| label);
+    let hello = |ech| Event::Payload {
+        time: at(3),
+        connection: 1,
+        destination: Some(NamedBy {
+            server_name: Some("front.example".into()),
+            ech,
+            host: false,
+        }),
+    };
+    for (ech, host, expected) in [
+        (false, "front.example", "front.example:443"),
+        (
+            false,
+            "back.example",
+            "front.example:443 (back.example by http-host)",
+        ),
+        (false, ANOTHER, "front.example:443 (? by http-host)"),
+        (true, "back.example", "back.example:443"),
+        (true, ANOTHER, "front.example:443"),
+    ] {
+        let found = label(vec![connect(1, 1, "10.0.0.1", 443), hello(ech), asks(host)]);
+        assert_eq!(found.as_deref(), Some(expected), "{ech} {host}");
+    }
+    // A proxy in clear is told one name after the other.
+    let found = label(vec![
+        connect(1, 1, "10.0.0.1", 3128),
+        in_clear(1, Some("a.example"), 7),
+        in_clear(1, Some("b.example"), 7),
+    ]);
+    assert_eq!(found.as_deref(), Some("b.example:3128"));
+    // Without anything better, what a name server said.
+    let found = label(vec![
+        resolved("db.example", [10, 0, 0, 1]),
+        connect(1, 1, "10.0.0.1", 5432),
+        in_clear(1, None, 7),
+    ]);
+    assert_eq!(found.as_deref(), Some("db.example:5432"));
+}
+
+#[test]
+fn what_is_minted_is_held_and_has_its_proof() {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    for event in [
+        connect(1, 1, "169.254.169.254", 80),
+        in_clear(1, None, 3),
+        minted(1, 4),
+        connect(1, 2, "10.0.0.9", 443),
+        payload(2, Some("s3.example")),
+    ] {
+        trail.take(event, &mut out);
+    }
+    let mint = out.iter().find_map(|outcome| match outcome {
+        Outcome::Mint(mint) => Some(mint),
+        _ => None,
+    });
+    let mint = mint.expect("something was minted");
+    let id_of = |side: &Option<Credential>| side.as_ref().map(|known| known.id.0.clone());
+    assert_eq!(id_of(&mint.presented), Some(id(3)));
+    assert_eq!(id_of(&mint.minted), Some(id(4)));
+    let held = out.iter().any(|outcome| {
+        matches!(outcome, Outcome::Hop(hop) if hop.credential.id.0 == id(4) && hop.evidence == Evidence::Sole)
+    });
+    assert!(held, "{out:#?}");
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let pid = 1u32..6;
     prop_oneof![
@@ -439,6 +565,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         (pid, 1u64..5).prop_map(|(pid, id)| connect(pid, id, "10.0.0.1", 443)),
         (1u64..5, any::<bool>()).prop_map(|(id, named)| payload(id, named.then_some("x.example"))),
         (1u32..6, proptest::option::of(1u64..5)).prop_map(|(pid, id)| present(pid, id, 3)),
+        (1u64..5, proptest::option::of("[ab]\\.example")).prop_map(|(id, host)| in_clear(
+            id,
+            host.as_deref(),
+            3
+        )),
+        (1u64..5).prop_map(|id| minted(id, 4)),
+        ("[xy]\\.example", 1u8..3).prop_map(|(name, host)| resolved(&name, [10, 0, 0, host])),
         (0i64..200).prop_map(|second| Event::Tick { time: at(second) }),
     ]
 }
@@ -513,10 +646,10 @@ proptest! {
     #[test]
     fn evidence_is_never_stronger_than_it_is(events in proptest::collection::vec(any_event(), 0..60)) {
         let picked: std::collections::HashSet<String> = events.iter().filter_map(|event| match event {
-            Event::PickUp { credential, .. } => Some(credential.id.0.clone()),
+            Event::PickUp { credential, .. } | Event::Minted { credential, .. } => Some(credential.id.0.clone()),
             _ => None,
         }).collect();
-        let presented = events.iter().any(|event| matches!(event, Event::Presented { .. }));
+        let presented = events.iter().any(|event| matches!(event, Event::Presented { .. } | Event::Clear { .. }));
         let mut trail = Trail::new();
         let mut out = Vec::new();
         for event in events {

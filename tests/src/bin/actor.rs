@@ -182,7 +182,11 @@ fn rage(storm: Storm, act: &Act) -> Result<()> {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         told.store(true, Ordering::Relaxed);
     });
-    println!("raging");
+    // Whoever waits for the storm gets one that blows.
+    let raging = match storm {
+        Storm::Opens => 2000,
+        Storm::Forks | Storm::Readers => 200,
+    };
     let mut times = 0u64;
     while !over.load(Ordering::Relaxed) && act.times.is_none_or(|most| times < most) {
         let open = || {
@@ -208,6 +212,12 @@ fn rage(storm: Storm, act: &Act) -> Result<()> {
             }
         }
         times += 1;
+        if times == raging {
+            println!("raging");
+        }
+    }
+    if times < raging {
+        println!("raging");
     }
     println!("{times}");
     Ok(())
