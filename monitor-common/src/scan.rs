@@ -14,6 +14,8 @@ use crate::{
 pub const WINDOW: usize = 8192;
 /// Room behind them, so that a word can be read at any of them.
 pub const SLACK: usize = 64;
+/// Bytes of a line that are carried from one write to the next.
+pub const CARRIED_MAX: usize = 4096;
 /// Credentials that one write can show.
 pub const VALUES: usize = 4;
 /// Bytes of a header's name that are compared; no name in the catalog is longer.
@@ -73,6 +75,8 @@ pub struct Lines {
     pub rule: u64,
     /// 1 in the middle of a line.
     pub inside: u64,
+    /// Where that line begins.
+    pub begin: u64,
     /// 1 behind the empty line.
     pub over: u64,
     /// Values found.
@@ -213,6 +217,7 @@ pub fn line(
         return true;
     }
     lines.at = line_end + 1;
+    lines.begin = line_end + 1;
     if lines.value != 0 && lines.value < line_end {
         let value = Value {
             at: lines.value,
@@ -235,7 +240,7 @@ pub fn line(
 pub const HOST_MAX: usize = 256;
 
 /// The name of the server in the value of `Host` or `:authority`: without blanks, without a port.
-/// The length is 0 where it is an IPv6 address, or too long for a name.
+/// The length is 0 where it is an IPv6 address, or too long for a name; see [`is_address`].
 #[inline(always)]
 pub fn host(window: &Window, value: Value) -> Value {
     let none = Value { len: 0, ..value };
@@ -252,17 +257,25 @@ pub fn host(window: &Window, value: Value) -> Value {
             | zeros(eight ^ eight_of(b'\r'))
             | zeros(eight ^ eight_of(b'\t'));
         let len = i * 8 + below(ends).map_or(8, bytes);
-        let len = if len > end - at { end - at } else { len };
+        if len >= end - at {
+            return Value {
+                at,
+                len: end - at,
+                ..value
+            };
+        }
         if len < i * 8 + 8 {
-            // An address is no name; a name that ends with a digit begins with none.
-            let last = word(window, (at + len).saturating_sub(1)) as u8;
-            if (word(window, at) as u8).is_ascii_digit() && last.is_ascii_digit() {
-                return none;
-            }
             return Value { at, len, ..value };
         }
     }
     none
+}
+
+/// Whether what [`host`] found is an IPv4 address: a name that ends with a digit begins with none.
+#[inline(always)]
+pub fn is_address(window: &Window, host: Value) -> bool {
+    let last = (host.at + host.len).saturating_sub(1);
+    (word(window, host.at) as u8).is_ascii_digit() && (word(window, last) as u8).is_ascii_digit()
 }
 
 /// How a credential is dressed in a header's value.
@@ -523,6 +536,22 @@ pub const fn may_begin_request(first: u64) -> bool {
     letters && !answer && (fourth & 0xe0 == 0x40 || fourth == b' ')
 }
 
+/// What stands for the first eight bytes of something shorter: its first byte alone.
+#[inline(always)]
+pub const fn alone(first: u8) -> u64 {
+    eight_of(first)
+}
+
+/// Whether bytes begin with a method and its space: no piece of a value does.
+#[inline(always)]
+pub fn begins_with_method(first: u64) -> bool {
+    let Some(mask) = below(zeros(first ^ SPACES)) else {
+        return false;
+    };
+    let capitals = (first ^ eight_of(0x40)) & eight_of(0xe0);
+    capitals & mask == 0 && mask >= 0xff_ffff
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -648,13 +677,17 @@ mod tests {
     fn named(value: &str) -> String {
         let mut window = [b'x'; WINDOW + SLACK];
         window[..value.len()].copy_from_slice(value.as_bytes());
-        let Value { at, len, .. } = host(
+        let found = host(
             &window,
             Value {
                 len: value.len() as u64,
                 ..Value::default()
             },
         );
+        if is_address(&window, found) {
+            return String::new();
+        }
+        let Value { at, len, .. } = found;
         String::from_utf8_lossy(&window[at as usize..(at + len) as usize]).into_owned()
     }
 
@@ -705,6 +738,32 @@ mod tests {
         assert!(may_begin_request(u64::from_le_bytes(*b"DELETE /")));
         assert!(!may_begin_request(u64::from_le_bytes(*b"HTTP/1.1")));
         assert!(!may_begin_request(u64::from_le_bytes([0x17; 8])));
+    }
+
+    #[test]
+    fn methods() {
+        for (first, is) in [
+            (b"GET / HT", true),
+            (b"OPTIONS ", true),
+            (b"POST /ab", true),
+            (b"DELETEXY", false),
+            (b"Bearer x", false),
+            (b"AB CD EF", false),
+            (b" GET / H", false),
+        ] {
+            assert_eq!(begins_with_method(u64::from_le_bytes(*first)), is);
+        }
+    }
+
+    #[test]
+    fn an_unfinished_line_is_known() {
+        let head = b"GET / HTTP/1.1\r\nX-Vault-Token: ";
+        let mut bytes = head.to_vec();
+        bytes.extend([b'x'; 600]);
+        let (_, lines) = credentials(KEY, &bytes, rule);
+        assert_eq!((lines.inside, lines.begin, lines.over), (1, 16, 0));
+        let (_, lines) = credentials(KEY, &head[..16], rule);
+        assert_eq!((lines.inside, lines.over), (0, 0));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::{
     kernel::{bounded as at_least_one, can_repeat, now},
     maps::{CREDENTIAL_RING, count, lost, send},
     search::{
-        Known, Object, Reading, SOCKET, Scratch, Searcher, begin, bounded, forget, goes_on,
-        reading, scratch, search, tell,
+        AFTER_CARRIED, Known, Object, Reading, SOCKET, Scratch, Searcher, after_carried, begin,
+        bounded, carried, carry_on, forget, goes_on, reading, scratch, search, tell,
     },
 };
 use aya_ebpf::{
@@ -21,8 +21,16 @@ use monitor_common::{
     answer::asks_for_whole,
     http2, login,
     record::{Clear, Payload, Probe, Stage, kind},
-    scan::{self, HOST_MAX, WINDOW},
+    scan::{self, CARRIED_MAX, HOST_MAX, WINDOW},
 };
+
+/// The first eight bytes of a payload; of a shorter one, its first byte alone.
+#[inline(always)]
+pub fn front(ctx: &SkBuffContext, payload: usize) -> Option<u64> {
+    ctx.load(payload)
+        .ok()
+        .or_else(|| ctx.load::<u8>(payload).ok().map(scan::alone))
+}
 
 /// Whether a payload may begin something with a credential in it.
 #[inline(always)]
@@ -194,20 +202,42 @@ fn expect_answer(scratch: &Scratch, cookie: u64) {
 /// Copies a payload and searches it.
 #[inline(always)]
 fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option<Found> {
-    let first = ctx.load(payload).unwrap_or(0);
+    let first = front(ctx, payload).unwrap_or(0);
     let second = || second(ctx, payload);
     let Reading { speaks, skip } = reading::<Sent>(object, first, len, second)?;
     let scratch = scratch::<Sent>()?;
     let len = len - skip;
     let number = begin(scratch, object, len, speaks);
-    // SAFETY: at most WINDOW bytes, and the window has SLACK more.
-    let loaded = unsafe {
-        bpf_skb_load_bytes(
-            ctx.as_ptr().cast(),
-            (payload as u64 + skip) as u32,
-            scratch.window.as_mut_ptr().cast(),
-            at_least_one(bounded(len) as u32, WINDOW as u32),
-        )
+    let before = carried(scratch);
+    if before > 0 {
+        carry_on(scratch, len);
+    }
+    let at = (payload as u64 + skip) as u32;
+    let loaded = if before > 0 {
+        let len = after_carried(len) as u32;
+        // SAFETY: at most WINDOW bytes in all.
+        unsafe {
+            bpf_skb_load_bytes(
+                ctx.as_ptr().cast(),
+                at,
+                scratch
+                    .window
+                    .as_mut_ptr()
+                    .add(before as usize & (CARRIED_MAX - 1))
+                    .cast(),
+                at_least_one(len, AFTER_CARRIED),
+            )
+        }
+    } else {
+        // SAFETY: at most WINDOW bytes, and the window has SLACK more.
+        unsafe {
+            bpf_skb_load_bytes(
+                ctx.as_ptr().cast(),
+                at,
+                scratch.window.as_mut_ptr().cast(),
+                at_least_one(bounded(len) as u32, WINDOW as u32),
+            )
+        }
     };
     if loaded != 0 {
         scratch.mark = 0;
@@ -216,7 +246,7 @@ fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option
     }
     expect_answer(scratch, object.address);
     Some(Found {
-        found: search::<Sent>(scratch, len),
+        found: search::<Sent>(scratch),
         number,
     })
 }

@@ -1,11 +1,11 @@
 //! The first payload of a TCP connection: a ClientHello, or the sign that there will be none.
 
 use crate::{
-    clear::begins,
+    clear::{begins, front},
     connect::{AWAITED, Awaited},
     kernel::{bounded, now},
     maps::{CREDENTIAL_RING, count, lost, send},
-    present::UnderWay,
+    present::{UnderWay, Write},
     task::Hooked,
 };
 use aya_ebpf::{
@@ -48,7 +48,7 @@ fn tie(ctx: &SkBuffContext) -> Option<()> {
     }
     let under_way = UnderWay::now()?;
     let tcp = Tcp::of(ctx)?;
-    if !carries(ctx, tcp.payload, under_way.write.len) {
+    if !carries(ctx, tcp.payload, &under_way.write) {
         return None;
     }
     // SAFETY: the helper takes any skb.
@@ -85,14 +85,14 @@ impl Tcp {
 /// Records looked at in a packet: the end of a handshake goes before the first data.
 const RECORDS: usize = 4;
 
-/// Whether one of the TLS records at the front of a packet may carry a write of `len` bytes.
+/// Whether one of the TLS records at the front of a packet may carry a write.
 #[inline(always)]
-fn carries(ctx: &SkBuffContext, mut at: usize, len: u64) -> bool {
+fn carries(ctx: &SkBuffContext, mut at: usize, write: &Write) -> bool {
     for _ in 0..RECORDS {
         let Ok(record) = ctx.load::<[u8; 5]>(at) else {
             return false;
         };
-        if may_carry(record, len) {
+        if may_carry(record, write) {
             return true;
         }
         at += 5 + (usize::from(record[3]) << 8 | usize::from(record[4]));
@@ -100,18 +100,12 @@ fn carries(ctx: &SkBuffContext, mut at: usize, len: u64) -> bool {
     false
 }
 
-/// Whether a TLS record, by its first five bytes, can be the one with a write of `len` bytes.
+/// Whether a TLS record, by its first five bytes, can be the one with a write.
 #[inline(always)]
-fn may_carry(record: [u8; 5], len: u64) -> bool {
+fn may_carry(record: [u8; 5], write: &Write) -> bool {
     const APPLICATION_DATA: u8 = 23;
-    /// A longer write goes out in several records.
-    const LONGEST: u64 = 16_384;
-    /// The tag alone, and the most that initial vector, tag and padding add.
-    const LEAST: u64 = 16;
-    const MOST: u64 = 96;
-    let length = u64::from(record[3]) << 8 | u64::from(record[4]);
-    let len = if len > LONGEST { LONGEST } else { len };
-    record[0] == APPLICATION_DATA && record[1] == 3 && length >= len + LEAST && length <= len + MOST
+    let length = u32::from(record[3]) << 8 | u32::from(record[4]);
+    record[0] == APPLICATION_DATA && record[1] == 3 && length >= write.least && length <= write.most
 }
 
 #[inline(always)]
@@ -185,10 +179,7 @@ static CLEAR: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// Whether a payload may have a credential in it, by its first bytes.
 #[inline(always)]
 fn may_be_clear(ctx: &SkBuffContext, payload: usize, awaited: &Awaited) -> bool {
-    awaited.goes_on != 0
-        || ctx
-            .load(payload)
-            .is_ok_and(|first| begins(ctx, payload, first))
+    awaited.goes_on != 0 || front(ctx, payload).is_some_and(|first| begins(ctx, payload, first))
 }
 
 /// The control group of the socket: this program may run in another's context.

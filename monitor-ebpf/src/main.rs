@@ -22,8 +22,11 @@ mod task;
 mod view;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, fentry, lsm, raw_tracepoint, tracepoint},
-    programs::{FEntryContext, LsmContext, RawTracePointContext, SkBuffContext, TracePointContext},
+    macros::{cgroup_skb, fentry, lsm, raw_tracepoint, tracepoint, uprobe},
+    programs::{
+        FEntryContext, LsmContext, ProbeContext, RawTracePointContext, SkBuffContext,
+        TracePointContext,
+    },
 };
 
 /// The measure of every budget: what a program costs that does nothing. Attached by the
@@ -55,6 +58,12 @@ pub fn empty_raw(_: RawTracePointContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn empty_egress(_: SkBuffContext) -> i32 {
     1
+}
+
+/// As [`empty_tracepoint`], at a function of a TLS library.
+#[uprobe]
+pub fn empty_uprobe(_: ProbeContext) -> u32 {
+    0
 }
 
 #[cfg(target_arch = "bpf")]

@@ -121,7 +121,20 @@ pub fn wipe(place: *mut u8, len: u64) {
     }
 }
 
-/// Counts `n` of `stage` for `probe`.
+/// Overwrites the `N` bytes at a place, at most [`WIPED`].
+///
+/// # Safety
+/// The place must be of a map and have `N` bytes.
+#[inline(always)]
+pub unsafe fn wipe_whole<const N: usize>(place: *mut [u8; N]) {
+    const { assert!(N <= WIPED) };
+    if let Some(zeros) = ZEROS.get_ptr(0) {
+        // SAFETY: the caller vouches for the place.
+        unsafe { bpf_probe_read_kernel(place.cast(), N as u32, zeros.cast()) };
+    }
+}
+
+/// Counts one of `stage` for `probe`.
 #[inline(always)]
 pub fn count(probe: Probe, stage: Stage) {
     let index = probe as u32 * STAGES as u32 + stage as u32;

@@ -7,8 +7,8 @@ use crate::{
     kernel::now,
     maps::{CREDENTIAL_RING, count, current_cgroup, is_agent, send},
     search::{
-        Known, Object, Reading, Scratch, Searcher, begin, bounded, fingerprint_of, forget,
-        is_marked, print, reading, scratch, search, tell,
+        Known, Object, Reading, Scratch, Searcher, after_carried, begin, bounded, carried,
+        carry_on, fingerprint_of, forget, is_marked, print, reading, scratch, search, tell,
     },
     task::{Hooked, current_pid, fill_header},
 };
@@ -21,7 +21,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     record::{Presented, Probe, Stage, Tied, kind},
-    scan::{Value, WINDOW, small_front},
+    scan::{CARRIED_MAX, Value, WINDOW, small_front},
 };
 
 /// Writes with a credential that are still on their way to a socket, by the task that makes them.
@@ -35,8 +35,10 @@ static WRITES: HashMap<u64, Write> = HashMap::with_max_entries(4096, 0);
 pub struct Write {
     /// Its number, which is also its time.
     pub number: u64,
-    /// Bytes in it.
-    pub len: u64,
+    /// The record of TLS that carries it, or its front, has so many bytes at least.
+    pub least: u32,
+    /// And so many at most.
+    pub most: u32,
     pub object: u64,
 }
 
@@ -44,11 +46,34 @@ pub struct Write {
 const AGAIN_NS: u64 = 1_000_000;
 
 impl Write {
+    /// `cuts` where the library begins a connection with short records, which leave one by one.
+    #[inline(always)]
+    fn new(number: u64, object: u64, len: u64, cuts: bool) -> Self {
+        /// A longer write goes out in several records.
+        const LONGEST: u32 = 16_384;
+        /// The tag alone, and the most that initial vector, tag and padding add.
+        const TAG: u32 = 16;
+        const ADDED: u32 = 96;
+        /// The first records of Go fill a packet of a common size.
+        const SHORT: u32 = 1024;
+        let len = if len > u64::from(LONGEST) {
+            LONGEST
+        } else {
+            len as u32
+        };
+        Self {
+            number,
+            object,
+            least: TAG + if cuts && len > SHORT { SHORT } else { len },
+            most: len + ADDED,
+        }
+    }
+
     /// Whether it is this write, seen a second time.
     #[inline(always)]
     fn is_again(&self, write: &Self) -> bool {
         self.object == write.object
-            && self.len == write.len
+            && self.most == write.most
             && write.number.wrapping_sub(self.number) < AGAIN_NS
     }
 }
@@ -59,7 +84,7 @@ static WRITING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Hook: uprobe at functions `(object, bytes, length)`: `SSL_write`, `SSL_write_ex` and
 /// `gnutls_record_send`. First kernel: 5.17. Fallback: [`present_write_short`].
-/// Missed: a header that is cut between two writes; bytes behind the first 8 KiB of a write.
+/// Missed: bytes behind the first 8 KiB of a write; a field of HTTP/2 that is cut between two writes.
 #[uprobe]
 pub fn present_write(ctx: ProbeContext) -> u32 {
     handed::<true>(&ctx)
@@ -75,7 +100,7 @@ pub fn present_write_short(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn handed<const L: bool>(ctx: &ProbeContext) -> u32 {
     if let (Some(object), Some(bytes), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
-        written::<L>(object, bytes, len);
+        written::<L>(object, bytes, len, false);
     }
     0
 }
@@ -99,7 +124,7 @@ pub fn present_go_short(ctx: ProbeContext) -> u32 {
 fn handed_by_go<const L: bool>(ctx: &ProbeContext) -> u32 {
     // SAFETY: the registers are valid for the run of the program; the kernel checks the access.
     let (object, bytes, len) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rbx, (*ctx.regs).rcx) };
-    written::<L>(object, bytes, len);
+    written::<L>(object, bytes, len, true);
     0
 }
 
@@ -110,7 +135,7 @@ fn handed_by_go<const L: bool>(ctx: &ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn written<const L: bool>(address: u64, bytes: u64, len: u64) {
+fn written<const L: bool>(address: u64, bytes: u64, len: u64, cuts: bool) {
     // An int where the library's length is one: what is above it is not set.
     let len = len & 0xffff_ffff;
     if len == 0 || len > i32::MAX as u64 {
@@ -134,7 +159,7 @@ fn written<const L: bool>(address: u64, bytes: u64, len: u64) {
     if is_agent(object.pid as u32) {
         return;
     }
-    look::<L>(object, bytes.wrapping_add(skip), len - skip, speaks);
+    look::<L>(object, bytes.wrapping_add(skip), len - skip, speaks, cuts);
 }
 
 /// Eight bytes of the process.
@@ -310,27 +335,32 @@ impl<const LOOPS: bool> Searcher for Handed<LOOPS> {
 
 /// Looks for credentials in `len` bytes.
 #[inline(always)]
-fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64) {
+fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64, cuts: bool) {
     let Some(scratch) = scratch::<Handed<L>>() else {
         return;
     };
     let number = begin(scratch, object, len, speaks);
-    if !copy(scratch, bytes, len) {
+    if !copy::<L>(scratch, bytes, len) {
         scratch.mark = 0;
         count(Probe::Present, Stage::Read);
         return;
     }
-    let found = search::<Handed<L>>(scratch, len);
+    finish::<L>(number, cuts);
+}
+
+#[inline(never)]
+fn finish<const L: bool>(number: u64, cuts: bool) {
+    let Some(scratch) = scratch::<Handed<L>>() else {
+        return;
+    };
+    let object = scratch.object;
+    let found = search::<Handed<L>>(scratch);
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
         // SAFETY: the value is copied at once.
         let before = unsafe { WRITES.get(task) }.copied();
-        let write = Write {
-            number,
-            len,
-            object: object.address,
-        };
+        let write = Write::new(number, object.address, scratch.len, cuts);
         if before.is_some_and(|before| before.is_again(&write)) {
             forget::<Handed<L>>();
             return;
@@ -345,13 +375,35 @@ fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64) {
 /// Copies a write to the window. A function of its own: what the verifier knows at its end is
 /// forgotten.
 #[inline(never)]
-fn copy(scratch: &mut Scratch, bytes: u64, len: u64) -> bool {
+fn copy<const L: bool>(scratch: &mut Scratch, bytes: u64, len: u64) -> bool {
+    let before = if L { carried(scratch) } else { 0 };
+    if before > 0 {
+        carry_on(scratch, len);
+        return copy_behind(scratch, before, bytes, after_carried(len) as u32);
+    }
     let len = bounded(len);
     // SAFETY: at most WINDOW bytes, and the window has SLACK more; the helper checks the source.
     unsafe {
         bpf_probe_read_user(
             scratch.window.as_mut_ptr().cast(),
             len as u32 & (2 * WINDOW as u32 - 1),
+            bytes as *const c_void,
+        ) == 0
+    }
+}
+
+/// The same, behind what was carried.
+#[inline(always)]
+fn copy_behind(scratch: &mut Scratch, before: u64, bytes: u64, len: u32) -> bool {
+    // SAFETY: at most WINDOW bytes in all; the helper checks the source.
+    unsafe {
+        bpf_probe_read_user(
+            scratch
+                .window
+                .as_mut_ptr()
+                .add(before as usize & (CARRIED_MAX - 1))
+                .cast(),
+            len,
             bytes as *const c_void,
         ) == 0
     }

@@ -6,12 +6,12 @@
 use crate::{
     environ::{first_bytes, secret_key},
     kernel::{now, repeat},
-    maps::{Bloom, count, rule, wipe},
+    maps::{Bloom, count, rule, wipe, wipe_whole},
 };
 use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel,
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use core::ffi::c_void;
 use monitor_common::{
@@ -21,7 +21,10 @@ use monitor_common::{
     http2::{self, Decoder, Frames},
     login::{self, Words, speaks},
     record::{Clear, Presented, Probe, Shown, Stage},
-    scan::{self, HOST_MAX, Lines, Print, Unwrap, VALUES, Value, WINDOW, Window, form, wrapped},
+    scan::{
+        self, CARRIED_MAX, HOST_MAX, Lines, Print, Unwrap, VALUES, Value, WINDOW, Window, form,
+        wrapped,
+    },
 };
 
 /// A kind of program that searches.
@@ -63,8 +66,12 @@ pub struct Scratch {
     values: [Value; VALUES],
     /// The value at hand, in [`Scratch::text`], and then the secret in it.
     pub secret: Value,
-    /// Bytes of the window that are a copy.
+    /// Bytes of the write. Whoever needs it later reads it here: of what the verifier sees again in
+    /// a register it would keep all that it could be.
+    pub len: u64,
+    /// Bytes of the window that are a copy, and how many of them were carried.
     copied: u64,
+    carried: u64,
     /// No text since the last wipe was longer than this.
     texts: u64,
     decoder: Decoder,
@@ -89,6 +96,21 @@ static HUFFMAN: Array<http2::Table> = Array::with_max_entries(1, 0);
 #[map]
 static STREAMS: LruHashMap<Object, Stream> = LruHashMap::with_max_entries(4096, 0);
 
+/// Lines of a head that were cut between two writes. The bytes are overwritten when the rest comes;
+/// the agent takes out what never went on.
+#[map]
+static CARRIED: HashMap<Object, Carried> = HashMap::with_max_entries(128, 0);
+
+/// A line goes on within this time.
+const CARRIED_NS: u64 = 30_000_000_000;
+
+/// The first part of a line; zeros follow.
+#[repr(C)]
+struct Carried {
+    len: u64,
+    bytes: [u8; CARRIED_MAX],
+}
+
 /// A TLS object of a process; or a socket, by its cookie and [`SOCKET`].
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -112,6 +134,8 @@ struct Stream {
     speaks: u64,
     /// Bytes of a frame that are still to come.
     skip: u64,
+    /// When a line was cut whose first part is in [`CARRIED`]; 0 where none was.
+    cut: u64,
     /// Fields that the connection's table was given.
     inserted: u64,
     /// Credentials in that table.
@@ -177,6 +201,7 @@ impl Stream {
             speaks,
             host: [0; 2],
             skip: 0,
+            cut: 0,
             inserted: 0,
             known: [Known::NONE; KNOWN],
         }
@@ -207,6 +232,12 @@ pub fn reading<S: Searcher>(
             skip: http2::PREFACE_LEN,
         });
     }
+    // Of a very short write the first byte is judged.
+    let first = if len < 8 {
+        scan::alone(first as u8)
+    } else {
+        first
+    };
     let mut speaks = HEAD;
     let mut skip = 0;
     if let Some(stream) = STREAMS.get_ptr_mut(object) {
@@ -222,10 +253,14 @@ pub fn reading<S: Searcher>(
                 }
                 (*stream).skip = 0;
             }
-        }
-        // What looked like the head of a request may have been a line of something else.
-        if able && speaks == HEAD {
-            speaks = login::begins(first, second);
+            // Where a request begins, what was cut before it has ended.
+            if len >= 8 && scan::begins_with_method(first) {
+                (*stream).cut = 0;
+            }
+            // What looked like the head of a request may have been a line of something else.
+            if able && speaks == HEAD && (*stream).cut == 0 {
+                speaks = login::begins(first, second);
+            }
         }
     } else if able {
         speaks = login::begins(first, second);
@@ -252,8 +287,10 @@ pub fn begin(scratch: &mut Scratch, object: Object, len: u64, speaks: u64) -> u6
     scratch.object = object;
     scratch.host = 0;
     scratch.host_len = 0;
+    scratch.len = len;
     let len = bounded(len);
     scratch.copied = len;
+    scratch.carried = 0;
     scratch.lines = Lines {
         end: len,
         ..Lines::default()
@@ -270,6 +307,94 @@ pub fn begin(scratch: &mut Scratch, object: Object, len: u64, speaks: u64) -> u6
     number
 }
 
+/// Brings the first part of a line that the last write of the connection cut to the front of the
+/// window; gives its length, which is less than [`CARRIED_MAX`]. To be called behind [`begin`], and
+/// followed by [`carry_on`].
+#[inline(never)]
+pub fn carried(scratch: &mut Scratch) -> u64 {
+    let object = scratch.object;
+    let Some(stream) = STREAMS.get_ptr_mut(object) else {
+        return 0;
+    };
+    // SAFETY: the pointer is into the map.
+    let cut = unsafe { core::mem::replace(&mut (*stream).cut, 0) };
+    if cut == 0 || scratch.words.speaks != HEAD {
+        return 0;
+    }
+    let Some(carried) = CARRIED.get_ptr_mut(object) else {
+        return 0;
+    };
+    // SAFETY: the pointer is into the map, and the window has room for more.
+    let len = unsafe {
+        let bytes = &raw mut (*carried).bytes;
+        if scratch.mark - cut < CARRIED_NS {
+            bpf_probe_read_kernel(
+                scratch.window.as_mut_ptr().cast(),
+                CARRIED_MAX as u32,
+                bytes.cast(),
+            );
+            scratch.carried = (*carried).len & (CARRIED_MAX as u64 - 1);
+        }
+        wipe_whole(bytes);
+        scratch.carried
+    };
+    let _ = CARRIED.remove(object);
+    len
+}
+
+/// The window holds what was carried, and at most [`AFTER_CARRIED`] of the `len` bytes of the
+/// write.
+#[inline(always)]
+pub fn carry_on(scratch: &mut Scratch, len: u64) {
+    let end = scratch.carried + after_carried(len);
+    scratch.copied = end;
+    scratch.lines.end = end;
+}
+
+/// Bytes of a write that are copied behind those that were carried, if there are any.
+pub const AFTER_CARRIED: u32 = (WINDOW - CARRIED_MAX) as u32;
+
+#[inline(always)]
+pub fn after_carried(len: u64) -> u64 {
+    if len > u64::from(AFTER_CARRIED) {
+        u64::from(AFTER_CARRIED)
+    } else {
+        len
+    }
+}
+
+/// Keeps what a write has of a line that the next one ends; `true` where there is something.
+#[inline(always)]
+fn keep(scratch: &mut Scratch) -> bool {
+    let Lines {
+        begin, end, inside, ..
+    } = scratch.lines;
+    if inside == 0 || begin >= end {
+        return false;
+    }
+    let len = end - begin;
+    if len >= CARRIED_MAX as u64 {
+        return false;
+    }
+    // The text has not been used since it was wiped.
+    // SAFETY: the text has room for a Carried, and is of bytes; the helper checks the source.
+    unsafe {
+        let place: *mut Carried = scratch.text.as_mut_ptr().cast();
+        (*place).len = len;
+        bpf_probe_read_kernel(
+            (&raw mut (*place).bytes).cast(),
+            len as u32 & (CARRIED_MAX as u32 - 1),
+            scratch
+                .window
+                .as_ptr()
+                .add(begin as usize & (WINDOW - 1))
+                .cast(),
+        );
+        scratch.texts |= size_of::<u64>() as u64 + len;
+        CARRIED.insert(scratch.object, &*place, 0).is_ok()
+    }
+}
+
 /// Bytes of a write that are copied.
 #[inline(always)]
 pub fn bounded(len: u64) -> u64 {
@@ -282,12 +407,12 @@ pub fn bounded(len: u64) -> u64 {
 
 /// Searches the window; gives how many values there are to look at.
 #[inline(always)]
-pub fn search<S: Searcher>(scratch: &mut Scratch, len: u64) -> u64 {
+pub fn search<S: Searcher>(scratch: &mut Scratch) -> u64 {
     let speaks = scratch.words.speaks;
     if speaks == HEAD || !S::LOOPS {
-        lines::<S>(scratch, len)
+        lines::<S>(scratch)
     } else if speaks == FIELDS {
-        frames::<S>(scratch, len)
+        frames::<S>(scratch)
     } else {
         words::<S>(scratch, speaks)
     }
@@ -515,6 +640,15 @@ fn trim_host(scratch: &mut Scratch) {
     };
     scan::small_front(&mut scratch.text);
     scratch.secret = scan::host(&scratch.text, value);
+    without_address(scratch);
+}
+
+/// A function of its own: the verifier comes here once, however the name has ended.
+#[inline(never)]
+fn without_address(scratch: &mut Scratch) {
+    if scan::is_address(&scratch.text, scratch.secret) {
+        scratch.secret.len = 0;
+    }
 }
 
 /// The name is known, and in the text; or there is none.
@@ -643,7 +777,7 @@ const FEW_LINES: u32 = 24;
 
 /// Walks the head of a request of HTTP/1.1; gives how many values there are to look at.
 #[inline(always)]
-fn lines<S: Searcher>(scratch: &mut Scratch, len: u64) -> u64 {
+fn lines<S: Searcher>(scratch: &mut Scratch) -> u64 {
     if S::LOOPS {
         each(LINES, next_line::<S>, scratch);
     } else {
@@ -653,17 +787,21 @@ fn lines<S: Searcher>(scratch: &mut Scratch, len: u64) -> u64 {
             }
         }
     }
-    end_lines::<S>(len)
+    end_lines::<S>()
 }
 
 /// What is left of a head comes with the next write.
 #[inline(never)]
-fn end_lines<S: Searcher>(len: u64) -> u64 {
+fn end_lines<S: Searcher>() -> u64 {
     let Some(scratch) = scratch::<S>() else {
         return 0;
     };
-    if scratch.lines.over == 0 && len <= WINDOW as u64 {
-        let _ = STREAMS.insert(scratch.object, Stream::new(HEAD), 0);
+    if scratch.lines.over == 0 && scratch.copied == scratch.carried + scratch.len {
+        let mut stream = Stream::new(HEAD);
+        if S::LOOPS && keep(scratch) {
+            stream.cut = scratch.mark;
+        }
+        let _ = STREAMS.insert(scratch.object, stream, 0);
     } else {
         let _ = STREAMS.remove(scratch.object);
     }
@@ -675,22 +813,22 @@ const STEPS: u32 = 512;
 
 /// Walks the frames of a write; gives how many values there are to look at.
 #[inline(always)]
-fn frames<S: Searcher>(scratch: &mut Scratch, len: u64) -> u64 {
+fn frames<S: Searcher>(scratch: &mut Scratch) -> u64 {
     if let Some(stream) = STREAMS.get_ptr_mut(scratch.object) {
         // SAFETY: the pointer is into the map.
         scratch.frames.inserted = unsafe { (*stream).inserted };
     }
     each(STEPS, next_field::<S>, scratch);
-    end_frames::<S>(len)
+    end_frames::<S>()
 }
 
 /// Remembers where the next write begins.
 #[inline(never)]
-fn end_frames<S: Searcher>(len: u64) -> u64 {
+fn end_frames<S: Searcher>() -> u64 {
     let Some(scratch) = scratch::<S>() else {
         return 0;
     };
-    let frames = &scratch.frames;
+    let (frames, len) = (&scratch.frames, scratch.len);
     if let Some(stream) = STREAMS.get_ptr_mut(scratch.object) {
         if frames.lost != 0 || frames.block_end != 0 || frames.at < len {
             let _ = STREAMS.remove(scratch.object);

@@ -282,6 +282,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         if seconds.is_multiple_of(10) {
             joiner.attribution.bury(now);
             sensor.forget_tls();
+            sensor.sweep_carried();
         }
         parts.judge.take(&mut events)?;
         if let Some(loaded) = watch.changed() {

@@ -40,12 +40,29 @@ def lines(connection, greeting, answers):
                 break
 
 
+def wrapped(connection):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context.wrap_socket(connection, server_side=True)
+
+
+def ftp(connection):
+    greeting = b"220 fake\r\n"
+    if certificate:
+        connection.sendall(greeting)
+        connection.recv(100)
+        connection.sendall(b"234 go on\r\n")
+        connection, greeting = wrapped(connection), b""
+    lines(connection, greeting, [(b"USER", b"331 who\r\n"), (b"PASS", b"230 ok\r\n"), (b"", b"221 bye\r\n")])
+
+
 def postgres(connection):
     stream = connection.makefile("rwb")
     length = struct.unpack("!i", stream.read(4))[0]
     if stream.read(length - 4)[:4] == struct.pack("!i", 80877103):
-        stream.write(b"N")
+        stream.write(b"S" if certificate else b"N")
         stream.flush()
+        stream = wrapped(connection).makefile("rwb") if certificate else stream
         length = struct.unpack("!i", stream.read(4))[0]
         stream.read(length - 4)
     stream.write(b"R" + struct.pack("!ii", 8, 3))
@@ -72,18 +89,19 @@ SERVERS = {
         (b"CAPABILITY", b"* CAPABILITY IMAP4REV1\r\nTAG OK done\r\n"), (b"LOGIN", b"TAG OK done\r\n"),
         (b"LOGOUT", b"* BYE\r\nTAG OK done\r\n")]),
     "pop3": lambda c: lines(c, b"+OK fake\r\n", [(b"", b"+OK\r\n")]),
-    "ftp": lambda c: lines(c, b"220 fake\r\n", [
-        (b"AUTH", b"234 ok\r\n"), (b"USER", b"331 who\r\n"), (b"PASS", b"230 ok\r\n"), (b"", b"221 bye\r\n")]),
+    "ftp": ftp,
     "postgresql": postgres,
 }
 
 
+# They begin in clear, and go on inside TLS.
+BEGIN_WITHOUT = ["ftp", "postgresql"]
+
+
 def serve():
     connection, _ = listener.accept()
-    if certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        connection = context.wrap_socket(connection, server_side=True)
+    if certificate and protocol not in BEGIN_WITHOUT:
+        connection = wrapped(connection)
     SERVERS.get(protocol, taken)(connection)
 
 
@@ -123,12 +141,13 @@ elif protocol == "pop3":
     client.user("fake-user")
     client.pass_(secret)
 elif protocol == "ftp":
-    client = ftplib.FTP()
+    client = ftplib.FTP_TLS(context=client_context) if certificate else ftplib.FTP()
     client.connect(address, port)
     client.login("fake-user", secret)
 elif protocol == "postgresql":
+    mode = "require" if certificate else "disable"
     subprocess.run(
-        ["psql", f"host={address} port={port} user=fake dbname=fake sslmode=disable", "-c", "select 1"],
+        ["psql", f"host={address} port={port} user=fake dbname=fake sslmode={mode}", "-c", "select 1"],
         env={**os.environ, "PGPASSWORD": secret}, check=False, capture_output=True)
 elif protocol == "redis":
     parts = [b"AUTH", b"default", secret.encode()]

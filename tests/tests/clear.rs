@@ -153,6 +153,7 @@ fn in_pieces_and_through_a_proxy() -> Result<()> {
     let scene = scene();
     let server = WebServer::start_plain("127.0.0.1")?;
     let (token, proxy) = ("FAKE-in-pieces-0000001", "RkFLRTpwcm94eS1GQUtF");
+    let cut = "FAKE-cut-between-packets-0000001";
     let script = "import socket, sys
 connection = socket.create_connection((\"127.0.0.1\", int(sys.argv[1])))
 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -163,10 +164,24 @@ print(connection.recv(100)[:12])";
         .args(["-c", script, &server.address.port().to_string()])
         .args(["GET / HTTP/1.1|Host: a|", "X-Other: 1|"])
         .arg(format!("authorization: Bearer {token}|"))
-        .arg(format!("Proxy-Authorization: Basic {proxy}||")))?;
+        .arg(format!(
+            "Proxy-Authorization: Basic {proxy}|X-Api-Key: {}",
+            &cut[..12]
+        ))
+        .arg(format!("{}||", &cut[12..])))?;
+    let bytes = "FAKE-byte-by-byte-0000001";
+    run(Command::new("python3")
+        .args(["-c", script, &server.address.port().to_string()])
+        .args(
+            format!("GET / HTTP/1.1|Host: a|Authorization: Bearer {bytes}||")
+                .chars()
+                .map(String::from),
+        ))?;
     let place = server.address.to_string();
     scene.await_presented(token, &place, 1)?;
-    scene.await_presented(proxy, &place, 1)
+    scene.await_presented(proxy, &place, 1)?;
+    scene.await_presented(cut, &place, 1)?;
+    scene.await_presented(bytes, &place, 1)
 }
 
 /// The name that is asked for is not the one of the address: nobody is fooled by it.
@@ -266,10 +281,6 @@ fn sign_ins_of_other_protocols() -> Result<()> {
         "ftp",
     ] {
         for tls in [false, true] {
-            // These begin without TLS, and go on with it.
-            if tls && ["ftp", "postgresql"].contains(&protocol) {
-                continue;
-            }
             let secret = format!("FAKE-{protocol}-{tls}-secret");
             let mut command = Command::new("python3");
             command.arg(client("sign_in.py")).args([protocol, &secret]);

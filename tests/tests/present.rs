@@ -113,6 +113,8 @@ struct Client {
     name: &'static str,
     stack: &'static str,
     http: &'static str,
+    /// Whether what it presents can be seen; where not, it is a declared gap.
+    seen: bool,
     run: fn(&Scene, &[String]) -> Option<Command>,
 }
 
@@ -124,6 +126,26 @@ fn with_arguments(program: &str, first: &[&str], requests: &[String]) -> Option<
 
 fn node(how: &str, requests: &[String]) -> Option<Command> {
     with_arguments("node", &[&client("node_client.js"), how], requests)
+}
+
+/// A library of Python, or nothing where it is not installed.
+fn python(how: &str, requests: &[String]) -> Option<Command> {
+    let module = how.trim_end_matches('2');
+    let there = Command::new("python3")
+        .args(["-c", &format!("import {module}")])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    there.then(|| with_arguments("python3", &[&client("python_http.py"), how], requests))?
+}
+
+/// Git asks a server that has no repository, which ends it with 128.
+fn git(version: &str, requests: &[String]) -> Option<Command> {
+    each(
+        &format!(
+            "(git -c http.sslVerify=false -c http.version={version} -c \"http.extraHeader=$2: $3\" ls-remote \"$1\"; test $? = 128)"
+        ),
+        requests,
+    )
 }
 
 /// One call for each request, in a shell.
@@ -189,6 +211,7 @@ const CLIENTS: &[Client] = &[
         name: "curl",
         stack: "OpenSSL 3",
         http: "1.1",
+        seen: true,
         run: |_, requests| {
             each(
                 "curl -sSk --http1.1 -o /dev/null -H \"$2: $3\" \"$1\"",
@@ -200,6 +223,7 @@ const CLIENTS: &[Client] = &[
         name: "curl",
         stack: "OpenSSL 3",
         http: "2",
+        seen: true,
         run: |_, requests| {
             each(
                 "curl -sSk --http2 -o /dev/null -H \"$2: $3\" \"$1\"",
@@ -211,18 +235,42 @@ const CLIENTS: &[Client] = &[
         name: "Python http.client",
         stack: "OpenSSL 3",
         http: "1.1",
+        seen: true,
         run: |_, requests| with_arguments("python3", &[&client("python_client.py")], requests),
     },
     Client {
         name: "Python asyncio",
         stack: "OpenSSL 3",
         http: "1.1",
+        seen: true,
         run: |_, requests| with_arguments("python3", &[&client("python_parallel.py")], requests),
+    },
+    Client {
+        name: "Python requests",
+        stack: "OpenSSL 3",
+        http: "1.1",
+        seen: true,
+        run: |_, requests| python("requests", requests),
+    },
+    Client {
+        name: "Python httpx",
+        stack: "OpenSSL 3",
+        http: "1.1",
+        seen: true,
+        run: |_, requests| python("httpx", requests),
+    },
+    Client {
+        name: "Python httpx",
+        stack: "OpenSSL 3",
+        http: "2",
+        seen: true,
+        run: |_, requests| python("httpx2", requests),
     },
     Client {
         name: "wget",
         stack: "GnuTLS",
         http: "1.1",
+        seen: true,
         run: |_, requests| {
             each(
                 "wget -q --no-check-certificate --header \"$2: $3\" -O /dev/null \"$1\"",
@@ -231,36 +279,76 @@ const CLIENTS: &[Client] = &[
         },
     },
     Client {
+        name: "git",
+        stack: "GnuTLS",
+        http: "1.1",
+        seen: true,
+        run: |_, requests| git("HTTP/1.1", requests),
+    },
+    Client {
+        name: "git",
+        stack: "GnuTLS",
+        http: "2",
+        seen: true,
+        run: |_, requests| git("HTTP/2", requests),
+    },
+    Client {
         name: "Node.js https",
         stack: "OpenSSL, static",
         http: "1.1",
+        seen: true,
         run: |_, requests| node("https", requests),
     },
     Client {
         name: "Node.js fetch",
         stack: "OpenSSL, static",
         http: "1.1",
+        seen: true,
         run: |_, requests| node("fetch", requests),
     },
     Client {
         name: "Node.js http2",
         stack: "OpenSSL, static",
         http: "2",
+        seen: true,
         run: |_, requests| node("http2", requests),
     },
     Client {
         name: "Go net/http",
         stack: "crypto/tls",
         http: "1.1",
+        seen: true,
         run: |scene, requests| go(scene, &[], "1", requests),
     },
     Client {
         name: "Go net/http, stripped",
         stack: "crypto/tls",
         http: "2",
+        seen: true,
         run: |scene, requests| go(scene, &["-ldflags=-s -w"], "2", requests),
     },
+    Client {
+        name: "Java HttpClient",
+        stack: "its own",
+        http: "2",
+        seen: false,
+        run: |_, requests| {
+            Command::new("java").arg("-version").output().ok()?;
+            with_arguments("java", &[&client("Requests.java")], requests)
+        },
+    },
 ];
+
+fn succeed(mut command: Command) -> Result<()> {
+    let output = command.output().context("the client cannot be run")?;
+    ensure!(
+        output.status.success(),
+        "the client ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
 
 impl Scene {
     fn arguments(&self, requests: &[Request]) -> Vec<String> {
@@ -276,16 +364,38 @@ impl Scene {
             .collect()
     }
 
+    /// Runs a client, and looks whether what it presents is seen, or is not where that is declared.
+    fn check(
+        &self,
+        client: &Client,
+        command: Command,
+        requests: &[Request],
+    ) -> Result<&'static str> {
+        if client.seen {
+            self.run(command, requests)?;
+            return Ok("seen");
+        }
+        succeed(command)?;
+        // What goes behind it has come: it would have come too.
+        let last = [Request::new("API key", 0)];
+        let curl = each(
+            "curl -sSk -o /dev/null -H \"$2: $3\" \"$1\"",
+            &self.arguments(&last),
+        );
+        self.run(curl.context("curl")?, &last)?;
+        for request in requests {
+            ensure!(
+                self.agent.presented(&request.secret)?.is_empty(),
+                "it was seen, but a gap is declared"
+            );
+        }
+        Ok("not seen")
+    }
+
     /// Runs a client, and waits until each secret is known where it went. The error tells what was
     /// not as it should be.
-    fn check(&self, mut command: Command, requests: &[Request]) -> Result<()> {
-        let output = command.output().context("the client cannot be run")?;
-        ensure!(
-            output.status.success(),
-            "the client ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
+    fn run(&self, command: Command, requests: &[Request]) -> Result<()> {
+        succeed(command)?;
         for request in requests {
             let expected = self.servers[request.server].address.to_string();
             let mut last = Vec::new();
@@ -326,8 +436,8 @@ fn every_client_with_every_scheme() -> Result<()> {
             let requests = [first.clone(), Request::new(scheme, 1), first];
             let cell = match (client.run)(&scene, &scene.arguments(&requests)) {
                 None => "not here".to_owned(),
-                Some(command) => match scene.check(command, &requests) {
-                    Ok(()) => "seen".to_owned(),
+                Some(command) => match scene.check(client, command, &requests) {
+                    Ok(cell) => cell.to_owned(),
                     Err(error) => {
                         failed.push(format!(
                             "{} over HTTP/{}, {scheme}: {error:#}",
@@ -359,7 +469,7 @@ fn parallel(run: impl Fn(&[String]) -> Option<Command>) -> Result<()> {
     let scene = scene();
     let requests: Vec<Request> = (0..50).map(|i| Request::new("Bearer", i % 2)).collect();
     let command = run(&scene.arguments(&requests)).context("no such client")?;
-    scene.check(command, &requests)
+    scene.run(command, &requests)
 }
 
 #[test]
@@ -370,6 +480,54 @@ fn fifty_connections_of_node() -> Result<()> {
 #[test]
 fn fifty_connections_of_asyncio() -> Result<()> {
     parallel(|requests| with_arguments("python3", &[&client("python_parallel.py")], requests))
+}
+
+/// A program may write a head as it likes, and Go writes 4,096 bytes at a time.
+#[test]
+fn a_head_in_any_pieces() -> Result<()> {
+    let scene = scene();
+    let script = "import socket, ssl, sys
+context = ssl.create_default_context()
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+host, port = sys.argv[1].split(\":\")
+connection = context.wrap_socket(socket.create_connection((host, int(port))))
+head = f\"GET / HTTP/1.1\\r\\nHost: a\\r\\n{sys.argv[4]}: {sys.argv[5]}\\r\\nX-After: 1\\r\\n\\r\\n\".encode()
+size, often = int(sys.argv[2]), int(sys.argv[3])
+for _ in range(often):
+    for at in range(0, len(head), size):
+        connection.sendall(head[at:at + size])
+    assert connection.recv(12)[9:] == b\"200\"
+    connection.recv(4096)";
+    for size in [1, 2, 7, 30, 50, 60, 70] {
+        for scheme in SCHEMES {
+            let request = Request::new(scheme, 0);
+            let mut command = Command::new("python3");
+            command
+                .args(["-c", script, &scene.servers[0].address.to_string()])
+                .args([&size.to_string(), "2", request.header, &request.value]);
+            scene
+                .run(command, std::slice::from_ref(&request))
+                .with_context(|| format!("{scheme} in pieces of {size}"))?;
+            wait_for("both requests", Duration::from_secs(3), || {
+                let places = scene.agent.presented(&request.secret)?;
+                Ok((places[0].1 == 2).then_some(()))
+            })
+            .with_context(|| format!("{scheme} in pieces of {size}"))?;
+        }
+    }
+    for filler in [3940, 3970, 3985] {
+        let requests: Vec<Request> = (0..4).map(|_| Request::new("Bearer", 0)).collect();
+        let Some(mut command) = go(&scene, &[], "1", &scene.arguments(&requests)) else {
+            println!("Go is not here");
+            return Ok(());
+        };
+        command.env("FILLER", filler.to_string());
+        scene
+            .run(command, &requests)
+            .with_context(|| format!("Go with {filler}"))?;
+    }
+    Ok(())
 }
 
 #[test]

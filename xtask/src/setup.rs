@@ -73,6 +73,34 @@ fn go_below(directory: &Path) -> Option<PathBuf> {
         .find(|programs| programs.join("go").exists())
 }
 
+/// Where a Python is that has the HTTP libraries whose TLS is tested: an environment of its own.
+pub fn python() -> Result<PathBuf> {
+    const LIBRARIES: [&str; 2] = ["requests==2.32.4", "httpx[http2]==0.28.1"];
+    let into = tools().join("python");
+    let programs = into.join("bin");
+    let has_all = |python: &Path| {
+        Command::new(python)
+            .args(["-c", "import requests, httpx, h2"])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if has_all(&programs.join("python3")) {
+        return Ok(programs);
+    }
+    eprintln!("fetching Python's requests and httpx");
+    succeed(
+        Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&into),
+    )?;
+    succeed(
+        Command::new(programs.join("python3"))
+            .args(["-m", "pip", "install", "--quiet"])
+            .args(LIBRARIES),
+    )?;
+    Ok(programs)
+}
+
 /// The compiler of this workspace.
 struct Rustc {
     sysroot: PathBuf,

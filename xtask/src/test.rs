@@ -52,14 +52,17 @@ pub fn run() -> Result<()> {
     step("end-to-end scenarios");
     if root {
         let mut scenarios = cargo();
+        let mut path = std::env::var("PATH").unwrap_or_default();
         match setup::go() {
-            Ok(Some(programs)) => {
-                let path = std::env::var("PATH").unwrap_or_default();
-                scenarios.env("PATH", format!("{path}:{}", programs.display()));
-            }
+            Ok(Some(programs)) => path = format!("{path}:{}", programs.display()),
             Ok(None) => {}
             Err(error) => println!("the clients in Go are skipped: {error:#}"),
         }
+        match setup::python() {
+            Ok(programs) => path = format!("{}:{path}", programs.display()),
+            Err(error) => println!("Python's requests and httpx are skipped: {error:#}"),
+        }
+        scenarios.env("PATH", path);
         // One at a time: agents that run side by side would see each other read.
         succeed(scenarios.args([
             "test",

@@ -35,6 +35,7 @@ use monitor_common::{
         COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, ReadCount, ReadKey, STAGES,
         Stage,
     },
+    scan::CARRIED_MAX,
 };
 use observation::{FileId, Observation};
 use std::{
@@ -132,6 +133,10 @@ pub struct Sensor {
     hellos: hello::Assembler,
     writes: HashMap<MapData, u64, [u64; 3]>,
     writing: Array<MapData, u64>,
+    /// Their values are bytes of processes: nobody here reads them.
+    carried: HashMap<MapData, [u64; 2], [u8; size_of::<u64>() + CARRIED_MAX]>,
+    /// Those that were there at the last sweep.
+    waiting: std::collections::HashSet<[u64; 2]>,
     finder: tls::Finder,
     watched: Vec<Watched>,
 }
@@ -208,6 +213,8 @@ impl Sensor {
             hellos: hello::Assembler::default(),
             writes: map(&mut ebpf, "WRITES")?,
             writing: map(&mut ebpf, "WRITING")?,
+            carried: map(&mut ebpf, "CARRIED")?,
+            waiting: std::collections::HashSet::new(),
             finder: tls::Finder::start()?,
             watched: Vec::new(),
             _ebpf: ebpf,
@@ -342,6 +349,16 @@ impl Sensor {
             PATIENCE.. => answered.set(0, 0, 0).map_err(failed),
             seconds => answered.set(0, seconds + 1, 0).map_err(failed),
         }
+    }
+
+    /// Forgets lines of a head that were cut, and not gone on with since the last call.
+    pub fn sweep_carried(&mut self) {
+        let there = self.carried.keys().filter_map(Result::ok).collect();
+        for object in self.waiting.intersection(&there) {
+            // It may have gone meanwhile.
+            let _ = self.carried.remove(object);
+        }
+        self.waiting = there;
     }
 
     /// Forgets writes that never came to a socket. To be called each second.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
+	"strings"
 )
 
 func main() {
@@ -21,6 +23,9 @@ func main() {
 		request, err := http.NewRequest("GET", rest[0], nil)
 		if err == nil {
 			request.Header.Set(rest[1], rest[2])
+			if filler, _ := strconv.Atoi(os.Getenv("FILLER")); filler > 0 {
+				request.Header.Set("A-Filler", strings.Repeat("x", filler))
+			}
 			var answer *http.Response
 			if answer, err = client.Do(request); err == nil {
 				_, err = io.ReadAll(answer.Body)

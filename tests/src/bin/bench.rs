@@ -7,7 +7,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, Lsm, RawTracePoint, TracePoint,
-        loaded_programs,
+        UProbe, loaded_programs, uprobe::UProbeScope,
     },
     sys::{Stats, enable_stats},
 };
@@ -19,13 +19,14 @@ use lab::{
 use serde_json::Value;
 use std::{
     any::Any,
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -62,7 +63,7 @@ struct Contender {
 struct Task {
     name: &'static str,
     contenders: &'static [Contender],
-    /// Gives the nanoseconds of one.
+    /// Gives the nanoseconds of one; not a number where it cannot be run here.
     run: fn(&Place) -> Result<f64>,
 }
 
@@ -124,6 +125,28 @@ const TASKS: &[Task] = &[
         run: Place::writes,
     },
     Task {
+        name: "16 KiB handed to OpenSSL, no header",
+        contenders: &[
+            Contender {
+                name: "empty program",
+                start: |place| place.empty_uprobe(),
+            },
+            KEYTRAIL,
+        ],
+        run: |place| place.tls_writes("plain"),
+    },
+    Task {
+        name: "1 KiB of headers with a credential handed to OpenSSL",
+        contenders: &[
+            Contender {
+                name: "empty program",
+                start: |place| place.empty_uprobe(),
+            },
+            KEYTRAIL,
+        ],
+        run: |place| place.tls_writes("head"),
+    },
+    Task {
         name: "fork, exec and exit, 2 KiB environment",
         contenders: &[
             Contender {
@@ -183,6 +206,9 @@ fn kernel() -> String {
 /// figure is the median over the rounds of what is added within the round.
 fn measure(place: &Place, task: &Task) -> Result<String> {
     let mut bare = Vec::new();
+    if (task.run)(place)?.is_nan() {
+        return Ok(format!("| {} | not here | | | | |\n", task.name));
+    }
     let mut added: Vec<Vec<f64>> = vec![Vec::new(); task.contenders.len()];
     for _ in 0..place.arguments.rounds {
         let without = (task.run)(place)?;
@@ -294,6 +320,52 @@ struct Place {
     files: Vec<PathBuf>,
     file_hook: String,
     sink: TcpListener,
+    /// Where there is a Python that can be watched.
+    writer: Option<RefCell<Writer>>,
+}
+
+/// A process that writes to OpenSSL when it is told to.
+struct Writer {
+    _running: Running,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    library: PathBuf,
+}
+
+impl Writer {
+    fn start(directory: &Path) -> Result<Self> {
+        let certified = rcgen::generate_simple_self_signed(vec!["bench.example".to_owned()])?;
+        let certificate = directory.join("server.pem");
+        fs::write(
+            &certificate,
+            certified.cert.pem() + &certified.signing_key.serialize_pem(),
+        )?;
+        let mut child = Command::new("python3")
+            .arg(lab::client("python_writes.py"))
+            .arg(&certificate)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take().context("its input")?;
+        let mut output = BufReader::new(child.stdout.take().context("its output")?);
+        let running = Running(child);
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "it has not begun");
+        Ok(Self {
+            _running: running,
+            input,
+            output,
+            library: line.trim().into(),
+        })
+    }
+
+    fn write(&mut self, task: &str) -> Result<f64> {
+        writeln!(self.input, "{task}")?;
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().parse()?)
+    }
 }
 
 impl Place {
@@ -325,12 +397,20 @@ impl Place {
                 drain(stream);
             }
         });
+        let writer = match Writer::start(directory.path()) {
+            Ok(writer) => Some(RefCell::new(writer)),
+            Err(error) => {
+                eprintln!("no writes to OpenSSL: {error:#}");
+                None
+            }
+        };
         Ok(Self {
             arguments,
             directory,
             files,
             file_hook,
             sink,
+            writer,
         })
     }
 
@@ -392,6 +472,30 @@ impl Place {
         program.load()?;
         program.attach(root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
         Ok(Some(Box::new(ebpf)))
+    }
+
+    fn empty_uprobe(&self) -> Result<Started> {
+        let Some(writer) = &self.writer else {
+            return Ok(None);
+        };
+        let mut ebpf = self.load_empty()?;
+        let program: &mut UProbe = program(&mut ebpf, "empty_uprobe")?.try_into()?;
+        program.load()?;
+        for function in ["SSL_write", "SSL_write_ex"] {
+            program.attach(
+                function,
+                &writer.borrow().library,
+                UProbeScope::AllProcesses,
+            )?;
+        }
+        Ok(Some(Box::new(ebpf)))
+    }
+
+    fn tls_writes(&self, task: &str) -> Result<f64> {
+        match &self.writer {
+            Some(writer) => writer.borrow_mut().write(task),
+            None => Ok(f64::NAN),
+        }
     }
 
     fn opens(&self, files: usize) -> Result<f64> {
