@@ -6,8 +6,8 @@ use crate::{
     kernel::{bounded as at_least_one, can_repeat, now},
     maps::{CREDENTIAL_RING, count, lost, send},
     search::{
-        AFTER_CARRIED, Known, Object, Reading, SOCKET, Scratch, Searcher, after_carried, begin,
-        bounded, carried, carry_on, forget, goes_on, reading, scratch, search, tell,
+        AFTER_CARRIED, Known, Object, Reading, Scratch, Searcher, after_carried, begin, bounded,
+        carried, carry_on, forget, goes_on, reading, scratch, search, tell,
     },
 };
 use aya_ebpf::{
@@ -143,10 +143,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         (*awaited).left = (*awaited).left.saturating_sub(1);
         core::mem::replace(&mut (*awaited).told, 1) == 0
     };
-    let object = Object {
-        address: cookie,
-        pid: SOCKET,
-    };
+    let object = Object::of_socket(cookie);
     let read = read(ctx, object, tcp.payload, len);
     // SAFETY: as above.
     unsafe { (*awaited).goes_on = u32::from(goes_on(object)) };

@@ -6,6 +6,7 @@ use crate::{
     kernel::{bounded, now},
     maps::{CREDENTIAL_RING, count, lost, send},
     present::{UnderWay, Write},
+    returned::expect_answer,
     task::Hooked,
 };
 use aya_ebpf::{
@@ -53,6 +54,7 @@ fn tie(ctx: &SkBuffContext) -> Option<()> {
     }
     // SAFETY: the helper takes any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    expect_answer(under_way.write.object, cookie);
     under_way.end(kind::TIED, cookie, socket_cgroup(ctx));
     Some(())
 }

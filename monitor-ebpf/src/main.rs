@@ -17,6 +17,7 @@ mod outcome;
 mod path;
 mod present;
 mod process;
+mod returned;
 mod search;
 mod task;
 mod view;

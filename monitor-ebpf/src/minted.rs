@@ -7,8 +7,7 @@ use crate::{
     kernel::{bounded as at_least_one, now},
     maps::count,
     search::{
-        Known, Object, SOCKET, Scratch, Searcher, begin, bounded, fields, forget, scratch, tell,
-        whole,
+        Known, Object, Scratch, Searcher, begin, bounded, fields, forget, scratch, tell, whole,
     },
 };
 use aya_ebpf::{
@@ -106,10 +105,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         (*awaited).whole != 0
     };
     let scratch = scratch::<Received>()?;
-    let object = Object {
-        address: cookie,
-        pid: SOCKET,
-    };
+    let object = Object::of_socket(cookie);
     let number = begin(scratch, object, len, 0);
     // SAFETY: at most WINDOW bytes, and the window has SLACK more.
     let loaded = unsafe {

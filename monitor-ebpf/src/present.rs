@@ -10,7 +10,7 @@ use crate::{
         Known, Object, Reading, Scratch, Searcher, after_carried, begin, bounded, carried,
         carry_on, fingerprint_of, forget, is_marked, print, reading, scratch, search, tell,
     },
-    task::{Hooked, current_pid, fill_header},
+    task::{Hooked, fill_header},
 };
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_probe_read_user, bpf_probe_read_user_str},
@@ -39,7 +39,7 @@ pub struct Write {
     pub least: u32,
     /// And so many at most.
     pub most: u32,
-    pub object: u64,
+    pub object: Object,
 }
 
 /// A function that begins anew does so within this time.
@@ -48,7 +48,7 @@ const AGAIN_NS: u64 = 1_000_000;
 impl Write {
     /// `cuts` where the library begins a connection with short records, which leave one by one.
     #[inline(always)]
-    fn new(number: u64, object: u64, len: u64, cuts: bool) -> Self {
+    fn new(number: u64, object: Object, len: u64, cuts: bool) -> Self {
         /// A longer write goes out in several records.
         const LONGEST: u32 = 16_384;
         /// The tag alone, and the most that initial vector, tag and padding add.
@@ -72,7 +72,7 @@ impl Write {
     /// Whether it is this write, seen a second time.
     #[inline(always)]
     fn is_again(&self, write: &Self) -> bool {
-        self.object == write.object
+        self.object.address == write.object.address
             && self.most == write.most
             && write.number.wrapping_sub(self.number) < AGAIN_NS
     }
@@ -141,10 +141,7 @@ fn written<const L: bool>(address: u64, bytes: u64, len: u64, cuts: bool) {
     if len == 0 || len > i32::MAX as u64 {
         return;
     }
-    let object = Object {
-        address,
-        pid: u64::from(current_pid()),
-    };
+    let object = Object::of_process(address);
     // A shorter write has fewer bytes: what is behind it decides nothing.
     let Some(first) = eight(bytes) else {
         if len >= 8 {
@@ -258,10 +255,7 @@ fn server(address: u64, name: u64) {
     };
     let number = now();
     scratch.mark = number;
-    scratch.object = Object {
-        address,
-        pid: u64::from(current_pid()),
-    };
+    scratch.object = Object::of_process(address);
     // At an offset: a string read to the first byte of a per-CPU buffer can fault on some kernels
     // from 5.8 to 6.1. SAFETY: the text holds more; the helper checks the source.
     let read = unsafe {
@@ -353,14 +347,13 @@ fn finish<const L: bool>(number: u64, cuts: bool) {
     let Some(scratch) = scratch::<Handed<L>>() else {
         return;
     };
-    let object = scratch.object;
     let found = search::<Handed<L>>(scratch);
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
         // SAFETY: the value is copied at once.
         let before = unsafe { WRITES.get(task) }.copied();
-        let write = Write::new(number, object.address, scratch.len, cuts);
+        let write = Write::new(number, scratch.object, scratch.len, cuts);
         if before.is_some_and(|before| before.is_again(&write)) {
             forget::<Handed<L>>();
             return;

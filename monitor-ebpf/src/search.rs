@@ -7,6 +7,7 @@ use crate::{
     environ::{first_bytes, secret_key},
     kernel::{now, repeat},
     maps::{Bloom, count, rule, wipe, wipe_whole},
+    task::current_pid,
 };
 use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel,
@@ -111,7 +112,7 @@ struct Carried {
     bytes: [u8; CARRIED_MAX],
 }
 
-/// A TLS object of a process; or a socket, by its cookie and [`SOCKET`].
+/// A TLS object of a process; or a socket, with [`SOCKET`].
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Object {
@@ -120,7 +121,27 @@ pub struct Object {
 }
 
 /// In place of a process.
-pub const SOCKET: u64 = 1 << 32;
+const SOCKET: u64 = 1 << 32;
+
+impl Object {
+    /// A TLS object of the current process.
+    #[inline(always)]
+    pub fn of_process(address: u64) -> Self {
+        Self {
+            address,
+            pid: u64::from(current_pid()),
+        }
+    }
+
+    /// A socket, by its cookie.
+    #[inline(always)]
+    pub const fn of_socket(cookie: u64) -> Self {
+        Self {
+            address: cookie,
+            pid: SOCKET,
+        }
+    }
+}
 
 /// How the bytes of a write are read: the head of a request of HTTP/1.1, and fields of HTTP/2; or
 /// one of [`speaks`].

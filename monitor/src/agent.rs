@@ -134,6 +134,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         key,
         catalog: Arc::clone(&catalog),
         judge: Judge {
+            asking: Vec::new(),
             trail: Trail::new(),
             policy: Policy::new(document, catalog),
             sinks: Sinks {
@@ -255,6 +256,9 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         joiner.join(&mut observations, &mut events);
         joiner.give_up(Timestamp::now(), &mut events);
         parts.judge.take(&mut events)?;
+        for pid in parts.judge.asking.drain(..) {
+            sensor.watch_answers(pid);
+        }
         for candidate in joiner.tls.drain(..) {
             sensor.look_for_tls(candidate);
         }
@@ -548,6 +552,7 @@ pub fn replay(
         None => None,
     };
     let mut judge = Judge {
+        asking: Vec::new(),
         trail: Trail::new(),
         policy: Policy::new(document, catalog),
         sinks: Sinks {

@@ -5,7 +5,7 @@ use crate::{
     attribution::Attribution,
     credential::{Credentials, Opened, Variable, View},
     ledger::{Entry, Writer},
-    model::{ANOTHER, Destination, Gap, Place, Source, Subject, Transport},
+    model::{ANOTHER, Destination, Evidence, Gap, NameSource, Place, Source, Subject, Transport},
     policy::{Policy, document::Document},
     report::{findings::Stream, metrics::Metrics},
     sensor::{
@@ -649,6 +649,8 @@ pub struct Judge {
     pub trail: Trail,
     pub policy: Policy,
     pub sinks: Sinks,
+    /// Processes that talk to an authenticator, since they were last taken.
+    pub asking: Vec<u32>,
     /// Whether now is the time of the events: in a replay it is not.
     pub live: bool,
 }
@@ -688,6 +690,12 @@ impl Judge {
                 let (verdict, found) = self.policy.judge_hop(&hop);
                 self.sinks.metrics.hop(&hop, verdict);
                 let time = hop.time;
+                // In clear, what comes back is seen anyway.
+                let inside_tls = hop.destination.name_source == NameSource::Sni
+                    || hop.evidence == Evidence::Presented && !hop.clear;
+                if self.live && inside_tls && self.policy.is_authenticator(&hop.destination) {
+                    self.asking.push(hop.process.pid);
+                }
                 if let Some(mint) = self.policy.proof(&hop) {
                     self.sinks.write(Entry::Mint(Box::new(mint)));
                 }

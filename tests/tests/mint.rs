@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{agent::Agent, client};
 use serde_json::Value;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const TOKEN: &str = "AQAEAFAKEmetadataTOKEN00000000000000001==";
 const KEY: &str = "ASIAFAKEMINTED000001";
@@ -160,5 +160,48 @@ curl -sS -o /dev/null -u client:FAKE-client-secret-1 -d grant_type=client_creden
             .is_some_and(|known| known.iter().any(|known| known["id"] == shown)),
         "{chain:#}"
     );
+    Ok(())
+}
+
+/// Inside TLS, what comes back is seen of a process that is known to ask.
+#[test]
+fn inside_tls() -> Result<()> {
+    const SHOWN: &str = "hvs.FAKEshownInsideTls00000000001";
+    const MINTED: &str = "hvs.FAKEmintedInsideTls0000000001";
+    let directory = tempfile::tempdir()?;
+    let certified = rcgen::generate_simple_self_signed(vec!["vault.example".to_owned()])?;
+    let certificate = directory.path().join("server.pem");
+    std::fs::write(
+        &certificate,
+        certified.cert.pem() + &certified.signing_key.serialize_pem(),
+    )?;
+    let config = directory.path().join("keytrail.yaml");
+    std::fs::write(
+        &config,
+        "authenticators: [ { name: vault, destinations: [ \"vault.example:*\" ] } ]\n",
+    )?;
+    let agent = Agent::start(
+        directory.path(),
+        &["--config", &config.display().to_string()],
+    )?;
+    let mut client = Command::new("python3")
+        .arg(client("vault.py"))
+        .arg(&certificate)
+        .args([SHOWN, MINTED])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let minted = agent.id_of(MINTED)?;
+    let chain = agent.await_json(&["query", "chain", &minted], |answer| {
+        answer["links"]
+            .as_array()
+            .is_some_and(|links| !links.is_empty())
+    });
+    drop(client.stdin.take());
+    client.wait()?;
+    let link = &chain?["links"][0];
+    assert_eq!(link["presented"], agent.id_of(SHOWN)?.as_str());
+    assert_eq!(link["minted"], minted.as_str());
+    assert_eq!(link["authenticator"]["name"], "vault.example");
     Ok(())
 }

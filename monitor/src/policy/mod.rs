@@ -201,6 +201,11 @@ impl Policy {
             })
     }
 
+    /// Whether credentials are minted at a destination.
+    pub fn is_authenticator(&self, destination: &Destination) -> bool {
+        self.authenticator(destination).is_some()
+    }
+
     /// A credential that was presented to an authenticator is a proof of who somebody is, whatever
     /// came back.
     pub fn proof(&self, hop: &Hop) -> Option<Mint> {

@@ -327,6 +327,9 @@ pub const LADDERS: &[Ladder] = &[
                 step(tls::WRITTEN, Hook::Uprobe("written")),
                 step(tls::SERVER, Hook::Uprobe("server")),
                 step(tls::GO, Hook::Uprobe("go")),
+                step(tls::READ, Hook::Uprobe("read")),
+                step(tls::READ_EX, Hook::Uprobe("read")),
+                step(tls::RETURNED, Hook::Uprobe("returned")),
             ],
             &[
                 step("present_write_short", Hook::Uprobe("write")),

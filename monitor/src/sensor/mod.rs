@@ -42,6 +42,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     net::IpAddr,
+    num::NonZeroU32,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -131,7 +132,7 @@ pub struct Sensor {
     /// Records that are younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
     hellos: hello::Assembler,
-    writes: HashMap<MapData, u64, [u64; 3]>,
+    writes: HashMap<MapData, u64, [u64; 4]>,
     writing: Array<MapData, u64>,
     /// Their values are bytes of processes: nobody here reads them.
     carried: HashMap<MapData, [u64; 2], [u8; size_of::<u64>() + CARRIED_MAX]>,
@@ -139,6 +140,7 @@ pub struct Sensor {
     waiting: std::collections::HashSet<[u64; 2]>,
     finder: tls::Finder,
     watched: Vec<Watched>,
+    readers: Vec<Reader>,
 }
 
 /// A file with TLS inside that is attached to.
@@ -147,7 +149,18 @@ struct Watched {
     name: PathBuf,
     namespace: Option<u64>,
     links: Vec<(&'static str, UProbeLinkId)>,
+    /// Functions that give back what came: programs and offsets, to attach to single processes.
+    reads: Vec<(&'static str, u64)>,
 }
+
+/// A process whose answers are looked at.
+struct Reader {
+    pid: u32,
+    links: Vec<(&'static str, UProbeLinkId)>,
+}
+
+/// Processes whose answers are looked at, at one time.
+const READERS: usize = 64;
 
 impl std::fmt::Debug for Sensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -217,6 +230,7 @@ impl Sensor {
             waiting: std::collections::HashSet::new(),
             finder: tls::Finder::start()?,
             watched: Vec::new(),
+            readers: Vec::new(),
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
@@ -256,8 +270,12 @@ impl Sensor {
         // The file itself, whatever has its name by now.
         let target = format!("/proc/self/fd/{}", found.file.as_raw_fd());
         let mut links = Vec::new();
-        for (program, offset) in found.points {
-            match self.attach_at(program, offset, &target) {
+        let (reads, points): (Vec<_>, Vec<_>) = found
+            .points
+            .into_iter()
+            .partition(|(program, _)| [tls::READ, tls::READ_EX].contains(program));
+        for (program, offset) in points {
+            match self.attach_at(program, offset, &target, UProbeScope::AllProcesses) {
                 Ok(link) => links.push((program, link)),
                 Err(error) => {
                     tracing::warn!(file = found.name, stack = found.stack, %error, "TLS cannot be watched in a file");
@@ -275,7 +293,71 @@ impl Sensor {
             name: found.name.into(),
             namespace: found.namespace,
             links,
+            reads,
         });
+    }
+
+    /// Looks at what comes back inside TLS to a process that talks to an authenticator. Nothing where
+    /// its library is not watched, where it is looked at already, or where too many are.
+    pub fn watch_answers(&mut self, pid: u32) {
+        let known = self.readers.iter().any(|reader| reader.pid == pid);
+        let able = self
+            ._ebpf
+            .program(tls::RETURNED)
+            .is_some_and(|program| program.fd().is_ok());
+        let Some(process) = NonZeroU32::new(pid) else {
+            return;
+        };
+        if known || !able || self.readers.len() >= READERS {
+            return;
+        }
+        let mut links = Vec::new();
+        for (inode, path) in tls::mapped(pid) {
+            let points: Vec<(&'static str, u64)> = self
+                .watched
+                .iter()
+                .filter(|watched| watched.key.1 == inode)
+                .flat_map(|watched| watched.reads.iter().copied())
+                .collect();
+            // As the process sees it; a file of the same number elsewhere has not these functions.
+            let target = format!("/proc/{pid}/root{}", path.display());
+            for (program, offset) in points {
+                let scope = UProbeScope::OneProcess(process);
+                for program in [tls::RETURNED, program] {
+                    match self.attach_at(program, offset, &target, scope) {
+                        Ok(link) => links.push((program, link)),
+                        // It may be gone.
+                        Err(error) => {
+                            tracing::debug!(pid, %error, "answers are not looked at");
+                        }
+                    }
+                }
+            }
+        }
+        if !links.is_empty() {
+            tracing::info!(pid, "answers of authenticators are looked at");
+        }
+        self.readers.push(Reader { pid, links });
+    }
+
+    /// Lets go of processes that are gone.
+    fn forget_readers(&mut self) {
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.readers)
+            .into_iter()
+            .partition(|reader| Path::new(&format!("/proc/{}", reader.pid)).exists());
+        self.readers = kept;
+        self.detach(gone.into_iter().flat_map(|reader| reader.links));
+    }
+
+    fn detach(&mut self, links: impl Iterator<Item = (&'static str, UProbeLinkId)>) {
+        for (program, link) in links {
+            let detached = self
+                .uprobe(program)
+                .and_then(|program| program.detach(link));
+            if let Err(error) = detached {
+                tracing::warn!(%error, "a watched TLS library cannot be let go");
+            }
+        }
     }
 
     fn attach_at(
@@ -283,9 +365,9 @@ impl Sensor {
         program: &'static str,
         offset: u64,
         target: &str,
+        scope: UProbeScope,
     ) -> Result<UProbeLinkId, ProgramError> {
-        self.uprobe(program)?
-            .attach(offset, target, UProbeScope::AllProcesses)
+        self.uprobe(program)?.attach(offset, target, scope)
     }
 
     /// The program of a name, or the short one that this kernel has in its place.
@@ -305,6 +387,7 @@ impl Sensor {
     /// containers that are gone, and files of the host that were deleted or replaced. To be called
     /// every few seconds.
     pub fn forget_tls(&mut self) {
+        self.forget_readers();
         let in_doubt = |watched: &Watched| {
             watched.namespace.is_some() || !tls::is_still(&watched.name, watched.key)
         };
@@ -324,14 +407,7 @@ impl Sensor {
             self.finder.forget(watched.key);
             tracing::info!(file = %watched.name.display(), "TLS is watched no longer");
         }
-        for (program, link) in gone.into_iter().flat_map(|watched| watched.links) {
-            let detached = self
-                .uprobe(program)
-                .and_then(|program| program.detach(link));
-            if let Err(error) = detached {
-                tracing::warn!(%error, "a watched TLS library cannot be let go");
-            }
-        }
+        self.detach(gone.into_iter().flat_map(|watched| watched.links));
     }
 
     /// Lets packets that come back pass unseen when the last request in clear is long ago. To be
@@ -369,7 +445,7 @@ impl Sensor {
         };
         self.writing.set(0, 0, 0).map_err(failed)?;
         let now = boot_time();
-        let writes: Vec<(u64, [u64; 3])> = self.writes.iter().filter_map(Result::ok).collect();
+        let writes: Vec<(u64, [u64; 4])> = self.writes.iter().filter_map(Result::ok).collect();
         let mut left = false;
         for (task, [number, ..]) in writes {
             if now.saturating_sub(number) > SETTLED_NS {

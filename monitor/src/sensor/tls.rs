@@ -39,6 +39,12 @@ pub const WRITE: &str = "present_write";
 pub const WRITTEN: &str = "present_written";
 /// The program at `SSL_ctrl`.
 pub const SERVER: &str = "present_server";
+/// The programs at functions of `(object, bytes, length)` that give back what came, and of the same
+/// with where the length goes. Attached to one process at a time.
+pub const READ: &str = "returned_begin";
+pub const READ_EX: &str = "returned_begin_ex";
+/// The program at their returns.
+pub const RETURNED: &str = "returned";
 /// The program at a function of Go that takes `(object, bytes, length)`.
 pub const GO: &str = "present_go";
 
@@ -57,12 +63,14 @@ pub const STACKS: [Stack; 2] = [
             ("SSL_write", WRITE),
             ("SSL_write_ex", WRITE),
             ("SSL_ctrl", SERVER),
+            ("SSL_read", READ),
+            ("SSL_read_ex", READ_EX),
         ],
     },
     Stack {
         name: "gnutls",
         file: "libgnutls",
-        functions: &[("gnutls_record_send", WRITE)],
+        functions: &[("gnutls_record_send", WRITE), ("gnutls_record_recv", READ)],
     },
 ];
 
@@ -285,6 +293,21 @@ impl Used {
         }
         used
     }
+}
+
+/// Numbers and paths of the files that a process has mapped, each once.
+pub fn mapped(pid: u32) -> Vec<(u64, PathBuf)> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let mut mapped: Vec<(u64, PathBuf)> = maps
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(4);
+            let inode = words.next()?.parse().ok()?;
+            Some((inode, words.next()?.into()))
+        })
+        .collect();
+    mapped.dedup();
+    mapped
 }
 
 /// The mount namespace of a process.

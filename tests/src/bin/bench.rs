@@ -48,6 +48,9 @@ struct Arguments {
     /// Seconds of the load tests
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Only the tasks whose names hold this, and no load tests
+    #[arg(long)]
+    task: Option<String>,
 }
 
 /// What runs until it is dropped; `None` where it is not to be had here.
@@ -182,15 +185,20 @@ fn main() -> Result<()> {
     println!("kernel {}, file probe {}\n", kernel(), place.file_hook);
     println!("| what | with | ns | adds | of bare | of empty |");
     println!("|---|---|---:|---:|---:|---:|");
-    for task in TASKS {
+    let only = place.arguments.task.clone().unwrap_or_default();
+    let tasks = || TASKS.iter().filter(|task| task.name.contains(&only));
+    for task in tasks() {
         print!("{}", measure(&place, task)?);
     }
     println!("\n| what | program | runs | ns a run |");
     println!("|---|---|---:|---:|");
-    for task in TASKS {
+    for task in tasks() {
         print!("{}", programs(&place, task)?);
     }
     println!();
+    if place.arguments.task.is_some() {
+        return Ok(());
+    }
     load(&place)?;
     storm(&place)
 }
