@@ -91,6 +91,12 @@ kernel_fields! {
     TaskPidLinks: "task_struct" ["pid_links"] 0 needed;
     SockCookie: "sock" ["__sk_common.skc_cookie"] 8 needed;
     SockFamily: "sock" ["__sk_common.skc_family"] 2 needed;
+    FilePrivate: "file" ["private_data"] 8 needed;
+    SocketSk: "socket" ["sk"] 8 needed;
+    /// Absent where unix sockets are a module.
+    UnixPeer: "unix_sock" ["peer"] 8 optional;
+    UnixMnt: "unix_sock" ["path.mnt"] 8 optional;
+    UnixDentry: "unix_sock" ["path.dentry"] 8 optional;
     /// Absent without CONFIG_IO_URING.
     IoRequestOpcode: "io_kiocb" ["opcode"] 1 optional;
 }

@@ -240,18 +240,22 @@ fn opened<M: Memory>(address: u64, flags: u32) {
     if looked.before() {
         return;
     }
-    let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
-        return;
-    };
     let file = M::file(address);
     if file.mode & (FMODE_READ | FMODE_WRITE) == 0 || file.mode & FMODE_NOACCOUNT != 0 {
         return;
     }
     let (format, number) = M::inode(file.inode);
-    if format != S_IFREG {
+    if format != S_IFREG || !look_at::<M>(&file, number, flags) {
         looked.remember();
-        return;
     }
+}
+
+/// Reports a file where a rule is about it; `false` where none is.
+#[inline(always)]
+pub fn look_at<M: Memory>(file: &OpenFile, number: u64, flags: u32) -> bool {
+    let (Some(rules), Some(inodes)) = (Bloom::rules(), Bloom::inodes()) else {
+        return true;
+    };
     let dentry = M::dentry(file.dentry);
     let parent = M::dentry(dentry.parent);
     let grandparent = M::dentry(parent.parent);
@@ -259,20 +263,15 @@ fn opened<M: Memory>(address: u64, flags: u32) {
     if !names.may_match(rules) && !inodes.has(filter::inode_key(number)) {
         let root = M::mount_root(file.mount);
         if root != file.dentry && root != dentry.parent {
-            looked.remember();
-            return;
+            return false;
         }
-        let Some(there) = mounted(&file, root == file.dentry, &dentry) else {
-            looked.remember();
-            return;
-        };
-        if !there.may_match(rules) {
-            looked.remember();
-            return;
+        match mounted(file, root == file.dentry, &dentry) {
+            Some(there) if there.may_match(rules) => names = there,
+            _ => return false,
         }
-        names = there;
     }
-    suspect(&file, number, &names, flags);
+    suspect(file, number, &names, flags);
+    true
 }
 
 /// A file that is mounted itself, or lies at the root of a mount, has another name there.

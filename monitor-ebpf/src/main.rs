@@ -20,6 +20,7 @@ mod process;
 mod returned;
 mod search;
 mod task;
+mod unix;
 mod view;
 
 use aya_ebpf::{

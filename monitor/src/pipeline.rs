@@ -451,6 +451,25 @@ impl Joiner {
             }
             return;
         }
+        if manner == Manner::Connected {
+            let container = self
+                .attribution
+                .entry(subject)
+                .and_then(|entry| entry.group.container.as_deref())
+                .unwrap_or_default();
+            if let Some((credential, place)) = self.credentials.at_socket(path, container) {
+                let event = self.pick_up(
+                    stamp.time,
+                    subject,
+                    credential,
+                    place,
+                    u64::from(count),
+                    stdout,
+                );
+                events.push(event);
+            }
+            return;
+        }
         // Below its own parent it is the parent's file still: the trail knows.
         if manner == Manner::Inherited && self.attribution.is_with_parent(subject) {
             return;
@@ -478,7 +497,7 @@ impl Joiner {
         found.place.source = match manner {
             Manner::Received => Source::Socket,
             Manner::Inherited => Source::Inherited,
-            Manner::Opened | Manner::Written => Source::File,
+            Manner::Opened | Manner::Written | Manner::Connected => Source::File,
         };
         self.learned.push(file);
         let key = (subject, file.device, file.inode);

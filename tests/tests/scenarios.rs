@@ -663,3 +663,38 @@ fn loss_is_counted_and_there_is_none() -> Result<()> {
     );
     Ok(())
 }
+
+/// What is handed out at a socket is held by whoever asked there, by whatever name of the socket.
+#[test]
+fn an_identity_from_a_unix_socket() -> Result<()> {
+    let scene = scene();
+    let unit = Unit::new("lab-svid.service")?;
+    let asks = "
+import os, socket
+def listen(path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    return listener
+listening = [listen('/tmp/spire-agent/public/api.sock'), listen('/tmp/other.sock')]
+os.symlink('/tmp/spire-agent/public/api.sock', '/tmp/by-another-name')
+for path in ['/tmp/other.sock', '/tmp/by-another-name']:
+    socket.socket(socket.AF_UNIX).connect(path)
+os.execvp('bash', ['bash', '-c', os.environ['REQUEST']])";
+    unit.sh(
+        "unshare --mount bash -ec 'mount -t tmpfs none /tmp; mkdir -p /tmp/spire-agent/public; exec python3 -c \"$ASKS\"'",
+        &[("ASKS", asks), ("REQUEST", &scene.curl("mesh.example"))],
+    )?;
+    let hops = scene.hops("/tmp/spire-agent/public/api.sock", |hops| hops.len() == 1)?;
+    assert_eq!(names(&hops), ["mesh.example"]);
+    assert_eq!(hops[0]["evidence"], "sole");
+    assert_eq!(hops[0]["workload"]["unit"], "lab-svid.service");
+    let who = scene.agent.await_json(
+        &["query", "who", "/tmp/spire-agent/public/api.sock"],
+        |_| true,
+    )?;
+    assert_eq!(who["uses"][0]["source"], "socket");
+    assert_eq!(who["credentials"][0]["class"], "spiffe-svid");
+    assert_eq!(who["credentials"][0]["role"], "identity");
+    Ok(())
+}

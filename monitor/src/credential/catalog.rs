@@ -74,6 +74,8 @@ pub struct Class {
     #[serde(default)]
     pub files: Vec<String>,
     #[serde(default)]
+    pub sockets: Vec<String>,
+    #[serde(default)]
     pub format: Format,
     #[serde(default)]
     pub keys: Vec<String>,
@@ -140,6 +142,8 @@ pub struct Catalog {
     files: GlobSet,
     /// Class of each glob in `files`.
     file_class: Vec<usize>,
+    sockets: GlobSet,
+    socket_class: Vec<usize>,
     never_files: GlobSet,
     variables: GlobSet,
     variable_class: Vec<usize>,
@@ -194,6 +198,7 @@ impl Catalog {
             lifetime: Lifetime::Static,
             short_form: false,
             files: written_files.to_vec(),
+            sockets: written_files.to_vec(),
             format: Format::Token,
             keys: Vec::new(),
             environment: written_variables.to_vec(),
@@ -211,6 +216,8 @@ impl Catalog {
         let mut files = GlobSetBuilder::new();
         let mut file_class = Vec::new();
         let mut file_globs = Vec::new();
+        let mut sockets = GlobSetBuilder::new();
+        let mut socket_class = Vec::new();
         let mut variables = GlobSetBuilder::new();
         let mut variable_class = Vec::new();
         let mut prefixes = Vec::new();
@@ -223,6 +230,12 @@ impl Catalog {
                 files.add(path_glob(&class.class, &file)?);
                 file_class.push(index);
                 file_globs.push(file);
+            }
+            for socket in &class.sockets {
+                let socket = in_any_home(socket);
+                sockets.add(path_glob(&class.class, &socket)?);
+                socket_class.push(index);
+                file_globs.push(socket);
             }
             for name in class.environment.iter().chain(&class.url_environment) {
                 variables.add(path_glob(&class.class, name)?);
@@ -264,6 +277,8 @@ impl Catalog {
         Ok(Self {
             files: build(files)?,
             file_class,
+            sockets: build(sockets)?,
+            socket_class,
             never_files: path_globs("never_files", &document.never_files)?,
             variables: build(variables)?,
             variable_class,
@@ -298,6 +313,13 @@ impl Catalog {
             return None;
         }
         Some(class)
+    }
+
+    /// The class of what is handed out at a socket, by its normalised path.
+    pub fn socket(&self, path: &str) -> Option<&Class> {
+        let matched = self.sockets.matches(path);
+        let first = matched.iter().map(|glob| self.socket_class[*glob]).min()?;
+        Some(&self.classes[first])
     }
 
     /// The class of a variable by its name.

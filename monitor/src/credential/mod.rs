@@ -154,23 +154,7 @@ impl Credentials {
             .map(|found| self.credential(found, &place))
             .collect();
         if credentials.is_empty() && (class.format == Format::Opaque || modified.is_none()) {
-            // Known by place only.
-            let mut named = view.container.as_bytes().to_vec();
-            named.extend_from_slice(normal.as_bytes());
-            let id = CredentialId::of_place(fingerprint(self.key, &named));
-            credentials.push(Credential {
-                id,
-                name: None,
-                class: class.class.clone(),
-                role: class.role,
-                lifetime: class.lifetime,
-                issued_at: None,
-                expires_at: None,
-                owner: None,
-                label: None,
-                audience: Vec::new(),
-                sources: vec![place.clone()],
-            });
+            credentials.push(self.by_place(class, &place, view.container));
         }
         if home != normal {
             // It is still asked for by the name that it is known by.
@@ -187,6 +171,37 @@ impl Credentials {
             modified,
             volume_of,
         })
+    }
+
+    /// What a process is given at a socket, or has done for it there; which secret that is shows when
+    /// it is presented.
+    pub fn at_socket(&self, path: &Path, container: &str) -> Option<(Credential, Place)> {
+        let normal = normalise(&path.to_string_lossy());
+        let class = self.catalog.socket(&normal)?;
+        let place = Place {
+            source: Source::Socket,
+            place: normal,
+        };
+        Some((self.by_place(class, &place, container), place))
+    }
+
+    /// A credential that is known by its place only.
+    fn by_place(&self, class: &catalog::Class, place: &Place, container: &str) -> Credential {
+        let mut named = container.as_bytes().to_vec();
+        named.extend_from_slice(place.place.as_bytes());
+        Credential {
+            id: CredentialId::of_place(fingerprint(self.key, &named)),
+            name: None,
+            class: class.class.clone(),
+            role: class.role,
+            lifetime: class.lifetime,
+            issued_at: None,
+            expires_at: None,
+            owner: None,
+            label: None,
+            audience: Vec::new(),
+            sources: vec![place.clone()],
+        }
     }
 
     /// Whether a path is a credential's.

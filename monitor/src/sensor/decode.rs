@@ -8,9 +8,9 @@ use super::{
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    self, BY_INODE, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS, Payload,
-    Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED, Variable, WRITTEN, foreign,
-    kind,
+    self, BY_INODE, CONNECTED, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS,
+    Payload, Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED, Variable, WRITTEN,
+    foreign, kind,
 };
 use std::{
     ffi::OsString,
@@ -167,6 +167,8 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 known: record.flags & BY_INODE != 0,
                 manner: if record.flags & WRITTEN != 0 {
                     Manner::Written
+                } else if record.flags & CONNECTED != 0 {
+                    Manner::Connected
                 } else if record.flags & RECEIVED != 0 {
                     Manner::Received
                 } else if record.flags & INHERITED != 0 {

@@ -292,6 +292,20 @@ pub const LADDERS: &[Ladder] = &[
     },
     Ladder {
         probe: Probe::Connect,
+        missed: "credentials that are handed out over unix sockets",
+        rungs: &[&[
+            step(
+                "unix_connect",
+                Hook::Tracepoint("syscalls", "sys_enter_connect"),
+            ),
+            step(
+                "unix_connected",
+                Hook::Tracepoint("syscalls", "sys_exit_connect"),
+            ),
+        ]],
+    },
+    Ladder {
+        probe: Probe::Connect,
         missed: "that a connection was refused: it is shown as a hop",
         rungs: &[&[step(
             "connect_outcome",

@@ -180,6 +180,8 @@ pub enum Manner {
     Inherited,
     /// For writing only: no use of what is in it.
     Written,
+    /// It is a socket, and the process has connected to it.
+    Connected,
 }
 
 /// A process that another looked at.
