@@ -270,8 +270,11 @@ fn take(window: &Window, words: &mut Words, word_end: u64) {
 /// ways of signing in send has no zero byte there, or one before it, or is a hash.
 #[inline(always)]
 pub fn postgres(window: &Window, words: &mut Words) {
-    words.next = speaks::POSTGRES;
     let first = word(window, 0);
+    // Behind the sign-in come other messages, and no more of it.
+    if first as u8 == b'p' || first as u8 == 0 {
+        words.next = speaks::POSTGRES;
+    }
     let len = u64::from((first >> 8) as u32).swap_bytes() >> 32;
     if first as u8 != b'p' || len + 1 != words.end || len < 5 {
         return;
@@ -286,10 +289,16 @@ pub fn postgres(window: &Window, words: &mut Words) {
 /// A packet of MySQL with a number of 3 or more that is a text and a zero byte: a password in clear.
 #[inline(always)]
 pub fn mysql(window: &Window, words: &mut Words) {
-    words.next = speaks::MYSQL;
+    /// What RSA makes of a password.
+    const ENCRYPTED: u64 = 256;
     let first = word(window, 0);
     let len = first & 0xff_ffff;
-    if first >> 24 & 0xff < 3 || len + 4 != words.end || len < 1 {
+    let number = first >> 24 & 0xff;
+    // Behind the sign-in each command begins to count anew.
+    if number > 0 {
+        words.next = speaks::MYSQL;
+    }
+    if number < 3 || len + 4 != words.end || len < 1 || len == ENCRYPTED {
         return;
     }
     if ends_at(window, 4, len - 1) {

@@ -2,7 +2,7 @@
 
 use crate::{
     clear::may_be_answered,
-    connect::AWAITED,
+    connect::{AWAITED, has_sent},
     hello::TCP,
     kernel::{bounded, now},
     maps::{PROCESS_RING, count, lost},
@@ -29,8 +29,9 @@ const NAME_SERVER: u16 = 53;
 const SHORT: usize = 512;
 
 /// Hook: `cgroup_skb/ingress` at the cgroup v2 root. First kernel: 4.10. Fallback: none, a declared
-/// gap. Takes answers that come from port 53 over UDP and hold something. Missed: DNS over TCP, TLS
-/// or HTTPS, mDNS, answers behind IPv6 extension headers. Never drops.
+/// gap. Takes answers that come over UDP from port 53 of a server that the socket has sent to, and hold
+/// something. Missed: DNS over TCP, TLS or HTTPS, mDNS, sockets that were connected before the agent
+/// started, answers behind IPv6 extension headers. Never drops.
 #[cgroup_skb(ingress)]
 pub fn answer_ingress(ctx: SkBuffContext) -> i32 {
     look(&ctx);
@@ -60,6 +61,17 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
     const ANSWER: u16 = 1 << 15;
     let (flags, answers) = (u16::from_be(head[5]), u16::from_be(head[7]));
     if u16::from_be(head[0]) != NAME_SERVER || flags & ANSWER == 0 || answers == 0 {
+        return None;
+    }
+    // Whoever was not asked is not believed.
+    let from: [u32; 4] = if start[0] >> 4 == 4 {
+        [ctx.load(12).ok()?, 0, 0, 0]
+    } else {
+        ctx.load(8).ok()?
+    };
+    // SAFETY: the helper takes any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if !has_sent(cookie, from, NAME_SERVER) {
         return None;
     }
     let message = at as u32 + 8;

@@ -108,15 +108,18 @@ impl Searcher for Sent {
         // SAFETY: the ring gave room for a Host; at most HOST_MAX bytes are read from the text,
         // which has many more behind the place.
         unsafe {
-            bpf_probe_read_kernel(
-                (&raw mut (*host).name).cast(),
-                at_least_one(len, HOST_MAX as u32),
-                scratch
-                    .text
-                    .as_ptr()
-                    .add(scratch.secret.at as usize & (HOST_MAX - 1))
-                    .cast(),
-            );
+            // Where there is no name, something else is there.
+            if len > 0 {
+                bpf_probe_read_kernel(
+                    (&raw mut (*host).name).cast(),
+                    at_least_one(len, HOST_MAX as u32),
+                    scratch
+                        .text
+                        .as_ptr()
+                        .add(scratch.secret.at as usize & (HOST_MAX - 1))
+                        .cast(),
+                );
+            }
             (*host).record = Payload {
                 kind: kind::HOST,
                 len,
@@ -237,7 +240,7 @@ fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option
         }
     };
     if loaded != 0 {
-        scratch.mark = 0;
+        forget::<Sent>();
         count(Probe::Clear, Stage::Read);
         return None;
     }

@@ -51,6 +51,17 @@ static AUTHENTICATORS: HashMap<[u32; 4], u32> = HashMap::with_max_entries(1024, 
 #[map]
 static DATAGRAMS: LruHashMap<Datagram, u64> = LruHashMap::with_max_entries(4096, 0);
 
+/// Whether a UDP socket has sent to an address and port.
+#[inline(always)]
+pub fn has_sent(cookie: u64, address: [u32; 4], port: u16) -> bool {
+    let datagram = Datagram {
+        cookie,
+        address,
+        port: u64::from(port),
+    };
+    DATAGRAMS.get_ptr(datagram).is_some()
+}
+
 const UDP_QUIET_NS: u64 = 10_000_000_000;
 
 #[derive(Clone, Copy)]

@@ -117,7 +117,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         )
     };
     if loaded != 0 {
-        scratch.mark = 0;
+        forget::<Received>();
         count(Probe::Clear, Stage::Read);
         return None;
     }

@@ -6,9 +6,11 @@
 use crate::{
     kernel::now,
     maps::{CREDENTIAL_RING, count, current_cgroup, is_agent, send},
+    returned::expect_nothing,
     search::{
         Known, Object, Reading, Scratch, Searcher, after_carried, begin, bounded, carried,
-        carry_on, fingerprint_of, forget, is_marked, print, reading, scratch, search, tell,
+        carry_on, fingerprint_of, forget, forget_object, is_marked, print, reading, scratch,
+        search, tell,
     },
     task::{Hooked, fill_header},
 };
@@ -42,6 +44,8 @@ pub struct Write {
     pub object: Object,
 }
 
+/// A write leaves within this time, or not in the same task.
+const AT_ONCE_NS: u64 = 100_000_000;
 /// A function that begins anew does so within this time.
 const AGAIN_NS: u64 = 1_000_000;
 
@@ -198,7 +202,8 @@ impl UnderWay {
         let task = unsafe { bpf_get_current_task() };
         // SAFETY: the value is copied at once.
         let write = unsafe { WRITES.get(task) }.copied()?;
-        Some(Self { task, write })
+        // What did not leave at once leaves later, by another way.
+        (now().wrapping_sub(write.number) < AT_ONCE_NS).then_some(Self { task, write })
     }
 
     /// Tells what became of it, and forgets it.
@@ -294,6 +299,19 @@ fn named(scratch: &mut Scratch, number: u64) {
     scratch.mark = 0;
 }
 
+/// Hook: uprobe at `SSL_free` and `gnutls_deinit`. First kernel: 5.10 and before. Missed: Go, whose
+/// objects are collected some time; there an address is used again with other first bytes.
+#[uprobe]
+pub fn present_freed(ctx: ProbeContext) -> u32 {
+    if let Some(address) = ctx.arg(0) {
+        let object = Object::of_process(address);
+        forget_object(object);
+        expect_nothing(object);
+        let _ = SERVERS.remove(object);
+    }
+    0
+}
+
 /// What is handed to TLS libraries.
 struct Handed<const LOOPS: bool>;
 
@@ -335,7 +353,7 @@ fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64, cuts: 
     };
     let number = begin(scratch, object, len, speaks);
     if !copy::<L>(scratch, bytes, len) {
-        scratch.mark = 0;
+        forget::<Handed<L>>();
         count(Probe::Present, Stage::Read);
         return;
     }

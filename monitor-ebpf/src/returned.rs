@@ -45,6 +45,12 @@ pub fn expect_answer(object: Object, cookie: u64) {
     let _ = ASKED.insert(object, asked, 0);
 }
 
+/// A TLS object is gone, and its address may be another's next.
+#[inline(always)]
+pub fn expect_nothing(object: Object) {
+    let _ = ASKED.remove(object);
+}
+
 /// A read that is under way.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -145,7 +151,7 @@ fn ends(result: i32) -> Option<()> {
     let scratch = scratch::<Returned>()?;
     let number = begin(scratch, Object::of_socket(read.cookie), len, 0);
     if !copy(scratch, read.bytes, len) {
-        scratch.mark = 0;
+        forget::<Returned>();
         count(Probe::Present, Stage::Read);
         return None;
     }

@@ -272,6 +272,10 @@ pub fn reading<S: Searcher>(
                     (*stream).skip = skip - len;
                     return None;
                 }
+                // No frame is so long: its address was another object's before.
+                if skip == 0 && scan::begins_with_method(first) {
+                    speaks = HEAD;
+                }
                 (*stream).skip = 0;
             }
             // Where a request begins, what was cut before it has ended.
@@ -386,7 +390,7 @@ pub fn after_carried(len: u64) -> u64 {
 
 /// Keeps what a write has of a line that the next one ends; `true` where there is something.
 #[inline(always)]
-fn keep(scratch: &mut Scratch) -> bool {
+fn keep<S: Searcher>(scratch: &mut Scratch) -> bool {
     let Lines {
         begin, end, inside, ..
     } = scratch.lines;
@@ -395,9 +399,10 @@ fn keep(scratch: &mut Scratch) -> bool {
     }
     let len = end - begin;
     if len >= CARRIED_MAX as u64 {
+        count(S::PROBE, Stage::Read);
         return false;
     }
-    // The text has not been used since it was wiped.
+    // The text has not been used since it was wiped, and is wiped again: others take it for theirs.
     // SAFETY: the text has room for a Carried, and is of bytes; the helper checks the source.
     unsafe {
         let place: *mut Carried = scratch.text.as_mut_ptr().cast();
@@ -411,8 +416,12 @@ fn keep(scratch: &mut Scratch) -> bool {
                 .add(begin as usize & (WINDOW - 1))
                 .cast(),
         );
-        scratch.texts |= size_of::<u64>() as u64 + len;
-        CARRIED.insert(scratch.object, &*place, 0).is_ok()
+        let kept = CARRIED.insert(scratch.object, &*place, 0).is_ok();
+        wipe(scratch.text.as_mut_ptr(), size_of::<u64>() as u64 + len);
+        if !kept {
+            count(S::PROBE, Stage::Read);
+        }
+        kept
     }
 }
 
@@ -756,6 +765,17 @@ fn end_words<S: Searcher>() -> u64 {
     u64::from(words.secret.len != 0)
 }
 
+/// Nothing that is known of a TLS object holds for the next at its address.
+#[inline(always)]
+pub fn forget_object(object: Object) {
+    let _ = STREAMS.remove(object);
+    if let Some(carried) = CARRIED.get_ptr_mut(object) {
+        // SAFETY: the pointer is into the map.
+        unsafe { wipe_whole(&raw mut (*carried).bytes) };
+        let _ = CARRIED.remove(object);
+    }
+}
+
 /// Whether the next write of the connection is to be looked at whatever it begins with.
 #[inline(always)]
 pub fn goes_on(object: Object) -> bool {
@@ -819,7 +839,7 @@ fn end_lines<S: Searcher>() -> u64 {
     };
     if scratch.lines.over == 0 && scratch.copied == scratch.carried + scratch.len {
         let mut stream = Stream::new(HEAD);
-        if S::LOOPS && keep(scratch) {
+        if S::LOOPS && keep::<S>(scratch) {
             stream.cut = scratch.mark;
         }
         let _ = STREAMS.insert(scratch.object, stream, 0);

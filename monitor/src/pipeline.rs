@@ -97,7 +97,8 @@ impl Joiner {
             let late = entry
                 .get()
                 .first()
-                .is_none_or(|first| now.duration_since(first.time) > ON_ITS_WAY);
+                // A clock may step back: nothing waits for that.
+                .is_none_or(|first| now.duration_since(first.time).abs() > ON_ITS_WAY);
             if !late {
                 return;
             }
@@ -109,12 +110,12 @@ impl Joiner {
     }
 
     /// The server name that the program gave its TLS object, where it was seen in a ClientHello.
-    fn server(&self, waiting: &Waiting) -> Option<String> {
+    fn server(&mut self, waiting: &Waiting) -> Option<String> {
         self.server_of(waiting.server?)
     }
 
     /// The event of what was presented, and on which connection.
-    fn told(&self, waiting: Waiting, connection: Option<u64>) -> Event {
+    fn told(&mut self, waiting: Waiting, connection: Option<u64>) -> Event {
         Event::Presented {
             server: self.server(&waiting),
             host: self.host(waiting.host),
@@ -126,15 +127,18 @@ impl Joiner {
         }
     }
 
-    fn server_of(&self, fingerprint: u64) -> Option<String> {
-        self.servers
-            .iter()
-            .find_map(|names| names.get(&fingerprint))
-            .cloned()
+    fn server_of(&mut self, fingerprint: u64) -> Option<String> {
+        if let Some(name) = self.servers[0].get(&fingerprint) {
+            return Some(name.clone());
+        }
+        // What is still asked for is not forgotten.
+        let name = self.servers[1].get(&fingerprint)?.clone();
+        self.note_server(&name);
+        Some(name)
     }
 
     /// The server's name in the head of a request.
-    fn host(&self, fingerprint: Option<u64>) -> Option<String> {
+    fn host(&mut self, fingerprint: Option<u64>) -> Option<String> {
         let name = self.server_of(fingerprint?);
         Some(name.unwrap_or_else(|| ANOTHER.to_owned()))
     }

@@ -37,7 +37,7 @@ pub struct Agent {
 }
 
 /// How long an agent may take to its readiness: in an emulated machine the verifier takes its time.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 
 impl Agent {
     /// Starts an agent on a free port, with its state in `directory`, and waits until it is ready.

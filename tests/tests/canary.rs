@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use lab::{agent::Agent, server::TlsServer, wait_for, web::WebServer, workload::sh};
 use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -67,6 +69,26 @@ fn map_bytes(name: &str) -> Result<Option<Vec<u8>>> {
         "bpftool shows nothing of {name}: {text}"
     );
     Ok(Some(bytes))
+}
+
+/// What the probes have sent, and left behind in the memory that they share with the agent: no part
+/// of a core.
+fn rings_of(pid: u32) -> Result<Vec<u8>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let mut rings = Vec::new();
+    for line in maps.lines().filter(|line| line.contains("bpf-map")) {
+        let (range, _) = line.split_once(' ').context("a range")?;
+        let (begin, end) = range.split_once('-').context("two addresses")?;
+        let begin = u64::from_str_radix(begin, 16)?;
+        let mut page = [0u8; 4096];
+        for at in (begin..u64::from_str_radix(end, 16)?).step_by(page.len()) {
+            memory.read_exact_at(&mut page, at)?;
+            rings.extend_from_slice(&page);
+        }
+    }
+    anyhow::ensure!(rings.len() > 1 << 20, "no rings are mapped: {maps}");
+    Ok(rings)
 }
 
 #[test]
@@ -207,18 +229,32 @@ fn no_secret_stays() -> Result<()> {
             ("THREE", &canary(22)),
         ],
     )?;
+    // Cut between two packets, without the name of a server.
+    let (whole, cut) = (canary(23), canary(24));
+    sh(
+        &format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{}; printf 'GET / HTTP/1.0\\r\\nX-Auth-Token: %s\\r\\nX-Api-Key: %s' \"$WHOLE\" \"$FRONT\" >&3; printf '%s\\r\\n\\r\\n' \"$REST\" >&3; read -r line <&3",
+            plain.address.port()
+        ),
+        &[
+            ("WHOLE", &whole),
+            ("FRONT", &cut[..30]),
+            ("REST", &cut[30..]),
+        ],
+    )?;
     wait_for(
         "what was presented is known",
         Duration::from_secs(8),
         || {
             let presented = agent.metric("keytrail_hops_total", &["evidence=\"presented\""])?;
-            Ok((presented >= 6.0).then_some(()))
+            Ok((presented >= 8.0).then_some(()))
         },
     )?;
     let mut places: Vec<(String, Vec<u8>)> = Vec::new();
     for map in ["SEARCH_SCRATCH", "ENVIRON_SCRATCH"] {
         places.extend(map_bytes(map)?.map(|bytes| (format!("map {map}"), bytes)));
     }
+    places.push(("the rings".to_owned(), rings_of(agent.pid())?));
     for path in [
         "/metrics",
         "/api/v1/credentials",
@@ -262,7 +298,7 @@ fn no_secret_stays() -> Result<()> {
     assert!(core_size > 1 << 20, "a core of {core_size} bytes is none");
     // The search finds what is there: the core holds the id of the key, which is public.
     for (place, bytes) in &places {
-        for (number, mark) in marks(0..23) {
+        for (number, mark) in marks(0..25) {
             assert!(!holds(bytes, &mark), "canary {number} is in {place}");
         }
     }

@@ -377,14 +377,19 @@ impl Credentials {
         }
         let id = self.id_of(shown.fingerprint);
         // Where it was picked up tells more than where it is shown.
-        let credential = match self.known.get(&id) {
+        let credential = self.as_known(&id, &found, &place);
+        (credential, place)
+    }
+
+    /// What is known of a credential already holds, whatever the place says where it shows up.
+    fn as_known(&mut self, id: &CredentialId, found: &Found, place: &Place) -> Credential {
+        match self.known.get(id) {
             Some(known) if !is_general(&known.class) => Credential {
                 sources: vec![place.clone()],
                 ..known.clone()
             },
-            _ => self.credential(&found, &place),
-        };
-        (credential, place)
+            _ => self.credential(found, place),
+        }
     }
 
     /// The credentials in one answer of an authenticator.
@@ -401,8 +406,12 @@ impl Credentials {
                     .find(|other| name(other).is_some_and(|name| name.eq_ignore_ascii_case(of)))
             });
             if let Some(whole) = whole {
-                let id = self.id_of(whole.fingerprint);
-                self.alias(shown.fingerprint, &id);
+                // A server may say what it likes: what was known before is what it was.
+                let own = CredentialId::of_fingerprint(shown.fingerprint);
+                if !self.known.contains_key(&own) {
+                    let id = self.id_of(whole.fingerprint);
+                    self.alias(shown.fingerprint, &id);
+                }
                 continue;
             }
             let by_form = by_form(&catalog, shown.prefix, shown.secret_len, shown.dots);
@@ -426,7 +435,8 @@ impl Credentials {
                 label: None,
                 facts: Facts::default(),
             };
-            minted.push((self.credential(&found, &place), place));
+            let id = self.id_of(shown.fingerprint);
+            minted.push((self.as_known(&id, &found, &place), place));
         }
         minted
     }

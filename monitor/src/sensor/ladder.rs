@@ -339,6 +339,7 @@ pub const LADDERS: &[Ladder] = &[
             &[
                 step(tls::WRITE, Hook::Uprobe("write")),
                 step(tls::WRITTEN, Hook::Uprobe("written")),
+                step(tls::FREED, Hook::Uprobe("freed")),
                 step(tls::SERVER, Hook::Uprobe("server")),
                 step(tls::GO, Hook::Uprobe("go")),
                 step(tls::READ, Hook::Uprobe("read")),
@@ -348,6 +349,7 @@ pub const LADDERS: &[Ladder] = &[
             &[
                 step("present_write_short", Hook::Uprobe("write")),
                 step(tls::WRITTEN, Hook::Uprobe("written")),
+                step(tls::FREED, Hook::Uprobe("freed")),
                 step("present_go_short", Hook::Uprobe("go")),
             ],
         ],

@@ -141,6 +141,8 @@ pub struct Sensor {
     finder: tls::Finder,
     watched: Vec<Watched>,
     readers: Vec<Reader>,
+    /// Processes that had nothing to attach to, for a few seconds.
+    tried: std::collections::HashSet<u32>,
 }
 
 /// A file with TLS inside that is attached to.
@@ -231,6 +233,7 @@ impl Sensor {
             finder: tls::Finder::start()?,
             watched: Vec::new(),
             readers: Vec::new(),
+            tried: std::collections::HashSet::new(),
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
@@ -308,7 +311,14 @@ impl Sensor {
         let Some(process) = NonZeroU32::new(pid) else {
             return;
         };
-        if known || !able || self.readers.len() >= READERS {
+        if known || !able || self.tried.contains(&pid) {
+            return;
+        }
+        if self.readers.len() >= READERS {
+            tracing::warn!(
+                pid,
+                "more processes talk to authenticators than answers can be looked at for"
+            );
             return;
         }
         let mut links = Vec::new();
@@ -334,14 +344,17 @@ impl Sensor {
                 }
             }
         }
-        if !links.is_empty() {
-            tracing::info!(pid, "answers of authenticators are looked at");
+        if links.is_empty() {
+            self.tried.insert(pid);
+            return;
         }
+        tracing::info!(pid, "answers of authenticators are looked at");
         self.readers.push(Reader { pid, links });
     }
 
     /// Lets go of processes that are gone.
     fn forget_readers(&mut self) {
+        self.tried.clear();
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.readers)
             .into_iter()
             .partition(|reader| Path::new(&format!("/proc/{}", reader.pid)).exists());

@@ -37,6 +37,8 @@ pub struct Stack {
 pub const WRITE: &str = "present_write";
 /// The program at the returns of the same, where they are in a program.
 pub const WRITTEN: &str = "present_written";
+/// The program where an object is freed.
+pub const FREED: &str = "present_freed";
 /// The program at `SSL_ctrl`.
 pub const SERVER: &str = "present_server";
 /// The programs at functions of `(object, bytes, length)` that give back what came, and of the same
@@ -63,6 +65,7 @@ pub const STACKS: [Stack; 2] = [
             ("SSL_write", WRITE),
             ("SSL_write_ex", WRITE),
             ("SSL_ctrl", SERVER),
+            ("SSL_free", FREED),
             ("SSL_read", READ),
             ("SSL_read_ex", READ_EX),
         ],
@@ -70,7 +73,11 @@ pub const STACKS: [Stack; 2] = [
     Stack {
         name: "gnutls",
         file: "libgnutls",
-        functions: &[("gnutls_record_send", WRITE), ("gnutls_record_recv", READ)],
+        functions: &[
+            ("gnutls_record_send", WRITE),
+            ("gnutls_record_recv", READ),
+            ("gnutls_deinit", FREED),
+        ],
     },
 ];
 

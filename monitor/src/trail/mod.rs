@@ -541,7 +541,6 @@ impl Trail {
                 && !connection.named
             {
                 connection.named = !named.host;
-                connection.settled = false;
                 let source = if named.host {
                     NameSource::HttpHost
                 } else {
@@ -549,6 +548,7 @@ impl Trail {
                 };
                 let destination = &mut connection.destination;
                 if destination.name_source != source {
+                    connection.settled = false;
                     destination.take_name(&name, source);
                     self.names.dispute(destination);
                 }
