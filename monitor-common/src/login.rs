@@ -6,8 +6,8 @@
 //! As in [`crate::scan`], a step speaks with the next one through memory only.
 
 use crate::{
-    eight::{SPACES, below, bytes, eight_of, zeros},
-    scan::{BARE, Value, WINDOW, Window, word, wrapped},
+    eight::{SPACES, below, bytes, eight_of, through, zeros},
+    scan::{self, BARE, Value, WINDOW, Window, word, wrapped},
 };
 
 /// What a connection speaks, or what its next write is.
@@ -137,6 +137,8 @@ pub struct Words {
     pub mechanism: u64,
     /// What the connection's next write is, one of [`speaks`]; 0 where it is nothing.
     pub next: u64,
+    /// For [`through`].
+    place: u64,
     /// The secret; its length is 0 where there is none.
     pub secret: Value,
 }
@@ -193,6 +195,7 @@ pub fn step(window: &Window, words: &mut Words) -> bool {
             break;
         }
     }
+    let passed = through(&mut words.place, passed);
     let word_end = at + passed;
     if passed == STRIDE || word_end >= words.end {
         words.at = word_end;
@@ -214,6 +217,7 @@ fn take(window: &Window, words: &mut Words, word_end: u64) {
     if line_ends && len > 0 && word(window, word_end - 1) as u8 == b'\r' {
         len -= 1;
     }
+    len = through(&mut words.place, len);
     if words.wanted == number {
         let last = word(window, (begin + len).saturating_sub(1)) as u8;
         if len > 2 && word(window, begin) as u8 == b'"' && last == b'"' {
@@ -281,7 +285,7 @@ pub fn postgres(window: &Window, words: &mut Words) {
     }
     let (text, len) = (5, len - 5);
     let hash = len == 35 && word(window, text) & 0xff_ffff == 0x0035_646d;
-    if !hash && ends_at(window, text, len) {
+    if !hash && ends_at(window, text, len, &mut words.place) {
         words.found(text, len);
     }
 }
@@ -301,21 +305,16 @@ pub fn mysql(window: &Window, words: &mut Words) {
     if number < 3 || len + 4 != words.end || len < 1 || len == ENCRYPTED {
         return;
     }
-    if ends_at(window, 4, len - 1) {
+    if ends_at(window, 4, len - 1, &mut words.place) {
         words.found(4, len - 1);
     }
 }
 
 /// Whether the first zero byte behind a place is so far away.
 #[inline(always)]
-fn ends_at(window: &Window, at: u64, len: u64) -> bool {
-    const LONGEST: u64 = 2048;
-    for i in 0..LONGEST / 8 {
-        if let Some(mask) = below(zeros(word(window, at + i * 8))) {
-            return i * 8 + bytes(mask) == len;
-        }
-    }
-    false
+fn ends_at(window: &Window, at: u64, len: u64, place: &mut u64) -> bool {
+    const LONGEST: usize = 2048;
+    len < LONGEST as u64 && scan::first(window, at, LONGEST, 0, place) == len
 }
 
 /// The bytes of a number in front of a field, most significant first, and where it ends.

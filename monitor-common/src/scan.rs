@@ -5,7 +5,7 @@
 //! memory only, so that a verifier can walk each of them once.
 
 use crate::{
-    eight::{self, SPACES, below, bytes, count, eight_of, exact_zeros, load, sum, zeros},
+    eight::{self, SPACES, below, bytes, count, eight_of, exact_zeros, load, sum, through, zeros},
     filter::{HOST, Kind, key},
     fingerprint::{Key, MAX_SECRET, Sip},
 };
@@ -24,6 +24,11 @@ pub const HEADER_MAX: usize = 32;
 const STRIDE: usize = 256;
 /// Bytes in which the word of a scheme has to end.
 const SCHEME_MAX: usize = 24;
+
+/// Bytes in which the access key id of SigV4 has to end.
+const KEY_ID_MAX: usize = 160;
+/// Bytes behind a scheme in which a second blank is looked for.
+const BLANK_MAX: usize = 64;
 
 /// The buffer that is scanned.
 pub type Window = [u8; WINDOW + SLACK];
@@ -240,9 +245,10 @@ pub fn line(
 pub const HOST_MAX: usize = 256;
 
 /// The name of the server in the value of `Host` or `:authority`: without blanks, without a port.
-/// The length is 0 where it is an IPv6 address, or too long for a name; see [`is_address`].
+/// The length is 0 where it is an IPv6 address, or too long for a name; see [`is_address`]. `place`
+/// is for [`through`].
 #[inline(always)]
-pub fn host(window: &Window, value: Value) -> Value {
+pub fn host(window: &Window, value: Value, place: &mut u64) -> Value {
     let none = Value { len: 0, ..value };
     let (mut at, end) = (value.at, value.at + value.len);
     // One blank, as everybody writes it.
@@ -250,25 +256,28 @@ pub fn host(window: &Window, value: Value) -> Value {
     if word(window, at) as u8 == b'[' || end < at {
         return none;
     }
-    for i in 0..HOST_MAX as u64 / 8 {
+    let rest = end - at;
+    let mut len = HOST_MAX as u64 + 1;
+    for i in 0..HOST_MAX as u64 / 8 + 1 {
+        if i * 8 >= rest {
+            break;
+        }
         let eight = word(window, at + i * 8);
         let ends = zeros(eight ^ eight_of(b':'))
             | zeros(eight ^ SPACES)
             | zeros(eight ^ eight_of(b'\r'))
             | zeros(eight ^ eight_of(b'\t'));
-        let len = i * 8 + below(ends).map_or(8, bytes);
-        if len >= end - at {
-            return Value {
-                at,
-                len: end - at,
-                ..value
-            };
-        }
-        if len < i * 8 + 8 {
-            return Value { at, len, ..value };
+        if let Some(mask) = below(ends) {
+            len = i * 8 + bytes(mask);
+            break;
         }
     }
-    none
+    let len = through(place, len);
+    let len = if len < rest { len } else { rest };
+    if len > HOST_MAX as u64 {
+        return none;
+    }
+    Value { at, len, ..value }
 }
 
 /// Whether what [`host`] found is an IPv4 address: a name that ends with a digit begins with none.
@@ -294,11 +303,25 @@ fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t' || byte == b'\r'
 }
 
+/// How far the first of a byte, given eight times, is behind a place; `limit` (a multiple of eight)
+/// where it is further.
+#[inline(always)]
+pub(crate) fn first(window: &Window, at: u64, limit: usize, eight: u64, place: &mut u64) -> u64 {
+    let mut len = limit as u64;
+    for i in 0..limit as u64 / 8 {
+        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ eight)) {
+            len = i * 8 + bytes(mask);
+            break;
+        }
+    }
+    through(place, len)
+}
+
 /// Finds the secret in a header's value; the length is 0 where there is none: in a challenge's
 /// answer of several words nothing is the secret itself. What is shorter than eight bytes, and no
-/// `Basic`, is none.
+/// `Basic`, is none. `place` is for [`through`].
 #[inline(always)]
-pub fn secret(window: &Window, value: Value) -> (Value, u32) {
+pub fn secret(window: &Window, value: Value, place: &mut u64) -> (Value, u32) {
     let none = (Value { len: 0, ..value }, scheme::NONE);
     let (mut at, mut end) = (value.at, value.at + value.len);
     for _ in 0..4 {
@@ -309,18 +332,14 @@ pub fn secret(window: &Window, value: Value) -> (Value, u32) {
             end -= 1;
         }
     }
+    at = through(place, at);
+    let end = through(place, end);
     let begin = at;
     let mut scheme = scheme::NONE;
-    for i in 0..SCHEME_MAX as u64 / 8 {
-        let Some(mask) = below(zeros(word(window, begin + i * 8) ^ SPACES)) else {
-            continue;
-        };
-        let space = begin + i * 8 + bytes(mask);
-        if space < end {
-            at = space + 1;
-            scheme = scheme::WORD;
-        }
-        break;
+    let space = begin + first(window, begin, SCHEME_MAX, SPACES, place);
+    if space < end && space < begin + SCHEME_MAX as u64 {
+        at = space + 1;
+        scheme = scheme::WORD;
     }
     if scheme == scheme::WORD {
         let five = (word(window, begin) | SPACES) & 0xff_ffff_ffff;
@@ -332,28 +351,17 @@ pub fn secret(window: &Window, value: Value) -> (Value, u32) {
                 return none;
             }
             at += 11;
-            for i in 0..20 {
-                let Some(mask) = below(zeros(word(window, at + i * 8) ^ eight_of(b'/'))) else {
-                    continue;
-                };
-                let slash = at + i * 8 + bytes(mask);
-                if slash < end {
-                    let len = slash - at;
-                    return (Value { at, len, ..value }, scheme::SIGV4);
-                }
-                break;
+            let len = first(window, at, KEY_ID_MAX, eight_of(b'/'), place);
+            if len >= KEY_ID_MAX as u64 || at + len >= end {
+                return none;
             }
-            return none;
+            return (Value { at, len, ..value }, scheme::SIGV4);
         }
     }
     // A second space within the next bytes: not one secret.
-    for i in 0..8 {
-        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ SPACES)) {
-            if at + i * 8 + bytes(mask) < end {
-                return none;
-            }
-            break;
-        }
+    let blank = first(window, at, BLANK_MAX, SPACES, place);
+    if blank < BLANK_MAX as u64 && at + blank < end {
+        return none;
     }
     let shortest = if scheme == scheme::BASIC { 4 } else { 8 };
     if end < at + shortest {
@@ -588,7 +596,7 @@ mod tests {
         while line(&window, &mut lines, &mut values, &rule) {}
         let mut found = Vec::new();
         for value in &values[..lines.found as usize] {
-            let (secret, scheme) = secret(&window, *value);
+            let (secret, scheme) = secret(&window, *value, &mut 0);
             if secret.len == 0 {
                 continue;
             }
@@ -683,6 +691,7 @@ mod tests {
                 len: value.len() as u64,
                 ..Value::default()
             },
+            &mut 0,
         );
         if is_address(&window, found) {
             return String::new();

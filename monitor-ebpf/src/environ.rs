@@ -391,13 +391,9 @@ fn glance(scratch: &mut Scratch) {
     unsafe { (&raw mut scratch.name.glance).write_volatile([sum, len]) };
 }
 
-/// Splits the name at the front of an entry into words. A loop and not a [`repeat`]: it is run
-/// for many variables, and a call for each byte is what would cost.
-#[inline(never)]
+/// Splits the name at the front of an entry into words.
+#[inline(always)]
 fn name(scratch: &mut Scratch) {
-    let Some(bloom) = Bloom::rules() else {
-        return;
-    };
     let found = &raw mut scratch.name;
     // SAFETY: the place is this CPU's own.
     unsafe {
@@ -406,31 +402,43 @@ fn name(scratch: &mut Scratch) {
         (&raw mut (*found).last_hit).write_volatile(0);
         (&raw mut (*found).len).write_volatile(0);
     }
-    for (i, byte) in scratch.entry.iter().copied().enumerate().take(NAME_MAX) {
-        let ends = byte == b'=' || byte == 0;
-        // SAFETY: as above.
-        let mut words = unsafe { (&raw const (*found).words).read_volatile() };
-        let key = if ends { words.end() } else { words.push(byte) };
-        // SAFETY: as above.
-        unsafe { (&raw mut (*found).words).write_volatile(words) };
-        if let Some(key) = key
-            && bloom.has(key)
-        {
-            // SAFETY: as above.
-            unsafe {
-                if (&raw const (*found).first_hit).read_volatile() == 0 {
-                    (&raw mut (*found).first_hit).write_volatile(key);
-                }
-                (&raw mut (*found).last_hit).write_volatile(key);
-            }
+    repeat(
+        NAME_MAX as u32,
+        next_letter,
+        &mut core::ptr::from_mut(scratch),
+    );
+}
+
+extern "C" fn next_letter(i: u64, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch() else { return 1 };
+    i64::from(!letter(scratch, i))
+}
+
+/// Takes in the `i`th byte of the entry; `false` at the end of the name.
+#[inline(always)]
+fn letter(scratch: &mut Scratch, i: u64) -> bool {
+    let Some(bloom) = Bloom::rules() else {
+        return false;
+    };
+    let byte = scratch.entry[i as usize & (NAME_MAX - 1)];
+    let ends = byte == b'=' || byte == 0;
+    let key = if ends {
+        scratch.name.words.end()
+    } else {
+        scratch.name.words.push(byte)
+    };
+    if let Some(key) = key
+        && bloom.has(key)
+    {
+        if scratch.name.first_hit == 0 {
+            scratch.name.first_hit = key;
         }
-        if ends {
-            let len = if byte == 0 { 0 } else { i as u64 };
-            // SAFETY: as above.
-            unsafe { (&raw mut (*found).len).write_volatile(len) };
-            break;
-        }
+        scratch.name.last_hit = key;
     }
+    if byte == b'=' {
+        scratch.name.len = i;
+    }
+    !ends
 }
 
 /// The rule about a word of a name, where there was such a word.

@@ -95,7 +95,7 @@ pub fn present_write(ctx: ProbeContext) -> u32 {
 }
 
 /// As [`present_write`]. First kernel: 5.10 and before. Fallback: none, a declared gap. Missed besides:
-/// HTTP/2, other protocols, and what follows the 24th line of a head.
+/// HTTP/2, other protocols, what follows the 24th line of a head, and its third credential.
 #[uprobe]
 pub fn present_write_short(ctx: ProbeContext) -> u32 {
     handed::<false>(&ctx)

@@ -57,6 +57,8 @@ pub struct Scratch {
     /// Values to look at, and the mark that this use began with.
     found: u64,
     number: u64,
+    /// For [`monitor_common::eight::through`].
+    place: u64,
     /// What was printed, and is to be sent.
     held: Known,
     unwrap: Unwrap,
@@ -514,6 +516,10 @@ fn end_whole<S: Searcher>() -> u64 {
     u64::from(at < end)
 }
 
+/// Values of one head that are fingerprinted where a kernel has no `bpf_loop`: the verifier walks
+/// every word of each.
+const FEW_VALUES: usize = 2;
+
 /// Fingerprints the server's name and the first `found` values, and sends them.
 #[inline(always)]
 pub fn tell<S: Searcher>(scratch: &mut Scratch, found: u64, number: u64) {
@@ -524,7 +530,7 @@ pub fn tell<S: Searcher>(scratch: &mut Scratch, found: u64, number: u64) {
         return;
     }
     S::show_host(scratch);
-    for i in 0..VALUES {
+    for i in 0..FEW_VALUES {
         if i as u64 >= found {
             break;
         }
@@ -669,7 +675,7 @@ fn trim_host(scratch: &mut Scratch) {
         ..scratch.secret
     };
     scan::small_front(&mut scratch.text);
-    scratch.secret = scan::host(&scratch.text, value);
+    scratch.secret = scan::host(&scratch.text, value, &mut scratch.place);
     without_address(scratch);
 }
 
@@ -1034,7 +1040,7 @@ fn locate(scratch: &mut Scratch) -> bool {
         at: 0,
         ..scratch.secret
     };
-    let (secret, _) = scan::secret(&scratch.text, value);
+    let (secret, _) = scan::secret(&scratch.text, value, &mut scratch.place);
     scratch.secret = secret;
     secret.len > 0
 }

@@ -100,7 +100,7 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
     }
     if !super::ladder::HELPERS.loops {
         missed.push(
-            "credentials presented inside TLS over HTTP/2 or in other protocols than HTTP, and in the head of a request after its 24th line; server names that programs give their TLS library: the probe needs Linux 5.17"
+            "credentials presented inside TLS over HTTP/2 or in other protocols than HTTP, in the head of a request after its 24th line, and behind its second credential; server names that programs give their TLS library: the probe needs Linux 5.17"
                 .to_owned(),
         );
     }

@@ -16,7 +16,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use monitor_common::record::Probe;
-use std::{fs::File, path::Path, sync::LazyLock};
+use std::{fs::File, path::Path, sync::LazyLock, time::Instant};
 
 /// One program at one hook.
 #[derive(Clone, Copy, Debug)]
@@ -460,6 +460,7 @@ impl Step {
         let program = ebpf
             .program_mut(self.program)
             .ok_or(SensorError::NoProgram(self.program))?;
+        let began = Instant::now();
         let result = match self.hook {
             Hook::Lsm(_) if !machine.lsm => Err("bpf is not in the list of active LSMs".to_owned()),
             Hook::Lsm(_) | Hook::Fentry(_) if machine.types.is_none() => {
@@ -476,6 +477,12 @@ impl Step {
             .info()
             .ok()
             .and_then(|info| info.verified_instruction_count());
+        tracing::debug!(
+            program = self.program,
+            instructions,
+            milliseconds = began.elapsed().as_millis(),
+            "tried"
+        );
         if let (Ok(()), Hook::Called(map)) = (&result, self.hook) {
             self.put_in(ebpf, map)?;
         }
