@@ -85,6 +85,8 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             "the probes need root, or {CAPABILITIES}; nothing can be seen without them"
         ));
     }
+    // Before anything else: what changes while the agent starts is seen.
+    let watch = Watch::new(settings.config.clone());
     let catalog = catalog(&document, settings.config.as_deref())?;
     let metrics = Arc::new(Metrics::new()?);
     metrics.reload_success.set(1);
@@ -129,7 +131,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     let ready = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
     let parts = Parts {
-        config: settings.config.clone(),
+        watch,
         state_dir: settings.state_dir.clone(),
         key,
         catalog: Arc::clone(&catalog),
@@ -188,7 +190,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
 
 /// What the thread of the pipeline owns.
 struct Parts {
-    config: Option<PathBuf>,
+    watch: Watch,
     state_dir: PathBuf,
     key: Key,
     catalog: Arc<Catalog>,
@@ -248,7 +250,6 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     parts.judge.take(&mut events)?;
     parts.ready.store(true, Ordering::Release);
     tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
-    let mut watch = Watch::new(parts.config.clone());
     let mut second = Instant::now();
     let mut seconds = 0u64;
     while !parts.stop.load(Ordering::Acquire) {
@@ -289,7 +290,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
             sensor.sweep_carried();
         }
         parts.judge.take(&mut events)?;
-        if let Some(loaded) = watch.changed() {
+        if let Some(loaded) = parts.watch.changed() {
             match loaded {
                 Ok((document, catalog)) => {
                     sensor.set_rules(&catalog.rules())?;
