@@ -1,14 +1,17 @@
 //! The agent: puts the stages together and keeps them running.
 
 use crate::{
-    attribution::{Attribution, PathNames},
+    attribution::{
+        Attribution,
+        names::{Names, Source, cri::Cri, kubernetes::Kubernetes},
+    },
     credential::{Credentials, catalog::Catalog},
     ledger::{Writer, read::Reader},
     model::{Gap, NOT_COVERED},
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
-        document::{Document, Retention},
+        document::{self, Document, Retention},
     },
     report::{
         findings::Stream,
@@ -23,7 +26,7 @@ use crate::{
         observation::Observation,
         selftest::self_test,
     },
-    trail::{Event, Trail},
+    trail::Event,
 };
 use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
@@ -50,6 +53,8 @@ pub struct Settings {
     pub config: Option<PathBuf>,
     pub state_dir: PathBuf,
     pub listen: String,
+    /// Another address, with metrics and health checks only.
+    pub metrics_listen: Option<String>,
     pub findings: String,
     /// Record events to this file, and keep no ledger.
     pub record: Option<PathBuf>,
@@ -128,25 +133,29 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         None => Some(runtime.block_on(http::bind(&settings.listen))?),
         Some(_) => None,
     };
+    let metrics_listener = match &settings.metrics_listen {
+        Some(listen) => Some(runtime.block_on(http::bind_anywhere(listen))?),
+        None => None,
+    };
     let ready = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
+    let names = names(&document.kubernetes)?;
     let parts = Parts {
+        names,
         watch,
         state_dir: settings.state_dir.clone(),
         key,
         catalog: Arc::clone(&catalog),
-        judge: Judge {
-            asking: Vec::new(),
-            trail: Trail::new(),
-            policy: Policy::new(document, catalog),
-            sinks: Sinks {
+        judge: Judge::new(
+            Policy::new(document, catalog),
+            Sinks {
                 ledger,
                 metrics: Arc::clone(&metrics),
                 stream,
                 record,
             },
-            live: true,
-        },
+            true,
+        ),
         last_alive,
         ready: Arc::clone(&ready),
         stop: Arc::clone(&stop),
@@ -168,14 +177,21 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             state_dir: settings.state_dir.clone(),
             ready,
         });
+        let serving_metrics = async {
+            match metrics_listener {
+                Some(listener) => http::serve_metrics(listener, Arc::clone(&app)).await,
+                None => std::future::pending().await,
+            }
+        };
         let serving = async {
             match listener {
-                Some(listener) => http::serve(listener, app).await,
+                Some(listener) => http::serve(listener, Arc::clone(&app)).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             served = serving => served?,
+            served = serving_metrics => served?,
             _ = terminate.recv() => tracing::info!("told to stop"),
             interrupted = tokio::signal::ctrl_c() => interrupted?,
             _ = &mut end => {}
@@ -190,6 +206,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
 
 /// What the thread of the pipeline owns.
 struct Parts {
+    names: Names,
     watch: Watch,
     state_dir: PathBuf,
     key: Key,
@@ -239,7 +256,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     let own = self_test(&mut sensor, &parts.state_dir, &mut observations)
         .await
         .context("the self-test of the probes failed")?;
-    let attribution = Attribution::new(cgroup, Box::new(PathNames));
+    let attribution = Attribution::new(cgroup, parts.names);
     let credentials =
         Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
     let mut joiner = Joiner::new(attribution, credentials);
@@ -255,6 +272,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     while !parts.stop.load(Ordering::Acquire) {
         sensor.observe(WAIT, &mut observations).await?;
         joiner.join(&mut observations, &mut events);
+        joiner.rename(Timestamp::now(), &mut events);
         joiner.give_up(Timestamp::now(), &mut events);
         parts.judge.take(&mut events)?;
         for pid in parts.judge.asking.drain(..) {
@@ -309,7 +327,20 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
             }
         }
     }
+    parts.judge.finish();
     Ok(())
+}
+
+/// Whoever knows names here: the Kubernetes API, and then container runtimes.
+fn names(document: &document::Kubernetes) -> anyhow::Result<Names> {
+    let api = Kubernetes::start(document).context("no thread for the Kubernetes API")?;
+    let (api, addresses) = api.unzip();
+    let api = api.map(|api| Box::new(api) as Box<dyn Source>);
+    let runtimes = Cri::all()
+        .into_iter()
+        .map(|runtime| Box::new(runtime) as Box<dyn Source>);
+    Names::from(api.into_iter().chain(runtimes).collect(), addresses)
+        .context("no thread for the names of workloads")
 }
 
 /// Whether an observation is of a process.
@@ -413,6 +444,9 @@ fn count(
         metrics.lost("all", "ledger", ledger.lost.load(Ordering::Relaxed));
     }
     metrics.unattributed("process-gone", joiner.attribution.unattributed);
+    for (reason, total) in joiner.attribution.unnamed() {
+        metrics.unattributed(reason, total);
+    }
     metrics.unattributed("file-unreadable", joiner.credentials.unreadable);
     metrics.unattributed("connection-unknown", judge.trail.unmatched);
     Ok(())
@@ -552,18 +586,16 @@ pub fn replay(
         }
         None => None,
     };
-    let mut judge = Judge {
-        asking: Vec::new(),
-        trail: Trail::new(),
-        policy: Policy::new(document, catalog),
-        sinks: Sinks {
+    let mut judge = Judge::new(
+        Policy::new(document, catalog),
+        Sinks {
             ledger,
             metrics: Arc::new(Metrics::new()?),
             stream: Stream::open(findings)?,
             record: None,
         },
-        live: false,
-    };
+        false,
+    );
     let mut count = 0;
     let mut events = Vec::new();
     for (number, line) in std::io::BufRead::lines(std::io::BufReader::new(text)).enumerate() {
@@ -578,5 +610,6 @@ pub fn replay(
         count += 1;
         judge.take(&mut events)?;
     }
+    judge.finish();
     Ok(count)
 }

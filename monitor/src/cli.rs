@@ -94,6 +94,9 @@ struct RunArgs {
     /// Address of metrics and API [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Another address, of any kind, with nothing but metrics and health checks
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<String>,
     /// Where findings go: a file, or - for standard output [default: -]
     #[arg(long, value_name = "FILE|-")]
     findings: Option<String>,
@@ -287,6 +290,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 state_dir: state_dir_of(state_dir, &document),
                 config,
                 listen: LISTEN.to_owned(),
+                metrics_listen: None,
                 findings: "-".to_owned(),
                 record: Some(file),
             };
@@ -318,6 +322,9 @@ fn run_agent(args: RunArgs) -> Result<(), Failure> {
             .listen
             .or_else(|| document.listen.clone())
             .unwrap_or_else(|| LISTEN.to_owned()),
+        metrics_listen: args
+            .metrics_listen
+            .or_else(|| document.metrics_listen.clone()),
         findings: args
             .findings
             .or_else(|| document.findings.clone())

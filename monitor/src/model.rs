@@ -82,8 +82,12 @@ words! {
     Transport { Tcp = "tcp", Udp = "udp", }
 }
 words! {
-    /// What a workload is.
-    WorkloadKind { Pod = "pod", Container = "container", Unit = "unit", Host = "host", }
+    /// What a workload is. An owner is a controller of pods that Kubernetes itself does not have.
+    WorkloadKind {
+        Deployment = "deployment", StatefulSet = "statefulset", DaemonSet = "daemonset",
+        ReplicaSet = "replicaset", Job = "job", CronJob = "cronjob", Owner = "owner",
+        Pod = "pod", Container = "container", Unit = "unit", Host = "host",
+    }
 }
 
 /// What a subject belongs to.
@@ -119,6 +123,18 @@ impl Workload {
             unit: None,
             image: None,
         }
+    }
+
+    /// Whether it is known by ids alone, and may still get a name.
+    pub fn is_unnamed(&self) -> bool {
+        matches!(self.kind, WorkloadKind::Pod | WorkloadKind::Container)
+            && self.namespace.is_none()
+            && self.image.is_none()
+    }
+
+    /// Whether its processes are in containers.
+    pub fn is_contained(&self) -> bool {
+        !matches!(self.kind, WorkloadKind::Unit | WorkloadKind::Host)
     }
 
     /// How it is asked for: `namespace/name`, or the name alone.
@@ -202,8 +218,20 @@ pub struct Credential {
     /// Audiences that the credential itself names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audience: Vec<String>,
+    /// The pod that it was issued to, as it says itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_to: Option<IssuedTo>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Place>,
+}
+
+/// The pod that a service-account token is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct IssuedTo {
+    pub namespace: String,
+    pub pod: String,
+    pub pod_uid: String,
+    pub service_account: String,
 }
 
 /// Where a connection goes.
@@ -226,6 +254,10 @@ pub struct Destination {
     /// name is only what somebody says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disputed: Vec<Named>,
+    /// What Kubernetes has at the address: `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod`, `NAME.node`. It
+    /// is the name as well where nobody says a better one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
 }
 
 /// A name, and where it came from.
@@ -255,14 +287,29 @@ impl Destination {
             ech: false,
             one_of: 0,
             disputed: Vec::new(),
+            object: None,
         }
+    }
+
+    /// The same, with what Kubernetes has there.
+    pub fn with_object(mut self, object: Option<String>) -> Self {
+        if let Some(object) = &object {
+            self.take_name(object, NameSource::Kubernetes);
+        }
+        self.object = object;
+        self
     }
 
     /// Takes a name from a source. The first to come stays, unless the later one is nearer to the
     /// connection; what does not agree is kept beside it.
     pub fn take_name(&mut self, name: &str, source: NameSource) {
-        let nearer = self.name_source == NameSource::None
-            || (self.name_source == NameSource::Dns && source != NameSource::Dns);
+        let distance = |source| match source {
+            NameSource::None => 3,
+            NameSource::Kubernetes => 2,
+            NameSource::Dns => 1,
+            NameSource::Sni | NameSource::HttpHost => 0,
+        };
+        let nearer = distance(source) < distance(self.name_source);
         let before = self.name.clone();
         if nearer {
             self.name = Some(name.to_owned());
@@ -335,9 +382,12 @@ pub struct Use {
     /// Read from an interactive login, and by whom.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,
-    /// The pod whose volume the file is in.
+    /// The uid of the pod whose volume the file is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_of: Option<String>,
+    /// The workload of that pod, or of the one that the credential was issued to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Box<Workload>>,
     /// The pod that the reader is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,

@@ -2,11 +2,15 @@
 //! owner. What comes out goes to the ledger, the metrics and the stream of findings.
 
 use crate::{
-    attribution::Attribution,
+    attribution::{Attribution, names::Renamed},
     credential::{Credentials, Opened, Variable, View},
     ledger::{Entry, Writer},
-    model::{ANOTHER, Destination, Evidence, Gap, NameSource, Place, Source, Subject, Transport},
+    model::{
+        ANOTHER, Destination, Evidence, Finding, Gap, NameSource, Place, Source, Subject,
+        Transport, Use, Workload,
+    },
     policy::{Policy, document::Document},
+    recent::Recent,
     report::{findings::Stream, metrics::Metrics},
     sensor::{
         dns::Resolved,
@@ -16,12 +20,13 @@ use crate::{
     },
     trail::{Event, NamedBy, Outcome, Trail, Who},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::Probe;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs::File,
     io::{self, BufWriter, Write as _},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -42,8 +47,8 @@ pub struct Joiner {
     pub environ_is_read: bool,
     /// What may have TLS inside, and is to be looked at.
     pub tls: Vec<Candidate>,
-    /// Names of servers, by their fingerprint: those of the last while, and of the one before.
-    servers: [HashMap<u64, String>; 2],
+    /// Names of servers, by their fingerprint.
+    servers: Recent<u64, String>,
     /// What was presented and waits to be told on which socket, by its write.
     presented: BTreeMap<u64, Vec<Waiting>>,
 }
@@ -85,7 +90,7 @@ impl Joiner {
             malformed: 0,
             environ_is_read: false,
             tls: Vec::new(),
-            servers: Default::default(),
+            servers: Recent::new(SERVERS),
             presented: BTreeMap::new(),
         }
     }
@@ -127,14 +132,13 @@ impl Joiner {
         }
     }
 
+    fn destination(&self, address: IpAddr, port: u16, transport: Transport) -> Destination {
+        Destination::unnamed(address, port, transport)
+            .with_object(self.attribution.object_at(address))
+    }
+
     fn server_of(&mut self, fingerprint: u64) -> Option<String> {
-        if let Some(name) = self.servers[0].get(&fingerprint) {
-            return Some(name.clone());
-        }
-        // What is still asked for is not forgotten.
-        let name = self.servers[1].get(&fingerprint)?.clone();
-        self.note_server(&name);
-        Some(name)
+        self.servers.get(&fingerprint).cloned()
     }
 
     /// The server's name in the head of a request.
@@ -145,13 +149,10 @@ impl Joiner {
 
     /// Remembers a name for when its fingerprint is told.
     fn note_server(&mut self, name: &str) {
-        if self.servers[0].len() >= SERVERS {
-            self.servers[1] = std::mem::take(&mut self.servers[0]);
-        }
         // A request may name it with the dot of the root.
         for said in [name, &format!("{name}.")] {
             let fingerprint = self.credentials.print_of(said);
-            self.servers[0].insert(fingerprint, name.to_owned());
+            self.servers.insert(fingerprint, name.to_owned());
         }
     }
 
@@ -194,7 +195,7 @@ impl Joiner {
                     who: self.who(subject),
                     // No cookie is so large.
                     connection: inode | 1 << 63,
-                    destination: Destination::unnamed(to.address, to.port, to.transport),
+                    destination: self.destination(to.address, to.port, to.transport),
                     stdin: None,
                 });
             }
@@ -389,7 +390,7 @@ impl Joiner {
                         time: stamp.time,
                         who: self.who(stamp.subject),
                         connection: connection_id(cookie, transport, &stamp, port),
-                        destination: Destination::unnamed(address, port, transport),
+                        destination: self.destination(address, port, transport),
                         stdin,
                     });
                 }
@@ -529,11 +530,15 @@ impl Joiner {
             );
             if let Event::PickUp {
                 volume_of,
+                home,
                 modified,
                 ..
             } = &mut event
             {
-                volume_of.clone_from(&found.volume_of);
+                if let Some(uid) = &found.volume_of {
+                    *home = self.attribution.of_pod(uid).map(Box::new);
+                    *volume_of = Some(uid.clone());
+                }
                 *modified = found.modified;
             }
             events.push(event);
@@ -605,6 +610,16 @@ impl Joiner {
         }
     }
 
+    /// Events for workloads that have been named meanwhile.
+    pub fn rename(&mut self, time: Timestamp, events: &mut Vec<Event>) {
+        let renamed = self.attribution.renamed();
+        events.extend(
+            renamed
+                .into_iter()
+                .map(|Renamed { old, new }| Event::Renamed { time, old, new }),
+        );
+    }
+
     fn pick_up(
         &mut self,
         time: Timestamp,
@@ -622,6 +637,11 @@ impl Joiner {
                 .is_usual(&credential.class, &entry.exe)
         });
         let pod_uid = entry.and_then(|entry| entry.group.pod_uid.clone());
+        let home = credential
+            .issued_to
+            .as_ref()
+            .and_then(|issued| self.attribution.of_pod(&issued.pod_uid))
+            .map(Box::new);
         Event::PickUp {
             time,
             who: self.who(subject),
@@ -632,6 +652,7 @@ impl Joiner {
             place,
             login,
             volume_of: None,
+            home,
             pod_uid,
             modified: None,
         }
@@ -666,6 +687,11 @@ pub struct Sinks {
     pub record: Option<BufWriter<File>>,
 }
 
+/// Uses that wait for a name at most, and workloads without one that are remembered.
+const HELD: usize = 4096;
+/// A use waits for a name no longer.
+const NAMED_WITHIN: SignedDuration = SignedDuration::from_secs(5);
+
 /// The trail, the policy, and where their outcomes go.
 #[derive(Debug)]
 pub struct Judge {
@@ -674,11 +700,27 @@ pub struct Judge {
     pub sinks: Sinks,
     /// Processes that talk to an authenticator, since they were last taken.
     pub asking: Vec<u32>,
+    /// Uses by workloads that are going to be named in a moment.
+    held: VecDeque<Box<Use>>,
+    /// Workloads that nobody knows a name of.
+    nameless: HashSet<Workload>,
     /// Whether now is the time of the events: in a replay it is not.
     pub live: bool,
 }
 
 impl Judge {
+    pub fn new(policy: Policy, sinks: Sinks, live: bool) -> Self {
+        Self {
+            trail: Trail::new(),
+            policy,
+            sinks,
+            asking: Vec::new(),
+            held: VecDeque::new(),
+            nameless: HashSet::new(),
+            live,
+        }
+    }
+
     /// Takes in events, and sends on what follows.
     pub fn take(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
         let mut outcomes = Vec::new();
@@ -686,6 +728,9 @@ impl Judge {
             if let Some(record) = &mut self.sinks.record {
                 serde_json::to_writer(&mut *record, &event)?;
                 record.write_all(b"\n")?;
+            }
+            if let Event::Tick { time } = &event {
+                self.judge_held(*time - NAMED_WITHIN);
             }
             self.trail.take(event, &mut outcomes);
             for outcome in outcomes.drain(..) {
@@ -702,10 +747,19 @@ impl Judge {
         let (time, found) = match outcome {
             Outcome::Use(mut used) => {
                 self.policy.name(&mut used.credential);
-                let found = self.policy.judge_use(&used);
                 self.sinks.metrics.used(&used);
                 let time = used.time;
-                self.sinks.write(Entry::Use(used));
+                self.sinks.write(Entry::Use(used.clone()));
+                // Whether it may is judged by its name, and that may come in a moment.
+                let waits = used.workload.is_unnamed()
+                    && !self.nameless.contains(&used.workload)
+                    && self.held.len() < HELD;
+                let found = if waits {
+                    self.held.push_back(used);
+                    Vec::new()
+                } else {
+                    self.policy.judge_use(&used)
+                };
                 (time, found)
             }
             Outcome::Hop(mut hop) => {
@@ -737,19 +791,63 @@ impl Judge {
                 self.sinks.write(Entry::Mint(mint));
                 (time, found)
             }
+            Outcome::Renamed(both) => {
+                self.rename(*both);
+                return;
+            }
             Outcome::Gap(gap) => {
                 self.sinks.write(Entry::Gap(gap));
                 return;
             }
         };
+        self.tell(found);
+        if self.live {
+            let latency = Timestamp::now().duration_since(time).as_secs_f64();
+            self.sinks.metrics.latency.observe(latency.max(0.0));
+        }
+    }
+
+    fn tell(&mut self, found: Vec<Finding>) {
         for finding in found {
             self.sinks.metrics.found(&finding);
             let finding = self.sinks.stream.take(finding);
             self.sinks.write(Entry::Finding(Box::new(finding)));
         }
-        if self.live {
-            let latency = Timestamp::now().duration_since(time).as_secs_f64();
-            self.sinks.metrics.latency.observe(latency.max(0.0));
+    }
+
+    /// What was stored is given its name, and what waited for it is judged.
+    fn rename(&mut self, [old, new]: [Workload; 2]) {
+        if old == new {
+            if self.nameless.len() >= HELD {
+                self.nameless.clear();
+            }
+            self.nameless.insert(old.clone());
+        } else {
+            self.policy.rename(&old, &new);
+            self.sinks
+                .write(Entry::Renamed(Box::new([old.clone(), new.clone()])));
+        }
+        let (named, waiting): (VecDeque<_>, _) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|used| used.workload == old);
+        self.held = waiting;
+        for mut used in named {
+            used.workload.clone_from(&new);
+            let found = self.policy.judge_use(&used);
+            self.tell(found);
+        }
+    }
+
+    /// Nothing comes any more: what has waited is judged as it is.
+    pub fn finish(&mut self) {
+        self.judge_held(Timestamp::MAX);
+    }
+
+    /// Judges what has waited for a name since before a time.
+    fn judge_held(&mut self, before: Timestamp) {
+        while let Some(used) = self.held.pop_front_if(|used| used.time < before) {
+            let found = self.policy.judge_use(&used);
+            self.tell(found);
         }
     }
 

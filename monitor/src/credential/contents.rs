@@ -1,6 +1,7 @@
 //! The secrets inside a file, and what is public about them.
 
 use super::catalog::{Catalog, Class, Format};
+use crate::model::IssuedTo;
 use base64::Engine as _;
 use jiff::Timestamp;
 use monitor_common::fingerprint::{Key, fingerprint, trimmed};
@@ -27,6 +28,7 @@ pub struct Facts {
     /// Namespace and name of a Kubernetes service account, a subject, …
     pub subject: Option<String>,
     pub audience: Vec<String>,
+    pub issued_to: Option<IssuedTo>,
 }
 
 /// Secrets taken from one file at most.
@@ -594,6 +596,19 @@ fn jwt(secret: &[u8]) -> Option<Facts> {
         expires_at: time("exp"),
         subject: claims.get("sub").and_then(Value::as_str).map(printable),
         audience: audience.iter().map(|text| printable(text)).collect(),
+        issued_to: issued_to(&claims),
+    })
+}
+
+/// The pod that a token of a service account is bound to.
+fn issued_to(claims: &Value) -> Option<IssuedTo> {
+    let claims = claims.get("kubernetes.io")?;
+    let text = |path: &str| claims.pointer(path).and_then(Value::as_str).map(printable);
+    Some(IssuedTo {
+        namespace: text("/namespace")?,
+        pod: text("/pod/name")?,
+        pod_uid: text("/pod/uid")?,
+        service_account: text("/serviceaccount/name")?,
     })
 }
 

@@ -5,10 +5,12 @@
 
 pub mod catalog;
 pub mod contents;
+mod open;
 pub mod secret;
 
 use crate::{
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
+    recent::Recent,
     sensor::observation::{FileId, Shown},
 };
 use catalog::{Catalog, Format, normalise};
@@ -19,21 +21,18 @@ use monitor_common::{
     fingerprint::{Key, fingerprint},
     login::{LOGIN, speaks},
 };
-use rustix::fs::{Mode, OFlags};
 use secret::SecretBuffer;
 use std::{
-    collections::HashMap,
-    fs::File,
-    io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
+    collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
 };
 
 /// Bytes of a credential file that are read.
 const FILE_MAX: usize = 1 << 20;
 /// Files whose contents are remembered.
 const FILES: usize = 20_000;
+
+/// Credentials that are remembered, at least, and at most twice as many.
+const REMEMBERED: usize = 16_384;
 
 /// Turns places and fingerprints into credentials.
 #[derive(Debug)]
@@ -43,9 +42,11 @@ pub struct Credentials {
     buffer: SecretBuffer,
     files: HashMap<FileId, Known>,
     /// Another form of a credential to its id.
-    aliases: HashMap<u64, CredentialId>,
+    aliases: Recent<u64, CredentialId>,
     /// What is known of a credential by its id, for what only its fingerprint is seen of later.
-    known: HashMap<CredentialId, Credential>,
+    known: Recent<CredentialId, Credential>,
+    /// The same of what was only seen in use or on its way: anybody can make that up.
+    shown: Recent<CredentialId, Credential>,
     /// Under which path a file was first known as a credential's: it is one under any other.
     homes: HashMap<FileId, String>,
     /// Files that could not be read any more when their turn came.
@@ -99,8 +100,9 @@ impl Credentials {
             key,
             buffer: SecretBuffer::new(FILE_MAX)?,
             files: HashMap::new(),
-            aliases: HashMap::new(),
-            known: HashMap::new(),
+            aliases: Recent::new(REMEMBERED),
+            known: Recent::new(REMEMBERED),
+            shown: Recent::new(REMEMBERED),
             homes: HashMap::new(),
             unreadable: 0,
         })
@@ -137,7 +139,7 @@ impl Credentials {
         } else {
             path
         };
-        let read = match open_as_seen(path, source, file.inode, view) {
+        let read = match open::as_seen(path, source, file, view) {
             Ok(mut opened) => self.read(&mut opened, file, class),
             Err(error) => Err(error),
         };
@@ -200,6 +202,7 @@ impl Credentials {
             owner: None,
             label: None,
             audience: Vec::new(),
+            issued_to: None,
             sources: vec![place.clone()],
         }
     }
@@ -371,7 +374,7 @@ impl Credentials {
         // A password that is known is the credential, whatever user goes with it.
         if let Some(inner) = shown.inner {
             let id = self.id_of(inner);
-            if self.known.contains_key(&id) && !self.aliases.contains_key(&shown.fingerprint) {
+            if self.is_known(&id) && !self.aliases.contains(&shown.fingerprint) {
                 self.alias(shown.fingerprint, &id);
             }
         }
@@ -383,10 +386,10 @@ impl Credentials {
 
     /// What is known of a credential already holds, whatever the place says where it shows up.
     fn as_known(&mut self, id: &CredentialId, found: &Found, place: &Place) -> Credential {
-        match self.known.get(id) {
+        match self.known(id) {
             Some(known) if !is_general(&known.class) => Credential {
                 sources: vec![place.clone()],
-                ..known.clone()
+                ..known
             },
             _ => self.credential(found, place),
         }
@@ -408,7 +411,7 @@ impl Credentials {
             if let Some(whole) = whole {
                 // A server may say what it likes: what was known before is what it was.
                 let own = CredentialId::of_fingerprint(shown.fingerprint);
-                if !self.known.contains_key(&own) {
+                if !self.is_known(&own) {
                     let id = self.id_of(whole.fingerprint);
                     self.alias(shown.fingerprint, &id);
                 }
@@ -465,7 +468,7 @@ impl Credentials {
     }
 
     /// The id of a secret, in whatever form it shows up.
-    fn id_of(&self, fingerprint: u64) -> CredentialId {
+    fn id_of(&mut self, fingerprint: u64) -> CredentialId {
         self.aliases
             .get(&fingerprint)
             .cloned()
@@ -481,12 +484,13 @@ impl Credentials {
         let mut facts = found.facts.clone();
         let mut label = found.label.clone();
         // A file told more of it than a variable can.
-        if let Some(known) = self.known.get(&id) {
+        if let Some(known) = self.known(&id) {
             if is_general(&class) && !is_general(&known.class) {
                 class.clone_from(&known.class);
             }
             facts.issued_at = facts.issued_at.or(known.issued_at);
             facts.expires_at = facts.expires_at.or(known.expires_at);
+            facts.issued_to = facts.issued_to.or(known.issued_to);
             if facts.audience.is_empty() {
                 facts.audience.clone_from(&known.audience);
             }
@@ -514,10 +518,25 @@ impl Credentials {
             owner: None,
             label,
             audience: facts.audience,
+            issued_to: facts.issued_to,
             sources: vec![place.clone()],
         };
-        self.known.insert(id, credential.clone());
+        let made_up = matches!(place.source, Source::Presented | Source::Metadata);
+        if made_up && !self.known.contains(&id) {
+            self.shown.insert(id, credential.clone());
+        } else {
+            self.known.insert(id, credential.clone());
+        }
         credential
+    }
+
+    fn is_known(&self, id: &CredentialId) -> bool {
+        self.known.contains(id) || self.shown.contains(id)
+    }
+
+    fn known(&mut self, id: &CredentialId) -> Option<Credential> {
+        let known = self.known.get(id);
+        known.or_else(|| self.shown.get(id)).cloned()
     }
 }
 
@@ -622,48 +641,6 @@ fn by_form(
 ) -> Option<&catalog::Class> {
     let (_, class) = catalog.prefix(prefix?)?;
     (secret_len >= SHORTEST_BY_FORM && (class.class != "jwt" || dots >= 2)).then_some(class)
-}
-
-/// Opens a file as the process that opened it saw it.
-fn open_as_seen(
-    path: &Path,
-    source: Option<&Path>,
-    inode: u64,
-    view: View<'_>,
-) -> io::Result<File> {
-    let inside = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_owned();
-    let inner = inside(path);
-    let mut places: Vec<PathBuf> =
-        vec![PathBuf::from(format!("/proc/{}/root", view.pid)).join(&inner)];
-    places.extend(
-        view.peer
-            .map(|pid| PathBuf::from(format!("/proc/{pid}/root")).join(&inner)),
-    );
-    if view.container.is_empty() {
-        places.push(Path::new("/").join(&inner));
-        // A mount of a namespace that is gone may show a file of the host's own root.
-        places.extend(source.map(|source| Path::new("/").join(inside(source))));
-    }
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for place in places {
-        // The kernel's path has no links left; whoever put one there since gets nothing.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match rustix::fs::open(place, flags, Mode::empty()) {
-            Ok(fd) => {
-                let file = File::from(fd);
-                let metadata = file.metadata()?;
-                if !metadata.is_file() {
-                    last = io::Error::other("it is no regular file any more");
-                } else if metadata.ino() != inode && view.container.is_empty() {
-                    last = io::Error::other("another file has taken its place");
-                } else {
-                    return Ok(file);
-                }
-            }
-            Err(error) => last = error.into(),
-        }
-    }
-    Err(last)
 }
 
 #[cfg(test)]

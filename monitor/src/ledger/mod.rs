@@ -7,7 +7,7 @@ mod write;
 
 pub use write::Writer;
 
-use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict};
+use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -53,6 +53,8 @@ pub enum Entry {
     Hop(Box<Hop>, Verdict),
     Finding(Box<Finding>),
     Mint(Box<Mint>),
+    /// What is there of the first workload is of the second.
+    Renamed(Box<[Workload; 2]>),
     Gap(Gap),
 }
 

@@ -780,6 +780,7 @@ fn credential_row(row: &Row<'_>) -> rusqlite::Result<Credential> {
         owner: row.get(5)?,
         label: row.get(6)?,
         audience: from_json(row, 7)?,
+        issued_to: None,
         issued_at: row.get::<_, Option<i64>>(8)?.map(from_micros),
         expires_at: row.get::<_, Option<i64>>(9)?.map(from_micros),
         sources: Vec::new(),

@@ -39,6 +39,7 @@ fn credential(id: u64, path: &str) -> (Credential, Place) {
         owner: None,
         label: None,
         audience: vec![],
+        issued_to: None,
         sources: vec![place.clone()],
     };
     (credential, place)
@@ -55,6 +56,7 @@ fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> Entry {
         count: 2,
         login: None,
         volume_of: None,
+        home: None,
         pod_uid: None,
         modified: None,
     }))
@@ -75,6 +77,7 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> Entry {
             ech: false,
             one_of: 0,
             disputed: Vec::new(),
+            object: None,
         },
         others: Vec::new(),
         evidence: Evidence::Sole,
@@ -96,6 +99,65 @@ fn forever() -> Retention {
         max_age: SignedDuration::from_hours(24 * 36_500),
         max_bytes: u64::MAX,
     }
+}
+
+#[test]
+fn what_gets_its_name_late_is_stored_under_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let old = Workload {
+        kind: crate::model::WorkloadKind::Pod,
+        pod: Some("uid".into()),
+        container: Some("id".into()),
+        ..Workload::host("pod-uid")
+    };
+    let new = Workload {
+        namespace: Some("payments".into()),
+        name: "api-0".into(),
+        ..old.clone()
+    };
+    let by = |workload: &Workload, time| {
+        let mut entry = used(1, "/run/secrets/key", "/bin/cat", time);
+        if let Entry::Use(used) = &mut entry {
+            used.workload = workload.clone();
+        }
+        entry
+    };
+    let mut hop = hop(1, "paste.example", at(3), Verdict::Unexpected);
+    if let Entry::Hop(hop, _) = &mut hop {
+        hop.workload = old.clone();
+    }
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            by(&old, at(0)),
+            hop,
+            by(&new, at(10)),
+            Entry::Renamed(Box::new([old.clone(), new.clone()])),
+            // Nobody has this one.
+            Entry::Renamed(Box::new([old, new.clone()])),
+        ],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    let who = reader
+        .who("kt-0000000000000001", Range::default())
+        .expect("known");
+    assert_eq!(who.uses.len(), 1);
+    assert_eq!(who.uses[0].workload, new);
+    assert_eq!(who.uses[0].count, 4);
+    assert_eq!(
+        (who.uses[0].first_seen, who.uses[0].last_seen),
+        (at(0), at(10))
+    );
+    let hops = reader
+        .where_to("kt-0000000000000001", Range::default())
+        .expect("known")
+        .hops;
+    assert_eq!(hops[0].workload, new);
+    let radius = reader
+        .blast_radius("payments/api-0", Range::default())
+        .expect("known");
+    assert!(!radius.credentials.is_empty());
 }
 
 #[test]

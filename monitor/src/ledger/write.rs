@@ -221,6 +221,10 @@ impl Work {
                 }
                 Entry::Mint(mint) => write_mint(&transaction, mint)?,
                 Entry::Finding(finding) => write_finding(&transaction, finding)?,
+                Entry::Renamed(both) => {
+                    let [old, new] = &**both;
+                    rename(&transaction, old, new)?;
+                }
                 Entry::Gap(gap) => write_gap(&transaction, gap)?,
             }
         }
@@ -362,6 +366,83 @@ fn workload(
         &json(workload),
         &[&workload.key(), &process.exe],
     )
+}
+
+/// Gives what is there of one workload to another: sums where both have it.
+fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqlite::Result<()> {
+    rename_findings(connection, old, new)?;
+    let known: Option<(i64, String)> = connection
+        .prepare_cached("SELECT id, exe FROM workload WHERE json = ?1")?
+        .query_row([json(old)], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((from, exe)) = known else {
+        return Ok(());
+    };
+    let to = interned(
+        connection,
+        "SELECT id FROM workload WHERE json = ?1",
+        "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
+        &json(new),
+        &[&new.key(), &exe],
+    )?;
+    let tables = [
+        (
+            "use_hour",
+            "credential, ?2, source, place, hour, count, first_seen, last_seen, process",
+        ),
+        (
+            "hop_hour",
+            "credential, ?2, destination, evidence, hour, verdict, count, first_seen, last_seen, process",
+        ),
+        (
+            "mint_hour",
+            "presented, minted, ?2, destination, hour, count, first_seen, last_seen, process",
+        ),
+    ];
+    for (table, columns) in tables {
+        connection
+            .prepare_cached(&format!(
+                "INSERT INTO {table} SELECT {columns} FROM {table} WHERE workload = ?1
+                 ON CONFLICT DO UPDATE SET count = count + excluded.count,
+                 first_seen = min(first_seen, excluded.first_seen),
+                 last_seen = max(last_seen, excluded.last_seen)"
+            ))?
+            .execute([from, to])?;
+        connection
+            .prepare_cached(&format!("DELETE FROM {table} WHERE workload = ?1"))?
+            .execute([from])?;
+    }
+    connection
+        .prepare_cached("DELETE FROM workload WHERE id = ?1")?
+        .execute([from])?;
+    Ok(())
+}
+
+fn rename_findings(
+    connection: &Connection,
+    old: &Workload,
+    new: &Workload,
+) -> rusqlite::Result<()> {
+    let (old_key, new_key) = (old.key(), new.key());
+    let found: Vec<String> = connection
+        .prepare_cached("SELECT json FROM finding WHERE workload = ?1")?
+        .query_map([&old_key], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for text in found {
+        // What is there was written by this program.
+        let Ok(mut finding) = serde_json::from_str::<Finding>(&text) else {
+            continue;
+        };
+        if finding.workload != *old {
+            continue;
+        }
+        finding.workload.clone_from(new);
+        finding.summary = finding.summary.replace(&old_key, &new_key);
+        connection
+            .prepare_cached("UPDATE finding SET workload = ?2, json = ?3 WHERE id = ?1")?
+            .execute(params![finding.id, new_key, json(&finding)])?;
+    }
+    Ok(())
 }
 
 /// The row of a value that many records share.

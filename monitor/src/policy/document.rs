@@ -47,11 +47,24 @@ pub struct Document {
     pub catalog: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
     pub listen: Option<String>,
+    /// Another address, on which there are metrics and health checks only.
+    pub metrics_listen: Option<String>,
     /// A file for findings, or `-`.
     pub findings: Option<String>,
     /// A file with the 32 hex digits of the fingerprint key of a fleet.
     pub fingerprint_key_file: Option<PathBuf>,
     pub retention: Retention,
+    pub kubernetes: Kubernetes,
+}
+
+/// How the Kubernetes API is reached. In a pod, with its service account, nothing has to be said.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// A kubeconfig. It is never looked for by itself: an administrator's is not the agent's.
+    pub kubeconfig: Option<PathBuf>,
+    /// This node's name; `KEYTRAIL_NODE_NAME` goes before it, and the host's name comes after it.
+    pub node: Option<String>,
 }
 
 /// What the ledger keeps.
@@ -550,6 +563,7 @@ mode: alert
             ech: false,
             one_of: 0,
             disputed: Vec::new(),
+            object: None,
         }
     }
 

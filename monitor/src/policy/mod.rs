@@ -6,18 +6,15 @@ use crate::{
     credential::catalog::Catalog,
     model::{
         ANOTHER, Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop,
-        Lifetime, Look, Mint, NameSource, Named, Role, Severity, Source, Use, Verdict,
-        WorkloadKind,
+        IssuedTo, Lifetime, Look, Mint, NameSource, Named, Role, Severity, Source, Use, Verdict,
+        Workload, WorkloadKind,
     },
+    recent::Recent,
 };
 use document::{Document, Expectation, Mode};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::fingerprint::{Key, fingerprint};
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 /// A rule and what it refers to.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +111,9 @@ const VOLUME_KEEPERS: [&str; 8] = [
 /// Places remembered of one credential.
 const PLACES: usize = 64;
 
+/// Credentials that are remembered, at least, and at most twice as many.
+const SEEN: usize = 16_384;
+
 /// Where a credential was seen, for `credential-copied`.
 #[derive(Debug, Default)]
 struct Seen {
@@ -126,7 +126,7 @@ struct Seen {
 pub struct Policy {
     document: Document,
     catalog: Arc<Catalog>,
-    seen: HashMap<CredentialId, Seen>,
+    seen: Recent<CredentialId, Seen>,
 }
 
 /// One finding, before it is counted.
@@ -146,7 +146,7 @@ impl Policy {
         Self {
             document,
             catalog,
-            seen: HashMap::new(),
+            seen: Recent::new(SEEN),
         }
     }
 
@@ -364,14 +364,12 @@ impl Policy {
         let summary = if written {
             format!("{reader} read {what}, whose expected readers do not include it")
         } else {
-            let owner = used.volume_of.as_deref()?;
+            let owner = anothers(used)?;
             let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
-            if used.pod_uid.as_deref() == Some(owner)
-                || (used.pod_uid.is_none() && VOLUME_KEEPERS.contains(&keeper))
-            {
+            if used.pod_uid.is_none() && VOLUME_KEEPERS.contains(&keeper) {
                 return None;
             }
-            format!("{reader} read {what} in a volume of pod {owner}")
+            format!("{reader} read {what} {owner}")
         };
         Some(finding(
             used.time,
@@ -397,11 +395,10 @@ impl Policy {
         if used.volume_of.is_some() || used.credential.id.0.starts_with("loc-") {
             return None;
         }
-        let seen = self.seen.entry(used.credential.id.clone()).or_default();
+        let seen = self.seen.entry(used.credential.id.clone());
         let mut what = None;
         if used.place.source == Source::File {
-            let inside = used.workload.container.as_deref().unwrap_or_default();
-            let file = format!("{inside}{}", used.place.place);
+            let file = format!("{}{}", inside(&used.workload), used.place.place);
             if !seen.files.contains(&file) && seen.files.len() < PLACES {
                 if let Some(first) = seen.files.first() {
                     what = Some(format!("{} as well as in {first}", used.place.place));
@@ -441,6 +438,26 @@ impl Policy {
                 same: format!("{} {}", used.place.place, used.workload.key()),
             },
         ))
+    }
+
+    /// A workload is called something else from now on.
+    pub fn rename(&mut self, old: &Workload, new: &Workload) {
+        let (old_key, old_inside) = (old.key(), inside(old));
+        for seen in self.seen.values_mut() {
+            if seen.workloads.remove(&old_key) {
+                seen.workloads.insert(new.key());
+            }
+            if old_inside.is_empty() {
+                continue;
+            }
+            seen.files = std::mem::take(&mut seen.files)
+                .into_iter()
+                .map(|file| match file.strip_prefix(&old_inside) {
+                    Some(path) => inside(new) + path,
+                    None => file,
+                })
+                .collect();
+        }
     }
 
     /// A machine's credential read from a terminal: one outside the home of the person.
@@ -607,9 +624,19 @@ impl Policy {
             .disputed
             .iter()
             .partition(|named| named.name_source == NameSource::Dns);
-        self.allows_name(credential, destination)
+        let by_names = self.allows_name(credential, destination)
             && by_host.into_iter().all(by)
-            && (by_dns.is_empty() || by_dns.into_iter().any(by))
+            && (by_dns.is_empty() || by_dns.into_iter().any(by));
+        // What the cluster has there is what is there, whatever it is called on the way.
+        let object = || {
+            let name = destination.object.clone();
+            let there = Destination {
+                name,
+                ..destination.clone()
+            };
+            there.name.is_some() && self.allows_name(credential, &there)
+        };
+        by_names || object()
     }
 
     /// The same for the name that the destination has.
@@ -817,6 +844,55 @@ fn shown(credential: &Credential) -> String {
     }
 }
 
+/// Whose pod's a credential is, where the reader is in no such pod: by the volume that the file is in,
+/// or by what the token says. What is only passed on, as a proxy does, is not picked up.
+fn anothers(used: &Use) -> Option<String> {
+    let issued = (used.place.source != Source::Presented)
+        .then_some(used.credential.issued_to.as_ref())
+        .flatten();
+    let (uid, how) = match (&used.volume_of, issued) {
+        (Some(uid), _) => (uid, "in a volume of"),
+        (None, Some(issued)) => (&issued.pod_uid, "that was issued to"),
+        (None, None) => return None,
+    };
+    if used.pod_uid.as_ref() == Some(uid) {
+        return None;
+    }
+    // A path that has no uid says nothing against the names.
+    if used.pod_uid.is_none()
+        && used.workload.is_contained()
+        && let Some(issued) = issued
+    {
+        let workload = &used.workload;
+        let own = workload.pod.as_ref() == Some(&issued.pod)
+            && workload.namespace.as_ref() == Some(&issued.namespace);
+        if own || workload.is_unnamed() {
+            return None;
+        }
+    }
+    let mut whose = match (&used.home, issued) {
+        (Some(home), _) => {
+            let pod = home.pod.as_deref().unwrap_or(uid);
+            format!("{} ({}, pod {pod}", home.key(), home.kind)
+        }
+        (None, Some(issued)) => {
+            let IssuedTo { namespace, pod, .. } = issued;
+            format!("{namespace}/{pod} (pod")
+        }
+        (None, None) => return Some(format!("{how} pod {uid}")),
+    };
+    let account = match (&used.home, issued) {
+        (_, Some(issued)) => Some(&issued.service_account),
+        (Some(home), None) => home.service_account.as_ref(),
+        (None, None) => None,
+    };
+    if let Some(account) = account {
+        whose.push_str(", service account ");
+        whose.push_str(account);
+    }
+    Some(format!("{how} {whose})"))
+}
+
 fn days(duration: SignedDuration) -> String {
     let hours = duration.as_hours();
     if hours < 48 {
@@ -824,6 +900,15 @@ fn days(duration: SignedDuration) -> String {
     } else {
         format!("{} d", hours / 24)
     }
+}
+
+/// What stands before a path that only a container has.
+fn inside(workload: &Workload) -> String {
+    if !workload.is_contained() {
+        return String::new();
+    }
+    let container = workload.container.as_deref().unwrap_or_default();
+    format!("{} {container}:", workload.key())
 }
 
 /// The id of a finding is the hash of what makes it the same again.

@@ -1,5 +1,7 @@
 use super::*;
-use crate::model::{Destination, Login, NameSource, Place, Process, Role, Transport, Workload};
+use crate::model::{
+    Destination, IssuedTo, Login, NameSource, Place, Process, Role, Transport, Workload,
+};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -26,6 +28,7 @@ fn credential(class: &str, place: &str) -> Credential {
         owner: None,
         label: None,
         audience: vec![],
+        issued_to: None,
         sources: vec![Place {
             source: Source::File,
             place: place.into(),
@@ -57,6 +60,7 @@ fn used(class: &str, place: &str, exe: &str) -> Use {
         count: 1,
         login: None,
         volume_of: None,
+        home: None,
         pod_uid: None,
         modified: None,
     }
@@ -77,6 +81,7 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
             ech: false,
             one_of: 0,
             disputed: Vec::new(),
+            object: None,
         },
         others: Vec::new(),
         evidence,
@@ -393,6 +398,64 @@ fn unexpected_reader() {
     assert_eq!(
         rules(&policy(STRIPE).judge_use(&used("x", "/srv/other", "/usr/bin/bad"))),
         []
+    );
+}
+
+#[test]
+fn the_token_of_another_pod() {
+    let issued = IssuedTo {
+        namespace: "payments".into(),
+        pod: "api-0".into(),
+        pod_uid: "a".into(),
+        service_account: "payer".into(),
+    };
+    let token = |source: Source, kind: WorkloadKind, reader: Option<&str>, pod: &str| {
+        let mut used = used("k8s-service-account-token", "/shared/token", "/app");
+        used.place.source = source;
+        used.credential.issued_to = Some(issued.clone());
+        used.pod_uid = reader.map(str::to_owned);
+        used.workload = Workload {
+            kind,
+            namespace: (!pod.is_empty()).then(|| "payments".to_owned()),
+            pod: Some(pod.to_owned()),
+            ..Workload::host(pod)
+        };
+        used
+    };
+    let pod = WorkloadKind::Pod;
+    for honest in [
+        token(Source::File, pod, Some("a"), "api-0"),
+        token(Source::File, pod, None, "api-0"),
+        token(Source::File, pod, None, ""),
+        token(Source::Presented, pod, Some("b"), "proxy"),
+    ] {
+        assert_eq!(rules(&policy("").judge_use(&honest)), [], "{honest:?}");
+    }
+    for bad in [
+        token(Source::File, pod, Some("b"), "thief"),
+        token(Source::Environment, pod, None, "thief"),
+        token(Source::File, WorkloadKind::Host, None, ""),
+    ] {
+        let found = policy("").judge_use(&bad);
+        assert!(
+            rules(&found).contains(&("unexpected-reader", Severity::High)),
+            "{bad:?}: {found:?}"
+        );
+    }
+    let mut named = token(Source::File, pod, Some("b"), "thief");
+    named.home = Some(Box::new(Workload {
+        kind: WorkloadKind::Deployment,
+        namespace: Some("payments".into()),
+        pod: Some("api-0".into()),
+        ..Workload::host("api")
+    }));
+    let found = policy("").judge_use(&named);
+    assert!(
+        found[0].summary.ends_with(
+            "that was issued to payments/api (deployment, pod api-0, service account payer)"
+        ),
+        "{}",
+        found[0].summary
     );
 }
 

@@ -54,12 +54,25 @@ pub struct App {
 
 /// Binds the address of `--listen`.
 pub async fn bind(listen: &str) -> Result<TcpListener, ListenError> {
-    let address: SocketAddr = listen
-        .parse()
-        .map_err(|_| ListenError::Address(listen.to_owned()))?;
+    let address = parse(listen)?;
     if !address.ip().is_loopback() {
         return Err(ListenError::Public(address));
     }
+    bind_to(address).await
+}
+
+/// Binds the address of `--metrics-listen`.
+pub async fn bind_anywhere(listen: &str) -> Result<TcpListener, ListenError> {
+    bind_to(parse(listen)?).await
+}
+
+fn parse(listen: &str) -> Result<SocketAddr, ListenError> {
+    listen
+        .parse()
+        .map_err(|_| ListenError::Address(listen.to_owned()))
+}
+
+async fn bind_to(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| ListenError::Bind { address, source })
@@ -77,15 +90,24 @@ pub async fn serve(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> 
         .route("/where", get(where_to))
         .route("/chain", get(chain))
         .route("/blast-radius", get(blast_radius));
-    let router = Router::new()
+    let router = health()
         .route("/", get(index))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
         .nest("/api/v1", api)
         .layer(middleware::from_fn(only_local_names))
         .with_state(app);
     axum::serve(listener, router).await
+}
+
+/// Serves what says nothing of credentials but in numbers, until the program ends.
+pub async fn serve_metrics(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
+    axum::serve(listener, health().with_state(app)).await
+}
+
+fn health() -> Router<Arc<App>> {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
 }
 
 /// A page of another site can make a browser call a loopback address by a name of its own: such

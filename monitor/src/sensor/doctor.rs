@@ -70,7 +70,7 @@ const KNOWN_GAPS: [&str; 12] = [
     "credentials in HTTP/2 on connections whose table was filled before the agent watched, where they are only referred to",
     "server names in QUIC",
     "unix sockets other than those of the catalog (SPIRE, the Vault agent), abstract ones, and through io_uring",
-    "names of containers and pods: workloads are shown by container id and pod uid",
+    "names of containers that neither the Kubernetes API nor a container runtime over CRI knows: they are shown by their ids",
     "the environment after an entry whose page was not in memory at exec (counted as `read`)",
 ];
 
@@ -245,4 +245,30 @@ pub fn has_capabilities() -> bool {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
         .is_some_and(|bits| bits & CAPABILITY_BITS == CAPABILITY_BITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CAPABILITIES;
+
+    /// What is shipped gives the agent what it says that it needs, and no more.
+    #[test]
+    fn what_is_shipped_has_these_capabilities() {
+        let needed: Vec<&str> = CAPABILITIES
+            .split([',', ' '])
+            .filter(|word| word.starts_with("CAP_"))
+            .collect();
+        let unit = include_str!("../../../deploy/systemd/keytrail.service");
+        let bounding = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        assert_eq!(bounding, Some(needed.join(" ").as_str()));
+        let chart = include_str!("../../../deploy/helm/keytrail/templates/daemonset.yaml");
+        let bare: Vec<&str> = needed
+            .iter()
+            .filter_map(|name| name.strip_prefix("CAP_"))
+            .collect();
+        assert!(chart.contains(&format!("add: [{}]", bare.join(", "))));
+        assert!(chart.contains("drop: [ALL]") && chart.contains("privileged: false"));
+    }
 }

@@ -93,6 +93,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         volume_of: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        home: Option<Box<Workload>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         pod_uid: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         modified: Option<Timestamp>,
@@ -162,6 +164,12 @@ pub enum Event {
         names: Vec<String>,
         addresses: Vec<IpAddr>,
     },
+    /// A workload has a name now, or is not going to have one soon: then both are the same.
+    Renamed {
+        time: Timestamp,
+        old: Workload,
+        new: Workload,
+    },
     Gap {
         gap: Gap,
     },
@@ -190,6 +198,8 @@ pub enum Outcome {
     Hop(Box<Hop>),
     Foreign(Box<ForeignRead>),
     Mint(Box<Mint>),
+    /// What was told of the one is of the other.
+    Renamed(Box<[Workload; 2]>),
     Gap(Gap),
 }
 
@@ -286,6 +296,7 @@ impl Trail {
                 usual,
                 login,
                 volume_of,
+                home,
                 pod_uid,
                 modified,
             } => {
@@ -304,6 +315,7 @@ impl Trail {
                     count,
                     login,
                     volume_of,
+                    home,
                     pod_uid,
                     modified,
                 })));
@@ -387,6 +399,10 @@ impl Trail {
             Event::Resolved {
                 names, addresses, ..
             } => self.names.learn(&names, &addresses),
+            Event::Renamed { old, new, .. } => {
+                self.rename(&old, &new);
+                out.push(Outcome::Renamed(Box::new([old, new])));
+            }
             Event::Gap { gap } => out.push(Outcome::Gap(gap)),
             Event::Tick { time } => self.tick(time, out),
         }
@@ -626,6 +642,28 @@ impl Trail {
         })));
     }
 
+    /// Whoever is called something else is so for what comes later too.
+    fn rename(&mut self, old: &Workload, new: &Workload) {
+        // Connections of one process go on sharing what is known of it.
+        let mut renamed: HashMap<*const Who, Arc<Who>> = HashMap::new();
+        let known = self.nodes.values_mut().filter_map(|node| node.who.as_mut());
+        let connected = self
+            .connections
+            .values_mut()
+            .map(|connection| &mut connection.who);
+        for who in known.chain(connected) {
+            if who.workload == *old {
+                let new = renamed.entry(Arc::as_ptr(who)).or_insert_with(|| {
+                    Arc::new(Who {
+                        workload: new.clone(),
+                        ..(**who).clone()
+                    })
+                });
+                *who = Arc::clone(new);
+            }
+        }
+    }
+
     /// What the victim holds is in the hands of the one who looked.
     fn foreign(
         &mut self,
@@ -859,6 +897,7 @@ fn used(time: Timestamp, who: &Who, credential: &Credential, place: Place) -> Ou
         count: 1,
         login: None,
         volume_of: None,
+        home: None,
         pod_uid: None,
         modified: None,
     }))

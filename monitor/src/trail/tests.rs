@@ -37,6 +37,7 @@ fn credential(id: u64) -> Credential {
         owner: None,
         label: None,
         audience: vec![],
+        issued_to: None,
         sources: vec![],
     }
 }
@@ -73,6 +74,7 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> Event {
         usual: false,
         login: None,
         volume_of: None,
+        home: None,
         pod_uid: None,
         modified: None,
     }
@@ -532,6 +534,37 @@ fn what_is_minted_is_held_and_has_its_proof() {
         matches!(outcome, Outcome::Hop(hop) if hop.credential.id.0 == id(4) && hop.evidence == Evidence::Sole)
     });
     assert!(held, "{out:#?}");
+}
+
+#[test]
+fn a_connection_has_the_name_that_came_after_it() {
+    let named = Workload {
+        namespace: Some("payments".into()),
+        ..Workload::host("api")
+    };
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    let begin = connect(1, 1, "10.0.0.1", 443);
+    let Event::Connect { who, .. } = &begin else {
+        unreachable!("it is one");
+    };
+    let old = who.workload.clone();
+    for event in [
+        begin,
+        Event::Renamed {
+            time: at(3),
+            old,
+            new: named.clone(),
+        },
+        in_clear(1, None, 7),
+    ] {
+        trail.take(event, &mut out);
+    }
+    let hop = out.iter().rev().find_map(|outcome| match outcome {
+        Outcome::Hop(hop) => Some(hop),
+        _ => None,
+    });
+    assert_eq!(hop.expect("a hop").workload, named);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {

@@ -1,0 +1,715 @@
+//! Names from the Kubernetes API: the pods of this node with their owners, and what is at which
+//! address.
+//!
+//! Three watches (pods of this node, services, nodes) keep a small memory up to date, in a thread of
+//! their own; whoever asks reads that memory. Only names are kept of what the API tells. What was
+//! deleted keeps its names for a while: its uid is nobody else's. Its address is given up at once.
+
+use super::{Named, Owner, Source, SourceError};
+use crate::{model::WorkloadKind, policy::document};
+use futures_util::{StreamExt as _, pin_mut};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Node, Pod, Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde::de::DeserializeOwned;
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::runtime::Runtime;
+
+/// This node's name, as the DaemonSet gives it.
+pub const NODE_NAME: &str = "KEYTRAIL_NODE_NAME";
+/// Set in every pod.
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
+/// How long the names of a deleted pod are kept.
+const TOMBSTONE: Duration = Duration::from_secs(3600);
+/// Between two attempts to reach an API that was not to be had at the start.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The API, as far as it was heard of.
+#[derive(Debug)]
+pub struct Kubernetes {
+    known: Shared,
+}
+
+type Shared = Arc<Mutex<Known>>;
+
+/// What is at an address.
+#[derive(Clone, Debug)]
+pub struct Addresses(Shared);
+
+impl Addresses {
+    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`.
+    pub fn at(&self, address: IpAddr) -> Option<String> {
+        let known = lock(&self.0);
+        let objects = known.addresses.get(&address)?;
+        // Two pods have one address only while one of them goes: then it is neither's.
+        match &objects[..] {
+            [(_, name)] => Some(name.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// Where the API is, and which node this is.
+#[derive(Clone, Debug)]
+struct Place {
+    kubeconfig: Option<PathBuf>,
+    node: String,
+}
+
+/// What the watches have told.
+#[derive(Debug, Default)]
+struct Known {
+    /// By uid.
+    pods: HashMap<String, Vec<Named>>,
+    /// Pods that are gone, and since when.
+    gone: HashMap<String, Instant>,
+    /// By address: what has it, by uid.
+    addresses: HashMap<IpAddr, Vec<(String, String)>>,
+    /// What each object has.
+    has: HashMap<String, Vec<IpAddr>>,
+    /// The pods are all there.
+    synced: bool,
+    /// Why they are not, or may be old.
+    error: Option<String>,
+}
+
+fn lock(known: &Shared) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kubernetes {
+    /// Begins to watch, where there is an API to be asked: in a pod, or with a kubeconfig.
+    pub fn start(document: &document::Kubernetes) -> std::io::Result<Option<(Self, Addresses)>> {
+        if document.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
+            return Ok(None);
+        }
+        let node = std::env::var(NODE_NAME)
+            .ok()
+            .filter(|name| !name.is_empty())
+            .or_else(|| document.node.clone())
+            .unwrap_or_else(|| {
+                let name = rustix::system::uname();
+                name.nodename().to_string_lossy().to_lowercase()
+            });
+        let place = Place {
+            kubeconfig: document.kubeconfig.clone(),
+            node,
+        };
+        let known = Shared::default();
+        let shared = Arc::clone(&known);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name("kubernetes".to_owned())
+            .spawn(move || runtime.block_on(watch(&place, &shared)))?;
+        let addresses = Addresses(Arc::clone(&known));
+        Ok(Some((Self { known }, addresses)))
+    }
+}
+
+impl Source for Kubernetes {
+    fn is_here(&self) -> bool {
+        true
+    }
+
+    fn list(&mut self, _: &Runtime) -> Result<Vec<Named>, SourceError> {
+        let known = lock(&self.known);
+        if !known.synced {
+            return Err(SourceError {
+                asked: "the Kubernetes API".to_owned(),
+                reason: known
+                    .error
+                    .clone()
+                    .unwrap_or_else(|| "its pods are not listed yet".to_owned()),
+            });
+        }
+        Ok(known.pods.values().flatten().cloned().collect())
+    }
+
+    fn knows_owners(&self) -> bool {
+        true
+    }
+}
+
+/// Watches for good.
+async fn watch(place: &Place, known: &Shared) {
+    // The TLS library is told once which cryptography it uses.
+    let client = loop {
+        match client(place).await {
+            Ok(client) => break client,
+            Err(reason) => {
+                tracing::warn!(%reason, "the Kubernetes API cannot be asked for names; it is tried again");
+                lock(known).error = Some(reason);
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    };
+    let own = watcher::Config::default().fields(&format!("spec.nodeName={}", place.node));
+    let all = watcher::Config::default;
+    tokio::join!(
+        follow::<Pod>(client.clone(), own, known),
+        follow::<Service>(client.clone(), all(), known),
+        follow::<Node>(client, all(), known),
+    );
+}
+
+async fn client(place: &Place) -> Result<Client, String> {
+    let config = match &place.kubeconfig {
+        Some(path) => {
+            let text = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
+            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| text(&error))?;
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| text(&error))?
+        }
+        None => Config::incluster().map_err(|error| error.to_string())?,
+    };
+    Client::try_from(config).map_err(|error| error.to_string())
+}
+
+/// A kind of object that is watched.
+trait Watched:
+    kube::Resource<DynamicType = ()> + Clone + Debug + Send + DeserializeOwned + 'static
+{
+    /// It is there, or has changed.
+    fn put(&self, known: &mut Known);
+    /// It is gone.
+    fn remove(&self, known: &mut Known);
+    /// Everything that there is has been told; what is not among it is gone.
+    fn told(uids: &HashSet<String>, known: &mut Known);
+    /// The watch has an error, or none any more.
+    fn state(_: Option<String>, _: &mut Known) {}
+}
+
+async fn follow<K: Watched>(client: Client, config: watcher::Config, known: &Shared) {
+    let events = watcher(Api::<K>::all(client), config).default_backoff();
+    pin_mut!(events);
+    let mut listed = HashSet::new();
+    while let Some(event) = events.next().await {
+        let mut known = lock(known);
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(object)) => {
+                listed.extend(object.meta().uid.clone());
+                object.put(&mut known);
+            }
+            Ok(watcher::Event::InitDone) => {
+                K::told(&listed, &mut known);
+                K::state(None, &mut known);
+            }
+            Ok(watcher::Event::Apply(object)) => object.put(&mut known),
+            Ok(watcher::Event::Delete(object)) => object.remove(&mut known),
+            Err(error) => {
+                tracing::debug!(%error, "a watch of the Kubernetes API begins anew");
+                K::state(Some(error.to_string()), &mut known);
+            }
+        }
+    }
+}
+
+impl Watched for Pod {
+    fn put(&self, known: &mut Known) {
+        let Some(uid) = self.metadata.uid.clone() else {
+            return;
+        };
+        known.give(&uid, addresses_of(self));
+        for (uid, named) in names(self) {
+            known.gone.remove(&uid);
+            known.pods.insert(uid, named);
+        }
+    }
+
+    fn remove(&self, known: &mut Known) {
+        let now = Instant::now();
+        known.bury(now);
+        if let Some(uid) = &self.metadata.uid {
+            known.give(uid, Vec::new());
+        }
+        for (uid, _) in names(self) {
+            known.gone.insert(uid, now);
+        }
+    }
+
+    fn told(uids: &HashSet<String>, known: &mut Known) {
+        let now = Instant::now();
+        known.bury(now);
+        let missing: Vec<String> = known
+            .pods
+            .iter()
+            // A static pod is known by two uids; that of the API is in what was told.
+            .filter(|(uid, named)| {
+                let api = named.iter().find_map(|named| named.api_uid.as_ref());
+                !uids.contains(api.unwrap_or(uid))
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in missing {
+            known.give(&uid, Vec::new());
+            known.gone.entry(uid).or_insert(now);
+        }
+    }
+
+    fn state(error: Option<String>, known: &mut Known) {
+        known.synced |= error.is_none();
+        known.error = error;
+    }
+}
+
+impl Watched for Service {
+    fn put(&self, known: &mut Known) {
+        let meta = &self.metadata;
+        let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace)
+        else {
+            return;
+        };
+        let spec = self.spec.as_ref();
+        let balancers = self
+            .status
+            .iter()
+            .filter_map(|status| status.load_balancer.as_ref()?.ingress.as_ref())
+            .flatten()
+            .filter_map(|ingress| ingress.ip.as_ref());
+        let addresses = spec
+            .iter()
+            .flat_map(|spec| {
+                let many = spec.cluster_ips.iter().chain(&spec.external_ips).flatten();
+                spec.cluster_ip.iter().chain(many)
+            })
+            .chain(balancers);
+        let name = format!("{name}.{namespace}.svc");
+        known.give(uid, at(addresses, &name));
+    }
+
+    fn remove(&self, known: &mut Known) {
+        if let Some(uid) = &self.metadata.uid {
+            known.give(uid, Vec::new());
+        }
+    }
+
+    fn told(uids: &HashSet<String>, known: &mut Known) {
+        known.keep(".svc", uids);
+    }
+}
+
+impl Watched for Node {
+    fn put(&self, known: &mut Known) {
+        let (Some(uid), Some(name)) = (&self.metadata.uid, &self.metadata.name) else {
+            return;
+        };
+        let addresses = self
+            .status
+            .iter()
+            .filter_map(|status| status.addresses.as_ref())
+            .flatten()
+            .map(|address| &address.address);
+        known.give(uid, at(addresses, &format!("{name}.node")));
+    }
+
+    fn remove(&self, known: &mut Known) {
+        if let Some(uid) = &self.metadata.uid {
+            known.give(uid, Vec::new());
+        }
+    }
+
+    fn told(uids: &HashSet<String>, known: &mut Known) {
+        known.keep(".node", uids);
+    }
+}
+
+/// Those of some texts that are addresses, with the name of what has them.
+fn at<'a>(texts: impl Iterator<Item = &'a String>, name: &str) -> Vec<(IpAddr, String)> {
+    let mut addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let named = addresses.into_iter();
+    named.map(|address| (address, name.to_owned())).collect()
+}
+
+impl Known {
+    /// An object has these addresses from now on, and no others.
+    fn give(&mut self, uid: &str, addresses: Vec<(IpAddr, String)>) {
+        for address in self.has.remove(uid).unwrap_or_default() {
+            if let Some(objects) = self.addresses.get_mut(&address) {
+                objects.retain(|(owner, _)| owner != uid);
+                if objects.is_empty() {
+                    self.addresses.remove(&address);
+                }
+            }
+        }
+        if addresses.is_empty() {
+            return;
+        }
+        let all = addresses.iter().map(|(address, _)| *address).collect();
+        self.has.insert(uid.to_owned(), all);
+        for (address, name) in addresses {
+            self.addresses
+                .entry(address)
+                .or_default()
+                .push((uid.to_owned(), name));
+        }
+    }
+
+    /// Of the objects whose name ends so, only these are still there.
+    fn keep(&mut self, suffix: &str, uids: &HashSet<String>) {
+        let gone: Vec<String> = self
+            .addresses
+            .values()
+            .flatten()
+            .filter(|(uid, name)| name.ends_with(suffix) && !uids.contains(uid))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            self.give(&uid, Vec::new());
+        }
+    }
+
+    /// Forgets those who are gone for long.
+    fn bury(&mut self, now: Instant) {
+        let Self { pods, gone, .. } = self;
+        gone.retain(|uid, since| {
+            let stays = now.duration_since(*since) < TOMBSTONE;
+            if !stays {
+                pods.remove(uid);
+            }
+            stays
+        });
+    }
+}
+
+/// The addresses of a pod that runs, with its name; a pod in the node's network has none of its own.
+fn addresses_of(pod: &Pod) -> Vec<(IpAddr, String)> {
+    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else {
+        return Vec::new();
+    };
+    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if spec.host_network == Some(true) || over {
+        return Vec::new();
+    }
+    let name = match owner(&pod.metadata) {
+        Some(owner) => owner.name,
+        None => pod.metadata.name.clone().unwrap_or_default(),
+    };
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let many = status.pod_ips.iter().flatten().map(|address| &address.ip);
+    at(
+        status.pod_ip.iter().chain(many),
+        &format!("{name}.{namespace}.pod"),
+    )
+}
+
+/// The uid that the kubelet has for a pod that it was given in a file.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
+/// The names of a pod and of its containers, by each uid that a path may have for it.
+fn names(pod: &Pod) -> Vec<(String, Vec<Named>)> {
+    let meta = &pod.metadata;
+    let Some(api_uid) = &meta.uid else {
+        return Vec::new();
+    };
+    let mut uids = vec![api_uid.clone()];
+    let annotated = meta.annotations.as_ref();
+    uids.extend(annotated.and_then(|all| all.get(STATIC_UID)).cloned());
+    let owner = owner(meta);
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.clone())
+        .filter(|name| !name.is_empty());
+    uids.into_iter()
+        .map(|uid| {
+            let whole = Named {
+                pod_uid: Some(uid.clone()),
+                api_uid: Some(api_uid.clone()),
+                namespace: meta.namespace.clone(),
+                pod: meta.name.clone(),
+                owner: owner.clone(),
+                service_account: account.clone(),
+                ..Named::default()
+            };
+            let mut named = vec![whole.clone()];
+            for status in statuses(pod) {
+                named.extend(ids(status).map(|id| Named {
+                    id,
+                    container: Some(status.name.clone()),
+                    image: Some(status.image.clone()).filter(|image| !image.is_empty()),
+                    ..whole.clone()
+                }));
+            }
+            (uid, named)
+        })
+        .collect()
+}
+
+fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.iter().flat_map(|status| {
+        [
+            &status.container_statuses,
+            &status.init_container_statuses,
+            &status.ephemeral_container_statuses,
+        ]
+        .into_iter()
+        .flatten()
+        .flatten()
+    })
+}
+
+/// The ids of a container, now and before its last restart, without the runtime's name.
+fn ids(status: &ContainerStatus) -> impl Iterator<Item = String> {
+    let last = status
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref()?.container_id.as_ref());
+    status
+        .container_id
+        .iter()
+        .chain(last)
+        .filter_map(|id| Some(id.split_once("://")?.1.to_owned()))
+}
+
+/// Who controls a pod: of a ReplicaSet the Deployment that made it, of a Job the CronJob. Both are
+/// told by the names that their controllers give, so that nothing else has to be asked for.
+fn owner(meta: &ObjectMeta) -> Option<Owner> {
+    let controller = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|reference| reference.controller == Some(true))?;
+    let group = controller.api_version.split('/').next().unwrap_or_default();
+    let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name));
+    let name = &controller.name;
+    let before = |hash: Option<&String>| {
+        let name = name.strip_suffix(hash?.as_str())?.strip_suffix('-')?;
+        (!name.is_empty()).then(|| name.to_owned())
+    };
+    let (kind, name) = match (group, controller.kind.as_str()) {
+        // A pod that a node was given in a file is the node's own.
+        ("v1", "Node") => return None,
+        ("apps", "ReplicaSet") => {
+            if let Some(name) = before(label("rollouts-pod-template-hash")) {
+                (WorkloadKind::Owner, name)
+            } else if let Some(name) = before(label("pod-template-hash")) {
+                (WorkloadKind::Deployment, name)
+            } else {
+                (WorkloadKind::ReplicaSet, name.clone())
+            }
+        }
+        ("apps", "StatefulSet") => (WorkloadKind::StatefulSet, name.clone()),
+        ("apps", "DaemonSet") => (WorkloadKind::DaemonSet, name.clone()),
+        ("batch", "Job") => match scheduled(name, meta) {
+            Some(name) => (WorkloadKind::CronJob, name),
+            None => (WorkloadKind::Job, name.clone()),
+        },
+        _ => (WorkloadKind::Owner, name.clone()),
+    };
+    Some(Owner { kind, name })
+}
+
+/// The CronJob of a Job: its name ends with the minute that it was scheduled for, which is close to
+/// when its pod was made.
+fn scheduled(job: &str, meta: &ObjectMeta) -> Option<String> {
+    const DAY: i64 = 24 * 60;
+    let (name, minute) = job.rsplit_once('-')?;
+    let minute: i64 = minute.parse().ok()?;
+    let made = meta.creation_timestamp.as_ref()?.0.as_second() / 60;
+    ((made - minute).abs() < DAY && !name.is_empty()).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn pod(more: Value) -> Pod {
+        let mut pod = json!({
+            "metadata": {
+                "name": "api-6d4cf56db6-x7k2p", "namespace": "payments", "uid": "u-1",
+                "creationTimestamp": "2026-01-02T03:04:05Z",
+                "labels": { "pod-template-hash": "6d4cf56db6" },
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet",
+                    "name": "api-6d4cf56db6", "uid": "r-1", "controller": true }],
+            },
+            "spec": { "serviceAccountName": "api", "containers": [] },
+            "status": { "podIP": "10.1.0.7", "podIPs": [{ "ip": "10.1.0.7" }, { "ip": "fd00::7" }],
+                "containerStatuses": [{ "name": "main", "image": "r.example/api:1", "imageID": "",
+                    "ready": true, "restartCount": 1, "containerID": format!("containerd://{ID}"),
+                    "lastState": { "terminated": { "exitCode": 1,
+                        "containerID": format!("containerd://{}", ID.replace('0', "f")) } } }] },
+        });
+        merge(&mut pod, more);
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    /// Objects are merged, and everything else is replaced.
+    fn merge(value: &mut Value, more: Value) {
+        match (value, more) {
+            (Value::Object(value), Value::Object(more)) => {
+                for (key, more) in more {
+                    merge(value.entry(key).or_insert(Value::Null), more);
+                }
+            }
+            (value, more) => *value = more,
+        }
+    }
+
+    fn owned_by(version: &str, kind: &str, name: &str) -> Option<(WorkloadKind, String)> {
+        let reference = json!([{ "apiVersion": version, "kind": kind, "name": name, "uid": "o",
+            "controller": true }]);
+        let pod = pod(json!({ "metadata": { "ownerReferences": reference } }));
+        owner(&pod.metadata).map(|owner| (owner.kind, owner.name))
+    }
+
+    #[test]
+    fn a_pod_is_its_owners() {
+        for (version, kind, name, expected) in [
+            (
+                "apps/v1",
+                "ReplicaSet",
+                "api-6d4cf56db6",
+                Some((WorkloadKind::Deployment, "api")),
+            ),
+            (
+                "apps/v1",
+                "ReplicaSet",
+                "by-hand",
+                Some((WorkloadKind::ReplicaSet, "by-hand")),
+            ),
+            (
+                "apps/v1",
+                "StatefulSet",
+                "db",
+                Some((WorkloadKind::StatefulSet, "db")),
+            ),
+            (
+                "batch/v1",
+                "Job",
+                "backup-29455384",
+                Some((WorkloadKind::CronJob, "backup")),
+            ),
+            (
+                "batch/v1",
+                "Job",
+                "backup-12345678",
+                Some((WorkloadKind::Job, "backup-12345678")),
+            ),
+            (
+                "apps.kruise.io/v1",
+                "CloneSet",
+                "web",
+                Some((WorkloadKind::Owner, "web")),
+            ),
+            ("v1", "Node", "node-1", None),
+        ] {
+            let expected = expected.map(|(kind, name)| (kind, name.to_owned()));
+            assert_eq!(owned_by(version, kind, name), expected, "{kind} {name}");
+        }
+    }
+
+    #[test]
+    fn a_restarted_container_keeps_the_name_of_its_former_id() {
+        let all = names(&pod(json!({})));
+        let [(uid, named)] = &all[..] else {
+            panic!("one uid");
+        };
+        assert_eq!(uid, "u-1");
+        assert_eq!(named.len(), 3);
+        assert_eq!(named[1].id, ID);
+        assert_eq!(named[1].container.as_deref(), Some("main"));
+        assert_eq!(named[2].id, ID.replace('0', "f"));
+        assert_eq!(named[1].service_account.as_deref(), Some("api"));
+    }
+
+    #[test]
+    fn a_static_pod_is_known_by_the_kubelets_uid_too() {
+        let annotations = json!({ "metadata": { "annotations": { (STATIC_UID): "hash" } } });
+        let uids: Vec<String> = names(&pod(annotations))
+            .into_iter()
+            .map(|(uid, _)| uid)
+            .collect();
+        assert_eq!(uids, ["u-1", "hash"]);
+    }
+
+    #[test]
+    fn an_address_is_of_who_has_it_now() {
+        let known = Shared::default();
+        let addresses = Addresses(Arc::clone(&known));
+        let at = |text: &str| addresses.at(text.parse().expect("an address"));
+        let first = pod(json!({}));
+        first.put(&mut lock(&known));
+        assert_eq!(at("10.1.0.7").as_deref(), Some("api.payments.pod"));
+        assert_eq!(at("fd00::7").as_deref(), Some("api.payments.pod"));
+        let second =
+            pod(json!({ "metadata": { "uid": "u-2", "ownerReferences": null, "name": "other" } }));
+        second.put(&mut lock(&known));
+        assert_eq!(at("10.1.0.7"), None, "two say that they have it");
+        first.remove(&mut lock(&known));
+        assert_eq!(at("10.1.0.7").as_deref(), Some("other.payments.pod"));
+        assert!(
+            lock(&known).pods.contains_key("u-1"),
+            "names of the dead are kept"
+        );
+        Pod::told(&HashSet::new(), &mut lock(&known));
+        assert_eq!(at("10.1.0.7"), None);
+        let over = pod(json!({ "status": { "phase": "Succeeded" } }));
+        over.put(&mut lock(&known));
+        assert_eq!(at("10.1.0.7"), None);
+    }
+
+    #[test]
+    fn services_and_nodes_have_addresses() {
+        let known = Shared::default();
+        let addresses = Addresses(Arc::clone(&known));
+        let at = |text: &str| addresses.at(text.parse().expect("an address"));
+        let service: Service = serde_json::from_value(json!({
+            "metadata": { "name": "ledger", "namespace": "payments", "uid": "s-1" },
+            "spec": { "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "externalIPs": ["192.0.2.1"] },
+            "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.2" }, { "hostname": "x" }] } },
+        }))
+        .expect("a service");
+        let node: Node = serde_json::from_value(json!({
+            "metadata": { "name": "n1", "uid": "n-1" },
+            "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.5" },
+                { "type": "Hostname", "address": "n1" }] },
+        }))
+        .expect("a node");
+        service.put(&mut lock(&known));
+        node.put(&mut lock(&known));
+        for address in ["10.96.0.9", "192.0.2.1", "192.0.2.2"] {
+            assert_eq!(at(address).as_deref(), Some("ledger.payments.svc"));
+        }
+        assert_eq!(at("10.0.0.5").as_deref(), Some("n1.node"));
+        Service::told(&HashSet::new(), &mut lock(&known));
+        assert_eq!(at("10.96.0.9"), None);
+        assert_eq!(at("10.0.0.5").as_deref(), Some("n1.node"));
+    }
+
+    proptest! {
+        /// Names of any shape give no panic, and an owner's name is part of its controller's.
+        #[test]
+        fn any_names(name in "[a-z0-9-]{0,20}", hash in "[a-z0-9]{0,8}", kind in "ReplicaSet|Job|Node|X") {
+            let version = if kind == "Job" { "batch/v1" } else { "apps/v1" };
+            let pod = pod(json!({ "metadata": { "labels": { "pod-template-hash": hash },
+                "ownerReferences": [{ "apiVersion": version, "kind": kind, "name": name, "uid": "o",
+                    "controller": true }] } }));
+            if let Some(owner) = owner(&pod.metadata) {
+                prop_assert!(name.starts_with(&owner.name));
+            }
+        }
+    }
+}

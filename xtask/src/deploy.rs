@@ -1,0 +1,120 @@
+//! What is shipped beside the agent: the chart and the unit. A manifest that is wrong fails here, and not
+//! on a cluster.
+
+use crate::{
+    build::{self, succeed},
+    root, setup,
+};
+use anyhow::{Context as _, Result, bail};
+use std::{fs, path::Path, process::Command};
+
+/// Versions of the Kubernetes API that the chart is checked against.
+const VERSIONS: [&str; 3] = ["1.28", "1.32", "1.36"];
+
+/// Values that every part of the chart is rendered with at least once, and ones that are wrong.
+const RENDERED: [&[&str]; 3] = [
+    &[],
+    &[
+        "config.mode=learn",
+        "stateDir=/srv/keytrail",
+        "metrics.port=9100",
+        "serviceAccount.create=false",
+        "serviceAccount.name=other",
+        "rbac.create=false",
+    ],
+    &[
+        "imagePullSecrets[0].name=pull",
+        "nodeSelector.pool=a",
+        "podLabels.team=security",
+        "podAnnotations.note=x",
+        "extraEnv[0].name=KEYTRAIL_LOG",
+        "extraEnv[0].value=debug",
+        "serviceAccount.annotations.note=x",
+        "image.tag=1",
+    ],
+];
+const WRONG: [&str; 4] = [
+    "metrics.port=many",
+    "stateDir=relative/path",
+    "config.mode=loud",
+    "securityContext.privileged=true",
+];
+
+/// Checks the chart and the unit.
+pub fn check() -> Result<()> {
+    let chart = root().join("deploy/helm/keytrail");
+    let helm = setup::helm()?;
+    let helm = || Command::new(&helm);
+    succeed(helm().args(["lint", "--strict", "--quiet"]).arg(&chart))?;
+    let validate = setup::python()?.join("kubernetes-validate");
+    let work = tempfile::tempdir()?;
+    let rendered = work.path().join("rendered.yaml");
+    for version in VERSIONS {
+        for values in RENDERED {
+            let output = helm()
+                .args(["template", "test", "--namespace", "keytrail"])
+                .args(["--kube-version", version])
+                .args(values.iter().flat_map(|value| ["--set", value]))
+                .arg(&chart)
+                .output()?;
+            if !output.status.success() {
+                bail!(
+                    "the chart is not rendered with {values:?}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            fs::write(&rendered, output.stdout)?;
+            succeed(
+                Command::new(&validate)
+                    .args(["--strict", "--quiet", "-k", version])
+                    .arg(&rendered),
+            )
+            .with_context(|| format!("rendered for {version} with {values:?}"))?;
+        }
+    }
+    for value in WRONG {
+        let status = helm()
+            .args(["template", "test", "--set", value])
+            .arg(&chart)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()?;
+        if status.success() {
+            bail!("the chart takes `{value}`, which is wrong");
+        }
+    }
+    println!(
+        "chart: {} renderings are valid, {} wrong values are refused",
+        VERSIONS.len() * RENDERED.len(),
+        WRONG.len()
+    );
+    unit(work.path())
+}
+
+/// The unit, with the agent that was built in place of the installed one.
+fn unit(work: &Path) -> Result<()> {
+    const NAME: &str = "keytrail.service";
+    if Command::new("systemd-analyze")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        println!("1 unit is not checked: there is no systemd-analyze");
+        return Ok(());
+    }
+    let text = fs::read_to_string(root().join("deploy/systemd").join(NAME))?;
+    let agent = build::run()?.display().to_string();
+    let copy = work.join(NAME);
+    fs::write(&copy, text.replace("/usr/bin/keytrail", &agent))?;
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&copy)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // What is wrong with a unit is said, and the status is still that of success.
+    if !output.status.success() || said.contains(NAME) {
+        bail!("{NAME}: {said}");
+    }
+    println!("unit: {NAME} is valid");
+    Ok(())
+}
