@@ -3,15 +3,16 @@
 use crate::{
     attribution::{
         Attribution,
-        names::{Names, Source, cri::Cri, kubernetes::Kubernetes},
+        names::{Names, Source, cri::Cri},
     },
+    cluster::{self, Cluster},
     credential::{Credentials, catalog::Catalog},
     ledger::{Writer, read::Reader},
     model::{Gap, NOT_COVERED},
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
-        document::{self, Document, Retention},
+        document::{Document, Retention},
     },
     report::{
         findings::Stream,
@@ -27,6 +28,7 @@ use crate::{
         selftest::self_test,
     },
     trail::Event,
+    watch::{Loaded, Watch},
 };
 use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
@@ -44,7 +46,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// What an agent is started with, flags over configuration over defaults.
@@ -90,9 +92,14 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             "the probes need root, or {CAPABILITIES}; nothing can be seen without them"
         ));
     }
+    let cluster = cluster::start(&document.kubernetes, &settings.state_dir)
+        .context("no thread for the Kubernetes API")?;
+    let policies = cluster.as_ref().map(|cluster| cluster.policies.clone());
     // Before anything else: what changes while the agent starts is seen.
-    let watch = Watch::new(settings.config.clone());
-    let catalog = catalog(&document, settings.config.as_deref())?;
+    let mut watch = Watch::new(settings.config.clone(), policies);
+    let Loaded {
+        document, catalog, ..
+    } = watch.load()?;
     let metrics = Arc::new(Metrics::new()?);
     metrics.reload_success.set(1);
     let key = fingerprint_key(
@@ -139,7 +146,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     };
     let ready = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
-    let names = names(&document.kubernetes)?;
+    let names = names(cluster)?;
     let parts = Parts {
         names,
         watch,
@@ -310,12 +317,17 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         parts.judge.take(&mut events)?;
         if let Some(loaded) = parts.watch.changed() {
             match loaded {
-                Ok((document, catalog)) => {
+                Ok(Loaded {
+                    document,
+                    catalog,
+                    refused,
+                }) => {
                     sensor.set_rules(&catalog.rules())?;
                     joiner.credentials.set_catalog(Arc::clone(&catalog));
                     parts.judge.replace_policy(document, catalog);
                     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
-                    parts.judge.sinks.metrics.reload_success.set(1);
+                    let success = i64::from(refused == 0);
+                    parts.judge.sinks.metrics.reload_success.set(success);
                     tracing::info!("the configuration was loaded again");
                 }
                 Err(error) => {
@@ -332,10 +344,14 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
 }
 
 /// Whoever knows names here: the Kubernetes API, and then container runtimes.
-fn names(document: &document::Kubernetes) -> anyhow::Result<Names> {
-    let api = Kubernetes::start(document).context("no thread for the Kubernetes API")?;
+fn names(cluster: Option<Cluster>) -> anyhow::Result<Names> {
+    let api = cluster.map(|cluster| {
+        (
+            Box::new(cluster.names) as Box<dyn Source>,
+            cluster.addresses,
+        )
+    });
     let (api, addresses) = api.unzip();
-    let api = api.map(|api| Box::new(api) as Box<dyn Source>);
     let runtimes = Cri::all()
         .into_iter()
         .map(|runtime| Box::new(runtime) as Box<dyn Source>);
@@ -450,67 +466,6 @@ fn count(
     metrics.unattributed("file-unreadable", joiner.credentials.unreadable);
     metrics.unattributed("connection-unknown", judge.trail.unmatched);
     Ok(())
-}
-
-/// Looks whether the configuration, or a file that it names, has changed.
-struct Watch {
-    config: Option<PathBuf>,
-    seen: Vec<(PathBuf, Option<SystemTime>)>,
-}
-
-impl Watch {
-    fn new(config: Option<PathBuf>) -> Self {
-        let mut watch = Self {
-            config,
-            seen: Vec::new(),
-        };
-        watch.seen = watch.look();
-        watch
-    }
-
-    fn look(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
-        let Some(config) = &self.config else {
-            return Vec::new();
-        };
-        let mut paths = vec![config.clone()];
-        // A broken configuration names nothing: its own change is seen all the same.
-        if let Ok(document) = Document::load(config) {
-            let base = config.parent().unwrap_or(Path::new("."));
-            for named in document.policies.iter().chain(&document.catalog) {
-                let named = base.join(named);
-                if let Ok(entries) = std::fs::read_dir(&named) {
-                    paths.extend(entries.flatten().map(|entry| entry.path()));
-                }
-                paths.push(named);
-            }
-        }
-        paths
-            .into_iter()
-            .map(|path| {
-                let modified = std::fs::metadata(&path)
-                    .and_then(|metadata| metadata.modified())
-                    .ok();
-                (path, modified)
-            })
-            .collect()
-    }
-
-    fn changed(&mut self) -> Option<anyhow::Result<(Document, Arc<Catalog>)>> {
-        let config = self.config.clone()?;
-        let now = self.look();
-        if now == self.seen {
-            return None;
-        }
-        self.seen = now;
-        Some(
-            Document::load(&config)
-                .map_err(anyhow::Error::from)
-                .and_then(|document| {
-                    let catalog = catalog(&document, Some(&config))?;
-                    Ok((document, catalog))
-                }),
-        )
-    }
 }
 
 /// One state directory serves one agent.

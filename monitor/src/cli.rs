@@ -216,7 +216,9 @@ impl From<QueryError> for Failure {
 
 /// Runs the command of the process; gives its exit status.
 pub fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("KEYTRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The client of the Kubernetes API tells each failed request; who watches tells an outage once.
+    let filter = EnvFilter::try_from_env("KEYTRAIL_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

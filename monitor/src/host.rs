@@ -7,37 +7,41 @@ use std::{
     sync::LazyLock,
 };
 
-/// The root of the first process, where that is another than the agent's and may be entered: a
-/// container that shares the host's processes. Empty where the agent is on the host itself.
-static ROOT: LazyLock<&str> = LazyLock::new(|| {
-    const OF_FIRST: &str = "/proc/1/root";
-    let id = |path: &str| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.dev(), metadata.ino()))
-    };
-    match (id("/"), id(OF_FIRST)) {
-        (Some(own), Some(first)) if own != first => OF_FIRST,
-        _ => "",
-    }
+/// A process that has the host's root, where the agent's is another and that one may be entered: a container
+/// that shares the host's processes. Nothing where the agent is on the host itself.
+///
+/// The first process has it, if it may be looked into; else whoever started this container.
+static HOST: LazyLock<Option<i32>> = LazyLock::new(|| {
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
+    let own = id("/")?;
+    [Some(1), parent]
+        .into_iter()
+        .flatten()
+        .find_map(|pid| id(&root(pid)).map(|root| (pid, root)))
+        .and_then(|(pid, root)| (root != own).then_some(pid))
 });
+
+fn root(pid: i32) -> String {
+    format!("/proc/{pid}/root")
+}
+
+fn id(path: &str) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
 
 /// Where the agent finds what the host has at a path.
 pub fn path(path: &Path) -> PathBuf {
-    below(&ROOT, path)
+    below(&HOST.map_or_else(|| "/".to_owned(), root), path)
 }
 
 fn below(root: &str, path: &Path) -> PathBuf {
-    let root = if root.is_empty() { "/" } else { root };
     Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// What the host has mounted; nothing where that cannot be read.
 pub fn mounts() -> Vec<MountInfo> {
-    let process = if ROOT.is_empty() {
-        Process::myself()
-    } else {
-        Process::new(1)
-    };
+    let process = HOST.map_or_else(Process::myself, Process::new);
     let mounts = process.and_then(|process| process.mountinfo());
     mounts.map(|mounts| mounts.0).unwrap_or_default()
 }
@@ -49,8 +53,8 @@ mod tests {
     #[test]
     fn paths_of_the_host() {
         for (root, path, expected) in [
-            ("", "/run/x", "/run/x"),
-            ("", "run/x", "/run/x"),
+            ("/", "/run/x", "/run/x"),
+            ("/", "run/x", "/run/x"),
             ("/proc/1/root", "/run/x", "/proc/1/root/run/x"),
         ] {
             assert_eq!(below(root, Path::new(path)), Path::new(expected));

@@ -3,6 +3,7 @@
 mod agent;
 mod attribution;
 mod cli;
+mod cluster;
 mod credential;
 mod host;
 mod ledger;
@@ -14,6 +15,7 @@ mod report;
 mod sensor;
 mod time;
 mod trail;
+mod watch;
 
 use std::process::ExitCode;
 

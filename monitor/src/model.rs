@@ -232,6 +232,11 @@ pub struct IssuedTo {
     pub pod: String,
     pub pod_uid: String,
     pub service_account: String,
+    /// What that pod belongs to and its kind, where the cluster has told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<WorkloadKind>,
 }
 
 /// Where a connection goes.

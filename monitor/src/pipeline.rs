@@ -291,7 +291,8 @@ impl Joiner {
                     shown,
                 } => {
                     self.attribution.ensure(&stamp);
-                    let (credential, place) = self.credentials.presented(shown);
+                    let (mut credential, place) = self.credentials.presented(shown);
+                    self.bring_home(&mut credential);
                     let waiting = Waiting {
                         server,
                         host,
@@ -308,7 +309,8 @@ impl Joiner {
                     host,
                     shown,
                 } => {
-                    let (credential, place) = self.credentials.presented(shown);
+                    let (mut credential, place) = self.credentials.presented(shown);
+                    self.bring_home(&mut credential);
                     events.push(Event::Clear {
                         time,
                         connection: cookie,
@@ -624,7 +626,7 @@ impl Joiner {
         &mut self,
         time: Timestamp,
         subject: Subject,
-        credential: crate::model::Credential,
+        mut credential: crate::model::Credential,
         place: Place,
         count: u64,
         stdout: Option<u64>,
@@ -637,11 +639,7 @@ impl Joiner {
                 .is_usual(&credential.class, &entry.exe)
         });
         let pod_uid = entry.and_then(|entry| entry.group.pod_uid.clone());
-        let home = credential
-            .issued_to
-            .as_ref()
-            .and_then(|issued| self.attribution.of_pod(&issued.pod_uid))
-            .map(Box::new);
+        let home = self.bring_home(&mut credential).map(Box::new);
         Event::PickUp {
             time,
             who: self.who(subject),
@@ -656,6 +654,15 @@ impl Joiner {
             pod_uid,
             modified: None,
         }
+    }
+
+    /// Says what the pod belongs to that a credential was issued to; gives that workload.
+    fn bring_home(&self, credential: &mut crate::model::Credential) -> Option<Workload> {
+        let issued = credential.issued_to.as_mut()?;
+        let home = self.attribution.of_pod(&issued.pod_uid)?;
+        issued.workload = Some(home.name.clone());
+        issued.kind = Some(home.kind);
+        Some(home)
     }
 
     fn who(&self, subject: Subject) -> Who {

@@ -42,7 +42,12 @@ const START: Duration = Duration::from_secs(180);
 impl Agent {
     /// Starts an agent on a free port, with its state in `directory`, and waits until it is ready.
     pub fn start(directory: &Path, more: &[&str]) -> Result<Self> {
-        let mut agent = Self::spawn(directory, more)?;
+        Self::start_able(directory, more, &[])
+    }
+
+    /// The same with these capabilities and no others, such as `sys_ptrace`; with all where none is given.
+    pub fn start_able(directory: &Path, more: &[&str], capabilities: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(directory, more, capabilities)?;
         wait_for("the agent is ready", START, || {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", agent.log_text());
@@ -55,15 +60,19 @@ impl Agent {
         Ok(agent)
     }
 
-    fn spawn(directory: &Path, more: &[&str]) -> Result<Self> {
+    fn spawn(directory: &Path, more: &[&str], capabilities: &[&str]) -> Result<Self> {
         // A free port; nobody else takes it in the moment between.
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let state_dir = directory.join("state");
         let findings = directory.join("findings.jsonl");
         let log = directory.join("agent.log");
         let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        if !capabilities.is_empty() {
+            let bounding = format!("-all,+{}", capabilities.join(",+"));
+            command.args(["--inh-caps=-all", "--bounding-set", &bounding]);
+        }
         command
-            .args(["--pdeathsig", "KILL"])
             .arg(binary()?)
             .arg("run")
             .arg("--state-dir")
@@ -237,7 +246,7 @@ impl Agent {
 
 /// Starts a command that is killed when this process ends, however it ends. The kernel watches the
 /// thread that started it, so that thread stays.
-fn spawn_for_good(mut command: Command) -> Result<Child> {
+pub(crate) fn spawn_for_good(mut command: Command) -> Result<Child> {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         if sender.send(command.spawn()).is_ok() {
@@ -248,8 +257,8 @@ fn spawn_for_good(mut command: Command) -> Result<Child> {
     });
     receiver
         .recv()
-        .context("the thread that starts the agent ended")?
-        .context("cannot start the agent")
+        .context("the thread that starts it ended")?
+        .context("it cannot be started")
 }
 
 impl Drop for Agent {

@@ -22,7 +22,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 /// Where the agent looks for it.
-const SOCKET: &str = "/run/containerd/containerd.sock";
+pub const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The image of every container: busybox, which does nothing until it is ended.
 const IMAGE: &str = "lab.example/tools:1";
 
@@ -30,9 +30,19 @@ const IMAGE: &str = "lab.example/tools:1";
 #[derive(Debug)]
 pub struct Containerd {
     child: Child,
+    busybox: PathBuf,
     runtime: Runtime,
     channel: Channel,
     directory: tempfile::TempDir,
+}
+
+/// A network for pods.
+#[derive(Clone, Copy, Debug)]
+pub struct Network<'a> {
+    /// Where the programs of CNI are.
+    pub plugins: &'a Path,
+    /// A list of CNI's, as JSON.
+    pub configuration: &'a str,
 }
 
 /// A pod that runs on the network of the host.
@@ -53,7 +63,12 @@ pub struct Bind<'a> {
 impl Containerd {
     /// Starts it with an image; `None`, and why, where it cannot run here.
     pub fn start() -> Result<Option<Self>> {
-        let Some(busybox) = std::env::var_os("KEYTRAIL_BUSYBOX") else {
+        Self::start_on(None)
+    }
+
+    /// The same for pods with a network of their own, where there is one.
+    pub fn start_on(network: Option<&Network<'_>>) -> Result<Option<Self>> {
+        let Some(busybox) = std::env::var_os("KEYTRAIL_BUSYBOX").map(PathBuf::from) else {
             println!("skipped: no busybox for an image (KEYTRAIL_BUSYBOX)");
             return Ok(None);
         };
@@ -71,6 +86,14 @@ impl Containerd {
         );
         let directory = tempfile::tempdir()?;
         let at = |name: &str| directory.path().join(name).display().to_string();
+        fs::create_dir(at("cni"))?;
+        if let Some(network) = network {
+            fs::write(at("cni/lab.conflist"), network.configuration)?;
+        }
+        let plugins = network.map_or_else(
+            || at("cni"),
+            |network| network.plugins.display().to_string(),
+        );
         fs::write(
             at("config.toml"),
             format!(
@@ -86,13 +109,12 @@ state = "{}"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{}"
-    bin_dir = "{}"
+    bin_dir = "{plugins}"
 "#,
                 at("root"),
                 at("state"),
                 at("opt"),
                 at("cni"),
-                at("cni")
             ),
         )?;
         let log = fs::File::create(at("containerd.log"))?;
@@ -114,6 +136,7 @@ state = "{}"
         };
         let this = Self {
             child,
+            busybox,
             runtime,
             channel,
             directory,
@@ -122,30 +145,31 @@ state = "{}"
             let answer = this.call::<_, Version>("Version", &Version::default());
             Ok(answer.ok().map(|_| ()))
         })?;
-        let image = this.directory.path().join("image.tar");
+        this.import(IMAGE, &[])?;
+        Ok(Some(this))
+    }
+
+    /// Makes an image of busybox and some programs with their libraries, of which it runs the first.
+    pub fn import(&self, name: &str, programs: &[&Path]) -> Result<()> {
+        let image = self.directory.path().join("image.tar");
         let made = Command::new("python3")
             .arg(crate::client("image.py"))
-            .args([Path::new(&busybox), &image])
-            .arg(IMAGE)
+            .args([&self.busybox, &image])
+            .arg(name)
+            .args(programs)
             .status()?;
-        ensure!(made.success(), "no image was made");
+        ensure!(made.success(), "no image {name} was made");
         let imported = Command::new("ctr")
-            .args([
-                "--address",
-                SOCKET,
-                "--namespace",
-                "k8s.io",
-                "images",
-                "import",
-            ])
+            .args(["--address", SOCKET, "--namespace", "k8s.io"])
+            .args(["images", "import"])
             .arg(&image)
             .output()?;
         ensure!(
             imported.status.success(),
-            "the image was not taken: {}",
+            "the image {name} was not taken: {}",
             String::from_utf8_lossy(&imported.stderr)
         );
-        Ok(Some(this))
+        Ok(())
     }
 
     fn call<Asked, Answer>(&self, method: &str, asked: &Asked) -> Result<Answer>
@@ -260,7 +284,7 @@ state = "{}"
         Ok(())
     }
 
-    /// The directory of a control group that a container has.
+    /// Where it writes its log.
     pub fn log(&self) -> PathBuf {
         self.directory.path().join("containerd.log")
     }

@@ -2,6 +2,7 @@
 //! control groups of their own, and a running agent.
 
 pub mod agent;
+pub mod cluster;
 pub mod containers;
 pub mod server;
 pub mod web;

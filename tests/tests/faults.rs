@@ -5,6 +5,7 @@ use lab::{
     agent::{Agent, binary},
     server::TlsServer,
     wait_for,
+    web::WebServer,
     workload::{aws_credentials, sh},
 };
 use std::{
@@ -193,6 +194,38 @@ fn a_policy_that_breaks_later_does_not_replace_the_old_one() -> Result<()> {
     reloaded(1.0)?;
     sh(&format!("cat {} >/dev/null", key.display()), &[])?;
     agent.await_json(&["query", "who", "second"], |_| true)?;
+    Ok(())
+}
+
+/// What is shipped runs with these: TLS is seen all the same, whichever way the kernel leaves to it.
+#[test]
+fn with_no_other_capabilities_than_doctor_names() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start_able(
+        directory.path(),
+        &[],
+        &[
+            "bpf",
+            "perfmon",
+            "net_admin",
+            "sys_ptrace",
+            "dac_read_search",
+        ],
+    )?;
+    let server = WebServer::start("127.0.0.1")?;
+    let token = "ghp_FAKEcaps00000000000000000000000000001";
+    sh(
+        &format!(
+            "curl -sSk -o /dev/null -H 'Authorization: token {token}' https://{}/",
+            server.address
+        ),
+        &[],
+    )?;
+    let id = agent.id_of(token)?;
+    let finding = agent.await_finding(|finding| {
+        finding["rule"] == "unexpected-hop" && finding["credential"]["id"] == id.as_str()
+    })?;
+    assert_eq!(finding["evidence"], "presented", "{finding:#}");
     Ok(())
 }
 

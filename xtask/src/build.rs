@@ -8,7 +8,25 @@ use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
+    as_from_a_shell(&mut cargo);
     cargo
+}
+
+/// Takes away what the outer cargo tells this program about itself: build scripts that ask for the same names
+/// would run again each time, and what depends on them would be built again.
+pub fn as_from_a_shell(command: &mut Command) {
+    const NAMES: [&str; 4] = [
+        "CARGO_MANIFEST_",
+        "CARGO_PKG_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+    ];
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name == "OUT_DIR" || NAMES.iter().any(|start| name.starts_with(start)) {
+            command.env_remove(&*name);
+        }
+    }
 }
 
 /// Runs a command to its end; a failure names it.

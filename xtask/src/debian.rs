@@ -22,6 +22,15 @@ pub struct Apt {
 impl Apt {
     /// Fetches the lists of these suites; a suite that ends in `-security` is on its own mirror.
     pub fn new(suites: &[&str]) -> Result<Self> {
+        Self::of("deb", suites)
+    }
+
+    /// The same for packages of sources.
+    pub fn with_sources(suites: &[&str]) -> Result<Self> {
+        Self::of("deb-src", suites)
+    }
+
+    fn of(kind: &str, suites: &[&str]) -> Result<Self> {
         if !Path::new(KEYRING).exists() {
             bail!("this is no Debian: there is no {KEYRING}");
         }
@@ -38,7 +47,7 @@ impl Apt {
                 } else {
                     ""
                 };
-                format!("deb [signed-by={KEYRING}] {mirror}{more} {suite} main\n")
+                format!("{kind} [signed-by={KEYRING}] {mirror}{more} {suite} main\n")
             })
             .collect();
         fs::write(at("sources.list"), sources)?;
@@ -96,6 +105,39 @@ impl Apt {
                 .args(packages),
         )?;
         unpack_all(self.work.path(), into)
+    }
+
+    /// Downloads the sources of a package and unpacks them to a directory that is not there yet; gives the
+    /// version that its authors gave it.
+    pub fn unpack_source(&self, package: &str, into: &Path) -> Result<String> {
+        succeed(
+            self.tool("apt-get")
+                .args(["source", "--download-only", "-qq", package]),
+        )?;
+        let description = fs::read_dir(self.work.path())?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "dsc"))
+            .with_context(|| format!("apt downloaded no sources of {package}"))?;
+        if let Some(above) = into.parent() {
+            fs::create_dir_all(above)?;
+        }
+        succeed(
+            Command::new("dpkg-source")
+                .args(["--no-check", "-q", "-x"])
+                .arg(&description)
+                .arg(into),
+        )?;
+        let name = description.to_string_lossy();
+        let version = name
+            .rsplit('_')
+            .next()
+            .and_then(|version| version.rsplit_once('-'))
+            .map(|(version, _)| version)
+            .with_context(|| format!("{name} has no version"))?;
+        // `1.20.5+really1.20.2` is 1.20.2.
+        let version = version.rsplit("+really").next().unwrap_or(version);
+        Ok(version.to_owned())
     }
 
     /// Downloads packages, as `name` or `name/suite`, with whatever they need and this system

@@ -31,9 +31,11 @@ const RENDERED: [&[&str]; 3] = [
         "extraEnv[0].value=debug",
         "serviceAccount.annotations.note=x",
         "image.tag=1",
+        "securityContext.extraCapabilities={SYS_RESOURCE}",
     ],
 ];
-const WRONG: [&str; 4] = [
+const WRONG: [&str; 5] = [
+    "securityContext.extraCapabilities={SYS_ADMIN}",
     "metrics.port=many",
     "stateDir=relative/path",
     "config.mode=loud",

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod debian;
 mod demo;
 mod deploy;
@@ -42,6 +43,8 @@ enum Command {
     Test,
     /// Check the Helm chart and the systemd unit
     Deploy,
+    /// The chart on a real Kubernetes, which is built first where it is not yet (root)
+    Cluster,
     /// The end-to-end tests on other kernels, in virtual machines
     Vm {
         /// Only this series, such as 6.1; can be given again
@@ -92,6 +95,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo => demo::run(),
         Command::Test => test::run(),
         Command::Deploy => deploy::check(),
+        Command::Cluster => cluster::run(),
         Command::Vm {
             kernels,
             variant,

@@ -2,7 +2,7 @@
 
 use crate::{
     build::{self, cargo, succeed},
-    deploy, setup, vm,
+    cluster, deploy, setup, vm,
 };
 use anyhow::{Result, bail};
 
@@ -100,6 +100,14 @@ pub fn run() -> Result<()> {
             .filter(|line| line.ends_with(": test"))
             .count();
         println!("{count} end-to-end scenarios skipped: they need root");
+    }
+    step("a real Kubernetes");
+    if root && cluster::is_built() {
+        cluster::run()?;
+    } else {
+        println!(
+            "1 scenario skipped: it needs root, and a Kubernetes, which `cargo xtask cluster` builds"
+        );
     }
     step("other kernels");
     if root && cfg!(target_arch = "x86_64") {

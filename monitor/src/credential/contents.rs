@@ -609,6 +609,8 @@ fn issued_to(claims: &Value) -> Option<IssuedTo> {
         pod: text("/pod/name")?,
         pod_uid: text("/pod/uid")?,
         service_account: text("/serviceaccount/name")?,
+        workload: None,
+        kind: None,
     })
 }
 

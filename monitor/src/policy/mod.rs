@@ -732,10 +732,11 @@ impl Policy {
                 rule: UNEXPECTED_HOP,
                 severity,
                 summary: format!(
-                    "{} {verb} {} {action} {}",
+                    "{} {verb} {} {action} {}{}",
                     hop.workload.key(),
                     shown(credential),
-                    destination.label()
+                    destination.label(),
+                    and_whose(credential, &hop.workload)
                 ),
                 evidence: Some(hop.evidence),
                 destination: Some(destination),
@@ -751,10 +752,11 @@ impl Policy {
                 rule: CLEARTEXT,
                 severity: Severity::High,
                 summary: format!(
-                    "{} sent {} in clear to {}",
+                    "{} sent {} in clear to {}{}",
                     hop.workload.key(),
                     shown(credential),
-                    destination.label()
+                    destination.label(),
+                    and_whose(credential, &hop.workload)
                 ),
                 evidence: Some(hop.evidence),
                 destination: Some(destination),
@@ -870,27 +872,50 @@ fn anothers(used: &Use) -> Option<String> {
             return None;
         }
     }
-    let mut whose = match (&used.home, issued) {
+    let whose = match (&used.home, issued) {
         (Some(home), _) => {
             let pod = home.pod.as_deref().unwrap_or(uid);
-            format!("{} ({}, pod {pod}", home.key(), home.kind)
+            let account = issued
+                .map(|issued| &issued.service_account)
+                .or(home.service_account.as_ref())
+                .map_or_else(String::new, |name| format!(", service account {name}"));
+            format!("{} ({}, pod {pod}{account})", home.key(), home.kind)
         }
-        (None, Some(issued)) => {
-            let IssuedTo { namespace, pod, .. } = issued;
-            format!("{namespace}/{pod} (pod")
+        (None, Some(issued)) => names_of(issued),
+        (None, None) => format!("pod {uid}"),
+    };
+    Some(format!("{how} {whose}"))
+}
+
+/// Whom a token was issued to, by all the names that are known.
+fn names_of(issued: &IssuedTo) -> String {
+    let IssuedTo {
+        namespace,
+        pod,
+        service_account,
+        ..
+    } = issued;
+    match (&issued.workload, issued.kind) {
+        (Some(workload), Some(kind)) => {
+            format!("{namespace}/{workload} ({kind}, pod {pod}, service account {service_account})")
         }
-        (None, None) => return Some(format!("{how} pod {uid}")),
-    };
-    let account = match (&used.home, issued) {
-        (_, Some(issued)) => Some(&issued.service_account),
-        (Some(home), None) => home.service_account.as_ref(),
-        (None, None) => None,
-    };
-    if let Some(account) = account {
-        whose.push_str(", service account ");
-        whose.push_str(account);
+        _ => format!("{namespace}/{pod} (pod, service account {service_account})"),
     }
-    Some(format!("{how} {whose})"))
+}
+
+/// Whose a credential is that somebody else used; empty where it is his own, or nobody knows.
+fn and_whose(credential: &Credential, workload: &Workload) -> String {
+    credential
+        .issued_to
+        .as_ref()
+        .filter(|issued| {
+            let own = workload.pod.as_ref() == Some(&issued.pod)
+                && workload.namespace.as_ref() == Some(&issued.namespace);
+            !own && !workload.is_unnamed()
+        })
+        .map_or_else(String::new, |issued| {
+            format!("; it was issued to {}", names_of(issued))
+        })
 }
 
 fn days(duration: SignedDuration) -> String {

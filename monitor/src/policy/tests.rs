@@ -408,6 +408,8 @@ fn the_token_of_another_pod() {
         pod: "api-0".into(),
         pod_uid: "a".into(),
         service_account: "payer".into(),
+        workload: None,
+        kind: None,
     };
     let token = |source: Source, kind: WorkloadKind, reader: Option<&str>, pod: &str| {
         let mut used = used("k8s-service-account-token", "/shared/token", "/app");
@@ -457,6 +459,37 @@ fn the_token_of_another_pod() {
         "{}",
         found[0].summary
     );
+}
+
+#[test]
+fn a_hop_says_whose_the_token_was() {
+    let issued = IssuedTo {
+        namespace: "payments".into(),
+        pod: "api-0".into(),
+        pod_uid: "a".into(),
+        service_account: "payer".into(),
+        workload: Some("api".into()),
+        kind: Some(WorkloadKind::Deployment),
+    };
+    let mut stolen = hop(
+        "k8s-service-account-token",
+        Some("paste.example"),
+        "192.0.2.9",
+        Evidence::Presented,
+    );
+    stolen.credential.issued_to = Some(issued);
+    stolen.workload = Workload {
+        kind: WorkloadKind::Pod,
+        namespace: Some("default".into()),
+        pod: Some("thief".into()),
+        ..Workload::host("thief")
+    };
+    let said = |hop: &Hop| policy("").judge_hop(hop).1[0].summary.clone();
+    let whose = "issued to payments/api (deployment, pod api-0, service account payer)";
+    assert!(said(&stolen).ends_with(whose), "{}", said(&stolen));
+    stolen.workload.namespace = Some("payments".into());
+    stolen.workload.pod = Some("api-0".into());
+    assert!(!said(&stolen).contains("issued to"), "{}", said(&stolen));
 }
 
 #[test]

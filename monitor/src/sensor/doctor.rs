@@ -268,7 +268,7 @@ mod tests {
             .iter()
             .filter_map(|name| name.strip_prefix("CAP_"))
             .collect();
-        assert!(chart.contains(&format!("add: [{}]", bare.join(", "))));
+        assert!(chart.contains(&format!("add: [{}\n", bare.join(", "))));
         assert!(chart.contains("drop: [ALL]") && chart.contains("privileged: false"));
     }
 }

@@ -4,7 +4,7 @@
 use super::{
     Attached, SensorError,
     btf::{Btf as Prototypes, Parameter},
-    tls,
+    tls, uprobe,
 };
 use aya::{
     Btf, Ebpf,
@@ -471,6 +471,7 @@ impl Step {
                 "this kernel has no kprobes ({KPROBES} is not there)"
             )),
             Hook::Cgroup(kind) => at_cgroup(program, kind, machine.cgroup),
+            Hook::Uprobe(_) if let Err(error) = uprobe::WAY.as_ref() => Err(error.clone()),
             hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
         };
         let instructions = program
@@ -656,7 +657,7 @@ pub static HELPERS: LazyLock<Helpers> = LazyLock::new(|| {
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
 /// Where the kernel expects tracefs to be.
-const TRACEFS: &str = "/sys/kernel/tracing";
+pub const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// Mounts tracefs where nobody has: hosts without systemd leave it out, and tracepoints are
 /// found by the numbers in it.

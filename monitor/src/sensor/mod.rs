@@ -14,14 +14,12 @@ mod pclntab;
 pub mod running;
 pub mod selftest;
 pub mod tls;
+mod uprobe;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{
-        ProgramError, UProbe,
-        uprobe::{UProbeLinkId, UProbeScope},
-    },
+    programs::{ProgramError, UProbe},
 };
 use btf::Btf;
 use decode::{BootClock, Decoded, decode};
@@ -50,6 +48,7 @@ use std::{
 use thiserror::Error;
 use tls::Candidate;
 use tokio::io::{Interest, unix::AsyncFd};
+use uprobe::UprobeError;
 
 static PROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
 
@@ -150,7 +149,7 @@ struct Watched {
     key: tls::FileKey,
     name: PathBuf,
     namespace: Option<u64>,
-    links: Vec<(&'static str, UProbeLinkId)>,
+    links: Vec<(&'static str, uprobe::Attached)>,
     /// Functions that give back what came: programs and offsets, to attach to single processes.
     reads: Vec<(&'static str, u64)>,
 }
@@ -158,7 +157,7 @@ struct Watched {
 /// A process whose answers are looked at.
 struct Reader {
     pid: u32,
-    links: Vec<(&'static str, UProbeLinkId)>,
+    links: Vec<(&'static str, uprobe::Attached)>,
 }
 
 /// Processes whose answers are looked at, at one time.
@@ -278,7 +277,7 @@ impl Sensor {
             .into_iter()
             .partition(|(program, _)| [tls::READ, tls::READ_EX].contains(program));
         for (program, offset) in points {
-            match self.attach_at(program, offset, &target, UProbeScope::AllProcesses) {
+            match self.attach_at(program, offset, &target, None) {
                 Ok(link) => links.push((program, link)),
                 Err(error) => {
                     tracing::warn!(file = found.name, stack = found.stack, %error, "TLS cannot be watched in a file");
@@ -332,9 +331,8 @@ impl Sensor {
             // As the process sees it; a file of the same number elsewhere has not these functions.
             let target = format!("/proc/{pid}/root{}", path.display());
             for (program, offset) in points {
-                let scope = UProbeScope::OneProcess(process);
                 for program in [tls::RETURNED, program] {
-                    match self.attach_at(program, offset, &target, scope) {
+                    match self.attach_at(program, offset, &target, Some(process)) {
                         Ok(link) => links.push((program, link)),
                         // It may be gone.
                         Err(error) => {
@@ -362,11 +360,11 @@ impl Sensor {
         self.detach(gone.into_iter().flat_map(|reader| reader.links));
     }
 
-    fn detach(&mut self, links: impl Iterator<Item = (&'static str, UProbeLinkId)>) {
+    fn detach(&mut self, links: impl Iterator<Item = (&'static str, uprobe::Attached)>) {
         for (program, link) in links {
             let detached = self
                 .uprobe(program)
-                .and_then(|program| program.detach(link));
+                .and_then(|program| uprobe::detach(program, link));
             if let Err(error) = detached {
                 tracing::warn!(%error, "a watched TLS library cannot be let go");
             }
@@ -378,9 +376,10 @@ impl Sensor {
         program: &'static str,
         offset: u64,
         target: &str,
-        scope: UProbeScope,
-    ) -> Result<UProbeLinkId, ProgramError> {
-        self.uprobe(program)?.attach(offset, target, scope)
+        process: Option<NonZeroU32>,
+    ) -> Result<uprobe::Attached, UprobeError> {
+        let program = self.uprobe(program).map_err(UprobeError::Program)?;
+        uprobe::attach(program, target, offset, process)
     }
 
     /// The program of a name, or the short one that this kernel has in its place.

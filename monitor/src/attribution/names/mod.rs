@@ -4,11 +4,12 @@
 //! answer comes. An id is a container's for good, so a name can come late and still be right.
 
 pub mod cri;
-pub mod kubernetes;
 
 use super::cgroup::Group;
-use crate::model::{Workload, WorkloadKind};
-use kubernetes::Addresses;
+use crate::{
+    cluster::names::Addresses,
+    model::{Workload, WorkloadKind},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -49,8 +50,8 @@ pub struct Owner {
 #[error("{asked} does not answer: {reason}")]
 pub struct SourceError {
     /// What was asked.
-    asked: String,
-    reason: String,
+    pub asked: String,
+    pub reason: String,
 }
 
 /// Something that knows names.

@@ -5,37 +5,25 @@
 //! their own; whoever asks reads that memory. Only names are kept of what the API tells. What was
 //! deleted keeps its names for a while: its uid is nobody else's. Its address is given up at once.
 
-use super::{Named, Owner, Source, SourceError};
-use crate::{model::WorkloadKind, policy::document};
-use futures_util::{StreamExt as _, pin_mut};
+use super::{Told, Watched};
+use crate::{
+    attribution::names::{Named, Owner, Source, SourceError},
+    model::WorkloadKind,
+};
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Node, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{
-    Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-    runtime::{WatchStreamExt as _, watcher},
-};
-use serde::de::DeserializeOwned;
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Debug,
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::runtime::Runtime;
 
-/// This node's name, as the DaemonSet gives it.
-pub const NODE_NAME: &str = "KEYTRAIL_NODE_NAME";
-/// Set in every pod.
-const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 /// How long the names of a deleted pod are kept.
 const TOMBSTONE: Duration = Duration::from_secs(3600);
-/// Between two attempts to reach an API that was not to be had at the start.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// The API, as far as it was heard of.
 #[derive(Debug)]
@@ -43,7 +31,7 @@ pub struct Kubernetes {
     known: Shared,
 }
 
-type Shared = Arc<Mutex<Known>>;
+pub type Shared = Arc<Mutex<Known>>;
 
 /// What is at an address.
 #[derive(Clone, Debug)]
@@ -62,16 +50,9 @@ impl Addresses {
     }
 }
 
-/// Where the API is, and which node this is.
-#[derive(Clone, Debug)]
-struct Place {
-    kubeconfig: Option<PathBuf>,
-    node: String,
-}
-
 /// What the watches have told.
 #[derive(Debug, Default)]
-struct Known {
+pub struct Known {
     /// By uid.
     pods: HashMap<String, Vec<Named>>,
     /// Pods that are gone, and since when.
@@ -91,33 +72,10 @@ fn lock(known: &Shared) -> MutexGuard<'_, Known> {
 }
 
 impl Kubernetes {
-    /// Begins to watch, where there is an API to be asked: in a pod, or with a kubeconfig.
-    pub fn start(document: &document::Kubernetes) -> std::io::Result<Option<(Self, Addresses)>> {
-        if document.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
-            return Ok(None);
-        }
-        let node = std::env::var(NODE_NAME)
-            .ok()
-            .filter(|name| !name.is_empty())
-            .or_else(|| document.node.clone())
-            .unwrap_or_else(|| {
-                let name = rustix::system::uname();
-                name.nodename().to_string_lossy().to_lowercase()
-            });
-        let place = Place {
-            kubeconfig: document.kubeconfig.clone(),
-            node,
-        };
-        let known = Shared::default();
-        let shared = Arc::clone(&known);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        std::thread::Builder::new()
-            .name("kubernetes".to_owned())
-            .spawn(move || runtime.block_on(watch(&place, &shared)))?;
-        let addresses = Addresses(Arc::clone(&known));
-        Ok(Some((Self { known }, addresses)))
+    /// What is known by `known`, and at which addresses.
+    pub fn new(known: &Shared) -> (Self, Addresses) {
+        let known = || Arc::clone(known);
+        (Self { known: known() }, Addresses(known()))
     }
 }
 
@@ -145,46 +103,24 @@ impl Source for Kubernetes {
     }
 }
 
-/// Watches for good.
-async fn watch(place: &Place, known: &Shared) {
-    // The TLS library is told once which cryptography it uses.
-    let client = loop {
-        match client(place).await {
-            Ok(client) => break client,
-            Err(reason) => {
-                tracing::warn!(%reason, "the Kubernetes API cannot be asked for names; it is tried again");
-                lock(known).error = Some(reason);
-                tokio::time::sleep(AGAIN).await;
+/// What a watch of pods, services or nodes tells goes to the memory of names.
+impl<K: Names> Watched<K> for Shared {
+    fn told(&mut self, told: Told<'_, K>) {
+        let mut known = lock(self);
+        match told {
+            Told::There(object) => object.put(&mut known),
+            Told::Gone(object) => object.remove(&mut known),
+            Told::All(uids) => {
+                K::told(uids, &mut known);
+                K::state(None, &mut known);
             }
+            Told::Down(reason) => K::state(Some(reason), &mut known),
         }
-    };
-    let own = watcher::Config::default().fields(&format!("spec.nodeName={}", place.node));
-    let all = watcher::Config::default;
-    tokio::join!(
-        follow::<Pod>(client.clone(), own, known),
-        follow::<Service>(client.clone(), all(), known),
-        follow::<Node>(client, all(), known),
-    );
+    }
 }
 
-async fn client(place: &Place) -> Result<Client, String> {
-    let config = match &place.kubeconfig {
-        Some(path) => {
-            let text = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
-            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| text(&error))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .map_err(|error| text(&error))?
-        }
-        None => Config::incluster().map_err(|error| error.to_string())?,
-    };
-    Client::try_from(config).map_err(|error| error.to_string())
-}
-
-/// A kind of object that is watched.
-trait Watched:
-    kube::Resource<DynamicType = ()> + Clone + Debug + Send + DeserializeOwned + 'static
-{
+/// A kind of object that has names.
+pub trait Names {
     /// It is there, or has changed.
     fn put(&self, known: &mut Known);
     /// It is gone.
@@ -195,33 +131,7 @@ trait Watched:
     fn state(_: Option<String>, _: &mut Known) {}
 }
 
-async fn follow<K: Watched>(client: Client, config: watcher::Config, known: &Shared) {
-    let events = watcher(Api::<K>::all(client), config).default_backoff();
-    pin_mut!(events);
-    let mut listed = HashSet::new();
-    while let Some(event) = events.next().await {
-        let mut known = lock(known);
-        match event {
-            Ok(watcher::Event::Init) => listed.clear(),
-            Ok(watcher::Event::InitApply(object)) => {
-                listed.extend(object.meta().uid.clone());
-                object.put(&mut known);
-            }
-            Ok(watcher::Event::InitDone) => {
-                K::told(&listed, &mut known);
-                K::state(None, &mut known);
-            }
-            Ok(watcher::Event::Apply(object)) => object.put(&mut known),
-            Ok(watcher::Event::Delete(object)) => object.remove(&mut known),
-            Err(error) => {
-                tracing::debug!(%error, "a watch of the Kubernetes API begins anew");
-                K::state(Some(error.to_string()), &mut known);
-            }
-        }
-    }
-}
-
-impl Watched for Pod {
+impl Names for Pod {
     fn put(&self, known: &mut Known) {
         let Some(uid) = self.metadata.uid.clone() else {
             return;
@@ -269,7 +179,7 @@ impl Watched for Pod {
     }
 }
 
-impl Watched for Service {
+impl Names for Service {
     fn put(&self, known: &mut Known) {
         let meta = &self.metadata;
         let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace)
@@ -305,7 +215,7 @@ impl Watched for Service {
     }
 }
 
-impl Watched for Node {
+impl Names for Node {
     fn put(&self, known: &mut Known) {
         let (Some(uid), Some(name)) = (&self.metadata.uid, &self.metadata.name) else {
             return;
@@ -445,13 +355,29 @@ fn names(pod: &Pod) -> Vec<(String, Vec<Named>)> {
                 named.extend(ids(status).map(|id| Named {
                     id,
                     container: Some(status.name.clone()),
-                    image: Some(status.image.clone()).filter(|image| !image.is_empty()),
+                    image: image(pod, status),
                     ..whole.clone()
                 }));
             }
             (uid, named)
         })
         .collect()
+}
+
+/// What a container was made from: the name that the kubelet gives, or that was asked for where it gives none but
+/// a digest.
+fn image(pod: &Pod, status: &ContainerStatus) -> Option<String> {
+    let told =
+        Some(&status.image).filter(|image| !image.is_empty() && !image.starts_with("sha256:"));
+    let asked = || {
+        let spec = pod.spec.as_ref()?;
+        let init = spec.init_containers.iter().flatten();
+        let mut all = spec.containers.iter().chain(init);
+        all.find(|container| container.name == status.name)?
+            .image
+            .as_ref()
+    };
+    told.or_else(asked).cloned()
 }
 
 fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {

