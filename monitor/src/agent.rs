@@ -277,10 +277,12 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     let mut second = Instant::now();
     let mut seconds = 0u64;
     while !parts.stop.load(Ordering::Acquire) {
+        // What was sent before this is read after it.
+        let read_until = Timestamp::now();
         sensor.observe(WAIT, &mut observations).await?;
         joiner.join(&mut observations, &mut events);
         joiner.rename(Timestamp::now(), &mut events);
-        joiner.give_up(Timestamp::now(), &mut events);
+        joiner.give_up(read_until, &mut events);
         parts.judge.take(&mut events)?;
         for pid in parts.judge.asking.drain(..) {
             sensor.watch_answers(pid);

@@ -67,7 +67,7 @@ struct Waiting {
 }
 
 /// A packet leaves with the write, or not at all: no longer than this.
-const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(100);
+const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(250);
 /// Server names remembered.
 const SERVERS: usize = 16_384;
 
@@ -96,14 +96,15 @@ impl Joiner {
     }
 
     /// Events for what was presented and will not be told where any more. To be called after each
-    /// batch.
-    pub fn give_up(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+    /// batch, with the time until which everything has been read: what a busy agent has not read yet
+    /// may say where.
+    pub fn give_up(&mut self, read_until: Timestamp, events: &mut Vec<Event>) {
         while let Some(entry) = self.presented.first_entry() {
             let late = entry
                 .get()
                 .first()
                 // A clock may step back: nothing waits for that.
-                .is_none_or(|first| now.duration_since(first.time).abs() > ON_ITS_WAY);
+                .is_none_or(|first| read_until.duration_since(first.time).abs() > ON_ITS_WAY);
             if !late {
                 return;
             }
@@ -120,7 +121,14 @@ impl Joiner {
     }
 
     /// The event of what was presented, and on which connection.
-    fn told(&mut self, waiting: Waiting, connection: Option<u64>) -> Event {
+    fn told(&mut self, mut waiting: Waiting, connection: Option<u64>) -> Event {
+        // It may have been named while it waited, and nobody renames it after this.
+        if waiting.who.workload.is_unnamed() {
+            let now = self.attribution.workload(waiting.who.subject);
+            if now.is_contained() && !now.is_unnamed() {
+                waiting.who.workload = now;
+            }
+        }
         Event::Presented {
             server: self.server(&waiting),
             host: self.host(waiting.host),
@@ -737,7 +745,8 @@ impl Judge {
                 record.write_all(b"\n")?;
             }
             if let Event::Tick { time } = &event {
-                self.judge_held(*time - NAMED_WITHIN);
+                // A recording may have any time.
+                self.judge_held(time.checked_sub(NAMED_WITHIN).unwrap_or(*time));
             }
             self.trail.take(event, &mut outcomes);
             for outcome in outcomes.drain(..) {

@@ -81,7 +81,14 @@ impl Watch {
             return None;
         }
         self.loaded.clone_from(&self.seen);
-        Some(self.load())
+        let loaded = self.load();
+        if loaded.is_err()
+            && let Some(cluster) = self.policies.as_ref().and_then(|all| all.since(u64::MAX))
+        {
+            // What is wrong is told once.
+            self.version = cluster.version;
+        }
+        Some(loaded)
     }
 
     /// What is to be done now.

@@ -81,8 +81,8 @@ impl Containerd {
             return Ok(None);
         }
         ensure!(
-            !Path::new(SOCKET).exists() || fs::remove_file(SOCKET).is_ok(),
-            "{SOCKET} is in the way"
+            std::os::unix::net::UnixStream::connect(SOCKET).is_err(),
+            "a containerd of this machine has {SOCKET}"
         );
         let directory = tempfile::tempdir()?;
         let at = |name: &str| directory.path().join(name).display().to_string();

@@ -32,9 +32,9 @@ fn findings(cluster: &Cluster) -> Result<Vec<Value>> {
     Ok(list.cloned().unwrap_or_default())
 }
 
-fn workloads(outside: &WebServer, shared: &Path) -> String {
+/// A Deployment whose pod uses its token at the API, and leaves a copy where others reach it.
+fn owner(shared: &Path) -> String {
     let shared = shared.display();
-    let leak = outside.address;
     format!(
         r#"apiVersion: v1
 kind: Namespace
@@ -73,8 +73,16 @@ spec:
           volumeMounts:
             - {{ name: token, mountPath: /run/secrets/api }}
             - {{ name: shared, mountPath: /shared }}
----
-apiVersion: apps/v1
+"#
+    )
+}
+
+/// A Deployment whose pod presents that copy elsewhere.
+fn thief_of(outside: &WebServer, shared: &Path) -> String {
+    let shared = shared.display();
+    let leak = outside.address;
+    format!(
+        r#"apiVersion: apps/v1
 kind: Deployment
 metadata: {{ name: thief, namespace: default }}
 spec:
@@ -169,8 +177,31 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
 
     let outside = WebServer::start(NODE)?;
     let shared = tempfile::tempdir()?;
-    cluster.apply(&workloads(&outside, shared.path()))?;
+    cluster.apply(&owner(shared.path()))?;
     let api = cluster.await_pod("payments", "app=api")?;
+    // Proven at the API, by its name.
+    let own = wait_for("the token's own use is seen", LIMIT, || {
+        let known = ask(cluster, &["inventory"])?;
+        let known = known["credentials"].as_array().cloned().unwrap_or_default();
+        let is_token = |item: &&Value| item["label"] == "system:serviceaccount:payments:api";
+        let Some(id) = known
+            .iter()
+            .find(is_token)
+            .and_then(|item| item["id"].as_str())
+        else {
+            return Ok(None);
+        };
+        let answer = ask(cluster, &["query", "where", id])?;
+        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
+        Ok(hops
+            .into_iter()
+            .find(|hop| hop["workload"]["pod"] == api.as_str() && hop["evidence"] == "presented"))
+    })?;
+    assert_eq!(
+        own["destination"]["object"], "kubernetes.default.svc",
+        "{own:#}"
+    );
+    cluster.apply(&thief_of(&outside, shared.path()))?;
     let thief = cluster.await_pod("default", "app=thief")?;
     let theft = wait_for("the theft is found", LIMIT, || {
         let is_theft = |finding: &Value| {
@@ -208,20 +239,7 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
     let summary = theft["summary"].as_str().unwrap_or_default();
     let whose = format!("payments/api (deployment, pod {api}, service account api)");
     ensure!(summary.contains(&whose), "{summary}");
-    // The owner's use of it is proven as well, at the API by its name, and is none of these.
-    let id = theft["credential"]["id"].as_str().unwrap_or_default();
-    let hops = wait_for("the token's own use is seen", LIMIT, || {
-        let answer = ask(cluster, &["query", "where", id])?;
-        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
-        let own = hops
-            .into_iter()
-            .find(|hop| hop["workload"]["pod"] == api.as_str() && hop["evidence"] == "presented");
-        Ok(own)
-    })?;
-    assert_eq!(
-        hops["destination"]["object"], "kubernetes.default.svc",
-        "{hops:#}"
-    );
+    // The owner's use of it is none of these.
     let found = findings(cluster)?;
     ensure!(
         !found.iter().any(|finding| {

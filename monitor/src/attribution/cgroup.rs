@@ -31,8 +31,11 @@ pub fn parse(path: &str) -> Group {
         path: path.to_owned(),
         ..Group::default()
     };
+    // A user's own groups have the names that the user likes: no kubelet has pods there.
+    let mut of_user = false;
     for part in path.split('/').filter(|part| !part.is_empty()) {
-        if let Some(uid) = pod_uid(part) {
+        of_user |= part.starts_with("user@") || part.starts_with("user-");
+        if let Some(uid) = pod_uid(part).filter(|_| !of_user) {
             group.pod_uid = Some(uid);
             group.unit = None;
         } else if let Some(id) = container_id(part) {
@@ -176,6 +179,7 @@ fn read_proc(pid: u32) -> Option<String> {
     // root says nothing, and the parent's group is the better answer.
     text.lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
+        .map(|path| path.strip_suffix(" (deleted)").unwrap_or(path))
         .filter(|path| *path != "/")
         .max_by_key(|path| {
             let group = parse(path);

@@ -386,6 +386,8 @@ impl Attribution {
         for subject in &dead {
             self.table.remove(subject);
         }
+        self.names
+            .keep(self.table.values().map(|entry| &*entry.group));
         dead
     }
 }

@@ -16,7 +16,9 @@ use kube::{
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -139,8 +141,14 @@ impl Policies {
         // The pipeline looks every second, and is not to wait for a disk.
         drop(held);
         let new = file.with_extension("new");
-        let written =
-            fs::write(&new, json!(specs).to_string()).and_then(|()| fs::rename(&new, &file));
+        let written = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut out| out.write_all(json!(specs).to_string().as_bytes()))
+            .and_then(|()| fs::rename(&new, &file));
         if let Err(error) = written {
             tracing::warn!(file = %file.display(), %error, "what the cluster expects is not kept for the next start");
         }

@@ -130,10 +130,7 @@ impl Credentials {
             source: Source::File,
             place: normal.clone(),
         };
-        let volume_of = normal
-            .strip_prefix("/var/lib/kubelet/pods/")
-            .and_then(|rest| rest.split_once('/'))
-            .map(|(uid, _)| uid.to_owned());
+        let volume_of = volume_of(&normal).or_else(|| volume_of(&home));
         let path = if path == Path::new("/") {
             Path::new(&home)
         } else {
@@ -643,6 +640,14 @@ fn by_form(
     (secret_len >= SHORTEST_BY_FORM && (class.class != "jwt" || dots >= 2)).then_some(class)
 }
 
+/// The uid of the pod whose volume a path is in, wherever the kubelet's directory is seen: it has
+/// `pods/UID/volumes/kubernetes.io~KIND` in it.
+fn volume_of(path: &str) -> Option<String> {
+    let (before, _) = path.split_once("/volumes/kubernetes.io~")?;
+    let (above, uid) = before.rsplit_once('/')?;
+    above.ends_with("/pods").then(|| uid.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -682,6 +687,29 @@ mod tests {
             source: None,
             file: file_id(path),
             known: false,
+        }
+    }
+
+    #[test]
+    fn volumes_of_pods_wherever_they_are_seen() {
+        for (path, uid) in [
+            (
+                "/var/lib/kubelet/pods/a-1/volumes/kubernetes.io~secret/db/password",
+                Some("a-1"),
+            ),
+            (
+                "/host/kubelet/pods/a-1/volumes/kubernetes.io~projected/t/..data/token",
+                Some("a-1"),
+            ),
+            (
+                "/var/snap/microk8s/common/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/x/mount/y",
+                Some("u"),
+            ),
+            ("/srv/volumes/kubernetes.io~secret/x", None),
+            ("/var/lib/kubelet/pods/a-1/etc-hosts", None),
+            ("/volumes/kubernetes.io~x", None),
+        ] {
+            assert_eq!(volume_of(path).as_deref(), uid, "{path}");
         }
     }
 

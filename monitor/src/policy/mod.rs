@@ -96,9 +96,18 @@ pub const RULES: [Rule; 10] = [
     REVOKED,
 ];
 
-/// Processes that keep the volumes of pods.
-const VOLUME_KEEPERS: [&str; 8] = [
+/// How the Kubernetes API is called as an object of its cluster.
+const API_OBJECT: &str = "kubernetes.default.svc";
+
+/// Processes that keep the volumes of pods: kubelets, also those that are part of a whole distribution.
+const VOLUME_KEEPERS: [&str; 14] = [
     "kubelet",
+    "k3s",
+    "k3s-server",
+    "k3s-agent",
+    "k0s",
+    "kubelite",
+    "hyperkube",
     "containerd",
     "containerd-shim-runc-v2",
     "runc",
@@ -366,7 +375,9 @@ impl Policy {
         } else {
             let owner = anothers(used)?;
             let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
-            if used.pod_uid.is_none() && VOLUME_KEEPERS.contains(&keeper) {
+            // In a container anything may have such a name.
+            let on_host = used.pod_uid.is_none() && !used.workload.is_contained();
+            if on_host && VOLUME_KEEPERS.contains(&keeper) {
                 return None;
             }
             format!("{reader} read {what} {owner}")
@@ -627,11 +638,12 @@ impl Policy {
         let by_names = self.allows_name(credential, destination)
             && by_host.into_iter().all(by)
             && (by_dns.is_empty() || by_dns.into_iter().any(by));
-        // What the cluster has there is what is there, whatever it is called on the way.
+        // What the cluster has there is what is there, whatever it is called on the way. Anybody may have
+        // a service: only the API's own is a home, and others are expected where somebody wrote them.
         let object = || {
-            let name = destination.object.clone();
             let there = Destination {
-                name,
+                name: destination.object.clone(),
+                name_source: NameSource::Kubernetes,
                 ..destination.clone()
             };
             there.name.is_some() && self.allows_name(credential, &there)
@@ -642,7 +654,8 @@ impl Policy {
     /// The same for the name that the destination has.
     fn allows_name(&self, credential: &Credential, destination: &Destination) -> bool {
         let host = host(destination);
-        self.catalog.at_home(&credential.class, &host) == Some(true)
+        let stranger = destination.name_source == NameSource::Kubernetes && host != API_OBJECT;
+        (!stranger && self.catalog.at_home(&credential.class, &host) == Some(true))
             || names_host(&credential.audience, &host)
             || self
                 .expectations(credential)
@@ -909,9 +922,12 @@ fn and_whose(credential: &Credential, workload: &Workload) -> String {
         .issued_to
         .as_ref()
         .filter(|issued| {
-            let own = workload.pod.as_ref() == Some(&issued.pod)
-                && workload.namespace.as_ref() == Some(&issued.namespace);
-            !own && !workload.is_unnamed()
+            let pod = workload.pod.as_ref();
+            let own = pod == Some(&issued.pod)
+                && workload.namespace.as_ref() == Some(&issued.namespace)
+                // So it is called until it has a name.
+                || pod == Some(&issued.pod_uid);
+            !own && (pod.is_some() || !workload.is_unnamed())
         })
         .map_or_else(String::new, |issued| {
             format!("; it was issued to {}", names_of(issued))

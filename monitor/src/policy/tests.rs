@@ -490,6 +490,40 @@ fn a_hop_says_whose_the_token_was() {
     stolen.workload.namespace = Some("payments".into());
     stolen.workload.pod = Some("api-0".into());
     assert!(!said(&stolen).contains("issued to"), "{}", said(&stolen));
+    // Before they are named.
+    stolen.workload.namespace = None;
+    for (pod, own) in [(Some("a"), true), (Some("b"), false), (None, true)] {
+        stolen.workload.pod = pod.map(str::to_owned);
+        assert_eq!(!said(&stolen).contains("issued to"), own, "{pod:?}");
+    }
+}
+
+/// Anybody may have a service in a cluster: it is no home for what belongs at the API.
+#[test]
+fn a_service_of_the_cluster_is_no_home() {
+    let at = |object: &str, written: &str| {
+        let mut hop = hop(
+            "k8s-service-account-token",
+            None,
+            "10.96.0.9",
+            Evidence::Presented,
+        );
+        hop.destination = hop.destination.with_object(Some(object.to_owned()));
+        policy(written).judge_hop(&hop).0
+    };
+    assert_eq!(at("kubernetes.default.svc", ""), Verdict::Expected);
+    assert_eq!(at("evil.attacker.svc", ""), Verdict::Unexpected);
+    let written = "credentials:\n  - name: own\n    match: { file: /srv/key }\n    destinations: [\"vault.vault.svc:443\"]\n";
+    assert_eq!(at("vault.vault.svc", written), Verdict::Expected);
+    // Whatever the connection calls it.
+    let mut named = hop(
+        "k8s-service-account-token",
+        Some("paste.example"),
+        "10.96.0.9",
+        Evidence::Presented,
+    );
+    named.destination.object = Some("egress.infra.svc".to_owned());
+    assert_eq!(policy("").judge_hop(&named).0, Verdict::Unexpected);
 }
 
 #[test]

@@ -59,14 +59,15 @@ impl Report {
 }
 
 /// What this release does not see on any kernel.
-const KNOWN_GAPS: [&str; 12] = [
+const KNOWN_GAPS: [&str; 13] = [
     "files three or more directories below a directory of secrets, unless it is a projected volume, until they are known by inode",
     "credentials presented through TLS stacks other than OpenSSL, BoringSSL with symbols, GnuTLS and Go since 1.18, such as Java, rustls and NSS: evidence is `sole` or `held`",
     "credentials presented in the first moments, a few tens of milliseconds, of a program with TLS inside that was never seen before",
-    "a header behind the first 8 KiB of a write or packet, a line of more than 4 KiB or a field of HTTP/2 that is cut between two; in other protocols than HTTP all but plain sign-ins of Redis, PostgreSQL, MySQL, SMTP, IMAP, POP3, FTP, MQTT and LDAP",
+    "a header behind the first 8 KiB of a write or packet, or behind 4 KiB where a line goes on that the write before began, a line of more than 4 KiB or a field of HTTP/2 that is cut between two; in other protocols than HTTP all but plain sign-ins of Redis, PostgreSQL, MySQL, SMTP, IMAP, POP3, FTP, MQTT and LDAP",
     "credentials outside TLS on connections that began before the agent, or over UDP",
     "what authenticators mint inside TLS for Go, for Node.js and asyncio, and in the first answer to a process; in compressed answers, and cut between two packets or reads: that something was presented to them is kept",
     "names that come by DNS over TCP, TLS or HTTPS, or from a file",
+    "that a server name, or a Host, is a lie, where no name server was seen to say otherwise of the address: a process chooses both itself",
     "credentials in HTTP/2 on connections whose table was filled before the agent watched, where they are only referred to",
     "server names in QUIC",
     "unix sockets other than those of the catalog (SPIRE, the Vault agent), abstract ones, and through io_uring",
@@ -109,6 +110,12 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
             "on which connection a credential was presented, where a process has several: programs at packets may not ask for the current task on this kernel"
                 .to_owned(),
         );
+    }
+    if !*super::uprobe::RETURNS {
+        missed.push(format!(
+            "what authenticators mint inside TLS; that a program with TLS inside took a write back, which is then told twice: {}",
+            super::uprobe::NO_RETURNS
+        ));
     }
     missed.extend(KNOWN_GAPS.iter().map(ToString::to_string));
     missed

@@ -37,6 +37,8 @@ enum Hook {
     Cgroup(&'static str),
     /// A function of TLS libraries: the program is loaded, and attached to files as they are found.
     Uprobe(&'static str),
+    /// The same at its return.
+    Uretprobe(&'static str),
     /// Called by another program, which finds it in a map.
     Called(&'static str),
     /// No hook: the agent looks in `/proc` when a process has become another program.
@@ -55,6 +57,7 @@ impl Hook {
             Self::Cgroup(way @ ("egress" | "ingress")) => format!("cgroup_skb/{way}"),
             Self::Cgroup(kind) => format!("cgroup/{kind}"),
             Self::Uprobe(function) => format!("uprobe/{function}"),
+            Self::Uretprobe(function) => format!("uretprobe/{function}"),
             Self::Called("MINTED") => "cgroup_skb/ingress".to_owned(),
             Self::Called(_) => "cgroup_skb/egress".to_owned(),
             Self::Proc(file) => format!("proc/{file}"),
@@ -98,6 +101,7 @@ impl Hook {
             Self::Tracepoint(..)
             | Self::Cgroup(_)
             | Self::Uprobe(_)
+            | Self::Uretprobe(_)
             | Self::Called(_)
             | Self::Proc(_) => {
                 return None;
@@ -338,17 +342,17 @@ pub const LADDERS: &[Ladder] = &[
         rungs: &[
             &[
                 step(tls::WRITE, Hook::Uprobe("write")),
-                step(tls::WRITTEN, Hook::Uprobe("written")),
+                optional(tls::WRITTEN, Hook::Uretprobe("written")),
                 step(tls::FREED, Hook::Uprobe("freed")),
                 step(tls::SERVER, Hook::Uprobe("server")),
                 step(tls::GO, Hook::Uprobe("go")),
                 step(tls::READ, Hook::Uprobe("read")),
                 step(tls::READ_EX, Hook::Uprobe("read")),
-                step(tls::RETURNED, Hook::Uprobe("returned")),
+                optional(tls::RETURNED, Hook::Uretprobe("returned")),
             ],
             &[
                 step("present_write_short", Hook::Uprobe("write")),
-                step(tls::WRITTEN, Hook::Uprobe("written")),
+                optional(tls::WRITTEN, Hook::Uretprobe("written")),
                 step(tls::FREED, Hook::Uprobe("freed")),
                 step("present_go_short", Hook::Uprobe("go")),
             ],
@@ -471,7 +475,10 @@ impl Step {
                 "this kernel has no kprobes ({KPROBES} is not there)"
             )),
             Hook::Cgroup(kind) => at_cgroup(program, kind, machine.cgroup),
-            Hook::Uprobe(_) if let Err(error) = uprobe::WAY.as_ref() => Err(error.clone()),
+            Hook::Uprobe(_) | Hook::Uretprobe(_) if let Err(error) = uprobe::WAY.as_ref() => {
+                Err(error.clone())
+            }
+            Hook::Uretprobe(_) if !*uprobe::RETURNS => Err(uprobe::NO_RETURNS.to_owned()),
             hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
         };
         let instructions = program
@@ -537,7 +544,7 @@ fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), P
             program.load()?;
             program.attach(name).map(drop)
         }
-        (Hook::Uprobe(_), _) => {
+        (Hook::Uprobe(_) | Hook::Uretprobe(_), _) => {
             let program: &mut UProbe = program.try_into()?;
             program.load()
         }

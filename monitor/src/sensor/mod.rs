@@ -277,6 +277,12 @@ impl Sensor {
             .into_iter()
             .partition(|(program, _)| [tls::READ, tls::READ_EX].contains(program));
         for (program, offset) in points {
+            let loaded = self
+                .uprobe(program)
+                .is_ok_and(|program| program.fd().is_ok());
+            if !loaded {
+                continue;
+            }
             match self.attach_at(program, offset, &target, None) {
                 Ok(link) => links.push((program, link)),
                 Err(error) => {

@@ -72,6 +72,33 @@ pub static WAY: LazyLock<Result<Way, String>> = LazyLock::new(|| {
     }
 });
 
+/// Why there are no probes at returns on some kernels.
+pub const NO_RETURNS: &str = "on this kernel a probe at the return of a function ends programs under seccomp (Linux 6.11 to 6.13, mended in 6.12.14, 6.13.3 and 6.14)";
+
+/// Whether a probe may be at the return of a function. On x86_64 such a return is a system call since 6.11, which
+/// filters of seccomp refused at first: the program was killed. A distribution may have mended it under an
+/// older number; nobody can ask.
+pub static RETURNS: LazyLock<bool> = LazyLock::new(|| {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    !cfg!(target_arch = "x86_64") || returns_are_safe(&release)
+});
+
+fn returns_are_safe(release: &str) -> bool {
+    let mut numbers = release
+        .split(|char: char| !char.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0u32));
+    let version = [(); 3].map(|()| numbers.next().unwrap_or(0));
+    match version {
+        [6, 11, _] => false,
+        [6, 12, patch] => patch >= 14,
+        [6, 13, patch] => patch >= 3,
+        _ => true,
+    }
+}
+
 /// A function that a program is attached to. To be given to [`detach`].
 #[derive(Debug)]
 pub enum Attached {
@@ -321,7 +348,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn kernels_that_kill_at_returns() {
+        for (release, safe) in [
+            ("6.10.9-arch1-1", true),
+            ("6.11.0-19-generic", false),
+            ("6.12.13", false),
+            ("6.12.0-55.el10.x86_64", false),
+            ("6.12.107+deb13-cloud-amd64", true),
+            ("6.13.2", false),
+            ("6.13.3", true),
+            ("6.14.0", true),
+            ("7.3.4+deb13-cloud-amd64", true),
+            ("5.10.0-32-cloud-amd64", true),
+            ("", true),
+        ] {
+            assert_eq!(returns_are_safe(release), safe, "{release}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_release(release in "\\PC{0,20}") {
+            let _ = returns_are_safe(&release);
+        }
+
         #[test]
         fn any_line(line in "\\PC{0,40}") {
             let _ = left(&line, |_| false);

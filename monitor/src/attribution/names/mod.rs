@@ -11,7 +11,7 @@ use crate::{
     model::{Workload, WorkloadKind},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::{Duration, Instant},
@@ -147,6 +147,8 @@ enum Answer {
     Named(String, Box<Named>),
     /// Nobody knows it; it is asked for on.
     Unnamed(String, &'static str),
+    /// It is not asked for any more, until somebody wants it again.
+    GivenUp(String),
 }
 
 /// A workload that is called something else from now on, or is not going to be named soon.
@@ -166,6 +168,8 @@ pub struct Names {
     known: HashMap<String, Workload>,
     /// What was asked for, and how it is called until it is named.
     asked: HashMap<String, Workload>,
+    /// What was given up before it had its whole name.
+    given_up: HashSet<String>,
     /// Workloads of pods, by uid.
     pods: HashMap<String, Workload>,
     addresses: Option<Addresses>,
@@ -173,7 +177,8 @@ pub struct Names {
     pub unnamed: BTreeMap<&'static str, u64>,
 }
 
-/// Containers remembered, the dead among them: more than a node starts in an hour.
+/// Containers remembered, the dead among them. From half of it on, those are forgotten that no process was in
+/// lately; what is beyond it has no name.
 const REMEMBERED: usize = 16_384;
 
 impl Names {
@@ -185,6 +190,7 @@ impl Names {
             answers,
             known: HashMap::new(),
             asked: HashMap::new(),
+            given_up: HashSet::new(),
             pods: HashMap::new(),
             addresses: None,
             unnamed: BTreeMap::new(),
@@ -235,20 +241,39 @@ impl Names {
         let (Some(ask), Some(key), Some(workload)) = (&self.ask, key(group), by_path(group)) else {
             return;
         };
-        if self.known.contains_key(key) || self.asked.contains_key(key) {
+        let again = self.given_up.remove(key);
+        let known = self.known.contains_key(key);
+        if (known || self.asked.contains_key(key)) && !again {
             return;
         }
         if self.known.len() + self.asked.len() >= REMEMBERED {
-            self.known.clear();
-            self.asked.clear();
-            self.pods.clear();
+            return;
         }
         // The thread ends only with this value.
         let _ = ask.send(Question {
             key: key.to_owned(),
             pod_uid: group.pod_uid.clone(),
         });
-        self.asked.insert(key.to_owned(), workload);
+        if !known {
+            self.asked.insert(key.to_owned(), workload);
+        }
+    }
+
+    /// Forgets what is of none of these groups, where much is remembered.
+    pub fn keep<'a>(&mut self, groups: impl Iterator<Item = &'a Group>) {
+        if self.known.len() + self.asked.len() < REMEMBERED / 2 {
+            return;
+        }
+        let mut keys = HashSet::new();
+        let mut uids = HashSet::new();
+        for group in groups {
+            keys.extend(key(group));
+            uids.extend(group.pod_uid.as_deref());
+        }
+        self.known.retain(|key, _| keys.contains(key.as_str()));
+        self.asked.retain(|key, _| keys.contains(key.as_str()));
+        self.given_up.retain(|key| keys.contains(key.as_str()));
+        self.pods.retain(|uid, _| uids.contains(uid.as_str()));
     }
 
     /// The workload of a group, by name where it has one by now; `None` where it is of the host.
@@ -282,6 +307,9 @@ impl Names {
                         self.known.insert(key, new.clone());
                         renamed.push(Renamed { old, new });
                     }
+                }
+                Answer::GivenUp(key) => {
+                    self.given_up.insert(key);
                 }
                 Answer::Unnamed(key, reason) => {
                     *self.unnamed.entry(reason).or_default() += 1;
@@ -432,7 +460,11 @@ impl Asker {
                     }
                 }
             }
-            age < LATE
+            if age < LATE {
+                return true;
+            }
+            answers.push(Answer::GivenUp(key.clone()));
+            false
         });
         answers
     }
