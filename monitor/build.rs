@@ -1,17 +1,92 @@
-//! Builds the probes for the BPF target and hands the object to the agent.
+//! Builds the probes for the BPF target and the responder's page, and hands both to the agent.
 //!
-//! A cargo inside cargo, as the target, the standard library and the linker are others. What it
+//! For the probes a cargo inside cargo, as the target, the standard library and the linker are others. What it
 //! needs (the sources of `core`, bpf-linker) is put in place by `cargo xtask setup`.
 
 use std::{
     env,
     error::Error,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Command,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
+    probes()?;
+    page()
+}
+
+/// What the page is made of, below this package.
+const PAGE: [&str; 9] = [
+    ".npmrc",
+    "build.mjs",
+    "index.html",
+    "package-lock.json",
+    "package.json",
+    "style.css",
+    "tsconfig.json",
+    "src",
+    "absent.html",
+];
+
+/// Bundles the page with npm, from exactly the packages of its lock file. Where there is no npm, the agent has a
+/// page that says so, and everything else.
+fn page() -> Result<(), Box<dyn Error>> {
+    let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("web");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let (work, page) = (out.join("page-work"), out.join("page"));
+    for name in PAGE {
+        println!("cargo:rerun-if-changed={}", source.join(name).display());
+    }
+    if Command::new("npm").arg("--version").output().is_err() {
+        println!("cargo:warning=there is no npm: the agent is built without the responder's page");
+        std::fs::create_dir_all(&page)?;
+        std::fs::copy(source.join("absent.html"), page.join("index.html"))?;
+        std::fs::write(page.join("app.js"), "")?;
+        std::fs::copy(source.join("style.css"), page.join("style.css"))?;
+        return Ok(());
+    }
+    // In a copy: a build leaves nothing in the source.
+    std::fs::create_dir_all(work.join("src"))?;
+    for name in PAGE {
+        let from = source.join(name);
+        if from.is_dir() {
+            std::fs::remove_dir_all(work.join(name))?;
+            std::fs::create_dir(work.join(name))?;
+            for entry in std::fs::read_dir(from)? {
+                let entry = entry?;
+                std::fs::copy(entry.path(), work.join(name).join(entry.file_name()))?;
+            }
+        } else {
+            std::fs::copy(from, work.join(name))?;
+        }
+    }
+    let run = |program: &str, arguments: &[&OsStr]| -> Result<(), Box<dyn Error>> {
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(&work)
+            .output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Err(format!(
+            "the page does not build: {program} {}: {}{}",
+            arguments.join(OsStr::new(" ")).display(),
+            said(&output.stdout),
+            said(&output.stderr)
+        )
+        .into())
+    };
+    let options = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
+    run("npm", &options.map(OsStr::new))?;
+    // A wrong type fails the build, as it does in Rust.
+    let compiler = Path::new("node_modules/typescript/bin/tsc").as_os_str();
+    run("node", &[compiler, OsStr::new("--noEmit")])?;
+    run("node", &[OsStr::new("build.mjs"), page.as_os_str()])
+}
+
+fn probes() -> Result<(), Box<dyn Error>> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let root = manifest
         .parent()

@@ -7,16 +7,17 @@ use crate::{
     },
     cluster::{self, Cluster},
     credential::{Credentials, catalog::Catalog},
-    ledger::{Writer, read::Reader},
+    ledger::{Last, Writer, read::Reader},
     model::{Gap, NOT_COVERED},
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
-        document::{Document, Retention},
+        document::{Document, Retention, Tls},
     },
     report::{
-        findings::Stream,
-        http::{self, App},
+        access::Token,
+        findings::{Format, Stream},
+        http::{self, App, Security},
         metrics::Metrics,
     },
     sensor::{
@@ -25,7 +26,7 @@ use crate::{
         doctor::{CAPABILITIES, has_capabilities, missed},
         fields::VMLINUX,
         observation::Observation,
-        selftest::self_test,
+        selftest::{Heartbeat, self_test},
     },
     trail::Event,
     watch::{Loaded, Watch},
@@ -48,6 +49,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::sync::Semaphore;
 
 /// What an agent is started with, flags over configuration over defaults.
 #[derive(Debug)]
@@ -58,6 +60,7 @@ pub struct Settings {
     /// Another address, with metrics and health checks only.
     pub metrics_listen: Option<String>,
     pub findings: String,
+    pub findings_format: Format,
     /// Record events to this file, and keep no ledger.
     pub record: Option<PathBuf>,
 }
@@ -69,6 +72,9 @@ pub const LISTEN: &str = "127.0.0.1:9477";
 
 /// The longest that the pipeline waits without looking at the time.
 const WAIT: Duration = Duration::from_millis(200);
+
+/// A cluster that answers has told what it has at which address within this; meanwhile the rings fill.
+const OBJECTS: Duration = Duration::from_secs(1);
 
 /// The catalog of a configuration.
 pub fn catalog(document: &Document, config: Option<&Path>) -> anyhow::Result<Arc<Catalog>> {
@@ -107,13 +113,13 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         document.fingerprint_key_file.as_deref(),
     )?;
     let _lock = lock(&settings.state_dir)?;
-    let (ledger, last_alive) = if settings.record.is_none() {
+    let (ledger, last) = if settings.record.is_none() {
         let (writer, last) = Writer::open(&settings.state_dir, document.retention.clone())?;
         (Some(writer), last)
     } else {
         (None, None)
     };
-    let mut stream = Stream::open(&settings.findings)
+    let mut stream = Stream::open(&settings.findings, settings.findings_format)
         .with_context(|| format!("cannot write findings to {}", settings.findings))?;
     if ledger.is_some() {
         stream.remember(Reader::open(&settings.state_dir)?.finding_counts()?);
@@ -136,8 +142,21 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     // Before the probes: an address in use is told at once.
+    let base = settings.config.as_deref().and_then(Path::parent);
+    let base = base.unwrap_or(Path::new("."));
+    let security = Security {
+        token: document
+            .token_file
+            .as_ref()
+            .map(|file| Token::read(&base.join(file)))
+            .transpose()?,
+        tls: document.tls.as_ref().map(|files| Tls {
+            certificate: base.join(&files.certificate),
+            key: base.join(&files.key),
+        }),
+    };
     let listener = match settings.record {
-        None => Some(runtime.block_on(http::bind(&settings.listen))?),
+        None => Some(runtime.block_on(http::bind(&settings.listen, &security))?),
         Some(_) => None,
     };
     let metrics_listener = match &settings.metrics_listen {
@@ -163,7 +182,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             },
             true,
         ),
-        last_alive,
+        last,
         ready: Arc::clone(&ready),
         stop: Arc::clone(&stop),
     };
@@ -183,6 +202,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             metrics,
             state_dir: settings.state_dir.clone(),
             ready,
+            turns: Semaphore::new(http::TURNS),
         });
         let serving_metrics = async {
             match metrics_listener {
@@ -192,7 +212,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         };
         let serving = async {
             match listener {
-                Some(listener) => http::serve(listener, Arc::clone(&app)).await,
+                Some(listener) => http::serve(listener, Arc::clone(&app), security).await,
                 None => std::future::pending().await,
             }
         };
@@ -219,7 +239,7 @@ struct Parts {
     key: Key,
     catalog: Arc<Catalog>,
     judge: Judge,
-    last_alive: Option<Timestamp>,
+    last: Option<Last>,
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
 }
@@ -239,6 +259,8 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
             "no cgroup v2 file system is mounted: connections and TLS server names are not seen"
         );
     }
+    // Before the probes: of what they see first the group may be gone a moment later.
+    let attribution = Attribution::new(cgroup.clone(), parts.names);
     let rules = parts.catalog.rules();
     let mut sensor = Sensor::start(&Options {
         key: parts.key,
@@ -248,7 +270,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     })?;
     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
     let now = Timestamp::now();
-    let mut events = start_gaps(&sensor, parts.last_alive, now);
+    let mut events = start_gaps(&sensor, parts.last, now);
     for program in sensor.attached() {
         parts.judge.sinks.metrics.attached(
             program.probe.name(),
@@ -263,12 +285,13 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     let own = self_test(&mut sensor, &parts.state_dir, &mut observations)
         .await
         .context("the self-test of the probes failed")?;
-    let attribution = Attribution::new(cgroup, parts.names);
+    attribution.await_objects(OBJECTS);
     let credentials =
         Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
     let mut joiner = Joiner::new(attribution, credentials);
     joiner.environ_is_read = sensor.environ_is_read();
-    events.extend(joiner.adopt(now, own));
+    joiner.own = own;
+    events.extend(joiner.adopt(now));
     observations.retain(|observation| !is_of(observation, own));
     joiner.join(&mut observations, &mut events);
     parts.judge.take(&mut events)?;
@@ -276,10 +299,12 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
     let mut second = Instant::now();
     let mut seconds = 0u64;
+    let mut heartbeat = Heartbeat::new(&parts.state_dir, own);
     while !parts.stop.load(Ordering::Acquire) {
         // What was sent before this is read after it.
         let read_until = Timestamp::now();
         sensor.observe(WAIT, &mut observations).await?;
+        heartbeat.take(&mut observations);
         joiner.join(&mut observations, &mut events);
         joiner.rename(Timestamp::now(), &mut events);
         joiner.give_up(read_until, &mut events);
@@ -306,6 +331,10 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         sensor.close_answers()?;
         let now = Timestamp::now();
         count(&mut sensor, &mut joiner, &parts.judge, now, &mut events)?;
+        joiner.objects(now, &mut events);
+        if heartbeat.beat(&mut sensor)? {
+            events.push(silent(now));
+        }
         events.push(Event::Tick { time: now });
         if seconds.is_multiple_of(3) {
             sensor.sweep_reads(&mut observations)?;
@@ -374,7 +403,10 @@ fn is_of(observation: &Observation, pid: u32) -> bool {
 }
 
 /// What this run cannot know from its start.
-fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) -> Vec<Event> {
+fn start_gaps(sensor: &Sensor, last: Option<Last>, now: Timestamp) -> Vec<Event> {
+    let booted = BootClock::now().at(0);
+    // Of a machine that went down the agent was not the only one to end.
+    let killed = last.is_some_and(|last| !last.in_order && last.alive > booted);
     let gap = |kind: &str, probe: Option<&str>, detail: String, since, until| Event::Gap {
         gap: Gap {
             kind: kind.to_owned(),
@@ -383,39 +415,66 @@ fn start_gaps(sensor: &Sensor, last_alive: Option<Timestamp>, now: Timestamp) ->
             since,
             until,
             count: 0,
+            blind: kind == "agent-down" && killed,
         },
     };
-    let mut gaps = vec![match last_alive {
+    let mut gaps = vec![match last {
         Some(last) => gap(
             "agent-down",
             None,
-            "the agent was not running: what happened meanwhile is unknown, but for what was still open after".to_owned(),
-            last.min(now),
+            format!(
+                "the agent was not running{}: what happened meanwhile is unknown, but for what was still open after",
+                if killed { ", as it was killed or failed" } else { "" }
+            ),
+            last.alive.min(now),
             Some(now),
         ),
         None => gap(
             "started-before-agent",
             None,
             "nothing was observed before the agent first started; of what ran already, environments, open files and open connections were taken in; what was read and closed before is unknown".to_owned(),
-            BootClock::now().at(0),
+            booted,
             Some(now),
         ),
     }];
     for program in sensor.attached() {
         if let Some(error) = &program.error {
-            gaps.push(gap(
+            let mut missing = gap(
                 "probe-missing",
                 Some(program.probe.name()),
                 format!("{}: {error}", program.mechanism),
                 now,
                 None,
-            ));
+            );
+            // A kernel that lacks one hook of several is declared; one without any blinds.
+            let others = sensor.attached().iter();
+            if let Event::Gap { gap } = &mut missing {
+                gap.blind = !others
+                    .filter(|other| other.probe == program.probe)
+                    .any(|other| other.error.is_none());
+            }
+            gaps.push(missing);
         }
     }
     for known in missed(sensor.attached()) {
         gaps.push(gap(NOT_COVERED, None, known, now, None));
     }
     gaps
+}
+
+/// A gap for a file probe that does not tell of the agent's own opens any more.
+fn silent(now: Timestamp) -> Event {
+    Event::Gap {
+        gap: Gap {
+            kind: "probe-silent".to_owned(),
+            probe: Some(Probe::File.name().to_owned()),
+            detail: "the file probe did not tell of a file that the agent opened: it was detached, or is kept from telling".to_owned(),
+            since: now,
+            until: None,
+            count: 0,
+            blind: true,
+        },
+    }
 }
 
 /// Counters of the probes and of the stages after them; what was lost becomes a gap.
@@ -522,13 +581,13 @@ fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Key
     Ok(Key::from_bytes(number.to_be_bytes()))
 }
 
-/// Passes a recording through the same trail and policy. Findings go to `settings.findings`, and
+/// Passes a recording through the same trail and policy. Findings go to `stream`, and
 /// to the ledger of `--state-dir` where one was given.
 pub fn replay(
     file: &Path,
     document: Document,
     catalog: Arc<Catalog>,
-    findings: &str,
+    stream: Stream,
     state_dir: Option<&Path>,
 ) -> anyhow::Result<u64> {
     let text = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -548,7 +607,7 @@ pub fn replay(
         Sinks {
             ledger,
             metrics: Arc::new(Metrics::new()?),
-            stream: Stream::open(findings)?,
+            stream,
             record: None,
         },
         false,

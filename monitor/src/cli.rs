@@ -2,9 +2,13 @@
 
 use crate::{
     agent::{self, LISTEN, STATE_DIR, Settings},
-    ledger::read::{QueryError, Range, Reader},
-    policy::document::Document,
-    report::table,
+    ledger::read::{About, QueryError, Range, Reader},
+    policy::{Policy, document::Document, suggest::suggest, trial::try_on},
+    report::{
+        dot,
+        findings::{Format, Stream},
+        table,
+    },
     sensor::doctor,
     time,
 };
@@ -61,6 +65,14 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Copy the ledger to a file, while the agent goes on writing
+    Backup {
+        /// The copy; it must not be there yet
+        file: PathBuf,
+        /// The agent's state directory
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: PathBuf,
+    },
     /// Write what is observed to a file, until interrupted
     Record {
         file: PathBuf,
@@ -80,6 +92,8 @@ enum Command {
         /// Where findings go: a file, or - for standard output
         #[arg(long, value_name = "FILE|-", default_value = "-")]
         findings: String,
+        #[arg(long, value_enum, default_value_t)]
+        findings_format: Format,
     },
 }
 
@@ -100,6 +114,9 @@ struct RunArgs {
     /// Where findings go: a file, or - for standard output [default: -]
     #[arg(long, value_name = "FILE|-")]
     findings: Option<String>,
+    /// How findings are written [default: json]
+    #[arg(long, value_enum)]
+    findings_format: Option<Format>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -111,7 +128,7 @@ enum QueryCommand {
         #[command(flatten)]
         range: RangeArgs,
         #[command(flatten)]
-        store: StoreArgs,
+        store: GraphArgs,
     },
     /// Where a credential went
     Where {
@@ -120,7 +137,7 @@ enum QueryCommand {
         #[command(flatten)]
         range: RangeArgs,
         #[command(flatten)]
-        store: StoreArgs,
+        store: GraphArgs,
     },
     /// What a credential was minted from, what was minted with it, and where all of that went
     Chain {
@@ -129,7 +146,17 @@ enum QueryCommand {
         #[command(flatten)]
         range: RangeArgs,
         #[command(flatten)]
-        store: StoreArgs,
+        store: GraphArgs,
+    },
+    /// Who was new to a credential after a time, and where it was newly taken
+    FirstUse {
+        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        credential: String,
+        /// RFC 3339, or how long ago: 2h, 7d
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        after: Timestamp,
+        #[command(flatten)]
+        store: GraphArgs,
     },
     /// Which credentials a workload held, and where it took them
     BlastRadius {
@@ -138,7 +165,7 @@ enum QueryCommand {
         #[command(flatten)]
         range: RangeArgs,
         #[command(flatten)]
-        store: StoreArgs,
+        store: GraphArgs,
     },
     /// What happened, oldest first
     Timeline {
@@ -149,14 +176,33 @@ enum QueryCommand {
         #[command(flatten)]
         range: RangeArgs,
         #[command(flatten)]
-        store: StoreArgs,
+        store: GraphArgs,
     },
 }
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Say what is wrong with a file of expectations
+    /// Say what is wrong with a file of expectations, or a directory of them
     Check { file: PathBuf },
+    /// Print expectations drawn from what was recorded, for a person to review
+    Suggest {
+        /// What the agent runs with: its catalog names the classes
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        range: RangeArgs,
+        /// The agent's state directory
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: PathBuf,
+    },
+    /// Say what a file of expectations would have flagged of what was recorded
+    Test {
+        file: PathBuf,
+        #[command(flatten)]
+        range: RangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -187,11 +233,30 @@ struct StoreArgs {
     state_dir: PathBuf,
 }
 
+/// As [`StoreArgs`], for answers that are graphs.
+#[derive(Debug, Args)]
+struct GraphArgs {
+    #[arg(long, value_enum, default_value_t)]
+    output: GraphOutput,
+    /// The agent's state directory
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Output {
     #[default]
     Table,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum GraphOutput {
+    #[default]
+    Table,
+    Json,
+    /// A graph for Graphviz
+    Dot,
 }
 
 fn moment(text: &str) -> Result<Timestamp, String> {
@@ -243,7 +308,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run_agent(args),
         Command::Query { query } => ask(query),
         Command::Inventory { store } => {
-            let reader = open(&store)?;
+            let reader = open(&store.state_dir)?;
             let answer = reader.inventory(Timestamp::now())?;
             print(store.output, &answer, table::inventory)
         }
@@ -257,20 +322,19 @@ fn run(command: Command) -> Result<(), Failure> {
                     known.join(", ")
                 )));
             }
-            let answer = open(&store)?.findings(rule.as_deref(), range.range())?;
+            let answer = open(&store.state_dir)?.findings(
+                About {
+                    rule: rule.as_deref(),
+                    ..About::default()
+                },
+                range.range(),
+            )?;
             print(store.output, &answer, table::findings)
         }
-        Command::Policy {
-            policy: PolicyCommand::Check { file },
-        } => {
-            let document = load(Some(&file))?;
-            agent::catalog(&document, Some(&file)).map_err(usage)?;
-            anstream::println!(
-                "{}: right; {} credentials, {} authenticators",
-                file.display(),
-                document.credentials.len(),
-                document.authenticators.len()
-            );
+        Command::Policy { policy } => on_policy(policy),
+        Command::Backup { file, state_dir } => {
+            open(&state_dir)?.back_up(&file).map_err(QueryError::from)?;
+            anstream::println!("{}: written", file.display());
             Ok(())
         }
         Command::Doctor { output } => {
@@ -294,6 +358,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 listen: LISTEN.to_owned(),
                 metrics_listen: None,
                 findings: "-".to_owned(),
+                findings_format: Format::Json,
                 record: Some(file),
             };
             agent::run(&settings, document).map_err(failed)
@@ -303,10 +368,13 @@ fn run(command: Command) -> Result<(), Failure> {
             config,
             state_dir,
             findings,
+            findings_format,
         } => {
             let document = load(config.as_deref())?;
             let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
-            let count = agent::replay(&file, document, catalog, &findings, state_dir.as_deref())
+            let stream = Stream::open(&findings, findings_format)
+                .map_err(|error| Failure::Failed(format!("cannot write to {findings}: {error}")))?;
+            let count = agent::replay(&file, document, catalog, stream, state_dir.as_deref())
                 .map_err(failed)?;
             anstream::eprintln!("{}: {count} events replayed", file.display());
             Ok(())
@@ -331,6 +399,10 @@ fn run_agent(args: RunArgs) -> Result<(), Failure> {
             .findings
             .or_else(|| document.findings.clone())
             .unwrap_or_else(|| "-".to_owned()),
+        findings_format: args
+            .findings_format
+            .or(document.findings_format)
+            .unwrap_or_default(),
         record: None,
     };
     agent::run(&settings, document).map_err(|error| {
@@ -362,8 +434,44 @@ fn usage(error: anyhow::Error) -> Failure {
     Failure::Usage(format!("{error:#}"))
 }
 
-fn open(store: &StoreArgs) -> Result<Reader, Failure> {
-    Reader::open(&store.state_dir).map_err(|error| Failure::Failed(error.to_string()))
+fn open(state_dir: &Path) -> Result<Reader, Failure> {
+    Reader::open(state_dir).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+fn on_policy(command: PolicyCommand) -> Result<(), Failure> {
+    match command {
+        PolicyCommand::Check { file } => {
+            let document = load(Some(&file))?;
+            let catalog = agent::catalog(&document, Some(&file)).map_err(usage)?;
+            for doubt in document.doubts(&catalog) {
+                anstream::eprintln!("{}: {doubt}", file.display());
+            }
+            anstream::println!(
+                "{}: right; {} credentials, {} authenticators",
+                file.display(),
+                document.credentials.len(),
+                document.authenticators.len()
+            );
+            Ok(())
+        }
+        PolicyCommand::Suggest {
+            config,
+            range,
+            state_dir,
+        } => {
+            let document = load(config.as_deref())?;
+            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
+            let history = open(&state_dir)?.history(range.range())?;
+            write_out(&suggest(&history, &catalog))
+        }
+        PolicyCommand::Test { file, range, store } => {
+            let document = load(Some(&file))?;
+            let catalog = agent::catalog(&document, Some(&file)).map_err(usage)?;
+            let history = open(&store.state_dir)?.history(range.range())?;
+            let mut policy = Policy::new(document, catalog);
+            print(store.output, &try_on(&mut policy, history), table::trial)
+        }
+    }
 }
 
 fn ask(query: QueryCommand) -> Result<(), Failure> {
@@ -373,32 +481,45 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store)?.who(&credential, range.range())?;
-            print(store.output, &answer, table::who)
+            let answer = open(&store.state_dir)?.who(&credential, range.range())?;
+            show(store.output, &answer, table::who, dot::who)
         }
         QueryCommand::Where {
             credential,
             range,
             store,
         } => {
-            let answer = open(&store)?.where_to(&credential, range.range())?;
-            print(store.output, &answer, table::where_to)
+            let answer = open(&store.state_dir)?.where_to(&credential, range.range())?;
+            show(store.output, &answer, table::where_to, dot::where_to)
         }
         QueryCommand::Chain {
             credential,
             range,
             store,
         } => {
-            let answer = open(&store)?.chain(&credential, range.range())?;
-            print(store.output, &answer, table::chain)
+            let answer = open(&store.state_dir)?.chain(&credential, range.range())?;
+            show(store.output, &answer, table::chain, dot::chain)
+        }
+        QueryCommand::FirstUse {
+            credential,
+            after,
+            store,
+        } => {
+            let answer = open(&store.state_dir)?.first_use(&credential, after)?;
+            show(store.output, &answer, table::first_use, dot::first_use)
         }
         QueryCommand::BlastRadius {
             workload,
             range,
             store,
         } => {
-            let answer = open(&store)?.blast_radius(&workload, range.range())?;
-            print(store.output, &answer, table::blast_radius)
+            let answer = open(&store.state_dir)?.blast_radius(&workload, range.range())?;
+            show(
+                store.output,
+                &answer,
+                table::blast_radius,
+                dot::blast_radius,
+            )
         }
         QueryCommand::Timeline {
             credential,
@@ -406,25 +527,42 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store)?.timeline(
+            let answer = open(&store.state_dir)?.timeline(
                 credential.as_deref(),
                 workload.as_deref(),
                 range.range(),
             )?;
-            print(store.output, &answer, table::timeline)
+            show(store.output, &answer, table::timeline, dot::timeline)
         }
     }
 }
 
+fn show<T: Serialize>(
+    output: GraphOutput,
+    answer: &T,
+    table: fn(&T) -> String,
+    dot: fn(&T) -> String,
+) -> Result<(), Failure> {
+    match output {
+        GraphOutput::Table => print(Output::Table, answer, table),
+        GraphOutput::Json => print(Output::Json, answer, table),
+        GraphOutput::Dot => write_out(&dot(answer)),
+    }
+}
+
 fn print<T: Serialize>(output: Output, answer: &T, show: fn(&T) -> String) -> Result<(), Failure> {
-    let mut out = anstream::stdout();
-    let written = match output {
-        Output::Table => out.write_all(show(answer).as_bytes()),
-        Output::Json => serde_json::to_string_pretty(answer)
-            .map_err(std::io::Error::from)
-            .and_then(|text| writeln!(out, "{text}")),
-    };
-    match written {
+    match output {
+        Output::Table => write_out(&show(answer)),
+        Output::Json => {
+            let text = serde_json::to_string_pretty(answer)
+                .map_err(|error| Failure::Failed(format!("cannot write the answer: {error}")))?;
+            write_out(&(text + "\n"))
+        }
+    }
+}
+
+fn write_out(text: &str) -> Result<(), Failure> {
+    match anstream::stdout().write_all(text.as_bytes()) {
         // Whoever reads with `head` has enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(Failure::Failed(format!("cannot write the answer: {error}"))),

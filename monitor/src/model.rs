@@ -79,6 +79,12 @@ words! {
     Look { Environ = "environ", Memory = "memory", Trace = "trace", }
 }
 words! {
+    /// Why an executable is not to be trusted.
+    Untrusted {
+        Memory = "memory", Deleted = "deleted", Added = "added", Temporary = "temporary",
+    }
+}
+words! {
     Transport { Tcp = "tcp", Udp = "udp", }
 }
 words! {
@@ -108,6 +114,9 @@ pub struct Workload {
     pub unit: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Not all of its name has been told yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 impl Workload {
@@ -122,6 +131,7 @@ impl Workload {
             service_account: None,
             unit: None,
             image: None,
+            partial: false,
         }
     }
 
@@ -260,7 +270,7 @@ pub struct Destination {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disputed: Vec<Named>,
     /// What Kubernetes has at the address: `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod`, `NAME.node`. It
-    /// is the name as well where nobody says a better one.
+    /// is the name as well where nobody says a better one. `?` where it has not told yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
 }
@@ -299,10 +309,22 @@ impl Destination {
     /// The same, with what Kubernetes has there.
     pub fn with_object(mut self, object: Option<String>) -> Self {
         if let Some(object) = &object {
+            self.take_object(object);
+        }
+        self
+    }
+
+    /// Takes what Kubernetes has there.
+    pub fn take_object(&mut self, object: &str) {
+        if object != ANOTHER {
             self.take_name(object, NameSource::Kubernetes);
         }
-        self.object = object;
-        self
+        self.object = Some(object.to_owned());
+    }
+
+    /// Whether Kubernetes may have something there, and has not told what.
+    pub fn is_untold(&self) -> bool {
+        self.object.as_deref() == Some(ANOTHER)
     }
 
     /// Takes a name from a source. The first to come stays, unless the later one is nearer to the
@@ -369,6 +391,9 @@ pub struct Gap {
     /// Events known to be missing; 0 where that cannot be told.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub count: u64,
+    /// The agent is or was blinded by it: a finding as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blind: bool,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -399,6 +424,13 @@ pub struct Use {
     /// When the file was last written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modified: Option<Timestamp>,
+    /// What is wrong with the executable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untrusted: Option<Untrusted>,
+    /// The credential was put there for the reader: a variable of its environment, a file that was mounted
+    /// into its container by itself, or what the class is for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given: bool,
 }
 
 /// An interactive login: a process with a controlling terminal.
@@ -471,8 +503,12 @@ pub struct Finding {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
     pub workload: Workload,
-    pub process: Process,
-    pub credential: Credential,
+    /// Absent where no single process did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// Absent where it is about no single one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<Destination>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

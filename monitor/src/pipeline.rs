@@ -6,10 +6,10 @@ use crate::{
     credential::{Credentials, Opened, Variable, View},
     ledger::{Entry, Writer},
     model::{
-        ANOTHER, Destination, Evidence, Finding, Gap, NameSource, Place, Source, Subject,
-        Transport, Use, Workload,
+        ANOTHER, Destination, Evidence, Finding, Gap, Look, Mint, NameSource, Place, Source,
+        Subject, Transport, Use, Workload,
     },
-    policy::{Policy, document::Document},
+    policy::{Judged, Policy, document::Document},
     recent::Recent,
     report::{findings::Stream, metrics::Metrics},
     sensor::{
@@ -49,8 +49,14 @@ pub struct Joiner {
     pub tls: Vec<Candidate>,
     /// Names of servers, by their fingerprint.
     servers: Recent<u64, String>,
+    /// The agent's own number.
+    pub own: u32,
     /// What was presented and waits to be told on which socket, by its write.
     presented: BTreeMap<u64, Vec<Waiting>>,
+    /// Addresses at which a cluster had nothing, as far as it had told, when they were connected to.
+    unknown: HashMap<IpAddr, Timestamp>,
+    /// The cluster had not told everything.
+    untold: bool,
 }
 
 /// What was presented, but for where.
@@ -68,6 +74,10 @@ struct Waiting {
 
 /// A packet leaves with the write, or not at all: no longer than this.
 const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(250);
+/// A cluster tells of a new object within this.
+const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(10);
+/// Addresses remembered for that.
+const UNKNOWN: usize = 4096;
 /// Server names remembered.
 const SERVERS: usize = 16_384;
 
@@ -91,7 +101,10 @@ impl Joiner {
             environ_is_read: false,
             tls: Vec::new(),
             servers: Recent::new(SERVERS),
+            own: 0,
             presented: BTreeMap::new(),
+            unknown: HashMap::new(),
+            untold: false,
         }
     }
 
@@ -123,7 +136,7 @@ impl Joiner {
     /// The event of what was presented, and on which connection.
     fn told(&mut self, mut waiting: Waiting, connection: Option<u64>) -> Event {
         // It may have been named while it waited, and nobody renames it after this.
-        if waiting.who.workload.is_unnamed() {
+        if waiting.who.workload.partial {
             let now = self.attribution.workload(waiting.who.subject);
             if now.is_contained() && !now.is_unnamed() {
                 waiting.who.workload = now;
@@ -140,9 +153,42 @@ impl Joiner {
         }
     }
 
-    fn destination(&self, address: IpAddr, port: u16, transport: Transport) -> Destination {
-        Destination::unnamed(address, port, transport)
-            .with_object(self.attribution.object_at(address))
+    fn destination(
+        &mut self,
+        time: Timestamp,
+        address: IpAddr,
+        port: u16,
+        transport: Transport,
+    ) -> Destination {
+        let destination = Destination::unnamed(address, port, transport)
+            .with_object(self.attribution.object_at(address));
+        let unknown = destination.object.is_none() || destination.is_untold();
+        if unknown
+            && self.attribution.objects_are_told().is_some()
+            && (self.unknown.len() < UNKNOWN || self.unknown.contains_key(&address))
+        {
+            self.untold |= destination.is_untold();
+            self.unknown.insert(address, time);
+        }
+        destination
+    }
+
+    /// An event for what a cluster has told since of addresses that were connected to.
+    pub fn objects(&mut self, time: Timestamp, events: &mut Vec<Event>) {
+        if self.unknown.is_empty() || self.attribution.objects_are_told() != Some(true) {
+            return;
+        }
+        let mut objects = BTreeMap::new();
+        self.unknown.retain(|address, since| {
+            if let Some(object) = self.attribution.object_at(*address) {
+                objects.insert(*address, object);
+                return false;
+            }
+            time.duration_since(*since).abs() < TOLD_WITHIN
+        });
+        if !objects.is_empty() || std::mem::take(&mut self.untold) {
+            events.push(Event::Objects { time, objects });
+        }
     }
 
     fn server_of(&mut self, fingerprint: u64) -> Option<String> {
@@ -166,7 +212,7 @@ impl Joiner {
 
     /// Events for what already runs: its processes, their environments, the credential files that
     /// they have open, and their connections.
-    pub fn adopt(&mut self, now: Timestamp, own: u32) -> Vec<Event> {
+    pub fn adopt(&mut self, now: Timestamp) -> Vec<Event> {
         let mut events = Vec::new();
         let subjects = self.attribution.scan();
         for subject in &subjects {
@@ -176,7 +222,7 @@ impl Joiner {
         }
         let mut connections = running::Connections::default();
         for subject in subjects {
-            if subject.pid == own {
+            if subject.pid == self.own {
                 continue;
             }
             for (credential, place) in self.credentials.in_running(subject.pid) {
@@ -203,7 +249,7 @@ impl Joiner {
                     who: self.who(subject),
                     // No cookie is so large.
                     connection: inode | 1 << 63,
-                    destination: self.destination(to.address, to.port, to.transport),
+                    destination: self.destination(now, to.address, to.port, to.transport),
                     stdin: None,
                 });
             }
@@ -272,9 +318,17 @@ impl Joiner {
                     look,
                 } => {
                     self.attribution.ensure(&stamp);
-                    if let Some(victim) = self.attribution.target(stamp.subject, target)
-                        && victim != stamp.subject
-                    {
+                    let victim = self
+                        .attribution
+                        .target(stamp.subject, target)
+                        .filter(|victim| *victim != stamp.subject);
+                    let Some(victim) = victim else { continue };
+                    if victim.pid == self.own {
+                        // Whoever lists processes reads environments.
+                        if look != Look::Environ {
+                            events.push(self.tampered(&stamp, look));
+                        }
+                    } else {
                         events.push(Event::Foreign {
                             time: stamp.time,
                             who: self.who(stamp.subject),
@@ -400,7 +454,7 @@ impl Joiner {
                         time: stamp.time,
                         who: self.who(stamp.subject),
                         connection: connection_id(cookie, transport, &stamp, port),
-                        destination: self.destination(address, port, transport),
+                        destination: self.destination(stamp.time, address, port, transport),
                         stdin,
                     });
                 }
@@ -425,6 +479,31 @@ impl Joiner {
                     });
                 }
             }
+        }
+    }
+
+    /// A gap for a look into the agent's own memory: what it says since is not to be relied on.
+    fn tampered(&self, stamp: &Stamp, look: Look) -> Event {
+        let who = self.who(stamp.subject);
+        let how = match look {
+            Look::Trace => "traced the agent",
+            Look::Environ | Look::Memory => "opened the memory of the agent",
+        };
+        Event::Gap {
+            gap: Gap {
+                kind: "agent-tampered".to_owned(),
+                probe: None,
+                detail: format!(
+                    "{} ({}, uid {}) {how}",
+                    who.workload.key(),
+                    who.process.exe,
+                    who.process.uid
+                ),
+                since: stamp.time,
+                until: Some(stamp.time),
+                count: 0,
+                blind: true,
+            },
         }
     }
 
@@ -647,6 +726,10 @@ impl Joiner {
                 .is_usual(&credential.class, &entry.exe)
         });
         let pod_uid = entry.and_then(|entry| entry.group.pod_uid.clone());
+        let given = place.source != Source::File
+            || usual
+            || self.attribution.is_mounted(subject, &place.place);
+        let untrusted = self.attribution.untrusted(subject);
         let home = self.bring_home(&mut credential).map(Box::new);
         Event::PickUp {
             time,
@@ -661,6 +744,8 @@ impl Joiner {
             home,
             pod_uid,
             modified: None,
+            untrusted,
+            given,
         }
     }
 
@@ -702,10 +787,35 @@ pub struct Sinks {
     pub record: Option<BufWriter<File>>,
 }
 
-/// Uses that wait for a name at most, and workloads without one that are remembered.
+/// Uses and mintings that wait for a name at most, and workloads without one that are remembered.
 const HELD: usize = 4096;
-/// A use waits for a name no longer.
+/// What can be judged without a name waits for one no longer.
 const NAMED_WITHIN: SignedDuration = SignedDuration::from_secs(5);
+/// What cannot is told as doubtful after this: names are asked for about as long.
+const IN_DOUBT: SignedDuration = SignedDuration::from_mins(11);
+
+/// What is judged by who did it.
+#[derive(Debug)]
+enum Deed {
+    Use(Box<Use>),
+    Mint(Box<Mint>),
+}
+
+impl Deed {
+    fn workload(&mut self) -> &mut Workload {
+        match self {
+            Self::Use(used) => &mut used.workload,
+            Self::Mint(mint) => &mut mint.workload,
+        }
+    }
+
+    fn time(&self) -> Timestamp {
+        match self {
+            Self::Use(used) => used.time,
+            Self::Mint(mint) => mint.time,
+        }
+    }
+}
 
 /// The trail, the policy, and where their outcomes go.
 #[derive(Debug)]
@@ -715,8 +825,10 @@ pub struct Judge {
     pub sinks: Sinks,
     /// Processes that talk to an authenticator, since they were last taken.
     pub asking: Vec<u32>,
-    /// Uses by workloads that are going to be named in a moment.
-    held: VecDeque<Box<Use>>,
+    /// What workloads did that are going to be named in a moment.
+    held: VecDeque<Deed>,
+    /// What hangs on a name that was not told in a moment.
+    doubtful: VecDeque<Deed>,
     /// Workloads that nobody knows a name of.
     nameless: HashSet<Workload>,
     /// Whether now is the time of the events: in a replay it is not.
@@ -731,6 +843,7 @@ impl Judge {
             sinks,
             asking: Vec::new(),
             held: VecDeque::new(),
+            doubtful: VecDeque::new(),
             nameless: HashSet::new(),
             live,
         }
@@ -745,8 +858,7 @@ impl Judge {
                 record.write_all(b"\n")?;
             }
             if let Event::Tick { time } = &event {
-                // A recording may have any time.
-                self.judge_held(time.checked_sub(NAMED_WITHIN).unwrap_or(*time));
+                self.judge_held(*time);
             }
             self.trail.take(event, &mut outcomes);
             for outcome in outcomes.drain(..) {
@@ -766,17 +878,8 @@ impl Judge {
                 self.sinks.metrics.used(&used);
                 let time = used.time;
                 self.sinks.write(Entry::Use(used.clone()));
-                // Whether it may is judged by its name, and that may come in a moment.
-                let waits = used.workload.is_unnamed()
-                    && !self.nameless.contains(&used.workload)
-                    && self.held.len() < HELD;
-                let found = if waits {
-                    self.held.push_back(used);
-                    Vec::new()
-                } else {
-                    self.policy.judge_use(&used)
-                };
-                (time, found)
+                self.judge_when_named(Deed::Use(used));
+                (time, Vec::new())
             }
             Outcome::Hop(mut hop) => {
                 self.policy.name(&mut hop.credential);
@@ -802,16 +905,18 @@ impl Judge {
             }
             Outcome::Mint(mut mint) => {
                 self.policy.name_mint(&mut mint);
-                let found = self.policy.judge_mint(&mint);
                 let time = mint.time;
-                self.sinks.write(Entry::Mint(mint));
-                (time, found)
+                self.sinks.write(Entry::Mint(mint.clone()));
+                self.judge_when_named(Deed::Mint(mint));
+                (time, Vec::new())
             }
             Outcome::Renamed(both) => {
                 self.rename(*both);
                 return;
             }
             Outcome::Gap(gap) => {
+                let found = self.policy.judge_gap(&gap);
+                self.tell(found.into_iter().collect());
                 self.sinks.write(Entry::Gap(gap));
                 return;
             }
@@ -843,28 +948,91 @@ impl Judge {
             self.sinks
                 .write(Entry::Renamed(Box::new([old.clone(), new.clone()])));
         }
-        let (named, waiting): (VecDeque<_>, _) = std::mem::take(&mut self.held)
-            .into_iter()
-            .partition(|used| used.workload == old);
-        self.held = waiting;
-        for mut used in named {
-            used.workload.clone_from(&new);
-            let found = self.policy.judge_use(&used);
+        for mut deed in take_of(&mut self.held, &old) {
+            deed.workload().clone_from(&new);
+            if new.partial && old != new {
+                self.held.push_back(deed);
+            } else {
+                self.judge_deed(deed);
+            }
+        }
+        for mut deed in take_of(&mut self.doubtful, &old) {
+            deed.workload().clone_from(&new);
+            self.judge_doer(deed);
+        }
+    }
+
+    /// Whether somebody may is judged by his name, and that may come in a moment.
+    fn judge_when_named(&mut self, mut deed: Deed) {
+        let workload = deed.workload();
+        if workload.partial && !self.nameless.contains(workload) && self.held.len() < HELD {
+            self.held.push_back(deed);
+        } else {
+            self.judge_deed(deed);
+        }
+    }
+
+    fn judge_deed(&mut self, deed: Deed) {
+        if let Deed::Use(used) = &deed {
+            let found = self.policy.judge_use(used);
             self.tell(found);
+        }
+        self.judge_doer(deed);
+    }
+
+    fn judge_doer(&mut self, deed: Deed) {
+        match self.judged(&deed) {
+            Judged::Fine => {}
+            Judged::Breaks(found) => self.tell(vec![found]),
+            Judged::Doubtful(_) => {
+                self.doubtful.push_back(deed);
+                if self.doubtful.len() > HELD {
+                    self.tell_doubtful(Timestamp::MIN, 1);
+                }
+            }
+        }
+    }
+
+    fn judged(&self, deed: &Deed) -> Judged {
+        match deed {
+            Deed::Use(used) => self.policy.judge_reader(used),
+            Deed::Mint(mint) => self.policy.judge_mint(mint),
+        }
+    }
+
+    /// Tells what was in doubt since before a time, and at least so many of it.
+    fn tell_doubtful(&mut self, before: Timestamp, at_least: usize) {
+        let mut told = 0;
+        while let Some(deed) = self
+            .doubtful
+            .pop_front_if(|deed| told < at_least || deed.time() < before)
+        {
+            told += 1;
+            match self.judged(&deed) {
+                Judged::Fine => {}
+                Judged::Breaks(found) | Judged::Doubtful(found) => self.tell(vec![found]),
+            }
         }
     }
 
     /// Nothing comes any more: what has waited is judged as it is.
     pub fn finish(&mut self) {
-        self.judge_held(Timestamp::MAX);
+        while let Some(deed) = self.held.pop_front() {
+            self.judge_deed(deed);
+        }
+        self.tell_doubtful(Timestamp::MAX, 0);
+        self.sinks.write(Entry::End);
     }
 
-    /// Judges what has waited for a name since before a time.
-    fn judge_held(&mut self, before: Timestamp) {
-        while let Some(used) = self.held.pop_front_if(|used| used.time < before) {
-            let found = self.policy.judge_use(&used);
-            self.tell(found);
+    /// Judges what has waited for a name for long enough.
+    fn judge_held(&mut self, now: Timestamp) {
+        // A recording may have any time.
+        let before = |wait| now.checked_sub(wait).unwrap_or(now);
+        let end = before(NAMED_WITHIN);
+        while let Some(deed) = self.held.pop_front_if(|deed| deed.time() < end) {
+            self.judge_deed(deed);
         }
+        self.tell_doubtful(before(IN_DOUBT), 0);
     }
 
     /// Uses other expectations from now on.
@@ -883,6 +1051,18 @@ impl Sinks {
             ledger.write(entry);
         }
     }
+}
+
+/// Takes out what a workload did.
+fn take_of(deeds: &mut VecDeque<Deed>, workload: &Workload) -> VecDeque<Deed> {
+    let (of_it, rest) = std::mem::take(deeds)
+        .into_iter()
+        .partition(|deed| match deed {
+            Deed::Use(used) => used.workload == *workload,
+            Deed::Mint(mint) => mint.workload == *workload,
+        });
+    *deeds = rest;
+    of_it
 }
 
 /// A gap for events that a probe lost.
@@ -910,5 +1090,6 @@ pub fn lost(
         since,
         until: Some(until),
         count,
+        blind: stage == "ring",
     }
 }

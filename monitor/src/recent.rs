@@ -31,6 +31,14 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.new.get(key)
     }
 
+    /// The value of a key, which is not kept any longer for it.
+    pub fn peek<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.new.get(key).or_else(|| self.old.get(key))
+    }
+
     pub fn contains<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,

@@ -123,6 +123,20 @@ impl Agent {
         Ok((status, body.to_owned()))
     }
 
+    /// Waits until it has loaded a configuration that was changed.
+    pub fn await_loaded(&self) -> Result<()> {
+        wait_for(
+            "the configuration is loaded again",
+            Duration::from_secs(10),
+            || {
+                let told = self
+                    .log_text()
+                    .contains("the configuration was loaded again");
+                Ok(told.then_some(()))
+            },
+        )
+    }
+
     /// A question of the CLI to this agent's ledger.
     pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
         Ok(Command::new(binary()?)

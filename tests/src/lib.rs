@@ -29,6 +29,18 @@ pub fn wait_for<T>(
     }
 }
 
+/// A port of loopback that is free; nobody else takes it in the moment between.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port())
+}
+
+/// The folder of the workspace.
+pub fn root() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// The path of a client program.
 pub fn client(name: &str) -> String {
     format!("{}/clients/{name}", env!("CARGO_MANIFEST_DIR"))

@@ -183,3 +183,102 @@ fn names_in_a_churn_of_pods() -> Result<()> {
     ensure!(named > 0, "nobody was named");
     Ok(())
 }
+
+/// Ways around a probe, from inside a container: files that are mounted into it, and files of its own overlay.
+#[test]
+fn evasions_from_inside() -> Result<()> {
+    let Some(containerd) = Containerd::start()? else {
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let secrets = directory.path().join("secrets");
+    std::fs::create_dir(&secrets)?;
+    let mounted = "FAKE-token-that-is-mounted-0001";
+    std::fs::write(secrets.join("token"), mounted)?;
+    let config = directory.path().join("keytrail.yaml");
+    std::fs::write(
+        &config,
+        format!("credentials: [ {{ name: lab, match: {{ file: '{SECRET}/*' }} }} ]\n"),
+    )?;
+    let agent = Agent::start(
+        directory.path(),
+        &["--config", &config.display().to_string()],
+    )?;
+    let pod = containerd.pod("evasions", "evader")?;
+    let bind = Bind {
+        host: &secrets,
+        container: SECRET,
+    };
+    let of_mount = [
+        ("its-own-name", format!("cat {SECRET}/token")),
+        (
+            "a-symbolic-link",
+            format!("ln -s {SECRET}/token /x; cat /x"),
+        ),
+        (
+            "a-relative-path",
+            format!("cd {SECRET}/..; cat lab/../lab/token"),
+        ),
+        ("its-own-root", format!("cat /proc/self/root{SECRET}/token")),
+        (
+            "a-descriptor",
+            format!("exec 3<{SECRET}/token; cat /proc/self/fd/3"),
+        ),
+    ];
+    let of_overlay = [
+        ("written-and-read", "cat /root/.netrc"),
+        ("a-hard-link", "ln /root/.netrc /innocent; cat /innocent"),
+        ("a-rename", "mv /root/.netrc /innocent; cat /innocent"),
+    ];
+    let is_by = |used: &Value, name: &str| {
+        used["source"] == "file"
+            && used["workload"]["container"] == name
+            && used["workload"]["pod"] == "evader"
+            && used["workload"]["namespace"] == "evasions"
+    };
+    for (name, script) in &of_mount {
+        let id = containerd.run(&pod, name, script, &[bind])?;
+        containerd.wait(&id).with_context(|| (*name).to_owned())?;
+    }
+    let known = agent.id_of(mounted)?;
+    for (name, _) in &of_mount {
+        agent
+            .await_json(&["query", "who", &known], |answer| {
+                uses(answer).any(|used| is_by(used, name))
+            })
+            .with_context(|| format!("by {name}"))?;
+    }
+    for (name, script) in of_overlay {
+        let secret = format!("FAKE-password-{name}-00001");
+        // What was written is read once under its own name, and by another when the agent has learned it.
+        let flags = directory.path().join(format!("flags-{name}"));
+        std::fs::create_dir(&flags)?;
+        let flag = Bind {
+            host: &flags,
+            container: "/flags",
+        };
+        let script = format!(
+            "mkdir -p /root; echo 'machine a.example login b password {secret}' > /root/.netrc; cat /root/.netrc >/dev/null; until [ -e /flags/go ]; do usleep 10000; done; {script} >/dev/null; until [ -e /flags/end ]; do usleep 10000; done"
+        );
+        let id = containerd.run(&pod, name, &script, &[flag])?;
+        let known = agent.id_of(&secret)?;
+        let count = |wanted: u64| {
+            agent
+                .await_json(&["query", "who", &known], |answer| {
+                    uses(answer)
+                        .filter(|used| is_by(used, name))
+                        .filter_map(|used| used["count"].as_u64())
+                        .sum::<u64>()
+                        >= wanted
+                })
+                .with_context(|| format!("in an overlay, by {name}, {wanted} uses"))
+        };
+        count(1)?;
+        std::fs::write(flags.join("go"), "")?;
+        // With the container its overlay goes, and what is in it cannot be read any more.
+        count(2)?;
+        std::fs::write(flags.join("end"), "")?;
+        containerd.wait(&id).with_context(|| name.to_owned())?;
+    }
+    containerd.remove(pod)
+}

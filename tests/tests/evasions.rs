@@ -733,8 +733,8 @@ fn reused(scene: &Scene) -> Result<Came> {
     Ok(Came::Seen)
 }
 
-/// The process of a scenario's hop, by its executable.
-fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Came> {
+/// The process of a scenario's hop, by its executable; gives the hop.
+fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Value> {
     let answer = scene
         .agent
         .await_json(&["query", "where", &key.id()], |answer| {
@@ -743,7 +743,7 @@ fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Came> {
     let hop = hop_of(&answer, key, "").context("the hop")?;
     let exe = hop["process"]["exe"].as_str().unwrap_or_default();
     ensure!(exe.contains(wanted), "{hop}");
-    Ok(Came::Seen)
+    Ok(hop.clone())
 }
 
 fn in_memory(scene: &Scene) -> Result<Came> {
@@ -759,7 +759,12 @@ fn in_memory(scene: &Scene) -> Result<Came> {
         .strip_prefix(&actor.display().to_string())
         .context("the actor")?;
     unit.sh(&format!("{} --in-memory -- {rest}", actor.display()), &[])?;
-    by_executable(scene, &key, "memfd:")
+    let hop = by_executable(scene, &key, "memfd:")?;
+    let finding = scene.agent.await_finding(|finding| {
+        finding["rule"] == "untrusted-binary" && finding["credential"]["id"] == hop["credential"]
+    })?;
+    ensure!(finding["severity"] == "high", "{finding}");
+    Ok(Came::Seen)
 }
 
 fn deleted(scene: &Scene) -> Result<Came> {
@@ -776,7 +781,8 @@ fn deleted(scene: &Scene) -> Result<Came> {
         .strip_prefix(&scene.actor()?.display().to_string())
         .context("the actor")?;
     unit.sh(&format!("{} --unlink {rest}", copy.display()), &[])?;
-    by_executable(scene, &key, "gone")
+    by_executable(scene, &key, "gone")?;
+    Ok(Came::Seen)
 }
 
 fn short_lived(scene: &Scene) -> Result<Came> {

@@ -232,22 +232,29 @@ fn with_no_other_capabilities_than_doctor_names() -> Result<()> {
 #[test]
 fn a_damaged_and_a_newer_ledger() -> Result<()> {
     let state = tempfile::tempdir()?;
-    let file = state.path().join("ledger.sqlite");
-    let path = state.path().display().to_string();
+    let directory = state.path().join("state");
+    std::fs::create_dir(&directory)?;
     std::fs::write(
-        &file,
+        directory.join("ledger.sqlite"),
         "this was a ledger once, and something has written over all of it",
     )?;
-    let run = ["run", "--listen", "127.0.0.1:0", "--state-dir", &path];
-    assert_fails(&keytrail(&run)?, 1, &["ledger.sqlite", "damaged"]);
+    let path = directory.display().to_string();
     assert_fails(
         &keytrail(&["inventory", "--state-dir", &path])?,
         1,
         &["ledger.sqlite", "damaged"],
     );
+    // The agent sets it aside, says so, and goes on.
+    let mut agent = Agent::start(state.path(), &[])?;
+    agent.await_json(&["inventory"], |answer| {
+        answer["gaps"]
+            .as_array()
+            .is_some_and(|gaps| gaps.iter().any(|gap| gap["kind"] == "ledger-damaged"))
+    })?;
+    assert!(agent.log_text().contains("set aside"));
+    assert!(agent.stop()?.success(), "{}", agent.log_text());
+    drop(agent);
     // The header of a SQLite file with 99 in the place of the user version.
-    std::fs::remove_file(&file)?;
-    drop(Agent::start(state.path(), &[])?);
     let newer = state.path().join("state/ledger.sqlite");
     for leftover in ["state/ledger.sqlite-wal", "state/ledger.sqlite-shm"] {
         let _ = std::fs::remove_file(state.path().join(leftover));
@@ -479,7 +486,40 @@ fn kill_and_start_again() -> Result<()> {
             .sum::<u64>()
             == kept + 1
     })?;
+    // Being killed is a finding, and being stopped is none.
+    let blind = |agent: &Agent, part: &str| -> Result<usize> {
+        let findings = agent.findings()?;
+        let found = findings.iter().filter(|finding| {
+            let summary = finding["summary"].as_str().unwrap_or_default();
+            finding["rule"] == "blind" && summary.contains(part)
+        });
+        Ok(found.count())
+    };
+    let finding = agent.await_finding(|finding| finding["rule"] == "blind")?;
+    assert_eq!(finding["severity"], "high");
+    assert_eq!(finding["gaps"][0]["kind"], "agent-down");
+    assert_eq!(blind(&agent, "killed")?, 1);
+    // So is a look into its memory, and a list of processes is none.
+    let pid = agent.pid();
+    sh(
+        &format!("cat /proc/{pid}/environ /proc/{pid}/status >/dev/null"),
+        &[],
+    )?;
+    sh(
+        &format!("python3 -c 'open(\"/proc/{pid}/mem\", \"rb\").close()'"),
+        &[],
+    )?;
+    agent.await_finding(|finding| {
+        finding["rule"] == "blind"
+            && finding["summary"]
+                .as_str()
+                .is_some_and(|summary| summary.contains("opened the memory of the agent"))
+    })?;
+    assert_eq!(blind(&agent, "")?, 2);
     assert!(agent.stop()?.success(), "{}", agent.log_text());
+    drop(agent);
+    let agent = Agent::start(directory.path(), &[])?;
+    assert_eq!(blind(&agent, "killed")?, 1);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What the probes cost, on the machine at hand and in a virtual machine.
 
 use crate::{
-    build::{self, succeed},
+    build::{self, cargo, succeed},
     root, vm,
 };
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +10,20 @@ use std::{path::PathBuf, process::Command};
 /// The probes, as the build leaves them: the benchmark loads the programs that do nothing from it.
 pub fn probes() -> PathBuf {
     root().join("target/bpf/bpfel-unknown-none/release/keytrail-probes")
+}
+
+/// Asks every question of a ledger of ten million records, and prints how long that took.
+pub fn ledger() -> Result<()> {
+    succeed(cargo().args([
+        "test",
+        "--release",
+        "--package",
+        "keytrail",
+        "ten_million_records",
+        "--",
+        "--ignored",
+        "--nocapture",
+    ]))
 }
 
 /// Measures here, and then on a kernel of another kind where one is named.

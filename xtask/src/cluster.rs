@@ -19,8 +19,9 @@ const PROGRAMS: [&str; 4] = [
     "kube-scheduler",
     "kubelet",
 ];
-/// What its makefile calls.
-const TOOLS: [&str; 4] = ["make", "rsync", "jq", "dpkg-source"];
+/// What its makefile calls, and what of that can be fetched where it is missing.
+const TOOLS: [&str; 4] = ["make", "dpkg-source", "rsync", "jq"];
+const FETCHED: [&str; 2] = ["rsync", "jq"];
 
 fn directory() -> PathBuf {
     setup::tools().join("kubernetes")
@@ -83,11 +84,18 @@ fn build() -> Result<()> {
         .into_iter()
         .filter(|tool| Command::new(tool).arg("--version").output().is_err())
         .collect();
+    let (fetched, missing): (Vec<_>, Vec<_>) =
+        missing.into_iter().partition(|tool| FETCHED.contains(tool));
     if !missing.is_empty() {
         bail!(
             "building Kubernetes needs {}; install it",
             missing.join(", ")
         );
+    }
+    let more = directory().join("tools");
+    if !fetched.is_empty() {
+        eprintln!("fetching {}", fetched.join(" and "));
+        Apt::new(&[&codename()?])?.unpack_with_needed(&fetched, &more)?;
     }
     eprintln!("building Kubernetes, about ten minutes");
     let sources = directory().join("sources");
@@ -98,6 +106,8 @@ fn build() -> Result<()> {
     renew_reflection(&sources)?;
     let mut path = Vec::new();
     path.extend(setup::go()?);
+    path.push(more.join("usr/bin"));
+    let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     let own = std::env::var_os("PATH").unwrap_or_default();
     path.extend(std::env::split_paths(&own));
     let path = std::env::join_paths(path)?;
@@ -112,6 +122,7 @@ fn build() -> Result<()> {
                 .arg(format!("WHAT=cmd/{program}"))
                 .current_dir(&sources)
                 .env("PATH", &path)
+                .env("LD_LIBRARY_PATH", more.join(&libraries))
                 .env("HOME", home.path())
                 .env("GOPATH", sources.join(".go"))
                 .env("GOCACHE", sources.join(".cache"))

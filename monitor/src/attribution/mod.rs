@@ -3,17 +3,22 @@
 //! The table is fed by the process probes, and by `/proc` at start and wherever a record names a
 //! process that is not in it. What the dead did is still attributed: entries stay for a while.
 
+mod binary;
 pub mod cgroup;
+mod given;
+mod groups;
 pub mod names;
 
 use crate::{
-    model::{Ancestor, Login, Process, Subject, Workload, WorkloadKind},
+    model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind},
     sensor::{
         decode::BootClock,
         observation::{Stamp, Target},
     },
 };
+use binary::{Binaries, Running};
 use cgroup::{Group, Groups};
+use given::Mounted;
 use jiff::{SignedDuration, Timestamp};
 use names::{Names, Renamed};
 use std::{
@@ -21,6 +26,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// How long the dead are remembered.
@@ -50,6 +56,8 @@ pub struct Attribution {
     names: Names,
     homes: Homes,
     clock: BootClock,
+    binaries: Binaries,
+    mounted: Mounted,
     /// Processes that could not be found any more when they were asked for.
     pub unattributed: u64,
 }
@@ -62,6 +70,8 @@ impl Attribution {
             names,
             homes: Homes::default(),
             clock: BootClock::now(),
+            binaries: Binaries::default(),
+            mounted: Mounted::default(),
             unattributed: 0,
         }
     }
@@ -290,6 +300,9 @@ impl Attribution {
         if let Some(workload) = self.names.workload(group) {
             return workload;
         }
+        if let Some(id) = group.gone {
+            return unknown(id);
+        }
         let mut workload = Workload::host(&entry.exe);
         if let Some(unit) = &group.unit {
             workload.kind = WorkloadKind::Unit;
@@ -309,6 +322,16 @@ impl Attribution {
         self.names.object_at(address)
     }
 
+    /// Waits until a cluster has told what is at which address, no longer than `most`.
+    pub fn await_objects(&self, most: Duration) {
+        self.names.await_objects(most);
+    }
+
+    /// Whether there is a cluster to tell addresses, and it has told them all.
+    pub fn objects_are_told(&self) -> Option<bool> {
+        self.names.objects_are_told()
+    }
+
     /// Workloads that were named since the last call.
     pub fn renamed(&mut self) -> Vec<Renamed> {
         self.names.answered()
@@ -320,6 +343,7 @@ impl Attribution {
             .unnamed
             .iter()
             .map(|(reason, count)| (*reason, *count))
+            .chain([("group-gone", self.groups.gone)])
     }
 
     /// The process of a subject, with those above it.
@@ -357,6 +381,28 @@ impl Attribution {
         })
     }
 
+    /// Why the executable of a subject is not to be trusted.
+    pub fn untrusted(&mut self, subject: Subject) -> Option<Untrusted> {
+        let entry = self.table.get(&subject)?;
+        let parent = entry.parent.and_then(|parent| self.table.get(&parent));
+        self.binaries.untrusted(Running {
+            pid: subject.pid,
+            exe: &entry.exe,
+            unlinked: entry.unlinked,
+            parent: parent.map(|parent| &*parent.exe),
+            container: entry.group.container.as_deref(),
+        })
+    }
+
+    /// Whether a file was mounted by itself into the container of a subject.
+    pub fn is_mounted(&mut self, subject: Subject, path: &str) -> bool {
+        let container = self
+            .table
+            .get(&subject)
+            .and_then(|entry| entry.group.container.as_deref());
+        container.is_some_and(|container| self.mounted.alone(container, subject.pid, path))
+    }
+
     /// Another live process of the same group, through whose root a file of a dead one's
     /// container can still be read.
     pub fn peer(&self, subject: Subject) -> Option<u32> {
@@ -389,6 +435,15 @@ impl Attribution {
         self.names
             .keep(self.table.values().map(|entry| &*entry.group));
         dead
+    }
+}
+
+/// What was in a group of its own that is gone: a container most likely, and nobody knows which.
+fn unknown(id: u64) -> Workload {
+    Workload {
+        kind: WorkloadKind::Container,
+        partial: true,
+        ..Workload::host(&format!("cgroup-{id}"))
     }
 }
 
@@ -496,6 +551,48 @@ mod tests {
         assert_eq!(process.exe, "/usr/bin/curl");
         assert_eq!(process.ancestors[0].exe, "/bin/sh");
         assert_eq!(attribution.workload(child.subject).key(), "/usr/bin/curl");
+    }
+
+    /// What an event pays for being attributed: `cargo test --release -p keytrail cost_of_attribution -- --ignored
+    /// --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn cost_of_attribution() {
+        use std::{hint::black_box, time::Instant};
+        const EVENTS: u32 = 200_000;
+        let root = crate::sensor::cgroup_root();
+        let mut attribution = Attribution::new(root, Names::none());
+        let subjects = attribution.scan();
+        let own = std::process::id();
+        let subject = subjects
+            .into_iter()
+            .find(|subject| subject.pid == own)
+            .expect("it runs");
+        let mut stamp = attribution.stamp(subject, Timestamp::now());
+        stamp.cgroup = 1;
+        let mut measure = |what: &str, act: &mut dyn FnMut(&mut Attribution)| {
+            let began = Instant::now();
+            for _ in 0..EVENTS {
+                act(&mut attribution);
+            }
+            let each = began.elapsed().as_nanos() / u128::from(EVENTS);
+            println!("{what}: {each} ns");
+            assert!(each < 100_000, "{what}: {each} ns");
+        };
+        measure("workload and process of an event", &mut |attribution| {
+            attribution.ensure(&stamp);
+            black_box(attribution.workload(subject));
+            black_box(attribution.process(subject));
+        });
+        measure("an exec in a group that is known", &mut |attribution| {
+            attribution.exec(&stamp, Path::new("/usr/bin/true"), false);
+        });
+        measure(
+            "whether the executable is to be trusted",
+            &mut |attribution| {
+                black_box(attribution.untrusted(subject));
+            },
+        );
     }
 
     #[test]

@@ -19,7 +19,6 @@ use std::{
     collections::HashSet,
     fmt::Debug,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -70,7 +69,7 @@ pub fn start(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (watched, held) = (Arc::clone(&known), policies.clone());
+    let (watched, held) = (known.clone(), policies.clone());
     std::thread::Builder::new()
         .name("kubernetes".to_owned())
         .spawn(move || runtime.block_on(watch(&place, &watched, &held)))?;
@@ -98,9 +97,9 @@ async fn watch(place: &Place, known: &names::Shared, policies: &Policies) {
     let mut reviewer = Reviewer::new(policies.clone(), client.clone());
     let api = || client.clone();
     tokio::join!(
-        follow::<Pod>("pods", Api::all(api()), own, Arc::clone(known)),
-        follow::<Service>("services", Api::all(api()), all(), Arc::clone(known)),
-        follow::<Node>("nodes", Api::all(api()), all(), Arc::clone(known)),
+        follow::<Pod>("pods", Api::all(api()), own, known.clone()),
+        follow::<Service>("services", Api::all(api()), all(), known.clone()),
+        follow::<Node>("nodes", Api::all(api()), all(), known.clone()),
         reviewer.follow(all()),
     );
 }

@@ -8,7 +8,7 @@
 use super::{Told, Watched};
 use crate::{
     attribution::names::{Named, Owner, Source, SourceError},
-    model::WorkloadKind,
+    model::{ANOTHER, WorkloadKind},
 };
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Node, Pod, Service},
@@ -17,7 +17,7 @@ use k8s_openapi::{
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::runtime::Runtime;
@@ -31,22 +31,56 @@ pub struct Kubernetes {
     known: Shared,
 }
 
-pub type Shared = Arc<Mutex<Known>>;
+/// What is known, by those who are told and those who ask.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Arc<Memory>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    known: Mutex<Known>,
+    /// All of a kind has been told.
+    all: Condvar,
+}
 
 /// What is at an address.
 #[derive(Clone, Debug)]
 pub struct Addresses(Shared);
 
 impl Addresses {
-    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`.
+    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`; [`ANOTHER`] where an address can be a
+    /// cluster's, and what the cluster has has not been told yet.
     pub fn at(&self, address: IpAddr) -> Option<String> {
         let known = lock(&self.0);
-        let objects = known.addresses.get(&address)?;
-        // Two pods have one address only while one of them goes: then it is neither's.
-        match &objects[..] {
-            [(_, name)] => Some(name.clone()),
-            _ => None,
+        match known.addresses.get(&address).map(Vec::as_slice) {
+            Some([(_, name)]) => Some(name.clone()),
+            // Two pods have one address only while one of them goes: then it is neither's.
+            Some(_) => None,
+            None => (!known.are_told() && may_be_inside(address)).then(|| ANOTHER.to_owned()),
         }
+    }
+
+    /// Waits until everything has been told, no longer than `most`.
+    pub fn wait(&self, most: Duration) {
+        let known = lock(&self.0);
+        let all = &self.0.0.all;
+        drop(all.wait_timeout_while(known, most, |known| !known.are_told()));
+    }
+
+    /// Whether everything that a cluster has addresses for has been told.
+    pub fn are_told(&self) -> bool {
+        lock(&self.0).are_told()
+    }
+}
+
+/// Whether a cluster may have given an address: those of the Internet it does not give.
+fn may_be_inside(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, second, ..] = address.octets();
+            // 100.64/10 is what providers use behind their own translation.
+            address.is_private() || (first == 100 && second & 0xc0 == 64)
+        }
+        IpAddr::V6(address) => address.is_unique_local(),
     }
 }
 
@@ -63,19 +97,25 @@ pub struct Known {
     has: HashMap<String, Vec<IpAddr>>,
     /// The pods are all there.
     synced: bool,
+    /// And the services, and the nodes.
+    services: bool,
+    nodes: bool,
     /// Why they are not, or may be old.
     error: Option<String>,
 }
 
-fn lock(known: &Shared) -> MutexGuard<'_, Known> {
+fn lock(shared: &Shared) -> MutexGuard<'_, Known> {
+    let known = &shared.0.known;
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Kubernetes {
     /// What is known by `known`, and at which addresses.
     pub fn new(known: &Shared) -> (Self, Addresses) {
-        let known = || Arc::clone(known);
-        (Self { known: known() }, Addresses(known()))
+        let this = Self {
+            known: known.clone(),
+        };
+        (this, Addresses(known.clone()))
     }
 }
 
@@ -113,6 +153,7 @@ impl<K: Names> Watched<K> for Shared {
             Told::All(uids) => {
                 K::told(uids, &mut known);
                 K::state(None, &mut known);
+                self.0.all.notify_all();
             }
             Told::Down(reason) => K::state(Some(reason), &mut known),
         }
@@ -212,6 +253,7 @@ impl Names for Service {
 
     fn told(uids: &HashSet<String>, known: &mut Known) {
         known.keep(".svc", uids);
+        known.services = true;
     }
 }
 
@@ -237,6 +279,7 @@ impl Names for Node {
 
     fn told(uids: &HashSet<String>, known: &mut Known) {
         known.keep(".node", uids);
+        known.nodes = true;
     }
 }
 
@@ -250,6 +293,10 @@ fn at<'a>(texts: impl Iterator<Item = &'a String>, name: &str) -> Vec<(IpAddr, S
 }
 
 impl Known {
+    fn are_told(&self) -> bool {
+        self.synced && self.services && self.nodes
+    }
+
     /// An object has these addresses from now on, and no others.
     fn give(&mut self, uid: &str, addresses: Vec<(IpAddr, String)>) {
         for address in self.has.remove(uid).unwrap_or_default() {
@@ -571,10 +618,27 @@ mod tests {
         assert_eq!(uids, ["u-1", "hash"]);
     }
 
+    /// A cluster of nothing.
+    fn all_told() -> (Shared, Addresses) {
+        let known = Shared::default();
+        let addresses = Addresses(known.clone());
+        for (told, address) in [("10.1.0.7", Some(ANOTHER)), ("203.0.113.7", None)] {
+            let at = addresses.at(told.parse().expect("an address"));
+            assert_eq!(at.as_deref(), address, "{told}, before anything was told");
+        }
+        let nothing = || HashSet::new();
+        Watched::<Pod>::told(&mut known.clone(), Told::All(&nothing()));
+        Watched::<Service>::told(&mut known.clone(), Told::All(&nothing()));
+        assert!(!addresses.are_told());
+        Watched::<Node>::told(&mut known.clone(), Told::All(&nothing()));
+        addresses.wait(Duration::from_secs(60));
+        assert!(addresses.are_told());
+        (known, addresses)
+    }
+
     #[test]
     fn an_address_is_of_who_has_it_now() {
-        let known = Shared::default();
-        let addresses = Addresses(Arc::clone(&known));
+        let (known, addresses) = all_told();
         let at = |text: &str| addresses.at(text.parse().expect("an address"));
         let first = pod(json!({}));
         first.put(&mut lock(&known));
@@ -599,8 +663,7 @@ mod tests {
 
     #[test]
     fn services_and_nodes_have_addresses() {
-        let known = Shared::default();
-        let addresses = Addresses(Arc::clone(&known));
+        let (known, addresses) = all_told();
         let at = |text: &str| addresses.at(text.parse().expect("an address"));
         let service: Service = serde_json::from_value(json!({
             "metadata": { "name": "ledger", "namespace": "payments", "uid": "s-1" },

@@ -370,6 +370,11 @@ impl Catalog {
         self.classes.iter().find(|class| class.class == name)
     }
 
+    /// The names of all classes.
+    pub fn class_names(&self) -> impl Iterator<Item = &str> {
+        self.classes.iter().map(|class| class.class.as_str())
+    }
+
     /// Whether a class has a home at all, and whether the host is in it.
     pub fn at_home(&self, class: &str, host: &str) -> Option<bool> {
         let mut known = false;

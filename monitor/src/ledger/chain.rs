@@ -10,6 +10,10 @@ use rusqlite::{Row, params};
 use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
 
+const LINKS: &str = "SELECT presented, d.json, minted, w.json, max(process), sum(count), min(first_seen), max(last_seen)
+    FROM mint_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination";
+const GROUPED: &str = "GROUP BY presented, minted, workload, destination";
+
 /// Credentials of one chain at most.
 const LONGEST: usize = 1000;
 
@@ -104,6 +108,26 @@ impl Reader {
         })
     }
 
+    /// Every link of a range.
+    pub(super) fn all_links(&self, range: Range) -> Result<Vec<Link>, QueryError> {
+        Ok(self.rows(
+            &format!("{LINKS} WHERE last_seen >= ?1 AND first_seen <= ?2 {GROUPED}"),
+            params![range.since(), range.until()],
+            link,
+        )?)
+    }
+
+    /// What a workload got, or showed to get something.
+    pub(super) fn links_by(&self, workload: i64, range: Range) -> Result<Vec<Link>, QueryError> {
+        Ok(self.rows(
+            &format!(
+                "{LINKS} WHERE workload = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
+            ),
+            params![workload, range.since(), range.until()],
+            link,
+        )?)
+    }
+
     /// Links that end in a credential, or begin with it.
     fn links(
         &self,
@@ -114,10 +138,7 @@ impl Reader {
         let side = if upstream { "minted" } else { "presented" };
         Ok(self.rows(
             &format!(
-                "SELECT presented, d.json, minted, w.json, max(process), sum(count), min(first_seen), max(last_seen)
-                 FROM mint_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination
-                 WHERE {side} = ?1 AND last_seen >= ?2 AND first_seen <= ?3
-                 GROUP BY presented, minted, workload, destination"
+                "{LINKS} WHERE {side} = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
             ),
             params![id.0, range.since(), range.until()],
             link,

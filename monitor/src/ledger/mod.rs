@@ -1,11 +1,15 @@
 //! The ledger: what Keytrail remembers. SQLite, by edge and hour. The only module that knows SQL.
 
 pub mod chain;
+pub mod first;
+pub mod history;
 pub mod read;
+mod rename;
 mod schema;
+mod tidy;
 mod write;
 
-pub use write::Writer;
+pub use write::{Last, Writer};
 
 use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
 use jiff::Timestamp;
@@ -26,7 +30,7 @@ pub enum LedgerError {
     #[error("there is no ledger at {0}; has the agent run with this --state-dir?")]
     Absent(PathBuf),
     #[error(
-        "the ledger {path} is damaged ({reason}); move it away and start anew, or restore a copy"
+        "the ledger {path} is damaged ({reason}); the agent sets it aside when it starts, or restore a copy"
     )]
     Damaged { path: PathBuf, reason: String },
     #[error(
@@ -56,6 +60,8 @@ pub enum Entry {
     /// What is there of the first workload is of the second.
     Renamed(Box<[Workload; 2]>),
     Gap(Gap),
+    /// The agent ends as it was told to.
+    End,
 }
 
 /// Times are stored as microseconds since the epoch.
@@ -74,17 +80,25 @@ fn hour(time: Timestamp) -> i64 {
 
 /// Tells a damaged file from other trouble.
 fn explain(path: &Path, source: rusqlite::Error) -> LedgerError {
-    use rusqlite::ErrorCode;
-    match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => LedgerError::Damaged {
+    if is_damage(&source) {
+        LedgerError::Damaged {
             path: path.to_owned(),
             reason: source.to_string(),
-        },
-        _ => LedgerError::Sql {
+        }
+    } else {
+        LedgerError::Sql {
             path: path.to_owned(),
             source,
-        },
+        }
     }
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode;
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+    )
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Reading: the answers of the CLI and of the API.
 
-use super::{FILE, LedgerError, explain, from_micros, micros, schema};
+use super::{FILE, LedgerError, chain::Link, explain, from_micros, micros, schema};
 use crate::{
     credential::catalog::normalise,
     model::{
@@ -9,9 +9,12 @@ use crate::{
     },
 };
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params, types::FromSqlError};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Row, ToSql, params, types::FromSqlError,
+};
 use serde::Serialize;
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     str::FromStr,
@@ -50,6 +53,20 @@ impl Range {
 
     pub(super) fn until(self) -> i64 {
         self.until.map_or(i64::MAX, micros)
+    }
+
+    /// The hours that it touches.
+    fn hours(self) -> (i64, i64) {
+        (
+            self.since().div_euclid(3_600_000_000),
+            self.until().div_euclid(3_600_000_000),
+        )
+    }
+
+    /// Whether everything between two times is in it.
+    fn holds(self, first: Timestamp, last: Timestamp) -> bool {
+        self.since.is_none_or(|since| since <= first)
+            && self.until.is_none_or(|until| last <= until)
     }
 }
 
@@ -109,6 +126,8 @@ pub struct BlastRadius {
     pub query: &'static str,
     pub workloads: Vec<Workload>,
     pub credentials: Vec<Reach>,
+    /// What these workloads had minted, and with what.
+    pub minted: Vec<Link>,
     pub gaps: Vec<Gap>,
 }
 
@@ -151,7 +170,23 @@ impl Event {
 pub struct Timeline {
     pub query: &'static str,
     pub events: Vec<Event>,
+    /// There are older ones in the range that are not shown: ask for less of it.
+    pub older: bool,
     pub gaps: Vec<Gap>,
+}
+
+/// What findings are about; everything where nothing is given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct About<'a> {
+    pub rule: Option<&'a str>,
+    pub credential: Option<&'a str>,
+    pub workload: Option<&'a str>,
+}
+
+/// What a timeline is about; everything where neither is given.
+struct Wanted<'a> {
+    credentials: Option<&'a [CredentialId]>,
+    workloads: Option<Vec<i64>>,
 }
 
 /// A credential of the inventory.
@@ -195,13 +230,58 @@ pub struct Hops {
 pub struct Reader {
     connection: Connection,
     path: PathBuf,
+    workloads: Interned<Workload>,
+    destinations: Interned<Destination>,
+    processes: Interned<Process>,
+    /// What was asked of SQLite, for the tests of how it answers.
+    #[cfg(test)]
+    asked: RefCell<BTreeSet<String>>,
 }
 
-const USES: &str = "SELECT credential, w.json, process, source, place, count, first_seen, last_seen
-    FROM use_hour JOIN workload w ON w.id = workload";
-const HOPS: &str =
-    "SELECT credential, w.json, d.json, evidence, verdict, count, first_seen, last_seen, process
-    FROM hop_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination";
+/// Values that many records share, each read once.
+#[derive(Debug)]
+struct Interned<T> {
+    sql: &'static str,
+    known: RefCell<HashMap<i64, T>>,
+}
+
+impl<T: serde::de::DeserializeOwned + Clone> Interned<T> {
+    fn new(sql: &'static str) -> Self {
+        Self {
+            sql,
+            known: RefCell::default(),
+        }
+    }
+
+    fn get(&self, connection: &Connection, id: i64) -> rusqlite::Result<T> {
+        if let Some(known) = self.known.borrow().get(&id) {
+            return Ok(known.clone());
+        }
+        let value: T = connection
+            .prepare_cached(self.sql)?
+            .query_row([id], |row| from_json(row, 0))?;
+        self.known.borrow_mut().insert(id, value.clone());
+        Ok(value)
+    }
+}
+
+/// What the hours of an edge say of a range.
+struct Part {
+    verdict: Option<String>,
+    process: i64,
+    count: u64,
+    first_seen: Timestamp,
+    last_seen: Timestamp,
+}
+
+/// Edges, with what [`Interned`] keeps of each only where it was not read before.
+const USES: &str =
+    "SELECT e.id, e.credential, e.workload, e.process, e.source, e.place, e.count, e.first_seen,
+    e.last_seen FROM use_edge e";
+const HOPS: &str = "SELECT e.id, e.credential, e.workload, e.process, e.destination, e.evidence, e.verdict, e.count,
+    e.first_seen, e.last_seen FROM hop_edge e";
+/// Edges that may have been seen in a range.
+const WITHIN: &str = "e.last_seen >= ?1 AND e.first_seen <= ?2";
 
 /// Events of a timeline at most; the newest are kept.
 const EVENTS: usize = 10_000;
@@ -232,7 +312,55 @@ impl Reader {
                 ),
             });
         }
-        Ok(Self { connection, path })
+        // In one view of the file: what is written meanwhile is in the next answer.
+        connection
+            .execute_batch("PRAGMA query_only = 1; BEGIN")
+            .map_err(failed)?;
+        Ok(Self {
+            connection,
+            path,
+            workloads: Interned::new("SELECT json FROM workload WHERE id = ?1"),
+            destinations: Interned::new("SELECT json FROM destination WHERE id = ?1"),
+            processes: Interned::new("SELECT json FROM process WHERE id = ?1"),
+            #[cfg(test)]
+            asked: RefCell::default(),
+        })
+    }
+
+    /// How SQLite answers what was asked so far, step by step.
+    #[cfg(test)]
+    pub fn plans(&self) -> BTreeMap<String, Vec<String>> {
+        let plan = |sql: &String| -> rusqlite::Result<Vec<String>> {
+            let mut statement = self
+                .connection
+                .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+            let unbound = vec![rusqlite::types::Null; statement.parameter_count()];
+            statement
+                .query_map(rusqlite::params_from_iter(unbound), |row| row.get(3))?
+                .collect()
+        };
+        let asked = self.asked.borrow();
+        asked
+            .iter()
+            .map(|sql| (sql.clone(), plan(sql).expect("explained")))
+            .collect()
+    }
+
+    /// Writes a copy of the whole ledger to a file, while the agent goes on writing to this one.
+    pub fn back_up(&self, to: &Path) -> Result<(), LedgerError> {
+        let failed = |source| explain(&self.path, source);
+        self.connection
+            .execute_batch("COMMIT; PRAGMA query_only = 0")
+            .map_err(failed)?;
+        self.connection
+            .execute("VACUUM INTO ?1", [to.to_string_lossy()])
+            .map_err(failed)?;
+        std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(
+            |source| LedgerError::Directory {
+                path: to.to_owned(),
+                source,
+            },
+        )
     }
 
     /// The ids that a text stands for: one by id or the beginning of one, all that a name, a
@@ -345,13 +473,15 @@ impl Reader {
         parameters: impl rusqlite::Params,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, LedgerError> {
+        #[cfg(test)]
+        self.asked.borrow_mut().insert(sql.to_owned());
         self.connection
             .prepare_cached(sql)
             .and_then(|mut statement| statement.query_map(parameters, read)?.collect())
             .map_err(|source| explain(&self.path, source))
     }
 
-    fn credential(&self, id: &CredentialId) -> Result<Option<Credential>, LedgerError> {
+    pub(super) fn credential(&self, id: &CredentialId) -> Result<Option<Credential>, LedgerError> {
         let mut found = self.rows(
             "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at
              FROM credential WHERE id = ?1",
@@ -386,15 +516,12 @@ impl Reader {
         Ok(found)
     }
 
-    fn uses_of(&self, id: &CredentialId, range: Range) -> Result<Vec<UseRow>, LedgerError> {
-        let uses = self.rows(
-            &format!(
-                "{USES} WHERE credential = ?1 AND last_seen >= ?2 AND first_seen <= ?3 ORDER BY last_seen"
-            ),
-            params![id.0, range.since(), range.until()],
-            use_row,
-        )?;
-        Ok(fold_uses(uses))
+    pub(super) fn uses_of(
+        &self,
+        id: &CredentialId,
+        range: Range,
+    ) -> Result<Vec<UseRow>, LedgerError> {
+        self.uses_where("e.credential = ?3", &id.0, range)
     }
 
     pub(super) fn hops_of(
@@ -402,16 +529,139 @@ impl Reader {
         id: &CredentialId,
         range: Range,
     ) -> Result<Vec<HopRow>, LedgerError> {
-        let hops = self.rows(
-            &format!(
-                "{HOPS} WHERE credential = ?1 AND last_seen >= ?2 AND first_seen <= ?3 ORDER BY last_seen"
-            ),
-            params![id.0, range.since(), range.until()],
-            hop_row,
-        )?;
-        let mut hops = fold_hops(hops);
+        let mut hops = self.hops_where("e.credential = ?3", &id.0, range)?;
         worst_first(&mut hops);
         Ok(hops)
+    }
+
+    /// Uses of a range for which a condition on `?3` holds, the last first.
+    pub(super) fn uses_where(
+        &self,
+        condition: &str,
+        parameter: &dyn ToSql,
+        range: Range,
+    ) -> Result<Vec<UseRow>, LedgerError> {
+        let edges = self.rows(
+            &format!("{USES} WHERE {WITHIN} AND {condition}"),
+            &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
+            |row| Ok((row.get(0)?, self.use_row(row)?)),
+        )?;
+        let mut found = Vec::new();
+        for (edge, mut row) in edges {
+            if !range.holds(row.first_seen, row.last_seen) {
+                let Some(part) = self.part("use_hour", edge, range)? else {
+                    continue;
+                };
+                row.count = part.count;
+                (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
+                row.process = self.process(part.process)?;
+            }
+            found.push(row);
+        }
+        found.sort_by_key(|row| std::cmp::Reverse(row.last_seen));
+        Ok(found)
+    }
+
+    /// As [`Self::uses_where`], for hops.
+    pub(super) fn hops_where(
+        &self,
+        condition: &str,
+        parameter: &dyn ToSql,
+        range: Range,
+    ) -> Result<Vec<HopRow>, LedgerError> {
+        let edges = self.rows(
+            &format!("{HOPS} WHERE {WITHIN} AND {condition}"),
+            &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
+            |row| Ok((row.get(0)?, self.hop_row(row)?)),
+        )?;
+        let mut found = Vec::new();
+        for (edge, mut row) in edges {
+            if !range.holds(row.first_seen, row.last_seen) {
+                let Some(part) = self.part("hop_hour", edge, range)? else {
+                    continue;
+                };
+                row.count = part.count;
+                (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
+                row.process = self.process(part.process)?;
+                if let Some(verdict) = part.verdict.and_then(|text| text.parse().ok()) {
+                    row.verdict = verdict;
+                }
+            }
+            found.push(row);
+        }
+        found.sort_by_key(|row| std::cmp::Reverse(row.last_seen));
+        Ok(found)
+    }
+
+    /// What the hours of an edge say of a range; `None` where it was not seen in it.
+    fn part(&self, hours: &str, edge: i64, range: Range) -> Result<Option<Part>, LedgerError> {
+        let (from, to) = range.hours();
+        let rows = "edge = ?1 AND hour BETWEEN ?2 AND ?3 AND last_seen >= ?4 AND first_seen <= ?5";
+        let parameters = params![edge, from, to, range.since(), range.until()];
+        let verdict = if hours == "hop_hour" {
+            "verdict"
+        } else {
+            "NULL"
+        };
+        let last = self.rows(
+            &format!(
+                "SELECT {verdict}, process FROM {hours} WHERE {rows} ORDER BY hour DESC LIMIT 1"
+            ),
+            parameters,
+            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, i64>(1)?)),
+        )?;
+        let Some((verdict, process)) = last.into_iter().next() else {
+            return Ok(None);
+        };
+        let sums = self.rows(
+            &format!(
+                "SELECT sum(count), min(first_seen), max(last_seen) FROM {hours} WHERE {rows}"
+            ),
+            parameters,
+            |row| {
+                Ok(Part {
+                    verdict: verdict.clone(),
+                    process,
+                    count: row.get::<_, i64>(0)?.max(0) as u64,
+                    first_seen: from_micros(row.get(1)?),
+                    last_seen: from_micros(row.get(2)?),
+                })
+            },
+        )?;
+        Ok(sums.into_iter().next())
+    }
+
+    fn process(&self, id: i64) -> Result<Process, LedgerError> {
+        self.processes
+            .get(&self.connection, id)
+            .map_err(|source| explain(&self.path, source))
+    }
+
+    fn use_row(&self, row: &Row<'_>) -> rusqlite::Result<UseRow> {
+        Ok(UseRow {
+            credential: CredentialId(row.get(1)?),
+            workload: self.workloads.get(&self.connection, row.get(2)?)?,
+            process: self.processes.get(&self.connection, row.get(3)?)?,
+            source: word(row, 4)?,
+            place: row.get(5)?,
+            count: row.get::<_, i64>(6)?.max(0) as u64,
+            first_seen: from_micros(row.get(7)?),
+            last_seen: from_micros(row.get(8)?),
+        })
+    }
+
+    fn hop_row(&self, row: &Row<'_>) -> rusqlite::Result<HopRow> {
+        Ok(HopRow {
+            credential: CredentialId(row.get(1)?),
+            workload: self.workloads.get(&self.connection, row.get(2)?)?,
+            process: self.processes.get(&self.connection, row.get(3)?)?,
+            destination: self.destinations.get(&self.connection, row.get(4)?)?,
+            evidence: word(row, 5)?,
+            verdict: word(row, 6)?,
+            count: row.get::<_, i64>(7)?.max(0) as u64,
+            first_seen: from_micros(row.get(8)?),
+            last_seen: from_micros(row.get(9)?),
+        })
     }
 
     /// Gaps that touch a range.
@@ -428,6 +678,7 @@ impl Reader {
                     since: from_micros(row.get(3)?),
                     until: row.get::<_, Option<i64>>(4)?.map(from_micros),
                     count: row.get::<_, i64>(5)?.max(0) as u64,
+                    blind: false,
                 })
             },
         )
@@ -467,33 +718,13 @@ impl Reader {
         let rows = self.workloads_by(text)?;
         let mut reach: BTreeMap<String, (Vec<UseRow>, Vec<HopRow>)> = BTreeMap::new();
         for (row, _) in &rows {
-            let uses = self.rows(
-                &format!(
-                    "{USES} WHERE workload = ?1 AND last_seen >= ?2 AND first_seen <= ?3 ORDER BY last_seen"
-                ),
-                params![row, range.since(), range.until()],
-                use_row,
-            )?;
-            for used in fold_uses(uses) {
-                reach
-                    .entry(used.credential.0.clone())
-                    .or_default()
-                    .0
-                    .push(used);
+            for used in self.uses_where("e.workload = ?3", row, range)? {
+                let reach = reach.entry(used.credential.0.clone()).or_default();
+                reach.0.push(used);
             }
-            let hops = self.rows(
-                &format!(
-                    "{HOPS} WHERE workload = ?1 AND last_seen >= ?2 AND first_seen <= ?3 ORDER BY last_seen"
-                ),
-                params![row, range.since(), range.until()],
-                hop_row,
-            )?;
-            for hop in fold_hops(hops) {
-                reach
-                    .entry(hop.credential.0.clone())
-                    .or_default()
-                    .1
-                    .push(hop);
+            for hop in self.hops_where("e.workload = ?3", row, range)? {
+                let reach = reach.entry(hop.credential.0.clone()).or_default();
+                reach.1.push(hop);
             }
         }
         let mut credentials = Vec::new();
@@ -507,7 +738,12 @@ impl Reader {
                 });
             }
         }
+        let mut minted = Vec::new();
+        for (row, _) in &rows {
+            minted.extend(self.links_by(*row, range)?);
+        }
         Ok(BlastRadius {
+            minted,
             query: "blast-radius",
             workloads: rows.into_iter().map(|(_, workload)| workload).collect(),
             credentials,
@@ -523,54 +759,54 @@ impl Reader {
         range: Range,
     ) -> Result<Timeline, QueryError> {
         let ids = credential.map(|text| self.resolve(text)).transpose()?;
-        let workloads: Option<Vec<(i64, Workload)>> =
-            workload.map(|text| self.workloads_by(text)).transpose()?;
-        let keys: Option<BTreeSet<String>> = workloads
+        let rows = workload.map(|text| self.workloads_by(text)).transpose()?;
+        let keys: Option<BTreeSet<String>> = rows
             .as_ref()
             .map(|rows| rows.iter().map(|(_, workload)| workload.key()).collect());
-        let wanted = |id: &CredentialId, workload: &Workload| {
-            ids.as_ref().is_none_or(|ids| ids.contains(id))
-                && keys
-                    .as_ref()
-                    .is_none_or(|keys| keys.contains(&workload.key()))
+        let wanted = Wanted {
+            credentials: ids.as_deref(),
+            workloads: rows
+                .as_ref()
+                .map(|rows| rows.iter().map(|(row, _)| *row).collect()),
         };
-        let (from, to) = (range.since() / 3_600_000_000, range.until() / 3_600_000_000);
-        let mut events = Vec::new();
-        // By the hour, as the ledger has it: the group of a row is the row itself.
-        let uses = self.rows(
-            &format!(
-                "{USES} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4"
-            ),
-            params![from, to, range.since(), range.until()],
-            use_row,
+        let mut events: Vec<Event> = Vec::new();
+        // By the hour, as the ledger has it.
+        let uses = self.hours(
+            "SELECT e.id, e.credential, e.workload, h.process, e.source, e.place, h.count, h.first_seen,
+             h.last_seen",
+            ("use_hour", "use_edge"),
+            &wanted,
+            range,
+            |row| self.use_row(row),
         )?;
-        events.extend(
-            uses.into_iter()
-                .filter(|row| wanted(&row.credential, &row.workload))
-                .map(|row| Event::Use {
-                    time: row.first_seen,
-                    row: Box::new(row),
-                }),
-        );
-        let hops = self.rows(
-            &format!(
-                "{HOPS} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4"
-            ),
-            params![from, to, range.since(), range.until()],
-            hop_row,
+        events.extend(uses.into_iter().map(|row| Event::Use {
+            time: row.first_seen,
+            row: Box::new(row),
+        }));
+        let hops = self.hours(
+            "SELECT e.id, e.credential, e.workload, h.process, e.destination, e.evidence, h.verdict, h.count,
+             h.first_seen, h.last_seen",
+            ("hop_hour", "hop_edge"),
+            &wanted,
+            range,
+            |row| self.hop_row(row),
         )?;
-        events.extend(
-            hops.into_iter()
-                .filter(|row| wanted(&row.credential, &row.workload))
-                .map(|row| Event::Hop {
-                    time: row.first_seen,
-                    row: Box::new(row),
-                }),
-        );
+        events.extend(hops.into_iter().map(|row| Event::Hop {
+            time: row.first_seen,
+            row: Box::new(row),
+        }));
+        let about = |finding: &Finding| match (&ids, &finding.credential) {
+            (Some(ids), Some(credential)) => ids.contains(&credential.id),
+            (ids, _) => ids.is_none(),
+        };
         events.extend(
             self.findings_in(range)?
                 .into_iter()
-                .filter(|finding| wanted(&finding.credential.id, &finding.workload))
+                .filter(about)
+                .filter(|finding| {
+                    keys.as_ref()
+                        .is_none_or(|keys| keys.contains(&finding.workload.key()))
+                })
                 .map(|finding| Event::Finding {
                     time: finding.first_seen,
                     finding: Box::new(finding),
@@ -587,8 +823,60 @@ impl Reader {
         Ok(Timeline {
             query: "timeline",
             events,
+            older: surplus > 0,
             gaps,
         })
+    }
+
+    /// The newest hours of edges in a range, one more than are shown.
+    fn hours<T>(
+        &self,
+        select: &str,
+        (hours, edges): (&str, &str),
+        wanted: &Wanted<'_>,
+        range: Range,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, LedgerError> {
+        let (from, to) = range.hours();
+        let mut sql = select.to_owned();
+        let mut parameters: Vec<Box<dyn ToSql>> = vec![
+            Box::new(from),
+            Box::new(to),
+            Box::new(range.since()),
+            Box::new(range.until()),
+        ];
+        let mut conditions = String::new();
+        let mut among = |column: &str, values: Vec<Box<dyn ToSql>>| {
+            let marks: Vec<String> = (1..=values.len())
+                .map(|number| format!("?{}", parameters.len() + number))
+                .collect();
+            conditions.push_str(&format!(" AND {column} IN ({})", marks.join(", ")));
+            parameters.extend(values);
+        };
+        if let Some(ids) = wanted.credentials {
+            let ids = ids
+                .iter()
+                .map(|id| Box::new(id.0.clone()) as Box<dyn ToSql>);
+            among("e.credential", ids.collect());
+        }
+        if let Some(rows) = &wanted.workloads {
+            let rows = rows.iter().map(|row| Box::new(*row) as Box<dyn ToSql>);
+            among("e.workload", rows.collect());
+        }
+        // The order of a CROSS JOIN is kept: from the few edges that are wanted to their hours, or from the
+        // newest hours to their edges.
+        let tables = if conditions.is_empty() {
+            format!(" FROM {hours} h CROSS JOIN {edges} e ON e.id = h.edge")
+        } else {
+            format!(" FROM {edges} e CROSS JOIN {hours} h ON h.edge = e.id")
+        };
+        sql.push_str(&tables);
+        sql.push_str(&format!(
+            " WHERE h.hour BETWEEN ?1 AND ?2 AND h.last_seen >= ?3 AND h.first_seen <= ?4{conditions}
+             ORDER BY h.hour DESC LIMIT {}",
+            EVENTS + 1
+        ));
+        self.rows(&sql, rusqlite::params_from_iter(parameters), read)
     }
 
     fn findings_in(&self, range: Range) -> Result<Vec<Finding>, LedgerError> {
@@ -600,9 +888,28 @@ impl Reader {
     }
 
     /// Findings, the worst first and then the newest.
-    pub fn findings(&self, rule: Option<&str>, range: Range) -> Result<Findings, QueryError> {
-        let mut findings = self.findings_in(range)?;
-        findings.retain(|finding| rule.is_none_or(|rule| finding.rule == rule));
+    pub fn findings(&self, about: About<'_>, range: Range) -> Result<Findings, QueryError> {
+        let mut findings = match (about.credential, about.workload) {
+            (Some(credential), _) => {
+                let mut found = Vec::new();
+                for id in self.resolve(credential)? {
+                    found.extend(self.findings_by("credential", &id.0, range)?);
+                }
+                found
+            }
+            (None, Some(workload)) => {
+                let rows = self.workloads_by(workload)?;
+                let keys: BTreeSet<String> =
+                    rows.iter().map(|(_, workload)| workload.key()).collect();
+                let mut found = Vec::new();
+                for key in keys {
+                    found.extend(self.findings_by("workload", &key, range)?);
+                }
+                found
+            }
+            (None, None) => self.findings_in(range)?,
+        };
+        findings.retain(|finding| about.rule.is_none_or(|rule| finding.rule == rule));
         findings.sort_by(|a, b| {
             b.severity
                 .cmp(&a.severity)
@@ -612,6 +919,21 @@ impl Reader {
             findings,
             gaps: self.gaps(range)?,
         })
+    }
+
+    fn findings_by(
+        &self,
+        column: &str,
+        value: &str,
+        range: Range,
+    ) -> Result<Vec<Finding>, LedgerError> {
+        self.rows(
+            &format!(
+                "SELECT json FROM finding WHERE {column} = ?3 AND last_seen >= ?1 AND first_seen <= ?2"
+            ),
+            params![range.since(), range.until(), value],
+            |row| from_json(row, 0),
+        )
     }
 
     /// Every finding by id with its count, for an agent that starts again.
@@ -637,8 +959,8 @@ impl Reader {
             credential.sources = self.sources(&credential.id)?;
             let workloads = self.strings(
                 "SELECT DISTINCT key FROM workload WHERE id IN (
-                    SELECT workload FROM use_hour WHERE credential = ?1
-                    UNION SELECT workload FROM hop_hour WHERE credential = ?1) ORDER BY key",
+                    SELECT workload FROM use_edge WHERE credential = ?1
+                    UNION SELECT workload FROM hop_edge WHERE credential = ?1) ORDER BY key",
                 &credential.id.0,
             )?;
             let since = credential.issued_at.unwrap_or(first_seen);
@@ -665,78 +987,42 @@ impl Reader {
         })
     }
 
-    pub fn hops(&self, range: Range) -> Result<Hops, QueryError> {
-        let hops = self.rows(
-            &format!("{HOPS} WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen"),
-            params![range.since(), range.until()],
-            hop_row,
+    /// Hops to a destination: by its label, by `host:port`, by its host alone, or by address.
+    pub fn hops_to(&self, text: &str, range: Range) -> Result<Hops, QueryError> {
+        let rows: Vec<(i64, String, Destination)> = self.rows(
+            "SELECT id, label, json FROM destination",
+            params![],
+            |row| Ok((row.get(0)?, row.get(1)?, from_json(row, 2)?)),
         )?;
-        let mut hops = fold_hops(hops);
+        let mut hops = Vec::new();
+        for (row, label, destination) in rows {
+            let address = destination.address.to_string();
+            let host = destination.name.as_ref().unwrap_or(&address);
+            let port = destination.port;
+            let is = label == text
+                || host == text
+                || address == text
+                || format!("{host}:{port}") == text
+                || format!("{address}:{port}") == text;
+            if is {
+                hops.extend(self.hops_where("e.destination = ?3", &row, range)?);
+            }
+        }
         worst_first(&mut hops);
         Ok(Hops {
             hops,
             gaps: self.gaps(range)?,
         })
     }
-}
 
-/// One row for the hours of one use, in the order of time: what the last says stands.
-fn fold_uses(rows: Vec<UseRow>) -> Vec<UseRow> {
-    let mut places: HashMap<(CredentialId, Workload, Source, String), usize> = HashMap::new();
-    let mut folded: Vec<UseRow> = Vec::new();
-    for row in rows {
-        let key = (
-            row.credential.clone(),
-            row.workload.clone(),
-            row.source,
-            row.place.clone(),
-        );
-        match places.get(&key) {
-            Some(place) => {
-                let known = &mut folded[*place];
-                known.count += row.count;
-                known.first_seen = known.first_seen.min(row.first_seen);
-                known.last_seen = row.last_seen;
-                known.process = row.process;
-            }
-            None => {
-                places.insert(key, folded.len());
-                folded.push(row);
-            }
-        }
+    pub fn hops(&self, range: Range) -> Result<Hops, QueryError> {
+        let mut hops = self.hops_where("?3", &1, range)?;
+        worst_first(&mut hops);
+        Ok(Hops {
+            hops,
+            gaps: self.gaps(range)?,
+        })
     }
-    folded.sort_by_key(|row| std::cmp::Reverse(row.last_seen));
-    folded
-}
-
-/// As [`fold_uses`], for hops.
-fn fold_hops(rows: Vec<HopRow>) -> Vec<HopRow> {
-    let mut places: HashMap<(CredentialId, Workload, Destination, Evidence), usize> =
-        HashMap::new();
-    let mut folded: Vec<HopRow> = Vec::new();
-    for row in rows {
-        let key = (
-            row.credential.clone(),
-            row.workload.clone(),
-            row.destination.clone(),
-            row.evidence,
-        );
-        match places.get(&key) {
-            Some(place) => {
-                let known = &mut folded[*place];
-                known.count += row.count;
-                known.first_seen = known.first_seen.min(row.first_seen);
-                known.last_seen = row.last_seen;
-                known.process = row.process;
-                known.verdict = row.verdict;
-            }
-            None => {
-                places.insert(key, folded.len());
-                folded.push(row);
-            }
-        }
-    }
-    folded
 }
 
 /// Unexpected before unproven before expected, strong evidence first, then the newest.
@@ -784,32 +1070,5 @@ fn credential_row(row: &Row<'_>) -> rusqlite::Result<Credential> {
         issued_at: row.get::<_, Option<i64>>(8)?.map(from_micros),
         expires_at: row.get::<_, Option<i64>>(9)?.map(from_micros),
         sources: Vec::new(),
-    })
-}
-
-fn use_row(row: &Row<'_>) -> rusqlite::Result<UseRow> {
-    Ok(UseRow {
-        credential: CredentialId(row.get(0)?),
-        workload: from_json(row, 1)?,
-        process: from_json(row, 2)?,
-        source: word(row, 3)?,
-        place: row.get(4)?,
-        count: row.get::<_, i64>(5)?.max(0) as u64,
-        first_seen: from_micros(row.get(6)?),
-        last_seen: from_micros(row.get(7)?),
-    })
-}
-
-fn hop_row(row: &Row<'_>) -> rusqlite::Result<HopRow> {
-    Ok(HopRow {
-        credential: CredentialId(row.get(0)?),
-        workload: from_json(row, 1)?,
-        destination: from_json(row, 2)?,
-        evidence: word(row, 3)?,
-        verdict: word(row, 4)?,
-        count: row.get::<_, i64>(5)?.max(0) as u64,
-        first_seen: from_micros(row.get(6)?),
-        last_seen: from_micros(row.get(7)?),
-        process: from_json(row, 8)?,
     })
 }

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// Step `n` brings a file from schema `n` to `n + 1`.
-const STEPS: [&str; 2] = [
+pub const STEPS: [&str; 3] = [
     r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
@@ -59,6 +59,80 @@ CREATE TABLE mint_hour (
 ) WITHOUT ROWID;
 CREATE INDEX mint_by_minted ON mint_hour (minted);
 CREATE INDEX mint_by_hour ON mint_hour (hour);
+",
+    // What is the same at each hour is said once, by edge: an answer over all time reads edges, and one
+    // over some time the hours of those that were there before or after as well.
+    r"
+CREATE TABLE process (id INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE, hour INTEGER NOT NULL);
+CREATE INDEX process_by_hour ON process (hour);
+INSERT INTO process (json, hour)
+    SELECT process, max(hour) FROM
+        (SELECT process, hour FROM use_hour UNION ALL SELECT process, hour FROM hop_hour)
+    GROUP BY process;
+DROP INDEX use_by_workload;
+DROP INDEX use_by_hour;
+DROP INDEX hop_by_workload;
+DROP INDEX hop_by_hour;
+
+ALTER TABLE use_hour RENAME TO use_before;
+CREATE TABLE use_edge (
+    id INTEGER PRIMARY KEY, credential TEXT NOT NULL, workload INTEGER NOT NULL, source TEXT NOT NULL,
+    place TEXT NOT NULL, count INTEGER NOT NULL, first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    UNIQUE (credential, workload, source, place)
+);
+CREATE INDEX use_edge_workload ON use_edge (workload);
+CREATE INDEX use_edge_last ON use_edge (last_seen);
+INSERT INTO use_edge (credential, workload, source, place, count, first_seen, last_seen, process)
+    SELECT credential, workload, source, place, sum(count), min(first_seen), max(last_seen), 0
+    FROM use_before GROUP BY credential, workload, source, place;
+CREATE TABLE use_hour (
+    edge INTEGER NOT NULL, hour INTEGER NOT NULL, count INTEGER NOT NULL, first_seen INTEGER NOT NULL,
+    last_seen INTEGER NOT NULL, process INTEGER NOT NULL,
+    PRIMARY KEY (edge, hour)
+) WITHOUT ROWID;
+INSERT INTO use_hour
+    SELECT e.id, b.hour, b.count, b.first_seen, b.last_seen, p.id
+    FROM use_before b JOIN use_edge e USING (credential, workload, source, place)
+    JOIN process p ON p.json = b.process;
+UPDATE use_edge SET process =
+    (SELECT process FROM use_hour WHERE edge = use_edge.id ORDER BY hour DESC LIMIT 1);
+CREATE INDEX use_by_hour ON use_hour (hour);
+DROP TABLE use_before;
+
+ALTER TABLE hop_hour RENAME TO hop_before;
+CREATE TABLE hop_edge (
+    id INTEGER PRIMARY KEY, credential TEXT NOT NULL, workload INTEGER NOT NULL, destination INTEGER NOT NULL,
+    evidence TEXT NOT NULL, verdict TEXT NOT NULL, count INTEGER NOT NULL, first_seen INTEGER NOT NULL,
+    last_seen INTEGER NOT NULL, process INTEGER NOT NULL,
+    UNIQUE (credential, workload, destination, evidence)
+);
+CREATE INDEX hop_edge_workload ON hop_edge (workload);
+CREATE INDEX hop_edge_destination ON hop_edge (destination);
+CREATE INDEX hop_edge_last ON hop_edge (last_seen);
+INSERT INTO hop_edge
+    (credential, workload, destination, evidence, verdict, count, first_seen, last_seen, process)
+    SELECT credential, workload, destination, evidence, '', sum(count), min(first_seen), max(last_seen), 0
+    FROM hop_before GROUP BY credential, workload, destination, evidence;
+CREATE TABLE hop_hour (
+    edge INTEGER NOT NULL, hour INTEGER NOT NULL, verdict TEXT NOT NULL, count INTEGER NOT NULL,
+    first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL, process INTEGER NOT NULL,
+    PRIMARY KEY (edge, hour)
+) WITHOUT ROWID;
+INSERT INTO hop_hour
+    SELECT e.id, b.hour, b.verdict, b.count, b.first_seen, b.last_seen, p.id
+    FROM hop_before b JOIN hop_edge e USING (credential, workload, destination, evidence)
+    JOIN process p ON p.json = b.process;
+UPDATE hop_edge SET (verdict, process) =
+    (SELECT verdict, process FROM hop_hour WHERE edge = hop_edge.id ORDER BY hour DESC LIMIT 1);
+CREATE INDEX hop_by_hour ON hop_hour (hour);
+DROP TABLE hop_before;
+
+CREATE INDEX mint_by_workload ON mint_hour (workload);
+CREATE INDEX finding_by_credential ON finding (credential);
+CREATE INDEX finding_by_workload ON finding (workload);
+CREATE INDEX finding_by_rule ON finding (rule, last_seen);
+CREATE INDEX credential_last_used ON credential (last_used);
 ",
 ];
 

@@ -59,6 +59,8 @@ fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> Entry {
         home: None,
         pod_uid: None,
         modified: None,
+        untrusted: None,
+        given: false,
     }))
 }
 
@@ -340,12 +342,39 @@ fn damaged_newer_and_absent_files() {
         b"this is no database, and never was one",
     )
     .expect("written");
-    let error = Writer::open(directory.path(), forever()).expect_err("damaged");
-    assert!(matches!(error, LedgerError::Damaged { .. }), "{error}");
     assert!(matches!(
         Reader::open(directory.path()),
         Err(LedgerError::Damaged { .. })
     ));
+    // It is set aside, whole, and the new one says so.
+    write(
+        directory.path(),
+        forever(),
+        vec![used(1, "/a", "/x", at(0))],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    assert!(reader.who("/a", Range::default()).is_ok());
+    let gaps = reader.gaps(Range::default()).expect("read");
+    assert!(
+        gaps.iter().any(|gap| gap.kind == "ledger-damaged"),
+        "{gaps:?}"
+    );
+    let aside = std::fs::read_dir(directory.path())
+        .expect("read")
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().contains(".damaged-"))
+        .expect("it is there");
+    assert_eq!(
+        std::fs::read(aside.path()).expect("read"),
+        b"this is no database, and never was one"
+    );
+    drop(reader);
+    for suffix in ["-wal", "-shm"] {
+        let path = directory.path().join(format!("{FILE}{suffix}"));
+        if path.exists() {
+            std::fs::remove_file(path).expect("removed");
+        }
+    }
     std::fs::remove_file(directory.path().join(FILE)).expect("removed");
     let connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
     connection
@@ -357,4 +386,469 @@ fn damaged_newer_and_absent_files() {
         matches!(error, LedgerError::Newer { found: 99, .. }),
         "{error}"
     );
+}
+
+/// A file as the release before wrote it.
+fn of_schema_2(path: &Path) {
+    let connection = rusqlite::Connection::open(path).expect("opens");
+    for (step, sql) in schema::STEPS.iter().take(2).enumerate() {
+        connection.execute_batch(sql).expect("made");
+        connection
+            .pragma_update(None, "user_version", step as i64 + 1)
+            .expect("set");
+    }
+    let workload = write::json(&Workload::host("/usr/bin/curl"));
+    let (credential, _) = credential(1, "/x");
+    let Entry::Hop(hop, _) = hop(1, "paste.example", at(0), Verdict::Unexpected) else {
+        unreachable!("it is one");
+    };
+    let first = hour(at(0));
+    connection
+        .execute(
+            "INSERT INTO credential VALUES (?1, 'aws-access-key', 'access', 'static', NULL, NULL, NULL, '[]', NULL, NULL, 0, 0)",
+            [&credential.id.0],
+        )
+        .expect("written");
+    connection
+        .execute(
+            "INSERT INTO workload VALUES (1, '/usr/bin/curl', '/usr/bin/curl', ?1)",
+            [workload],
+        )
+        .expect("written");
+    connection
+        .execute(
+            "INSERT INTO destination VALUES (1, 'paste.example:443', ?1)",
+            [write::json(&hop.destination)],
+        )
+        .expect("written");
+    for number in 0..3 {
+        let process = write::json(&Process {
+            pid: 100 + number,
+            ..process("/usr/bin/curl")
+        });
+        let time = micros(at(i64::from(number) * 3600));
+        connection
+            .execute(
+                "INSERT INTO hop_hour VALUES (?1, 1, 1, 'sole', ?2, ?3, 2, ?4, ?4, ?5)",
+                rusqlite::params![
+                    credential.id.0,
+                    first + i64::from(number),
+                    if number == 2 {
+                        "expected"
+                    } else {
+                        "unexpected"
+                    },
+                    time,
+                    process
+                ],
+            )
+            .expect("written");
+        connection
+            .execute(
+                "INSERT INTO use_hour VALUES (?1, 1, 'file', '/x', ?2, 5, ?3, ?3, ?4)",
+                rusqlite::params![credential.id.0, first + i64::from(number), time, process],
+            )
+            .expect("written");
+    }
+}
+
+#[test]
+fn an_older_file_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().expect("a directory");
+    of_schema_2(&directory.path().join(FILE));
+    write(directory.path(), forever(), vec![]);
+    let reader = Reader::open(directory.path()).expect("opens");
+    let all = reader
+        .where_to("kt-0000000000000001", Range::default())
+        .expect("known");
+    let [hop] = &all.hops[..] else {
+        panic!("{:?}", all.hops);
+    };
+    assert_eq!(hop.count, 6);
+    assert_eq!((hop.first_seen, hop.last_seen), (at(0), at(7200)));
+    assert_eq!((hop.verdict, hop.process.pid), (Verdict::Expected, 102));
+    // Of a part of the time, what was so then.
+    let early = Range {
+        since: None,
+        until: Some(at(4000)),
+    };
+    let part = reader
+        .where_to("kt-0000000000000001", early)
+        .expect("known");
+    assert_eq!(part.hops[0].count, 4);
+    assert_eq!(part.hops[0].last_seen, at(3600));
+    assert_eq!(part.hops[0].verdict, Verdict::Unexpected);
+    assert_eq!(part.hops[0].process.pid, 101);
+    let who = reader
+        .who("kt-0000000000000001", Range::default())
+        .expect("known");
+    assert_eq!((who.uses.len(), who.uses[0].count), (1, 15));
+    let timeline = reader.timeline(None, None, Range::default()).expect("read");
+    assert_eq!(timeline.events.len(), 6);
+}
+
+#[test]
+fn who_was_new_after_a_time() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            used(1, "/srv/key", "/usr/bin/app", at(0)),
+            used(1, "/srv/key", "/usr/bin/app", at(5000)),
+            used(1, "/srv/key", "/usr/bin/thief", at(6000)),
+            used(1, "/srv/key", "/usr/bin/thief", at(7000)),
+            hop(1, "old.example", at(10), Verdict::Expected),
+            hop(1, "paste.example", at(6500), Verdict::Unexpected),
+        ],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    let answer = reader.first_use("/srv/key", at(4000)).expect("known");
+    assert_eq!(answer.known, ["/usr/bin/app", "/usr/bin/curl"]);
+    let times: Vec<_> = answer.new.iter().map(Event::time).collect();
+    assert_eq!(times, [at(6000)], "the first use of the one who is new");
+    let labels: Vec<_> = answer
+        .new_destinations
+        .iter()
+        .map(|row| row.destination.label())
+        .collect();
+    assert_eq!(labels, ["paste.example:443"]);
+    let none = reader.first_use("/srv/key", at(8000)).expect("known");
+    assert!(none.new.is_empty() && none.new_destinations.is_empty());
+}
+
+#[test]
+fn a_copy_is_whole() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let state = directory.path().join("state");
+    write(&state, forever(), vec![used(1, "/a", "/x", at(0))]);
+    let copy = directory.path().join("copy");
+    std::fs::create_dir(&copy).expect("made");
+    let reader = Reader::open(&state).expect("opens");
+    reader.back_up(&copy.join(FILE)).expect("copied");
+    // Not over another one.
+    let again = Reader::open(&state).expect("opens");
+    assert!(again.back_up(&copy.join(FILE)).is_err());
+    let copied = Reader::open(&copy).expect("opens");
+    assert!(copied.who("/a", Range::default()).is_ok());
+}
+
+#[test]
+fn a_clock_that_is_set_drops_nothing() {
+    use std::time::Duration;
+    let directory = tempfile::tempdir().expect("a directory");
+    let now = Timestamp::now();
+    write(directory.path(), forever(), vec![used(1, "/a", "/x", now)]);
+    let mut connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
+    let mut tidy = tidy::Tidy::new(Retention::default());
+    let moment = |seconds: u64, days: i64| tidy::Moment {
+        steady: Duration::from_secs(1000 + seconds),
+        time: now
+            + SignedDuration::from_secs(seconds as i64)
+            + SignedDuration::from_hours(24 * days),
+    };
+    let uses = |connection: &rusqlite::Connection| -> i64 {
+        connection
+            .query_row("SELECT count(*) FROM use_hour", [], |row| row.get(0))
+            .expect("counted")
+    };
+    tidy.tidy(&mut connection, moment(0, 0)).expect("tidied");
+    // A year ahead, for ten minutes.
+    tidy.tidy(&mut connection, moment(600, 365))
+        .expect("tidied");
+    tidy.tidy(&mut connection, moment(1200, 365))
+        .expect("tidied");
+    assert_eq!(uses(&connection), 1, "nothing is dropped by such a clock");
+    tidy.tidy(&mut connection, moment(1800, 0)).expect("tidied");
+    let gaps = Reader::open(directory.path())
+        .expect("opens")
+        .gaps(Range::default())
+        .expect("read");
+    let set = gaps.iter().filter(|gap| gap.kind == "clock-set").count();
+    assert_eq!(set, 2, "{gaps:?}");
+    // A day later it is believed: what is older than the retention goes.
+    let later = tidy::Moment {
+        steady: Duration::from_secs(200 * 86_400),
+        time: now + SignedDuration::from_hours(24 * 200),
+    };
+    tidy.tidy(&mut connection, later).expect("tidied");
+    assert_eq!(uses(&connection), 0);
+}
+
+/// Every question at a large size is answered from an index.
+#[test]
+fn answers_come_from_an_index() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(
+        directory.path(),
+        forever(),
+        vec![used(1, "/a", "/x", at(0))],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    let (id, whole) = ("kt-0000000000000001", Range::default());
+    let part = Range {
+        since: Some(at(-10)),
+        until: Some(at(10)),
+    };
+    for range in [whole, part] {
+        reader.who(id, range).expect("known");
+        reader.where_to(id, range).expect("known");
+        reader.chain(id, range).expect("known");
+        reader.blast_radius("/x", range).expect("known");
+        reader.timeline(None, None, range).expect("read");
+        reader.timeline(Some(id), None, range).expect("read");
+        reader.timeline(None, Some("/x"), range).expect("read");
+        reader.findings(About::default(), range).expect("read");
+        let about = About {
+            credential: Some(id),
+            ..About::default()
+        };
+        reader.findings(about, range).expect("read");
+        reader.hops_to("x.example", range).expect("read");
+        reader.hops(range).expect("read");
+    }
+    reader.first_use(id, at(0)).expect("known");
+    reader.inventory(at(0)).expect("read");
+    let plans = reader.plans();
+    assert!(plans.len() >= 6, "{plans:?}");
+    for (sql, plan) in plans {
+        for line in plan {
+            // These are small, whatever the history.
+            let small = [
+                "SCAN gap",
+                "SCAN credential",
+                "SCAN workload",
+                "SCAN destination",
+            ]
+            .contains(&line.as_str());
+            let scans = line.starts_with("SCAN") && !line.contains("USING") && !small;
+            assert!(!scans, "{sql}: {line}");
+        }
+    }
+}
+
+/// Ten million records of ninety days: 500 workloads, 5,000 credentials, 50,000 edges of which each was seen in 200
+/// hours, but for one credential that a hundred edges have used in every hour.
+#[test]
+#[ignore = "takes minutes; `cargo xtask bench --ledger` runs it and prints what it measured"]
+fn ten_million_records() {
+    use std::time::Instant;
+    let directory = tempfile::tempdir().expect("a directory");
+    write(
+        directory.path(),
+        forever(),
+        vec![used(1, "/a", "/x", at(0))],
+    );
+    let path = directory.path().join(FILE);
+    let connection = rusqlite::Connection::open(&path).expect("opens");
+    let began = Instant::now();
+    let now = hour(Timestamp::now());
+    let first = now - 90 * 24;
+    let Entry::Hop(hop, _) = hop(1, "HOST", at(0), Verdict::Expected) else {
+        unreachable!("it is one");
+    };
+    connection
+        .execute_batch(&format!(
+            r#"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144; BEGIN;
+DELETE FROM use_hour; DELETE FROM use_edge; DELETE FROM workload; DELETE FROM process; DELETE FROM credential; DELETE FROM source;
+CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 49999) SELECT i FROM n;
+INSERT INTO workload SELECT i + 1, 'ns' || (i % 50) || '/app-' || i, '/usr/bin/app-' || i,
+    '{{"kind":"deployment","namespace":"ns' || (i % 50) || '","name":"app-' || i || '"}}' FROM n WHERE i < 500;
+INSERT INTO credential SELECT printf('kt-%016x', i), 'aws-access-key', 'access', 'static', NULL, NULL, NULL, '[]', NULL, NULL,
+    {first} * 3600000000, {now} * 3600000000 FROM n WHERE i < 5000;
+INSERT INTO source SELECT printf('kt-%016x', i), 'file', '/srv/app-' || i || '/key' FROM n WHERE i < 5000;
+INSERT INTO destination SELECT i + 1, 'host-' || i || '.example:443',
+    replace('{destination}', 'HOST', 'host-' || i || '.example') FROM n WHERE i < 2000;
+INSERT INTO process SELECT i + 1, replace('{process}', '"pid":7', '"pid":' || i), {now} FROM n;
+INSERT INTO hop_edge SELECT i + 1, printf('kt-%016x', i / 10), 1 + i % 500, 1 + (i * 7) % 2000, 'presented', 'expected', 200,
+    {first} * 3600000000, {now} * 3600000000, i + 1 FROM n;
+INSERT OR IGNORE INTO hop_edge SELECT 50001 + i, printf('kt-%016x', 4999), 1 + i, 1 + i, 'sole', 'unexpected', 2160,
+    {first} * 3600000000, {now} * 3600000000, i + 1 FROM n WHERE i < 100;
+INSERT INTO hop_hour SELECT e.id, {first} + h.i * 10 + e.id % 10, 'expected', 1,
+    ({first} + h.i * 10 + e.id % 10) * 3600000000 + 1, ({first} + h.i * 10 + e.id % 10) * 3600000000 + 2, e.id
+    FROM hop_edge e CROSS JOIN n h WHERE e.id <= 50000 AND h.i < 200;
+INSERT INTO hop_hour SELECT e.id, {first} + h.i, 'unexpected', 1, ({first} + h.i) * 3600000000 + 1,
+    ({first} + h.i) * 3600000000 + 2, e.process FROM hop_edge e CROSS JOIN n h WHERE e.id > 50000 AND h.i < 2160;
+INSERT INTO use_edge SELECT i + 1, printf('kt-%016x', i / 2), 1 + i % 500, 'file', '/srv/app-' || (i / 2) || '/key', 90,
+    {first} * 3600000000, {now} * 3600000000, i + 1 FROM n WHERE i < 10000;
+INSERT INTO use_hour SELECT e.id, {first} + h.i * 24, 1, ({first} + h.i * 24) * 3600000000, ({first} + h.i * 24) * 3600000000, e.id
+    FROM use_edge e CROSS JOIN n h WHERE h.i < 90;
+COMMIT; ANALYZE;"#,
+            destination = write::json(&hop.destination),
+            process = write::json(&process("/usr/bin/app")),
+        ))
+        .expect("filled");
+    let count: i64 = connection
+        .query_row("SELECT count(*) FROM hop_hour", [], |row| row.get(0))
+        .expect("counted");
+    drop(connection);
+    let size = std::fs::metadata(&path).expect("there").len();
+    println!(
+        "{count} hop records, made in {:.0} s: {} MB, {} MB a million",
+        began.elapsed().as_secs_f64(),
+        size >> 20,
+        (size / (count as u64 / 1_000_000)) >> 20
+    );
+    assert!(count >= 10_000_000);
+    let (cold, hot, workload) = ("kt-0000000000000007", "kt-0000000000001387", "ns7/app-7");
+    let since = |hours: i64| Range {
+        since: Some(from_micros((now - hours) * 3_600_000_000)),
+        until: None,
+    };
+    let whole = Range::default();
+    type Ask<'a> = Box<dyn Fn(&Reader) -> usize + 'a>;
+    let questions: Vec<(&str, Ask<'_>)> = vec![
+        (
+            "who",
+            Box::new(|r| r.who(cold, whole).expect("known").uses.len()),
+        ),
+        (
+            "where",
+            Box::new(|r| r.where_to(cold, whole).expect("known").hops.len()),
+        ),
+        (
+            "where, of the busiest",
+            Box::new(|r| r.where_to(hot, whole).expect("known").hops.len()),
+        ),
+        (
+            "where, of the busiest, 30 days",
+            Box::new(|r| r.where_to(hot, since(720)).expect("known").hops.len()),
+        ),
+        (
+            "blast-radius",
+            Box::new(|r| {
+                r.blast_radius(workload, whole)
+                    .expect("known")
+                    .credentials
+                    .len()
+            }),
+        ),
+        (
+            "blast-radius, 7 days",
+            Box::new(|r| {
+                r.blast_radius(workload, since(168))
+                    .expect("known")
+                    .credentials
+                    .len()
+            }),
+        ),
+        (
+            "chain",
+            Box::new(|r| r.chain(hot, whole).expect("known").hops.len()),
+        ),
+        (
+            "first-use",
+            Box::new(|r| {
+                r.first_use(hot, from_micros((now - 720) * 3_600_000_000))
+                    .expect("known")
+                    .known
+                    .len()
+            }),
+        ),
+        (
+            "timeline of a credential",
+            Box::new(|r| {
+                r.timeline(Some(cold), None, whole)
+                    .expect("known")
+                    .events
+                    .len()
+            }),
+        ),
+        (
+            "timeline of the busiest",
+            Box::new(|r| {
+                r.timeline(Some(hot), None, whole)
+                    .expect("known")
+                    .events
+                    .len()
+            }),
+        ),
+        (
+            "timeline of a workload, 7 days",
+            Box::new(|r| {
+                r.timeline(None, Some(workload), since(168))
+                    .expect("known")
+                    .events
+                    .len()
+            }),
+        ),
+        (
+            "timeline, all",
+            Box::new(|r| r.timeline(None, None, whole).expect("read").events.len()),
+        ),
+        (
+            "findings",
+            Box::new(|r| {
+                r.findings(About::default(), whole)
+                    .expect("read")
+                    .findings
+                    .len()
+            }),
+        ),
+        (
+            "inventory",
+            Box::new(|r| {
+                r.inventory(Timestamp::now())
+                    .expect("read")
+                    .credentials
+                    .len()
+            }),
+        ),
+    ];
+    println!(
+        "| question | rows | ms, the first time | ms, of the next ten the longest |\n|---|---:|---:|---:|"
+    );
+    let mut slow = Vec::new();
+    for (name, ask) in questions {
+        // As the command line does it: a reader for each question.
+        let mut times = Vec::new();
+        let mut rows = 0;
+        for _ in 0..11 {
+            let began = Instant::now();
+            rows = ask(&Reader::open(directory.path()).expect("opens"));
+            times.push(began.elapsed().as_secs_f64() * 1000.0);
+        }
+        let most = times[1..].iter().copied().fold(0.0, f64::max);
+        println!("| {name} | {rows} | {:.1} | {most:.1} |", times[0]);
+        if most > 200.0 {
+            slow.push(format!("{name}: {most:.0} ms"));
+        }
+    }
+    let status = std::fs::read_to_string("/proc/self/status").expect("read");
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or_default();
+    println!("the most memory of this process, which also made the records: {peak}");
+    assert!(slow.is_empty(), "over the budget of 200 ms: {slow:?}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    /// Whatever is asked for, there is an answer or a refusal; and nothing is another's for a wildcard in it.
+    #[test]
+    fn any_text_is_answered(text in "\\PC{0,40}") {
+        static DIRECTORY: std::sync::LazyLock<tempfile::TempDir> = std::sync::LazyLock::new(|| {
+            let directory = tempfile::tempdir().expect("a directory");
+            let entries = vec![
+                used(1, "/srv/key", "/usr/bin/app", at(0)),
+                hop(1, "paste.example", at(3), Verdict::Unexpected),
+            ];
+            write(directory.path(), forever(), entries);
+            directory
+        });
+        let reader = Reader::open(DIRECTORY.path()).expect("opens");
+        let whole = Range::default();
+        let known = ["/srv/key", "kt-", "0", "k"].iter().any(|start| text.starts_with(start));
+        if let Ok(ids) = reader.resolve(&text) {
+            proptest::prop_assert!(known, "{text:?} is {ids:?}");
+        }
+        drop(reader.who(&text, whole));
+        drop(reader.first_use(&text, at(1)));
+        drop(reader.timeline(Some(&text), Some(&text), whole));
+        let radius = reader.blast_radius(&text, whole);
+        proptest::prop_assert!(radius.is_err() || ["app", "curl"].iter().any(|name| text.ends_with(name)));
+        let hops = reader.hops_to(&text, whole).expect("read").hops;
+        proptest::prop_assert!(hops.is_empty() || text.contains("paste.example") || text.contains("10.0.0.1"));
+    }
 }

@@ -1,12 +1,19 @@
 //! Writing: batches in a thread of its own, off the path of events.
 
-use super::{Entry, FILE, LedgerError, explain, from_micros, hour, micros, schema};
+use super::{
+    Entry, FILE, LedgerError, explain, from_micros, hour, is_damage, micros,
+    rename::rename,
+    schema,
+    tidy::{Moment, Tidy},
+};
 use crate::{
-    model::{Credential, Destination, Finding, Gap, Mint, Place, Process, Workload},
+    model::{
+        Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Use, Verdict, Workload,
+    },
     policy::document::Retention,
 };
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -24,8 +31,17 @@ use std::{
 const QUEUE: usize = 32_768;
 /// A batch is committed after this: what a `kill -9` can take.
 const BATCH: Duration = Duration::from_millis(250);
-/// How often age and size are looked at.
-const TIDY: Duration = Duration::from_secs(600);
+
+const SET_META: &str = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2";
+
+/// How an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    /// When it last wrote.
+    pub alive: Timestamp,
+    /// It was told to end, and did.
+    pub in_order: bool,
+}
 
 /// The end of the queue that the pipeline holds.
 #[derive(Debug)]
@@ -37,12 +53,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens the ledger of a state directory, making both where they are not there. Gives the
-    /// time when an agent last wrote to it, if one did.
+    /// Opens the ledger of a state directory, making both where they are not there. Gives how the agent
+    /// ended that last wrote to it, if one did.
     pub fn open(
         directory: &Path,
         retention: Retention,
-    ) -> Result<(Self, Option<Timestamp>), LedgerError> {
+    ) -> Result<(Self, Option<Last>), LedgerError> {
         let trouble = |source| LedgerError::Directory {
             path: directory.to_owned(),
             source,
@@ -53,31 +69,34 @@ impl Writer {
             .create(directory)
             .map_err(trouble)?;
         let path = directory.join(FILE);
-        let mut connection = Connection::open(&path).map_err(|source| explain(&path, source))?;
         let failed = |source| explain(&path, source);
+        let mut aside = None;
+        let connection = match connect(&path) {
+            Err(LedgerError::Damaged { reason, .. }) => {
+                aside = Some(set_aside(&path, &reason)?);
+                connect(&path)?
+            }
+            connected => connected?,
+        };
+        let meta = |name: &str| {
+            connection
+                .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
+                    row.get::<_, i64>(0)
+                })
+                .optional()
+                .map_err(failed)
+        };
+        let alive = meta("alive")?;
+        // Files of before do not say it.
+        let in_order = meta("in_order")?.is_none_or(|told| told != 0);
         connection
-            .busy_timeout(Duration::from_secs(2))
-            .map_err(failed)?;
-        schema::version(&connection, &path)?;
-        check(&connection, &path)?;
-        connection
-            .execute_batch(
-                "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4096;",
-            )
-            .map_err(failed)?;
-        schema::migrate(&mut connection, &path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(trouble)?;
-        let last: Option<i64> = connection
-            .query_row("SELECT value FROM meta WHERE name = 'alive'", [], |row| {
-                row.get(0)
-            })
-            .optional()
+            .execute(SET_META, params!["in_order", 0])
             .map_err(failed)?;
         // A gap that stood open ended with the agent that had it; this one tells of its own.
         connection
             .execute(
                 "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
-                [last.unwrap_or_default()],
+                [alive.unwrap_or_default()],
             )
             .map_err(failed)?;
         connection
@@ -85,11 +104,17 @@ impl Writer {
             .map_err(failed)?;
         let (queue, entries) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
+        if let Some(gap) = aside {
+            write_gap(&connection, &gap).map_err(failed)?;
+        }
+        let damage = look_for_damage(&path).map_err(trouble)?;
         let work = Work {
             connection,
             path,
-            retention,
+            damage,
+            tidy: Tidy::new(retention),
             lost: Arc::clone(&lost),
+            lost_since: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".to_owned())
@@ -100,7 +125,11 @@ impl Writer {
             thread: Some(thread),
             lost,
         };
-        Ok((writer, last.map(from_micros)))
+        let last = alive.map(|alive| Last {
+            alive: from_micros(alive),
+            in_order,
+        });
+        Ok((writer, last))
     }
 
     /// Hands over an entry; never waits.
@@ -127,45 +156,115 @@ impl Drop for Writer {
     }
 }
 
-/// A quick look at the file's structure; the whole check takes too long at a large size.
-fn check(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
-    let verdict: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(|source| explain(path, source))?;
-    if verdict == "ok" {
-        return Ok(());
+/// A connection for writing, to a file of the known schema.
+fn connect(path: &Path) -> Result<Connection, LedgerError> {
+    let failed = |source| explain(path, source);
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection
+        .busy_timeout(Duration::from_secs(2))
+        .map_err(failed)?;
+    schema::version(&connection, path)?;
+    connection
+        .execute_batch(
+            "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4096;",
+        )
+        .map_err(failed)?;
+    schema::migrate(&mut connection, path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|source| {
+        LedgerError::Directory {
+            path: path.to_owned(),
+            source,
+        }
+    })?;
+    Ok(connection)
+}
+
+/// Moves a damaged ledger out of the way, with its log; gives the gap to be noted in the new one.
+fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
+    let now = Timestamp::now();
+    let aside = format!("{}.damaged-{}", path.display(), now.as_second());
+    for suffix in ["", "-wal", "-shm"] {
+        let from = format!("{}{suffix}", path.display());
+        match fs::rename(&from, format!("{aside}{suffix}")) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(LedgerError::Directory {
+                    path: from.into(),
+                    source,
+                });
+            }
+            _ => {}
+        }
     }
-    Err(LedgerError::Damaged {
-        path: path.to_owned(),
-        reason: verdict.lines().next().unwrap_or_default().to_owned(),
+    tracing::error!(
+        aside,
+        reason,
+        "the ledger is damaged; it was set aside, and a new one begins"
+    );
+    Ok(Gap {
+        kind: "ledger-damaged".to_owned(),
+        probe: None,
+        detail: format!(
+            "the ledger was damaged ({reason}) and set aside as {aside}: what it held is not in any answer"
+        ),
+        since: Timestamp::UNIX_EPOCH,
+        until: Some(now),
+        count: 0,
+        blind: false,
     })
+}
+
+/// Looks through the whole file, in a thread of its own, as that takes long at a large size; what is wrong
+/// with it arrives, or nothing.
+fn look_for_damage(path: &Path) -> std::io::Result<Receiver<String>> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    std::thread::Builder::new()
+        .name("ledger-check".to_owned())
+        .spawn(move || {
+            let verdict = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+                .and_then(|connection| {
+                    connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+                });
+            let reason = match verdict {
+                Ok(verdict) if verdict == "ok" => return,
+                Ok(verdict) => verdict,
+                Err(error) if is_damage(&error) => error.to_string(),
+                Err(_) => return,
+            };
+            let reason = reason.lines().next().unwrap_or_default().to_owned();
+            // Nobody listens any more where the agent has ended.
+            drop(tell.send(reason));
+        })?;
+    Ok(told)
 }
 
 struct Work {
     connection: Connection,
     path: PathBuf,
-    retention: Retention,
+    /// What was found to be wrong with the file.
+    damage: Receiver<String>,
+    tidy: Tidy,
     lost: Arc<AtomicU64>,
+    /// Since when nothing could be written, and how much was lost by that.
+    lost_since: Option<(Timestamp, u64)>,
 }
 
 impl Work {
     fn run(mut self, entries: &Receiver<Entry>) {
         let mut batch = Vec::new();
-        let mut tidied: Option<Instant> = None;
         loop {
             let open = gather(entries, &mut batch);
-            if let Err(source) = self.commit(&batch) {
-                self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
-                let error = explain(&self.path, source);
-                tracing::error!(%error, entries = batch.len(), "a batch could not be written");
+            if let Ok(reason) = self.damage.try_recv() {
+                self.begin_anew(&reason);
             }
+            self.write(&batch);
             batch.clear();
-            if tidied.is_none_or(|last| last.elapsed() > TIDY) {
-                tidied = Some(Instant::now());
-                if let Err(source) = self.tidy(Timestamp::now()) {
-                    let error = explain(&self.path, source);
-                    tracing::error!(%error, "old records could not be dropped");
-                }
+            let now = Moment::now();
+            if self.tidy.is_due(now)
+                && let Err(source) = self.tidy.tidy(&mut self.connection, now)
+            {
+                let error = explain(&self.path, source);
+                tracing::error!(%error, "old records could not be dropped");
             }
             if !open {
                 return;
@@ -173,52 +272,68 @@ impl Work {
         }
     }
 
-    fn commit(&mut self, batch: &[Entry]) -> rusqlite::Result<()> {
+    /// Sets a damaged file aside, and goes on with a new one.
+    fn begin_anew(&mut self, reason: &str) -> bool {
+        // Whoever closes a file last removes its log by name: before another has that name.
+        if let Ok(nothing) = Connection::open_in_memory() {
+            self.connection = nothing;
+        }
+        let begun = set_aside(&self.path, reason).and_then(|gap| {
+            let connection = connect(&self.path)?;
+            write_gap(&connection, &gap).map_err(|source| explain(&self.path, source))?;
+            Ok(connection)
+        });
+        match begun {
+            Ok(connection) => {
+                self.connection = connection;
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "no new ledger can be begun");
+                false
+            }
+        }
+    }
+
+    /// Writes a batch; one that cannot be written is lost, and that is written as soon as it can be.
+    fn write(&mut self, batch: &[Entry]) {
+        let lost = self.lost_since.take();
+        let gap = lost.map(|(since, count)| {
+            Entry::Gap(Gap {
+                kind: "lost-events".to_owned(),
+                probe: None,
+                detail: "the ledger could not be written".to_owned(),
+                since,
+                until: Some(Timestamp::now()),
+                count,
+                blind: false,
+            })
+        });
+        let mut written = self.commit(batch, gap.as_ref());
+        if let Err(source) = &written
+            && is_damage(source)
+            && self.begin_anew(&source.to_string())
+        {
+            written = self.commit(batch, gap.as_ref());
+        }
+        if let Err(source) = written {
+            self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            let (since, before) = lost.unwrap_or((Timestamp::now(), 0));
+            self.lost_since = Some((since, before + batch.len() as u64));
+            // Once for an outage: a full disk is full for long.
+            if lost.is_none() {
+                let error = explain(&self.path, source);
+                tracing::error!(%error, "records cannot be written; they are lost until they can be");
+            }
+        }
+    }
+
+    fn commit(&mut self, batch: &[Entry], gap: Option<&Entry>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
-        for entry in batch {
+        for entry in batch.iter().chain(gap) {
             match entry {
-                Entry::Use(used) => {
-                    credential(&transaction, &used.credential, used.time)?;
-                    place(&transaction, &used.credential, &used.place)?;
-                    let workload = workload(&transaction, &used.workload, &used.process)?;
-                    transaction
-                        .prepare_cached(
-                            "INSERT INTO use_hour VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)
-                             ON CONFLICT DO UPDATE SET count = count + ?6, last_seen = max(last_seen, ?7),
-                             first_seen = min(first_seen, ?7), process = ?8",
-                        )?
-                        .execute(params![
-                            used.credential.id.0,
-                            workload,
-                            used.place.source.as_str(),
-                            used.place.place,
-                            hour(used.time),
-                            used.count as i64,
-                            micros(used.time),
-                            json(&used.process),
-                        ])?;
-                }
-                Entry::Hop(hop, verdict) => {
-                    credential(&transaction, &hop.credential, hop.time)?;
-                    let workload = workload(&transaction, &hop.workload, &hop.process)?;
-                    let destination = place_of(&transaction, &hop.destination)?;
-                    transaction
-                        .prepare_cached(
-                            "INSERT INTO hop_hour VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7, ?7, ?8)
-                             ON CONFLICT DO UPDATE SET count = count + 1, last_seen = max(last_seen, ?7),
-                             first_seen = min(first_seen, ?7), verdict = ?6, process = ?8",
-                        )?
-                        .execute(params![
-                            hop.credential.id.0,
-                            workload,
-                            destination,
-                            hop.evidence.as_str(),
-                            hour(hop.time),
-                            verdict.as_str(),
-                            micros(hop.time),
-                            json(&hop.process),
-                        ])?;
-                }
+                Entry::Use(used) => write_use(&transaction, used)?,
+                Entry::Hop(hop, verdict) => write_hop(&transaction, hop, *verdict)?,
                 Entry::Mint(mint) => write_mint(&transaction, mint)?,
                 Entry::Finding(finding) => write_finding(&transaction, finding)?,
                 Entry::Renamed(both) => {
@@ -226,74 +341,17 @@ impl Work {
                     rename(&transaction, old, new)?;
                 }
                 Entry::Gap(gap) => write_gap(&transaction, gap)?,
+                Entry::End => {
+                    transaction
+                        .prepare_cached(SET_META)?
+                        .execute(params!["in_order", 1])?;
+                }
             }
         }
         transaction
-            .prepare_cached(
-                "INSERT INTO meta VALUES ('alive', ?1) ON CONFLICT DO UPDATE SET value = ?1",
-            )?
-            .execute([micros(Timestamp::now())])?;
+            .prepare_cached(SET_META)?
+            .execute(params!["alive", micros(Timestamp::now())])?;
         transaction.commit()
-    }
-
-    /// Drops what is too old, and the oldest hours while the file is too large. What is dropped
-    /// for size is a gap.
-    fn tidy(&mut self, now: Timestamp) -> rusqlite::Result<()> {
-        let oldest = now
-            .checked_sub(self.retention.max_age)
-            .unwrap_or(Timestamp::UNIX_EPOCH);
-        self.drop_before(hour(oldest), micros(oldest))?;
-        while self.size()? > self.retention.max_bytes {
-            let first: Option<i64> = self.connection.query_row(
-                "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM use_hour UNION ALL SELECT min(hour) FROM hop_hour)",
-                [],
-                |row| row.get(0),
-            )?;
-            // The hour that is being written stays.
-            let Some(first) = first.filter(|first| *first < hour(now)) else {
-                break;
-            };
-            let until = (first + 1) * 3_600_000_000;
-            self.drop_before(first + 1, until)?;
-            let gap = Gap {
-                kind: "dropped-for-size".to_owned(),
-                probe: None,
-                detail: "the oldest records were dropped to keep the ledger below its size"
-                    .to_owned(),
-                since: from_micros(first * 3_600_000_000),
-                until: Some(from_micros(until)),
-                count: 0,
-            };
-            write_gap(&self.connection, &gap)?;
-        }
-        Ok(())
-    }
-
-    fn drop_before(&mut self, hour: i64, time: i64) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction()?;
-        transaction.execute("DELETE FROM use_hour WHERE hour < ?1", [hour])?;
-        transaction.execute("DELETE FROM hop_hour WHERE hour < ?1", [hour])?;
-        transaction.execute("DELETE FROM mint_hour WHERE hour < ?1", [hour])?;
-        transaction.execute("DELETE FROM finding WHERE last_seen < ?1", [time])?;
-        transaction.execute(
-            "DELETE FROM gap WHERE until < ?1 AND kind <> 'dropped-for-size'",
-            [time],
-        )?;
-        transaction.commit()?;
-        self.connection
-            .execute_batch("PRAGMA incremental_vacuum(2000)")
-    }
-
-    fn size(&self) -> rusqlite::Result<u64> {
-        let pages: i64 = self.connection.query_row(
-            "SELECT (SELECT page_count FROM pragma_page_count()) - (SELECT freelist_count FROM pragma_freelist_count())",
-            [],
-            |row| row.get(0),
-        )?;
-        let size: i64 = self
-            .connection
-            .query_row("PRAGMA page_size", [], |row| row.get(0))?;
-        Ok((pages * size).max(0) as u64)
     }
 }
 
@@ -312,7 +370,7 @@ fn gather(entries: &Receiver<Entry>, batch: &mut Vec<Entry>) -> bool {
     }
 }
 
-fn json<T: serde::Serialize>(value: &T) -> String {
+pub(super) fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
 }
 
@@ -354,6 +412,94 @@ fn place(connection: &Connection, credential: &Credential, place: &Place) -> rus
     Ok(())
 }
 
+fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
+    credential(connection, &used.credential, used.time)?;
+    place(connection, &used.credential, &used.place)?;
+    let workload = workload(connection, &used.workload, &used.process)?;
+    let process = process(connection, &used.process, used.time)?;
+    let (count, time) = (used.count as i64, micros(used.time));
+    let edge: i64 = connection
+        .prepare_cached(
+            "INSERT INTO use_edge (credential, workload, source, place, count, first_seen, last_seen, process)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)
+             ON CONFLICT (credential, workload, source, place) DO UPDATE SET count = count + ?5,
+             last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6), process = ?7 RETURNING id",
+        )?
+        .query_row(
+            params![
+                used.credential.id.0,
+                workload,
+                used.place.source.as_str(),
+                used.place.place,
+                count,
+                time,
+                process,
+            ],
+            |row| row.get(0),
+        )?;
+    connection
+        .prepare_cached(
+            "INSERT INTO use_hour VALUES (?1, ?2, ?3, ?4, ?4, ?5)
+             ON CONFLICT DO UPDATE SET count = count + ?3, last_seen = max(last_seen, ?4),
+             first_seen = min(first_seen, ?4), process = ?5",
+        )?
+        .execute(params![edge, hour(used.time), count, time, process])?;
+    Ok(())
+}
+
+fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::Result<()> {
+    credential(connection, &hop.credential, hop.time)?;
+    let workload = workload(connection, &hop.workload, &hop.process)?;
+    let destination = place_of(connection, &hop.destination)?;
+    let process = process(connection, &hop.process, hop.time)?;
+    let time = micros(hop.time);
+    let edge: i64 = connection
+        .prepare_cached(
+            "INSERT INTO hop_edge
+             (credential, workload, destination, evidence, verdict, count, first_seen, last_seen, process)
+             VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?6, ?7)
+             ON CONFLICT (credential, workload, destination, evidence) DO UPDATE SET count = count + 1,
+             last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6), verdict = ?5, process = ?7
+             RETURNING id",
+        )?
+        .query_row(
+            params![
+                hop.credential.id.0,
+                workload,
+                destination,
+                hop.evidence.as_str(),
+                verdict.as_str(),
+                time,
+                process,
+            ],
+            |row| row.get(0),
+        )?;
+    connection
+        .prepare_cached(
+            "INSERT INTO hop_hour VALUES (?1, ?2, ?3, 1, ?4, ?4, ?5)
+             ON CONFLICT DO UPDATE SET count = count + 1, last_seen = max(last_seen, ?4),
+             first_seen = min(first_seen, ?4), verdict = ?3, process = ?5",
+        )?
+        .execute(params![
+            edge,
+            hour(hop.time),
+            verdict.as_str(),
+            time,
+            process
+        ])?;
+    Ok(())
+}
+
+/// The row of a process, which is kept as long as an hour says that it was there.
+fn process(connection: &Connection, process: &Process, time: Timestamp) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached(
+            "INSERT INTO process (json, hour) VALUES (?1, ?2)
+             ON CONFLICT (json) DO UPDATE SET hour = max(hour, ?2) RETURNING id",
+        )?
+        .query_row(params![json(process), hour(time)], |row| row.get(0))
+}
+
 fn workload(
     connection: &Connection,
     workload: &Workload,
@@ -368,85 +514,8 @@ fn workload(
     )
 }
 
-/// Gives what is there of one workload to another: sums where both have it.
-fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqlite::Result<()> {
-    rename_findings(connection, old, new)?;
-    let known: Option<(i64, String)> = connection
-        .prepare_cached("SELECT id, exe FROM workload WHERE json = ?1")?
-        .query_row([json(old)], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((from, exe)) = known else {
-        return Ok(());
-    };
-    let to = interned(
-        connection,
-        "SELECT id FROM workload WHERE json = ?1",
-        "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
-        &json(new),
-        &[&new.key(), &exe],
-    )?;
-    let tables = [
-        (
-            "use_hour",
-            "credential, ?2, source, place, hour, count, first_seen, last_seen, process",
-        ),
-        (
-            "hop_hour",
-            "credential, ?2, destination, evidence, hour, verdict, count, first_seen, last_seen, process",
-        ),
-        (
-            "mint_hour",
-            "presented, minted, ?2, destination, hour, count, first_seen, last_seen, process",
-        ),
-    ];
-    for (table, columns) in tables {
-        connection
-            .prepare_cached(&format!(
-                "INSERT INTO {table} SELECT {columns} FROM {table} WHERE workload = ?1
-                 ON CONFLICT DO UPDATE SET count = count + excluded.count,
-                 first_seen = min(first_seen, excluded.first_seen),
-                 last_seen = max(last_seen, excluded.last_seen)"
-            ))?
-            .execute([from, to])?;
-        connection
-            .prepare_cached(&format!("DELETE FROM {table} WHERE workload = ?1"))?
-            .execute([from])?;
-    }
-    connection
-        .prepare_cached("DELETE FROM workload WHERE id = ?1")?
-        .execute([from])?;
-    Ok(())
-}
-
-fn rename_findings(
-    connection: &Connection,
-    old: &Workload,
-    new: &Workload,
-) -> rusqlite::Result<()> {
-    let (old_key, new_key) = (old.key(), new.key());
-    let found: Vec<String> = connection
-        .prepare_cached("SELECT json FROM finding WHERE workload = ?1")?
-        .query_map([&old_key], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    for text in found {
-        // What is there was written by this program.
-        let Ok(mut finding) = serde_json::from_str::<Finding>(&text) else {
-            continue;
-        };
-        if finding.workload != *old {
-            continue;
-        }
-        finding.workload.clone_from(new);
-        finding.summary = finding.summary.replace(&old_key, &new_key);
-        connection
-            .prepare_cached("UPDATE finding SET workload = ?2, json = ?3 WHERE id = ?1")?
-            .execute(params![finding.id, new_key, json(&finding)])?;
-    }
-    Ok(())
-}
-
 /// The row of a value that many records share.
-fn interned(
+pub(super) fn interned(
     connection: &Connection,
     find: &str,
     insert: &str,
@@ -515,7 +584,7 @@ fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result
         .execute(params![
             finding.id,
             finding.rule,
-            finding.credential.id.0,
+            finding.credential.as_ref().map_or("", |known| &known.id.0),
             finding.workload.key(),
             micros(finding.first_seen),
             micros(finding.last_seen),
@@ -526,7 +595,7 @@ fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result
 }
 
 /// A gap without an end that is there already goes on; its count grows.
-fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
+pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
     let known: Option<i64> = connection
         .prepare_cached(
             "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3 AND until IS NULL AND ?4 IS NULL",

@@ -3,7 +3,9 @@
 //! Patterns are checked while they are read, so that an error names its line and column.
 
 use crate::{
-    model::{Credential, Destination, Role, Source, Workload},
+    credential::catalog::Catalog,
+    model::{Credential, Destination, Role, Source, Workload, WorkloadKind},
+    report::findings::Format,
     time,
 };
 use globset::{GlobBuilder, GlobMatcher};
@@ -11,6 +13,7 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Deserializer};
 use std::{
+    collections::HashSet,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -49,8 +52,14 @@ pub struct Document {
     pub listen: Option<String>,
     /// Another address, on which there are metrics and health checks only.
     pub metrics_listen: Option<String>,
+    /// With both of these the API is served beyond loopback.
+    pub tls: Option<Tls>,
+    /// A file with the token that a question has to bring.
+    pub token_file: Option<PathBuf>,
     /// A file for findings, or `-`.
     pub findings: Option<String>,
+    /// `json` or `ocsf`.
+    pub findings_format: Option<Format>,
     /// A file with the 32 hex digits of the fingerprint key of a fleet.
     pub fingerprint_key_file: Option<PathBuf>,
     pub retention: Retention,
@@ -65,6 +74,14 @@ pub struct Kubernetes {
     pub kubeconfig: Option<PathBuf>,
     /// This node's name; `KEYTRAIL_NODE_NAME` goes before it, and the host's name comes after it.
     pub node: Option<String>,
+}
+
+/// Files in PEM: a certificate with those above it, and its key. They are read again each minute.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// What the ledger keeps.
@@ -393,7 +410,7 @@ impl Expectation {
     }
 
     /// Whether a workload is among its readers; an expectation without readers has no say.
-    pub fn allows_reader(&self, workload: &Workload, executable: &str) -> Option<bool> {
+    pub fn allows_reader(&self, workload: &Workload, executable: &str) -> Option<Fit> {
         allows(&self.readers, workload, executable)
     }
 
@@ -417,27 +434,59 @@ impl Expectation {
     }
 }
 
+/// Whether a workload is what somebody wrote; the order is from least to most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fit {
+    No,
+    /// What is asked for has not been told of the workload, and may still be.
+    Unknown,
+    Yes,
+}
+
 /// Whether a workload is among readers; where none is written they have no say.
-pub fn allows(readers: &[Reader], workload: &Workload, executable: &str) -> Option<bool> {
-    (!readers.is_empty()).then(|| readers.iter().any(|reader| reader.is(workload, executable)))
+pub fn allows(readers: &[Reader], workload: &Workload, executable: &str) -> Option<Fit> {
+    readers
+        .iter()
+        .map(|reader| reader.fits(workload, executable))
+        .max()
 }
 
 impl Reader {
-    fn is(&self, workload: &Workload, executable: &str) -> bool {
-        let holds = |pattern: &Option<Pattern>, text: Option<&str>| {
-            pattern
-                .as_ref()
-                .is_none_or(|pattern| text.is_some_and(|text| pattern.matches(text)))
+    fn fits(&self, workload: &Workload, executable: &str) -> Fit {
+        let fit = |pattern: &Option<Pattern>, text: Option<&str>, known: bool| match pattern {
+            None => Fit::Yes,
+            Some(pattern) if text.is_some_and(|text| pattern.matches(text)) => Fit::Yes,
+            Some(_) if known => Fit::No,
+            Some(_) => Fit::Unknown,
         };
-        holds(&self.namespace, workload.namespace.as_deref())
-            && holds(&self.workload, Some(&workload.name))
-            && holds(&self.unit, workload.unit.as_deref())
-            && holds(&self.container, workload.container.as_deref())
-            && holds(&self.service_account, workload.service_account.as_deref())
-            && self
-                .executable
-                .as_ref()
-                .is_none_or(|pattern| pattern.matches(executable))
+        // A part of a name has the runtime's words right, and the owner's not yet. A pod has names,
+        // also where nobody tells them; a container alone has none but its own.
+        let runtime = if workload.partial || workload.kind == WorkloadKind::Pod {
+            !workload.is_unnamed()
+        } else {
+            true
+        };
+        let whole = runtime && !workload.partial;
+        let account = whole && (workload.service_account.is_some() || workload.pod.is_none());
+        let executable = match &self.executable {
+            Some(pattern) if !pattern.matches(executable) => Fit::No,
+            _ => Fit::Yes,
+        };
+        [
+            fit(&self.namespace, workload.namespace.as_deref(), runtime),
+            fit(&self.workload, Some(&workload.name), whole),
+            fit(&self.unit, workload.unit.as_deref(), true),
+            fit(&self.container, workload.container.as_deref(), runtime),
+            fit(
+                &self.service_account,
+                workload.service_account.as_deref(),
+                account,
+            ),
+            executable,
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(Fit::Yes)
     }
 
     /// As it is shown in a finding.
@@ -459,9 +508,18 @@ impl Reader {
 }
 
 impl Document {
-    /// Reads a document and the expectations of the files that it names, in order.
+    /// Reads a document and the expectations of the files that it names, in order; of a directory all of
+    /// its files.
     pub fn load(path: &Path) -> Result<Self, DocumentError> {
-        let mut document = Self::read(path)?;
+        let mut document = if path.is_dir() {
+            Self {
+                policies: vec![PathBuf::from(".")],
+                ..Self::default()
+            }
+        } else {
+            Self::read(path)?
+        };
+        let path = if path.is_dir() { &path.join(".") } else { path };
         let base = path.parent().unwrap_or_else(|| Path::new("."));
         for named in document.policies.clone() {
             let named = base.join(named);
@@ -490,13 +548,54 @@ impl Document {
         serde_saphyr::from_str(text).map_err(|error| {
             let location = error.location();
             let reason = error.without_snippet().to_string();
+            let mut reason = reason.lines().next().unwrap_or_default().to_owned();
+            if let Some(meant) = meant(&reason) {
+                reason.push_str(&format!("; did you mean `{meant}`?"));
+            }
             DocumentError::Syntax {
                 path: path.to_owned(),
                 line: location.map_or(1, |location| location.line()),
                 column: location.map_or(1, |location| location.column()),
-                reason: reason.lines().next().unwrap_or_default().to_owned(),
+                reason,
             }
         })
+    }
+
+    /// What can be meant, and most likely is not.
+    pub fn doubts(&self, catalog: &Catalog) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let mut names = HashSet::new();
+        for expectation in &self.credentials {
+            let name = &expectation.name;
+            if !names.insert(name) {
+                doubts.push(format!(
+                    "there are several credentials `{name}`: what is about both is called by the first"
+                ));
+            }
+            let of = &expectation.matches;
+            if of.file.is_none()
+                && of.environment.is_none()
+                && of.class.is_none()
+                && of.id.is_none()
+            {
+                doubts.push(format!(
+                    "`{name}` matches nothing: write `file`, `environment`, `class` or `id` in its `match`"
+                ));
+            }
+            for class in of.class.iter().flat_map(OneOrMany::iter) {
+                let known: Vec<&str> = catalog.class_names().collect();
+                if known.iter().any(|known| class.matches(known)) {
+                    continue;
+                }
+                let like = nearest(&class.text, known.into_iter())
+                    .map_or_else(String::new, |like| format!("; did you mean `{like}`?"));
+                doubts.push(format!(
+                    "`{name}` is about the class `{}`, which the catalog does not have{like}",
+                    class.text
+                ));
+            }
+        }
+        doubts
     }
 
     /// Every file and variable that an expectation names.
@@ -510,6 +609,32 @@ impl Document {
         }
         (files, variables)
     }
+}
+
+/// What somebody meant by a word that is not known, by the message that lists the known ones.
+fn meant(message: &str) -> Option<&str> {
+    let (said, known) = message
+        .strip_prefix("unknown ")?
+        .split_once(", expected ")?;
+    let word = said.split('`').nth(1)?;
+    let known = known.split(" at line ").next().unwrap_or(known);
+    let known = known.trim_start_matches("one of ").split([',', ' ']);
+    nearest(
+        word,
+        known
+            .map(|word| word.trim_matches('`'))
+            .filter(|word| !word.is_empty()),
+    )
+}
+
+/// The known word that is most like another, if one is.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    known
+        .map(|known| (strsim::damerau_levenshtein(&word, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
+        .map(|(_, known)| known)
 }
 
 /// A file, or the `.yaml` and `.yml` files of a directory by name.
@@ -618,6 +743,41 @@ mode: alert
                 other => panic!("{text}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_was_meant_is_said() {
+        for (text, meant) in [
+            (
+                "credentials:\n  - name: x\n    match: {}\n    reader: []\n",
+                Some("readers"),
+            ),
+            ("mode: lern\n", Some("learn")),
+            ("credentails: []\n", Some("credentials")),
+            ("entirely: []\n", None),
+        ] {
+            let error = Document::parse(Path::new("p.yaml"), text).expect_err("wrong");
+            let said = error.to_string();
+            match meant {
+                Some(meant) => {
+                    assert!(
+                        said.ends_with(&format!("did you mean `{meant}`?")),
+                        "{said}"
+                    );
+                }
+                None => assert!(!said.contains("did you mean"), "{said}"),
+            }
+        }
+        let catalog = Catalog::new("", &[], &[]).expect("compiles");
+        let text = "credentials:\n- { name: a, match: { class: aws-acess-key } }\n- { name: a, match: {} }\n- { name: b, match: { class: 'aws-*' } }\n";
+        let doubts = Document::parse(Path::new("p.yaml"), text)
+            .expect("parses")
+            .doubts(&catalog);
+        assert_eq!(doubts.len(), 3, "{doubts:?}");
+        assert!(
+            doubts[0].ends_with("did you mean `aws-access-key`?"),
+            "{doubts:?}"
+        );
     }
 
     #[test]

@@ -1,100 +1,33 @@
 //! The policy: says of uses and hops whether they should be there. Pure, as the trail is.
 
+mod blind;
 pub mod document;
+mod harvest;
+pub mod rules;
+pub mod suggest;
+pub mod trial;
 
 use crate::{
     credential::catalog::Catalog,
     model::{
         ANOTHER, Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop,
-        IssuedTo, Lifetime, Look, Mint, NameSource, Named, Role, Severity, Source, Use, Verdict,
-        Workload, WorkloadKind,
+        IssuedTo, Lifetime, Look, Mint, NameSource, Named, Process, Role, Severity, Source,
+        Untrusted, Use, Verdict, Workload, WorkloadKind,
     },
     recent::Recent,
 };
-use document::{Document, Expectation, Mode};
+use document::{Document, Expectation, Fit, Mode};
+use harvest::Harvests;
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::fingerprint::{Key, fingerprint};
+use rules::{
+    BLIND, CLEARTEXT, CREDENTIAL_COPIED, EXPIRED, FOREIGN_PROCESS_READ, HARVEST, HUMAN_USE,
+    LONG_LIVED, REVOKED, Rule, UNEXPECTED_HOP, UNEXPECTED_MINT, UNEXPECTED_READER,
+    UNTRUSTED_BINARY,
+};
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-/// A rule and what it refers to.
-#[derive(Clone, Copy, Debug)]
-pub struct Rule {
-    pub name: &'static str,
-    pub references: &'static [&'static str],
-}
-
-const UNEXPECTED_HOP: Rule = Rule {
-    name: "unexpected-hop",
-    references: &[
-        "OWASP NHI2:2025 Secret Leakage",
-        "ATT&CK T1567",
-        "ATT&CK T1528",
-    ],
-};
-const UNEXPECTED_READER: Rule = Rule {
-    name: "unexpected-reader",
-    references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552.001"],
-};
-const CREDENTIAL_COPIED: Rule = Rule {
-    name: "credential-copied",
-    references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552"],
-};
-const FOREIGN_PROCESS_READ: Rule = Rule {
-    name: "foreign-process-read",
-    references: &[
-        "OWASP NHI2:2025 Secret Leakage",
-        "ATT&CK T1003.007",
-        "ATT&CK T1055.008",
-    ],
-};
-const HUMAN_USE: Rule = Rule {
-    name: "human-use",
-    references: &["OWASP NHI10:2025 Human Use of NHI", "ATT&CK T1078"],
-};
-const EXPIRED: Rule = Rule {
-    name: "expired-credential-used",
-    references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1550.001"],
-};
-const LONG_LIVED: Rule = Rule {
-    name: "long-lived-credential",
-    references: &["OWASP NHI7:2025 Long-Lived Secrets"],
-};
-const REVOKED: Rule = Rule {
-    name: "revoked-credential-used",
-    references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1078"],
-};
-
-const CLEARTEXT: Rule = Rule {
-    name: "cleartext-credential",
-    references: &[
-        "OWASP NHI4:2025 Insecure Authentication",
-        "ATT&CK T1040",
-        "ATT&CK T1552",
-    ],
-};
-
-const UNEXPECTED_MINT: Rule = Rule {
-    name: "unexpected-mint",
-    references: &[
-        "OWASP NHI5:2025 Overprivileged NHI",
-        "ATT&CK T1552.005",
-        "ATT&CK T1550.001",
-    ],
-};
-
-/// The rules of this release.
-pub const RULES: [Rule; 10] = [
-    UNEXPECTED_MINT,
-    UNEXPECTED_HOP,
-    UNEXPECTED_READER,
-    CREDENTIAL_COPIED,
-    FOREIGN_PROCESS_READ,
-    CLEARTEXT,
-    HUMAN_USE,
-    EXPIRED,
-    LONG_LIVED,
-    REVOKED,
-];
+pub use rules::RULES;
 
 /// How the Kubernetes API is called as an object of its cluster.
 const API_OBJECT: &str = "kubernetes.default.svc";
@@ -130,12 +63,25 @@ struct Seen {
     workloads: BTreeSet<String>,
 }
 
+/// Added to what is said of a workload whose whole name nobody has told.
+const NOT_TOLD: &str = " by what is known of its name; the rest was not told";
+
+/// Whether somebody may do what he did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judged {
+    Fine,
+    /// It hangs on a name that has not been told yet; the finding is for when none comes.
+    Doubtful(Finding),
+    Breaks(Finding),
+}
+
 /// The expectations in force, and what has been seen.
 #[derive(Debug)]
 pub struct Policy {
     document: Document,
     catalog: Arc<Catalog>,
     seen: Recent<CredentialId, Seen>,
+    harvests: Harvests,
 }
 
 /// One finding, before it is counted.
@@ -148,6 +94,8 @@ struct Raise<'a> {
     expected: Vec<String>,
     /// What makes it the same finding again, besides rule and credential.
     same: String,
+    /// It is one finding, whatever the credential.
+    for_all: bool,
 }
 
 impl Policy {
@@ -156,6 +104,7 @@ impl Policy {
             document,
             catalog,
             seen: Recent::new(SEEN),
+            harvests: Harvests::default(),
         }
     }
 
@@ -230,12 +179,12 @@ impl Policy {
     }
 
     /// A credential obtained by a workload that is not expected to.
-    pub fn judge_mint(&self, mint: &Mint) -> Vec<Finding> {
+    pub fn judge_mint(&self, mint: &Mint) -> Judged {
         let Some(minted) = &mint.minted else {
-            return Vec::new();
+            return Judged::Fine;
         };
         if self.document.mode == Mode::Learn {
-            return Vec::new();
+            return Judged::Fine;
         }
         let at = &mint.authenticator;
         let exe = &mint.process.exe;
@@ -248,16 +197,21 @@ impl Policy {
         let by_authenticator = here
             .clone()
             .filter_map(|known| document::allows(&known.readers, &mint.workload, exe))
-            .reduce(|one, other| one || other);
+            .max();
         let by_credential = self
             .expectations(minted)
             .filter_map(|expectation| expectation.allows_reader(&mint.workload, exe))
-            .reduce(|one, other| one || other);
+            .max();
         let wrong_role = here
             .clone()
             .any(|known| known.mints.is_some_and(|role| role != minted.role));
-        if by_authenticator != Some(false) && by_credential != Some(false) && !wrong_role {
-            return Vec::new();
+        let fit = [by_authenticator, by_credential]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Fit::Yes);
+        if fit == Fit::Yes && !wrong_role {
+            return Judged::Fine;
         }
         let readers = here
             .flat_map(|known| &known.readers)
@@ -283,21 +237,28 @@ impl Policy {
                 at.label()
             )
         };
-        vec![finding(
-            mint.time,
-            &mint.workload,
-            &mint.process,
-            minted,
-            Raise {
-                rule: UNEXPECTED_MINT,
-                severity: Severity::High,
-                summary,
-                evidence: None,
-                destination: Some(at),
-                expected: readers,
-                same: format!("{workload} {}", at.label()),
-            },
-        )]
+        let raise = |severity, summary| {
+            finding(
+                mint.time,
+                &mint.workload,
+                Some(&mint.process),
+                Some(minted),
+                Raise {
+                    rule: UNEXPECTED_MINT,
+                    severity,
+                    summary,
+                    evidence: None,
+                    destination: Some(at),
+                    expected: readers,
+                    same: format!("{workload} {}", at.label()),
+                    for_all: false,
+                },
+            )
+        };
+        if fit == Fit::Unknown && !wrong_role {
+            return Judged::Doubtful(raise(Severity::Low, format!("{summary}{NOT_TOLD}")));
+        }
+        Judged::Breaks(raise(Severity::High, summary))
     }
 
     /// Addresses at which credentials are minted.
@@ -311,19 +272,20 @@ impl Policy {
             .collect()
     }
 
-    /// What a use breaks.
+    /// What a use breaks, whoever it was that used it.
     pub fn judge_use(&mut self, used: &Use) -> Vec<Finding> {
         let mut findings = Vec::new();
-        findings.extend(self.reader(used));
         findings.extend(self.copied(used));
+        findings.extend(self.untrusted(used));
+        findings.extend(self.harvest(used));
         findings.extend(self.human(used));
         findings.extend(self.long_lived(used));
         findings.extend(self.revoked(&used.credential, used.time).map(|raise| {
             finding(
                 used.time,
                 &used.workload,
-                &used.process,
-                &used.credential,
+                Some(&used.process),
+                Some(&used.credential),
                 raise,
             )
         }));
@@ -348,55 +310,74 @@ impl Policy {
             destination: None,
             expected: Vec::new(),
             same: String::new(),
+            for_all: false,
         })
     }
 
-    fn reader(&self, used: &Use) -> Option<Finding> {
+    /// Whether whoever used a credential may.
+    pub fn judge_reader(&self, used: &Use) -> Judged {
         let credential = &used.credential;
         let mut expected = Vec::new();
-        let mut written = false;
+        let mut written = None;
         for expectation in self.expectations(credential) {
-            match expectation.allows_reader(&used.workload, &used.process.exe) {
-                Some(true) => return None,
-                Some(false) => {
-                    written = true;
-                    expected.extend(expectation.readers.iter().map(document::Reader::text));
-                }
-                None => {}
+            let fit = expectation.allows_reader(&used.workload, &used.process.exe);
+            if fit == Some(Fit::Yes) {
+                return Judged::Fine;
             }
+            if fit.is_some() {
+                expected.extend(expectation.readers.iter().map(document::Reader::text));
+            }
+            written = written.max(fit);
         }
         if self.document.mode == Mode::Learn {
-            return None;
+            return Judged::Fine;
         }
         let reader = used.workload.key();
         let what = shown(credential);
-        let summary = if written {
-            format!("{reader} read {what}, whose expected readers do not include it")
-        } else {
-            let owner = anothers(used)?;
-            let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
-            // In a container anything may have such a name.
-            let on_host = used.pod_uid.is_none() && !used.workload.is_contained();
-            if on_host && VOLUME_KEEPERS.contains(&keeper) {
-                return None;
+        let (severity, summary) = match written {
+            Some(fit) => {
+                let (severity, and) = match fit {
+                    Fit::Unknown => (Severity::Low, NOT_TOLD),
+                    _ => (Severity::High, ""),
+                };
+                let summary =
+                    format!("{reader} read {what}, whose expected readers do not include it{and}");
+                (severity, summary)
             }
-            format!("{reader} read {what} {owner}")
+            None => {
+                let Some(owner) = anothers(used) else {
+                    return Judged::Fine;
+                };
+                let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
+                // In a container anything may have such a name.
+                let on_host = used.pod_uid.is_none() && !used.workload.is_contained();
+                if on_host && VOLUME_KEEPERS.contains(&keeper) {
+                    return Judged::Fine;
+                }
+                (Severity::High, format!("{reader} read {what} {owner}"))
+            }
         };
-        Some(finding(
+        let found = finding(
             used.time,
             &used.workload,
-            &used.process,
-            credential,
+            Some(&used.process),
+            Some(credential),
             Raise {
                 rule: UNEXPECTED_READER,
-                severity: Severity::High,
+                severity,
                 summary,
                 evidence: None,
                 destination: None,
                 expected,
                 same: reader,
+                for_all: false,
             },
-        ))
+        );
+        if written == Some(Fit::Unknown) {
+            Judged::Doubtful(found)
+        } else {
+            Judged::Breaks(found)
+        }
     }
 
     /// The same credential in another file, or in another container, pod or unit. A host's
@@ -433,8 +414,8 @@ impl Policy {
         Some(finding(
             used.time,
             &used.workload,
-            &used.process,
-            &used.credential,
+            Some(&used.process),
+            Some(&used.credential),
             Raise {
                 rule: CREDENTIAL_COPIED,
                 severity: if written {
@@ -447,13 +428,54 @@ impl Policy {
                 destination: None,
                 expected: Vec::new(),
                 same: format!("{} {}", used.place.place, used.workload.key()),
+                for_all: false,
             },
         ))
+    }
+
+    /// Read by an executable that nobody installed.
+    fn untrusted(&self, used: &Use) -> Option<Finding> {
+        let why = used.untrusted?;
+        let (severity, what) = match why {
+            Untrusted::Memory => (Severity::High, "lives in memory"),
+            Untrusted::Deleted => (Severity::High, "was deleted"),
+            Untrusted::Added => (Severity::High, "is not in its container's image"),
+            Untrusted::Temporary => (Severity::Low, "lies in a temporary directory"),
+        };
+        let exe = &used.process.exe;
+        Some(finding(
+            used.time,
+            &used.workload,
+            Some(&used.process),
+            Some(&used.credential),
+            Raise {
+                rule: UNTRUSTED_BINARY,
+                severity,
+                summary: format!(
+                    "{} picked up {} with {exe}, which {what}",
+                    used.workload.key(),
+                    shown(&used.credential)
+                ),
+                evidence: None,
+                destination: None,
+                expected: Vec::new(),
+                same: format!("{} {exe}", used.workload.key()),
+                for_all: false,
+            },
+        ))
+    }
+
+    /// Whether somebody wrote that a reader may.
+    fn is_reader(&self, used: &Use) -> bool {
+        self.expectations(&used.credential).any(|expectation| {
+            expectation.allows_reader(&used.workload, &used.process.exe) == Some(Fit::Yes)
+        })
     }
 
     /// A workload is called something else from now on.
     pub fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old_key, old_inside) = (old.key(), inside(old));
+        self.harvests.rename(&old_key, &new.key());
         for seen in self.seen.values_mut() {
             if seen.workloads.remove(&old_key) {
                 seen.workloads.insert(new.key());
@@ -494,8 +516,8 @@ impl Policy {
         Some(finding(
             used.time,
             &used.workload,
-            &used.process,
-            &used.credential,
+            Some(&used.process),
+            Some(&used.credential),
             Raise {
                 rule: HUMAN_USE,
                 severity: if written {
@@ -513,6 +535,7 @@ impl Policy {
                 destination: None,
                 expected: Vec::new(),
                 same: login.uid.to_string(),
+                for_all: false,
             },
         ))
     }
@@ -553,8 +576,8 @@ impl Policy {
         Some(finding(
             used.time,
             &used.workload,
-            &used.process,
-            credential,
+            Some(&used.process),
+            Some(credential),
             Raise {
                 rule: LONG_LIVED,
                 severity: Severity::Low,
@@ -563,6 +586,7 @@ impl Policy {
                 destination: None,
                 expected: Vec::new(),
                 same: String::new(),
+                for_all: false,
             },
         ))
     }
@@ -592,8 +616,8 @@ impl Policy {
         Some(finding(
             read.time,
             &read.workload,
-            &read.process,
-            &read.credential,
+            Some(&read.process),
+            Some(&read.credential),
             Raise {
                 rule: FOREIGN_PROCESS_READ,
                 severity: if same_workload || read.ancestor || duty {
@@ -613,6 +637,7 @@ impl Policy {
                 destination: None,
                 expected: Vec::new(),
                 same: format!("{} {}", read.workload.key(), read.victim.key()),
+                for_all: false,
             },
         ))
     }
@@ -642,7 +667,7 @@ impl Policy {
         // a service: only the API's own is a home, and others are expected where somebody wrote them.
         let object = || {
             let there = Destination {
-                name: destination.object.clone(),
+                name: destination.object.clone().filter(|name| name != ANOTHER),
                 name_source: NameSource::Kubernetes,
                 ..destination.clone()
             };
@@ -696,14 +721,25 @@ impl Policy {
 
     /// The verdict on a hop, and what it breaks.
     pub fn judge_hop(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
+        let (verdict, mut findings) = self.judge_destination(hop);
+        if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
+            findings.extend(self.taken_out(hop));
+        }
+        (verdict, findings)
+    }
+
+    fn judge_destination(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
         let credential = &hop.credential;
         let destination = &hop.destination;
         let allowed = self.allows(credential, destination);
-        // Which of several it was is not known: all of them would have to be wrong.
+        // Which of several it was is not known: all of them would have to be wrong. And what a cluster
+        // has there may be right.
+        let untold = |there: &Destination| there.name.is_none() && there.is_untold();
         let excused = hop
             .others
             .iter()
-            .any(|other| self.allows(credential, other) != allowed);
+            .any(|other| self.allows(credential, other) != allowed || untold(other))
+            || (!allowed && untold(destination));
         let written = self
             .expectations(credential)
             .any(|expectation| !expectation.destinations.is_empty());
@@ -722,8 +758,15 @@ impl Policy {
             Verdict::Unproven
         };
         let mut findings = Vec::new();
-        let raise =
-            |raise: Raise<'_>| finding(hop.time, &hop.workload, &hop.process, credential, raise);
+        let raise = |raise: Raise<'_>| {
+            finding(
+                hop.time,
+                &hop.workload,
+                Some(&hop.process),
+                Some(credential),
+                raise,
+            )
+        };
         if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
             let severity = match hop.evidence {
                 Evidence::Presented => Severity::Critical,
@@ -755,6 +798,7 @@ impl Policy {
                 destination: Some(destination),
                 expected,
                 same: format!("{} {}", hop.workload.key(), destination.label()),
+                for_all: false,
             }));
         }
         if hop.clear
@@ -775,6 +819,7 @@ impl Policy {
                 destination: Some(destination),
                 expected: Vec::new(),
                 same: format!("{} {}", hop.workload.key(), destination.label()),
+                for_all: false,
             }));
         }
         if proven && let Some(revoked) = self.revoked(credential, hop.time) {
@@ -805,6 +850,7 @@ impl Policy {
                 destination: Some(destination),
                 expected: Vec::new(),
                 same: format!("{} {}", hop.workload.key(), destination.label()),
+                for_all: false,
             }));
         }
         (verdict, findings)
@@ -955,12 +1001,15 @@ fn inside(workload: &Workload) -> String {
 /// The id of a finding is the hash of what makes it the same again.
 fn finding(
     time: Timestamp,
-    workload: &crate::model::Workload,
-    process: &crate::model::Process,
-    credential: &Credential,
+    workload: &Workload,
+    process: Option<&Process>,
+    credential: Option<&Credential>,
     raise: Raise<'_>,
 ) -> Finding {
-    let same = format!("{}\n{}\n{}", raise.rule.name, credential.id, raise.same);
+    let whose = credential
+        .filter(|_| !raise.for_all)
+        .map_or("", |credential| &credential.id.0);
+    let same = format!("{}\n{whose}\n{}", raise.rule.name, raise.same);
     let id = fingerprint(Key { k0: 0, k1: 0 }, same.as_bytes());
     Finding {
         id: format!("kf-{id:016x}"),
@@ -970,8 +1019,8 @@ fn finding(
         summary: raise.summary,
         evidence: raise.evidence,
         workload: workload.clone(),
-        process: process.clone(),
-        credential: credential.clone(),
+        process: process.cloned(),
+        credential: credential.cloned(),
         destination: raise.destination.cloned(),
         expected: raise.expected,
         references: raise

@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::{
-    Destination, IssuedTo, Login, NameSource, Place, Process, Role, Transport, Workload,
+    Destination, Gap, IssuedTo, Login, NameSource, Place, Process, Role, Transport, Workload,
 };
 use proptest::prelude::*;
 use std::path::Path;
@@ -63,6 +63,8 @@ fn used(class: &str, place: &str, exe: &str) -> Use {
         home: None,
         pod_uid: None,
         modified: None,
+        untrusted: None,
+        given: false,
     }
 }
 
@@ -94,6 +96,21 @@ fn rules(findings: &[Finding]) -> Vec<(&str, Severity)> {
         .iter()
         .map(|finding| (finding.rule.as_str(), finding.severity))
         .collect()
+}
+
+impl Policy {
+    fn judge_all(&mut self, used: &Use) -> Vec<Finding> {
+        let mut findings = told(self.judge_reader(used));
+        findings.extend(self.judge_use(used));
+        findings
+    }
+}
+
+fn told(judged: Judged) -> Vec<Finding> {
+    match judged {
+        Judged::Fine => vec![],
+        Judged::Doubtful(finding) | Judged::Breaks(finding) => vec![finding],
+    }
 }
 
 fn container(name: &str) -> Workload {
@@ -334,7 +351,7 @@ fn unexpected_mint() {
             false,
         ),
     ] {
-        let findings = policy.judge_mint(&mint);
+        let findings = told(policy.judge_mint(&mint));
         assert_eq!(
             rules(&findings),
             if found {
@@ -350,11 +367,11 @@ fn unexpected_mint() {
     // A role that it is not to mint.
     let mut identity = mint("oidc-token", "/usr/bin/x", "10.0.0.9", 8200);
     identity.workload.unit = Some("good.service".into());
-    assert!(with.judge_mint(&identity).is_empty());
+    assert_eq!(with.judge_mint(&identity), Judged::Fine);
     if let Some(minted) = &mut identity.minted {
         minted.role = Role::Identity;
     }
-    assert_eq!(with.judge_mint(&identity).len(), 1);
+    assert_eq!(told(with.judge_mint(&identity)).len(), 1);
 }
 
 #[test]
@@ -385,20 +402,74 @@ fn learning_raises_nothing() {
 #[test]
 fn unexpected_reader() {
     assert_eq!(
-        rules(&policy(STRIPE).judge_use(&used("x", "/srv/key", "/usr/bin/bad"))),
+        rules(&policy(STRIPE).judge_all(&used("x", "/srv/key", "/usr/bin/bad"))),
         [("unexpected-reader", Severity::High)]
     );
     assert_eq!(
-        rules(&policy(STRIPE).judge_use(&used("x", "/srv/key", "/usr/bin/good"))),
+        rules(&policy(STRIPE).judge_all(&used("x", "/srv/key", "/usr/bin/good"))),
         []
     );
     let mut unit = used("x", "/srv/key", "/usr/bin/bad");
     unit.workload.unit = Some("good-2.service".into());
-    assert_eq!(rules(&policy(STRIPE).judge_use(&unit)), []);
+    assert_eq!(rules(&policy(STRIPE).judge_all(&unit)), []);
     assert_eq!(
-        rules(&policy(STRIPE).judge_use(&used("x", "/srv/other", "/usr/bin/bad"))),
+        rules(&policy(STRIPE).judge_all(&used("x", "/srv/other", "/usr/bin/bad"))),
         []
     );
+}
+
+#[test]
+fn what_is_not_told_of_a_name_is_in_doubt() {
+    let text = "credentials:\n- name: k\n  match: { file: /srv/key }\n  readers: [ { namespace: payments, workload: api, service_account: payer } ]\n";
+    let judge = |workload: Workload| {
+        let mut read = used("x", "/srv/key", "/app");
+        read.workload = workload;
+        policy(text).judge_reader(&read)
+    };
+    let pod = |namespace: Option<&str>, account: Option<&str>, partial| Workload {
+        kind: WorkloadKind::Pod,
+        namespace: namespace.map(str::to_owned),
+        pod: Some("api-0".into()),
+        service_account: account.map(str::to_owned),
+        partial,
+        ..Workload::host("api-0")
+    };
+    let owned = |name: &str, account: &str| Workload {
+        kind: WorkloadKind::Deployment,
+        name: name.into(),
+        ..pod(Some("payments"), Some(account), false)
+    };
+    for doubtful in [
+        // Nothing was told, it may come, or nobody is there to tell it.
+        pod(None, None, true),
+        pod(None, None, false),
+        // What the runtime says agrees; the owner is to come.
+        pod(Some("payments"), None, true),
+    ] {
+        let judged = judge(doubtful.clone());
+        assert!(
+            matches!(&judged, Judged::Doubtful(low) if low.severity == Severity::Low),
+            "{doubtful:?}: {judged:?}"
+        );
+    }
+    for breaks in [
+        // The namespace alone says no.
+        pod(Some("default"), None, true),
+        // The whole name says no.
+        pod(Some("payments"), Some("payer"), false),
+        owned("web", "payer"),
+        owned("api", "default"),
+        Workload::host("/app"),
+        // A container alone has no namespace that could still be told.
+        container("a"),
+    ] {
+        let judged = judge(breaks.clone());
+        assert!(
+            matches!(&judged, Judged::Breaks(high) if high.severity == Severity::High),
+            "{breaks:?}: {judged:?}"
+        );
+    }
+    assert_eq!(judge(owned("api", "payer")), Judged::Fine);
 }
 
 #[test]
@@ -431,14 +502,14 @@ fn the_token_of_another_pod() {
         token(Source::File, pod, None, ""),
         token(Source::Presented, pod, Some("b"), "proxy"),
     ] {
-        assert_eq!(rules(&policy("").judge_use(&honest)), [], "{honest:?}");
+        assert_eq!(rules(&policy("").judge_all(&honest)), [], "{honest:?}");
     }
     for bad in [
         token(Source::File, pod, Some("b"), "thief"),
         token(Source::Environment, pod, None, "thief"),
         token(Source::File, WorkloadKind::Host, None, ""),
     ] {
-        let found = policy("").judge_use(&bad);
+        let found = policy("").judge_all(&bad);
         assert!(
             rules(&found).contains(&("unexpected-reader", Severity::High)),
             "{bad:?}: {found:?}"
@@ -451,7 +522,7 @@ fn the_token_of_another_pod() {
         pod: Some("api-0".into()),
         ..Workload::host("api")
     }));
-    let found = policy("").judge_use(&named);
+    let found = policy("").judge_all(&named);
     assert!(
         found[0].summary.ends_with(
             "that was issued to payments/api (deployment, pod api-0, service account payer)"
@@ -513,6 +584,8 @@ fn a_service_of_the_cluster_is_no_home() {
     };
     assert_eq!(at("kubernetes.default.svc", ""), Verdict::Expected);
     assert_eq!(at("evil.attacker.svc", ""), Verdict::Unexpected);
+    // It may be the API's, as far as is known.
+    assert_eq!(at(ANOTHER, ""), Verdict::Unproven);
     let written = "credentials:\n  - name: own\n    match: { file: /srv/key }\n    destinations: [\"vault.vault.svc:443\"]\n";
     assert_eq!(at("vault.vault.svc", written), Verdict::Expected);
     // Whatever the connection calls it.
@@ -540,17 +613,17 @@ fn the_volume_of_another_pod() {
         used
     };
     assert_eq!(
-        rules(&plain.judge_use(&volume("/usr/bin/kubelet", None))),
+        rules(&plain.judge_all(&volume("/usr/bin/kubelet", None))),
         []
     );
-    assert_eq!(rules(&plain.judge_use(&volume("/app", Some("a")))), []);
+    assert_eq!(rules(&plain.judge_all(&volume("/app", Some("a")))), []);
     for bad in [
         volume("/usr/bin/tar", None),
         volume("/app", Some("b")),
         volume("/fake/kubelet", Some("b")),
     ] {
         assert_eq!(
-            rules(&plain.judge_use(&bad)),
+            rules(&plain.judge_all(&bad)),
             [("unexpected-reader", Severity::High)]
         );
     }
@@ -560,22 +633,22 @@ fn the_volume_of_another_pod() {
 fn credential_copied() {
     let mut plain = policy("");
     assert_eq!(
-        rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/cat"))),
+        rules(&plain.judge_all(&used("x", "/a/.netrc", "/usr/bin/cat"))),
         []
     );
     assert_eq!(
-        rules(&plain.judge_use(&used("x", "/a/.netrc", "/usr/bin/curl"))),
+        rules(&plain.judge_all(&used("x", "/a/.netrc", "/usr/bin/curl"))),
         [],
         "two programs share one file"
     );
     assert_eq!(
-        rules(&plain.judge_use(&used("x", "/b/.netrc", "/usr/bin/cat"))),
+        rules(&plain.judge_all(&used("x", "/b/.netrc", "/usr/bin/cat"))),
         [("credential-copied", Severity::Low)]
     );
     let mut variable = used("x", "env:TOKEN", "/usr/bin/curl");
     variable.place.source = Source::Environment;
     assert_eq!(
-        rules(&plain.judge_use(&variable)),
+        rules(&plain.judge_all(&variable)),
         [],
         "a script reads a file and sets a variable"
     );
@@ -584,10 +657,10 @@ fn credential_copied() {
     first.workload = container("a");
     let mut second = first.clone();
     second.workload = container("b");
-    assert_eq!(rules(&plain.judge_use(&first)), []);
-    assert_eq!(rules(&plain.judge_use(&first)), []);
+    assert_eq!(rules(&plain.judge_all(&first)), []);
+    assert_eq!(rules(&plain.judge_all(&first)), []);
     assert_eq!(
-        rules(&plain.judge_use(&second)),
+        rules(&plain.judge_all(&second)),
         [("credential-copied", Severity::Low)]
     );
 }
@@ -603,18 +676,18 @@ fn human_use() {
         used
     };
     assert_eq!(
-        rules(&policy("").judge_use(&read("/srv/app/.env", "/usr/bin/cat"))),
+        rules(&policy("").judge_all(&read("/srv/app/.env", "/usr/bin/cat"))),
         [("human-use", Severity::Low)]
     );
     assert_eq!(
-        rules(&policy("").judge_use(&read("/home/u/.netrc", "/usr/bin/cat"))),
+        rules(&policy("").judge_all(&read("/home/u/.netrc", "/usr/bin/cat"))),
         [],
         "one's own"
     );
     let mut sudo = read("/etc/shadow", "/usr/bin/sudo");
     sudo.credential.class = "password-hashes".into();
-    assert_eq!(rules(&policy("").judge_use(&sudo)), [], "its duty");
-    let with = policy(STRIPE).judge_use(&read("/srv/key", "/usr/bin/good"));
+    assert_eq!(rules(&policy("").judge_all(&sudo)), [], "its duty");
+    let with = policy(STRIPE).judge_all(&read("/srv/key", "/usr/bin/good"));
     assert_eq!(rules(&with), [("human-use", Severity::Medium)]);
 }
 
@@ -639,19 +712,19 @@ fn long_lived_credential() {
     let mut fixed = used("aws-access-key", "/x", "/a");
     fixed.credential.lifetime = Lifetime::Static;
     assert_eq!(
-        rules(&plain.judge_use(&fixed)),
+        rules(&plain.judge_all(&fixed)),
         [("long-lived-credential", Severity::Low)]
     );
-    assert_eq!(rules(&plain.judge_use(&used("ssh-key", "/x", "/a"))), []);
+    assert_eq!(rules(&plain.judge_all(&used("ssh-key", "/x", "/a"))), []);
     let mut with = policy(STRIPE);
     let mut aged = used("x", "/srv/key", "/usr/bin/good");
     aged.modified = Some(at(-31 * 86_400));
     assert_eq!(
-        rules(&with.judge_use(&aged)),
+        rules(&with.judge_all(&aged)),
         [("long-lived-credential", Severity::Low)]
     );
     aged.modified = Some(at(-29 * 86_400));
-    assert_eq!(rules(&with.judge_use(&aged)), []);
+    assert_eq!(rules(&with.judge_all(&aged)), []);
 }
 
 #[test]
@@ -659,13 +732,13 @@ fn revoked_credential_used() {
     let text = "credentials:\n- name: old\n  match: { file: /srv/key }\n  revoked_at: 2023-11-14T22:13:20Z\n";
     let mut read = used("x", "/srv/key", "/a");
     assert_eq!(
-        rules(&policy(text).judge_use(&read)),
+        rules(&policy(text).judge_all(&read)),
         [],
         "at that very moment"
     );
     read.time = at(1);
     assert_eq!(
-        rules(&policy(text).judge_use(&read)),
+        rules(&policy(text).judge_all(&read)),
         [("revoked-credential-used", Severity::Critical)]
     );
     let mut late = hop("x", Some("x.example"), "10.0.0.1", Evidence::Sole);
@@ -777,4 +850,121 @@ fn honest_looks_into_others_are_low() {
             .judge_foreign(&foreign("/tmp/thief", "/usr/bin/app", Look::Memory))
             .is_none()
     );
+}
+
+#[test]
+fn untrusted_binary() {
+    let with = |why: Option<Untrusted>| {
+        let mut read = used("x", "/srv/x", "/memfd:a");
+        read.untrusted = why;
+        let found = policy("").judge_use(&read);
+        found
+            .first()
+            .map(|found| (found.rule.clone(), found.severity))
+    };
+    for (why, severity) in [
+        (Untrusted::Memory, Severity::High),
+        (Untrusted::Deleted, Severity::High),
+        (Untrusted::Added, Severity::High),
+        (Untrusted::Temporary, Severity::Low),
+    ] {
+        let expected = Some(("untrusted-binary".to_owned(), severity));
+        assert_eq!(with(Some(why)), expected, "{why}");
+    }
+    assert_eq!(with(None), None);
+}
+
+/// A pick-up of one class by a workload, so many minutes after the first.
+fn picked(workload: &Workload, number: u64, class: &str, minutes: i64) -> Use {
+    let mut read = used(class, &format!("/srv/{class}"), "/usr/bin/cat");
+    read.workload = workload.clone();
+    read.credential.id = CredentialId::of_fingerprint(number);
+    read.time = at(minutes * 60);
+    read
+}
+
+fn harvests(policy: &mut Policy, reads: &[Use]) -> Vec<Severity> {
+    reads
+        .iter()
+        .flat_map(|read| policy.judge_use(read))
+        .filter(|finding| finding.rule == "harvest")
+        .map(|finding| finding.severity)
+        .collect()
+}
+
+#[test]
+fn harvest() {
+    let pod = container("a");
+    let host = Workload::host("/usr/bin/cat");
+    let three = |workload: &Workload, minutes: i64| {
+        [
+            picked(workload, 1, "aws-access-key", 0),
+            picked(workload, 2, "github-token", 1),
+            picked(workload, 3, "kubeconfig", minutes),
+        ]
+    };
+    let mut plain = policy("");
+    assert_eq!(harvests(&mut plain, &three(&pod, 9)), [Severity::High]);
+    assert_eq!(harvests(&mut policy(""), &three(&host, 9)), [Severity::Low]);
+    // Honest ones: slowly, of two classes, each its own, or of two workloads.
+    assert_eq!(harvests(&mut policy(""), &three(&pod, 12)), []);
+    let same = [1, 2, 3].map(|number| picked(&pod, number, "github-token", 0));
+    assert_eq!(harvests(&mut policy(""), &same), []);
+    let given = three(&pod, 2).map(|mut read| {
+        read.given = true;
+        read
+    });
+    assert_eq!(harvests(&mut policy(""), &given), []);
+    let volumes = three(&pod, 2).map(|mut read| {
+        read.pod_uid = Some("u".into());
+        read.volume_of = Some("u".into());
+        read
+    });
+    assert_eq!(harvests(&mut policy(""), &volumes), []);
+    let mut shared = three(&pod, 2);
+    shared[2].workload = container("b");
+    assert_eq!(harvests(&mut policy(""), &shared), []);
+    let written = "credentials:\n- name: k\n  match: { class: kubeconfig }\n  readers: [ { executable: /usr/bin/cat } ]\n";
+    assert_eq!(harvests(&mut policy(written), &three(&pod, 2)), []);
+    // What was taken shows up where it should not.
+    let mut out = hop(
+        "aws-access-key",
+        Some("paste.example"),
+        "203.0.113.9",
+        Evidence::Presented,
+    );
+    out.credential.id = CredentialId::of_fingerprint(1);
+    out.time = at(3600);
+    let (_, found) = plain.judge_hop(&out);
+    assert!(rules(&found).contains(&("harvest", Severity::Critical)));
+    out.destination.name = Some("sts.amazonaws.com".into());
+    assert_eq!(rules(&plain.judge_hop(&out).1), []);
+    let mut other = out.clone();
+    other.destination.name = Some("paste.example".into());
+    other.credential.id = CredentialId::of_fingerprint(9);
+    assert_eq!(
+        rules(&plain.judge_hop(&other).1),
+        [("unexpected-hop", Severity::Critical)]
+    );
+}
+
+#[test]
+fn blind() {
+    let gap = |blind| Gap {
+        kind: "lost-events".into(),
+        probe: Some("file".into()),
+        detail: "the ring of the file probe was full".into(),
+        since: at(0),
+        until: Some(at(1)),
+        count: 3,
+        blind,
+    };
+    let found = policy("").judge_gap(&gap(true)).expect("a finding");
+    assert_eq!(
+        rules(std::slice::from_ref(&found)),
+        [("blind", Severity::High)]
+    );
+    assert_eq!((found.credential, found.process), (None, None));
+    assert_eq!(found.gaps, [gap(true)]);
+    assert_eq!(policy("").judge_gap(&gap(false)), None);
 }

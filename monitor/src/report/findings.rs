@@ -1,6 +1,8 @@
 //! The stream of findings: one JSON object a line, repeats as one finding with a count.
 
+use super::ocsf;
 use crate::model::Finding;
+use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::HashMap,
@@ -14,8 +16,20 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 /// Findings remembered, the oldest forgotten first.
 const REMEMBERED: usize = 20_000;
 
+/// How findings are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As Keytrail's own answers have them
+    #[default]
+    Json,
+    /// OCSF Detection Finding (2004)
+    Ocsf,
+}
+
 /// Counts findings, and writes those that are news.
 pub struct Stream {
+    format: Format,
     out: Box<dyn Write + Send>,
     known: HashMap<String, Known>,
     /// Lines that could not be written.
@@ -39,7 +53,7 @@ impl std::fmt::Debug for Stream {
 
 impl Stream {
     /// A stream to `-`, standard output, or to a file that only its owner reads.
-    pub fn open(target: &str) -> io::Result<Self> {
+    pub fn open(target: &str, format: Format) -> io::Result<Self> {
         let out: Box<dyn Write + Send> = if target == "-" {
             Box::new(io::stdout())
         } else {
@@ -51,11 +65,12 @@ impl Stream {
                     .open(target)?,
             )
         };
-        Ok(Self::new(out))
+        Ok(Self::new(out, format))
     }
 
-    pub fn new(out: Box<dyn Write + Send>) -> Self {
+    pub fn new(out: Box<dyn Write + Send>, format: Format) -> Self {
         Self {
+            format,
             out,
             known: HashMap::new(),
             lost: 0,
@@ -108,7 +123,10 @@ impl Stream {
     }
 
     fn write(&mut self, finding: &Finding) -> io::Result<()> {
-        let mut line = serde_json::to_vec(finding)?;
+        let mut line = match self.format {
+            Format::Json => serde_json::to_vec(finding)?,
+            Format::Ocsf => serde_json::to_vec(&ocsf::detection(finding))?,
+        };
         line.push(b'\n');
         // At once, and whole: a line is not to wait in a buffer, nor to be cut by a kill.
         self.out.write_all(&line)?;

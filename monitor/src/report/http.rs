@@ -1,22 +1,31 @@
 //! The HTTP side: metrics, health, and the CLI's answers as JSON.
 
-use super::metrics::Metrics;
+use super::{
+    access::{self, Gate, Token},
+    metrics::Metrics,
+    page,
+};
 use crate::{
-    ledger::read::{QueryError, Range, Reader},
+    ledger::read::{
+        About, Event, Findings, HopRow, Hops, Inventory, Item, QueryError, Range, Reader, Timeline,
+        Workloads,
+    },
+    model::{Finding, Workload},
+    policy::document::Tls,
     time,
 };
 use axum::{
     Router,
-    extract::{Query, Request, State},
-    http::{HeaderMap, StatusCode, header},
-    middleware::{self, Next},
+    extract::{Query, State},
+    http::{StatusCode, header},
+    middleware,
     response::{IntoResponse, Json, Response},
     routing::get,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -24,7 +33,7 @@ use std::{
     },
 };
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 /// Why the agent does not listen.
 #[derive(Debug, Error)]
@@ -32,7 +41,7 @@ pub enum ListenError {
     #[error("`{0}` is no address to listen on: write for example 127.0.0.1:9477")]
     Address(String),
     #[error(
-        "{0} is not a loopback address: beyond it the API needs TLS and a token, which this release does not have"
+        "{0} is not a loopback address: beyond it the API needs `tls` and `token_file` in the configuration; metrics and health checks alone are served by --metrics-listen"
     )]
     Public(SocketAddr),
     #[error(
@@ -50,12 +59,31 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     pub state_dir: PathBuf,
     pub ready: Arc<AtomicBool>,
+    /// Questions that are answered at a time: each reads a ledger that may be large.
+    pub turns: Semaphore,
+}
+
+/// Questions that are answered at a time.
+pub const TURNS: usize = 4;
+
+/// How the API is protected.
+#[derive(Debug, Default)]
+pub struct Security {
+    pub tls: Option<Tls>,
+    pub token: Option<Token>,
+}
+
+impl Security {
+    /// Whether it may be served to other machines.
+    fn is_whole(&self) -> bool {
+        self.tls.is_some() && self.token.is_some()
+    }
 }
 
 /// Binds the address of `--listen`.
-pub async fn bind(listen: &str) -> Result<TcpListener, ListenError> {
+pub async fn bind(listen: &str, security: &Security) -> Result<TcpListener, ListenError> {
     let address = parse(listen)?;
-    if !address.ip().is_loopback() {
+    if !address.ip().is_loopback() && !security.is_whole() {
         return Err(ListenError::Public(address));
     }
     bind_to(address).await
@@ -79,7 +107,23 @@ async fn bind_to(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Serves until the program ends.
-pub async fn serve(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, app: Arc<App>, security: Security) -> anyhow::Result<()> {
+    let gate = Gate::new(security.token, security.tls.is_none());
+    let router = routes(&gate).with_state(app);
+    match security.tls {
+        None => axum::serve(listener, router).await?,
+        Some(files) => {
+            let tls = access::tls(&files)?;
+            axum_server::from_tcp_rustls(listener.into_std()?, tls)?
+                .serve(router.into_make_service())
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+fn routes(gate: &Arc<Gate>) -> Router<Arc<App>> {
+    let asked = || middleware::from_fn_with_state(Arc::clone(gate), access::questions);
     let api = Router::new()
         .route("/credentials", get(credentials))
         .route("/workloads", get(workloads))
@@ -89,13 +133,18 @@ pub async fn serve(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> 
         .route("/who", get(who))
         .route("/where", get(where_to))
         .route("/chain", get(chain))
-        .route("/blast-radius", get(blast_radius));
-    let router = health()
-        .route("/", get(index))
+        .route("/first-use", get(first_use))
+        .route("/blast-radius", get(blast_radius))
+        .route_layer(asked());
+    // With a token everything but the page's own files asks for it; without one they are local anyway.
+    health()
+        .route_layer(asked())
+        .merge(page::routes())
         .nest("/api/v1", api)
-        .layer(middleware::from_fn(only_local_names))
-        .with_state(app);
-    axum::serve(listener, router).await
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(gate),
+            access::names,
+        ))
 }
 
 /// Serves what says nothing of credentials but in numbers, until the program ends.
@@ -108,38 +157,6 @@ fn health() -> Router<Arc<App>> {
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-}
-
-/// A page of another site can make a browser call a loopback address by a name of its own: such
-/// names are refused.
-async fn only_local_names(headers: HeaderMap, request: Request, next: Next) -> Response {
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
-        if port.bytes().all(|byte| byte.is_ascii_digit()) {
-            name
-        } else {
-            host
-        }
-    });
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    let local = bare == "localhost"
-        || bare
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback());
-    if !local {
-        return (StatusCode::FORBIDDEN, "ask for a loopback address\n").into_response();
-    }
-    next.run(request).await
-}
-
-async fn index() -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-        "Keytrail\n\n/metrics\n/healthz\n/readyz\n/api/v1/credentials\n/api/v1/workloads\n/api/v1/hops\n/api/v1/findings\n/api/v1/timeline\n/api/v1/who?credential=…\n/api/v1/where?credential=…\n/api/v1/blast-radius?workload=…\n",
-    )
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -170,9 +187,53 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 struct Parameters {
     credential: Option<String>,
     workload: Option<String>,
+    destination: Option<String>,
     rule: Option<String>,
+    after: Option<String>,
+    /// Rows of a list, and how many to leave out before them.
+    limit: Option<usize>,
+    offset: Option<usize>,
     since: Option<String>,
     until: Option<String>,
+}
+
+/// Rows of a list where nobody says how many, and at most.
+const LIMIT: usize = 1000;
+const MOST: usize = 10_000;
+
+/// A part of a list, and how much there is.
+#[derive(Debug, Serialize)]
+struct Part<T> {
+    #[serde(flatten)]
+    answer: T,
+    total: usize,
+    /// What `offset` gives the next part, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_offset: Option<usize>,
+}
+
+/// An answer that is a list.
+trait List: Serialize + Send + 'static {
+    type Row;
+    fn rows(&mut self) -> &mut Vec<Self::Row>;
+}
+
+macro_rules! lists {
+    ($($answer:ty, $row:ty, $field:ident;)+) => {$(
+        impl List for $answer {
+            type Row = $row;
+            fn rows(&mut self) -> &mut Vec<$row> {
+                &mut self.$field
+            }
+        }
+    )+};
+}
+lists! {
+    Inventory, Item, credentials;
+    Workloads, Workload, workloads;
+    Hops, HopRow, hops;
+    Findings, Finding, findings;
+    Timeline, Event, events;
 }
 
 /// Why a request is not answered.
@@ -220,6 +281,22 @@ impl Parameters {
         })
     }
 
+    /// The part of a list that is asked for.
+    fn part<T: List>(&self, mut answer: T) -> Part<T> {
+        let limit = self.limit.unwrap_or(LIMIT).min(MOST);
+        let offset = self.offset.unwrap_or_default();
+        let rows = answer.rows();
+        let total = rows.len();
+        rows.drain(..offset.min(total));
+        rows.truncate(limit);
+        let end = offset.saturating_add(limit);
+        Part {
+            answer,
+            total,
+            next_offset: (end < total).then_some(end),
+        }
+    }
+
     fn needed(value: Option<&String>, name: &str) -> Result<String, Refusal> {
         value
             .cloned()
@@ -233,6 +310,12 @@ where
     T: Serialize + Send + 'static,
     F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
 {
+    let _turn = app
+        .turns
+        .acquire()
+        .await
+        .map_err(|error| Refusal::Internal(error.to_string()))?;
+    let app = Arc::clone(&app);
     tokio::task::spawn_blocking(move || {
         let reader = Reader::open(&app.state_dir).map_err(QueryError::from)?;
         question(&reader)
@@ -245,12 +328,21 @@ where
 
 type Asked = Query<Parameters>;
 
-async fn credentials(State(app): State<Arc<App>>) -> Result<impl IntoResponse, Refusal> {
-    ask(app, |reader| reader.inventory(Timestamp::now())).await
+async fn credentials(
+    State(app): State<Arc<App>>,
+    Query(asked): Asked,
+) -> Result<impl IntoResponse, Refusal> {
+    ask(app, move |reader| {
+        Ok(asked.part(reader.inventory(Timestamp::now())?))
+    })
+    .await
 }
 
-async fn workloads(State(app): State<Arc<App>>) -> Result<impl IntoResponse, Refusal> {
-    ask(app, Reader::workloads).await
+async fn workloads(
+    State(app): State<Arc<App>>,
+    Query(asked): Asked,
+) -> Result<impl IntoResponse, Refusal> {
+    ask(app, move |reader| Ok(asked.part(reader.workloads()?))).await
 }
 
 async fn hops(
@@ -258,7 +350,14 @@ async fn hops(
     Query(asked): Asked,
 ) -> Result<impl IntoResponse, Refusal> {
     let range = asked.range()?;
-    ask(app, move |reader| reader.hops(range)).await
+    ask(app, move |reader| {
+        let hops = match &asked.destination {
+            Some(destination) => reader.hops_to(destination, range)?,
+            None => reader.hops(range)?,
+        };
+        Ok(asked.part(hops))
+    })
+    .await
 }
 
 async fn findings(
@@ -267,7 +366,12 @@ async fn findings(
 ) -> Result<impl IntoResponse, Refusal> {
     let range = asked.range()?;
     ask(app, move |reader| {
-        reader.findings(asked.rule.as_deref(), range)
+        let about = About {
+            rule: asked.rule.as_deref(),
+            credential: asked.credential.as_deref(),
+            workload: asked.workload.as_deref(),
+        };
+        Ok(asked.part(reader.findings(about, range)?))
     })
     .await
 }
@@ -278,13 +382,25 @@ async fn timeline(
 ) -> Result<impl IntoResponse, Refusal> {
     let range = asked.range()?;
     ask(app, move |reader| {
-        reader.timeline(
+        let answer = reader.timeline(
             asked.credential.as_deref(),
             asked.workload.as_deref(),
             range,
-        )
+        )?;
+        let limit = asked.limit.or(Some(MOST));
+        Ok(Parameters { limit, ..asked }.part(answer))
     })
     .await
+}
+
+async fn first_use(
+    State(app): State<Arc<App>>,
+    Query(asked): Asked,
+) -> Result<impl IntoResponse, Refusal> {
+    let credential = Parameters::needed(asked.credential.as_ref(), "credential")?;
+    let after = Parameters::needed(asked.after.as_ref(), "after")?;
+    let after = time::moment(&after, Timestamp::now()).map_err(Refusal::Parameter)?;
+    ask(app, move |reader| reader.first_use(&credential, after)).await
 }
 
 async fn who(

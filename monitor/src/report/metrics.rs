@@ -4,7 +4,7 @@ use crate::model::{Credential, Finding, Hop, Use, Verdict};
 use monitor_common::record::{Probe, Stage};
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Registry, TextEncoder, process_collector::ProcessCollector,
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -42,6 +42,8 @@ impl Metrics {
     /// Registers every family.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        // Processor time, memory and descriptors of the agent itself, by the names that everybody knows.
+        registry.register(Box::new(ProcessCollector::for_self()))?;
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(family.clone()))?;

@@ -1,7 +1,11 @@
 //! What leaves the agent: metrics, the stream of findings, the HTTP API, tables for people. The
 //! only module that knows HTTP.
 
+pub mod access;
+pub mod dot;
 pub mod findings;
 pub mod http;
 pub mod metrics;
+pub mod ocsf;
+pub mod page;
 pub mod table;

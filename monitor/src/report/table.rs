@@ -1,11 +1,16 @@
 //! Answers for people: columns that fit a terminal, the worst first, gaps named.
 
 use crate::{
-    ledger::chain::Chain,
-    ledger::read::{
-        BlastRadius, Event, Findings, HopRow, Inventory, Timeline, UseRow, WhereAnswer, WhoAnswer,
+    ledger::{
+        chain::{Chain, Link},
+        first::FirstUse,
+        read::{
+            BlastRadius, Event, Findings, HopRow, Inventory, Timeline, UseRow, WhereAnswer,
+            WhoAnswer,
+        },
     },
-    model::{Credential, CredentialId, Evidence, Gap, NOT_COVERED, Severity, Verdict},
+    model::{Credential, CredentialId, Evidence, Finding, Gap, NOT_COVERED, Severity, Verdict},
+    policy::trial::Trial,
     sensor::doctor::Report,
 };
 use anstyle::{AnsiColor, Style};
@@ -97,6 +102,11 @@ fn local(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system())
         .strftime("%Y-%m-%d %H:%M:%S%:z")
         .to_string()
+}
+
+/// The same time in UTC.
+fn utc(time: Timestamp) -> String {
+    time.strftime("%H:%M:%SZ").to_string()
 }
 
 /// How long ago, in the largest unit that tells.
@@ -284,21 +294,117 @@ pub fn chain(answer: &Chain) -> String {
         None => otherwise.to_owned(),
     };
     for link in &answer.links {
-        let _ = writeln!(
-            out,
-            "{} → {} → {}\n  by {} × {}, last {}",
-            class(&link.presented, "(nothing seen)"),
-            clean(&link.authenticator.label()),
-            class(&link.minted, "(answer not seen)"),
-            clean(&link.workload.key()),
-            link.count,
-            ago(link.last_seen)
-        );
+        link_lines(&mut out, link, class);
     }
     if !answer.hops.is_empty() {
         out.push('\n');
         hop_rows(&mut out, &answer.hops);
     }
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+/// A link of a chain, in two lines.
+fn link_lines(
+    out: &mut String,
+    link: &Link,
+    class: impl Fn(&Option<CredentialId>, &str) -> String,
+) {
+    let _ = writeln!(
+        out,
+        "{} → {} → {}\n  by {} × {}, last {}",
+        class(&link.presented, "(nothing seen)"),
+        clean(&link.authenticator.label()),
+        class(&link.minted, "(answer not seen)"),
+        clean(&link.workload.key()),
+        link.count,
+        ago(link.last_seen)
+    );
+}
+
+pub fn first_use(answer: &FirstUse) -> String {
+    let mut out = String::new();
+    for credential in &answer.credentials {
+        heading(&mut out, credential);
+    }
+    let _ = writeln!(
+        out,
+        "\nAfter {} ({}); used before by {}",
+        local(answer.after),
+        utc(answer.after),
+        few(&answer.known)
+    );
+    if answer.new.is_empty() {
+        out.push_str("Nobody new was seen to use it.\n");
+    } else {
+        let mut rows = Rows::new(&["TIME", "UTC", "WHAT", "WORKLOAD", "PROCESS", "DETAIL"]);
+        for event in &answer.new {
+            let (what, workload, process, detail) = match event {
+                Event::Use { row, .. } => (
+                    "use",
+                    &row.workload,
+                    &row.process,
+                    format!("{} {}", row.source, row.place),
+                ),
+                Event::Hop { row, .. } => {
+                    rows.style(row.verdict.as_str(), verdict_style(row.verdict));
+                    (
+                        "hop",
+                        &row.workload,
+                        &row.process,
+                        format!(
+                            "→ {} {} {}",
+                            row.destination.label(),
+                            row.verdict,
+                            row.evidence
+                        ),
+                    )
+                }
+                Event::Finding { .. } | Event::Gap { .. } => continue,
+            };
+            rows.add(vec![
+                local(event.time()),
+                utc(event.time()),
+                what.to_owned(),
+                workload.key(),
+                format!("{}[{}]", process.comm, process.pid),
+                detail,
+            ]);
+        }
+        rows.show(&mut out);
+    }
+    if !answer.new_destinations.is_empty() {
+        let _ = writeln!(out, "\n{}", paint(STRONG, "New destinations"));
+        hop_rows(&mut out, &answer.new_destinations);
+    }
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+pub fn trial(answer: &Trial) -> String {
+    let mut out = format!(
+        "{} uses, {} hops and {} mintings were judged again.\n",
+        answer.uses, answer.hops, answer.mints
+    );
+    if answer.findings.is_empty() {
+        out.push_str("Nothing would have been flagged.\n");
+    } else {
+        let _ = writeln!(out, "{}", paint(STRONG, "Would have been flagged"));
+        finding_lines(&mut out, &answer.findings);
+    }
+    if !answer.settled.is_empty() {
+        let _ = writeln!(
+            out,
+            "\n{}",
+            paint(STRONG, "Was flagged, and would not have been")
+        );
+        finding_lines(&mut out, &answer.settled);
+    }
+    let _ = writeln!(
+        out,
+        "\nNot judged again, as the ledger does not hold what they need: {}",
+        answer.not_judged.join(", ")
+    );
     gaps(&mut out, &answer.gaps);
     out
 }
@@ -343,6 +449,12 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
         }
         out.push('\n');
     }
+    for link in &answer.minted {
+        link_lines(&mut out, link, |id, otherwise| {
+            id.as_ref()
+                .map_or_else(|| otherwise.to_owned(), |id| paint(STRONG, &id.0))
+        });
+    }
     gaps(&mut out, &answer.gaps);
     out
 }
@@ -352,8 +464,7 @@ pub fn timeline(answer: &Timeline) -> String {
     let mut rows = Rows::new(&["TIME", "UTC", "WHAT", "CREDENTIAL", "WORKLOAD", "DETAIL"]);
     for event in &answer.events {
         let time = event.time();
-        let utc = time.strftime("%H:%M:%SZ").to_string();
-        let mut cells = vec![local(time), utc];
+        let mut cells = vec![local(time), utc(time)];
         cells.extend(match event {
             Event::Use { row, .. } => [
                 "use".to_owned(),
@@ -380,7 +491,10 @@ pub fn timeline(answer: &Timeline) -> String {
                 rows.style(finding.severity.as_str(), severity_style(finding.severity));
                 [
                     "finding".to_owned(),
-                    finding.credential.id.to_string(),
+                    finding
+                        .credential
+                        .as_ref()
+                        .map_or_else(String::new, |known| known.id.to_string()),
                     finding.workload.key(),
                     format!("{} {} × {}", finding.rule, finding.severity, finding.count),
                 ]
@@ -397,6 +511,16 @@ pub fn timeline(answer: &Timeline) -> String {
             }
         });
         rows.add(cells);
+    }
+    if answer.older {
+        let _ = writeln!(
+            out,
+            "{}",
+            paint(
+                YELLOW,
+                "There is more before this: ask for less with --since and --until."
+            )
+        );
     }
     rows.show(&mut out);
     gaps(&mut out, &answer.gaps);
@@ -462,7 +586,13 @@ pub fn findings(answer: &Findings) -> String {
     if answer.findings.is_empty() {
         out.push_str("No findings.\n");
     }
-    for finding in &answer.findings {
+    finding_lines(&mut out, &answer.findings);
+    gaps(&mut out, &answer.gaps);
+    out
+}
+
+fn finding_lines(out: &mut String, findings: &[Finding]) {
+    for finding in findings {
         let severity = paint(severity_style(finding.severity), finding.severity.as_str());
         let _ = writeln!(
             out,
@@ -495,8 +625,6 @@ pub fn findings(answer: &Findings) -> String {
             );
         }
     }
-    gaps(&mut out, &answer.gaps);
-    out
 }
 
 pub fn doctor(report: &Report) -> String {

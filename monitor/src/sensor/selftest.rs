@@ -105,3 +105,79 @@ pub async fn self_test(
     sensor.set_agent(stamp.subject.pid)?;
     Ok(stamp.subject.pid)
 }
+
+/// How often the probes are asked whether they still see.
+const BEAT: Duration = Duration::from_secs(30);
+
+/// A file with the name of a credential that the agent opens now and then: the probes that do not tell
+/// of it were detached, or are kept from telling.
+#[derive(Debug)]
+pub struct Heartbeat {
+    directory: PathBuf,
+    own: u32,
+    last: Instant,
+    /// The inode of a beat that was not seen yet.
+    waiting: Option<u64>,
+    silent: bool,
+}
+
+impl Heartbeat {
+    /// `own` is the agent's number, as [`self_test`] gives it.
+    pub fn new(directory: &Path, own: u32) -> Self {
+        Self {
+            directory: directory.join("heartbeat"),
+            own,
+            last: Instant::now(),
+            waiting: None,
+            silent: false,
+        }
+    }
+
+    /// Beats, where it is time to; to be called each second. Gives whether the file probe has fallen silent
+    /// since the last call.
+    pub fn beat(&mut self, sensor: &mut Sensor) -> Result<bool, SensorError> {
+        let since = self.last.elapsed();
+        let fell_silent = self.waiting.is_some() && since > LIMIT && !self.silent;
+        self.silent |= fell_silent;
+        if since > BEAT {
+            self.last = Instant::now();
+            self.waiting = None;
+            // A disk may be full: then there is no beat, and nothing to be missed.
+            if let Ok((path, inode)) = self.make() {
+                sensor.set_agent(0)?;
+                let opened = File::open(&path);
+                sensor.set_agent(self.own)?;
+                self.waiting = opened.is_ok().then_some(inode);
+            }
+            drop(fs::remove_dir_all(&self.directory));
+        }
+        Ok(fell_silent)
+    }
+
+    fn make(&self) -> io::Result<(PathBuf, u64)> {
+        fs::create_dir_all(&self.directory)?;
+        let path = self.directory.join(".netrc");
+        fs::write(&path, b"")?;
+        let metadata = fs::metadata(&path)?;
+        Ok((path, std::os::unix::fs::MetadataExt::ino(&metadata)))
+    }
+
+    /// Takes the beat out of what was observed, and what else the agent did meanwhile.
+    pub fn take(&mut self, observations: &mut Vec<Observation>) {
+        let Some(inode) = self.waiting else { return };
+        let own = self.own;
+        let mut seen = false;
+        observations.retain(|observation| match observation {
+            Observation::FileOpened { stamp, file, .. } if stamp.subject.pid == own => {
+                seen |= file.inode == inode;
+                false
+            }
+            Observation::Foreign { stamp, .. } => stamp.subject.pid != own,
+            _ => true,
+        });
+        if seen {
+            self.waiting = None;
+            self.silent = false;
+        }
+    }
+}

@@ -14,7 +14,7 @@ mod names;
 
 use crate::model::{
     ANOTHER, Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Mint,
-    NameSource, Place, Process, Source, Subject, Transport, Use, Workload,
+    NameSource, Place, Process, Source, Subject, Transport, Untrusted, Use, Workload,
 };
 use jiff::{SignedDuration, Timestamp};
 use names::Names;
@@ -98,6 +98,10 @@ pub enum Event {
         pod_uid: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         modified: Option<Timestamp>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        untrusted: Option<Untrusted>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        given: bool,
     },
     Connect {
         time: Timestamp,
@@ -169,6 +173,11 @@ pub enum Event {
         time: Timestamp,
         old: Workload,
         new: Workload,
+    },
+    /// A cluster has told what is at addresses to which there are connections already.
+    Objects {
+        time: Timestamp,
+        objects: BTreeMap<IpAddr, String>,
     },
     Gap {
         gap: Gap,
@@ -299,6 +308,8 @@ impl Trail {
                 home,
                 pod_uid,
                 modified,
+                untrusted,
+                given,
             } => {
                 let holding = Holding {
                     credential: Arc::new(credential.clone()),
@@ -318,6 +329,8 @@ impl Trail {
                     home,
                     pod_uid,
                     modified,
+                    untrusted,
+                    given,
                 })));
             }
             Event::Connect {
@@ -402,6 +415,17 @@ impl Trail {
             Event::Renamed { old, new, .. } => {
                 self.rename(&old, &new);
                 out.push(Outcome::Renamed(Box::new([old, new])));
+            }
+            Event::Objects { objects, .. } => {
+                for connection in self.connections.values_mut() {
+                    let destination = &mut connection.destination;
+                    let told = objects.get(&destination.address);
+                    if destination.object.is_none() || destination.is_untold() {
+                        destination.object = None;
+                        told.into_iter()
+                            .for_each(|object| destination.take_object(object));
+                    }
+                }
             }
             Event::Gap { gap } => out.push(Outcome::Gap(gap)),
             Event::Tick { time } => self.tick(time, out),
@@ -900,6 +924,8 @@ fn used(time: Timestamp, who: &Who, credential: &Credential, place: Place) -> Ou
         home: None,
         pod_uid: None,
         modified: None,
+        untrusted: None,
+        given: true,
     }))
 }
 

@@ -77,6 +77,8 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> Event {
         home: None,
         pod_uid: None,
         modified: None,
+        untrusted: None,
+        given: false,
     }
 }
 
@@ -565,6 +567,46 @@ fn a_connection_has_the_name_that_came_after_it() {
         _ => None,
     });
     assert_eq!(hop.expect("a hop").workload, named);
+}
+
+#[test]
+fn a_connection_has_the_object_that_was_told_after_it() {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    let mut begin = |id: u64, address: &str| {
+        let mut event = connect(1, id, address, 443);
+        if let Event::Connect { destination, .. } = &mut event {
+            destination.take_object(ANOTHER);
+        }
+        trail.take(event, &mut out);
+    };
+    begin(1, "10.0.0.1");
+    begin(2, "10.0.0.2");
+    let told = Event::Objects {
+        time: at(3),
+        objects: BTreeMap::from([(
+            "10.0.0.1".parse().expect("an address"),
+            "kubernetes.default.svc".into(),
+        )]),
+    };
+    trail.take(told, &mut out);
+    trail.take(in_clear(1, None, 7), &mut out);
+    trail.take(in_clear(2, None, 7), &mut out);
+    let destinations: Vec<_> = out
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Hop(hop) => Some((hop.destination.label(), hop.destination.object.clone())),
+            _ => None,
+        })
+        .collect();
+    let api = "kubernetes.default.svc".to_owned();
+    assert_eq!(
+        destinations,
+        [
+            (format!("{api}:443"), Some(api)),
+            ("10.0.0.2:443".to_owned(), None)
+        ]
+    );
 }
 
 fn any_event() -> impl Strategy<Value = Event> {

@@ -84,6 +84,7 @@ impl Named {
             service_account: self.service_account.clone(),
             unit: None,
             image: self.image.clone(),
+            partial: false,
         })
     }
 
@@ -116,9 +117,10 @@ fn key(group: &Group) -> Option<&str> {
     group.container.as_deref().or(group.pod_uid.as_deref())
 }
 
-/// The workload that a path tells, without any name.
+/// The workload that a path tells, without any name, where one may come.
 fn by_path(group: &Group) -> Option<Workload> {
     let mut workload = Workload::host("");
+    workload.partial = true;
     if let Some(uid) = &group.pod_uid {
         workload.kind = WorkloadKind::Pod;
         workload.name = format!("pod-{uid}");
@@ -144,7 +146,12 @@ struct Question {
 /// An answer to a question that was asked by [`key`].
 #[derive(Debug)]
 enum Answer {
-    Named(String, Box<Named>),
+    Named {
+        key: String,
+        named: Box<Named>,
+        /// Nothing is missing.
+        whole: bool,
+    },
     /// Nobody knows it; it is asked for on.
     Unnamed(String, &'static str),
     /// It is not asked for any more, until somebody wants it again.
@@ -236,6 +243,18 @@ impl Names {
         self.addresses.as_ref()?.at(address)
     }
 
+    /// Waits until a cluster has told what is at which address, no longer than `most`.
+    pub fn await_objects(&self, most: Duration) {
+        if let Some(addresses) = &self.addresses {
+            addresses.wait(most);
+        }
+    }
+
+    /// Whether there is a cluster to tell addresses, and it has told them all.
+    pub fn objects_are_told(&self) -> Option<bool> {
+        Some(self.addresses.as_ref()?.are_told())
+    }
+
     /// Has a group's name asked for, once.
     pub fn want(&mut self, group: &Group) {
         let (Some(ask), Some(key), Some(workload)) = (&self.ask, key(group), by_path(group)) else {
@@ -278,7 +297,8 @@ impl Names {
 
     /// The workload of a group, by name where it has one by now; `None` where it is of the host.
     pub fn workload(&self, group: &Group) -> Option<Workload> {
-        let known = key(group).and_then(|key| self.known.get(key));
+        let key = key(group)?;
+        let known = self.known.get(key).or_else(|| self.asked.get(key));
         known.cloned().or_else(|| by_path(group))
     }
 
@@ -287,10 +307,11 @@ impl Names {
         let mut renamed = Vec::new();
         while let Ok(answer) = self.answers.try_recv() {
             match answer {
-                Answer::Named(key, named) => {
-                    let Some(new) = named.workload() else {
+                Answer::Named { key, named, whole } => {
+                    let Some(mut new) = named.workload() else {
                         continue;
                     };
+                    new.partial = !whole;
                     if let Some(uid) = named.pod_uid {
                         let container = None;
                         let pod = Workload {
@@ -313,10 +334,13 @@ impl Names {
                 }
                 Answer::Unnamed(key, reason) => {
                     *self.unnamed.entry(reason).or_default() += 1;
-                    if let Some(old) = self.asked.get(&key) {
+                    if let Some(called) = self.asked.get_mut(&key) {
+                        let old = called.clone();
+                        // With nobody to ask, its ids are all of its name.
+                        called.partial &= reason != NO_SOURCE;
                         renamed.push(Renamed {
-                            old: old.clone(),
-                            new: old.clone(),
+                            old,
+                            new: called.clone(),
                         });
                     }
                 }
@@ -346,6 +370,8 @@ struct Pending {
     part: Option<Named>,
 }
 
+/// Why there is no name where nobody can be asked.
+const NO_SOURCE: &str = "no-source";
 /// Between two questions for the same, at first, and at most.
 const FIRST: Duration = Duration::from_millis(20);
 const MOST: Duration = Duration::from_secs(10);
@@ -444,17 +470,25 @@ impl Asker {
             pending.next = Instant::now() + (age / 2).clamp(FIRST, MOST);
             match round.name(key, pending.pod_uid.as_deref()) {
                 Some((named, true)) => {
-                    answers.push(Answer::Named(key.clone(), Box::new(named)));
+                    answers.push(Answer::Named {
+                        key: key.clone(),
+                        named: Box::new(named),
+                        whole: true,
+                    });
                     return false;
                 }
                 Some((named, false)) => {
                     if age > IN_PART && pending.part.as_ref() != Some(&named) {
                         pending.part = Some(named.clone());
-                        answers.push(Answer::Named(key.clone(), Box::new(named)));
+                        answers.push(Answer::Named {
+                            key: key.clone(),
+                            named: Box::new(named),
+                            whole: false,
+                        });
                     }
                 }
                 None => {
-                    if !pending.unnamed && (age > SOON || round.reason == "no-source") {
+                    if !pending.unnamed && (age > SOON || round.reason == NO_SOURCE) {
                         pending.unnamed = true;
                         answers.push(Answer::Unnamed(key.clone(), round.reason));
                     }
@@ -472,7 +506,7 @@ impl Asker {
     fn round(&mut self) -> Round {
         let mut round = Round {
             lists: Vec::new(),
-            reason: "no-source",
+            reason: NO_SOURCE,
             owners: false,
         };
         for source in &mut self.sources {
@@ -482,7 +516,7 @@ impl Asker {
             round.owners |= source.knows_owners();
             match source.list(&self.runtime) {
                 Ok(list) => {
-                    if round.reason == "no-source" {
+                    if round.reason == NO_SOURCE {
                         round.reason = "unknown";
                     }
                     round.lists.push(list);
@@ -570,8 +604,11 @@ mod tests {
         assert_eq!(unnamed.name, format!("pod-{UID}"));
         // Nobody is there to be asked.
         let renamed = next(&mut names);
-        assert_eq!((&renamed.old, &renamed.new), (&unnamed, &unnamed));
-        assert_eq!(names.unnamed.get("no-source"), Some(&1));
+        assert_eq!(renamed.old, unnamed);
+        assert!(unnamed.partial && !renamed.new.partial);
+        let unnamed = renamed.new;
+        assert_eq!(names.workload(&group).as_ref(), Some(&unnamed));
+        assert_eq!(names.unnamed.get(NO_SOURCE), Some(&1));
         said.say(Err("not now".into()));
         said.say(Ok(vec![named()]));
         let renamed = next(&mut names);

@@ -1,0 +1,54 @@
+//! What was recorded, for expectations to be tried on and to be drawn from.
+
+use super::{
+    chain::Link,
+    read::{About, HopRow, QueryError, Range, Reader, UseRow},
+};
+use crate::model::{Credential, CredentialId, Finding, Gap};
+use std::collections::HashMap;
+
+/// Everything that was recorded in a range, by edge.
+#[derive(Debug)]
+pub struct History {
+    pub range: Range,
+    pub credentials: HashMap<CredentialId, Credential>,
+    pub uses: Vec<UseRow>,
+    pub hops: Vec<HopRow>,
+    pub mints: Vec<Link>,
+    pub findings: Vec<Finding>,
+    pub gaps: Vec<Gap>,
+}
+
+impl Reader {
+    pub fn history(&self, range: Range) -> Result<History, QueryError> {
+        let uses = self.uses_where("?3", &1, range)?;
+        let hops = self.hops_where("?3", &1, range)?;
+        let mints = self.all_links(range)?;
+        let mut credentials = HashMap::new();
+        let ids = uses
+            .iter()
+            .map(|row| &row.credential)
+            .chain(hops.iter().map(|row| &row.credential))
+            .chain(
+                mints
+                    .iter()
+                    .flat_map(|link| link.presented.iter().chain(&link.minted)),
+            );
+        for id in ids {
+            if !credentials.contains_key(id)
+                && let Some(known) = self.credential(id)?
+            {
+                credentials.insert(id.clone(), known);
+            }
+        }
+        Ok(History {
+            range,
+            credentials,
+            uses,
+            hops,
+            mints,
+            findings: self.findings(About::default(), range)?.findings,
+            gaps: self.gaps(range)?,
+        })
+    }
+}

@@ -1,0 +1,141 @@
+//! What was stored under a workload's ids is given to its name.
+
+use super::write::{interned, json};
+use crate::model::{Finding, Workload};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+/// A kind of edge: its tables, what tells one from another besides credential and workload, and the columns of
+/// its hours after edge and hour.
+struct Kind {
+    edges: &'static str,
+    hours: &'static str,
+    apart: [&'static str; 2],
+    columns: &'static str,
+}
+
+const KINDS: [Kind; 2] = [
+    Kind {
+        edges: "use_edge",
+        hours: "use_hour",
+        apart: ["source", "place"],
+        columns: "count, first_seen, last_seen, process",
+    },
+    Kind {
+        edges: "hop_edge",
+        hours: "hop_hour",
+        apart: ["destination", "evidence"],
+        columns: "verdict, count, first_seen, last_seen, process",
+    },
+];
+
+/// Sums where both have it.
+const SUM: &str = "ON CONFLICT DO UPDATE SET count = count + excluded.count,
+    first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)";
+
+/// Gives what is there of one workload to another: sums where both have it.
+pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqlite::Result<()> {
+    rename_findings(connection, old, new)?;
+    let known: Option<(i64, String)> = connection
+        .prepare_cached("SELECT id, exe FROM workload WHERE json = ?1")?
+        .query_row([json(old)], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((from, exe)) = known else {
+        return Ok(());
+    };
+    let to = interned(
+        connection,
+        "SELECT id FROM workload WHERE json = ?1",
+        "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
+        &json(new),
+        &[&new.key(), &exe],
+    )?;
+    for kind in KINDS {
+        merge(connection, &kind, from, to)?;
+    }
+    connection
+        .prepare_cached(&format!(
+            "INSERT INTO mint_hour SELECT presented, minted, ?2, destination, hour, count, first_seen, last_seen, process
+             FROM mint_hour WHERE workload = ?1 {SUM}"
+        ))?
+        .execute([from, to])?;
+    connection
+        .prepare_cached("DELETE FROM mint_hour WHERE workload = ?1")?
+        .execute([from])?;
+    connection
+        .prepare_cached("DELETE FROM workload WHERE id = ?1")?
+        .execute([from])?;
+    Ok(())
+}
+
+/// Gives the edges of one workload to another.
+fn merge(connection: &Connection, kind: &Kind, from: i64, to: i64) -> rusqlite::Result<()> {
+    let Kind {
+        edges,
+        hours,
+        apart: [one, other],
+        columns,
+    } = kind;
+    let both: Vec<(i64, i64)> = connection
+        .prepare_cached(&format!(
+            "SELECT mine.id, theirs.id FROM {edges} mine JOIN {edges} theirs
+             ON theirs.credential = mine.credential AND theirs.workload = ?2
+             AND theirs.{one} = mine.{one} AND theirs.{other} = mine.{other}
+             WHERE mine.workload = ?1"
+        ))?
+        .query_map([from, to], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for (mine, theirs) in both {
+        connection
+            .prepare_cached(&format!(
+                "INSERT INTO {hours} SELECT ?2, hour, {columns} FROM {hours} WHERE edge = ?1 {SUM}"
+            ))?
+            .execute([mine, theirs])?;
+        connection
+            .prepare_cached(&format!("DELETE FROM {hours} WHERE edge = ?1"))?
+            .execute([mine])?;
+        connection
+            .prepare_cached(&format!(
+                "UPDATE {edges} SET count = {edges}.count + mine.count,
+                 first_seen = min({edges}.first_seen, mine.first_seen),
+                 last_seen = max({edges}.last_seen, mine.last_seen)
+                 FROM {edges} mine WHERE mine.id = ?1 AND {edges}.id = ?2"
+            ))?
+            .execute([mine, theirs])?;
+        connection
+            .prepare_cached(&format!("DELETE FROM {edges} WHERE id = ?1"))?
+            .execute([mine])?;
+    }
+    connection
+        .prepare_cached(&format!(
+            "UPDATE {edges} SET workload = ?2 WHERE workload = ?1"
+        ))?
+        .execute([from, to])?;
+    Ok(())
+}
+
+fn rename_findings(
+    connection: &Connection,
+    old: &Workload,
+    new: &Workload,
+) -> rusqlite::Result<()> {
+    let (old_key, new_key) = (old.key(), new.key());
+    let found: Vec<String> = connection
+        .prepare_cached("SELECT json FROM finding WHERE workload = ?1")?
+        .query_map([&old_key], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for text in found {
+        // What is there was written by this program.
+        let Ok(mut finding) = serde_json::from_str::<Finding>(&text) else {
+            continue;
+        };
+        if finding.workload != *old {
+            continue;
+        }
+        finding.workload.clone_from(new);
+        finding.summary = finding.summary.replace(&old_key, &new_key);
+        connection
+            .prepare_cached("UPDATE finding SET workload = ?2, json = ?3 WHERE id = ?1")?
+            .execute(params![finding.id, new_key, json(&finding)])?;
+    }
+    Ok(())
+}

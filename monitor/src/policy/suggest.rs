@@ -1,0 +1,705 @@
+//! Expectations drawn from what was recorded, for a person to review.
+//!
+//! What is the same again is said once: names under one domain become a glob, addresses of one network a
+//! network, workloads of one namespace the namespace, each with what it would newly allow. What was flagged
+//! is left out, and said to be.
+
+use super::{Policy, document::Document};
+use crate::{
+    credential::catalog::Catalog,
+    ledger::{
+        history::History,
+        read::{HopRow, UseRow},
+    },
+    model::{
+        Credential, CredentialId, Destination, Evidence, Hop, Role, Source, Verdict, Workload,
+        WorkloadKind,
+    },
+};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// More names, addresses or workloads than this are put together.
+const FEW: usize = 3;
+/// Of what was put together so many are named.
+const NAMED: usize = 5;
+/// Tokens that the rule out of the box judges better than any list: each is its own pod's.
+const OWN_PODS: &str = "k8s-service-account-token";
+
+/// A line of a list, and what a person should know of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    text: String,
+    note: String,
+    /// It was flagged: it is shown, and not allowed.
+    flagged: bool,
+}
+
+/// Credentials that one expectation is about.
+#[derive(Default)]
+struct Group<'a> {
+    credentials: Vec<&'a Credential>,
+    files: BTreeSet<String>,
+    variables: BTreeSet<String>,
+    uses: Vec<&'a UseRow>,
+    hops: Vec<&'a HopRow>,
+}
+
+/// The text of a file of expectations.
+pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
+    let mut groups: BTreeMap<(String, String), Group<'_>> = BTreeMap::new();
+    let mut placeless = 0;
+    let mut keys: BTreeMap<&CredentialId, (String, String)> = BTreeMap::new();
+    let sorted: BTreeMap<&CredentialId, &Credential> = history.credentials.iter().collect();
+    for (id, credential) in sorted {
+        let (files, variables) = places(credential);
+        let Some(first) = files.first().or(variables.first()) else {
+            placeless += 1;
+            continue;
+        };
+        let key = (first.clone(), credential.class.clone());
+        keys.insert(id, key.clone());
+        let group = groups.entry(key).or_default();
+        group.credentials.push(credential);
+        group.files.extend(files);
+        group.variables.extend(variables);
+    }
+    for used in &history.uses {
+        if let Some(group) = keys
+            .get(&used.credential)
+            .and_then(|key| groups.get_mut(key))
+        {
+            group.uses.push(used);
+        }
+    }
+    for hop in &history.hops {
+        if let Some(group) = keys
+            .get(&hop.credential)
+            .and_then(|key| groups.get_mut(key))
+        {
+            group.hops.push(hop);
+        }
+    }
+    let flagged = Flagged::of(history);
+    let plain = Policy::new(Document::default(), Arc::clone(catalog));
+    let mut out = heading(history);
+    let mut names = BTreeSet::new();
+    if groups.is_empty() {
+        out.push_str("credentials: []\n");
+    } else {
+        out.push_str("credentials:\n");
+    }
+    for ((place, class), group) in &groups {
+        let name = unique(&mut names, &slug(place));
+        let last = group.credentials.len();
+        let _ = writeln!(out, "  - name: {}", quoted(&name));
+        let _ = writeln!(out, "    # {class}, {last} seen");
+        let mut of = Vec::new();
+        if !group.files.is_empty() {
+            of.push(format!("file: {}", list(&group.files)));
+        }
+        if !group.variables.is_empty() {
+            of.push(format!("environment: {}", list(&group.variables)));
+        }
+        let _ = writeln!(out, "    match: {{ {} }}", of.join(", "));
+        if class == OWN_PODS {
+            out.push_str("    # readers are left to the rule: a token is for its own pod\n");
+        } else {
+            write_lines(&mut out, "    ", "readers", &readers(&group.uses, &flagged));
+        }
+        let lines = destinations(group, &plain, &flagged);
+        write_lines(&mut out, "    ", "destinations", &lines);
+    }
+    let lines = authenticators(history, catalog);
+    if !lines.is_empty() {
+        out.push_str("authenticators:\n");
+        for line in lines {
+            let _ = writeln!(out, "  - {line}");
+        }
+    }
+    if placeless > 0 {
+        let _ = writeln!(
+            out,
+            "# {placeless} credentials were seen only as they were presented: without a place there is nothing to match by but their ids, which change with them."
+        );
+    }
+    out
+}
+
+/// What was flagged, by what it was about.
+struct Flagged {
+    hops: BTreeSet<(String, String)>,
+    readers: BTreeSet<(String, String)>,
+}
+
+impl Flagged {
+    fn of(history: &History) -> Self {
+        let mut this = Self {
+            hops: BTreeSet::new(),
+            readers: BTreeSet::new(),
+        };
+        for finding in &history.findings {
+            let Some(credential) = &finding.credential else {
+                continue;
+            };
+            let id = credential.id.0.clone();
+            match (finding.rule.as_str(), &finding.destination) {
+                ("unexpected-hop", Some(destination)) => {
+                    this.hops.insert((id, destination.label()));
+                }
+                ("unexpected-reader", _) => {
+                    this.readers.insert((id, finding.workload.key()));
+                }
+                _ => {}
+            }
+        }
+        this
+    }
+}
+
+fn heading(history: &History) -> String {
+    let first = history
+        .uses
+        .iter()
+        .map(|row| row.first_seen)
+        .chain(history.hops.iter().map(|row| row.first_seen))
+        .min();
+    let last = history
+        .uses
+        .iter()
+        .map(|row| row.last_seen)
+        .chain(history.hops.iter().map(|row| row.last_seen))
+        .max();
+    let when =
+        |time: Option<Timestamp>| time.map_or_else(|| "–".to_owned(), |time| time.to_string());
+    let gaps = history
+        .gaps
+        .iter()
+        .filter(|gap| gap.kind != crate::model::NOT_COVERED)
+        .count();
+    format!(
+        "# Drawn by `keytrail policy suggest` from what was recorded, {} to {}.\n# Review it: it allows what happened, whether or not it should have, and nothing that did not happen yet.\n# {gaps} gaps touch that time: what was not seen is not in here.\n",
+        when(history.range.since.or(first)),
+        when(history.range.until.or(last)),
+    )
+}
+
+/// The files and the variables that a credential was found in.
+fn places(credential: &Credential) -> (Vec<String>, Vec<String>) {
+    let mut files = Vec::new();
+    let mut variables = Vec::new();
+    for place in &credential.sources {
+        match place.source {
+            Source::File => files.push(lasting(&place.place)),
+            Source::Environment => {
+                variables.push(place.place.trim_start_matches("env:").to_owned());
+            }
+            _ => {}
+        }
+    }
+    (files, variables)
+}
+
+/// A path whose part that is another for each pod or process is a `*`.
+fn lasting(path: &str) -> String {
+    let mut before = "";
+    let parts: Vec<String> = path
+        .split('/')
+        .map(|part| {
+            let changes = before == "pods" && part.len() >= 32
+                || before == "proc" && part.bytes().all(|byte| byte.is_ascii_digit());
+            before = part;
+            if changes {
+                "*".to_owned()
+            } else {
+                literal(part)
+            }
+        })
+        .collect();
+    parts.join("/")
+}
+
+/// A text as a glob that matches only it.
+fn literal(text: &str) -> String {
+    // It leaves backslashes alone, which escape what comes after them.
+    globset::escape(text).replace('\\', "\\\\")
+}
+
+fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
+    let mut by: BTreeMap<String, (&Workload, u64, bool)> = BTreeMap::new();
+    for row in uses {
+        let key = row.workload.key();
+        let bad = flagged
+            .readers
+            .contains(&(row.credential.0.clone(), key.clone()));
+        let known = by.entry(key).or_insert((&row.workload, 0, false));
+        known.1 += row.count;
+        known.2 |= bad;
+    }
+    let mut lines = Vec::new();
+    let mut namespaces: BTreeMap<&str, Vec<(&Workload, u64)>> = BTreeMap::new();
+    for (key, (workload, count, bad)) in &by {
+        let simple = |text: String| Line {
+            text,
+            note: format!("{} ×", count),
+            flagged: *bad,
+        };
+        match (&workload.namespace, workload.kind) {
+            (Some(namespace), _) if !bad => {
+                namespaces
+                    .entry(namespace)
+                    .or_default()
+                    .push((workload, *count));
+            }
+            (Some(namespace), _) => lines.push(simple(format!(
+                "{{ namespace: {}, workload: {} }}",
+                quoted(&literal(namespace)),
+                quoted(&literal(&workload.name))
+            ))),
+            (None, WorkloadKind::Unit) => {
+                lines.push(simple(format!("{{ unit: {} }}", quoted(&literal(key)))));
+            }
+            (None, WorkloadKind::Host) => {
+                lines.push(simple(format!(
+                    "{{ executable: {} }}",
+                    quoted(&literal(key))
+                )));
+            }
+            (None, _) => lines.push(Line {
+                text: format!("{{ workload: {} }}", quoted(&literal(&workload.name))),
+                note: format!(
+                    "{count} ×; a container that nobody has named: it is another next time"
+                ),
+                flagged: *bad,
+            }),
+        }
+    }
+    for (namespace, workloads) in namespaces {
+        let total: u64 = workloads.iter().map(|(_, count)| count).sum();
+        if workloads.len() > FEW {
+            let names = workloads.iter().map(|(workload, _)| workload.name.as_str());
+            lines.push(Line {
+                text: format!("{{ namespace: {} }}", quoted(&literal(namespace))),
+                note: format!(
+                    "{total} ×, by {}; newly allows every other workload of {namespace}",
+                    some(names)
+                ),
+                flagged: false,
+            });
+        } else {
+            lines.extend(workloads.into_iter().map(|(workload, count)| Line {
+                text: format!(
+                    "{{ namespace: {}, workload: {} }}",
+                    quoted(&literal(namespace)),
+                    quoted(&literal(&workload.name))
+                ),
+                note: format!("{count} ×"),
+                flagged: false,
+            }));
+        }
+    }
+    lines
+}
+
+fn destinations(group: &Group<'_>, plain: &Policy, flagged: &Flagged) -> Vec<Line> {
+    let mut names: BTreeMap<u16, Seen> = BTreeMap::new();
+    let mut addresses: BTreeMap<u16, BTreeMap<IpAddr, (u64, Evidence)>> = BTreeMap::new();
+    let mut lines = Vec::new();
+    for row in &group.hops {
+        let destination = &row.destination;
+        let certain = row.evidence != Evidence::Held && destination.one_of == 0;
+        if !certain || is_home(group, row, plain) {
+            continue;
+        }
+        if flagged
+            .hops
+            .contains(&(row.credential.0.clone(), destination.label()))
+        {
+            lines.push(Line {
+                text: quoted(&pattern(destination)),
+                note: format!("{} ×; it was flagged as unexpected-hop", row.count),
+                flagged: true,
+            });
+            continue;
+        }
+        match &destination.name {
+            Some(name) => {
+                names
+                    .entry(destination.port)
+                    .or_default()
+                    .add(name, row.count, row.evidence)
+            }
+            None => {
+                let known = addresses
+                    .entry(destination.port)
+                    .or_default()
+                    .entry(destination.address)
+                    .or_insert((0, row.evidence));
+                known.0 += row.count;
+                known.1 = known.1.max(row.evidence);
+            }
+        }
+    }
+    for (port, seen) in names {
+        lines.extend(seen.lines(port));
+    }
+    for (port, all) in addresses {
+        lines.extend(networks(port, &all));
+    }
+    lines.dedup();
+    lines
+}
+
+/// Whether a hop is allowed without any expectation.
+fn is_home(group: &Group<'_>, row: &HopRow, plain: &Policy) -> bool {
+    let credential = group
+        .credentials
+        .iter()
+        .find(|credential| credential.id == row.credential);
+    credential.is_some_and(|credential| {
+        let hop = Hop {
+            time: row.last_seen,
+            workload: row.workload.clone(),
+            process: row.process.clone(),
+            credential: (*credential).clone(),
+            destination: row.destination.clone(),
+            others: Vec::new(),
+            evidence: row.evidence,
+            clear: false,
+        };
+        plain.judge_hop(&hop).0 == Verdict::Expected
+    })
+}
+
+fn pattern(destination: &Destination) -> String {
+    let port = destination.port;
+    match (&destination.name, destination.address) {
+        (Some(name), _) => format!("{}:{port}", literal(name)),
+        (None, IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        (None, address) => format!("{address}:{port}"),
+    }
+}
+
+/// Names on one port, as a tree of their labels from the last to the first.
+#[derive(Default)]
+struct Seen {
+    names: BTreeMap<String, (u64, Evidence)>,
+}
+
+impl Seen {
+    fn add(&mut self, name: &str, count: u64, evidence: Evidence) {
+        let known = self
+            .names
+            .entry(name.to_ascii_lowercase())
+            .or_insert((0, evidence));
+        known.0 += count;
+        known.1 = known.1.max(evidence);
+    }
+
+    fn lines(&self, port: u16) -> Vec<Line> {
+        // From the longest domains to the shortest: what has become one pattern counts as one above.
+        let mut patterns: BTreeMap<String, Vec<&String>> = self
+            .names
+            .keys()
+            .map(|name| (name.clone(), vec![name]))
+            .collect();
+        let mut domains: BTreeSet<(usize, String)> = BTreeSet::new();
+        for name in self.names.keys() {
+            // Nobody owns what is above it: `co.uk` is no domain of one, nor is a cloud's `s3` region.
+            let Some(root) = psl::domain_str(name) else {
+                continue;
+            };
+            let mut rest = name.as_str();
+            while let Some((_, above)) = rest.split_once('.') {
+                if above.len() < root.len() {
+                    break;
+                }
+                domains.insert((above.split('.').count(), above.to_owned()));
+                rest = above;
+            }
+        }
+        for (_, domain) in domains.iter().rev() {
+            let suffix = format!(".{domain}");
+            let below: Vec<String> = patterns
+                .keys()
+                .filter(|pattern| pattern.ends_with(&suffix))
+                .cloned()
+                .collect();
+            if below.len() <= FEW {
+                continue;
+            }
+            let mut names: Vec<&String> = below
+                .iter()
+                .filter_map(|pattern| patterns.remove(pattern))
+                .flatten()
+                .collect();
+            names.sort();
+            patterns.insert(format!("*.{domain}"), names);
+        }
+        patterns
+            .into_iter()
+            .map(|(text, names)| {
+                let (count, evidence) = names
+                    .iter()
+                    .filter_map(|name| self.names.get(*name))
+                    .fold((0, Evidence::Held), |(count, evidence), (more, other)| {
+                        (count + more, evidence.max(*other))
+                    });
+                let note = match text.strip_prefix("*.") {
+                    Some(domain) => format!(
+                        "{evidence}, {count} ×, {} names: {}; newly allows every other name under {domain}",
+                        names.len(),
+                        some(names.iter().map(|name| name.as_str()))
+                    ),
+                    None => format!("{evidence}, {count} ×"),
+                };
+                let text = match text.strip_prefix("*.") {
+                    Some(domain) => format!("*.{}", literal(domain)),
+                    None => literal(&text),
+                };
+                Line {
+                    text: quoted(&format!("{text}:{port}")),
+                    note,
+                    flagged: false,
+                }
+            })
+            .collect()
+    }
+}
+
+/// Addresses that have no names: by network where there are many in one.
+fn networks(port: u16, all: &BTreeMap<IpAddr, (u64, Evidence)>) -> Vec<Line> {
+    let mut by: BTreeMap<IpNet, Vec<&IpAddr>> = BTreeMap::new();
+    for address in all.keys() {
+        let length = if address.is_ipv4() { 24 } else { 64 };
+        if let Ok(network) = IpNet::new(*address, length) {
+            by.entry(network.trunc()).or_default().push(address);
+        }
+    }
+    let mut lines = Vec::new();
+    for (network, addresses) in by {
+        let sum = |addresses: &[&IpAddr]| {
+            addresses
+                .iter()
+                .filter_map(|address| all.get(*address))
+                .fold((0, Evidence::Held), |(count, evidence), (more, other)| {
+                    (count + more, evidence.max(*other))
+                })
+        };
+        let bracketed = |text: String, v6: bool| {
+            if v6 {
+                format!("[{text}]:{port}")
+            } else {
+                format!("{text}:{port}")
+            }
+        };
+        if addresses.len() > FEW {
+            let (count, evidence) = sum(&addresses);
+            lines.push(Line {
+                text: quoted(&bracketed(network.to_string(), network.addr().is_ipv6())),
+                note: format!(
+                    "{evidence}, {count} ×, {} addresses; newly allows every other address of the network",
+                    addresses.len()
+                ),
+                flagged: false,
+            });
+        } else {
+            lines.extend(addresses.into_iter().map(|address| {
+                let (count, evidence) = sum(&[address]);
+                Line {
+                    text: quoted(&bracketed(address.to_string(), address.is_ipv6())),
+                    note: format!("{evidence}, {count} ×"),
+                    flagged: false,
+                }
+            }));
+        }
+    }
+    lines
+}
+
+/// Systems that minted something and that the catalog does not know, as entries of a list.
+fn authenticators(history: &History, catalog: &Catalog) -> Vec<String> {
+    let mut known: BTreeMap<String, (BTreeSet<Role>, &Destination)> = BTreeMap::new();
+    for link in &history.mints {
+        let at = &link.authenticator;
+        let host = at.name.clone().unwrap_or_else(|| at.address.to_string());
+        if catalog.authenticator(&host, at.port).is_some() || catalog.is_metadata(at.address) {
+            continue;
+        }
+        let minted = link
+            .minted
+            .as_ref()
+            .and_then(|id| history.credentials.get(id));
+        let roles = &mut known.entry(pattern(at)).or_insert((BTreeSet::new(), at)).0;
+        roles.extend(minted.map(|credential| credential.role));
+    }
+    known
+        .into_iter()
+        .map(|(text, (roles, at))| {
+            let host = at.name.clone().unwrap_or_else(|| at.address.to_string());
+            let mints = match roles.iter().collect::<Vec<_>>()[..] {
+                [role] => format!(", mints: {role}"),
+                _ => String::new(),
+            };
+            format!(
+                "{{ name: {}, destinations: [ {} ]{mints} }}",
+                quoted(&slug(&host)),
+                quoted(&text)
+            )
+        })
+        .collect()
+}
+
+fn write_lines(out: &mut String, indent: &str, key: &str, lines: &[Line]) {
+    if lines.iter().all(|line| line.flagged) {
+        for line in lines {
+            let _ = writeln!(
+                out,
+                "{indent}# {key}: {} # left out: {}",
+                line.text, line.note
+            );
+        }
+        return;
+    }
+    let _ = writeln!(out, "{indent}{key}:");
+    for line in lines {
+        if line.flagged {
+            let _ = writeln!(out, "{indent}  # - {} # left out: {}", line.text, line.note);
+        } else {
+            let _ = writeln!(out, "{indent}  - {} # {}", line.text, line.note);
+        }
+    }
+}
+
+/// The first of some names, and how many more.
+fn some<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let all: Vec<&str> = names.collect();
+    let mut text = all
+        .iter()
+        .take(NAMED)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if all.len() > NAMED {
+        let _ = write!(text, ", +{}", all.len() - NAMED);
+    }
+    // It ends up in a comment: names are chosen by whoever is watched.
+    text.chars()
+        .filter(|character| !character.is_control())
+        .collect()
+}
+
+fn list(texts: &BTreeSet<String>) -> String {
+    let all: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
+    match &all[..] {
+        [one] => one.clone(),
+        all => format!("[ {} ]", all.join(", ")),
+    }
+}
+
+/// A text as YAML takes it, whatever is in it: JSON is YAML.
+fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+/// A short name for a place: the last two parts of it.
+fn slug(place: &str) -> String {
+    let parts: Vec<&str> = place.split('/').filter(|part| !part.is_empty()).collect();
+    let last = parts[parts.len().saturating_sub(2)..].join("-");
+    let mut slug = String::new();
+    for character in last.to_ascii_lowercase().chars() {
+        if character.is_ascii_alphanumeric() {
+            slug.push(character);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    let slug = slug.trim_matches('-');
+    if slug.is_empty() {
+        "credential".to_owned()
+    } else {
+        slug.to_owned()
+    }
+}
+
+fn unique(taken: &mut BTreeSet<String>, name: &str) -> String {
+    let mut candidate = name.to_owned();
+    let mut number = 2;
+    while !taken.insert(candidate.clone()) {
+        candidate = format!("{name}-{number}");
+        number += 1;
+    }
+    candidate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    fn lines(names: &[&str]) -> Vec<String> {
+        let mut seen = Seen::default();
+        for name in names {
+            seen.add(name, 1, Evidence::Presented);
+        }
+        seen.lines(443).into_iter().map(|line| line.text).collect()
+    }
+
+    #[test]
+    fn names_under_one_domain_become_a_glob() {
+        let forty: Vec<String> = (0..40).map(|n| format!("n{n}.api.example.com")).collect();
+        let mut names: Vec<&str> = forty.iter().map(String::as_str).collect();
+        names.push("other.test");
+        assert_eq!(
+            lines(&names),
+            ["\"*.api.example.com:443\"", "\"other.test:443\""]
+        );
+        // Not what nobody owns as a whole.
+        let shops = ["a.co.uk", "b.co.uk", "c.co.uk", "d.co.uk", "e.co.uk"];
+        assert_eq!(lines(&shops).len(), 5);
+        let few = ["a.example.com", "b.example.com", "c.example.com"];
+        assert_eq!(lines(&few).len(), 3);
+    }
+
+    #[test]
+    fn addresses_of_one_network() {
+        let all: BTreeMap<IpAddr, (u64, Evidence)> = (1..=4)
+            .map(|last| (IpAddr::from([10, 0, 0, last]), (1, Evidence::Sole)))
+            .chain([(IpAddr::from([10, 9, 0, 1]), (1, Evidence::Sole))])
+            .collect();
+        let texts: Vec<String> = networks(5432, &all)
+            .into_iter()
+            .map(|line| line.text)
+            .collect();
+        assert_eq!(texts, ["\"10.0.0.0/24:5432\"", "\"10.9.0.1:5432\""]);
+    }
+
+    #[test]
+    fn places_that_change_are_globs() {
+        let uid = "1b2c3d4e-0001-4002-8003-1234567890ab";
+        assert_eq!(
+            lasting(&format!("/var/lib/kubelet/pods/{uid}/volumes/x/token")),
+            "/var/lib/kubelet/pods/*/volumes/x/token"
+        );
+        assert_eq!(lasting("/srv/[a]*/key"), "/srv/[[]a[]][*]/key");
+    }
+
+    proptest! {
+        /// Whatever a place or a name is called, what is suggested can be read, and matches it.
+        #[test]
+        fn any_place(place in "/[ -~]{1,30}", name in "[a-z*\\[\\]#:-]{1,20}") {
+            let text = format!(
+                "credentials:\n  - name: {}\n    match: {{ file: {} }}\n    readers:\n      - {{ workload: {} }} # {}\n",
+                quoted(&slug(&place)), quoted(&lasting(&place)), quoted(&literal(&name)), some([place.as_str()].into_iter())
+            );
+            prop_assert!(Document::parse(Path::new("x"), &text).is_ok(), "{}", text);
+        }
+    }
+}

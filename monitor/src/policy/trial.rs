@@ -1,0 +1,176 @@
+//! Expectations tried on what was recorded: what they would have flagged, and what they would not have.
+
+use super::{Judged, Policy, rules};
+use crate::{
+    ledger::history::History,
+    model::{Credential, CredentialId, Finding, Gap, Hop, Mint, Place, Use},
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rules that are judged again: what the others need is not in the ledger.
+const JUDGED: [rules::Rule; 6] = [
+    rules::UNEXPECTED_HOP,
+    rules::UNEXPECTED_READER,
+    rules::UNEXPECTED_MINT,
+    rules::REVOKED,
+    rules::EXPIRED,
+    rules::LONG_LIVED,
+];
+
+/// What expectations make of what was recorded.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    pub query: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    pub uses: usize,
+    pub hops: usize,
+    pub mints: usize,
+    /// What would have been flagged, the worst first.
+    pub findings: Vec<Finding>,
+    /// What was flagged, and would not have been.
+    pub settled: Vec<Finding>,
+    /// Rules that this says nothing of.
+    pub not_judged: Vec<&'static str>,
+    pub gaps: Vec<Gap>,
+}
+
+/// Tries a policy on what was recorded.
+pub fn try_on(policy: &mut Policy, history: History) -> Trial {
+    let mut found: BTreeMap<String, Finding> = BTreeMap::new();
+    let mut note = |raised: Vec<Finding>, count: u64, first: Timestamp, last: Timestamp| {
+        for mut finding in raised {
+            if !JUDGED.iter().any(|rule| rule.name == finding.rule) {
+                continue;
+            }
+            finding.count = count;
+            (finding.first_seen, finding.last_seen) = (first, last);
+            let known = found
+                .entry(finding.id.clone())
+                .and_modify(|known| {
+                    known.count += count;
+                    known.first_seen = known.first_seen.min(first);
+                    known.last_seen = known.last_seen.max(last);
+                })
+                .or_insert(finding);
+            known.time = known.last_seen;
+        }
+    };
+    let History {
+        range,
+        credentials,
+        uses,
+        hops,
+        mints,
+        findings,
+        gaps,
+    } = history;
+    let credential = |policy: &Policy, id: &CredentialId| -> Option<Credential> {
+        let mut known = credentials.get(id)?.clone();
+        // Its name is what these expectations call it.
+        (known.name, known.owner) = (None, None);
+        policy.name(&mut known);
+        Some(known)
+    };
+    for row in &uses {
+        let Some(credential) = credential(policy, &row.credential) else {
+            continue;
+        };
+        let used = Use {
+            time: row.last_seen,
+            workload: row.workload.clone(),
+            process: row.process.clone(),
+            credential,
+            place: Place {
+                source: row.source,
+                place: row.place.clone(),
+            },
+            count: row.count,
+            login: None,
+            volume_of: None,
+            home: None,
+            pod_uid: None,
+            modified: None,
+            untrusted: None,
+            given: true,
+        };
+        let mut raised = of(policy.judge_reader(&used));
+        raised.extend(policy.judge_use(&used));
+        note(raised, row.count, row.first_seen, row.last_seen);
+    }
+    for row in &hops {
+        let Some(credential) = credential(policy, &row.credential) else {
+            continue;
+        };
+        let hop = Hop {
+            time: row.last_seen,
+            workload: row.workload.clone(),
+            process: row.process.clone(),
+            credential,
+            destination: row.destination.clone(),
+            others: Vec::new(),
+            evidence: row.evidence,
+            clear: false,
+        };
+        // Which of several it was is not known, and what the others were was not kept.
+        let (_, raised) = policy.judge_hop(&hop);
+        let certain = row.destination.one_of == 0;
+        note(
+            if certain { raised } else { Vec::new() },
+            row.count,
+            row.first_seen,
+            row.last_seen,
+        );
+    }
+    for link in &mints {
+        let side = |id: &Option<CredentialId>| id.as_ref().and_then(|id| credential(policy, id));
+        let mint = Mint {
+            time: link.last_seen,
+            workload: link.workload.clone(),
+            process: link.process.clone(),
+            authenticator: link.authenticator.clone(),
+            presented: side(&link.presented),
+            minted: side(&link.minted),
+        };
+        let raised = of(policy.judge_mint(&mint));
+        note(raised, link.count, link.first_seen, link.last_seen);
+    }
+    let ids: BTreeSet<String> = found.keys().cloned().collect();
+    let settled = findings
+        .into_iter()
+        .filter(|old| JUDGED.iter().any(|rule| rule.name == old.rule) && !ids.contains(&old.id))
+        .collect();
+    let mut findings: Vec<Finding> = found.into_values().collect();
+    findings.sort_by(|a, b| {
+        b.severity
+            .cmp(&a.severity)
+            .then(b.last_seen.cmp(&a.last_seen))
+    });
+    Trial {
+        query: "policy-test",
+        since: range.since,
+        until: range.until,
+        uses: uses.len(),
+        hops: hops.len(),
+        mints: mints.len(),
+        findings,
+        settled,
+        not_judged: rules::RULES
+            .iter()
+            .map(|rule| rule.name)
+            .filter(|name| !JUDGED.iter().any(|rule| rule.name == *name))
+            .collect(),
+        gaps,
+    }
+}
+
+fn of(judged: Judged) -> Vec<Finding> {
+    match judged {
+        Judged::Fine => Vec::new(),
+        Judged::Doubtful(finding) | Judged::Breaks(finding) => vec![finding],
+    }
+}

@@ -1,0 +1,227 @@
+//! Answers as graphs in DOT, for Graphviz: workload → credential → authenticator → destination.
+
+use crate::{
+    ledger::{
+        chain::{Chain, Link},
+        first::FirstUse,
+        read::{BlastRadius, Event, HopRow, Timeline, UseRow, WhereAnswer, WhoAnswer},
+    },
+    model::{Credential, CredentialId, Evidence, Verdict},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+/// Nodes and edges, each once, in the order of their names.
+#[derive(Debug, Default)]
+struct Graph {
+    nodes: BTreeMap<String, String>,
+    edges: BTreeSet<String>,
+}
+
+impl Graph {
+    fn node(&mut self, kind: &str, name: &str, label: &str, look: &str) -> String {
+        let id = quoted(&format!("{kind} {name}"));
+        let line = format!("{id} [label={}, {look}]", quoted(label));
+        self.nodes.insert(id.clone(), line);
+        id
+    }
+
+    fn workload(&mut self, name: &str) -> String {
+        self.node("workload", name, name, "shape=box")
+    }
+
+    fn credential(&mut self, id: &CredentialId, all: &[Credential]) -> String {
+        let known = all.iter().find(|credential| credential.id == *id);
+        let label = known.map_or_else(
+            || id.0.clone(),
+            |known| format!("{}\n{id}", known.name.as_ref().unwrap_or(&known.class)),
+        );
+        self.node(
+            "credential",
+            &id.0,
+            &label,
+            "shape=ellipse, style=filled, fillcolor=\"#eef3fb\"",
+        )
+    }
+
+    fn destination(&mut self, label: &str) -> String {
+        self.node("destination", label, label, "shape=hexagon")
+    }
+
+    fn edge(&mut self, from: &str, to: &str, label: &str, look: &str) {
+        self.edges
+            .insert(format!("{from} -> {to} [label={}{look}]", quoted(label)));
+    }
+
+    fn uses(&mut self, rows: &[UseRow], all: &[Credential]) {
+        for row in rows {
+            let workload = self.workload(&row.workload.key());
+            let credential = self.credential(&row.credential, all);
+            self.edge(
+                &workload,
+                &credential,
+                &format!("{} × {}", row.source, row.count),
+                "",
+            );
+        }
+    }
+
+    fn hops(&mut self, rows: &[HopRow], all: &[Credential]) {
+        for row in rows {
+            let workload = self.workload(&row.workload.key());
+            let credential = self.credential(&row.credential, all);
+            let destination = self.destination(&row.destination.label());
+            self.edge(&workload, &credential, "", ", style=dotted, arrowhead=none");
+            // Told by form as well as by colour.
+            let verdict = match row.verdict {
+                Verdict::Unexpected => ", color=\"#b3261e\", penwidth=2.5",
+                Verdict::Unproven => ", color=\"#8a6d00\", style=dashed",
+                Verdict::Expected => ", color=\"#2e6b3c\"",
+            };
+            let proven = if row.evidence == Evidence::Presented {
+                ""
+            } else {
+                ", arrowhead=empty"
+            };
+            self.edge(
+                &credential,
+                &destination,
+                &format!("{}, {} × {}", row.verdict, row.evidence, row.count),
+                &format!("{verdict}{proven}"),
+            );
+        }
+    }
+
+    fn links(&mut self, links: &[Link], all: &[Credential]) {
+        for link in links {
+            let authenticator = self.node(
+                "authenticator",
+                &link.authenticator.label(),
+                &link.authenticator.label(),
+                "shape=octagon",
+            );
+            match &link.presented {
+                Some(presented) => {
+                    let presented = self.credential(presented, all);
+                    self.edge(&presented, &authenticator, "proves", "");
+                }
+                None => {
+                    let workload = self.workload(&link.workload.key());
+                    self.edge(&workload, &authenticator, "asks", "");
+                }
+            }
+            if let Some(minted) = &link.minted {
+                let minted = self.credential(minted, all);
+                self.edge(
+                    &authenticator,
+                    &minted,
+                    &format!("mints × {}", link.count),
+                    "",
+                );
+            }
+        }
+    }
+
+    fn show(self) -> String {
+        let mut out = "digraph keytrail {\n  rankdir=LR;\n  node [fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\", fontsize=10];\n".to_owned();
+        for line in self.nodes.into_values().chain(self.edges) {
+            let _ = writeln!(out, "  {line};");
+        }
+        out.push_str("}\n");
+        out
+    }
+}
+
+/// A string of DOT. Names are chosen by whoever is watched.
+fn quoted(text: &str) -> String {
+    let mut out = "\"".to_owned();
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            character if character.is_control() => {
+                // As text, and not as what a viewer would obey.
+                let _ = write!(out, "\\\\u{{{:x}}}", u32::from(character));
+            }
+            character => out.push(character),
+        }
+    }
+    out.push('"');
+    out
+}
+
+pub fn who(answer: &WhoAnswer) -> String {
+    let mut graph = Graph::default();
+    graph.uses(&answer.uses, &answer.credentials);
+    graph.show()
+}
+
+pub fn where_to(answer: &WhereAnswer) -> String {
+    let mut graph = Graph::default();
+    graph.hops(&answer.hops, &answer.credentials);
+    graph.show()
+}
+
+pub fn chain(answer: &Chain) -> String {
+    let mut graph = Graph::default();
+    for credential in &answer.credentials {
+        graph.credential(&credential.id, &answer.credentials);
+    }
+    graph.links(&answer.links, &answer.credentials);
+    graph.hops(&answer.hops, &answer.credentials);
+    graph.show()
+}
+
+pub fn blast_radius(answer: &BlastRadius) -> String {
+    let mut graph = Graph::default();
+    let all: Vec<Credential> = answer
+        .credentials
+        .iter()
+        .map(|reach| reach.credential.clone())
+        .collect();
+    for reach in &answer.credentials {
+        graph.uses(&reach.uses, &all);
+        graph.hops(&reach.hops, &all);
+    }
+    graph.links(&answer.minted, &all);
+    graph.show()
+}
+
+pub fn first_use(answer: &FirstUse) -> String {
+    let mut graph = Graph::default();
+    events(&mut graph, &answer.new, &answer.credentials);
+    graph.hops(&answer.new_destinations, &answer.credentials);
+    graph.show()
+}
+
+pub fn timeline(answer: &Timeline) -> String {
+    let mut graph = Graph::default();
+    events(&mut graph, &answer.events, &[]);
+    graph.show()
+}
+
+fn events(graph: &mut Graph, events: &[Event], all: &[Credential]) {
+    for event in events {
+        match event {
+            Event::Use { row, .. } => graph.uses(std::slice::from_ref(row), all),
+            Event::Hop { row, .. } => graph.hops(std::slice::from_ref(row), all),
+            Event::Finding { .. } | Event::Gap { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_out() {
+        assert_eq!(
+            quoted("a\"b\\c\nd\u{1b}[2J"),
+            "\"a\\\"b\\\\c\\nd\\\\u{1b}[2J\""
+        );
+    }
+}

@@ -1,0 +1,131 @@
+//! The API beyond loopback: TLS, a token, and no more questions than the node can bear.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{agent::binary, free_port, wait_for};
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+const TOKEN: &str = "FAKE-token-of-the-api-0000000001";
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(directory: &Path, listen: &str) -> Result<Running> {
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(binary()?)
+        .args(["run", "--listen", listen, "--config"])
+        .arg(directory.join("keytrail.yaml"))
+        .arg("--state-dir")
+        .arg(directory.join("state"))
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(directory.join("agent.log"))?)
+        .spawn()?;
+    Ok(Running(child))
+}
+
+/// The status of an answer, by curl.
+fn status(directory: &Path, port: u16, path: &str, more: &[&str]) -> Result<String> {
+    let output = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"])
+        .arg(directory.join("certificate.pem"))
+        .args(more)
+        .arg(format!("https://localhost:{port}{path}"))
+        .output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let directory = tempfile::tempdir()?;
+    let at = |name: &str| directory.path().join(name);
+    // Without them nobody else is served.
+    fs::write(at("keytrail.yaml"), "")?;
+    let mut bare = start(directory.path(), "0.0.0.0:0")?;
+    let ended = bare.0.wait()?;
+    assert_eq!(ended.code(), Some(2), "it is a wrong configuration");
+    let said = fs::read_to_string(at("agent.log"))?;
+    ensure!(said.contains("`tls` and `token_file`"), "{said}");
+
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+    fs::write(at("certificate.pem"), made.cert.pem())?;
+    fs::write(at("key.pem"), made.signing_key.serialize_pem())?;
+    fs::write(at("token"), "short")?;
+    fs::write(
+        at("keytrail.yaml"),
+        "tls: { certificate: certificate.pem, key: key.pem }\ntoken_file: token\n",
+    )?;
+    let port = free_port()?;
+    let listen = format!("127.0.0.1:{port}");
+    let mut short = start(directory.path(), &listen)?;
+    ensure!(!short.0.wait()?.success(), "a short token is refused");
+    let said = fs::read_to_string(at("agent.log"))?;
+    ensure!(said.contains("openssl rand"), "{said}");
+    ensure!(!said.contains("`short`"), "the token is not told: {said}");
+
+    fs::write(at("token"), format!("{TOKEN}\n"))?;
+    let mut agent = start(directory.path(), &listen)?;
+    let header = format!("authorization: Bearer {TOKEN}");
+    let with = ["-H", header.as_str()];
+    wait_for("the agent is ready", Duration::from_secs(60), || {
+        if let Some(status) = agent.0.try_wait()? {
+            anyhow::bail!("{status}: {}", fs::read_to_string(at("agent.log"))?);
+        }
+        let ready = status(directory.path(), port, "/readyz", &with)?;
+        Ok((ready == "200").then_some(()))
+    })?;
+    let ask = |path: &str, more: &[&str]| status(directory.path(), port, path, more);
+    for path in [
+        "/api/v1/credentials",
+        "/api/v1/findings",
+        "/metrics",
+        "/readyz",
+    ] {
+        assert_eq!(ask(path, &with)?, "200", "{path}");
+        assert_eq!(ask(path, &[])?, "401", "{path} without the token");
+        let wrong = [
+            "-H",
+            "authorization: Bearer FAKE-token-of-the-api-0000000002",
+        ];
+        assert_eq!(ask(path, &wrong)?, "401", "{path} with another");
+    }
+    // The page has nothing to tell without it.
+    assert_eq!(ask("/", &[])?, "200");
+    assert_eq!(ask("/api/v1/nothing", &with)?, "404");
+    // In clear there is no answer.
+    let plain = Command::new("curl")
+        .args([
+            "-s",
+            "-o",
+            "/dev/null",
+            &format!("http://localhost:{port}/metrics"),
+        ])
+        .status()?;
+    ensure!(!plain.success(), "the API is not served in clear");
+    // Guesses are slowed down, and honest ones answered again a moment later.
+    let many = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}\n", "--cacert"])
+        .arg(at("certificate.pem"))
+        .arg(format!("https://localhost:{port}/metrics?[1-400]"))
+        .output()?;
+    let many = String::from_utf8_lossy(&many.stdout).into_owned();
+    ensure!(many.lines().any(|status| status == "429"), "{many}");
+    wait_for(
+        "questions are answered again",
+        Duration::from_secs(10),
+        || Ok((ask("/metrics", &with)? == "200").then_some(())),
+    )
+    .context("after too many questions")
+}

@@ -1,0 +1,61 @@
+//! The responder's page, in a real Chromium.
+
+use anyhow::{Result, ensure};
+use lab::{agent::Agent, web::WebServer};
+use std::{fs, process::Command};
+
+#[test]
+fn a_responder_finds_the_hop() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let Some(modules) = std::env::var_os("KEYTRAIL_PLAYWRIGHT") else {
+        println!("skipped: no browser (KEYTRAIL_PLAYWRIGHT, KEYTRAIL_CHROMIUM)");
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let home = directory.path().join("home");
+    fs::create_dir_all(home.join(".aws"))?;
+    let key = home.join(".aws/credentials");
+    fs::write(
+        &key,
+        "[default]\naws_access_key_id = AKIAFAKEFAKEPAGE0001\naws_secret_access_key = FAKE00000000000000000000000000000page001\n",
+    )?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let server = WebServer::start_plain("127.0.0.1")?;
+    let status = Command::new("bash")
+        .arg("-c")
+        .arg(format!(
+            "cat '{}' >/dev/null; curl -s -o /dev/null -H 'Authorization: AWS4-HMAC-SHA256 Credential=AKIAFAKEFAKEPAGE0001/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{}/'",
+            key.display(),
+            server.address
+        ))
+        .status()?;
+    ensure!(status.success(), "curl: {status}");
+    let finding = agent.await_finding(|finding| finding["rule"] == "unexpected-hop")?;
+    let credential = finding["credential"]["id"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    agent.await_json(&["query", "where", &credential], |answer| {
+        answer["hops"]
+            .as_array()
+            .is_some_and(|hops| !hops.is_empty())
+    })?;
+    let mut page = Command::new("node");
+    page.arg("--input-type=module")
+        .arg("-")
+        .arg(format!("http://{}", agent.listen))
+        .arg(&credential)
+        .current_dir(&modules)
+        .stdin(fs::File::open(lab::client("page.mjs"))?);
+    // `KEYTRAIL_SCREENSHOTS=docs/images cargo xtask scenarios page` keeps what is seen.
+    page.args(std::env::var_os("KEYTRAIL_SCREENSHOTS"));
+    let output = page.output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{}", said.trim());
+    ensure!(
+        output.status.success(),
+        "the page: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
