@@ -406,11 +406,12 @@ fn run_agent(args: RunArgs) -> Result<(), Failure> {
         record: None,
     };
     agent::run(&settings, document).map_err(|error| {
-        use crate::report::http::ListenError;
-        match error.downcast_ref::<ListenError>() {
-            Some(ListenError::Address(_) | ListenError::Public(_)) => usage(error),
-            _ => failed(error),
-        }
+        use crate::report::{access::AccessError, http::ListenError};
+        let wrong = matches!(
+            error.downcast_ref::<ListenError>(),
+            Some(ListenError::Address(_) | ListenError::Public(_))
+        ) || error.downcast_ref::<AccessError>().is_some();
+        if wrong { usage(error) } else { failed(error) }
     })
 }
 

@@ -70,7 +70,7 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
     let port = free_port()?;
     let listen = format!("127.0.0.1:{port}");
     let mut short = start(directory.path(), &listen)?;
-    ensure!(!short.0.wait()?.success(), "a short token is refused");
+    assert_eq!(short.0.wait()?.code(), Some(2), "a short token is refused");
     let said = fs::read_to_string(at("agent.log"))?;
     ensure!(said.contains("openssl rand"), "{said}");
     ensure!(!said.contains("`short`"), "the token is not told: {said}");

@@ -115,6 +115,7 @@ impl Writer {
             tidy: Tidy::new(retention),
             lost: Arc::clone(&lost),
             lost_since: None,
+            to_begin: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".to_owned())
@@ -132,12 +133,12 @@ impl Writer {
         Ok((writer, last))
     }
 
-    /// Hands over an entry; never waits.
+    /// Hands over an entry; never waits, but for the last one.
     pub fn write(&self, entry: Entry) {
-        let sent = self
-            .queue
-            .as_ref()
-            .is_some_and(|queue| queue.try_send(entry).is_ok());
+        let sent = self.queue.as_ref().is_some_and(|queue| match entry {
+            Entry::End => queue.send(entry).is_ok(),
+            entry => queue.try_send(entry).is_ok(),
+        });
         if !sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -247,6 +248,8 @@ struct Work {
     lost: Arc<AtomicU64>,
     /// Since when nothing could be written, and how much was lost by that.
     lost_since: Option<(Timestamp, u64)>,
+    /// Why a new file is to be begun, where that has failed so far.
+    to_begin: Option<String>,
 }
 
 impl Work {
@@ -254,7 +257,8 @@ impl Work {
         let mut batch = Vec::new();
         loop {
             let open = gather(entries, &mut batch);
-            if let Ok(reason) = self.damage.try_recv() {
+            let damage = self.damage.try_recv().ok();
+            if let Some(reason) = self.to_begin.take().or(damage) {
                 self.begin_anew(&reason);
             }
             self.write(&batch);
@@ -289,7 +293,11 @@ impl Work {
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "no new ledger can be begun");
+                // Once for an outage.
+                if self.lost_since.is_none() {
+                    tracing::error!(%error, "no new ledger can be begun; it is tried again");
+                }
+                self.to_begin = Some(reason.to_owned());
                 false
             }
         }

@@ -108,6 +108,9 @@ pub struct Cri {
     channel: Option<Channel>,
 }
 
+/// Bytes of an answer.
+const LONGEST: usize = 64 << 20;
+
 impl Cri {
     /// Every runtime that may be here; one that is not is asked for again each time. An agent in a
     /// container finds them in the host's root, so that no socket has to be mounted.
@@ -151,7 +154,8 @@ impl Cri {
         &mut self,
         path: &'static str,
     ) -> Result<Answer, SourceError> {
-        let mut client = Grpc::new(self.channel()?);
+        // A node with many pods has long lists; what is longer than this is refused, and told.
+        let mut client = Grpc::new(self.channel()?).max_decoding_message_size(LONGEST);
         let asked = async {
             client.ready().await.map_err(|error| error_text(&error))?;
             client
