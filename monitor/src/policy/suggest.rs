@@ -12,8 +12,8 @@ use crate::{
         read::{HopRow, UseRow},
     },
     model::{
-        Credential, CredentialId, Destination, Evidence, Hop, Role, Source, Verdict, Workload,
-        WorkloadKind,
+        Credential, CredentialId, Destination, Evidence, Hop, Role, Severity, Source, Verdict,
+        Workload, WorkloadKind,
     },
 };
 use ipnet::IpNet;
@@ -153,7 +153,10 @@ impl Flagged {
                 ("unexpected-hop", Some(destination)) => {
                     this.hops.insert((id, destination.label()));
                 }
-                ("unexpected-reader", _) => {
+                // What somebody did with a program that nobody installed is no example either.
+                ("unexpected-reader" | "untrusted-binary" | "harvest", _)
+                    if finding.severity >= Severity::High =>
+                {
                     this.readers.insert((id, finding.workload.key()));
                 }
                 _ => {}
@@ -247,7 +250,11 @@ fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
     for (key, (workload, count, bad)) in &by {
         let simple = |text: String| Line {
             text,
-            note: format!("{} ×", count),
+            note: if *bad {
+                format!("{count} ×; what it did was flagged")
+            } else {
+                format!("{count} ×")
+            },
             flagged: *bad,
         };
         match (&workload.namespace, workload.kind) {
