@@ -279,6 +279,13 @@ impl From<QueryError> for Failure {
     }
 }
 
+/// The command line as it describes itself.
+#[cfg(test)]
+pub fn command() -> clap::Command {
+    use clap::CommandFactory as _;
+    Cli::command()
+}
+
 /// Runs the command of the process; gives its exit status.
 pub fn main() -> ExitCode {
     // The client of the Kubernetes API tells each failed request; who watches tells an outage once.

@@ -11,6 +11,8 @@ mod model;
 mod pipeline;
 mod policy;
 mod recent;
+#[cfg(test)]
+mod reference;
 mod report;
 mod sensor;
 mod time;

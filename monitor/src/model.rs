@@ -4,6 +4,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, str::FromStr};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Type, schema::Schema},
+};
 
 /// One process: thread-group id and start time, never the pid alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,6 +28,13 @@ macro_rules! words {
                 match self { $(Self::$variant => $text,)* }
             }
         }
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let words = [$($text),*];
+                ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).into()
+            }
+        }
+        impl ToSchema for $name {}
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.pad(self.as_str())
@@ -97,7 +108,7 @@ words! {
 }
 
 /// What a subject belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Workload {
     pub kind: WorkloadKind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,7 +168,7 @@ impl Workload {
 }
 
 /// A process above the one that a finding is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ancestor {
     pub pid: u32,
     pub exe: String,
@@ -165,7 +176,7 @@ pub struct Ancestor {
 }
 
 /// The process of a use or a hop.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Process {
     pub pid: u32,
     pub start_time: Timestamp,
@@ -177,7 +188,7 @@ pub struct Process {
 }
 
 /// A credential's id: `kt-` and its fingerprint, or `loc-` and the hash of its place.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct CredentialId(pub String);
 
@@ -200,7 +211,7 @@ impl fmt::Display for CredentialId {
 }
 
 /// Where a credential was seen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Place {
     pub source: Source,
     /// The path of a file, or `env:NAME`.
@@ -208,7 +219,7 @@ pub struct Place {
 }
 
 /// What is known of a credential. Nothing here is secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Credential {
     pub id: CredentialId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,7 +247,7 @@ pub struct Credential {
 }
 
 /// The pod that a service-account token is bound to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct IssuedTo {
     pub namespace: String,
     pub pod: String,
@@ -250,8 +261,9 @@ pub struct IssuedTo {
 }
 
 /// Where a connection goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Destination {
+    #[schema(value_type = String, examples("203.0.113.7"))]
     pub address: IpAddr,
     pub port: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -276,7 +288,7 @@ pub struct Destination {
 }
 
 /// A name, and where it came from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Named {
     /// `?` where all that is known is that it is another one.
     pub name: String,
@@ -378,7 +390,7 @@ impl Destination {
 pub const NOT_COVERED: &str = "not-covered";
 
 /// An interval or a kind of traffic that was not observed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Gap {
     /// `agent-down`, `lost-events`, `started-before-agent`, `probe-missing`, …
     pub kind: String,
@@ -493,7 +505,7 @@ pub struct ForeignRead {
 }
 
 /// A use or hop that breaks an expectation or a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Finding {
     pub id: String,
     pub time: Timestamp,

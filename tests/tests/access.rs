@@ -1,7 +1,11 @@
 //! The API beyond loopback: TLS, a token, and no more questions than the node can bear.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{agent::binary, free_port, wait_for};
+use lab::{
+    agent::{Agent, binary},
+    free_port, wait_for,
+    web::WebServer,
+};
 use std::{
     fs,
     path::Path,
@@ -128,4 +132,96 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
         || Ok((ask("/metrics", &with)? == "200").then_some(())),
     )
     .context("after too many questions")
+}
+
+/// The agent's own description is right by OpenAPI, and every answer is as it says, to whatever may be asked.
+#[test]
+fn answers_are_as_described() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    if !Command::new("schemathesis")
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        println!("skipped: no schemathesis on the PATH");
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let home = directory.path().join("home");
+    fs::create_dir_all(home.join(".aws"))?;
+    let key = home.join(".aws/credentials");
+    fs::write(
+        &key,
+        "[default]\naws_access_key_id = AKIAFAKEFAKEAPI00001\naws_secret_access_key = FAKE000000000000000000000000000000api001\n",
+    )?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let server = WebServer::start_plain("127.0.0.1")?;
+    let status = Command::new("bash")
+        .arg("-c")
+        .arg(format!(
+            "cat '{}' >/dev/null; curl -s -o /dev/null -H 'Authorization: AWS4-HMAC-SHA256 Credential=AKIAFAKEFAKEAPI00001/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{}/'",
+            key.display(),
+            server.address
+        ))
+        .status()?;
+    ensure!(status.success(), "curl: {status}");
+    let finding = agent.await_finding(|finding| finding["rule"] == "unexpected-hop")?;
+    let credential = finding["credential"]["id"].as_str().context("an id")?;
+
+    let (status, text) = agent.get("/api/v1/openapi.json")?;
+    assert_eq!(status, 200);
+    let document = directory.path().join("openapi.json");
+    fs::write(&document, &text)?;
+    let checked = Command::new("openapi-spec-validator")
+        .arg(&document)
+        .output()?;
+    ensure!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stdout)
+    );
+    // Names that are known, so that answers are not only refusals.
+    let settings = directory.path().join("schemathesis.toml");
+    fs::write(
+        &settings,
+        format!(
+            "seed = 20261123\n[parameters]\n\"query.credential\" = \"{credential}\"\n\"query.workload\" = \"/usr/bin/curl\"\n"
+        ),
+    )?;
+    // Once with those names, and once with anything at all. A text that is no time is refused, which no schema says.
+    for known in [true, false] {
+        let mut tested = Command::new("schemathesis");
+        if known {
+            tested.arg("--config-file").arg(&settings);
+        } else {
+            tested.current_dir(directory.path().join("state"));
+        }
+        let tested = tested
+            .args([
+                "run",
+                &format!("http://{}/api/v1/openapi.json", agent.listen),
+            ])
+            .args([
+                "--rate-limit=40/s",
+                "--max-examples=40",
+                "--phases=coverage,fuzzing",
+                "--seed=20261123",
+            ])
+            .args(["--exclude-checks=positive_data_acceptance", "--no-color"])
+            .output()?;
+        let said = String::from_utf8_lossy(&tested.stdout).into_owned();
+        let cases = said
+            .lines()
+            .find(|line| line.contains(" generated"))
+            .unwrap_or_default();
+        println!("{}", cases.trim());
+        ensure!(tested.status.success(), "{said}");
+        ensure!(said.contains("Tested: 10"), "every question: {said}");
+    }
+    ensure!(
+        !agent.log_text().contains("panicked"),
+        "{}",
+        agent.log_text()
+    );
+    Ok(())
 }

@@ -49,6 +49,8 @@ enum Command {
     },
     /// Check the rules of Prometheus, run their tests, and check Grafana's dashboards
     Dashboards,
+    /// Write the reference in docs/ again, from what the code says of itself
+    Reference,
     /// Check the Helm chart and the systemd unit
     Deploy,
     /// The chart on a real Kubernetes, which is built first where it is not yet (root)
@@ -107,6 +109,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test => test::run(),
         Command::Scenarios { files } => test::scenarios(&files),
         Command::Dashboards => dashboards::check(),
+        Command::Reference => test::write_reference(),
         Command::Deploy => deploy::check(),
         Command::Cluster => cluster::run(),
         Command::Vm {

@@ -235,11 +235,13 @@ pub fn helm() -> Result<PathBuf> {
 /// Where a Python is that has the HTTP libraries whose TLS is tested, and what checks what is shipped: an
 /// environment of its own.
 pub fn python() -> Result<PathBuf> {
-    const LIBRARIES: [&str; 4] = [
+    const LIBRARIES: [&str; 6] = [
         "requests==2.32.4",
         "httpx[http2]==0.28.1",
         "kubernetes-validate==1.37.0",
         "grafana-foundation-sdk==1769699998!10.1.0",
+        "openapi-spec-validator==0.9.0",
+        "schemathesis==4.32.5",
     ];
     let into = tools().join("python");
     let programs = into.join("bin");
@@ -247,7 +249,7 @@ pub fn python() -> Result<PathBuf> {
         Command::new(python)
             .args([
                 "-c",
-                "import requests, httpx, h2, kubernetes_validate, grafana_foundation_sdk",
+                "import requests, httpx, h2, kubernetes_validate, grafana_foundation_sdk, openapi_spec_validator, schemathesis",
             ])
             .output()
             .is_ok_and(|output| output.status.success())
@@ -255,7 +257,9 @@ pub fn python() -> Result<PathBuf> {
     if has_all(&programs.join("python3")) {
         return Ok(programs);
     }
-    eprintln!("fetching Python's requests, httpx, kubernetes-validate and Grafana's SDK");
+    eprintln!(
+        "fetching Python's requests, httpx, kubernetes-validate, Grafana's SDK and what tests an API"
+    );
     succeed(
         Command::new("python3")
             .args(["-m", "venv", "--clear"])

@@ -87,6 +87,15 @@ pub fn run() -> Result<()> {
     }
 }
 
+/// Lets the test of the reference write what it would compare.
+pub fn write_reference() -> Result<()> {
+    succeed(
+        cargo()
+            .args(["test", "--release", "--package", "keytrail", "reference::"])
+            .env("KEYTRAIL_WRITE_REFERENCE", "1"),
+    )
+}
+
 /// The end-to-end scenarios on this machine, of these files or of all.
 pub fn scenarios(files: &[String]) -> Result<()> {
     let mut scenarios = cargo();

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use rusqlite::{Row, params};
 use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
+use utoipa::ToSchema;
 
 const LINKS: &str = "SELECT presented, d.json, minted, w.json, max(process), sum(count), min(first_seen), max(last_seen)
     FROM mint_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination";
@@ -18,7 +19,7 @@ const GROUPED: &str = "GROUP BY presented, minted, workload, destination";
 const LONGEST: usize = 1000;
 
 /// A link: what was shown to an authenticator, and what came back.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Link {
     /// Absent where nothing was shown, or nothing was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +36,7 @@ pub struct Link {
 }
 
 /// Everything that a credential was minted from, was used to mint, and where all of it went.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Chain {
     pub query: &'static str,
     pub credentials: Vec<Credential>,

@@ -5,9 +5,10 @@ use crate::model::{Credential, Gap, Workload};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
 
 /// What was new after a time.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FirstUse {
     pub query: &'static str,
     pub after: Timestamp,

@@ -14,13 +14,14 @@ use rusqlite::{
 };
 use serde::Serialize;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 use thiserror::Error;
+use utoipa::ToSchema;
 
 /// Why a question has no answer.
 #[derive(Debug, Error)]
@@ -71,7 +72,7 @@ impl Range {
 }
 
 /// Who used a credential.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct UseRow {
     pub credential: CredentialId,
     pub workload: Workload,
@@ -84,7 +85,7 @@ pub struct UseRow {
 }
 
 /// Where a credential went.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HopRow {
     pub credential: CredentialId,
     pub workload: Workload,
@@ -97,7 +98,7 @@ pub struct HopRow {
     pub process: Process,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct WhoAnswer {
     pub query: &'static str,
     pub credentials: Vec<Credential>,
@@ -105,7 +106,7 @@ pub struct WhoAnswer {
     pub gaps: Vec<Gap>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct WhereAnswer {
     pub query: &'static str,
     pub credentials: Vec<Credential>,
@@ -114,14 +115,14 @@ pub struct WhereAnswer {
 }
 
 /// One credential within the reach of a workload.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Reach {
     pub credential: Credential,
     pub uses: Vec<UseRow>,
     pub hops: Vec<HopRow>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct BlastRadius {
     pub query: &'static str,
     pub workloads: Vec<Workload>,
@@ -132,7 +133,7 @@ pub struct BlastRadius {
 }
 
 /// Something that happened.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Event {
     Use {
@@ -166,7 +167,7 @@ impl Event {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Timeline {
     pub query: &'static str,
     pub events: Vec<Event>,
@@ -190,7 +191,7 @@ struct Wanted<'a> {
 }
 
 /// A credential of the inventory.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Item {
     #[serde(flatten)]
     pub credential: Credential,
@@ -201,25 +202,25 @@ pub struct Item {
     pub workloads: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Inventory {
     pub credentials: Vec<Item>,
     pub gaps: Vec<Gap>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Findings {
     pub findings: Vec<Finding>,
     pub gaps: Vec<Gap>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Workloads {
     pub workloads: Vec<Workload>,
     pub gaps: Vec<Gap>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Hops {
     pub hops: Vec<HopRow>,
     pub gaps: Vec<Gap>,
@@ -233,6 +234,9 @@ pub struct Reader {
     workloads: Interned<Workload>,
     destinations: Interned<Destination>,
     processes: Interned<Process>,
+    /// Rows of a list that are read whole, the worst or the newest, and how many were left out so far.
+    most: usize,
+    omitted: Cell<usize>,
     /// What was asked of SQLite, for the tests of how it answers.
     #[cfg(test)]
     asked: RefCell<BTreeSet<String>>,
@@ -266,12 +270,37 @@ impl<T: serde::de::DeserializeOwned + Clone> Interned<T> {
 }
 
 /// What the hours of an edge say of a range.
+#[derive(Debug)]
 struct Part {
-    verdict: Option<String>,
+    verdict: Option<Verdict>,
     process: i64,
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
+}
+
+/// An edge without what it is between: of many, those that are wanted are read whole.
+struct Edge {
+    id: i64,
+    verdict: Verdict,
+    evidence: Evidence,
+    first_seen: Timestamp,
+    last_seen: Timestamp,
+    /// Where the range has not all of it.
+    part: Option<Part>,
+}
+
+impl Edge {
+    fn new(id: i64, first_seen: Timestamp, last_seen: Timestamp) -> Self {
+        Self {
+            id,
+            verdict: Verdict::Expected,
+            evidence: Evidence::Held,
+            first_seen,
+            last_seen,
+            part: None,
+        }
+    }
 }
 
 /// Edges, with what [`Interned`] keeps of each only where it was not read before.
@@ -322,9 +351,22 @@ impl Reader {
             workloads: Interned::new("SELECT json FROM workload WHERE id = ?1"),
             destinations: Interned::new("SELECT json FROM destination WHERE id = ?1"),
             processes: Interned::new("SELECT json FROM process WHERE id = ?1"),
+            most: usize::MAX,
+            omitted: Cell::new(0),
             #[cfg(test)]
             asked: RefCell::default(),
         })
+    }
+
+    /// The same, but of uses and of hops it reads no more than so many of each list: the worst, or the newest.
+    pub fn limited(mut self, most: usize) -> Self {
+        self.most = most;
+        self
+    }
+
+    /// Uses and hops that were left out so far.
+    pub fn omitted(&self) -> usize {
+        self.omitted.get()
     }
 
     /// How SQLite answers what was asked so far, step by step.
@@ -529,9 +571,7 @@ impl Reader {
         id: &CredentialId,
         range: Range,
     ) -> Result<Vec<HopRow>, LedgerError> {
-        let mut hops = self.hops_where("e.credential = ?3", &id.0, range)?;
-        worst_first(&mut hops);
-        Ok(hops)
+        self.hops_where("e.credential = ?3", &id.0, range)
     }
 
     /// Uses of a range for which a condition on `?3` holds, the last first.
@@ -541,56 +581,104 @@ impl Reader {
         parameter: &dyn ToSql,
         range: Range,
     ) -> Result<Vec<UseRow>, LedgerError> {
-        let edges = self.rows(
-            &format!("{USES} WHERE {WITHIN} AND {condition}"),
+        let mut edges = self.rows(
+            &format!(
+                "SELECT e.id, e.first_seen, e.last_seen FROM use_edge e WHERE {WITHIN} AND {condition}"
+            ),
             &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
-            |row| Ok((row.get(0)?, self.use_row(row)?)),
+            |row| Ok(Edge::new(row.get(0)?, from_micros(row.get(1)?), from_micros(row.get(2)?))),
         )?;
-        let mut found = Vec::new();
-        for (edge, mut row) in edges {
-            if !range.holds(row.first_seen, row.last_seen) {
-                let Some(part) = self.part("use_hour", edge, range)? else {
-                    continue;
-                };
+        self.narrow(&mut edges, "use_hour", range)?;
+        edges.sort_by_key(|edge| std::cmp::Reverse(edge.last_seen));
+        self.cut(&mut edges);
+        let mut found = Vec::with_capacity(edges.len());
+        for edge in edges {
+            let row = self.rows(&format!("{USES} WHERE e.id = ?1"), [edge.id], |row| {
+                self.use_row(row)
+            })?;
+            let Some(mut row) = row.into_iter().next() else {
+                continue;
+            };
+            if let Some(part) = edge.part {
                 row.count = part.count;
                 (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
                 row.process = self.process(part.process)?;
             }
             found.push(row);
         }
-        found.sort_by_key(|row| std::cmp::Reverse(row.last_seen));
         Ok(found)
     }
 
-    /// As [`Self::uses_where`], for hops.
+    /// Hops of a range for which a condition on `?3` holds, the worst first.
     pub(super) fn hops_where(
         &self,
         condition: &str,
         parameter: &dyn ToSql,
         range: Range,
     ) -> Result<Vec<HopRow>, LedgerError> {
-        let edges = self.rows(
-            &format!("{HOPS} WHERE {WITHIN} AND {condition}"),
+        let mut edges = self.rows(
+            &format!(
+                "SELECT e.id, e.first_seen, e.last_seen, e.verdict, e.evidence FROM hop_edge e
+                 WHERE {WITHIN} AND {condition}"
+            ),
             &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
-            |row| Ok((row.get(0)?, self.hop_row(row)?)),
+            |row| {
+                Ok(Edge {
+                    verdict: word(row, 3)?,
+                    evidence: word(row, 4)?,
+                    ..Edge::new(
+                        row.get(0)?,
+                        from_micros(row.get(1)?),
+                        from_micros(row.get(2)?),
+                    )
+                })
+            },
         )?;
-        let mut found = Vec::new();
-        for (edge, mut row) in edges {
-            if !range.holds(row.first_seen, row.last_seen) {
-                let Some(part) = self.part("hop_hour", edge, range)? else {
-                    continue;
-                };
+        self.narrow(&mut edges, "hop_hour", range)?;
+        edges.sort_by_key(|edge| std::cmp::Reverse((edge.verdict, edge.evidence, edge.last_seen)));
+        self.cut(&mut edges);
+        let mut found = Vec::with_capacity(edges.len());
+        for edge in edges {
+            let row = self.rows(&format!("{HOPS} WHERE e.id = ?1"), [edge.id], |row| {
+                self.hop_row(row)
+            })?;
+            let Some(mut row) = row.into_iter().next() else {
+                continue;
+            };
+            row.verdict = edge.verdict;
+            if let Some(part) = edge.part {
                 row.count = part.count;
                 (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
                 row.process = self.process(part.process)?;
-                if let Some(verdict) = part.verdict.and_then(|text| text.parse().ok()) {
-                    row.verdict = verdict;
-                }
             }
             found.push(row);
         }
-        found.sort_by_key(|row| std::cmp::Reverse(row.last_seen));
         Ok(found)
+    }
+
+    /// Leaves of each edge what a range has of it, and drops those that were not seen in it.
+    fn narrow(&self, edges: &mut Vec<Edge>, hours: &str, range: Range) -> Result<(), LedgerError> {
+        let mut kept = Vec::with_capacity(edges.len());
+        for mut edge in edges.drain(..) {
+            if !range.holds(edge.first_seen, edge.last_seen) {
+                let Some(part) = self.part(hours, edge.id, range)? else {
+                    continue;
+                };
+                edge.last_seen = part.last_seen;
+                edge.verdict = part.verdict.unwrap_or(edge.verdict);
+                edge.part = Some(part);
+            }
+            kept.push(edge);
+        }
+        *edges = kept;
+        Ok(())
+    }
+
+    /// Leaves as many as are wanted, and counts the others.
+    fn cut(&self, edges: &mut Vec<Edge>) {
+        let surplus = edges.len().saturating_sub(self.most);
+        self.omitted.set(self.omitted.get() + surplus);
+        edges.truncate(self.most);
     }
 
     /// What the hours of an edge say of a range; `None` where it was not seen in it.
@@ -608,7 +696,10 @@ impl Reader {
                 "SELECT {verdict}, process FROM {hours} WHERE {rows} ORDER BY hour DESC LIMIT 1"
             ),
             parameters,
-            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, i64>(1)?)),
+            |row| {
+                let verdict = row.get::<_, Option<String>>(0)?;
+                Ok((verdict.and_then(|text| text.parse().ok()), row.get(1)?))
+            },
         )?;
         let Some((verdict, process)) = last.into_iter().next() else {
             return Ok(None);
@@ -620,7 +711,7 @@ impl Reader {
             parameters,
             |row| {
                 Ok(Part {
-                    verdict: verdict.clone(),
+                    verdict,
                     process,
                     count: row.get::<_, i64>(0)?.max(0) as u64,
                     first_seen: from_micros(row.get(1)?),
@@ -1016,10 +1107,8 @@ impl Reader {
     }
 
     pub fn hops(&self, range: Range) -> Result<Hops, QueryError> {
-        let mut hops = self.hops_where("?3", &1, range)?;
-        worst_first(&mut hops);
         Ok(Hops {
-            hops,
+            hops: self.hops_where("?3", &1, range)?,
             gaps: self.gaps(range)?,
         })
     }

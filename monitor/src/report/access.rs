@@ -1,5 +1,6 @@
 //! Who may ask: loopback without more, beyond it TLS and a token, and nobody more often than the node can bear.
 
+use super::api::problem;
 use crate::policy::document::Tls;
 use axum::{
     extract::{Request, State},
@@ -105,7 +106,7 @@ pub async fn names(
     next: Next,
 ) -> Response {
     if gate.local && !is_local(&headers) {
-        return (StatusCode::FORBIDDEN, "ask for a loopback address\n").into_response();
+        return problem(StatusCode::FORBIDDEN, "ask for a loopback address");
     }
     next.run(request).await
 }
@@ -120,13 +121,15 @@ pub async fn questions(
     // Guesses count as well.
     if gate.rate.check().is_err() {
         let again = [(header::RETRY_AFTER, "1")];
-        return (StatusCode::TOO_MANY_REQUESTS, again, "too many questions\n").into_response();
+        let refused = problem(StatusCode::TOO_MANY_REQUESTS, "too many questions");
+        return (again, refused).into_response();
     }
     if let Some(token) = &gate.token
         && !token.is_in(&headers)
     {
         let how = [(header::WWW_AUTHENTICATE, "Bearer")];
-        return (StatusCode::UNAUTHORIZED, how, "bring the token\n").into_response();
+        let refused = problem(StatusCode::UNAUTHORIZED, "bring the token");
+        return (how, refused).into_response();
     }
     next.run(request).await
 }

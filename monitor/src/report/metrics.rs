@@ -4,7 +4,9 @@ use crate::model::{Credential, Finding, Hop, Use, Verdict};
 use monitor_common::record::{Probe, Stage};
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, process_collector::ProcessCollector,
+    Registry, TextEncoder,
+    core::{Collector, Desc},
+    process_collector::ProcessCollector,
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -16,13 +18,53 @@ const SERIES: usize = 5_000;
 /// The label under which the rest is counted.
 const OTHER: &str = "other";
 
+/// Families as they are registered, and what is said of each.
+#[derive(Debug, Default)]
+struct Families {
+    registry: Registry,
+    described: Vec<Desc>,
+}
+
+impl Families {
+    fn take<T: Collector + Clone + 'static>(
+        &mut self,
+        family: &T,
+    ) -> Result<(), prometheus::Error> {
+        self.described.extend(family.desc().into_iter().cloned());
+        self.registry.register(Box::new(family.clone()))
+    }
+
+    fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.take(&family)?;
+        Ok(family)
+    }
+
+    fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<GaugeVec, prometheus::Error> {
+        let family = GaugeVec::new(Opts::new(name, help), labels)?;
+        self.take(&family)?;
+        Ok(family)
+    }
+}
+
 /// Every metric of the agent.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    families: Families,
     uses: IntCounterVec,
     hops: IntCounterVec,
     findings: IntCounterVec,
+    info: GaugeVec,
     expiry: GaugeVec,
     first_seen: GaugeVec,
     last_used: GaugeVec,
@@ -36,24 +78,18 @@ pub struct Metrics {
     pub reload_success: IntGauge,
     series: Mutex<HashMap<&'static str, HashSet<Vec<String>>>>,
     totals: Mutex<HashMap<(&'static str, String), u64>>,
+    /// The labels of `info`, by id.
+    told: Mutex<HashMap<String, [String; 6]>>,
 }
 
 impl Metrics {
     /// Registers every family.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
+        let mut families = Families::default();
         // Processor time, memory and descriptors of the agent itself, by the names that everybody knows.
-        registry.register(Box::new(ProcessCollector::for_self()))?;
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
-        };
-        let gauge = |name: &str, help: &str| {
-            let family = GaugeVec::new(Opts::new(name, help), &["credential", "class"])?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
-        };
+        families
+            .registry
+            .register(Box::new(ProcessCollector::for_self()))?;
         let attached = IntGaugeVec::new(
             Opts::new(
                 "keytrail_probe_attached",
@@ -61,7 +97,7 @@ impl Metrics {
             ),
             &["probe", "mechanism"],
         )?;
-        registry.register(Box::new(attached.clone()))?;
+        families.take(&attached)?;
         let latency = Histogram::with_opts(
             HistogramOpts::new(
                 "keytrail_detection_latency_seconds",
@@ -71,12 +107,12 @@ impl Metrics {
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
             ]),
         )?;
-        registry.register(Box::new(latency.clone()))?;
+        families.take(&latency)?;
         let reload_success = IntGauge::new(
             "keytrail_config_reload_success",
             "1 where the last load of the configuration succeeded.",
         )?;
-        registry.register(Box::new(reload_success.clone()))?;
+        families.take(&reload_success)?;
         let build = IntGaugeVec::new(
             Opts::new(
                 "keytrail_build_info",
@@ -84,23 +120,23 @@ impl Metrics {
             ),
             &["version"],
         )?;
-        registry.register(Box::new(build.clone()))?;
+        families.take(&build)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let folded = counter(
+        let folded = families.counter(
             "keytrail_series_folded_total",
             "Updates counted under `other` because a family had too many series.",
             &["family"],
         )?;
-        for family in ["uses", "hops", "findings", "losses", "credentials"] {
+        for family in ["uses", "hops", "findings", "losses", "credentials", "info"] {
             folded.with_label_values(&[family]).inc_by(0);
         }
         let metrics = Self {
-            uses: counter(
+            uses: families.counter(
                 "keytrail_credential_uses_total",
                 "Credentials picked up or presented.",
                 &["namespace", "workload", "credential", "class", "source"],
             )?,
-            hops: counter(
+            hops: families.counter(
                 "keytrail_hops_total",
                 "Credentials taken to a destination.",
                 &[
@@ -112,50 +148,56 @@ impl Metrics {
                     "verdict",
                 ],
             )?,
-            findings: counter(
+            findings: families.counter(
                 "keytrail_findings_total",
                 "Uses and hops that break an expectation or a rule.",
                 &["rule", "severity", "namespace", "workload"],
             )?,
-            expiry: gauge(
+            expiry: families.gauge(
                 "keytrail_credential_expiry_timestamp_seconds",
-                "When the credential expires, where that is known.",
+                "When the credential expires, where that is known.", &["credential", "class"],
             )?,
-            first_seen: gauge(
+            first_seen: families.gauge(
                 "keytrail_credential_first_seen_timestamp_seconds",
-                "When the credential was first seen.",
+                "When the credential was first seen.", &["credential", "class"],
             )?,
-            last_used: gauge(
+            last_used: families.gauge(
                 "keytrail_credential_last_used_timestamp_seconds",
-                "When the credential was last used.",
+                "When the credential was last used.", &["credential", "class"],
             )?,
-            events: counter(
+            events: families.counter(
                 "keytrail_events_total",
                 "Records that a probe sent.",
                 &["probe"],
             )?,
-            lost: counter(
+            lost: families.counter(
                 "keytrail_events_lost_total",
                 "Events lost, by the stage that lost them.",
                 &["probe", "stage"],
             )?,
-            lost_by: counter(
+            lost_by: families.counter(
                 "keytrail_workload_events_lost_total",
                 "Records that found a ring full, by the workload that they were of.",
                 &["probe", "workload"],
             )?,
-            unattributed: counter(
+            unattributed: families.counter(
                 "keytrail_unattributed_total",
                 "Processes and files that could not be told any more.",
                 &["reason"],
+            )?,
+            info: families.gauge(
+                "keytrail_credential_info",
+                "Always 1; what is known of a credential, by the label that the other families have.",
+                &["credential", "id", "class", "role", "lifetime", "owner"],
             )?,
             attached,
             latency,
             folded,
             reload_success,
-            registry,
+            families,
             series: Mutex::default(),
             totals: Mutex::default(),
+            told: Mutex::default(),
         };
         for probe in Probe::ALL {
             metrics.events.with_label_values(&[probe.name()]).inc_by(0);
@@ -268,11 +310,37 @@ impl Metrics {
             first.set(seconds);
         }
         self.last_used.with_label_values(&labels).set(seconds);
+        self.tell(credential);
         if let Some(expiry) = credential.expires_at {
             self.expiry
                 .with_label_values(&labels)
                 .set(expiry.as_second() as f64);
         }
+    }
+
+    /// One series a credential, by its id: where what is known of it changed, the one before goes.
+    fn tell(&self, credential: &Credential) {
+        if !self.admit("info", &[&credential.id.0]) {
+            return;
+        }
+        let labels = [
+            shown(credential),
+            &credential.id.0,
+            &credential.class,
+            credential.role.as_str(),
+            credential.lifetime.as_str(),
+            credential.owner.as_deref().unwrap_or_default(),
+        ]
+        .map(str::to_owned);
+        let Ok(mut told) = self.told.lock() else {
+            return;
+        };
+        let before = told.insert(credential.id.0.clone(), labels.clone());
+        if let Some(before) = before.filter(|before| *before != labels) {
+            // It is there: it was set by whoever put it into the map.
+            let _ = self.info.remove_label_values(&before);
+        }
+        self.info.with_label_values(&labels).set(1.0);
     }
 
     pub fn attached(&self, probe: &str, mechanism: &str, attached: bool) {
@@ -323,7 +391,7 @@ impl Metrics {
     /// The text that Prometheus scrapes.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.families.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
@@ -331,6 +399,27 @@ impl Metrics {
 /// A credential's label: the name that people gave it, or its id.
 fn shown(credential: &Credential) -> &str {
     credential.name.as_deref().unwrap_or(&credential.id.0)
+}
+
+#[cfg(test)]
+impl Metrics {
+    /// Name, labels and meaning of every family that is Keytrail's own, by name.
+    pub fn described(&self) -> Vec<(String, String, String)> {
+        let mut all: Vec<_> = self
+            .families
+            .described
+            .iter()
+            .map(|one| {
+                (
+                    one.fq_name.clone(),
+                    one.variable_labels.join(", "),
+                    one.help.clone(),
+                )
+            })
+            .collect();
+        all.sort();
+        all
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! only module that knows HTTP.
 
 pub mod access;
+pub mod api;
 pub mod dot;
 pub mod findings;
 pub mod http;

@@ -1,0 +1,176 @@
+//! The reference in `docs/`, made of what the code says of itself, and kept as it is by a test.
+//!
+//! `cargo xtask reference` writes it again.
+
+use crate::{
+    cli,
+    credential::catalog::Catalog,
+    policy::{RULES, document::Document},
+    report::{api, metrics::Metrics},
+};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const HEAD: &str = "# Reference
+
+Made of the code by `cargo xtask reference`: the commands as they describe themselves, the metrics, the rules, and the
+classes of the catalog. The API is in [openapi.json](openapi.json), which an agent serves as `/api/v1/openapi.json`;
+configuration and expectations are in [expectations.md](expectations.md).
+";
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+}
+
+/// A row of a table: what separates its cells is not in them.
+fn row(page: &mut String, cells: &[&str]) {
+    let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    writeln!(page, "| {} |", cells.join(" | ")).expect("a string takes it");
+}
+
+fn code(words: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    let words: Vec<String> = words
+        .into_iter()
+        .map(|word| format!("`{}`", word.as_ref()))
+        .collect();
+    words.join(", ")
+}
+
+/// A command and all below it, each with its help.
+fn commands(page: &mut String, command: &clap::Command, above: &str) {
+    let name = format!("{above}{}", command.get_name());
+    if command.has_subcommands() {
+        for below in command
+            .get_subcommands()
+            .filter(|one| one.get_name() != "help")
+        {
+            commands(page, below, &format!("{name} "));
+        }
+        return;
+    }
+    let mut shown = command.clone().bin_name(&name).term_width(100);
+    write!(
+        page,
+        "\n### {name}\n\n```\n{}```\n",
+        shown.render_long_help().to_string().trim_end().to_owned() + "\n"
+    )
+    .expect("a string takes it");
+}
+
+fn page() -> String {
+    let mut page = HEAD.to_owned();
+    page.push_str("\n## Commands\n");
+    commands(&mut page, &cli::command(), "");
+    page.push_str("\n## Metrics\n\n");
+    row(&mut page, &["family", "labels", "what it counts or says"]);
+    row(&mut page, &["---"; 3]);
+    let metrics = Metrics::new().expect("registers");
+    for (name, labels, help) in metrics.described() {
+        let labels: Vec<&str> = labels
+            .split(", ")
+            .filter(|label| !label.is_empty())
+            .collect();
+        row(&mut page, &[&code([name]), &code(labels), &help]);
+    }
+    page.push_str("\n## Rules\n\n");
+    row(&mut page, &["rule", "when", "refers to"]);
+    row(&mut page, &["---"; 3]);
+    for rule in RULES {
+        row(
+            &mut page,
+            &[&code([rule.name]), rule.about, &rule.references.join("; ")],
+        );
+    }
+    page.push_str("\n## Classes\n\n");
+    row(
+        &mut page,
+        &[
+            "class",
+            "role",
+            "lifetime",
+            "files and sockets",
+            "environment",
+            "home",
+        ],
+    );
+    row(&mut page, &["---"; 6]);
+    let catalog = Catalog::new("", &[], &[]).expect("the embedded catalog is right");
+    for name in catalog.class_names() {
+        let class = catalog.class(name).expect("it has that name");
+        row(
+            &mut page,
+            &[
+                &code([name]),
+                class.role.as_str(),
+                class.lifetime.as_str(),
+                &code(class.files.iter().chain(&class.sockets)),
+                &code(class.environment.iter().chain(&class.url_environment)),
+                &code(&class.home),
+            ],
+        );
+    }
+    page
+}
+
+/// Compares a file with what it should be, or writes it where that is wanted.
+fn check(name: &str, text: &str) {
+    let path = docs().join(name);
+    if std::env::var_os("KEYTRAIL_WRITE_REFERENCE").is_some() {
+        fs::write(&path, text).expect("docs can be written");
+    }
+    let there = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        there == text,
+        "docs/{name} is not what the code says: run `cargo xtask reference`"
+    );
+}
+
+#[test]
+fn the_reference_says_what_the_code_says() {
+    check("reference.md", &page());
+}
+
+#[test]
+fn the_api_is_described() {
+    let document = api::document().to_pretty_json().expect("it is JSON");
+    check("openapi.json", &(document + "\n"));
+}
+
+/// Every key that a document may have is in the guide, which is where people look for it.
+#[test]
+fn the_guide_has_every_key() {
+    let guide = fs::read_to_string(docs().join("expectations.md")).expect("it is there");
+    let whole = [
+        "KEY: 1",
+        "retention: { KEY: 1 }",
+        "kubernetes: { KEY: 1 }",
+        "tls: { KEY: 1 }",
+        "credentials: [ { KEY: 1 } ]",
+        "credentials: [ { match: { KEY: 1 } } ]",
+        "credentials: [ { readers: [ { KEY: 1 } ] } ]",
+        "authenticators: [ { KEY: 1 } ]",
+    ];
+    for text in whole {
+        // What is read says which keys it knows when it meets one that it does not.
+        let error = Document::parse(Path::new("guide.yaml"), &text.replace("KEY", "zzzzzzzz"))
+            .expect_err("no such key");
+        let said = error.to_string();
+        let (_, known) = said
+            .split_once("expected one of ")
+            .or_else(|| said.split_once("expected "))
+            .expect("it says what it knows");
+        let (known, _) = known.split_once(" at line").expect("it says where");
+        for key in known.split([',', ' ']).map(|key| key.trim_matches('`')) {
+            if key.is_empty() || key == "or" {
+                continue;
+            }
+            assert!(
+                guide.contains(&format!("{key}:")),
+                "the guide does not say `{key}` ({text})"
+            );
+        }
+    }
+}
