@@ -15,6 +15,8 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DashboardLinkType,
     DataSourceRef,
+    Threshold,
+    ThresholdsMode,
     VariableRefresh,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
@@ -29,6 +31,11 @@ def query(expr, legend="", instant=False):
     if instant:
         return built.instant().format(PromQueryFormat.TABLE)
     return built.range()
+
+
+def new(series, window):
+    """How much counters grew; one that is new has increased by nothing yet, and counts with what it has."""
+    return f"((increase({series}[{window}]) > 0) or ({series} > 0 unless {series} offset {window}))"
 
 
 def lines(title, about, expr, legend, unit="short", span=HALF):
@@ -46,13 +53,16 @@ def lines(title, about, expr, legend, unit="short", span=HALF):
     )
 
 
-def number(title, about, expr, unit="short", span=QUARTER):
+def number(title, about, expr, unit="short", span=QUARTER, bad=False):
+    """A number; where it counts what is bad, it is red from one on."""
+    steps = [Threshold(color="green"), Threshold(value=1, color="red")] if bad else [Threshold(color="text")]
     return (
         stat.Panel()
         .title(title)
         .description(about)
         .datasource(SOURCE)
         .unit(unit)
+        .thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
         .color_mode(BigValueColorMode.VALUE)
         .graph_mode(BigValueGraphMode.AREA)
         .span(span)
@@ -61,14 +71,14 @@ def number(title, about, expr, unit="short", span=QUARTER):
     )
 
 
-def rows(title, about, expr, span=WIDE):
+def rows(title, about, expr, span=WIDE, height=9):
     return (
         table.Panel()
         .title(title)
         .description(about)
         .datasource(SOURCE)
         .span(span)
-        .height(9)
+        .height(height)
         .with_target(query(expr, instant=True))
     )
 
@@ -115,9 +125,9 @@ def fleet():
         board("keytrail-fleet", "Keytrail / fleet", "Who uses which credential where, over all nodes.")
         .with_panel(number("Nodes", "Agents that are scraped.", "count(keytrail_build_info)"))
         .with_panel(number("Credentials in use", "Used within the last day.", "count(count by (credential) (time() - keytrail_credential_last_used_timestamp_seconds < 86400)) or vector(0)"))
-        .with_panel(number("Unexpected hops", "In the last hour.", 'sum(increase(keytrail_hops_total{verdict="unexpected"}[1h])) or vector(0)'))
-        .with_panel(number("Findings above low", "In the last hour.", 'sum(increase(keytrail_findings_total{severity!="low"}[1h])) or vector(0)'))
-        .with_panel(lines("Findings", "By rule and severity, those of severity low as well.", "sum by (rule, severity) (increase(keytrail_findings_total[$__rate_interval]))", "{{rule}} {{severity}}"))
+        .with_panel(number("Unexpected hops", "In the last hour.", 'sum(%s) or vector(0)' % new('keytrail_hops_total{verdict="unexpected"}', "1h"), bad=True))
+        .with_panel(number("Findings above low", "In the last hour.", 'sum(%s) or vector(0)' % new('keytrail_findings_total{severity!="low"}', "1h"), bad=True))
+        .with_panel(lines("Findings", "By rule and severity, those of severity low as well.", "sum by (rule, severity) " + new("keytrail_findings_total", "$__rate_interval"), "{{rule}} {{severity}}"))
         .with_panel(lines("Hops", "By evidence and verdict.", "sum by (evidence, verdict) (rate(keytrail_hops_total[$__rate_interval]))", "{{verdict}}, {{evidence}}", "ops"))
         .with_panel(rows("Findings by workload", "Since the agents started, the most first.", 'sort_desc(sum by (severity, rule, namespace, workload) (keytrail_findings_total))'))
         .with_panel(rows("Unexpected hops", "Which workload took which credential where.", 'sort_desc(sum by (namespace, workload, credential, destination, evidence) (keytrail_hops_total{verdict="unexpected"}))'))
@@ -139,7 +149,8 @@ def credential():
         .with_panel(number("Last used", "On any node.", f"max(keytrail_credential_last_used_timestamp_seconds{of}) * 1000", "dateTimeFromNow"))
         .with_panel(number("Expires", "Where that is known.", f"max(keytrail_credential_expiry_timestamp_seconds{of}) * 1000", "dateTimeFromNow"))
         .with_panel(number("Workloads", "That used it since the agents started.", f"count(count by (namespace, workload) (keytrail_credential_uses_total{of})) or vector(0)"))
-        .with_panel(lines("Uses", "By workload and source.", f"sum by (namespace, workload, source) (rate(keytrail_credential_uses_total{of}[$__rate_interval]))", "{{namespace}}/{{workload}} {{source}}", "ops"))
+        .with_panel(rows("What it is", "A name may stand for several.", f"max by (id, class, role, lifetime, owner) (keytrail_credential_info{of})", height=5))
+        .with_panel(lines("Uses", "By workload and source.", f"sum by (namespace, workload, source) (rate(keytrail_credential_uses_total{of}[$__rate_interval]))", "{{namespace}} {{workload}} {{source}}", "ops"))
         .with_panel(lines("Hops", "By destination and verdict.", f"sum by (destination, verdict) (rate(keytrail_hops_total{of}[$__rate_interval]))", "{{destination}} {{verdict}}", "ops"))
         .with_panel(rows("Where it went", "Since the agents started; `keytrail query where` has the rest.", f"sort_desc(sum by (namespace, workload, destination, evidence, verdict) (keytrail_hops_total{of}))"))
     )
@@ -156,7 +167,7 @@ def workload():
         board("keytrail-workload", "Keytrail / workload", "What one workload holds, where it takes it, and what is wrong with that.", chosen)
         .with_panel(number("Credentials", "Within its reach.", f"count(count by (credential) (keytrail_credential_uses_total{of})) or vector(0)", span=THIRD))
         .with_panel(number("Destinations", "That it took them to.", f"count(count by (destination) (keytrail_hops_total{of})) or vector(0)", span=THIRD))
-        .with_panel(number("Findings above low", "Since the agents started.", f'sum(keytrail_findings_total{of[:-1]}, severity!="low"}}) or vector(0)', span=THIRD))
+        .with_panel(number("Findings above low", "Since the agents started.", f'sum(keytrail_findings_total{of[:-1]}, severity!="low"}}) or vector(0)', span=THIRD, bad=True))
         .with_panel(lines("Uses", "By credential and source.", f"sum by (credential, class, source) (rate(keytrail_credential_uses_total{of}[$__rate_interval]))", "{{credential}} {{source}}", "ops"))
         .with_panel(lines("Hops", "By destination and verdict.", f"sum by (destination, verdict) (rate(keytrail_hops_total{of}[$__rate_interval]))", "{{destination}} {{verdict}}", "ops"))
         .with_panel(rows("Blast radius", "What it holds, and where it took it; `keytrail query blast-radius` has the rest.", f"sort_desc(sum by (credential, destination, evidence, verdict) (keytrail_hops_total{of}))"))
@@ -175,14 +186,18 @@ def health():
         .datasource(SOURCE)
         .span(HALF)
         .height(8)
-        .with_target(query(f"sum by (le) (increase(keytrail_detection_latency_seconds_bucket{of}[$__rate_interval]))", "{{le}}"))
+        .with_target(
+            # Prometheus's buckets have in them what is in the smaller ones; so told, Grafana takes them apart.
+            query(f"sum by (le) (increase(keytrail_detection_latency_seconds_bucket{of}[$__rate_interval]))", "{{le}}")
+            .format(PromQueryFormat.HEATMAP)
+        )
     )
     return (
         board("keytrail-health", "Keytrail / health", "Whether the agents see what they are to see, and what that costs.", chosen)
         .with_panel(number("Agents", "That are scraped, by version.", f"sum by (version) (keytrail_build_info{of})"))
-        .with_panel(number("Probes not attached", "Mechanisms that did not attach.", f"count(keytrail_probe_attached{of} == 0) or vector(0)"))
-        .with_panel(number("Events lost", "In the last hour, in the rings.", f'sum(increase(keytrail_events_lost_total{of[:-1]}, stage="ring"}}[1h])) or vector(0)'))
-        .with_panel(number("Configurations refused", "Agents that go on with an old one.", f"count(keytrail_config_reload_success{of} == 0) or vector(0)"))
+        .with_panel(number("Probes not attached", "Mechanisms that did not attach.", f"count(keytrail_probe_attached{of} == 0) or vector(0)", bad=True))
+        .with_panel(number("Events lost", "In the last hour, in the rings.", f'sum(increase(keytrail_events_lost_total{of[:-1]}, stage="ring"}}[1h])) or vector(0)', bad=True))
+        .with_panel(number("Configurations refused", "Agents that go on with an old one.", f"count(keytrail_config_reload_success{of} == 0) or vector(0)", bad=True))
         .with_panel(rows("Probes", "By mechanism: 1 where it is attached.", f"sort(min by (instance, probe, mechanism) (keytrail_probe_attached{of}))"))
         .with_panel(lines("Events", "By probe.", f"sum by (probe) (rate(keytrail_events_total{of}[$__rate_interval]))", "{{probe}}", "ops"))
         .with_panel(lines("Lost", "By probe and stage.", f"sum by (probe, stage) (increase(keytrail_events_lost_total{of}[$__rate_interval]))", "{{probe}} {{stage}}"))

@@ -8,7 +8,7 @@ use crate::{
     cluster::{self, Cluster},
     credential::{Credentials, catalog::Catalog},
     ledger::{Last, Writer, read::Reader},
-    model::{Gap, NOT_COVERED},
+    model::{Credential, Gap, NOT_COVERED},
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
@@ -73,6 +73,9 @@ pub const LISTEN: &str = "127.0.0.1:9477";
 /// The longest that the pipeline waits without looking at the time.
 const WAIT: Duration = Duration::from_millis(200);
 
+/// Credentials of the ledger that are known from the start, those that were used last.
+const KNOWN: usize = 4_096;
+
 /// A cluster that answers has told what it has at which address within this; meanwhile the rings fill.
 const OBJECTS: Duration = Duration::from_secs(1);
 
@@ -108,11 +111,11 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     } = watch.load()?;
     let metrics = Arc::new(Metrics::new()?);
     metrics.reload_success.set(1);
+    let _lock = lock(&settings.state_dir)?;
     let key = fingerprint_key(
         &settings.state_dir,
         document.fingerprint_key_file.as_deref(),
     )?;
-    let _lock = lock(&settings.state_dir)?;
     let (ledger, last) = if settings.record.is_none() {
         let (writer, last) = Writer::open(&settings.state_dir, document.retention.clone())?;
         (Some(writer), last)
@@ -121,8 +124,11 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     };
     let mut stream = Stream::open(&settings.findings, settings.findings_format)
         .with_context(|| format!("cannot write findings to {}", settings.findings))?;
+    let mut known = Vec::new();
     if ledger.is_some() {
-        stream.remember(Reader::open(&settings.state_dir)?.finding_counts()?);
+        let reader = Reader::open(&settings.state_dir)?;
+        stream.remember(reader.finding_counts()?);
+        known = reader.last_used(KNOWN)?;
     }
     let record = settings
         .record
@@ -183,6 +189,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             true,
         ),
         last,
+        known,
         ready: Arc::clone(&ready),
         stop: Arc::clone(&stop),
     };
@@ -240,6 +247,7 @@ struct Parts {
     catalog: Arc<Catalog>,
     judge: Judge,
     last: Option<Last>,
+    known: Vec<Credential>,
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
 }
@@ -286,8 +294,9 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         .await
         .context("the self-test of the probes failed")?;
     attribution.await_objects(OBJECTS);
-    let credentials =
+    let mut credentials =
         Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
+    credentials.remember(parts.known);
     let mut joiner = Joiner::new(attribution, credentials);
     joiner.environ_is_read = sensor.environ_is_read();
     joiner.own = own;
@@ -529,8 +538,13 @@ fn count(
     Ok(())
 }
 
-/// One state directory serves one agent.
+/// One state directory serves one agent; it is made where it is not there.
 fn lock(state_dir: &Path) -> anyhow::Result<File> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
     let path = state_dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -546,19 +560,7 @@ fn lock(state_dir: &Path) -> anyhow::Result<File> {
 
 /// The key of the host, made at the first start, or the key of the fleet.
 fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Key> {
-    let path = match fleet {
-        Some(path) => path.to_owned(),
-        None => {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(state_dir)
-                .with_context(|| {
-                    format!("cannot make the state directory {}", state_dir.display())
-                })?;
-            state_dir.join("fingerprint.key")
-        }
-    };
+    let path = fleet.map_or_else(|| state_dir.join("fingerprint.key"), Path::to_owned);
     if fleet.is_none() && !path.exists() {
         let mut bytes = [0u8; 16];
         getrandom::fill(&mut bytes).map_err(|error| anyhow!("no random bytes: {error}"))?;

@@ -18,6 +18,11 @@ pub struct TlsServer {
 impl TlsServer {
     /// Starts on a free port of `ip`, with a certificate of its own making.
     pub fn start(ip: &str) -> Result<Self> {
+        Self::start_at(&format!("{ip}:0"))
+    }
+
+    /// The same, at an address with its port.
+    pub fn start_at(address: &str) -> Result<Self> {
         let certified = rcgen::generate_simple_self_signed(vec!["lab.example".to_owned()])?;
         let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der())
             .map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -27,7 +32,8 @@ impl TlsServer {
             .with_no_client_auth()
             .with_single_cert(vec![certified.cert.der().clone()], key)?;
         let config = Arc::new(config);
-        let listener = TcpListener::bind((ip, 0)).with_context(|| format!("cannot bind {ip}"))?;
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("cannot bind {address}"))?;
         let address = listener.local_addr()?;
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {

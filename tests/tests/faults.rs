@@ -1,6 +1,6 @@
 //! Bad input and bad surroundings: each one clear line, and the right exit status.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, binary},
     server::TlsServer,
@@ -586,5 +586,68 @@ fn open_files_and_connections_of_before_are_taken_in() -> Result<()> {
     assert_eq!(answer["hops"][0]["evidence"], "sole", "{answer}");
     let gaps = answer["gaps"].to_string();
     assert!(gaps.contains("started-before-agent"), "{gaps}");
+    Ok(())
+}
+
+/// A program reads its key once, and presents it after the agent was restarted: an expectation about the file still
+/// holds for it.
+#[test]
+fn a_key_that_was_read_before_a_restart() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let directory = tempfile::tempdir()?;
+    let home = directory.path().join("home");
+    let key = lab::workload::aws_credentials(
+        &home,
+        "AKIAFAKERESTART00001",
+        "FAKE/restart/secret/0000000000000000001",
+    )?;
+    let config = directory.path().join("keytrail.yaml");
+    std::fs::write(
+        &config,
+        format!(
+            "credentials:\n- {{ name: mine, match: {{ file: {} }}, destinations: [ \"*.partner.example\" ] }}\n",
+            key.display()
+        ),
+    )?;
+    let config = config.to_str().context("a name")?;
+    let mut agent = Agent::start(directory.path(), &["--config", config])?;
+    let server = lab::server::TlsServer::start("127.0.0.1")?;
+    let port = server.address.port();
+    // It goes on when a line comes.
+    let mut program = Command::new("bash")
+        .arg("-c")
+        .arg(format!(
+            "k=$(<'{}'); id=$(sed -n 's/^aws_access_key_id = //p' <<<\"$k\"); read -r; \
+             curl -sS --insecure --aws-sigv4 aws:amz:eu-central-1:s3 --user \"$id:FAKE\" --connect-to ::127.0.0.1:{port} https://eu.partner.example:{port}/ >/dev/null",
+            key.display()
+        ))
+        .stdin(std::process::Stdio::piped())
+        .spawn()?;
+    agent.await_json(&["query", "who", "mine"], |answer| {
+        answer["uses"]
+            .as_array()
+            .is_some_and(|uses| !uses.is_empty())
+    })?;
+    ensure!(agent.stop()?.success(), "the agent stops");
+    drop(agent);
+    let agent = Agent::start(directory.path(), &["--config", config])?;
+    std::io::Write::write_all(&mut program.stdin.take().context("a pipe")?, b"go\n")?;
+    let ended = program.wait()?;
+    ensure!(ended.success(), "the program: {ended}");
+    let answer = agent.await_json(&["query", "where", "mine"], |answer| {
+        answer["hops"]
+            .as_array()
+            .is_some_and(|hops| hops.iter().any(|hop| hop["evidence"] == "presented"))
+    })?;
+    for hop in answer["hops"].as_array().context("hops")? {
+        assert_eq!(hop["verdict"], "expected", "{hop}");
+    }
+    let found = agent.findings()?;
+    ensure!(
+        !found
+            .iter()
+            .any(|finding| finding["rule"] == "unexpected-hop"),
+        "{found:?}"
+    );
     Ok(())
 }

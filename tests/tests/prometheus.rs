@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
@@ -198,6 +198,10 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     let took = sent.elapsed();
     println!("from the hop to the webhook: {:.1} s", took.as_secs_f64());
     assert_eq!(alert["labels"]["severity"], "critical", "{alert}");
+    if let Some(kept) = std::env::var_os("KEYTRAIL_SCREENSHOTS") {
+        let text = serde_json::to_string_pretty(&alert)? + "\n";
+        fs::write(Path::new(&kept).join("alert.json"), text)?;
+    }
     let next = alert["annotations"]["description"]
         .as_str()
         .unwrap_or_default();
@@ -213,7 +217,38 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     })?;
     ensure!(took < SCRAPE + ALERT, "it took {took:?}");
     let credential = alert_credential(&agent)?;
-    every_panel(&ask, &credential)
+    every_panel(&ask, &credential)?;
+    // Pictures are to have something to show.
+    let kept = std::env::var_os("KEYTRAIL_SCREENSHOTS").is_some();
+    work(&key, server.address, if kept { 12 } else { 3 } * SCRAPE)?;
+    draw(prometheus, &credential, directory.path())
+}
+
+/// Lets programs use the key for a while, at home and elsewhere.
+fn work(key: &Path, server: std::net::SocketAddr, length: Duration) -> Result<()> {
+    let began = Instant::now();
+    let mut round = 0;
+    while began.elapsed() < length {
+        round += 1;
+        for (host, times) in [
+            ("s3.eu-central-1.amazonaws.com", 3),
+            ("sts.amazonaws.com", 1 + round % 3),
+            ("paste.example", usize::from(round % 5 == 0)),
+        ] {
+            for _ in 0..times {
+                let status = Command::new("bash")
+                    .arg("-c")
+                    .arg(format!(
+                        "cat '{}' >/dev/null; curl -s -o /dev/null --resolve '{host}:{port}:127.0.0.1' -H 'Authorization: AWS4-HMAC-SHA256 Credential=AKIAFAKEFAKEALERT001/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{host}:{port}/'",
+                        key.display(),
+                        port = server.port(),
+                    ))
+                    .status()?;
+                ensure!(status.success(), "curl: {status}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the hop was of.
@@ -262,5 +297,58 @@ fn every_panel(ask: &impl Fn(&str) -> Result<Value>, credential: &str) -> Result
     }
     println!("{count} queries of dashboards were answered");
     ensure!(count > 20);
+    Ok(())
+}
+
+/// Draws every dashboard with Grafana's own components, from what this Prometheus has. With `KEYTRAIL_SCREENSHOTS` the
+/// pictures are kept there.
+fn draw(prometheus: u16, credential: &str, directory: &Path) -> Result<()> {
+    let (Some(page), Some(modules)) = (
+        std::env::var_os("KEYTRAIL_RENDER"),
+        std::env::var_os("KEYTRAIL_PLAYWRIGHT"),
+    ) else {
+        println!("skipped: no browser to draw with (KEYTRAIL_RENDER, KEYTRAIL_PLAYWRIGHT)");
+        return Ok(());
+    };
+    let kept = std::env::var_os("KEYTRAIL_SCREENSHOTS").map(PathBuf::from);
+    for (name, variables) in [
+        ("fleet", vec![]),
+        ("credential", vec![format!("credential={credential}")]),
+        ("workload", vec!["workload=/usr/bin/curl".to_owned()]),
+        ("health", vec![]),
+    ] {
+        let image = kept
+            .as_deref()
+            .unwrap_or(directory)
+            .join(format!("dashboard-{name}.png"));
+        let output = Command::new("node")
+            .args(["--input-type=module", "-"])
+            .arg(format!("http://127.0.0.1:{prometheus}"))
+            .arg(lab::root().join(format!("dashboards/grafana/keytrail-{name}.json")))
+            .arg(&image)
+            .args(["from=now-2m", "to=now"])
+            .arg(format!("interval={}s", SCRAPE.as_secs()))
+            .args(variables)
+            .env("KEYTRAIL_RENDER", &page)
+            .current_dir(&modules)
+            .stdin(fs::File::open(
+                lab::root().join("dashboards/render/render.mjs"),
+            )?)
+            .output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{name}: {error}");
+        let drawn: Value = serde_json::from_slice(&output.stdout)?;
+        println!("{drawn}");
+        for panel in drawn["withoutData"].as_array().context("panels")? {
+            ensure!(
+                EMPTY.contains(&panel.as_str().unwrap_or_default()),
+                "{name}: {panel} shows nothing"
+            );
+        }
+        ensure!(
+            fs::metadata(&image)?.len() > 10_000,
+            "{name}: the picture is empty"
+        );
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use crate::{
     build::succeed,
     debian::{Apt, codename},
+    root,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -112,6 +113,38 @@ pub fn prometheus() -> Result<Option<PathBuf>> {
         )?;
     }
     Ok(Some(programs))
+}
+
+/// The page that draws a dashboard with Grafana's own components, bundled from exactly the packages of its lock file.
+pub fn panels() -> Result<PathBuf> {
+    let (from, into) = (root().join("dashboards/render"), tools().join("panels"));
+    fs::create_dir_all(into.join("src"))?;
+    let lock = fs::read(from.join("package-lock.json"))?;
+    // Named last: what was broken off has none.
+    let done = into.join("installed-lock.json");
+    let installed = fs::read(&done).is_ok_and(|installed| installed == lock);
+    for name in [".", "src"] {
+        for entry in fs::read_dir(from.join(name))?.flatten() {
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), into.join(name).join(entry.file_name()))?;
+            }
+        }
+    }
+    if !installed {
+        eprintln!("fetching Grafana's components");
+        succeed(
+            Command::new("npm")
+                .args(["ci", "--silent", "--ignore-scripts"])
+                .current_dir(&into),
+        )?;
+        fs::write(&done, lock)?;
+    }
+    succeed(
+        Command::new("node")
+            .args(["build.mjs", "dist"])
+            .current_dir(&into),
+    )?;
+    Ok(into.join("dist"))
 }
 
 /// A browser, what it needs to be found by, and a folder with the library that drives it.

@@ -123,6 +123,12 @@ pub fn scenarios(files: &[String]) -> Result<()> {
         }
         Err(error) => println!("the scenario with a browser is skipped: {error:#}"),
     }
+    match setup::panels() {
+        Ok(page) => {
+            scenarios.env("KEYTRAIL_RENDER", page);
+        }
+        Err(error) => println!("the dashboards are not drawn: {error:#}"),
+    }
     match setup::containerd() {
         Ok(programs) => {
             for directory in programs {

@@ -33,6 +33,8 @@ const FILES: usize = 20_000;
 
 /// Credentials that are remembered, at least, and at most twice as many.
 const REMEMBERED: usize = 16_384;
+/// Places of a credential that are remembered.
+const PLACES: usize = 32;
 
 /// Turns places and fingerprints into credentials.
 #[derive(Debug)]
@@ -157,11 +159,12 @@ impl Credentials {
         }
         if home != normal {
             // It is still asked for by the name that it is known by.
+            let home = Place {
+                source: Source::File,
+                place: home.clone(),
+            };
             for credential in &mut credentials {
-                credential.sources.push(Place {
-                    source: Source::File,
-                    place: home.clone(),
-                });
+                self.is_also_at(credential, std::slice::from_ref(&home));
             }
         }
         (!credentials.is_empty()).then_some(InFile {
@@ -330,7 +333,7 @@ impl Credentials {
             };
             let mut credential = self.credential(&found, &place);
             if variable.name == "AWS_ACCESS_KEY_ID" {
-                credential.sources.append(&mut alias_places);
+                self.is_also_at(&mut credential, &alias_places);
             }
             picked.push((credential, place));
         }
@@ -384,10 +387,11 @@ impl Credentials {
     /// What is known of a credential already holds, whatever the place says where it shows up.
     fn as_known(&mut self, id: &CredentialId, found: &Found, place: &Place) -> Credential {
         match self.known(id) {
-            Some(known) if !is_general(&known.class) => Credential {
-                sources: vec![place.clone()],
-                ..known
-            },
+            Some(mut known) if !is_general(&known.class) => {
+                let before = std::mem::replace(&mut known.sources, vec![place.clone()]);
+                add_places(&mut known.sources, &before);
+                known
+            }
             _ => self.credential(found, place),
         }
     }
@@ -480,8 +484,10 @@ impl Credentials {
         let mut class = found.class.clone();
         let mut facts = found.facts.clone();
         let mut label = found.label.clone();
-        // A file told more of it than a variable can.
+        let mut sources = vec![place.clone()];
+        // A file told more of it than a variable can, and an expectation may be about any of its places.
         if let Some(known) = self.known(&id) {
+            add_places(&mut sources, &known.sources);
             if is_general(&class) && !is_general(&known.class) {
                 class.clone_from(&known.class);
             }
@@ -516,7 +522,7 @@ impl Credentials {
             label,
             audience: facts.audience,
             issued_to: facts.issued_to,
-            sources: vec![place.clone()],
+            sources,
         };
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.known.contains(&id) {
@@ -527,6 +533,29 @@ impl Credentials {
         credential
     }
 
+    /// Takes in what was known before the agent started: a program that holds a credential does not read it again.
+    pub fn remember(&mut self, credentials: Vec<Credential>) {
+        for credential in credentials {
+            let made_up =
+                |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
+            let only_made_up = credential.sources.iter().all(made_up);
+            let remembered = if only_made_up {
+                &mut self.shown
+            } else {
+                &mut self.known
+            };
+            remembered.insert(credential.id.clone(), credential);
+        }
+    }
+
+    /// Adds places to a credential that was picked up, for what is seen of it later as well.
+    fn is_also_at(&mut self, credential: &mut Credential, places: &[Place]) {
+        add_places(&mut credential.sources, places);
+        if self.known.contains(&credential.id) {
+            self.known.insert(credential.id.clone(), credential.clone());
+        }
+    }
+
     fn is_known(&self, id: &CredentialId) -> bool {
         self.known.contains(id) || self.shown.contains(id)
     }
@@ -534,6 +563,15 @@ impl Credentials {
     fn known(&mut self, id: &CredentialId) -> Option<Credential> {
         let known = self.known.get(id);
         known.or_else(|| self.shown.get(id)).cloned()
+    }
+}
+
+/// Adds those places that are not there, as far as there is room.
+fn add_places(sources: &mut Vec<Place>, places: &[Place]) {
+    for place in places {
+        if sources.len() < PLACES && !sources.contains(place) {
+            sources.push(place.clone());
+        }
     }
 }
 
@@ -663,6 +701,28 @@ mod tests {
         let catalog = Catalog::new("", &[], &[]).expect("embedded");
         Variable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes())
             .expect("an entry")
+    }
+
+    #[test]
+    fn what_is_presented_is_where_it_was_picked_up_too() {
+        let mut credentials = credentials();
+        let token = variable("GITHUB_TOKEN", "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0001");
+        let shown = Shown {
+            fingerprint: token.fingerprint,
+            inner: None,
+            secret_len: 40,
+            header: 0,
+            prefix: None,
+            dots: 0,
+        };
+        credentials.in_environment(&[token]);
+        let (presented, place) = credentials.presented(shown);
+        assert_eq!(presented.sources, [place, variable_place("GITHUB_TOKEN")]);
+        // Another agent, that remembers what this one knew.
+        let mut later = super::tests::credentials();
+        later.remember(vec![presented.clone()]);
+        let (again, _) = later.presented(shown);
+        assert_eq!(again, presented);
     }
 
     fn own_view() -> View<'static> {

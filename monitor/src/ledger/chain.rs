@@ -96,15 +96,11 @@ impl Reader {
         });
         links.sort_by_key(|link| link.first_seen);
         let known: Vec<CredentialId> = known.into_iter().collect();
-        let mut hops = Vec::new();
-        for id in &known {
-            hops.extend(self.hops_of(id, range)?);
-        }
         Ok(Chain {
             query: "chain",
             credentials: self.credentials(&known)?,
             links,
-            hops,
+            hops: self.hops_of(&known, range)?,
             gaps: self.gaps(range)?,
         })
     }

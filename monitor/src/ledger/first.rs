@@ -25,16 +25,16 @@ pub struct FirstUse {
 impl Reader {
     pub fn first_use(&self, text: &str, after: Timestamp) -> Result<FirstUse, QueryError> {
         let ids = self.resolve(text)?;
-        let mut events = Vec::new();
-        let mut hops = Vec::new();
-        for id in &ids {
-            let all = Range::default();
-            events.extend(self.uses_of(id, all)?.into_iter().map(|row| Event::Use {
+        let all = Range::default();
+        let mut hops = self.hops_of(&ids, all)?;
+        let mut events: Vec<Event> = self
+            .uses_of(&ids, all)?
+            .into_iter()
+            .map(|row| Event::Use {
                 time: row.first_seen,
                 row: Box::new(row),
-            }));
-            hops.extend(self.hops_of(id, all)?);
-        }
+            })
+            .collect();
         events.extend(hops.iter().map(|row| Event::Hop {
             time: row.first_seen,
             row: Box::new(row.clone()),

@@ -21,8 +21,8 @@ pub struct History {
 
 impl Reader {
     pub fn history(&self, range: Range) -> Result<History, QueryError> {
-        let uses = self.uses_where("?3", &1, range)?;
-        let hops = self.hops_where("?3", &1, range)?;
+        let uses = self.uses(self.use_edges("?3", &1, range)?)?;
+        let hops = self.hops_from(self.hop_edges("?3", &1, range)?)?;
         let mints = self.all_links(range)?;
         let mut credentials = HashMap::new();
         let ids = uses

@@ -234,7 +234,8 @@ pub struct Reader {
     workloads: Interned<Workload>,
     destinations: Interned<Destination>,
     processes: Interned<Process>,
-    /// Rows of a list that are read whole, the worst or the newest, and how many were left out so far.
+    /// Which rows of a list are read whole, and how many were left out so far.
+    skip: usize,
     most: usize,
     omitted: Cell<usize>,
     /// What was asked of SQLite, for the tests of how it answers.
@@ -280,7 +281,8 @@ struct Part {
 }
 
 /// An edge without what it is between: of many, those that are wanted are read whole.
-struct Edge {
+#[derive(Debug)]
+pub(super) struct Edge {
     id: i64,
     verdict: Verdict,
     evidence: Evidence,
@@ -288,19 +290,6 @@ struct Edge {
     last_seen: Timestamp,
     /// Where the range has not all of it.
     part: Option<Part>,
-}
-
-impl Edge {
-    fn new(id: i64, first_seen: Timestamp, last_seen: Timestamp) -> Self {
-        Self {
-            id,
-            verdict: Verdict::Expected,
-            evidence: Evidence::Held,
-            first_seen,
-            last_seen,
-            part: None,
-        }
-    }
 }
 
 /// Edges, with what [`Interned`] keeps of each only where it was not read before.
@@ -351,6 +340,7 @@ impl Reader {
             workloads: Interned::new("SELECT json FROM workload WHERE id = ?1"),
             destinations: Interned::new("SELECT json FROM destination WHERE id = ?1"),
             processes: Interned::new("SELECT json FROM process WHERE id = ?1"),
+            skip: 0,
             most: usize::MAX,
             omitted: Cell::new(0),
             #[cfg(test)]
@@ -358,9 +348,9 @@ impl Reader {
         })
     }
 
-    /// The same, but of uses and of hops it reads no more than so many of each list: the worst, or the newest.
-    pub fn limited(mut self, most: usize) -> Self {
-        self.most = most;
+    /// The same, but of each list of uses or of hops it reads so many rows, after leaving out some.
+    pub fn limited(mut self, skip: usize, most: usize) -> Self {
+        (self.skip, self.most) = (skip, most);
         self
     }
 
@@ -558,65 +548,66 @@ impl Reader {
         Ok(found)
     }
 
+    /// Uses of credentials in a range, the last first.
     pub(super) fn uses_of(
         &self,
-        id: &CredentialId,
+        ids: &[CredentialId],
         range: Range,
     ) -> Result<Vec<UseRow>, LedgerError> {
-        self.uses_where("e.credential = ?3", &id.0, range)
+        let mut edges = Vec::new();
+        for id in ids {
+            edges.extend(self.use_edges("e.credential = ?3", &id.0, range)?);
+        }
+        self.uses(edges)
     }
 
+    /// Hops of credentials in a range, the worst first.
     pub(super) fn hops_of(
         &self,
-        id: &CredentialId,
+        ids: &[CredentialId],
         range: Range,
     ) -> Result<Vec<HopRow>, LedgerError> {
-        self.hops_where("e.credential = ?3", &id.0, range)
+        let mut edges = Vec::new();
+        for id in ids {
+            edges.extend(self.hop_edges("e.credential = ?3", &id.0, range)?);
+        }
+        self.hops_from(edges)
     }
 
-    /// Uses of a range for which a condition on `?3` holds, the last first.
-    pub(super) fn uses_where(
+    /// Uses of a range for which a condition on `?3` holds.
+    pub(super) fn use_edges(
         &self,
         condition: &str,
         parameter: &dyn ToSql,
         range: Range,
-    ) -> Result<Vec<UseRow>, LedgerError> {
-        let mut edges = self.rows(
+    ) -> Result<Vec<Edge>, LedgerError> {
+        let edges = self.rows(
             &format!(
                 "SELECT e.id, e.first_seen, e.last_seen FROM use_edge e WHERE {WITHIN} AND {condition}"
             ),
             &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
-            |row| Ok(Edge::new(row.get(0)?, from_micros(row.get(1)?), from_micros(row.get(2)?))),
+            |row| {
+                Ok(Edge {
+                    id: row.get(0)?,
+                    first_seen: from_micros(row.get(1)?),
+                    last_seen: from_micros(row.get(2)?),
+                    verdict: Verdict::Expected,
+                    evidence: Evidence::Held,
+                    part: None,
+                })
+            },
         )?;
-        self.narrow(&mut edges, "use_hour", range)?;
-        edges.sort_by_key(|edge| std::cmp::Reverse(edge.last_seen));
-        self.cut(&mut edges);
-        let mut found = Vec::with_capacity(edges.len());
-        for edge in edges {
-            let row = self.rows(&format!("{USES} WHERE e.id = ?1"), [edge.id], |row| {
-                self.use_row(row)
-            })?;
-            let Some(mut row) = row.into_iter().next() else {
-                continue;
-            };
-            if let Some(part) = edge.part {
-                row.count = part.count;
-                (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
-                row.process = self.process(part.process)?;
-            }
-            found.push(row);
-        }
-        Ok(found)
+        self.narrow(edges, "use_hour", range)
     }
 
-    /// Hops of a range for which a condition on `?3` holds, the worst first.
-    pub(super) fn hops_where(
+    /// Hops of a range for which a condition on `?3` holds.
+    pub(super) fn hop_edges(
         &self,
         condition: &str,
         parameter: &dyn ToSql,
         range: Range,
-    ) -> Result<Vec<HopRow>, LedgerError> {
-        let mut edges = self.rows(
+    ) -> Result<Vec<Edge>, LedgerError> {
+        let edges = self.rows(
             &format!(
                 "SELECT e.id, e.first_seen, e.last_seen, e.verdict, e.evidence FROM hop_edge e
                  WHERE {WITHIN} AND {condition}"
@@ -624,42 +615,77 @@ impl Reader {
             &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
             |row| {
                 Ok(Edge {
+                    id: row.get(0)?,
+                    first_seen: from_micros(row.get(1)?),
+                    last_seen: from_micros(row.get(2)?),
                     verdict: word(row, 3)?,
                     evidence: word(row, 4)?,
-                    ..Edge::new(
-                        row.get(0)?,
-                        from_micros(row.get(1)?),
-                        from_micros(row.get(2)?),
-                    )
+                    part: None,
                 })
             },
         )?;
-        self.narrow(&mut edges, "hop_hour", range)?;
-        edges.sort_by_key(|edge| std::cmp::Reverse((edge.verdict, edge.evidence, edge.last_seen)));
-        self.cut(&mut edges);
-        let mut found = Vec::with_capacity(edges.len());
-        for edge in edges {
-            let row = self.rows(&format!("{HOPS} WHERE e.id = ?1"), [edge.id], |row| {
-                self.hop_row(row)
+        self.narrow(edges, "hop_hour", range)
+    }
+
+    /// Reads those uses of edges that are wanted, the last first.
+    pub(super) fn uses(&self, edges: Vec<Edge>) -> Result<Vec<UseRow>, LedgerError> {
+        let mut found = Vec::new();
+        for edge in self.wanted(edges) {
+            let read = self.rows(&format!("{USES} WHERE e.id = ?1"), [edge.id], |row| {
+                self.use_row(row)
             })?;
-            let Some(mut row) = row.into_iter().next() else {
-                continue;
-            };
-            row.verdict = edge.verdict;
-            if let Some(part) = edge.part {
-                row.count = part.count;
-                (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
-                row.process = self.process(part.process)?;
+            for mut row in read {
+                if let Some(part) = &edge.part {
+                    row.count = part.count;
+                    (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
+                    row.process = self.process(part.process)?;
+                }
+                found.push(row);
             }
-            found.push(row);
         }
         Ok(found)
     }
 
+    /// Reads those hops of edges that are wanted, the worst first.
+    pub(super) fn hops_from(&self, edges: Vec<Edge>) -> Result<Vec<HopRow>, LedgerError> {
+        let mut found = Vec::new();
+        for edge in self.wanted(edges) {
+            let read = self.rows(&format!("{HOPS} WHERE e.id = ?1"), [edge.id], |row| {
+                self.hop_row(row)
+            })?;
+            for mut row in read {
+                row.verdict = edge.verdict;
+                if let Some(part) = &edge.part {
+                    row.count = part.count;
+                    (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
+                    row.process = self.process(part.process)?;
+                }
+                found.push(row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Unexpected before unproven before expected, strong evidence first, then the newest; as many as are wanted,
+    /// and the others are counted.
+    fn wanted(&self, mut edges: Vec<Edge>) -> Vec<Edge> {
+        edges.sort_by_key(|edge| std::cmp::Reverse((edge.verdict, edge.evidence, edge.last_seen)));
+        let all = edges.len();
+        edges.drain(..self.skip.min(all));
+        edges.truncate(self.most);
+        self.omitted.set(self.omitted.get() + all - edges.len());
+        edges
+    }
+
     /// Leaves of each edge what a range has of it, and drops those that were not seen in it.
-    fn narrow(&self, edges: &mut Vec<Edge>, hours: &str, range: Range) -> Result<(), LedgerError> {
+    fn narrow(
+        &self,
+        edges: Vec<Edge>,
+        hours: &str,
+        range: Range,
+    ) -> Result<Vec<Edge>, LedgerError> {
         let mut kept = Vec::with_capacity(edges.len());
-        for mut edge in edges.drain(..) {
+        for mut edge in edges {
             if !range.holds(edge.first_seen, edge.last_seen) {
                 let Some(part) = self.part(hours, edge.id, range)? else {
                     continue;
@@ -670,15 +696,7 @@ impl Reader {
             }
             kept.push(edge);
         }
-        *edges = kept;
-        Ok(())
-    }
-
-    /// Leaves as many as are wanted, and counts the others.
-    fn cut(&self, edges: &mut Vec<Edge>) {
-        let surplus = edges.len().saturating_sub(self.most);
-        self.omitted.set(self.omitted.get() + surplus);
-        edges.truncate(self.most);
+        Ok(kept)
     }
 
     /// What the hours of an edge say of a range; `None` where it was not seen in it.
@@ -777,29 +795,20 @@ impl Reader {
 
     pub fn who(&self, text: &str, range: Range) -> Result<WhoAnswer, QueryError> {
         let ids = self.resolve(text)?;
-        let mut uses = Vec::new();
-        for id in &ids {
-            uses.extend(self.uses_of(id, range)?);
-        }
         Ok(WhoAnswer {
             query: "who",
             credentials: self.credentials(&ids)?,
-            uses,
+            uses: self.uses_of(&ids, range)?,
             gaps: self.gaps(range)?,
         })
     }
 
     pub fn where_to(&self, text: &str, range: Range) -> Result<WhereAnswer, QueryError> {
         let ids = self.resolve(text)?;
-        let mut hops = Vec::new();
-        for id in &ids {
-            hops.extend(self.hops_of(id, range)?);
-        }
-        worst_first(&mut hops);
         Ok(WhereAnswer {
             query: "where",
             credentials: self.credentials(&ids)?,
-            hops,
+            hops: self.hops_of(&ids, range)?,
             gaps: self.gaps(range)?,
         })
     }
@@ -808,19 +817,21 @@ impl Reader {
     pub fn blast_radius(&self, text: &str, range: Range) -> Result<BlastRadius, QueryError> {
         let rows = self.workloads_by(text)?;
         let mut reach: BTreeMap<String, (Vec<UseRow>, Vec<HopRow>)> = BTreeMap::new();
+        let (mut uses, mut hops) = (Vec::new(), Vec::new());
         for (row, _) in &rows {
-            for used in self.uses_where("e.workload = ?3", row, range)? {
-                let reach = reach.entry(used.credential.0.clone()).or_default();
-                reach.0.push(used);
-            }
-            for hop in self.hops_where("e.workload = ?3", row, range)? {
-                let reach = reach.entry(hop.credential.0.clone()).or_default();
-                reach.1.push(hop);
-            }
+            uses.extend(self.use_edges("e.workload = ?3", row, range)?);
+            hops.extend(self.hop_edges("e.workload = ?3", row, range)?);
+        }
+        for used in self.uses(uses)? {
+            let reach = reach.entry(used.credential.0.clone()).or_default();
+            reach.0.push(used);
+        }
+        for hop in self.hops_from(hops)? {
+            let reach = reach.entry(hop.credential.0.clone()).or_default();
+            reach.1.push(hop);
         }
         let mut credentials = Vec::new();
-        for (id, (uses, mut hops)) in reach {
-            worst_first(&mut hops);
+        for (id, (uses, hops)) in reach {
             if let Some(credential) = self.credential(&CredentialId(id))? {
                 credentials.push(Reach {
                     credential,
@@ -1032,6 +1043,16 @@ impl Reader {
         self.findings_in(Range::default())
     }
 
+    /// Credentials with a fingerprint, those that were used last, with their places.
+    pub fn last_used(&self, most: usize) -> Result<Vec<Credential>, LedgerError> {
+        let ids = self.rows(
+            "SELECT id FROM credential WHERE id >= 'kt-' AND id < 'kt.' ORDER BY last_used DESC LIMIT ?1",
+            [most as i64],
+            |row| Ok(CredentialId(row.get(0)?)),
+        )?;
+        self.credentials(&ids)
+    }
+
     pub fn inventory(&self, now: Timestamp) -> Result<Inventory, QueryError> {
         let rows = self.rows(
             "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at, first_seen, last_used
@@ -1096,32 +1117,21 @@ impl Reader {
                 || format!("{host}:{port}") == text
                 || format!("{address}:{port}") == text;
             if is {
-                hops.extend(self.hops_where("e.destination = ?3", &row, range)?);
+                hops.extend(self.hop_edges("e.destination = ?3", &row, range)?);
             }
         }
-        worst_first(&mut hops);
         Ok(Hops {
-            hops,
+            hops: self.hops_from(hops)?,
             gaps: self.gaps(range)?,
         })
     }
 
     pub fn hops(&self, range: Range) -> Result<Hops, QueryError> {
         Ok(Hops {
-            hops: self.hops_where("?3", &1, range)?,
+            hops: self.hops_from(self.hop_edges("?3", &1, range)?)?,
             gaps: self.gaps(range)?,
         })
     }
-}
-
-/// Unexpected before unproven before expected, strong evidence first, then the newest.
-fn worst_first(hops: &mut [HopRow]) {
-    hops.sort_by(|a, b| {
-        b.verdict
-            .cmp(&a.verdict)
-            .then(b.evidence.cmp(&a.evidence))
-            .then(b.last_seen.cmp(&a.last_seen))
-    });
 }
 
 pub(super) fn from_json<T: serde::de::DeserializeOwned>(

@@ -130,7 +130,7 @@ struct Cut {
 #[into_params(parameter_in = Query)]
 #[serde(default)]
 struct Limit {
-    /// Uses, and hops, at most of each credential; 10000 where nothing is said.
+    /// Uses at most, and hops at most; 10000 of each where nothing is said.
     #[param(minimum = 1, maximum = 10000)]
     limit: Option<usize>,
 }
@@ -249,12 +249,8 @@ lists! {
     WhereAnswer, HopRow, hops;
 }
 
-/// The part of a list that is asked for, of which so many rows were not even read.
-fn part<T: List>(offset: usize, limit: usize, mut answer: T, omitted: usize) -> Part<T> {
-    let rows = answer.rows();
-    let total = rows.len() + omitted;
-    rows.drain(..offset.min(rows.len()));
-    rows.truncate(limit);
+/// A part of a list of so many rows, from `offset` on.
+fn part<T>(answer: T, total: usize, offset: usize, limit: usize) -> Part<T> {
     let end = offset.saturating_add(limit);
     Part {
         answer,
@@ -342,7 +338,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
 }
 
 /// Asks the ledger, off the threads that serve.
-async fn ask<T, F>(app: Arc<App>, question: F) -> Result<Json<T>, Refusal>
+async fn ask<T, F>(app: Arc<App>, question: F) -> Answer<T>
 where
     T: Serialize + Send + 'static,
     F: FnOnce(Reader) -> Result<T, QueryError> + Send + 'static,
@@ -362,34 +358,49 @@ where
     .map_err(Refusal::Query)
 }
 
-/// Asks for a list, and reads no more of it than is wanted.
-async fn list<T, F>(app: Arc<App>, cut: Cut, question: F) -> Result<Json<Part<T>>, Refusal>
+/// Asks for a list, and gives the part of it that is wanted.
+async fn list<T, F>(app: Arc<App>, cut: Cut, question: F) -> Answer<Part<T>>
 where
     T: List,
     F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
 {
     let (offset, limit) = (cut.offset.unwrap_or_default(), rows(cut.limit)?);
     ask(app, move |reader| {
-        let reader = reader.limited(offset.saturating_add(limit));
-        let answer = question(&reader)?;
-        Ok(part(offset, limit, answer, reader.omitted()))
+        let mut answer = question(&reader)?;
+        let rows = answer.rows();
+        let total = rows.len();
+        rows.drain(..offset.min(total));
+        rows.truncate(limit);
+        Ok(part(answer, total, offset, limit))
+    })
+    .await
+}
+
+/// The same for uses and hops, of which no more is read than is wanted.
+async fn ranked<T, F>(app: Arc<App>, cut: Cut, question: F) -> Answer<Part<T>>
+where
+    T: List,
+    F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
+{
+    let (offset, limit) = (cut.offset.unwrap_or_default(), rows(cut.limit)?);
+    ask(app, move |reader| {
+        let reader = reader.limited(offset, limit);
+        let mut answer = question(&reader)?;
+        let total = answer.rows().len() + reader.omitted();
+        Ok(part(answer, total, offset, limit))
     })
     .await
 }
 
 /// Asks for several lists, each no longer than is wanted.
-async fn bounded<T, F>(
-    app: Arc<App>,
-    limit: Limit,
-    question: F,
-) -> Result<Json<Bounded<T>>, Refusal>
+async fn bounded<T, F>(app: Arc<App>, limit: Limit, question: F) -> Answer<Bounded<T>>
 where
     T: Serialize + Send + 'static,
     F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
 {
     let limit = rows(limit.limit)?;
     ask(app, move |reader| {
-        let reader = reader.limited(limit);
+        let reader = reader.limited(0, limit);
         let answer = question(&reader)?;
         let omitted = reader.omitted();
         Ok(Bounded { answer, omitted })
@@ -424,7 +435,7 @@ async fn hops(
     Asked(cut): Asked<Cut>,
 ) -> Answer<Part<Hops>> {
     let range = within.range()?;
-    list(app, cut, move |reader| match &to.destination {
+    ranked(app, cut, move |reader| match &to.destination {
         Some(destination) => reader.hops_to(destination, range),
         None => reader.hops(range),
     })
@@ -479,7 +490,7 @@ async fn who(
     Asked(cut): Asked<Cut>,
 ) -> Answer<Part<WhoAnswer>> {
     let range = within.range()?;
-    list(app, cut, move |reader| reader.who(&of.credential, range)).await
+    ranked(app, cut, move |reader| reader.who(&of.credential, range)).await
 }
 
 /// Where a credential went
@@ -492,7 +503,7 @@ async fn where_to(
     Asked(cut): Asked<Cut>,
 ) -> Answer<Part<WhereAnswer>> {
     let range = within.range()?;
-    list(app, cut, move |reader| {
+    ranked(app, cut, move |reader| {
         reader.where_to(&of.credential, range)
     })
     .await

@@ -1,7 +1,7 @@
 //! The stream of findings: one JSON object a line, repeats as one finding with a count.
 
 use super::ocsf;
-use crate::model::Finding;
+use crate::model::{Evidence, Finding, Severity};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
 use std::{
@@ -37,10 +37,34 @@ pub struct Stream {
 }
 
 struct Known {
+    /// The worst that was told of it: what comes later and is less does not take that back.
+    worst: Worst,
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
     told: Option<Timestamp>,
+}
+
+/// How bad a finding is, how sure, and its words for that.
+#[derive(Clone, Debug)]
+struct Worst {
+    severity: Severity,
+    evidence: Option<Evidence>,
+    summary: String,
+}
+
+impl Worst {
+    fn of(finding: &Finding) -> Self {
+        Self {
+            severity: finding.severity,
+            evidence: finding.evidence,
+            summary: finding.summary.clone(),
+        }
+    }
+
+    fn rank(&self) -> (Severity, Option<Evidence>) {
+        (self.severity, self.evidence)
+    }
 }
 
 impl std::fmt::Debug for Stream {
@@ -81,8 +105,9 @@ impl Stream {
     pub fn remember(&mut self, findings: Vec<Finding>) {
         for finding in findings {
             self.known.insert(
-                finding.id,
+                finding.id.clone(),
                 Known {
+                    worst: Worst::of(&finding),
                     count: finding.count,
                     first_seen: finding.first_seen,
                     last_seen: finding.last_seen,
@@ -92,13 +117,15 @@ impl Stream {
         }
     }
 
-    /// Counts a finding; gives it with its count, and writes it where it is new or goes on since
-    /// a while.
+    /// Counts a finding; gives it with its count, and writes it where it is new, worse than it was, or goes on
+    /// since a while.
     pub fn take(&mut self, mut finding: Finding) -> Finding {
         if self.known.len() >= REMEMBERED {
             self.forget();
         }
+        let now = Worst::of(&finding);
         let known = self.known.entry(finding.id.clone()).or_insert(Known {
+            worst: now.clone(),
             count: 0,
             first_seen: finding.time,
             last_seen: finding.time,
@@ -109,9 +136,16 @@ impl Stream {
         finding.count = known.count;
         finding.first_seen = known.first_seen;
         finding.last_seen = known.last_seen;
-        let news = known
-            .told
-            .is_none_or(|told| finding.time.duration_since(told) >= AGAIN);
+        let worse = now.rank() > known.worst.rank();
+        if now.rank() >= known.worst.rank() {
+            known.worst = now;
+        } else {
+            finding.severity = known.worst.severity;
+            finding.evidence = known.worst.evidence;
+            finding.summary.clone_from(&known.worst.summary);
+        }
+        let again = |told| finding.time.duration_since(told) >= AGAIN;
+        let news = worse || known.told.is_none_or(again);
         if news {
             known.told = Some(finding.time);
             if let Err(error) = self.write(&finding) {
@@ -138,5 +172,56 @@ impl Stream {
         times.sort();
         let middle = times[times.len() / 2];
         self.known.retain(|_, known| known.last_seen > middle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// What was written, for whoever holds the other end.
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn finding(second: u32, severity: &str, evidence: &str) -> Finding {
+        serde_json::from_value(serde_json::json!({
+            "id": "kf-1", "time": format!("2026-01-01T00:00:{second:02}Z"), "rule": "unexpected-hop",
+            "severity": severity, "evidence": evidence, "summary": format!("by {evidence}"),
+            "workload": { "kind": "host", "name": "/bin/a" }, "count": 1,
+            "first_seen": "2026-01-01T00:00:00Z", "last_seen": "2026-01-01T00:00:00Z",
+        }))
+        .expect("a finding")
+    }
+
+    #[test]
+    fn what_gets_worse_is_told_at_once_and_not_taken_back() {
+        let page = Page::default();
+        let mut stream = Stream::new(Box::new(page.clone()), Format::Json);
+        stream.take(finding(0, "medium", "sole"));
+        stream.take(finding(1, "critical", "presented"));
+        let kept = stream.take(finding(2, "medium", "sole"));
+        assert_eq!(
+            (kept.severity, kept.evidence),
+            (Severity::Critical, Some(Evidence::Presented))
+        );
+        assert_eq!((kept.summary.as_str(), kept.count), ("by presented", 3));
+        let written = page.0.lock().expect("nobody panicked").clone();
+        let told: Vec<Finding> = written
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).expect("a line"))
+            .collect();
+        let severities: Vec<Severity> = told.iter().map(|one| one.severity).collect();
+        assert_eq!(severities, [Severity::Medium, Severity::Critical]);
     }
 }

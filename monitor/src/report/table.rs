@@ -16,7 +16,7 @@ use crate::{
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
-use std::fmt::Write as _;
+use std::{collections::HashMap, fmt::Write as _};
 
 const STRONG: Style = Style::new().bold();
 const FAINT: Style = Style::new().dimmed();
@@ -183,7 +183,7 @@ fn gaps(out: &mut String, gaps: &[Gap]) {
             "  {} {}{count}: {}",
             paint(FAINT, &format!("{} – {until}", local(gap.since))),
             paint(YELLOW, &gap.kind),
-            clean(&gap.detail)
+            short(&clean(&gap.detail))
         );
     }
     if !standing.is_empty() {
@@ -194,6 +194,44 @@ fn gaps(out: &mut String, gaps: &[Gap]) {
             standing.len()
         );
     }
+}
+
+/// The longest reason that is shown whole; `keytrail doctor` and JSON have all of it.
+const REASON: usize = 160;
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(REASON) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+/// Hops without those of which a stronger evidence was seen as often, as late, and judged no milder: whoever presents
+/// a credential on a connection held it when he connected. JSON has them all.
+fn strongest(hops: &[HopRow]) -> Vec<&HopRow> {
+    let key = |hop: &HopRow| {
+        (
+            hop.credential.clone(),
+            hop.workload.key(),
+            hop.destination.clone(),
+        )
+    };
+    let mut strong: HashMap<_, &HopRow> = HashMap::new();
+    for hop in hops {
+        let best = strong.entry(key(hop)).or_insert(hop);
+        if hop.evidence > best.evidence {
+            *best = hop;
+        }
+    }
+    let told = |hop: &&HopRow| {
+        strong.get(&key(hop)).is_none_or(|best| {
+            best.evidence <= hop.evidence
+                || best.count < hop.count
+                || best.last_seen < hop.last_seen
+                || best.verdict < hop.verdict
+        })
+    };
+    hops.iter().filter(told).collect()
 }
 
 fn use_rows(out: &mut String, uses: &[UseRow]) {
@@ -227,7 +265,7 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
         "FIRST",
         "LAST",
     ]);
-    for row in hops {
+    for row in strongest(hops) {
         rows.style(row.verdict.as_str(), verdict_style(row.verdict));
         if row.evidence == Evidence::Presented {
             rows.style(row.evidence.as_str(), STRONG);
@@ -436,7 +474,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
                 ago(row.last_seen)
             );
         }
-        for row in &reach.hops {
+        for row in strongest(&reach.hops) {
             let verdict = paint(verdict_style(row.verdict), row.verdict.as_str());
             let _ = writeln!(
                 out,
@@ -506,7 +544,7 @@ pub fn timeline(answer: &Timeline) -> String {
                     "gap".to_owned(),
                     String::new(),
                     String::new(),
-                    format!("{}: {}", gap.kind, gap.detail),
+                    format!("{}: {}", gap.kind, short(&gap.detail)),
                 ]
             }
         });

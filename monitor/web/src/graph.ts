@@ -83,11 +83,11 @@ export class Trail {
 
   hops(rows: HopRow[]): this {
     const worst = [...rows].sort((a, b) => ORDER[b.verdict] - ORDER[a.verdict]);
+    const used = new Set([...this.edges.values()].map((edge) => `${edge.from}\n${edge.to}`));
     for (const row of worst) {
       const credential = this.credential(row.credential);
       const workload = this.workload(workloadKey(row.workload));
-      const used = [...this.edges.values()].some((edge) => edge.from === workload && edge.to === credential);
-      if (!used) this.edge(workload, credential, "holds", row.count);
+      if (!used.has(`${workload}\n${credential}`)) this.edge(workload, credential, "holds", row.count);
       const label = `${row.verdict}, ${row.evidence}`;
       const to = this.destination(destinationLabel(row.destination));
       this.edge(credential, to, label, row.count, row.verdict, row.evidence === "presented");

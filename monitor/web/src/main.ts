@@ -14,6 +14,7 @@ import {
   credentialName,
   destinationLabel,
   length,
+  strongest,
   when,
   workloadKey,
 } from "./model";
@@ -22,6 +23,8 @@ import { timeline } from "./timeline";
 
 /** Rows of a table, and of a list that is searched. */
 const ROWS = 500;
+/** Uses and hops of a view and of its files: nobody reads more at once, and the agent need not read them. */
+const MOST = "2000";
 
 const main = document.querySelector<HTMLElement>("#answer")!;
 const form = document.querySelector<HTMLFormElement>("#search")!;
@@ -159,7 +162,7 @@ function gapBox(gaps: Gap[]): HTMLElement[] {
 }
 
 /** A view with its graph, its timeline, its tables, and its files. */
-function present(title: string, facts: string[], answer: unknown, trail: Trail, route: Route, uses: UseRow[], hops: HopRow[], gaps: Gap[], more: Table[]): void {
+function present(title: string, facts: string[], answer: unknown, trail: Trail, route: Route, uses: UseRow[], hops: HopRow[], gaps: Gap[], more: Table[], omitted = 0): void {
   const { figure, left } = trail.draw(route);
   const chart = timeline(uses, hops, gaps);
   const tables = [...more, hopTable(route, hops), useTable(route, uses)].filter((shown) => shown.rows.length > 0);
@@ -185,6 +188,7 @@ function present(title: string, facts: string[], answer: unknown, trail: Trail, 
     element("h2", {}, title),
     ...facts.map((text) => element("p", { class: "facts" }, text)),
     ...gapBox(gaps),
+    ...(omitted > 0 ? [element("p", { class: "facts", role: "note" }, `The worst of many: ${omitted} more are neither here nor in the files; keytrail query has all, and a shorter time fewer.`)] : []),
     tools,
     figure,
     ...(left > 0 ? [element("p", { class: "facts" }, `${left} more edges, none worse than these, are in the tables.`)] : []),
@@ -205,6 +209,7 @@ function fact(credential: Credential): string {
 const byId = (credentials: Credential[]) => new Map(credentials.map((credential) => [credential.id, credential]));
 
 interface Chain {
+  omitted: number;
   credentials: Credential[];
   links: Link[];
   hops: HopRow[];
@@ -212,17 +217,18 @@ interface Chain {
 }
 
 async function credential(route: Route): Promise<void> {
-  const parameters = { credential: route.name, since: route.since, until: route.until };
+  const parameters = { credential: route.name, since: route.since, until: route.until, limit: MOST };
   const [who, chain, found] = await Promise.all([
-    ask<{ credentials: Credential[]; uses: UseRow[]; gaps: Gap[] }>("who", parameters),
+    ask<{ credentials: Credential[]; uses: UseRow[]; total: number; gaps: Gap[] }>("who", parameters),
     ask<Chain>("chain", parameters),
     ask<{ findings: Finding[] }>("findings", { ...parameters, limit: String(ROWS) }),
   ]);
   const credentials = byId([...chain.credentials, ...who.credentials]);
-  const trail = new Trail(credentials).uses(who.uses).hops(chain.hops).links(chain.links);
+  const hops = strongest(chain.hops);
+  const trail = new Trail(credentials).uses(who.uses).hops(hops).links(chain.links);
   const title = who.credentials.map((known) => credentialName(known, known.id)).join(", ");
   const more = [findingTable(route, found.findings)];
-  present(title, who.credentials.map(fact), { who, chain, findings: found.findings }, trail, route, who.uses, chain.hops, who.gaps, more);
+  present(title, who.credentials.map(fact), { who, chain, findings: found.findings }, trail, route, who.uses, hops, who.gaps, more, chain.omitted + who.total - who.uses.length);
 }
 
 interface Reach {
@@ -232,13 +238,13 @@ interface Reach {
 }
 
 async function workload(route: Route): Promise<void> {
-  const parameters = { workload: route.name, since: route.since, until: route.until };
+  const parameters = { workload: route.name, since: route.since, until: route.until, limit: MOST };
   const [radius, found] = await Promise.all([
-    ask<{ workloads: { kind: string; image?: string }[]; credentials: Reach[]; minted: Link[]; gaps: Gap[] }>("blast-radius", parameters),
+    ask<{ workloads: { kind: string; image?: string }[]; credentials: Reach[]; minted: Link[]; gaps: Gap[]; omitted: number }>("blast-radius", parameters),
     ask<{ findings: Finding[] }>("findings", { ...parameters, limit: String(ROWS) }),
   ]);
   const uses = radius.credentials.flatMap((reach) => reach.uses);
-  const hops = radius.credentials.flatMap((reach) => reach.hops);
+  const hops = strongest(radius.credentials.flatMap((reach) => reach.hops));
   const credentials = byId(radius.credentials.map((reach) => reach.credential));
   const trail = new Trail(credentials).uses(uses).hops(hops).links(radius.minted);
   const kinds = [...new Set(radius.workloads.map((known) => known.kind))].join(", ");
@@ -254,15 +260,16 @@ async function workload(route: Route): Promise<void> {
       { cell: (known.sources ?? []).map((place) => `${place.source} ${place.place}`).join(", ") },
     ]),
   };
-  present(route.name, facts, { radius, findings: found.findings }, trail, route, uses, hops, radius.gaps, [findingTable(route, found.findings), reach]);
+  present(route.name, facts, { radius, findings: found.findings }, trail, route, uses, hops, radius.gaps, [findingTable(route, found.findings), reach], radius.omitted);
 }
 
 async function destination(route: Route): Promise<void> {
-  const parameters = { destination: route.name, since: route.since, until: route.until, limit: String(ROWS) };
+  const parameters = { destination: route.name, since: route.since, until: route.until, limit: MOST };
   const answer = await ask<{ hops: HopRow[]; total: number; gaps: Gap[] }>("hops", parameters);
   if (answer.hops.length === 0) throw new Refused(`no hop to \`${route.name}\` is known`);
-  const trail = new Trail(new Map()).hops(answer.hops);
-  present(route.name, [`${answer.total} hops`], answer, trail, route, [], answer.hops, answer.gaps, []);
+  const hops = strongest(answer.hops);
+  const trail = new Trail(new Map()).hops(hops);
+  present(route.name, [`${answer.total} hops`], answer, trail, route, [], hops, answer.gaps, [], answer.total - answer.hops.length);
 }
 
 async function overview(route: Route): Promise<void> {
@@ -347,8 +354,8 @@ async function find(text: string): Promise<Route["kind"]> {
       return error instanceof NeedsToken;
     }
   };
-  if (await answers("who", { credential: text })) return "credential";
-  if (await answers("blast-radius", { workload: text })) return "workload";
+  if (await answers("who", { credential: text, limit: "1" })) return "credential";
+  if (await answers("blast-radius", { workload: text, limit: "1" })) return "workload";
   return "destination";
 }
 

@@ -82,6 +82,32 @@ export interface HopRow {
   process: Process;
 }
 
+const SURE = ["held", "sole", "presented"];
+const BAD = ["expected", "unproven", "unexpected"];
+
+/**
+ * Hops without those of which a stronger evidence was seen as often, as late, and judged no milder: whoever presents a
+ * credential on a connection held it when he connected. The file of JSON has them all.
+ */
+export function strongest(hops: HopRow[]): HopRow[] {
+  const key = (hop: HopRow) =>
+    [hop.credential, workloadKey(hop.workload), destinationLabel(hop.destination), hop.destination.address].join("\n");
+  const strong = new Map<string, HopRow>();
+  for (const hop of hops) {
+    const best = strong.get(key(hop));
+    if (best === undefined || SURE.indexOf(hop.evidence) > SURE.indexOf(best.evidence)) strong.set(key(hop), hop);
+  }
+  return hops.filter((hop) => {
+    const best = strong.get(key(hop)) ?? hop;
+    return (
+      SURE.indexOf(best.evidence) <= SURE.indexOf(hop.evidence) ||
+      best.count < hop.count ||
+      best.last_seen < hop.last_seen ||
+      BAD.indexOf(best.verdict) < BAD.indexOf(hop.verdict)
+    );
+  });
+}
+
 export interface Link {
   presented?: string;
   authenticator: Destination;

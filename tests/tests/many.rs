@@ -1,0 +1,158 @@
+//! One credential at 50,000 places, held there and presented, which makes 100,000 edges: what is bounded stays bounded,
+//! and nothing is forgotten.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{agent::Agent, wait_for};
+use serde_json::Value;
+use std::{
+    collections::HashSet,
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+const PLACES: usize = 50_000;
+/// A place is an edge of each evidence: `sole` as soon as it is connected to, then `presented`.
+const EDGES: usize = 2 * PLACES;
+/// Connections a second.
+const RATE: usize = 2_500;
+/// Series of one family, as the agent has it, and those that count the rest.
+const SERIES: usize = 5_000 + 10;
+
+/// The most memory that the agent ever had, in kB.
+fn peak(agent: &Agent) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let text = line.context("no VmHWM")?.trim_end_matches("kB").trim();
+    Ok(text.parse()?)
+}
+
+#[test]
+fn one_credential_at_fifty_thousand_places() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let directory = tempfile::tempdir()?;
+    let key = directory.path().join("home/.aws/credentials");
+    fs::create_dir_all(key.parent().context("a directory")?)?;
+    fs::write(
+        &key,
+        "[default]\naws_access_key_id = AKIAFAKEFAKEMANY0001\naws_secret_access_key = FAKE00000000000000000000000000000many0001\n",
+    )?;
+    let config = directory.path().join("keytrail.yaml");
+    fs::write(
+        &config,
+        "credentials:\n- { name: many, match: { class: aws-access-key }, destinations: [ 127.0.0.0/8 ] }\n",
+    )?;
+    let config = config.to_str().context("a name")?;
+    let agent = Agent::start(directory.path(), &["--config", config])?;
+    let status = Command::new("python3")
+        .arg(lab::client("many.py"))
+        .arg(&key)
+        .args([PLACES.to_string(), RATE.to_string()])
+        .status()?;
+    ensure!(status.success(), "python3: {status}");
+    let counted = || -> Result<f64> {
+        // `other` where the series are used up.
+        let named = agent.metric("keytrail_hops_total", &["credential=\"many\""])?;
+        Ok(named + agent.metric("keytrail_hops_total", &["credential=\"other\""])?)
+    };
+    wait_for("every hop is counted", Duration::from_secs(60), || {
+        let lost = agent.metric("keytrail_events_lost_total", &[])?;
+        ensure!(lost == 0.0, "{lost} events were lost");
+        Ok((counted()? >= EDGES as f64).then_some(()))
+    })?;
+    assert_eq!(counted()?, EDGES as f64, "each of them once");
+
+    println!("the agent before it is asked: {} kB at most", peak(&agent)?);
+
+    // The metrics are bounded, and say what they leave out.
+    let asked = Instant::now();
+    let (_, text) = agent.get("/metrics")?;
+    let scraped = asked.elapsed();
+    let series = text
+        .lines()
+        .filter(|line| line.starts_with("keytrail_hops_total{"))
+        .count();
+    ensure!(series <= SERIES, "{series} series of hops");
+    let folded = agent.metric("keytrail_series_folded_total", &["family=\"hops\""])?;
+    ensure!(
+        folded >= (EDGES - SERIES) as f64,
+        "{folded} updates are said to be folded"
+    );
+    println!(
+        "{series} series, {folded} folded; {} kB of metrics in {} ms",
+        text.len() / 1000,
+        scraped.as_millis()
+    );
+
+    // The ledger has all of them.
+    let mut all = Value::Null;
+    wait_for(
+        "every hop is in the ledger",
+        Duration::from_secs(30),
+        || {
+            all = agent.json(&["query", "where", "many"])?.unwrap_or_default();
+            Ok((all["hops"].as_array().map_or(0, Vec::len) == EDGES).then_some(()))
+        },
+    )?;
+    let labels: HashSet<&str> = all["hops"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|hop| hop["destination"]["address"].as_str())
+        .collect();
+    assert_eq!(labels.len(), PLACES);
+    let id = all["credentials"][0]["id"]
+        .as_str()
+        .context("an id")?
+        .to_owned();
+
+    // The API gives a part at a time, and says so.
+    let part = |offset: usize| -> Result<Value> {
+        let asked = Instant::now();
+        let (status, body) =
+            agent.get(&format!("/api/v1/where?credential={id}&offset={offset}"))?;
+        ensure!(status == 200, "{body}");
+        println!(
+            "{} kB of `where` from {offset} on in {} ms",
+            body.len() / 1000,
+            asked.elapsed().as_millis()
+        );
+        Ok(serde_json::from_str(&body)?)
+    };
+    let first = part(0)?;
+    assert_eq!(first["total"], EDGES);
+    assert_eq!(first["next_offset"], 10_000);
+    let last = part(EDGES - 5)?;
+    assert_eq!(last["hops"].as_array().map(Vec::len), Some(5));
+    assert_eq!(last["next_offset"], Value::Null);
+    println!("the agent after it: {} kB at most", peak(&agent)?);
+
+    let Some(modules) = std::env::var_os("KEYTRAIL_PLAYWRIGHT") else {
+        println!("skipped: no browser (KEYTRAIL_PLAYWRIGHT, KEYTRAIL_CHROMIUM)");
+        return Ok(());
+    };
+    let workload = all["hops"][0]["workload"]["name"]
+        .as_str()
+        .context("a name")?;
+    let page = Command::new("node")
+        .args(["--input-type=module", "-"])
+        .arg(format!("http://{}", agent.listen))
+        .args([&id, workload])
+        .current_dir(&modules)
+        .stdin(fs::File::open(lab::client("page_many.mjs"))?)
+        .output()?;
+    println!("{}", String::from_utf8_lossy(&page.stdout).trim());
+    ensure!(
+        page.status.success(),
+        "the page: {}",
+        String::from_utf8_lossy(&page.stderr)
+    );
+    let took: Value = serde_json::from_slice(&page.stdout)?;
+    for (view, time) in took.as_object().context("times")? {
+        ensure!(
+            time.as_u64().is_some_and(|time| time < 5_000),
+            "{view} took {time} ms"
+        );
+    }
+    Ok(())
+}
