@@ -218,6 +218,19 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     ensure!(took < SCRAPE + ALERT, "it took {took:?}");
     let credential = alert_credential(&agent)?;
     every_panel(&ask, &credential)?;
+    // What the guide says of owners is a query that answers.
+    let guide = fs::read_to_string(lab::root().join("docs/operating.md"))?;
+    let joined = guide
+        .split('`')
+        .find(|code| code.contains("group_left (owner)"))
+        .context("the guide joins owners to hops")?;
+    let answer = ask(joined)?;
+    ensure!(
+        answer["data"]["result"]
+            .as_array()
+            .is_some_and(|series| !series.is_empty()),
+        "{joined}: {answer}"
+    );
     // Pictures are to have something to show.
     let kept = std::env::var_os("KEYTRAIL_SCREENSHOTS").is_some();
     work(&key, server.address, if kept { 12 } else { 3 } * SCRAPE)?;

@@ -12,18 +12,51 @@ pub fn probes() -> PathBuf {
     root().join("target/bpf/bpfel-unknown-none/release/keytrail-probes")
 }
 
-/// Asks every question of a ledger of ten million records, and prints how long that took.
+/// Runs a command, and prints the most memory that it ever had.
+const PEAK: &str = "import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)";
+
+/// Asks every question of a ledger of ten million records, and prints how long that took, and how much memory a
+/// process took for it that did nothing else.
 pub fn ledger() -> Result<()> {
-    succeed(cargo().args([
-        "test",
-        "--release",
-        "--package",
-        "keytrail",
-        "ten_million_records",
-        "--",
-        "--ignored",
-        "--nocapture",
-    ]))
+    let programs = build::programs()?;
+    let (_, keytrail) = programs
+        .iter()
+        .find(|(name, _)| name == "keytrail")
+        .context("no agent was built")?;
+    let directory = tempfile::tempdir()?;
+    succeed(
+        cargo()
+            .args(["test", "--release", "--package", "keytrail"])
+            .args(["ten_million_records", "--", "--ignored", "--nocapture"])
+            .env("KEYTRAIL_BENCH_LEDGER", directory.path()),
+    )?;
+    println!("\n| command | MB at most |\n|---|---:|");
+    for question in [
+        "query who kt-0000000000000007",
+        "query where kt-0000000000001387",
+        "query blast-radius ns7/app-7",
+        "query chain kt-0000000000001387",
+        "query first-use kt-0000000000001387 --after 30d",
+        "query timeline",
+        "findings",
+        "inventory",
+    ] {
+        let output = Command::new("python3")
+            .args(["-c", PEAK])
+            .arg(keytrail)
+            .args(question.split(' '))
+            .arg("--state-dir")
+            .arg(directory.path())
+            .output()?;
+        if !output.status.success() {
+            bail!("{question}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let most = String::from_utf8_lossy(&output.stdout);
+        println!("| `keytrail {question}` | {} |", most.trim());
+    }
+    Ok(())
 }
 
 /// Measures here, and then on a kernel of another kind where one is named.
