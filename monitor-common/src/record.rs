@@ -180,7 +180,8 @@ pub struct Variable {
 #[repr(C)]
 pub struct Shown {
     pub fingerprint: u64,
-    /// Fingerprint of the password where the secret is a user and a password in base64, or 0.
+    /// Fingerprint of the password where the secret is a user and a password in base64, or of the key in place of the
+    /// user; or 0.
     pub inner: u64,
     /// Fingerprint of the server's name in the head of the request; 0 where there is none.
     pub host: u64,

@@ -652,6 +652,16 @@ fn a_token_as_the_password_of_any_user() -> Result<()> {
 }
 
 #[test]
+fn a_token_in_place_of_the_user() -> Result<()> {
+    passed_on(
+        "hvs.FAKEinplaceofausersname000001",
+        "curl -sSk -o /dev/null -u \"$(cat \"$0\"):\" \"$1\"",
+        ("file", "/cat"),
+        "/curl",
+    )
+}
+
+#[test]
 fn a_token_from_the_environment_of_another() -> Result<()> {
     passed_on(
         "hvs.FAKEfromanotherenvironment001",

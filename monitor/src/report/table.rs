@@ -234,12 +234,21 @@ fn strongest(hops: &[HopRow]) -> Vec<&HopRow> {
     hops.iter().filter(told).collect()
 }
 
+/// Whether rows are of several credentials, and have to say of which.
+fn several<'a>(mut ids: impl Iterator<Item = &'a CredentialId>) -> bool {
+    let first = ids.next();
+    ids.any(|id| Some(id) != first)
+}
+
 fn use_rows(out: &mut String, uses: &[UseRow]) {
-    let mut rows = Rows::new(&[
+    let several = several(uses.iter().map(|row| &row.credential));
+    let mut head = vec![
         "WORKLOAD", "PROCESS", "UID", "SOURCE", "PLACE", "COUNT", "FIRST", "LAST",
-    ]);
+    ];
+    head.extend(several.then_some("CREDENTIAL"));
+    let mut rows = Rows::new(&head);
     for row in uses {
-        rows.add(vec![
+        let mut cells = vec![
             row.workload.key(),
             format!("{}[{}]", row.process.comm, row.process.pid),
             row.process.uid.to_string(),
@@ -248,13 +257,16 @@ fn use_rows(out: &mut String, uses: &[UseRow]) {
             row.count.to_string(),
             local(row.first_seen),
             ago(row.last_seen),
-        ]);
+        ];
+        cells.extend(several.then(|| row.credential.to_string()));
+        rows.add(cells);
     }
     rows.show(out);
 }
 
 fn hop_rows(out: &mut String, hops: &[HopRow]) {
-    let mut rows = Rows::new(&[
+    let several = several(hops.iter().map(|row| &row.credential));
+    let mut head = vec![
         "VERDICT",
         "EVIDENCE",
         "DESTINATION",
@@ -264,13 +276,15 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
         "COUNT",
         "FIRST",
         "LAST",
-    ]);
+    ];
+    head.extend(several.then_some("CREDENTIAL"));
+    let mut rows = Rows::new(&head);
     for row in strongest(hops) {
         rows.style(row.verdict.as_str(), verdict_style(row.verdict));
         if row.evidence == Evidence::Presented {
             rows.style(row.evidence.as_str(), STRONG);
         }
-        rows.add(vec![
+        let mut cells = vec![
             row.verdict.to_string(),
             row.evidence.to_string(),
             row.destination.label(),
@@ -280,7 +294,9 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
             row.count.to_string(),
             local(row.first_seen),
             ago(row.last_seen),
-        ]);
+        ];
+        cells.extend(several.then(|| row.credential.to_string()));
+        rows.add(cells);
     }
     rows.show(out);
 }

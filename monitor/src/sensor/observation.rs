@@ -159,7 +159,7 @@ pub enum Observation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
     pub fingerprint: u64,
-    /// Of the password, where the secret is a user and a password in base64.
+    /// Of the password, or of the key in place of the user, where the secret is both in base64.
     pub inner: Option<u64>,
     pub secret_len: u32,
     /// Index of the header in the catalog; or [`monitor_common::login::LOGIN`] and the protocol; or
