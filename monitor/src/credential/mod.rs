@@ -535,7 +535,9 @@ impl Credentials {
 
     /// Takes in what was known before the agent started: a program that holds a credential does not read it again.
     pub fn remember(&mut self, credentials: Vec<Credential>) {
-        for credential in credentials {
+        for mut credential in credentials {
+            // Names are those of the expectations that are in force now.
+            (credential.name, credential.owner) = (None, None);
             let made_up =
                 |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
             let only_made_up = credential.sources.iter().all(made_up);
@@ -720,9 +722,16 @@ mod tests {
         assert_eq!(presented.sources, [place, variable_place("GITHUB_TOKEN")]);
         // Another agent, that remembers what this one knew.
         let mut later = super::tests::credentials();
-        later.remember(vec![presented.clone()]);
+        let named = Credential {
+            name: Some("before".to_owned()),
+            ..presented.clone()
+        };
+        later.remember(vec![named]);
         let (again, _) = later.presented(shown);
-        assert_eq!(again, presented);
+        assert_eq!(
+            again, presented,
+            "names come from the expectations of today"
+        );
     }
 
     fn own_view() -> View<'static> {

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     model::{
-        Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Use, Verdict, Workload,
+        Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
+        Workload,
     },
     policy::document::Retention,
 };
@@ -407,9 +408,6 @@ fn credential(
             credential.expires_at.map(micros),
             micros(time),
         ])?;
-    for source in &credential.sources {
-        place(connection, credential, source)?;
-    }
     Ok(())
 }
 
@@ -423,6 +421,12 @@ fn place(connection: &Connection, credential: &Credential, place: &Place) -> rus
 fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
     credential(connection, &used.credential, used.time)?;
     place(connection, &used.credential, &used.place)?;
+    // Where else it is known was written when it was picked up there.
+    if used.place.source != Source::Presented {
+        for source in &used.credential.sources {
+            place(connection, &used.credential, source)?;
+        }
+    }
     let workload = workload(connection, &used.workload, &used.process)?;
     let process = process(connection, &used.process, used.time)?;
     let (count, time) = (used.count as i64, micros(used.time));
