@@ -86,6 +86,9 @@ pub const CONNECTED: u32 = 128;
 /// [`File::flags`]: opened for writing only: no use, but the file is known from now on.
 pub const WRITTEN: u32 = 32;
 
+/// [`File::flags`]: the parent has the same standard output, and so does not read from it.
+pub const PARENTS_OUTPUT: u32 = 256;
+
 /// An exec or a fork. An exec is followed by its executable's path: components from the last to
 /// the first, each ended by a zero byte.
 #[derive(Clone, Copy, Debug)]
@@ -364,9 +367,13 @@ pub struct LossKey {
 pub struct ReadKey {
     pub start: u64,
     pub inode: u64,
+    /// With [`OF_WRITES`] where it is of opens that only write: what follows one of these is the first read.
     pub pid: u32,
     pub device: u32,
 }
+
+/// No process id has this bit.
+pub const OF_WRITES: u32 = 1 << 31;
 
 /// Repeats of a read.
 #[derive(Clone, Copy, Debug)]

@@ -21,8 +21,9 @@ use monitor_common::{
     fields::{ABSENT, F},
     filter::{self, Kind, LIBRARY, NEEDS_PAIR, OF_PROCESS},
     record::{
-        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_TLS, Probe,
-        RECEIVED, REPEAT_NS, ReadCount, ReadKey, Stage, TRUNCATED, WRITTEN, kind,
+        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_TLS, OF_WRITES,
+        PARENTS_OUTPUT, Probe, RECEIVED, REPEAT_NS, ReadCount, ReadKey, Stage, TRUNCATED, WRITTEN,
+        kind,
     },
 };
 
@@ -392,13 +393,16 @@ fn tell(file: &OpenFile, key: InodeKey, mut flags: u32) {
     if is_agent(pid) {
         return;
     }
+    // A file that is written and then read is no read that is repeated.
+    let mut of = pid;
     if file.mode & FMODE_READ == 0 {
         flags |= WRITTEN;
+        of |= OF_WRITES;
     }
     let seen = ReadKey {
         start: task::start(Hooked::Tracing),
         inode: key.inode,
-        pid,
+        pid: of,
         device: key.device,
     };
     let Some(repeats) = repeated(seen) else {
@@ -464,6 +468,9 @@ fn report(file: &OpenFile, key: InodeKey, repeats: u32, mut flags: u32) {
         fill_header(&mut record.header, kind::FILE, Hooked::Tracing);
         record.inode = key.inode;
         record.stdout = task::stream(1, Hooked::Tracing);
+        if record.stdout != 0 && record.stdout == task::stream_of_parent(1) {
+            flags |= PARENTS_OUTPUT;
+        }
         record.device = key.device;
         record.generation = key.generation;
         record.count = repeats;

@@ -148,7 +148,20 @@ pub fn file_of(fd: u64, hooked: Hooked) -> u64 {
 /// is how a helper's output is followed to the one that reads it.
 #[inline(always)]
 pub fn stream(fd: u64, hooked: Hooked) -> u64 {
-    let inode = Copied::field(file_of(fd, hooked), F::FileInode);
+    number_of_stream(file_of(fd, hooked))
+}
+
+/// The same of the parent of the current process.
+#[inline(always)]
+pub fn stream_of_parent(fd: u64) -> u64 {
+    let files = Copied::field(Copied::field(Copied::task(), F::TaskParent), F::TaskFiles);
+    let array: u64 = Copied::field(Copied::field(files, F::FilesFdt), F::FdtFd);
+    number_of_stream(crate::kernel::read(array.wrapping_add(fd << 3)))
+}
+
+#[inline(always)]
+fn number_of_stream(file: u64) -> u64 {
+    let inode = Copied::field(file, F::FileInode);
     let mode = u32::from(Copied::field::<u16>(inode, F::InodeMode)) & S_IFMT;
     if mode == S_IFIFO || mode == S_IFSOCK {
         Copied::field(inode, F::InodeIno)

@@ -14,7 +14,7 @@ use crate::{
     report::{findings::Stream, metrics::Metrics},
     sensor::{
         dns::Resolved,
-        observation::{FileId, Manner, Observation, Stamp},
+        observation::{FileId, Manner, Observation, Output, Stamp},
         running,
         tls::{Candidate, is_library},
     },
@@ -226,7 +226,7 @@ impl Joiner {
                 continue;
             }
             for (credential, place) in self.credentials.in_running(subject.pid) {
-                events.push(self.pick_up(now, subject, credential, place, 1, None));
+                events.push(self.pick_up(now, subject, credential, place, 1, Output::default()));
             }
             let open = running::open(subject.pid);
             for (path, file) in open.files {
@@ -241,7 +241,14 @@ impl Joiner {
                     known: false,
                 };
                 let stamp = self.attribution.stamp(subject, now);
-                self.file(&stamp, opened, Manner::Opened, 1, None, &mut events);
+                self.file(
+                    &stamp,
+                    opened,
+                    Manner::Opened,
+                    1,
+                    Output::default(),
+                    &mut events,
+                );
             }
             for (inode, to) in connections.of(subject.pid, &open.sockets) {
                 events.push(Event::Connect {
@@ -273,8 +280,14 @@ impl Joiner {
                     if self.environ_is_read {
                         let subject = stamp.subject;
                         for (credential, place) in self.credentials.in_running(subject.pid) {
-                            let event =
-                                self.pick_up(stamp.time, subject, credential, place, 1, None);
+                            let event = self.pick_up(
+                                stamp.time,
+                                subject,
+                                credential,
+                                place,
+                                1,
+                                Output::default(),
+                            );
                             events.push(event);
                         }
                     }
@@ -302,7 +315,7 @@ impl Joiner {
                     known,
                     manner,
                     count,
-                    stdout,
+                    output,
                 } => {
                     let opened = Opened {
                         path: &path,
@@ -310,7 +323,7 @@ impl Joiner {
                         file,
                         known,
                     };
-                    self.file(&stamp, opened, manner, count, stdout, events);
+                    self.file(&stamp, opened, manner, count, output, events);
                 }
                 Observation::Foreign {
                     stamp,
@@ -432,8 +445,14 @@ impl Joiner {
                 } => {
                     let known = self.reads.get(&(subject, device, inode)).cloned();
                     for (credential, place) in known.unwrap_or_default() {
-                        let event =
-                            self.pick_up(time, subject, credential, place, u64::from(count), None);
+                        let event = self.pick_up(
+                            time,
+                            subject,
+                            credential,
+                            place,
+                            u64::from(count),
+                            Output::default(),
+                        );
                         events.push(event);
                     }
                 }
@@ -531,7 +550,7 @@ impl Joiner {
         opened: Opened<'_>,
         manner: Manner,
         count: u32,
-        stdout: Option<u64>,
+        output: Output,
         events: &mut Vec<Event>,
     ) {
         let Opened {
@@ -558,7 +577,7 @@ impl Joiner {
                     credential,
                     place,
                     u64::from(count),
-                    stdout,
+                    output,
                 );
                 events.push(event);
             }
@@ -615,7 +634,7 @@ impl Joiner {
                 credential,
                 found.place.clone(),
                 u64::from(count),
-                stdout,
+                output,
             );
             if let Event::PickUp {
                 volume_of,
@@ -668,7 +687,14 @@ impl Joiner {
         let Some(stamp) = whose else { return };
         self.attribution.ensure(&stamp);
         for (credential, place) in self.credentials.in_environment(&gathered) {
-            let event = self.pick_up(stamp.time, stamp.subject, credential, place, 1, None);
+            let event = self.pick_up(
+                stamp.time,
+                stamp.subject,
+                credential,
+                place,
+                1,
+                Output::default(),
+            );
             events.push(event);
         }
     }
@@ -716,7 +742,7 @@ impl Joiner {
         mut credential: crate::model::Credential,
         place: Place,
         count: u64,
-        stdout: Option<u64>,
+        output: Output,
     ) -> Event {
         let login = self.attribution.login(subject);
         let entry = self.attribution.entry(subject);
@@ -736,7 +762,8 @@ impl Joiner {
             who: self.who(subject),
             credential,
             count,
-            stdout,
+            stdout: output.pipe,
+            stdout_of_parent: output.of_parent,
             usual: usual && place.source == Source::File,
             place,
             login,

@@ -45,6 +45,11 @@ const SCENARIOS: &[(&str, &str, Run)] = &[
         s.read("open", Key::symlink)
     }),
     ("by a relative path", "file_open", relative),
+    (
+        "by a process that has just opened it to write",
+        "file_open",
+        written,
+    ),
     ("with openat2", "file_open", |s| {
         s.read("openat2", Key::plain)
     }),
@@ -514,6 +519,19 @@ fn relative(scene: &Scene) -> Result<Came> {
     let unit = Unit::new(&unit_name(&key))?;
     let line = scene.act("--get open --path credentials", "tls", &key.host())?;
     unit.sh(&format!("cd '{}/.aws' && {line}", key.home.display()), &[])?;
+    scene.hop(&key, &unit_name(&key))
+}
+
+fn written(scene: &Scene) -> Result<Came> {
+    let key = scene.key()?;
+    let unit = Unit::new(&unit_name(&key))?;
+    let line = scene.act(
+        &format!("--get open --path '{}'", key.path.display()),
+        "tls",
+        &key.host(),
+    )?;
+    let path = key.path.display();
+    unit.sh(&format!("exec 3>>'{path}'; exec 3>&-; exec {line}"), &[])?;
     scene.hop(&key, &unit_name(&key))
 }
 

@@ -45,6 +45,8 @@ pub struct Entry {
     pub uid: u32,
     pub tty: bool,
     pub group: Arc<Group>,
+    /// The control group of the last record, by the id that the kernel gives; 0 before the first.
+    cgroup: u64,
     exited: Option<Timestamp>,
 }
 
@@ -120,6 +122,7 @@ impl Attribution {
                 uid,
                 tty: stat.tty_nr != 0,
                 group,
+                cgroup: 0,
                 exited: None,
             },
         );
@@ -156,6 +159,7 @@ impl Attribution {
             entry.uid = stamp.uid;
             entry.tty = stamp.tty;
             entry.group = group;
+            entry.cgroup = stamp.cgroup;
         }
     }
 
@@ -188,7 +192,14 @@ impl Attribution {
     /// Makes sure that the subject of a record is in the table, from `/proc` or, where it is
     /// gone already, from the record itself.
     pub fn ensure(&mut self, stamp: &Stamp) {
-        if self.table.contains_key(&stamp.subject) {
+        if let Some(entry) = self.table.get_mut(&stamp.subject) {
+            // A fork that runs no other program may be given to another user, and to another group.
+            entry.uid = stamp.uid;
+            let moved = entry.cgroup != stamp.cgroup && stamp.cgroup != 0;
+            entry.cgroup = stamp.cgroup;
+            if moved {
+                self.moved(stamp);
+            }
             return;
         }
         if self.adopt(stamp.subject.pid) == Some(stamp.subject) {
@@ -218,9 +229,22 @@ impl Attribution {
                 uid: stamp.uid,
                 tty: stamp.tty,
                 group,
+                cgroup: stamp.cgroup,
                 exited: None,
             },
         );
+    }
+
+    /// A record of a process comes from another group than the one before.
+    fn moved(&mut self, stamp: &Stamp) {
+        let group = self.groups.of(stamp.cgroup, stamp.subject.pid, None);
+        // What was a group when the process was last looked at tells more than that it has gone.
+        if group.gone.is_none() && !group.path.is_empty() {
+            self.names.want(&group);
+            if let Some(entry) = self.table.get_mut(&stamp.subject) {
+                entry.group = group;
+            }
+        }
     }
 
     /// A stamp for what a process of the table had done before it was watched.

@@ -3,14 +3,14 @@
 use super::{
     dns,
     hello::{Piece, host_name},
-    observation::{FileId, Manner, Observation, Shown, Stamp, Target},
+    observation::{FileId, Manner, Observation, Output, Shown, Stamp, Target},
 };
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
     self, BY_INODE, CONNECTED, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS,
-    Payload, Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED, Variable, WRITTEN,
-    foreign, kind,
+    PARENTS_OUTPUT, Payload, Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED,
+    Variable, WRITTEN, foreign, kind,
 };
 use std::{
     ffi::OsString,
@@ -177,7 +177,10 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                     Manner::Opened
                 },
                 count: record.count.max(1),
-                stdout: (record.stdout != 0).then_some(record.stdout),
+                output: Output {
+                    pipe: (record.stdout != 0).then_some(record.stdout),
+                    of_parent: record.flags & PARENTS_OUTPUT != 0,
+                },
             }
         }
         kind::VARIABLE => {

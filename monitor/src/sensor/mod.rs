@@ -30,8 +30,8 @@ use monitor_common::{
     filter::{self, BLOOM_WORDS, bloom_position, inode_key},
     http2::{HALVES, STATES, table},
     record::{
-        COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, ReadCount, ReadKey, STAGES,
-        Stage,
+        COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_WRITES, Probe, ReadCount, ReadKey,
+        STAGES, Stage,
     },
     scan::CARRIED_MAX,
 };
@@ -762,7 +762,7 @@ impl Sensor {
             if now.saturating_sub(value.sent) < SETTLED_NS {
                 continue;
             }
-            if value.count > 0 {
+            if value.count > 0 && key.pid & OF_WRITES == 0 {
                 into.push(Observation::FileRepeated {
                     time: clock.at(now),
                     subject: crate::model::Subject {

@@ -27,6 +27,15 @@ pub struct FileId {
     pub generation: u32,
 }
 
+/// Where what a process writes goes, as far as it is a pipe or a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// The inode number of the one at its standard output.
+    pub pipe: Option<u64>,
+    /// It is its parent's as well, so the parent is not the one that reads from it.
+    pub of_parent: bool,
+}
+
 /// One observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
@@ -54,8 +63,7 @@ pub enum Observation {
         known: bool,
         manner: Manner,
         count: u32,
-        /// The pipe or socket at the reader's standard output.
-        stdout: Option<u64>,
+        output: Output,
     },
     /// A file was opened that may be a TLS library.
     Library {

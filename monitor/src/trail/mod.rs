@@ -85,6 +85,9 @@ pub enum Event {
         /// The pipe at the reader's standard output.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdout: Option<u64>,
+        /// It is the parent's as well, so the parent is not the one that reads from it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        stdout_of_parent: bool,
         /// Whether the reader does so in the course of its duty, and hands it to nobody.
         #[serde(default)]
         usual: bool,
@@ -302,6 +305,7 @@ impl Trail {
                 place,
                 count,
                 stdout,
+                stdout_of_parent,
                 usual,
                 login,
                 volume_of,
@@ -316,7 +320,7 @@ impl Trail {
                     source: place.source,
                     usual,
                 };
-                self.pick_up(who.subject, holding, stdout);
+                self.pick_up(who.subject, holding, stdout, stdout_of_parent);
                 out.push(Outcome::Use(Box::new(Use {
                     time,
                     workload: who.workload,
@@ -478,7 +482,13 @@ impl Trail {
         }
     }
 
-    fn pick_up(&mut self, subject: Subject, holding: Holding, stdout: Option<u64>) {
+    fn pick_up(
+        &mut self,
+        subject: Subject,
+        holding: Holding,
+        stdout: Option<u64>,
+        stdout_of_parent: bool,
+    ) {
         let node = self.nodes.entry(subject).or_default();
         add(&mut node.own, &holding);
         if holding.usual || holding.source == Source::Environment {
@@ -501,7 +511,7 @@ impl Trail {
             return;
         };
         if above.boundary == boundary {
-            if stdout.is_some() {
+            if stdout.is_some() && !stdout_of_parent {
                 add(&mut above.piped, &holding);
             } else if above.shell {
                 add(&mut above.children, &holding);
@@ -653,7 +663,7 @@ impl Trail {
             source: place.source,
             usual: false,
         };
-        self.pick_up(who.subject, holding, None);
+        self.pick_up(who.subject, holding, None, false);
         out.push(used(time, &who, &credential, place));
         out.push(Outcome::Mint(Box::new(Mint {
             time,

@@ -71,6 +71,7 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> Event {
         },
         count: 1,
         stdout,
+        stdout_of_parent: false,
         usual: false,
         login: None,
         volume_of: None,
@@ -200,6 +201,33 @@ fn a_helper_hands_up_through_a_pipe() {
         payload(1, Some("x.example")),
     ]);
     assert_eq!(found, [(id(7), "x.example:443".into(), Evidence::Sole)]);
+}
+
+#[test]
+fn an_output_that_is_the_parents_is_not_handed_up() {
+    // Two workers below one supervisor, all with the log at their standard output.
+    let of_the_log = |pid, id| {
+        let mut event = pick(pid, id, Source::File, Some(99));
+        if let Event::PickUp {
+            stdout_of_parent, ..
+        } = &mut event
+        {
+            *stdout_of_parent = true;
+        }
+        event
+    };
+    let found = hops(vec![
+        exec(1, 0, "b", false),
+        fork(2, 1),
+        of_the_log(2, 7),
+        fork(3, 1),
+        of_the_log(3, 8),
+        connect(3, 1, "10.0.0.1", 443),
+        payload(1, Some("x.example")),
+        connect(1, 2, "10.0.0.1", 443),
+        payload(2, Some("y.example")),
+    ]);
+    assert_eq!(found, [(id(8), "x.example:443".into(), Evidence::Sole)]);
 }
 
 #[test]
