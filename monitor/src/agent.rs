@@ -7,12 +7,12 @@ use crate::{
     },
     cluster::{self, Cluster},
     credential::{Credentials, catalog::Catalog},
-    ledger::{Last, Writer, read::Reader},
+    ledger::{Before, Last, Writer},
     model::{Credential, Gap, NOT_COVERED},
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
-        document::{Document, Retention, Tls},
+        document::{Document, Retention, Tls, base},
     },
     report::{
         access::Token,
@@ -73,9 +73,6 @@ pub const LISTEN: &str = "127.0.0.1:9477";
 /// The longest that the pipeline waits without looking at the time.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// Credentials of the ledger that are known from the start, those that were used last.
-const KNOWN: usize = 4_096;
-
 /// A cluster that answers has told what it has at which address within this; meanwhile the rings fill.
 const OBJECTS: Duration = Duration::from_secs(1);
 
@@ -83,7 +80,7 @@ const OBJECTS: Duration = Duration::from_secs(1);
 pub fn catalog(document: &Document, config: Option<&Path>) -> anyhow::Result<Arc<Catalog>> {
     let added = match &document.catalog {
         Some(path) => {
-            let base = config.and_then(Path::parent).unwrap_or(Path::new("."));
+            let base = config.map_or(Path::new("."), base);
             let path = base.join(path);
             std::fs::read_to_string(&path)
                 .with_context(|| format!("cannot read the catalog {}", path.display()))?
@@ -116,20 +113,15 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         &settings.state_dir,
         document.fingerprint_key_file.as_deref(),
     )?;
-    let (ledger, last) = if settings.record.is_none() {
-        let (writer, last) = Writer::open(&settings.state_dir, document.retention.clone())?;
-        (Some(writer), last)
+    let (ledger, before) = if settings.record.is_none() {
+        let (writer, before) = Writer::open(&settings.state_dir, document.retention.clone())?;
+        (Some(writer), before)
     } else {
-        (None, None)
+        (None, Before::default())
     };
     let mut stream = Stream::open(&settings.findings, settings.findings_format)
         .with_context(|| format!("cannot write findings to {}", settings.findings))?;
-    let mut known = Vec::new();
-    if ledger.is_some() {
-        let reader = Reader::open(&settings.state_dir)?;
-        stream.remember(reader.finding_counts()?);
-        known = reader.last_used(KNOWN)?;
-    }
+    stream.remember(before.findings);
     let record = settings
         .record
         .as_deref()
@@ -148,8 +140,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     // Before the probes: an address in use is told at once.
-    let base = settings.config.as_deref().and_then(Path::parent);
-    let base = base.unwrap_or(Path::new("."));
+    let base = settings.config.as_deref().map_or(Path::new("."), base);
     let security = Security {
         token: document
             .token_file
@@ -188,8 +179,8 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             },
             true,
         ),
-        last,
-        known,
+        last: before.last,
+        known: before.credentials,
         ready: Arc::clone(&ready),
         stop: Arc::clone(&stop),
     };

@@ -6,14 +6,12 @@
 //! are those of the first, and a reader or a destination is expected where any of them expects it.
 
 use crate::{
-    agent::catalog, cluster::policies::Policies, credential::catalog::Catalog,
-    policy::document::Document,
+    agent::catalog,
+    cluster::policies::Policies,
+    credential::catalog::Catalog,
+    policy::document::{Document, base},
 };
-use std::{
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc};
 
 /// Looks whether something has changed.
 #[derive(Debug)]
@@ -127,9 +125,8 @@ impl Watch {
         let mut paths = vec![config.clone()];
         // A broken configuration names nothing: its own change is seen all the same.
         if let Ok(document) = Document::load(config) {
-            let base = config.parent().unwrap_or(Path::new("."));
             for named in document.policies.iter().chain(&document.catalog) {
-                let named = base.join(named);
+                let named = base(config).join(named);
                 if let Ok(entries) = std::fs::read_dir(&named) {
                     paths.extend(entries.flatten().map(|entry| entry.path()));
                 }

@@ -9,7 +9,7 @@ mod schema;
 mod tidy;
 mod write;
 
-pub use write::{Last, Writer};
+pub use write::{Before, Last, Writer};
 
 use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
 use jiff::Timestamp;
@@ -93,12 +93,29 @@ fn explain(path: &Path, source: rusqlite::Error) -> LedgerError {
     }
 }
 
+/// Keytrail's statements fit its schema, and what they read Keytrail wrote: where one cannot be understood, or
+/// what it reads cannot, the file is not what it was.
 fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode;
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
-    )
+    use rusqlite::{Error, ErrorCode};
+    match error {
+        Error::SqliteFailure(failure, _) => matches!(
+            failure.code,
+            ErrorCode::NotADatabase
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::ConstraintViolation
+                | ErrorCode::TypeMismatch
+                // SQLITE_ERROR: a table or a column is missing.
+                | ErrorCode::Unknown
+        ),
+        Error::SqlInputError { .. }
+        | Error::FromSqlConversionFailure(..)
+        | Error::IntegralValueOutOfRange(..)
+        | Error::InvalidColumnType(..)
+        | Error::Utf8Error(..)
+        // What one record says of another is not there.
+        | Error::QueryReturnedNoRows => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -1038,9 +1038,13 @@ impl Reader {
         )
     }
 
-    /// Every finding by id with its count, for an agent that starts again.
-    pub fn finding_counts(&self) -> Result<Vec<Finding>, LedgerError> {
-        self.findings_in(Range::default())
+    /// Findings with their counts, those that were seen last.
+    pub fn last_findings(&self, most: usize) -> Result<Vec<Finding>, LedgerError> {
+        self.rows(
+            "SELECT json FROM finding ORDER BY last_seen DESC LIMIT ?1",
+            [most as i64],
+            |row| from_json(row, 0),
+        )
     }
 
     /// Credentials with a fingerprint, those that were used last, with their places.

@@ -7,6 +7,7 @@ use crate::{
     policy::document::Retention,
 };
 use jiff::SignedDuration;
+use std::sync::{Arc, atomic::Ordering};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).expect("in range")
@@ -386,6 +387,55 @@ fn damaged_newer_and_absent_files() {
         matches!(error, LedgerError::Newer { found: 99, .. }),
         "{error}"
     );
+}
+
+/// Whichever page is damaged, and however: an agent starts, and what it writes then is there.
+#[test]
+fn a_ledger_damaged_anywhere_stops_no_agent() {
+    const PAGE: usize = 4096;
+    let whole = tempfile::tempdir().expect("a directory");
+    let many = (0..400).map(|n| used(n, &format!("/key-{n}"), &format!("/bin/{n}"), at(n as i64)));
+    write(whole.path(), forever(), many.collect());
+    let sound = std::fs::read(whole.path().join(FILE)).expect("read");
+    let pages = sound.len() / PAGE;
+    assert!(pages > 50, "{pages} pages");
+    let mut aside = 0;
+    for page in 0..pages {
+        for junk in [0x00, 0x5a, 0xff] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let mut bytes = sound.clone();
+            // The end of a page holds its records, its beginning what they are.
+            let from = if junk == 0xff { PAGE / 2 } else { 0 };
+            bytes[page * PAGE + from..(page + 1) * PAGE].fill(junk);
+            std::fs::write(directory.path().join(FILE), &bytes).expect("written");
+            let (writer, _) = Writer::open(directory.path(), forever())
+                .unwrap_or_else(|error| panic!("page {page} of {junk:#x}: {error}"));
+            let lost = Arc::clone(&writer.lost);
+            writer.write(used(9_999, "/new-key", "/bin/new", at(9_999)));
+            drop(writer);
+            assert_eq!(lost.load(Ordering::Relaxed), 0, "page {page} of {junk:#x}");
+            match Reader::open(directory.path()).and_then(|reader| {
+                aside += usize::from(
+                    reader
+                        .gaps(Range::default())?
+                        .iter()
+                        .any(|gap| gap.kind == "ledger-damaged"),
+                );
+                reader
+                    .who("/new-key", Range::default())
+                    .map_err(|error| match error {
+                        QueryError::Ledger(error) => error,
+                        other => panic!("page {page} of {junk:#x}: {other}"),
+                    })
+            }) {
+                Ok(answer) => assert_eq!(answer.uses.len(), 1, "page {page} of {junk:#x}"),
+                // Not all of a large file is looked at before the first answer.
+                Err(LedgerError::Damaged { .. }) => {}
+                Err(error) => panic!("page {page} of {junk:#x}: {error}"),
+            }
+        }
+    }
+    assert!(aside > pages, "{aside} of {} were set aside", 3 * pages);
 }
 
 /// A file as the release before wrote it.

@@ -2,6 +2,7 @@
 
 use super::{
     Entry, FILE, LedgerError, explain, from_micros, hour, is_damage, micros,
+    read::Reader,
     rename::rename,
     schema,
     tidy::{Moment, Tidy},
@@ -32,8 +33,21 @@ use std::{
 const QUEUE: usize = 32_768;
 /// A batch is committed after this: what a `kill -9` can take.
 const BATCH: Duration = Duration::from_millis(250);
+/// Findings and credentials of before that an agent takes up when it starts.
+const REMEMBERED: usize = 4_096;
 
 const SET_META: &str = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2";
+
+/// What the agent of before left, for the one that starts.
+#[derive(Debug, Default)]
+pub struct Before {
+    /// How it ended, if there was one.
+    pub last: Option<Last>,
+    /// Its last findings, with their counts.
+    pub findings: Vec<Finding>,
+    /// The credentials that were used last, with their places.
+    pub credentials: Vec<Credential>,
+}
 
 /// How an agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +68,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens the ledger of a state directory, making both where they are not there. Gives how the agent
-    /// ended that last wrote to it, if one did.
-    pub fn open(
-        directory: &Path,
-        retention: Retention,
-    ) -> Result<(Self, Option<Last>), LedgerError> {
+    /// Opens the ledger of a state directory, making both where they are not there; one that is damaged is set
+    /// aside, wherever that shows. Gives what the agent left that last wrote to it.
+    pub fn open(directory: &Path, retention: Retention) -> Result<(Self, Before), LedgerError> {
         let trouble = |source| LedgerError::Directory {
             path: directory.to_owned(),
             source,
@@ -70,44 +81,17 @@ impl Writer {
             .create(directory)
             .map_err(trouble)?;
         let path = directory.join(FILE);
-        let failed = |source| explain(&path, source);
-        let mut aside = None;
-        let connection = match connect(&path) {
+        let (connection, before) = match begin(directory, &path) {
             Err(LedgerError::Damaged { reason, .. }) => {
-                aside = Some(set_aside(&path, &reason)?);
-                connect(&path)?
+                let gap = set_aside(&path, &reason)?;
+                let begun = begin(directory, &path)?;
+                write_gap(&begun.0, &gap).map_err(|source| explain(&path, source))?;
+                begun
             }
-            connected => connected?,
+            begun => begun?,
         };
-        let meta = |name: &str| {
-            connection
-                .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
-                    row.get::<_, i64>(0)
-                })
-                .optional()
-                .map_err(failed)
-        };
-        let alive = meta("alive")?;
-        // Files of before do not say it.
-        let in_order = meta("in_order")?.is_none_or(|told| told != 0);
-        connection
-            .execute(SET_META, params!["in_order", 0])
-            .map_err(failed)?;
-        // A gap that stood open ended with the agent that had it; this one tells of its own.
-        connection
-            .execute(
-                "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
-                [alive.unwrap_or_default()],
-            )
-            .map_err(failed)?;
-        connection
-            .execute("DELETE FROM gap WHERE kind = 'not-covered'", [])
-            .map_err(failed)?;
         let (queue, entries) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
-        if let Some(gap) = aside {
-            write_gap(&connection, &gap).map_err(failed)?;
-        }
         let damage = look_for_damage(&path).map_err(trouble)?;
         let work = Work {
             connection,
@@ -127,11 +111,7 @@ impl Writer {
             thread: Some(thread),
             lost,
         };
-        let last = alive.map(|alive| Last {
-            alive: from_micros(alive),
-            in_order,
-        });
-        Ok((writer, last))
+        Ok((writer, before))
     }
 
     /// Hands over an entry; never waits, but for the last one.
@@ -156,6 +136,46 @@ impl Drop for Writer {
             tracing::error!("the thread of the ledger ended in a panic");
         }
     }
+}
+
+/// Opens the file, reads what is to be known of before, and takes it over.
+fn begin(directory: &Path, path: &Path) -> Result<(Connection, Before), LedgerError> {
+    let connection = connect(path)?;
+    let failed = |source| explain(path, source);
+    let meta = |name: &str| {
+        connection
+            .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
+                row.get::<_, i64>(0)
+            })
+            .optional()
+            .map_err(failed)
+    };
+    let alive = meta("alive")?;
+    // Files of before do not say it.
+    let in_order = meta("in_order")?.is_none_or(|told| told != 0);
+    let reader = Reader::open(directory)?;
+    let before = Before {
+        last: alive.map(|alive| Last {
+            alive: from_micros(alive),
+            in_order,
+        }),
+        findings: reader.last_findings(REMEMBERED)?,
+        credentials: reader.last_used(REMEMBERED)?,
+    };
+    connection
+        .execute(SET_META, params!["in_order", 0])
+        .map_err(failed)?;
+    // A gap that stood open ended with the agent that had it; this one tells of its own.
+    connection
+        .execute(
+            "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
+            [alive.unwrap_or_default()],
+        )
+        .map_err(failed)?;
+    connection
+        .execute("DELETE FROM gap WHERE kind = 'not-covered'", [])
+        .map_err(failed)?;
+    Ok((connection, before))
 }
 
 /// A connection for writing, to a file of the known schema.

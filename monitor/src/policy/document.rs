@@ -519,10 +519,8 @@ impl Document {
         } else {
             Self::read(path)?
         };
-        let path = if path.is_dir() { &path.join(".") } else { path };
-        let base = path.parent().unwrap_or_else(|| Path::new("."));
         for named in document.policies.clone() {
-            let named = base.join(named);
+            let named = base(path).join(named);
             for file in files_in(&named)? {
                 let more = Self::read(&file)?;
                 document.credentials.extend(more.credentials);
@@ -582,6 +580,38 @@ impl Document {
                     "`{name}` matches nothing: write `file`, `environment`, `class` or `id` in its `match`"
                 ));
             }
+            if name.trim().is_empty() {
+                doubts.push(
+                    "a credential has an empty name: findings and answers call it by that"
+                        .to_owned(),
+                );
+            }
+            if expectation
+                .readers
+                .iter()
+                .any(|reader| reader.text().is_empty())
+            {
+                doubts.push(format!(
+                    "`{name}` has a reader that says nothing about itself: every workload is that one"
+                ));
+            }
+            for file in of.file.iter().flat_map(OneOrMany::iter) {
+                if !file.text().starts_with(['/', '*', '?', '[', '{']) {
+                    doubts.push(format!(
+                        "`{name}` is about the file `{}`, and paths begin with `/`: it matches none; write `/**/{}` where it may be anywhere",
+                        file.text(),
+                        file.text().trim_start_matches("./")
+                    ));
+                }
+            }
+            for id in of.id.iter().flat_map(OneOrMany::iter) {
+                if !may_be_an_id(&id.text) {
+                    doubts.push(format!(
+                        "`{name}` is about the id `{}`, and an id is `kt-` or `loc-` with 16 hex digits: `keytrail inventory` lists them",
+                        id.text
+                    ));
+                }
+            }
             for class in of.class.iter().flat_map(OneOrMany::iter) {
                 let known: Vec<&str> = catalog.class_names().collect();
                 if known.iter().any(|known| class.matches(known)) {
@@ -611,6 +641,26 @@ impl Document {
     }
 }
 
+/// Where the relative paths of a configuration start: its directory, or itself where it is one.
+pub fn base(config: &Path) -> &Path {
+    if config.is_dir() {
+        config
+    } else {
+        config.parent().unwrap_or(Path::new("."))
+    }
+}
+
+/// Whether a pattern of ids can be that of one.
+fn may_be_an_id(pattern: &str) -> bool {
+    let digits = ["kt-", "loc-"]
+        .iter()
+        .find_map(|prefix| pattern.strip_prefix(prefix));
+    let whole = digits.is_some_and(|digits| {
+        digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    });
+    whole || pattern.contains(['*', '?', '[', '{'])
+}
+
 /// What somebody meant by a word that is not known, by the message that lists the known ones.
 fn meant(message: &str) -> Option<&str> {
     let (said, known) = message
@@ -637,7 +687,7 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
         .map(|(_, known)| known)
 }
 
-/// A file, or the `.yaml` and `.yml` files of a directory by name.
+/// A file, or the `.yaml` and `.yml` files of a directory by name; those that are hidden are an editor's.
 fn files_in(path: &Path) -> Result<Vec<PathBuf>, DocumentError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -650,8 +700,13 @@ fn files_in(path: &Path) -> Result<Vec<PathBuf>, DocumentError> {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "yaml" || extension == "yml")
+            let hidden = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            let yaml = path
+                .extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml");
+            yaml && !hidden
         })
         .collect();
     files.sort();
@@ -778,6 +833,61 @@ mode: alert
             doubts[0].ends_with("did you mean `aws-access-key`?"),
             "{doubts:?}"
         );
+    }
+
+    #[test]
+    fn what_can_match_nothing_or_everybody_is_doubted() {
+        let catalog = Catalog::new("", &[], &[]).expect("compiles");
+        let doubts = |text: &str| {
+            let text = format!("credentials: [ {{ {text} }} ]");
+            Document::parse(Path::new("p.yaml"), &text)
+                .unwrap_or_else(|error| panic!("{error}"))
+                .doubts(&catalog)
+        };
+        for (text, part) in [
+            (
+                "name: a, match: { file: /x }, readers: [ {} ]",
+                "every workload",
+            ),
+            ("name: ' ', match: { file: /x }", "empty name"),
+            ("name: a, match: { file: run/x }", "begin with `/`"),
+            ("name: a, match: { id: kt-12 }", "16 hex digits"),
+            ("name: a, match: { id: my-key }", "16 hex digits"),
+        ] {
+            let told = doubts(text);
+            assert!(
+                told.len() == 1 && told[0].contains(part),
+                "{text}: {told:?}"
+            );
+        }
+        for text in [
+            "name: a, match: { file: [ /x, '**/y' ], id: [ kt-0123456789abcdef, 'kt-0*' ] }",
+            "name: a, match: { file: /x }, readers: [ { unit: a.service } ]",
+        ] {
+            assert_eq!(doubts(text), Vec::<String>::new(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_read_by_whatever_path_it_is_given() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let one =
+            |name: &str| format!("credentials: [ {{ name: {name}, match: {{ file: /x }} }} ]");
+        let directory = parent.path().join("policies");
+        std::fs::create_dir(&directory).expect("made");
+        std::fs::write(parent.path().join("other.yaml"), one("other")).expect("written");
+        std::fs::write(directory.join("b.yaml"), one("b")).expect("written");
+        std::fs::write(directory.join("a.yml"), one("a")).expect("written");
+        std::fs::write(directory.join(".#a.yaml"), one("hidden")).expect("written");
+        for path in [directory.clone(), directory.join("."), directory.join("")] {
+            let names: Vec<String> = Document::load(&path)
+                .expect("read")
+                .credentials
+                .into_iter()
+                .map(|one| one.name)
+                .collect();
+            assert_eq!(names, ["a", "b"], "{}", path.display());
+        }
     }
 
     #[test]
