@@ -1,13 +1,14 @@
-//! One credential at 50,000 places, held there and presented, which makes 100,000 edges: what is bounded stays bounded,
-//! and nothing is forgotten.
+//! A full node: what is bounded stays bounded, and nothing is forgotten. One credential at 50,000 places, held there and
+//! presented, which makes 100,000 edges; and 5,000 credentials of 500 workloads, with 50,000 hops.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{agent::Agent, wait_for};
+use lab::{agent::Agent, wait_for, workload::cgroup_root};
 use serde_json::Value;
 use std::{
     collections::HashSet,
     fs,
-    process::Command,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -19,12 +20,21 @@ const RATE: usize = 2_500;
 /// Series of one family, as the agent has it, and those that count the rest.
 const SERIES: usize = 5_000 + 10;
 
-/// The most memory that the agent ever had, in kB.
-fn peak(agent: &Agent) -> Result<u64> {
+const WORKLOADS: usize = 500;
+/// Credentials of each, and places where each is used.
+const CREDENTIALS: usize = 10;
+const DESTINATIONS: usize = 10;
+/// What the agent may have in memory then, in kB: the budget.
+const RESIDENT: u64 = 64 * 1024;
+
+/// A line of the agent's status: `VmRSS` is what it has in memory, `VmHWM` the most that it ever had, in kB.
+fn memory(agent: &Agent, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let text = line.context("no VmHWM")?.trim_end_matches("kB").trim();
-    Ok(text.parse()?)
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let text = line.with_context(|| format!("no {name}"))?;
+    Ok(text
+        .trim_matches(|other: char| !other.is_ascii_digit())
+        .parse()?)
 }
 
 #[test]
@@ -62,7 +72,10 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
     })?;
     assert_eq!(counted()?, EDGES as f64, "each of them once");
 
-    println!("the agent before it is asked: {} kB at most", peak(&agent)?);
+    println!(
+        "the agent before it is asked: {} kB at most",
+        memory(&agent, "VmHWM")?
+    );
 
     // The metrics are bounded, and say what they leave out.
     let asked = Instant::now();
@@ -125,7 +138,10 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
     let last = part(EDGES - 5)?;
     assert_eq!(last["hops"].as_array().map(Vec::len), Some(5));
     assert_eq!(last["next_offset"], Value::Null);
-    println!("the agent after it: {} kB at most", peak(&agent)?);
+    println!(
+        "the agent after it: {} kB at most",
+        memory(&agent, "VmHWM")?
+    );
 
     let Some(modules) = std::env::var_os("KEYTRAIL_PLAYWRIGHT") else {
         println!("skipped: no browser (KEYTRAIL_PLAYWRIGHT, KEYTRAIL_CHROMIUM)");
@@ -154,5 +170,56 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
             "{view} took {time} ms"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn five_hundred_workloads_with_five_thousand_credentials() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    println!("idle: {} kB", memory(&agent, "VmRSS")?);
+    let groups = cgroup_root().context("no cgroup v2 file system is mounted")?;
+    let groups = groups.join("keytrail-fleet.slice");
+    let mut fleet = Command::new("unshare")
+        .args(["--net", "bash", "-ec"])
+        .arg("ip link set lo up; ip route add local 10.99.0.0/16 dev lo; exec python3 \"$@\"")
+        .arg("fleet")
+        .arg(lab::client("fleet.py"))
+        .args([&groups, directory.path()])
+        .args([WORKLOADS, CREDENTIALS, DESTINATIONS].map(|count| count.to_string()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut told = String::new();
+    BufReader::new(fleet.stdout.take().context("its output")?).read_line(&mut told)?;
+    ensure!(told == "full\n", "the fleet said {told:?}");
+    let hops = WORKLOADS * CREDENTIALS * DESTINATIONS;
+    wait_for("every hop is counted", Duration::from_secs(60), || {
+        for probe in ["file", "connect"] {
+            let lost = agent.metric(
+                "keytrail_events_lost_total",
+                &[&format!("probe=\"{probe}\"")],
+            )?;
+            ensure!(lost == 0.0, "{lost} events of {probe} were lost");
+        }
+        let counted = agent.metric("keytrail_hops_total", &[])?;
+        Ok((counted >= hops as f64).then_some(()))
+    })?;
+    let most = memory(&agent, "VmHWM")?;
+    let mut now = 0;
+    wait_for("memory is given back", Duration::from_secs(30), || {
+        now = memory(&agent, "VmRSS")?;
+        Ok((now <= RESIDENT).then_some(()))
+    })
+    .with_context(|| format!("{now} kB"))?;
+    println!("with {WORKLOADS} workloads and {hops} hops: {now} kB, {most} kB at most");
+    let inventory = agent.json(&["inventory"])?.context("no inventory")?;
+    let known = inventory["credentials"].as_array().map_or(0, Vec::len);
+    ensure!(known >= WORKLOADS * CREDENTIALS, "{known} credentials");
+    drop(fleet.stdin.take());
+    let status = fleet.wait()?;
+    ensure!(status.success(), "the fleet ended with {status}");
+    fs::remove_dir(groups)?;
     Ok(())
 }

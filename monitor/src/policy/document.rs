@@ -396,17 +396,19 @@ impl Expectation {
         any(&self.matches.class, &credential.class)
             || any(&self.matches.id, &credential.id.0)
             || credential.sources.iter().any(|place| match place.source {
-                Source::File => self
-                    .matches
-                    .file
-                    .as_ref()
-                    .is_some_and(|files| files.iter().any(|file| file.matches(&place.place))),
+                Source::File => self.names_file(&place.place),
                 Source::Environment => any(
                     &self.matches.environment,
                     place.place.trim_start_matches("env:"),
                 ),
                 _ => false,
             })
+    }
+
+    /// Whether a file is one of those that it names.
+    pub fn names_file(&self, path: &str) -> bool {
+        let mut files = self.matches.file.iter().flat_map(OneOrMany::iter);
+        files.any(|file| file.matches(path))
     }
 
     /// Whether a workload is among its readers; an expectation without readers has no say.
@@ -513,7 +515,7 @@ impl Document {
     pub fn load(path: &Path) -> Result<Self, DocumentError> {
         let mut document = if path.is_dir() {
             Self {
-                policies: vec![PathBuf::from(".")],
+                policies: vec![PathBuf::new()],
                 ..Self::default()
             }
         } else {

@@ -280,7 +280,8 @@ impl Policy {
         findings.extend(self.harvest(used));
         findings.extend(self.human(used));
         findings.extend(self.long_lived(used));
-        findings.extend(self.revoked(&used.credential, used.time).map(|raise| {
+        let revoked = self.revoked(&used.credential, used.time, &used.workload, None);
+        findings.extend(revoked.map(|raise| {
             finding(
                 used.time,
                 &used.workload,
@@ -292,24 +293,34 @@ impl Policy {
         findings
     }
 
-    /// A use after the time at which an expectation says that it was revoked.
-    fn revoked(&self, credential: &Credential, time: Timestamp) -> Option<Raise<'static>> {
+    /// A use after the time at which an expectation says that it was revoked; each workload and each
+    /// destination is news.
+    fn revoked<'a>(
+        &self,
+        credential: &Credential,
+        time: Timestamp,
+        workload: &Workload,
+        destination: Option<&'a Destination>,
+    ) -> Option<Raise<'a>> {
         let revoked = self
             .expectations(credential)
             .filter_map(|expectation| expectation.revoked_at)
             .min()
             .filter(|revoked| time > *revoked)?;
+        let (who, what) = (workload.key(), shown(credential));
+        let to = destination.map(Destination::label);
+        let summary = match &to {
+            Some(to) => format!("{who} used {what} with {to}, and it was revoked at {revoked}"),
+            None => format!("{who} picked up {what}, which was revoked at {revoked}"),
+        };
         Some(Raise {
             rule: REVOKED,
             severity: Severity::Critical,
-            summary: format!(
-                "{} was used, and was revoked at {revoked}",
-                shown(credential)
-            ),
+            summary,
             evidence: None,
-            destination: None,
+            destination,
             expected: Vec::new(),
-            same: String::new(),
+            same: format!("{who} {}", to.unwrap_or_default()),
             for_all: false,
         })
     }
@@ -382,17 +393,28 @@ impl Policy {
 
     /// The same credential in another file, or in another container, pod or unit. A host's
     /// programs that read one file share it; a variable of the process that read the file, or of
-    /// its children, is the same credential on its way.
+    /// its children, is the same credential on its way. Where somebody wrote that a workload reads it, or that it
+    /// is in a file, it was brought there on purpose.
     fn copied(&mut self, used: &Use) -> Option<Finding> {
         if used.volume_of.is_some() || used.credential.id.0.starts_with("loc-") {
             return None;
+        }
+        let (mut a_reader, mut at_home, mut written) = (false, false, false);
+        for expectation in self.expectations(&used.credential) {
+            let fit = expectation.allows_reader(&used.workload, &used.process.exe);
+            // Whoever turns out to be another than was written is found for that.
+            a_reader |= fit.is_some_and(|fit| fit >= Fit::Unknown);
+            at_home |= expectation.names_file(&used.place.place);
+            written |= fit.is_some();
         }
         let seen = self.seen.entry(used.credential.id.clone());
         let mut what = None;
         if used.place.source == Source::File {
             let file = format!("{}{}", inside(&used.workload), used.place.place);
             if !seen.files.contains(&file) && seen.files.len() < PLACES {
-                if let Some(first) = seen.files.first() {
+                if let Some(first) = seen.files.first()
+                    && !(a_reader && at_home)
+                {
                     what = Some(format!("{} as well as in {first}", used.place.place));
                 }
                 seen.files.insert(file);
@@ -401,16 +423,15 @@ impl Policy {
         if used.workload.kind != WorkloadKind::Host {
             let workload = used.workload.key();
             if !seen.workloads.contains(&workload) && seen.workloads.len() < PLACES {
-                if let Some(first) = seen.workloads.first() {
+                if let Some(first) = seen.workloads.first()
+                    && !a_reader
+                {
                     what = Some(format!("{workload} as well as by {first}"));
                 }
                 seen.workloads.insert(workload);
             }
         }
         let what = what?;
-        let written = self
-            .expectations(&used.credential)
-            .any(|expectation| !expectation.readers.is_empty());
         Some(finding(
             used.time,
             &used.workload,
@@ -822,10 +843,12 @@ impl Policy {
                 for_all: false,
             }));
         }
-        if proven && let Some(revoked) = self.revoked(credential, hop.time) {
+        if proven
+            && let Some(revoked) =
+                self.revoked(credential, hop.time, &hop.workload, Some(destination))
+        {
             findings.push(raise(Raise {
                 evidence: Some(hop.evidence),
-                destination: Some(destination),
                 ..revoked
             }));
         }

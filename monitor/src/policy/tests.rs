@@ -666,6 +666,45 @@ fn credential_copied() {
 }
 
 #[test]
+fn what_is_written_to_be_in_two_places_is_no_copy() {
+    let text = "credentials:\n- name: shared\n  match: { file: [ /run/secrets/x, /srv/x ] }\n  readers: [ { workload: a }, { workload: b } ]\n";
+    let read = |place: &str, name: &str| {
+        let mut used = used("x", place, "/app");
+        used.workload = container(name);
+        // As the agent knows it by then.
+        used.credential.sources.push(Place {
+            source: Source::File,
+            place: "/srv/x".into(),
+        });
+        used
+    };
+    let mut with = policy(text);
+    for (place, name) in [
+        ("/run/secrets/x", "a"),
+        ("/run/secrets/x", "b"),
+        ("/srv/x", "b"),
+    ] {
+        assert_eq!(
+            rules(&with.judge_all(&read(place, name))),
+            [],
+            "{place} of {name}"
+        );
+    }
+    assert_eq!(
+        rules(&with.judge_all(&read("/tmp/x", "b"))),
+        [("credential-copied", Severity::Medium)],
+        "a reader, and a file that nobody wrote"
+    );
+    assert_eq!(
+        rules(&with.judge_all(&read("/run/secrets/x", "c"))),
+        [
+            ("unexpected-reader", Severity::High),
+            ("credential-copied", Severity::Medium)
+        ]
+    );
+}
+
+#[test]
 fn human_use() {
     let read = |place: &str, exe: &str| {
         let mut used = used("x", place, exe);
@@ -743,10 +782,16 @@ fn revoked_credential_used() {
     );
     let mut late = hop("x", Some("x.example"), "10.0.0.1", Evidence::Sole);
     late.time = at(1);
+    let by_one = policy(text).judge_hop(&late).1;
     assert_eq!(
-        rules(&policy(text).judge_hop(&late).1),
+        rules(&by_one),
         [("revoked-credential-used", Severity::Critical)]
     );
+    assert!(by_one[0].destination.is_some(), "{by_one:?}");
+    assert_ne!(by_one[0].id, policy(text).judge_all(&read)[0].id);
+    let mut by_another = late.clone();
+    by_another.workload = container("b");
+    assert_ne!(by_one[0].id, policy(text).judge_hop(&by_another).1[0].id);
     late.evidence = Evidence::Held;
     assert_eq!(rules(&policy(text).judge_hop(&late).1), []);
 }
