@@ -27,8 +27,21 @@ impl Reader {
         let ids = self.resolve(text)?;
         let all = Range::default();
         let mut hops = self.hops_of(&ids, all)?;
-        let mut events: Vec<Event> = self
-            .uses_of(&ids, all)?
+        let mut uses = self.uses_of(&ids, all)?;
+        // Who it was that was the first, and not who was the last.
+        for row in &mut uses {
+            let first = self.first_process("use_hour", row.edge, row.first_seen)?;
+            if let Some(first) = first {
+                row.process = first;
+            }
+        }
+        for row in &mut hops {
+            let first = self.first_process("hop_hour", row.edge, row.first_seen)?;
+            if let Some(first) = first {
+                row.process = first;
+            }
+        }
+        let mut events: Vec<Event> = uses
             .into_iter()
             .map(|row| Event::Use {
                 time: row.first_seen,

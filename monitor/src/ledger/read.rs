@@ -74,6 +74,9 @@ impl Range {
 /// Who used a credential.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct UseRow {
+    /// The row of its edge.
+    #[serde(skip)]
+    pub(super) edge: i64,
     pub credential: CredentialId,
     pub workload: Workload,
     pub process: Process,
@@ -87,6 +90,9 @@ pub struct UseRow {
 /// Where a credential went.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HopRow {
+    /// The row of its edge.
+    #[serde(skip)]
+    pub(super) edge: i64,
     pub credential: CredentialId,
     pub workload: Workload,
     pub destination: Destination,
@@ -740,6 +746,23 @@ impl Reader {
         Ok(sums.into_iter().next())
     }
 
+    /// Who was the first of an edge, where its first hour is still there.
+    pub(super) fn first_process(
+        &self,
+        hours: &str,
+        edge: i64,
+        first_seen: Timestamp,
+    ) -> Result<Option<Process>, LedgerError> {
+        let first = self.rows(
+            &format!(
+                "SELECT iif(first_process = 0, process, first_process) FROM {hours} WHERE edge = ?1 AND hour = ?2"
+            ),
+            [edge, super::hour(first_seen)],
+            |row| row.get(0),
+        )?;
+        first.first().map(|id| self.process(*id)).transpose()
+    }
+
     fn process(&self, id: i64) -> Result<Process, LedgerError> {
         self.processes
             .get(&self.connection, id)
@@ -748,6 +771,7 @@ impl Reader {
 
     fn use_row(&self, row: &Row<'_>) -> rusqlite::Result<UseRow> {
         Ok(UseRow {
+            edge: row.get(0)?,
             credential: CredentialId(row.get(1)?),
             workload: self.workloads.get(&self.connection, row.get(2)?)?,
             process: self.processes.get(&self.connection, row.get(3)?)?,
@@ -761,6 +785,7 @@ impl Reader {
 
     fn hop_row(&self, row: &Row<'_>) -> rusqlite::Result<HopRow> {
         Ok(HopRow {
+            edge: row.get(0)?,
             credential: CredentialId(row.get(1)?),
             workload: self.workloads.get(&self.connection, row.get(2)?)?,
             process: self.processes.get(&self.connection, row.get(3)?)?,
@@ -874,7 +899,7 @@ impl Reader {
         let mut events: Vec<Event> = Vec::new();
         // By the hour, as the ledger has it.
         let uses = self.hours(
-            "SELECT e.id, e.credential, e.workload, h.process, e.source, e.place, h.count, h.first_seen,
+            "SELECT e.id, e.credential, e.workload, iif(h.first_process = 0, h.process, h.first_process), e.source, e.place, h.count, h.first_seen,
              h.last_seen",
             ("use_hour", "use_edge"),
             &wanted,
@@ -886,7 +911,7 @@ impl Reader {
             row: Box::new(row),
         }));
         let hops = self.hours(
-            "SELECT e.id, e.credential, e.workload, h.process, e.destination, e.evidence, h.verdict, h.count,
+            "SELECT e.id, e.credential, e.workload, iif(h.first_process = 0, h.process, h.first_process), e.destination, e.evidence, h.verdict, h.count,
              h.first_seen, h.last_seen",
             ("hop_hour", "hop_edge"),
             &wanted,

@@ -18,19 +18,24 @@ const KINDS: [Kind; 2] = [
         edges: "use_edge",
         hours: "use_hour",
         apart: ["source", "place"],
-        columns: "count, first_seen, last_seen, process",
+        columns: "count, first_seen, last_seen, process, first_process",
     },
     Kind {
         edges: "hop_edge",
         hours: "hop_hour",
         apart: ["destination", "evidence"],
-        columns: "verdict, count, first_seen, last_seen, process",
+        columns: "verdict, count, first_seen, last_seen, process, first_process",
     },
 ];
 
 /// Sums where both have it.
 const SUM: &str = "ON CONFLICT DO UPDATE SET count = count + excluded.count,
     first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)";
+
+/// The first of both is the first.
+const FIRST: &str = ", first_process = iif(excluded.first_seen < first_seen,
+    iif(excluded.first_process = 0, excluded.process, excluded.first_process),
+    iif(first_process = 0, process, first_process))";
 
 /// Gives what is there of one workload to another: sums where both have it.
 pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqlite::Result<()> {
@@ -87,7 +92,7 @@ fn merge(connection: &Connection, kind: &Kind, from: i64, to: i64) -> rusqlite::
     for (mine, theirs) in both {
         connection
             .prepare_cached(&format!(
-                "INSERT INTO {hours} SELECT ?2, hour, {columns} FROM {hours} WHERE edge = ?1 {SUM}"
+                "INSERT INTO {hours} SELECT ?2, hour, {columns} FROM {hours} WHERE edge = ?1 {SUM}{FIRST}"
             ))?
             .execute([mine, theirs])?;
         connection

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// Step `n` brings a file from schema `n` to `n + 1`.
-pub const STEPS: [&str; 3] = [
+pub const STEPS: [&str; 4] = [
     r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
@@ -133,6 +133,11 @@ CREATE INDEX finding_by_credential ON finding (credential);
 CREATE INDEX finding_by_workload ON finding (workload);
 CREATE INDEX finding_by_rule ON finding (rule, last_seen);
 CREATE INDEX credential_last_used ON credential (last_used);
+",
+    // Who was the first of an hour, where that is another than the last; 0 where it is not.
+    r"
+ALTER TABLE use_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE hop_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
 ",
 ];
 

@@ -537,6 +537,16 @@ fn an_older_file_is_brought_up_to_date() {
     assert_eq!(timeline.events.len(), 6);
 }
 
+fn by_pid(pid: u32, entry: Entry) -> Entry {
+    match entry {
+        Entry::Use(mut used) => {
+            used.process.pid = pid;
+            Entry::Use(used)
+        }
+        other => other,
+    }
+}
+
 #[test]
 fn who_was_new_after_a_time() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -546,8 +556,9 @@ fn who_was_new_after_a_time() {
         vec![
             used(1, "/srv/key", "/usr/bin/app", at(0)),
             used(1, "/srv/key", "/usr/bin/app", at(5000)),
-            used(1, "/srv/key", "/usr/bin/thief", at(6000)),
-            used(1, "/srv/key", "/usr/bin/thief", at(7000)),
+            by_pid(42, used(1, "/srv/key", "/usr/bin/thief", at(6001))),
+            by_pid(41, used(1, "/srv/key", "/usr/bin/thief", at(6000))),
+            by_pid(43, used(1, "/srv/key", "/usr/bin/thief", at(6002))),
             hop(1, "old.example", at(10), Verdict::Expected),
             hop(1, "paste.example", at(6500), Verdict::Unexpected),
         ],
@@ -557,6 +568,25 @@ fn who_was_new_after_a_time() {
     assert_eq!(answer.known, ["/usr/bin/app", "/usr/bin/curl"]);
     let times: Vec<_> = answer.new.iter().map(Event::time).collect();
     assert_eq!(times, [at(6000)], "the first use of the one who is new");
+    let by = |event: &Event| match event {
+        Event::Use { row, .. } => row.process.pid,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        by(&answer.new[0]),
+        41,
+        "whoever was the first, not the last"
+    );
+    let begun: Vec<_> = reader
+        .timeline(Some("/srv/key"), Some("/usr/bin/thief"), Range::default())
+        .expect("known")
+        .events
+        .iter()
+        .map(|event| (event.time(), by(event)))
+        .collect();
+    assert_eq!(begun, [(at(6000), 41)]);
+    let last = reader.who("/srv/key", Range::default()).expect("known");
+    assert_eq!(last.uses[0].process.pid, 43);
     let labels: Vec<_> = answer
         .new_destinations
         .iter()

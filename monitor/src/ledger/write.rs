@@ -471,8 +471,9 @@ fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
         )?;
     connection
         .prepare_cached(
-            "INSERT INTO use_hour VALUES (?1, ?2, ?3, ?4, ?4, ?5)
+            "INSERT INTO use_hour VALUES (?1, ?2, ?3, ?4, ?4, ?5, 0)
              ON CONFLICT DO UPDATE SET count = count + ?3, last_seen = max(last_seen, ?4),
+             first_process = iif(?4 < first_seen, ?5, iif(first_process = 0 AND process <> ?5, process, first_process)),
              first_seen = min(first_seen, ?4), process = ?5",
         )?
         .execute(params![edge, hour(used.time), count, time, process])?;
@@ -508,8 +509,9 @@ fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::
         )?;
     connection
         .prepare_cached(
-            "INSERT INTO hop_hour VALUES (?1, ?2, ?3, 1, ?4, ?4, ?5)
+            "INSERT INTO hop_hour VALUES (?1, ?2, ?3, 1, ?4, ?4, ?5, 0)
              ON CONFLICT DO UPDATE SET count = count + 1, last_seen = max(last_seen, ?4),
+             first_process = iif(?4 < first_seen, ?5, iif(first_process = 0 AND process <> ?5, process, first_process)),
              first_seen = min(first_seen, ?4), verdict = ?3, process = ?5",
         )?
         .execute(params![
