@@ -320,20 +320,13 @@ fn run(command: Command) -> Result<(), Failure> {
             print(store.output, &answer, table::inventory)
         }
         Command::Findings { rule, range, store } => {
-            if let Some(rule) = &rule
-                && !crate::policy::RULES.iter().any(|known| known.name == rule)
-            {
-                let known: Vec<&str> = crate::policy::RULES.iter().map(|rule| rule.name).collect();
-                return Err(Failure::Usage(format!(
-                    "no rule `{rule}`; there are {}",
-                    known.join(", ")
-                )));
+            if let Some(rule) = &rule {
+                crate::policy::rules::known(rule).map_err(Failure::Usage)?;
             }
             let answer = open(&store.state_dir)?.findings(
-                About {
-                    rule: rule.as_deref(),
-                    ..About::default()
-                },
+                About::default(),
+                rule.as_deref(),
+                None,
                 range.range(),
             )?;
             print(store.output, &answer, table::findings)

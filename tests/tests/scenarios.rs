@@ -626,6 +626,11 @@ fn answers_over_http_are_those_of_the_cli() -> Result<()> {
         ("/api/v1/where?credential=kt-nothing", 404),
         ("/api/v1/blast-radius?workload=/nowhere", 404),
         ("/api/v1/findings?since=yesterday", 400),
+        ("/api/v1/findings?rule=unexpected-hops", 400),
+        ("/api/v1/findings?severity=bad", 400),
+        ("/api/v1/findings?severity=high&rule=unexpected-hop", 200),
+        ("/api/v1/hops?workload=/nowhere", 404),
+        ("/api/v1/hops?credentials=kt-nothing", 400),
         ("/healthz", 200),
         ("/nothing", 404),
     ] {

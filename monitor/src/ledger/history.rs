@@ -47,7 +47,7 @@ impl Reader {
             uses,
             hops,
             mints,
-            findings: self.findings(About::default(), range)?.findings,
+            findings: self.findings(About::default(), None, None, range)?.findings,
             gaps: self.gaps(range)?,
         })
     }

@@ -4,8 +4,8 @@ use super::{FILE, LedgerError, chain::Link, explain, from_micros, micros, schema
 use crate::{
     credential::catalog::normalise,
     model::{
-        Credential, CredentialId, Destination, Evidence, Finding, Gap, Place, Process, Source,
-        Verdict, Workload,
+        Credential, CredentialId, Destination, Evidence, Finding, Gap, Place, Process, Severity,
+        Source, Verdict, Workload,
     },
 };
 use jiff::Timestamp;
@@ -182,10 +182,9 @@ pub struct Timeline {
     pub gaps: Vec<Gap>,
 }
 
-/// What findings are about; everything where nothing is given.
+/// What findings or hops are about; everything where nothing is given.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct About<'a> {
-    pub rule: Option<&'a str>,
     pub credential: Option<&'a str>,
     pub workload: Option<&'a str>,
 }
@@ -1015,28 +1014,43 @@ impl Reader {
     }
 
     /// Findings, the worst first and then the newest.
-    pub fn findings(&self, about: About<'_>, range: Range) -> Result<Findings, QueryError> {
-        let mut findings = match (about.credential, about.workload) {
-            (Some(credential), _) => {
-                let mut found = Vec::new();
-                for id in self.resolve(credential)? {
-                    found.extend(self.findings_by("credential", &id.0, range)?);
-                }
-                found
-            }
-            (None, Some(workload)) => {
-                let rows = self.workloads_by(workload)?;
-                let keys: BTreeSet<String> =
-                    rows.iter().map(|(_, workload)| workload.key()).collect();
-                let mut found = Vec::new();
-                for key in keys {
-                    found.extend(self.findings_by("workload", &key, range)?);
-                }
-                found
-            }
-            (None, None) => self.findings_in(range)?,
+    pub fn findings(
+        &self,
+        about: About<'_>,
+        rule: Option<&str>,
+        severity: Option<Severity>,
+        range: Range,
+    ) -> Result<Findings, QueryError> {
+        let keys = match about.workload {
+            None => None,
+            Some(workload) => Some(
+                self.workloads_by(workload)?
+                    .iter()
+                    .map(|(_, workload)| workload.key())
+                    .collect::<BTreeSet<String>>(),
+            ),
         };
-        findings.retain(|finding| about.rule.is_none_or(|rule| finding.rule == rule));
+        let mut findings = Vec::new();
+        match (about.credential, &keys) {
+            (Some(credential), _) => {
+                for id in self.resolve(credential)? {
+                    findings.extend(self.findings_by("credential", &id.0, range)?);
+                }
+            }
+            (None, Some(keys)) => {
+                for key in keys {
+                    findings.extend(self.findings_by("workload", key, range)?);
+                }
+            }
+            (None, None) => findings = self.findings_in(range)?,
+        }
+        findings.retain(|finding| {
+            rule.is_none_or(|rule| finding.rule == rule)
+                && severity.is_none_or(|severity| finding.severity == severity)
+                && keys
+                    .as_ref()
+                    .is_none_or(|keys| keys.contains(&finding.workload.key()))
+        });
         findings.sort_by(|a, b| {
             b.severity
                 .cmp(&a.severity)
@@ -1128,38 +1142,75 @@ impl Reader {
         })
     }
 
-    /// Hops to a destination: by its label, by `host:port`, by its host alone, or by address.
-    pub fn hops_to(&self, text: &str, range: Range) -> Result<Hops, QueryError> {
+    /// Hops, or those of a credential, by a workload, to a destination: by its label, by `host:port`, by its host
+    /// alone, or by address.
+    pub fn hops(
+        &self,
+        about: About<'_>,
+        destination: Option<&str>,
+        range: Range,
+    ) -> Result<Hops, QueryError> {
+        let mut edges: Option<Vec<Edge>> = None;
+        let mut narrow = |these: Vec<Edge>| match &mut edges {
+            None => edges = Some(these),
+            Some(edges) => {
+                let ids: BTreeSet<i64> = these.iter().map(|edge| edge.id).collect();
+                edges.retain(|edge| ids.contains(&edge.id));
+            }
+        };
+        if let Some(credential) = about.credential {
+            let mut of = Vec::new();
+            for id in self.resolve(credential)? {
+                of.extend(self.hop_edges("e.credential = ?3", &id.0, range)?);
+            }
+            narrow(of);
+        }
+        if let Some(workload) = about.workload {
+            let mut by = Vec::new();
+            for (row, _) in self.workloads_by(workload)? {
+                by.extend(self.hop_edges("e.workload = ?3", &row, range)?);
+            }
+            narrow(by);
+        }
+        if let Some(destination) = destination {
+            let mut to = Vec::new();
+            for row in self.destinations_by(destination)? {
+                to.extend(self.hop_edges("e.destination = ?3", &row, range)?);
+            }
+            narrow(to);
+        }
+        let edges = match edges {
+            Some(edges) => edges,
+            None => self.hop_edges("?3", &1, range)?,
+        };
+        Ok(Hops {
+            hops: self.hops_from(edges)?,
+            gaps: self.gaps(range)?,
+        })
+    }
+
+    /// The rows of destinations that a text stands for.
+    fn destinations_by(&self, text: &str) -> Result<Vec<i64>, LedgerError> {
         let rows: Vec<(i64, String, Destination)> = self.rows(
             "SELECT id, label, json FROM destination",
             params![],
             |row| Ok((row.get(0)?, row.get(1)?, from_json(row, 2)?)),
         )?;
-        let mut hops = Vec::new();
-        for (row, label, destination) in rows {
+        let is = |label: &str, destination: &Destination| {
             let address = destination.address.to_string();
             let host = destination.name.as_ref().unwrap_or(&address);
             let port = destination.port;
-            let is = label == text
+            label == text
                 || host == text
                 || address == text
                 || format!("{host}:{port}") == text
-                || format!("{address}:{port}") == text;
-            if is {
-                hops.extend(self.hop_edges("e.destination = ?3", &row, range)?);
-            }
-        }
-        Ok(Hops {
-            hops: self.hops_from(hops)?,
-            gaps: self.gaps(range)?,
-        })
-    }
-
-    pub fn hops(&self, range: Range) -> Result<Hops, QueryError> {
-        Ok(Hops {
-            hops: self.hops_from(self.hop_edges("?3", &1, range)?)?,
-            gaps: self.gaps(range)?,
-        })
+                || format!("{address}:{port}") == text
+        };
+        Ok(rows
+            .into_iter()
+            .filter(|(_, label, destination)| is(label, destination))
+            .map(|(row, ..)| row)
+            .collect())
     }
 }
 

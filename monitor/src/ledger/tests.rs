@@ -232,6 +232,48 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn what_is_asked_for_together_holds_together() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            hop(1, "a.example", at(1), Verdict::Expected),
+            hop(1, "b.example", at(2), Verdict::Expected),
+            hop(2, "a.example", at(3), Verdict::Expected),
+        ],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    let one = CredentialId::of_fingerprint(1).0;
+    let by = "/usr/bin/curl";
+    for (credential, workload, destination, expected) in [
+        (None, None, None, 3),
+        (Some(one.as_str()), None, None, 2),
+        (None, Some(by), None, 3),
+        (None, None, Some("a.example"), 2),
+        (Some(one.as_str()), Some(by), Some("a.example"), 1),
+        (Some(one.as_str()), None, Some("c.example"), 0),
+    ] {
+        let about = About {
+            credential,
+            workload,
+        };
+        let found = reader
+            .hops(about, destination, Range::default())
+            .expect("known");
+        assert_eq!(found.hops.len(), expected, "{about:?} {destination:?}");
+    }
+    let nobody = About {
+        workload: Some("nobody"),
+        ..About::default()
+    };
+    assert!(matches!(
+        reader.hops(nobody, None, Range::default()),
+        Err(QueryError::NoWorkload(_))
+    ));
+}
+
+#[test]
 fn ids_by_prefix_and_what_is_not_known() {
     let directory = tempfile::tempdir().expect("a directory");
     write(
@@ -678,14 +720,21 @@ fn answers_come_from_an_index() {
         reader.timeline(None, None, range).expect("read");
         reader.timeline(Some(id), None, range).expect("read");
         reader.timeline(None, Some("/x"), range).expect("read");
-        reader.findings(About::default(), range).expect("read");
+        reader
+            .findings(About::default(), None, None, range)
+            .expect("read");
         let about = About {
             credential: Some(id),
             ..About::default()
         };
-        reader.findings(about, range).expect("read");
-        reader.hops_to("x.example", range).expect("read");
-        reader.hops(range).expect("read");
+        reader.findings(about, None, None, range).expect("read");
+        reader.hops(about, Some("x.example"), range).expect("read");
+        let by = About {
+            workload: Some("/x"),
+            ..About::default()
+        };
+        reader.hops(by, None, range).expect("read");
+        reader.hops(About::default(), None, range).expect("read");
     }
     reader.first_use(id, at(0)).expect("known");
     reader.inventory(at(0)).expect("read");
@@ -858,7 +907,7 @@ COMMIT; ANALYZE;"#,
         (
             "findings",
             Box::new(|r| {
-                r.findings(About::default(), whole)
+                r.findings(About::default(), None, None, whole)
                     .expect("read")
                     .findings
                     .len()
@@ -921,7 +970,7 @@ proptest::proptest! {
         drop(reader.timeline(Some(&text), Some(&text), whole));
         let radius = reader.blast_radius(&text, whole);
         proptest::prop_assert!(radius.is_err() || ["app", "curl"].iter().any(|name| text.ends_with(name)));
-        let hops = reader.hops_to(&text, whole).expect("read").hops;
+        let hops = reader.hops(About::default(), Some(&text), whole).expect("read").hops;
         proptest::prop_assert!(hops.is_empty() || text.contains("paste.example") || text.contains("10.0.0.1"));
     }
 }

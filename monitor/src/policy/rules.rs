@@ -116,3 +116,12 @@ pub const RULES: [Rule; 13] = [
     HARVEST,
     BLIND,
 ];
+
+/// Refuses a name that no rule has, and says which there are.
+pub fn known(name: &str) -> Result<(), String> {
+    if RULES.iter().any(|rule| rule.name == name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = RULES.iter().map(|rule| rule.name).collect();
+    Err(format!("no rule `{name}`; there are {}", known.join(", ")))
+}

@@ -10,22 +10,30 @@ use crate::{
             Reader, Timeline, UseRow, WhereAnswer, WhoAnswer, Workloads,
         },
     },
-    model::{Finding, Workload},
+    model::{Finding, Severity, Workload},
+    policy::rules,
     time,
 };
 use axum::{
     Router,
-    extract::{FromRequestParts, Query, State},
+    extract::{FromRequestParts, Query, Request, State},
     http::{StatusCode, request::Parts},
+    middleware::{self, Next},
     response::{IntoResponse, Json, Response},
     routing::get,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 use utoipa::{
     IntoParams, IntoResponses, Modify, OpenApi, ToSchema,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+    openapi::{
+        RefOr,
+        security::{Http, HttpAuthScheme, SecurityScheme},
+    },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -75,9 +83,63 @@ fn described() -> OpenApiRouter<Arc<App>> {
 
 /// The routes below [`PREFIX`].
 pub fn routes() -> Router<Arc<App>> {
-    let (router, _) = described().split_for_parts();
+    let (router, described) = described().split_for_parts();
+    let known = Arc::new(Parameters::of(&described));
     let document = document();
-    router.route("/openapi.json", get(async move || Json(document)))
+    router
+        .route("/openapi.json", get(async move || Json(document)))
+        .route_layer(middleware::from_fn_with_state(known, refuse_unknown))
+}
+
+/// The parameters that each question takes, by its path.
+#[derive(Debug)]
+struct Parameters(HashMap<String, BTreeSet<String>>);
+
+impl Parameters {
+    fn of(described: &utoipa::openapi::OpenApi) -> Self {
+        let names = |item: &utoipa::openapi::PathItem| {
+            let question = item.get.iter();
+            question
+                .flat_map(|question| question.parameters.iter().flatten())
+                .filter_map(|parameter| match parameter {
+                    RefOr::T(parameter) => Some(parameter.name.clone()),
+                    RefOr::Ref(_) => None,
+                })
+                .collect()
+        };
+        let paths = described.paths.paths.iter();
+        Self(
+            paths
+                .map(|(path, item)| (path.clone(), names(item)))
+                .collect(),
+        )
+    }
+}
+
+/// Refuses a question with a parameter that it does not take: what it was to narrow would be answered whole.
+async fn refuse_unknown(
+    State(known): State<Arc<Parameters>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let none = BTreeSet::new();
+    let known = known.0.get(request.uri().path()).unwrap_or(&none);
+    let query = request.uri().query().unwrap_or_default();
+    let unknown =
+        url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !known.contains(&**name));
+    if let Some((name, _)) = unknown {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let there_are = match &known[..] {
+            [] => "there are none".to_owned(),
+            known => format!("there are {}", known.join(", ")),
+        };
+        let name = name.escape_debug();
+        return problem(
+            StatusCode::BAD_REQUEST,
+            format!("no parameter `{name}`; {there_are}"),
+        );
+    }
+    next.run(request).await
 }
 
 /// The description of every question and answer, by OpenAPI 3.1.
@@ -179,13 +241,24 @@ struct Of {
     workload: Option<String>,
 }
 
-/// By which rule.
+impl Of {
+    fn about(&self) -> About<'_> {
+        About {
+            credential: self.credential.as_deref(),
+            workload: self.workload.as_deref(),
+        }
+    }
+}
+
+/// By which rule, and how bad.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
 struct By {
     /// A rule's name, such as `unexpected-hop`.
     rule: Option<String>,
+    /// `low`, `medium`, `high` or `critical`.
+    severity: Option<Severity>,
 }
 
 /// Rows of one answer at most.
@@ -425,19 +498,19 @@ async fn workloads(State(app): Ours, Asked(cut): Asked<Cut>) -> Answer<Part<Work
     list(app, cut, Reader::workloads).await
 }
 
-/// Every hop, or those to a destination
-#[utoipa::path(get, path = "/hops", params(To, Within, Cut),
+/// Every hop, or those of a credential, by a workload, to a destination
+#[utoipa::path(get, path = "/hops", params(Of, To, Within, Cut),
     responses((status = OK, description = "The answer.", body = Part<Hops>), Refused))]
 async fn hops(
     State(app): Ours,
+    Asked(of): Asked<Of>,
     Asked(to): Asked<To>,
     Asked(within): Asked<Within>,
     Asked(cut): Asked<Cut>,
 ) -> Answer<Part<Hops>> {
     let range = within.range()?;
-    ranked(app, cut, move |reader| match &to.destination {
-        Some(destination) => reader.hops_to(destination, range),
-        None => reader.hops(range),
+    ranked(app, cut, move |reader| {
+        reader.hops(of.about(), to.destination.as_deref(), range)
     })
     .await
 }
@@ -453,13 +526,11 @@ async fn findings(
     Asked(cut): Asked<Cut>,
 ) -> Answer<Part<Findings>> {
     let range = within.range()?;
+    if let Some(rule) = &by.rule {
+        rules::known(rule).map_err(Refusal::Parameter)?;
+    }
     list(app, cut, move |reader| {
-        let about = About {
-            rule: by.rule.as_deref(),
-            credential: of.credential.as_deref(),
-            workload: of.workload.as_deref(),
-        };
-        reader.findings(about, range)
+        reader.findings(of.about(), by.rule.as_deref(), by.severity, range)
     })
     .await
 }
