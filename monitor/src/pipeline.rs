@@ -944,7 +944,7 @@ impl Judge {
             Outcome::Gap(gap) => {
                 let found = self.policy.judge_gap(&gap);
                 self.tell(found.into_iter().collect());
-                self.sinks.write(Entry::Gap(gap));
+                self.sinks.write(Entry::Gap(Box::new(gap)));
                 return;
             }
         };

@@ -60,6 +60,8 @@ pub fn secrets(catalog: &Catalog, class: &Class, key: Key, bytes: &[u8]) -> Vec<
         (Format::Aws, Some(text)) => finder.aws(text),
         (Format::Docker, Some(text)) => finder.docker(text),
     }
+    // It is kept for as long as the file is known.
+    finder.found.shrink_to_fit();
     finder.found
 }
 

@@ -59,7 +59,7 @@ pub enum Entry {
     Mint(Box<Mint>),
     /// What is there of the first workload is of the second.
     Renamed(Box<[Workload; 2]>),
-    Gap(Gap),
+    Gap(Box<Gap>),
     /// The agent ends as it was told to.
     End,
 }

@@ -328,7 +328,7 @@ impl Work {
     fn write(&mut self, batch: &[Entry]) {
         let lost = self.lost_since.take();
         let gap = lost.map(|(since, count)| {
-            Entry::Gap(Gap {
+            Entry::Gap(Box::new(Gap {
                 kind: "lost-events".to_owned(),
                 probe: None,
                 detail: "the ledger could not be written".to_owned(),
@@ -336,7 +336,7 @@ impl Work {
                 until: Some(Timestamp::now()),
                 count,
                 blind: false,
-            })
+            }))
         });
         let mut written = self.commit(batch, gap.as_ref());
         if let Err(source) = &written

@@ -25,7 +25,7 @@ use rules::{
     LONG_LIVED, REVOKED, Rule, UNEXPECTED_HOP, UNEXPECTED_MINT, UNEXPECTED_READER,
     UNTRUSTED_BINARY,
 };
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 pub use rules::RULES;
 
@@ -59,8 +59,8 @@ const SEEN: usize = 16_384;
 /// Where a credential was seen, for `credential-copied`.
 #[derive(Debug, Default)]
 struct Seen {
-    files: BTreeSet<String>,
-    workloads: BTreeSet<String>,
+    files: Vec<Box<str>>,
+    workloads: Vec<Box<str>>,
 }
 
 /// Added to what is said of a workload whose whole name nobody has told.
@@ -411,24 +411,26 @@ impl Policy {
         let mut what = None;
         if used.place.source == Source::File {
             let file = format!("{}{}", inside(&used.workload), used.place.place);
-            if !seen.files.contains(&file) && seen.files.len() < PLACES {
+            if !seen.files.iter().any(|known| **known == *file) && seen.files.len() < PLACES {
                 if let Some(first) = seen.files.first()
                     && !(a_reader && at_home)
                 {
                     what = Some(format!("{} as well as in {first}", used.place.place));
                 }
-                seen.files.insert(file);
+                seen.files.push(file.into());
             }
         }
         if used.workload.kind != WorkloadKind::Host {
             let workload = used.workload.key();
-            if !seen.workloads.contains(&workload) && seen.workloads.len() < PLACES {
+            if !seen.workloads.iter().any(|known| **known == *workload)
+                && seen.workloads.len() < PLACES
+            {
                 if let Some(first) = seen.workloads.first()
                     && !a_reader
                 {
                     what = Some(format!("{workload} as well as by {first}"));
                 }
-                seen.workloads.insert(workload);
+                seen.workloads.push(workload.into());
             }
         }
         let what = what?;
@@ -497,20 +499,21 @@ impl Policy {
     pub fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old_key, old_inside) = (old.key(), inside(old));
         self.harvests.rename(&old_key, &new.key());
+        let key: Box<str> = new.key().into();
         for seen in self.seen.values_mut() {
-            if seen.workloads.remove(&old_key) {
-                seen.workloads.insert(new.key());
+            let all = seen.workloads.len();
+            seen.workloads.retain(|known| **known != *old_key);
+            if seen.workloads.len() < all && !seen.workloads.contains(&key) {
+                seen.workloads.push(key.clone());
             }
             if old_inside.is_empty() {
                 continue;
             }
-            seen.files = std::mem::take(&mut seen.files)
-                .into_iter()
-                .map(|file| match file.strip_prefix(&old_inside) {
-                    Some(path) => inside(new) + path,
-                    None => file,
-                })
-                .collect();
+            for file in &mut seen.files {
+                if let Some(path) = file.strip_prefix(&*old_inside) {
+                    *file = (inside(new) + path).into();
+                }
+            }
         }
     }
 

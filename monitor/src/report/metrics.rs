@@ -1,20 +1,15 @@
 //! Prometheus metrics, with bounded labels.
 
+use super::family::Family;
 use crate::model::{Credential, Finding, Hop, Use, Verdict};
 use monitor_common::record::{Probe, Stage};
 use prometheus::{
-    Encoder as _, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, Desc},
     process_collector::ProcessCollector,
 };
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Mutex,
-};
+use std::{collections::HashMap, sync::Mutex};
 
-/// Series of one family; what comes after them is counted under `other`.
-const SERIES: usize = 5_000;
 /// The label under which the rest is counted.
 const OTHER: &str = "other";
 
@@ -44,42 +39,28 @@ impl Families {
         self.take(&family)?;
         Ok(family)
     }
-
-    fn gauge(
-        &mut self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-    ) -> Result<GaugeVec, prometheus::Error> {
-        let family = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.take(&family)?;
-        Ok(family)
-    }
 }
 
 /// Every metric of the agent.
 #[derive(Debug)]
 pub struct Metrics {
     families: Families,
-    uses: IntCounterVec,
-    hops: IntCounterVec,
-    findings: IntCounterVec,
-    info: GaugeVec,
-    expiry: GaugeVec,
-    first_seen: GaugeVec,
-    last_used: GaugeVec,
+    uses: Family,
+    hops: Family,
+    findings: Family,
+    info: Family,
+    expiry: Family,
+    first_seen: Family,
+    last_used: Family,
     events: IntCounterVec,
     lost: IntCounterVec,
-    lost_by: IntCounterVec,
+    lost_by: Family,
     attached: IntGaugeVec,
     unattributed: IntCounterVec,
     pub latency: Histogram,
     folded: IntCounterVec,
     pub reload_success: IntGauge,
-    series: Mutex<HashMap<&'static str, HashSet<Vec<String>>>>,
     totals: Mutex<HashMap<(&'static str, String), u64>>,
-    /// The labels of `info`, by id.
-    told: Mutex<HashMap<String, [String; 6]>>,
 }
 
 impl Metrics {
@@ -131,12 +112,12 @@ impl Metrics {
             folded.with_label_values(&[family]).inc_by(0);
         }
         let metrics = Self {
-            uses: families.counter(
+            uses: Family::counter(
                 "keytrail_credential_uses_total",
                 "Credentials picked up or presented.",
                 &["namespace", "workload", "credential", "class", "source"],
-            )?,
-            hops: families.counter(
+            ),
+            hops: Family::counter(
                 "keytrail_hops_total",
                 "Credentials taken to a destination.",
                 &[
@@ -147,24 +128,27 @@ impl Metrics {
                     "evidence",
                     "verdict",
                 ],
-            )?,
-            findings: families.counter(
+            ),
+            findings: Family::counter(
                 "keytrail_findings_total",
                 "Uses and hops that break an expectation or a rule.",
                 &["rule", "severity", "namespace", "workload"],
-            )?,
-            expiry: families.gauge(
+            ),
+            expiry: Family::gauge(
                 "keytrail_credential_expiry_timestamp_seconds",
-                "When the credential expires, where that is known.", &["credential", "class"],
-            )?,
-            first_seen: families.gauge(
+                "When the credential expires, where that is known.",
+                &["credential", "class"],
+            ),
+            first_seen: Family::gauge(
                 "keytrail_credential_first_seen_timestamp_seconds",
-                "When the credential was first seen.", &["credential", "class"],
-            )?,
-            last_used: families.gauge(
+                "When the credential was first seen.",
+                &["credential", "class"],
+            ),
+            last_used: Family::gauge(
                 "keytrail_credential_last_used_timestamp_seconds",
-                "When the credential was last used.", &["credential", "class"],
-            )?,
+                "When the credential was last used.",
+                &["credential", "class"],
+            ),
             events: families.counter(
                 "keytrail_events_total",
                 "Records that a probe sent.",
@@ -175,29 +159,27 @@ impl Metrics {
                 "Events lost, by the stage that lost them.",
                 &["probe", "stage"],
             )?,
-            lost_by: families.counter(
+            lost_by: Family::counter(
                 "keytrail_workload_events_lost_total",
                 "Records that found a ring full, by the workload that they were of.",
                 &["probe", "workload"],
-            )?,
+            ),
             unattributed: families.counter(
                 "keytrail_unattributed_total",
                 "Processes and files that could not be told any more.",
                 &["reason"],
             )?,
-            info: families.gauge(
+            info: Family::gauge(
                 "keytrail_credential_info",
                 "Always 1; what is known of a credential, by the label that the other families have.",
-                &["credential", "id", "class", "role", "lifetime", "owner"],
-            )?,
+                &["id", "credential", "class", "role", "lifetime", "owner"],
+            ),
             attached,
             latency,
             folded,
             reload_success,
             families,
-            series: Mutex::default(),
             totals: Mutex::default(),
-            told: Mutex::default(),
         };
         for probe in Probe::ALL {
             metrics.events.with_label_values(&[probe.name()]).inc_by(0);
@@ -211,136 +193,83 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Whether a family may have these labels, or must count them under `other`.
-    fn admit(&self, family: &'static str, labels: &[&str]) -> bool {
-        let Ok(mut series) = self.series.lock() else {
-            return false;
-        };
-        let known = series.entry(family).or_default();
-        let labels: Vec<String> = labels.iter().map(ToString::to_string).collect();
-        if known.contains(&labels) {
-            return true;
+    /// Adds to a series of a family, or to the rest of it where there are too many.
+    fn add(&self, family: &Family, short: &str, labels: &[&str], rest: &[&str], by: u64) {
+        if !family.add(labels, rest, by) {
+            self.folded.with_label_values(&[short]).inc();
         }
-        if known.len() < SERIES {
-            known.insert(labels);
-            return true;
-        }
-        self.folded.with_label_values(&[family]).inc();
-        false
     }
 
     pub fn used(&self, used: &Use) {
-        let namespace = used.workload.namespace.as_deref().unwrap_or_default();
+        let source = used.place.source.as_str();
+        let class = &used.credential.class;
         let labels = [
-            namespace,
+            used.workload.namespace.as_deref().unwrap_or_default(),
             &used.workload.name,
             shown(&used.credential),
-            &used.credential.class,
-            used.place.source.as_str(),
+            class,
+            source,
         ];
-        let labels = if self.admit("uses", &labels) {
-            labels
-        } else {
-            [
-                OTHER,
-                OTHER,
-                OTHER,
-                &used.credential.class,
-                used.place.source.as_str(),
-            ]
-        };
-        self.uses.with_label_values(&labels).inc_by(used.count);
+        let rest = [OTHER, OTHER, OTHER, class, source];
+        self.add(&self.uses, "uses", &labels, &rest, used.count);
         self.credential(&used.credential, used.time);
     }
 
     pub fn hop(&self, hop: &Hop, verdict: Verdict) {
         let destination = hop.destination.label();
+        let (evidence, verdict) = (hop.evidence.as_str(), verdict.as_str());
         let labels = [
             hop.workload.namespace.as_deref().unwrap_or_default(),
             &hop.workload.name,
             shown(&hop.credential),
             &destination,
-            hop.evidence.as_str(),
-            verdict.as_str(),
+            evidence,
+            verdict,
         ];
-        let labels = if self.admit("hops", &labels) {
-            labels
-        } else {
-            [
-                OTHER,
-                OTHER,
-                OTHER,
-                OTHER,
-                hop.evidence.as_str(),
-                verdict.as_str(),
-            ]
-        };
-        self.hops.with_label_values(&labels).inc();
+        let rest = [OTHER, OTHER, OTHER, OTHER, evidence, verdict];
+        self.add(&self.hops, "hops", &labels, &rest, 1);
         self.credential(&hop.credential, hop.time);
     }
 
     pub fn found(&self, finding: &Finding) {
+        let (rule, severity) = (finding.rule.as_str(), finding.severity.as_str());
         let labels = [
-            finding.rule.as_str(),
-            finding.severity.as_str(),
+            rule,
+            severity,
             finding.workload.namespace.as_deref().unwrap_or_default(),
             &finding.workload.name,
         ];
-        let labels = if self.admit("findings", &labels) {
-            labels
-        } else {
-            [
-                finding.rule.as_str(),
-                finding.severity.as_str(),
-                OTHER,
-                OTHER,
-            ]
-        };
-        self.findings.with_label_values(&labels).inc();
+        let rest = [rule, severity, OTHER, OTHER];
+        self.add(&self.findings, "findings", &labels, &rest, 1);
     }
 
     fn credential(&self, credential: &Credential, time: jiff::Timestamp) {
         let labels = [shown(credential), &credential.class];
-        if !self.admit("credentials", &labels) {
+        let seconds = time.as_millisecond() as f64 / 1000.0;
+        if !self.first_seen.set_first(&labels, seconds) {
+            self.folded.with_label_values(&["credentials"]).inc();
             return;
         }
-        let seconds = time.as_millisecond() as f64 / 1000.0;
-        let first = self.first_seen.with_label_values(&labels);
-        if first.get() == 0.0 {
-            first.set(seconds);
-        }
-        self.last_used.with_label_values(&labels).set(seconds);
+        self.last_used.set(&labels, seconds);
         self.tell(credential);
         if let Some(expiry) = credential.expires_at {
-            self.expiry
-                .with_label_values(&labels)
-                .set(expiry.as_second() as f64);
+            self.expiry.set(&labels, expiry.as_second() as f64);
         }
     }
 
     /// One series a credential, by its id: where what is known of it changed, the one before goes.
     fn tell(&self, credential: &Credential) {
-        if !self.admit("info", &[&credential.id.0]) {
-            return;
-        }
         let labels = [
-            shown(credential),
             &credential.id.0,
+            shown(credential),
             &credential.class,
             credential.role.as_str(),
             credential.lifetime.as_str(),
             credential.owner.as_deref().unwrap_or_default(),
-        ]
-        .map(str::to_owned);
-        let Ok(mut told) = self.told.lock() else {
-            return;
-        };
-        let before = told.insert(credential.id.0.clone(), labels.clone());
-        if let Some(before) = before.filter(|before| *before != labels) {
-            // It is there: it was set by whoever put it into the map.
-            let _ = self.info.remove_label_values(&before);
+        ];
+        if !self.info.set_alone(&labels, 1.0) {
+            self.folded.with_label_values(&["info"]).inc();
         }
-        self.info.with_label_values(&labels).set(1.0);
     }
 
     pub fn attached(&self, probe: &str, mechanism: &str, attached: bool) {
@@ -365,12 +294,14 @@ impl Metrics {
 
     /// Records of a workload that found a ring full.
     pub fn lost_by(&self, probe: Probe, workload: &str, count: u64) {
-        let labels = if self.admit("losses", &[probe.name(), workload]) {
-            [probe.name(), workload]
-        } else {
-            [probe.name(), OTHER]
-        };
-        self.lost_by.with_label_values(&labels).inc_by(count);
+        let name = probe.name();
+        self.add(
+            &self.lost_by,
+            "losses",
+            &[name, workload],
+            &[name, OTHER],
+            count,
+        );
     }
 
     pub fn unattributed(&self, reason: &'static str, total: u64) {
@@ -390,9 +321,30 @@ impl Metrics {
 
     /// The text that Prometheus scrapes.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.families.registry.gather(), &mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        let mut text = String::new();
+        let encoder = TextEncoder::new();
+        encoder.encode_utf8(&self.families.registry.gather(), &mut text)?;
+        // One after the other: the library's form of a family takes far more room than its text.
+        for family in self.large() {
+            if let Some(family) = family.collect() {
+                encoder.encode_utf8(&[family], &mut text)?;
+            }
+        }
+        Ok(text)
+    }
+
+    /// Families that may have many series.
+    fn large(&self) -> [&Family; 8] {
+        [
+            &self.uses,
+            &self.hops,
+            &self.findings,
+            &self.info,
+            &self.expiry,
+            &self.first_seen,
+            &self.last_used,
+            &self.lost_by,
+        ]
     }
 }
 
@@ -405,18 +357,21 @@ fn shown(credential: &Credential) -> &str {
 impl Metrics {
     /// Name, labels and meaning of every family that is Keytrail's own, by name.
     pub fn described(&self) -> Vec<(String, String, String)> {
-        let mut all: Vec<_> = self
-            .families
-            .described
-            .iter()
-            .map(|one| {
-                (
-                    one.fq_name.clone(),
-                    one.variable_labels.join(", "),
-                    one.help.clone(),
-                )
-            })
-            .collect();
+        let own = self.families.described.iter().map(|one| {
+            (
+                one.fq_name.clone(),
+                one.variable_labels.join(", "),
+                one.help.clone(),
+            )
+        });
+        let large = self.large().into_iter().map(|one| {
+            (
+                one.name.to_owned(),
+                one.labels.join(", "),
+                one.help.to_owned(),
+            )
+        });
+        let mut all: Vec<_> = own.chain(large).collect();
         all.sort();
         all
     }
@@ -427,17 +382,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_has_a_limit() {
+    fn what_is_known_of_a_credential_is_told_once() {
         let metrics = Metrics::new().expect("registers");
-        for i in 0..SERIES + 10 {
-            let label = i.to_string();
-            assert_eq!(metrics.admit("uses", &[&label]), i < SERIES);
-        }
-        assert!(metrics.admit("uses", &["3"]), "a known series stays");
+        let mut credential: Credential = serde_json::from_value(serde_json::json!({
+            "id": "kt-1", "class": "jwt", "role": "access", "lifetime": "static", "sources": [],
+        }))
+        .expect("a credential");
+        let time = jiff::Timestamp::UNIX_EPOCH;
+        metrics.credential(&credential, time);
+        credential.name = Some("payments".to_owned());
+        metrics.credential(&credential, time);
         let text = metrics.render().expect("renders");
-        assert!(
-            text.contains("keytrail_series_folded_total{family=\"uses\"} 10"),
-            "{text}"
+        let told: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("keytrail_credential_info{"))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "keytrail_credential_info{id=\"kt-1\",credential=\"payments\",class=\"jwt\",role=\"access\",lifetime=\"static\",owner=\"\"} 1"
+            ]
         );
     }
 

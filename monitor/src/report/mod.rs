@@ -4,6 +4,7 @@
 pub mod access;
 pub mod api;
 pub mod dot;
+mod family;
 pub mod findings;
 pub mod http;
 pub mod metrics;

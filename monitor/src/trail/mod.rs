@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use names::Names;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
 };
@@ -29,8 +29,10 @@ use std::{
 const LEVELS: usize = 2;
 /// A connection without payload is taken for a hop after this.
 const SETTLE: SignedDuration = SignedDuration::from_secs(2);
-/// Nodes of the dead are kept this long: their connections may still settle.
+/// Nodes of the dead are kept this long: they stand between those below them and what those above picked up.
 const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
+/// Connections of the dead that nobody has inherited are kept this long: what was sent on them may be told later.
+const ECHO: SignedDuration = SignedDuration::from_secs(10);
 /// Pipes through which a credential went are remembered, the oldest forgotten first.
 const PIPES: usize = 4096;
 /// Connections remembered, for what is presented on them later.
@@ -898,17 +900,41 @@ impl Trail {
             node.exited
                 .is_none_or(|exited| now.duration_since(exited) < TOMBSTONE)
         });
-        // Connections of the dead are of no more use.
+        // Those of a dead process are of use to those below it only.
         let (connections, nodes) = (&mut self.connections, &self.nodes);
+        let mut has_heirs = HashSet::new();
+        for alive in nodes.values().filter(|node| node.exited.is_none()) {
+            let mut above = alive.parent;
+            while let Some(parent) = above
+                && has_heirs.insert(parent)
+            {
+                above = nodes.get(&parent).and_then(|node| node.parent);
+            }
+        }
+        let may_speak = |subject: Subject| {
+            has_heirs.contains(&subject)
+                || nodes.get(&subject).is_some_and(|node| {
+                    node.exited
+                        .is_none_or(|exited| now.duration_since(exited) < ECHO)
+                })
+        };
         self.order.retain(|id| {
-            let keep = connections.get(id).is_some_and(|connection| {
-                !connection.settled || nodes.contains_key(&connection.who.subject)
-            });
+            let keep = connections
+                .get(id)
+                .is_some_and(|known| !known.settled || may_speak(known.who.subject));
             if !keep {
                 connections.remove(id);
             }
             keep
         });
+        // What a burst took is given back.
+        if connections.capacity() > 1024 + 8 * connections.len() {
+            connections.shrink_to_fit();
+            self.order.shrink_to_fit();
+        }
+        if self.nodes.capacity() > 1024 + 8 * self.nodes.len() {
+            self.nodes.shrink_to_fit();
+        }
     }
 }
 

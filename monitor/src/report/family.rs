@@ -1,0 +1,211 @@
+//! A family of metrics with many series: the labels of each are kept once and in little room, and there is a limit
+//! to them.
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Series of one family at most, but for those under which the rest is counted.
+pub const SERIES: usize = 5_000;
+/// Between the labels of a series; none of them has it.
+const APART: char = '\0';
+
+/// What is said of a family, and its series.
+#[derive(Debug)]
+pub struct Family {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub labels: &'static [&'static str],
+    kind: MetricType,
+    /// Values by the labels of each series, one after the other.
+    series: Mutex<BTreeMap<Box<str>, f64>>,
+}
+
+impl Family {
+    pub fn counter(
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> Self {
+        Self {
+            name,
+            help,
+            labels,
+            kind: MetricType::COUNTER,
+            series: Mutex::default(),
+        }
+    }
+
+    pub fn gauge(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self {
+            kind: MetricType::GAUGE,
+            ..Self::counter(name, help, labels)
+        }
+    }
+
+    /// A value has no half: whoever panicked left it whole.
+    fn series(&self) -> MutexGuard<'_, BTreeMap<Box<str>, f64>> {
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds to a series, or to another where the family is full; whether it was the first.
+    pub fn add(&self, labels: &[&str], rest: &[&str], by: u64) -> bool {
+        let mut series = self.series();
+        let key = joined(labels);
+        if let Some(value) = series.get_mut(&*key) {
+            *value += by as f64;
+            return true;
+        }
+        let room = series.len() < SERIES;
+        let key = if room { key } else { joined(rest) };
+        *series.entry(key.into()).or_default() += by as f64;
+        room
+    }
+
+    /// Sets a series, unless the family is full; whether it did.
+    pub fn set(&self, labels: &[&str], value: f64) -> bool {
+        self.put(labels, |_| value)
+    }
+
+    /// Sets a series that is not there, unless the family is full; whether it is there now.
+    pub fn set_first(&self, labels: &[&str], value: f64) -> bool {
+        self.put(labels, |known| known.unwrap_or(value))
+    }
+
+    fn put(&self, labels: &[&str], value: impl FnOnce(Option<f64>) -> f64) -> bool {
+        let mut series = self.series();
+        let key = joined(labels);
+        if let Some(known) = series.get_mut(&*key) {
+            *known = value(Some(*known));
+            return true;
+        }
+        let room = series.len() < SERIES;
+        if room {
+            series.insert(key.into(), value(None));
+        }
+        room
+    }
+
+    /// Sets a series in place of all others that have the same first label, unless the family is full; whether it
+    /// did.
+    pub fn set_alone(&self, labels: &[&str], value: f64) -> bool {
+        let key = joined(labels);
+        let same = format!("{}{APART}", joined(&labels[..1]));
+        let mut series = self.series();
+        let from = (Bound::Included(&*same), Bound::Unbounded);
+        let others: Vec<Box<str>> = series
+            .range::<str, _>(from)
+            .map(|(known, _)| known)
+            .take_while(|known| known.starts_with(&same))
+            .filter(|known| ***known != *key)
+            .cloned()
+            .collect();
+        for other in others {
+            series.remove(&other);
+        }
+        drop(series);
+        self.set(labels, value)
+    }
+
+    /// As the library writes it; nothing where there is no series.
+    pub fn collect(&self) -> Option<MetricFamily> {
+        let series = self.series();
+        if series.is_empty() {
+            return None;
+        }
+        let metrics = series
+            .iter()
+            .map(|(labels, value)| self.metric(labels, *value));
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(self.kind);
+        family.set_metric(metrics.collect());
+        Some(family)
+    }
+
+    fn metric(&self, labels: &str, value: f64) -> Metric {
+        let pairs = self.labels.iter().zip(labels.split(APART));
+        let pairs = pairs.map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value(value.to_owned());
+            pair
+        });
+        let mut metric = Metric::from_label(pairs.collect());
+        if self.kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        metric
+    }
+}
+
+fn joined(labels: &[&str]) -> String {
+    let mut joined = String::with_capacity(labels.iter().map(|label| label.len() + 1).sum());
+    for (number, label) in labels.iter().enumerate() {
+        if number > 0 {
+            joined.push(APART);
+        }
+        joined.extend(label.chars().filter(|letter| *letter != APART));
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(family: &Family) -> String {
+        let families: Vec<MetricFamily> = family.collect().into_iter().collect();
+        prometheus::TextEncoder::new()
+            .encode_to_string(&families)
+            .expect("encoded")
+    }
+
+    #[test]
+    fn a_family_has_a_limit() {
+        let family = Family::counter("n_total", "Help.", &["a", "b"]);
+        for number in 0..SERIES + 10 {
+            let label = number.to_string();
+            let own = family.add(&[&label, "x"], &["other", "x"], 2);
+            assert_eq!(own, number < SERIES);
+        }
+        assert!(
+            family.add(&["3", "x"], &["other", "x"], 1),
+            "a known one stays"
+        );
+        let text = shown(&family);
+        assert!(text.starts_with("# HELP n_total Help.\n# TYPE n_total counter\n"));
+        for line in [
+            "n_total{a=\"3\",b=\"x\"} 3",
+            "n_total{a=\"other\",b=\"x\"} 20",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_gauge_is_set_once_or_again_or_in_place_of_others() {
+        let family = Family::gauge("g", "Help.", &["a", "b"]);
+        assert_eq!(shown(&family), "");
+        assert!(family.set_first(&["\0x\"y\n", ""], 1.5) && family.set_first(&["x\"y\n", ""], 2.5));
+        let series = |text: &str| text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(series(&shown(&family)), ["g{a=\"x\\\"y\\n\",b=\"\"} 1.5"]);
+        family.set(&["x\"y\n", ""], 3.0);
+        family.set(&["x", "1"], 4.0);
+        assert!(family.set_alone(&["x", "2"], 5.0));
+        assert_eq!(
+            series(&shown(&family)),
+            ["g{a=\"x\",b=\"2\"} 5", "g{a=\"x\\\"y\\n\",b=\"\"} 3"]
+        );
+    }
+}
