@@ -31,7 +31,7 @@ pub enum Format {
 pub struct Stream {
     format: Format,
     out: Box<dyn Write + Send>,
-    known: HashMap<String, Known>,
+    known: HashMap<String, Box<Known>>,
     /// Lines that could not be written.
     pub lost: u64,
 }
@@ -50,7 +50,7 @@ struct Known {
 struct Worst {
     severity: Severity,
     evidence: Option<Evidence>,
-    summary: String,
+    summary: Box<str>,
 }
 
 impl Worst {
@@ -58,7 +58,7 @@ impl Worst {
         Self {
             severity: finding.severity,
             evidence: finding.evidence,
-            summary: finding.summary.clone(),
+            summary: finding.summary.as_str().into(),
         }
     }
 
@@ -106,13 +106,13 @@ impl Stream {
         for finding in findings {
             self.known.insert(
                 finding.id.clone(),
-                Known {
+                Box::new(Known {
                     worst: Worst::of(&finding),
                     count: finding.count,
                     first_seen: finding.first_seen,
                     last_seen: finding.last_seen,
                     told: Some(finding.last_seen),
-                },
+                }),
             );
         }
     }
@@ -124,12 +124,14 @@ impl Stream {
             self.forget();
         }
         let now = Worst::of(&finding);
-        let known = self.known.entry(finding.id.clone()).or_insert(Known {
-            worst: now.clone(),
-            count: 0,
-            first_seen: finding.time,
-            last_seen: finding.time,
-            told: None,
+        let known = self.known.entry(finding.id.clone()).or_insert_with(|| {
+            Box::new(Known {
+                worst: now.clone(),
+                count: 0,
+                first_seen: finding.time,
+                last_seen: finding.time,
+                told: None,
+            })
         });
         known.count += 1;
         known.last_seen = known.last_seen.max(finding.time);
@@ -142,7 +144,7 @@ impl Stream {
         } else {
             finding.severity = known.worst.severity;
             finding.evidence = known.worst.evidence;
-            finding.summary.clone_from(&known.worst.summary);
+            finding.summary = known.worst.summary.to_string();
         }
         let again = |told| finding.time.duration_since(told) >= AGAIN;
         let news = worse || known.told.is_none_or(again);

@@ -271,7 +271,8 @@ pub struct Trail {
     nodes: HashMap<Subject, Node>,
     pipes: HashMap<u64, Vec<Holding>>,
     pipe_order: VecDeque<u64>,
-    connections: HashMap<u64, Connection>,
+    /// Boxed: the table of a burst is large, and most of it is empty soon after.
+    connections: HashMap<u64, Box<Connection>>,
     /// Connections in the order of their beginning.
     order: VecDeque<u64>,
     /// Those that wait for a payload.
@@ -564,7 +565,7 @@ impl Trail {
             named: false,
             presented: None,
         };
-        if self.connections.insert(id, connection).is_none() {
+        if self.connections.insert(id, Box::new(connection)).is_none() {
             self.order.push_back(id);
         }
         if datagram {
