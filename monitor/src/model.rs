@@ -469,6 +469,9 @@ pub struct Hop {
     /// Presented outside TLS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clear: bool,
+    /// The same use of the same connection was told already, with other evidence: it counts once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// A workload proved who it is to an authenticator, or got a credential from it.
@@ -532,4 +535,11 @@ pub struct Finding {
     pub last_seen: Timestamp,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<Gap>,
+}
+
+impl Finding {
+    /// What makes it worse than another of the same id.
+    pub fn rank(&self) -> (Severity, Option<Evidence>) {
+        (self.severity, self.evidence)
+    }
 }

@@ -85,6 +85,7 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> Entry {
         others: Vec::new(),
         evidence: Evidence::Sole,
         clear: false,
+        again: false,
     };
     Entry::Hop(Box::new(hop), verdict)
 }

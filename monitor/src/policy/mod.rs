@@ -275,9 +275,7 @@ impl Policy {
     /// What a use breaks, whoever it was that used it.
     pub fn judge_use(&mut self, used: &Use) -> Vec<Finding> {
         let mut findings = Vec::new();
-        findings.extend(self.copied(used));
         findings.extend(self.untrusted(used));
-        findings.extend(self.harvest(used));
         findings.extend(self.human(used));
         findings.extend(self.long_lived(used));
         let revoked = self.revoked(&used.credential, used.time, &used.workload, None);
@@ -290,6 +288,11 @@ impl Policy {
                 raise,
             )
         }));
+        for each_time in &mut findings {
+            each_time.count = used.count.max(1);
+        }
+        findings.extend(self.copied(used));
+        findings.extend(self.harvest(used));
         findings
     }
 
@@ -368,7 +371,7 @@ impl Policy {
                 (Severity::High, format!("{reader} read {what} {owner}"))
             }
         };
-        let found = finding(
+        let mut found = finding(
             used.time,
             &used.workload,
             Some(&used.process),
@@ -384,6 +387,7 @@ impl Policy {
                 for_all: false,
             },
         );
+        found.count = used.count.max(1);
         if written == Some(Fit::Unknown) {
             Judged::Doubtful(found)
         } else {
@@ -783,13 +787,17 @@ impl Policy {
         };
         let mut findings = Vec::new();
         let raise = |raise: Raise<'_>| {
-            finding(
+            // What is told as it is presented only was not told before.
+            let again = hop.again && raise.rule.name != CLEARTEXT.name;
+            let mut found = finding(
                 hop.time,
                 &hop.workload,
                 Some(&hop.process),
                 Some(credential),
                 raise,
-            )
+            );
+            found.count = u64::from(!again);
+            found
         };
         if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
             let severity = match hop.evidence {

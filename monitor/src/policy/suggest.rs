@@ -19,8 +19,9 @@ use crate::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
+    fmt::{self, Write as _},
     net::IpAddr,
     sync::Arc,
 };
@@ -316,8 +317,8 @@ fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
 
 fn destinations(group: &Group<'_>, plain: &Policy, flagged: &Flagged) -> Vec<Line> {
     let mut names: BTreeMap<u16, Seen> = BTreeMap::new();
-    let mut addresses: BTreeMap<u16, BTreeMap<IpAddr, (u64, Evidence)>> = BTreeMap::new();
-    let mut lines = Vec::new();
+    let mut addresses: BTreeMap<u16, BTreeMap<IpAddr, Tally>> = BTreeMap::new();
+    let mut bad: BTreeMap<String, Tally> = BTreeMap::new();
     for row in &group.hops {
         let destination = &row.destination;
         let certain = row.evidence != Evidence::Held && destination.one_of == 0;
@@ -328,31 +329,33 @@ fn destinations(group: &Group<'_>, plain: &Policy, flagged: &Flagged) -> Vec<Lin
             .hops
             .contains(&(row.credential.0.clone(), destination.label()))
         {
-            lines.push(Line {
-                text: quoted(&pattern(destination)),
-                note: format!("{} ×; it was flagged as unexpected-hop", row.count),
-                flagged: true,
-            });
+            let known = bad.entry(pattern(destination));
+            known.or_default().add(Tally::of(row));
             continue;
         }
         match &destination.name {
-            Some(name) => {
-                names
-                    .entry(destination.port)
-                    .or_default()
-                    .add(name, row.count, row.evidence)
-            }
+            Some(name) => names
+                .entry(destination.port)
+                .or_default()
+                .add(name, Tally::of(row)),
             None => {
                 let known = addresses
                     .entry(destination.port)
                     .or_default()
                     .entry(destination.address)
-                    .or_insert((0, row.evidence));
-                known.0 += row.count;
-                known.1 = known.1.max(row.evidence);
+                    .or_default();
+                known.add(Tally::of(row));
             }
         }
     }
+    let mut lines: Vec<Line> = bad
+        .into_iter()
+        .map(|(text, tally)| Line {
+            text: quoted(&text),
+            note: format!("{tally}; it was flagged as unexpected-hop"),
+            flagged: true,
+        })
+        .collect();
     for (port, seen) in names {
         lines.extend(seen.lines(port));
     }
@@ -379,6 +382,7 @@ fn is_home(group: &Group<'_>, row: &HopRow, plain: &Policy) -> bool {
             others: Vec::new(),
             evidence: row.evidence,
             clear: false,
+            again: false,
         };
         plain.judge_hop(&hop).0 == Verdict::Expected
     })
@@ -393,20 +397,56 @@ fn pattern(destination: &Destination) -> String {
     }
 }
 
+/// How often something was seen, with the strongest evidence that there is of it: what is presented was held before.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    evidence: Option<Evidence>,
+    count: u64,
+}
+
+impl Tally {
+    fn of(row: &HopRow) -> Self {
+        Self {
+            evidence: Some(row.evidence),
+            count: row.count,
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        match more.evidence.cmp(&self.evidence) {
+            Ordering::Greater => *self = more,
+            Ordering::Equal => self.count += more.count,
+            Ordering::Less => {}
+        }
+    }
+
+    fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum.add(*one);
+            sum
+        })
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(evidence) = self.evidence {
+            write!(f, "{evidence}, ")?;
+        }
+        write!(f, "{} ×", self.count)
+    }
+}
+
 /// Names on one port, as a tree of their labels from the last to the first.
 #[derive(Default)]
 struct Seen {
-    names: BTreeMap<String, (u64, Evidence)>,
+    names: BTreeMap<String, Tally>,
 }
 
 impl Seen {
-    fn add(&mut self, name: &str, count: u64, evidence: Evidence) {
-        let known = self
-            .names
-            .entry(name.to_ascii_lowercase())
-            .or_insert((0, evidence));
-        known.0 += count;
-        known.1 = known.1.max(evidence);
+    fn add(&mut self, name: &str, tally: Tally) {
+        let known = self.names.entry(name.to_ascii_lowercase());
+        known.or_default().add(tally);
     }
 
     fn lines(&self, port: u16) -> Vec<Line> {
@@ -452,19 +492,14 @@ impl Seen {
         patterns
             .into_iter()
             .map(|(text, names)| {
-                let (count, evidence) = names
-                    .iter()
-                    .filter_map(|name| self.names.get(*name))
-                    .fold((0, Evidence::Held), |(count, evidence), (more, other)| {
-                        (count + more, evidence.max(*other))
-                    });
+                let tally = Tally::sum(names.iter().filter_map(|name| self.names.get(*name)));
                 let note = match text.strip_prefix("*.") {
                     Some(domain) => format!(
-                        "{evidence}, {count} ×, {} names: {}; newly allows every other name under {domain}",
+                        "{tally}, {} names: {}; newly allows every other name under {domain}",
                         names.len(),
                         some(names.iter().map(|name| name.as_str()))
                     ),
-                    None => format!("{evidence}, {count} ×"),
+                    None => tally.to_string(),
                 };
                 let text = match text.strip_prefix("*.") {
                     Some(domain) => format!("*.{}", literal(domain)),
@@ -481,7 +516,7 @@ impl Seen {
 }
 
 /// Addresses that have no names: by network where there are many in one.
-fn networks(port: u16, all: &BTreeMap<IpAddr, (u64, Evidence)>) -> Vec<Line> {
+fn networks(port: u16, all: &BTreeMap<IpAddr, Tally>) -> Vec<Line> {
     let mut by: BTreeMap<IpNet, Vec<&IpAddr>> = BTreeMap::new();
     for address in all.keys() {
         let length = if address.is_ipv4() { 24 } else { 64 };
@@ -491,14 +526,6 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, (u64, Evidence)>) -> Vec<Line> {
     }
     let mut lines = Vec::new();
     for (network, addresses) in by {
-        let sum = |addresses: &[&IpAddr]| {
-            addresses
-                .iter()
-                .filter_map(|address| all.get(*address))
-                .fold((0, Evidence::Held), |(count, evidence), (more, other)| {
-                    (count + more, evidence.max(*other))
-                })
-        };
         let bracketed = |text: String, v6: bool| {
             if v6 {
                 format!("[{text}]:{port}")
@@ -507,23 +534,20 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, (u64, Evidence)>) -> Vec<Line> {
             }
         };
         if addresses.len() > FEW {
-            let (count, evidence) = sum(&addresses);
+            let tally = Tally::sum(addresses.iter().filter_map(|address| all.get(*address)));
             lines.push(Line {
                 text: quoted(&bracketed(network.to_string(), network.addr().is_ipv6())),
                 note: format!(
-                    "{evidence}, {count} ×, {} addresses; newly allows every other address of the network",
+                    "{tally}, {} addresses; newly allows every other address of the network",
                     addresses.len()
                 ),
                 flagged: false,
             });
         } else {
-            lines.extend(addresses.into_iter().map(|address| {
-                let (count, evidence) = sum(&[address]);
-                Line {
-                    text: quoted(&bracketed(address.to_string(), address.is_ipv6())),
-                    note: format!("{evidence}, {count} ×"),
-                    flagged: false,
-                }
+            lines.extend(addresses.into_iter().map(|address| Line {
+                text: quoted(&bracketed(address.to_string(), address.is_ipv6())),
+                note: all.get(address).copied().unwrap_or_default().to_string(),
+                flagged: false,
             }));
         }
     }
@@ -651,10 +675,26 @@ mod tests {
     use proptest::prelude::*;
     use std::path::Path;
 
+    fn tally(evidence: Evidence, count: u64) -> Tally {
+        let evidence = Some(evidence);
+        Tally { evidence, count }
+    }
+
+    #[test]
+    fn what_was_presented_is_not_counted_as_held_too() {
+        let all = [
+            tally(Evidence::Sole, 9),
+            tally(Evidence::Presented, 2),
+            tally(Evidence::Presented, 3),
+            tally(Evidence::Sole, 1),
+        ];
+        assert_eq!(Tally::sum(all.iter()).to_string(), "presented, 5 ×");
+    }
+
     fn lines(names: &[&str]) -> Vec<String> {
         let mut seen = Seen::default();
         for name in names {
-            seen.add(name, 1, Evidence::Presented);
+            seen.add(name, tally(Evidence::Presented, 1));
         }
         seen.lines(443).into_iter().map(|line| line.text).collect()
     }
@@ -677,9 +717,10 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network() {
-        let all: BTreeMap<IpAddr, (u64, Evidence)> = (1..=4)
-            .map(|last| (IpAddr::from([10, 0, 0, last]), (1, Evidence::Sole)))
-            .chain([(IpAddr::from([10, 9, 0, 1]), (1, Evidence::Sole))])
+        let all: BTreeMap<IpAddr, Tally> = (1..=4)
+            .map(|last| IpAddr::from([10, 0, 0, last]))
+            .chain([IpAddr::from([10, 9, 0, 1])])
+            .map(|address| (address, tally(Evidence::Sole, 1)))
             .collect();
         let texts: Vec<String> = networks(5432, &all)
             .into_iter()

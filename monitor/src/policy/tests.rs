@@ -88,6 +88,7 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
         others: Vec::new(),
         evidence,
         clear: false,
+        again: false,
     }
 }
 

@@ -7,7 +7,10 @@ use crate::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+};
 
 /// Rules that are judged again: what the others need is not in the ledger.
 const JUDGED: [rules::Rule; 6] = [
@@ -49,15 +52,7 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
             }
             finding.count = count;
             (finding.first_seen, finding.last_seen) = (first, last);
-            let known = found
-                .entry(finding.id.clone())
-                .and_modify(|known| {
-                    known.count += count;
-                    known.first_seen = known.first_seen.min(first);
-                    known.last_seen = known.last_seen.max(last);
-                })
-                .or_insert(finding);
-            known.time = known.last_seen;
+            add(&mut found, finding);
         }
     };
     let History {
@@ -115,6 +110,7 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
             others: Vec::new(),
             evidence: row.evidence,
             clear: false,
+            again: false,
         };
         // Which of several it was is not known, and what the others were was not kept.
         let (_, raised) = policy.judge_hop(&hop);
@@ -168,9 +164,66 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
     }
 }
 
+/// What was presented was told as held too: how often is said of the worst only.
+fn add(found: &mut BTreeMap<String, Finding>, finding: Finding) {
+    let (first, last) = (finding.first_seen, finding.last_seen);
+    match found.entry(finding.id.clone()) {
+        Entry::Vacant(none) => {
+            none.insert(Finding {
+                time: last,
+                ..finding
+            });
+        }
+        Entry::Occupied(known) => {
+            let known = known.into_mut();
+            let first = known.first_seen.min(first);
+            let last = known.last_seen.max(last);
+            match finding.rank().cmp(&known.rank()) {
+                Ordering::Greater => *known = finding,
+                Ordering::Equal => known.count += finding.count,
+                Ordering::Less => {}
+            }
+            (known.first_seen, known.last_seen, known.time) = (first, last, last);
+        }
+    }
+}
+
 fn of(judged: Judged) -> Vec<Finding> {
     match judged {
         Judged::Fine => Vec::new(),
         Judged::Doubtful(finding) | Judged::Breaks(finding) => vec![finding],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Evidence, Severity};
+
+    #[test]
+    fn the_worst_of_what_is_the_same_counts() {
+        let finding = |second: u32, severity: &str, evidence: &str, count: u32| -> Finding {
+            let time = format!("2026-01-01T00:00:{second:02}Z");
+            serde_json::from_value(serde_json::json!({
+                "id": "kf-1", "time": time, "rule": "unexpected-hop", "severity": severity,
+                "evidence": evidence, "summary": "x", "workload": { "kind": "host", "name": "/bin/a" },
+                "count": count, "first_seen": time, "last_seen": time,
+            }))
+            .expect("a finding")
+        };
+        let mut found = BTreeMap::new();
+        add(&mut found, finding(5, "medium", "sole", 9));
+        add(&mut found, finding(6, "critical", "presented", 2));
+        add(&mut found, finding(7, "critical", "presented", 3));
+        add(&mut found, finding(9, "medium", "sole", 1));
+        let [one] = &found.into_values().collect::<Vec<_>>()[..] else {
+            panic!("one finding");
+        };
+        assert_eq!(
+            (one.severity, one.evidence, one.count),
+            (Severity::Critical, Some(Evidence::Presented), 5)
+        );
+        let seconds = [one.first_seen, one.last_seen, one.time].map(|time| time.as_second() % 60);
+        assert_eq!(seconds, [5, 9, 9]);
     }
 }

@@ -61,10 +61,6 @@ impl Worst {
             summary: finding.summary.as_str().into(),
         }
     }
-
-    fn rank(&self) -> (Severity, Option<Evidence>) {
-        (self.severity, self.evidence)
-    }
 }
 
 impl std::fmt::Debug for Stream {
@@ -133,13 +129,14 @@ impl Stream {
                 told: None,
             })
         });
-        known.count += 1;
+        known.count = (known.count + finding.count).max(1);
         known.last_seen = known.last_seen.max(finding.time);
         finding.count = known.count;
         finding.first_seen = known.first_seen;
         finding.last_seen = known.last_seen;
-        let worse = now.rank() > known.worst.rank();
-        if now.rank() >= known.worst.rank() {
+        let before = (known.worst.severity, known.worst.evidence);
+        let worse = finding.rank() > before;
+        if finding.rank() >= before {
             known.worst = now;
         } else {
             finding.severity = known.worst.severity;
@@ -211,6 +208,9 @@ mod tests {
         let mut stream = Stream::new(Box::new(page.clone()), Format::Json);
         stream.take(finding(0, "medium", "sole"));
         stream.take(finding(1, "critical", "presented"));
+        let mut same_use = finding(1, "critical", "presented");
+        same_use.count = 0;
+        stream.take(same_use);
         let kept = stream.take(finding(2, "medium", "sole"));
         assert_eq!(
             (kept.severity, kept.evidence),

@@ -222,6 +222,8 @@ struct Shown {
     time: Timestamp,
     credential: Credential,
     place: Place,
+    /// Absent where it is not known which one.
+    connection: Option<u64>,
     clear: bool,
 }
 
@@ -263,6 +265,8 @@ struct Connection {
     named: bool,
     /// What was presented on it last.
     presented: Option<Arc<Credential>>,
+    /// What was told of it as [`Evidence::Sole`], until the same is seen to be presented.
+    sole: Option<Arc<Credential>>,
 }
 
 /// The state of the trail.
@@ -383,6 +387,7 @@ impl Trail {
                     time,
                     credential,
                     place,
+                    connection,
                     clear: false,
                 };
                 self.presented(shown, &who, &destinations, out);
@@ -406,6 +411,7 @@ impl Trail {
                     time,
                     credential,
                     place,
+                    connection: Some(connection),
                     clear: true,
                 };
                 self.presented(shown, &who, &destinations, out);
@@ -564,6 +570,7 @@ impl Trail {
             settled: false,
             named: false,
             presented: None,
+            sole: None,
         };
         if self.connections.insert(id, Box::new(connection)).is_none() {
             self.order.push_back(id);
@@ -624,6 +631,16 @@ impl Trail {
         }
         let held = self.held(connection.who.subject, connection.stdin);
         let evidence = evidence_of(&held);
+        let was_shown = |holding: &Holding| {
+            let shown = connection.presented.as_ref();
+            shown.is_some_and(|shown| shown.id == holding.credential.id)
+        };
+        if let [sole] = &held[..]
+            && !was_shown(sole)
+            && let Some(known) = self.connections.get_mut(&id)
+        {
+            known.sole = Some(Arc::clone(&sole.credential));
+        }
         for holding in held {
             out.push(Outcome::Hop(Box::new(Hop {
                 time: time.max(connection.time),
@@ -634,6 +651,7 @@ impl Trail {
                 others: Vec::new(),
                 evidence,
                 clear: false,
+                again: was_shown(&holding),
             })));
         }
     }
@@ -643,6 +661,30 @@ impl Trail {
         if let Some(connection) = known {
             connection.presented = Some(Arc::new(credential.clone()));
         }
+    }
+
+    /// Whether what is presented there now was told of the connection as [`Evidence::Sole`]; only once. Where the
+    /// connection is not known, it is one of the process to the same place.
+    fn was_told(
+        &mut self,
+        id: Option<u64>,
+        subject: Subject,
+        credential: &Credential,
+        destination: &Destination,
+    ) -> bool {
+        let own = self.nodes.get(&subject).map(|node| &node.connections);
+        let label = destination.label();
+        for id in id.iter().chain(own.into_iter().flatten()) {
+            if let Some(connection) = self.connections.get_mut(id)
+                && let Some(sole) = &connection.sole
+                && sole.id == credential.id
+                && connection.destination.label() == label
+            {
+                connection.sole = None;
+                return true;
+            }
+        }
+        false
     }
 
     /// A credential came back: its receiver holds it, and this is how it got it.
@@ -761,6 +803,7 @@ impl Trail {
             time,
             credential,
             place,
+            connection,
             clear,
         } = shown;
         out.push(used(time, who, &credential, place));
@@ -774,6 +817,7 @@ impl Trail {
                 .filter(|other| *other != destination)
                 .cloned()
                 .collect();
+            let again = self.was_told(connection, who.subject, &credential, destination);
             out.push(Outcome::Hop(Box::new(Hop {
                 time,
                 workload: who.workload.clone(),
@@ -786,6 +830,7 @@ impl Trail {
                 others,
                 evidence: Evidence::Presented,
                 clear,
+                again,
             })));
         }
     }

@@ -383,6 +383,53 @@ fn what_is_presented_is_the_strongest_evidence() {
 }
 
 #[test]
+fn what_is_presented_on_a_connection_that_was_told_is_the_same_use_once() {
+    let again = |events: Vec<Event>| -> Vec<bool> {
+        let mut trail = Trail::new();
+        let mut out = Vec::new();
+        for event in events {
+            trail.take(event, &mut out);
+        }
+        out.into_iter()
+            .filter_map(|outcome| match outcome {
+                Outcome::Hop(hop) => Some(hop.again),
+                _ => None,
+            })
+            .collect()
+    };
+    let begun = || {
+        vec![
+            pick(1, 7, Source::File, None),
+            connect(1, 1, "10.0.0.1", 443),
+            payload(1, None),
+        ]
+    };
+    // The second request of a connection is a use of its own; so is another credential.
+    let mut requests = begun();
+    requests.extend([present(1, Some(1), 7), present(1, Some(1), 7)]);
+    assert_eq!(again(requests), [false, true, false]);
+    let mut another = begun();
+    another.push(present(1, Some(1), 8));
+    assert_eq!(again(another), [false, false]);
+    // Which connection is not known, and there is one that it can be.
+    let mut unknown = begun();
+    unknown.push(present(1, None, 7));
+    assert_eq!(again(unknown), [false, true]);
+    // The name of the server is another place, where nothing was told.
+    let mut named = begun();
+    named.extend([in_clear(1, Some("api.example"), 7)]);
+    assert_eq!(again(named), [false, false]);
+    // What is told late was shown already.
+    let late = vec![
+        pick(1, 7, Source::File, None),
+        connect(1, 1, "10.0.0.1", 443),
+        present(1, Some(1), 7),
+        payload(1, None),
+    ];
+    assert_eq!(again(late), [false, true]);
+}
+
+#[test]
 fn what_is_presented_on_an_unknown_connection_went_to_one_of_them() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
