@@ -162,6 +162,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     };
     let ready = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
+    let reload = Arc::new(AtomicBool::new(false));
     let names = names(cluster)?;
     let parts = Parts {
         names,
@@ -183,6 +184,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         known: before.credentials,
         ready: Arc::clone(&ready),
         stop: Arc::clone(&stop),
+        reload: Arc::clone(&reload),
     };
     let (ended, mut end) = tokio::sync::oneshot::channel();
     let pipeline = std::thread::Builder::new()
@@ -196,6 +198,12 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+        let hanging_up = async {
+            while hangup.recv().await.is_some() {
+                reload.store(true, Ordering::Release);
+            }
+        };
         let app = Arc::new(App {
             metrics,
             state_dir: settings.state_dir.clone(),
@@ -218,6 +226,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
             served = serving => served?,
             served = serving_metrics => served?,
             _ = terminate.recv() => tracing::info!("told to stop"),
+            () = hanging_up => {}
             interrupted = tokio::signal::ctrl_c() => interrupted?,
             _ = &mut end => {}
         }
@@ -238,9 +247,11 @@ struct Parts {
     catalog: Arc<Catalog>,
     judge: Judge,
     last: Option<Last>,
-    known: Vec<Credential>,
+    known: Vec<(Credential, Timestamp)>,
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
+    /// Somebody has changed or moved files, and says so by SIGHUP.
+    reload: Arc<AtomicBool>,
 }
 
 fn pipeline(parts: Parts) -> anyhow::Result<()> {
@@ -287,7 +298,14 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     attribution.await_objects(OBJECTS);
     let mut credentials =
         Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
-    credentials.remember(parts.known);
+    for (credential, first_seen) in &parts.known {
+        let mut named = credential.clone();
+        // Names are those of the expectations that are in force now.
+        (named.name, named.owner) = (None, None);
+        parts.judge.policy.name(&mut named);
+        parts.judge.sinks.metrics.known(&named, *first_seen);
+    }
+    credentials.remember(parts.known.into_iter().map(|known| known.0).collect());
     let mut joiner = Joiner::new(attribution, credentials);
     joiner.environ_is_read = sensor.environ_is_read();
     joiner.own = own;
@@ -340,13 +358,30 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
             sensor.sweep_reads(&mut observations)?;
             joiner.join(&mut observations, &mut events);
         }
-        if seconds.is_multiple_of(10) {
+        if seconds.is_multiple_of(2) {
+            let missing = joiner.attribution.missing(now);
+            events.extend(
+                missing
+                    .into_iter()
+                    .map(|subject| Event::Exit { time: now, subject }),
+            );
             joiner.attribution.bury(now);
+        }
+        if seconds.is_multiple_of(10) {
             sensor.forget_tls();
             sensor.sweep_carried();
         }
         parts.judge.take(&mut events)?;
-        if let Some(loaded) = parts.watch.changed() {
+        let told = parts.reload.swap(false, Ordering::AcqRel);
+        if told && let Err(error) = parts.judge.sinks.stream.reopen() {
+            tracing::error!(%error, "the file of findings cannot be opened again; findings go where they went");
+        }
+        let changed = if told {
+            Some(parts.watch.reload())
+        } else {
+            parts.watch.changed()
+        };
+        if let Some(loaded) = changed {
             match loaded {
                 Ok(Loaded {
                     document,
@@ -359,7 +394,12 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
                     let success = i64::from(refused == 0);
                     parts.judge.sinks.metrics.reload_success.set(success);
-                    tracing::info!("the configuration was loaded again");
+                    tracing::info!("expectations and catalog were loaded again");
+                    if parts.watch.needs_restart() {
+                        tracing::warn!(
+                            "settings of the agent have changed as well: they hold from its next start on"
+                        );
+                    }
                 }
                 Err(error) => {
                     parts.judge.sinks.metrics.reload_success.set(0);
@@ -501,11 +541,15 @@ fn count(
     }
     for probe in Probe::ALL {
         metrics.events(probe, Stage::Sent, counters.get(probe, Stage::Sent));
+        let told_of = told.contains_key(probe.name());
         for (stage, name) in [(Stage::Ring, "ring"), (Stage::Read, "read")] {
             let mut grown = metrics.events(probe, stage, counters.get(probe, stage));
             if stage == Stage::Ring {
                 // What a workload is known for is told already.
                 grown = grown.saturating_sub(told.remove(probe.name()).unwrap_or_default());
+            }
+            if probe == Probe::Process && (grown > 0 || told_of) {
+                joiner.attribution.lost();
             }
             if grown > 0 {
                 events.push(Event::Gap {
@@ -514,11 +558,49 @@ fn count(
             }
         }
     }
-    metrics.lost("all", "decode", sensor.undecoded);
-    metrics.lost("hello", "parse", joiner.malformed);
-    metrics.lost("all", "stream", judge.sinks.stream.lost);
-    if let Some(ledger) = &judge.sinks.ledger {
-        metrics.lost("all", "ledger", ledger.lost.load(Ordering::Relaxed));
+    let ledger = judge.sinks.ledger.as_ref();
+    let unwritten = ledger.map_or(0, |ledger| ledger.lost.load(Ordering::Relaxed));
+    for (probe, stage, total, what) in [
+        (
+            "all",
+            "decode",
+            sensor.undecoded,
+            "records of the probes could not be understood",
+        ),
+        (
+            "hello",
+            "parse",
+            joiner.malformed,
+            "first payloads looked like a ClientHello and were none",
+        ),
+        (
+            "all",
+            "stream",
+            judge.sinks.stream.lost,
+            "findings could not be written to the stream",
+        ),
+        (
+            "all",
+            "ledger",
+            unwritten,
+            "records could not be written to the ledger",
+        ),
+    ] {
+        let grown = metrics.lost(probe, stage, total);
+        // A payload that is no ClientHello is nothing that was missed.
+        if grown > 0 && stage != "parse" {
+            events.push(Event::Gap {
+                gap: Gap {
+                    kind: "lost-events".to_owned(),
+                    probe: None,
+                    detail: what.to_owned(),
+                    since: before,
+                    until: Some(now),
+                    count: grown,
+                    blind: false,
+                },
+            });
+        }
     }
     metrics.unattributed("process-gone", joiner.attribution.unattributed);
     for (reason, total) in joiner.attribution.unnamed() {
@@ -584,6 +666,8 @@ pub fn replay(
     state_dir: Option<&Path>,
 ) -> anyhow::Result<u64> {
     let text = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    // Not into the ledger of an agent that runs.
+    let _lock = state_dir.map(lock).transpose()?;
     let ledger = match state_dir {
         Some(directory) => {
             // What is replayed may be old: nothing of it is dropped by age.

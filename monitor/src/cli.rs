@@ -21,6 +21,7 @@ use std::{
     process::ExitCode,
 };
 use tracing_subscriber::EnvFilter;
+use url::Url;
 
 /// Follows every credential from the process that picks it up to the destination where it is
 /// used, and says which of those hops should not be there.
@@ -69,9 +70,8 @@ enum Command {
     Backup {
         /// The copy; it must not be there yet
         file: PathBuf,
-        /// The agent's state directory
-        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-        state_dir: PathBuf,
+        #[command(flatten)]
+        ledger: LedgerArgs,
     },
     /// Write what is observed to a file, until interrupted
     Record {
@@ -191,9 +191,8 @@ enum PolicyCommand {
         config: Option<PathBuf>,
         #[command(flatten)]
         range: RangeArgs,
-        /// The agent's state directory
-        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-        state_dir: PathBuf,
+        #[command(flatten)]
+        ledger: LedgerArgs,
     },
     /// Say what a file of expectations would have flagged of what was recorded
     Test {
@@ -216,11 +215,17 @@ struct RangeArgs {
 }
 
 impl RangeArgs {
-    fn range(&self) -> Range {
-        Range {
+    fn range(&self) -> Result<Range, Failure> {
+        let range = Range {
             since: self.since,
             until: self.until,
+        };
+        if range.is_reversed() {
+            return Err(Failure::Usage(
+                "--since is after --until: nothing can be in between".to_owned(),
+            ));
         }
+        Ok(range)
     }
 }
 
@@ -228,9 +233,19 @@ impl RangeArgs {
 struct StoreArgs {
     #[arg(long, value_enum, default_value_t)]
     output: Output,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+}
+
+/// Whose ledger is asked.
+#[derive(Debug, Args)]
+struct LedgerArgs {
     /// The agent's state directory
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
+    /// The same as a URL: file:///var/lib/keytrail
+    #[arg(long, value_name = "URL", conflicts_with = "state_dir")]
+    store: Option<Url>,
 }
 
 /// As [`StoreArgs`], for answers that are graphs.
@@ -238,9 +253,8 @@ struct StoreArgs {
 struct GraphArgs {
     #[arg(long, value_enum, default_value_t)]
     output: GraphOutput,
-    /// The agent's state directory
-    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -315,7 +329,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run_agent(args),
         Command::Query { query } => ask(query),
         Command::Inventory { store } => {
-            let reader = open(&store.state_dir)?;
+            let reader = open(&store.ledger)?;
             let answer = reader.inventory(Timestamp::now())?;
             print(store.output, &answer, table::inventory)
         }
@@ -323,17 +337,17 @@ fn run(command: Command) -> Result<(), Failure> {
             if let Some(rule) = &rule {
                 crate::policy::rules::known(rule).map_err(Failure::Usage)?;
             }
-            let answer = open(&store.state_dir)?.findings(
+            let answer = open(&store.ledger)?.findings(
                 About::default(),
                 rule.as_deref(),
                 None,
-                range.range(),
+                range.range()?,
             )?;
             print(store.output, &answer, table::findings)
         }
         Command::Policy { policy } => on_policy(policy),
-        Command::Backup { file, state_dir } => {
-            open(&state_dir)?.back_up(&file).map_err(QueryError::from)?;
+        Command::Backup { file, ledger } => {
+            open(&ledger)?.back_up(&file).map_err(QueryError::from)?;
             anstream::println!("{}: written", file.display());
             Ok(())
         }
@@ -435,8 +449,21 @@ fn usage(error: anyhow::Error) -> Failure {
     Failure::Usage(format!("{error:#}"))
 }
 
-fn open(state_dir: &Path) -> Result<Reader, Failure> {
-    Reader::open(state_dir).map_err(|error| Failure::Failed(error.to_string()))
+fn open(ledger: &LedgerArgs) -> Result<Reader, Failure> {
+    let directory = match &ledger.store {
+        None => ledger.state_dir.clone(),
+        Some(url) if url.scheme() == "file" => url.to_file_path().map_err(|()| {
+            Failure::Usage(format!(
+                "`{url}` is no path: write file:///var/lib/keytrail"
+            ))
+        })?,
+        Some(url) => {
+            return Err(Failure::Usage(format!(
+                "`{url}`: a ledger is read from a directory of this machine (file:///var/lib/keytrail); one of a fleet is not there yet"
+            )));
+        }
+    };
+    Reader::open(&directory).map_err(|error| Failure::Failed(error.to_string()))
 }
 
 fn on_policy(command: PolicyCommand) -> Result<(), Failure> {
@@ -458,17 +485,17 @@ fn on_policy(command: PolicyCommand) -> Result<(), Failure> {
         PolicyCommand::Suggest {
             config,
             range,
-            state_dir,
+            ledger,
         } => {
             let document = load(config.as_deref())?;
             let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
-            let history = open(&state_dir)?.history(range.range())?;
+            let history = open(&ledger)?.history(range.range()?)?;
             write_out(&suggest(&history, &catalog))
         }
         PolicyCommand::Test { file, range, store } => {
             let document = load(Some(&file))?;
             let catalog = agent::catalog(&document, Some(&file)).map_err(usage)?;
-            let history = open(&store.state_dir)?.history(range.range())?;
+            let history = open(&store.ledger)?.history(range.range()?)?;
             let mut policy = Policy::new(document, catalog);
             print(store.output, &try_on(&mut policy, history), table::trial)
         }
@@ -482,7 +509,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store.state_dir)?.who(&credential, range.range())?;
+            let answer = open(&store.ledger)?.who(&credential, range.range()?)?;
             show(store.output, &answer, table::who, dot::who)
         }
         QueryCommand::Where {
@@ -490,7 +517,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store.state_dir)?.where_to(&credential, range.range())?;
+            let answer = open(&store.ledger)?.where_to(&credential, range.range()?)?;
             show(store.output, &answer, table::where_to, dot::where_to)
         }
         QueryCommand::Chain {
@@ -498,7 +525,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store.state_dir)?.chain(&credential, range.range())?;
+            let answer = open(&store.ledger)?.chain(&credential, range.range()?)?;
             show(store.output, &answer, table::chain, dot::chain)
         }
         QueryCommand::FirstUse {
@@ -506,7 +533,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             after,
             store,
         } => {
-            let answer = open(&store.state_dir)?.first_use(&credential, after)?;
+            let answer = open(&store.ledger)?.first_use(&credential, after)?;
             show(store.output, &answer, table::first_use, dot::first_use)
         }
         QueryCommand::BlastRadius {
@@ -514,7 +541,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store.state_dir)?.blast_radius(&workload, range.range())?;
+            let answer = open(&store.ledger)?.blast_radius(&workload, range.range()?)?;
             show(
                 store.output,
                 &answer,
@@ -528,10 +555,10 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             range,
             store,
         } => {
-            let answer = open(&store.state_dir)?.timeline(
+            let answer = open(&store.ledger)?.timeline(
                 credential.as_deref(),
                 workload.as_deref(),
-                range.range(),
+                range.range()?,
             )?;
             show(store.output, &answer, table::timeline, dot::timeline)
         }

@@ -242,6 +242,10 @@ pub struct Credential {
     /// The pod that it was issued to, as it says itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_to: Option<IssuedTo>,
+    /// Whoever issues its class marks what he issues, and this has no such mark: it is of somebody who takes the same
+    /// variables and files, and whose home nobody knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unmarked: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Place>,
 }

@@ -6,8 +6,8 @@ use crate::{
     credential::{Credentials, Opened, Variable, View},
     ledger::{Entry, Writer},
     model::{
-        ANOTHER, Destination, Evidence, Finding, Gap, Look, Mint, NameSource, Place, Source,
-        Subject, Transport, Use, Workload,
+        ANOTHER, Destination, Evidence, Finding, Gap, Look, Mint, NOT_COVERED, NameSource, Place,
+        Source, Subject, Transport, Use, Workload,
     },
     policy::{Judged, Policy, document::Document},
     recent::Recent,
@@ -858,8 +858,23 @@ pub struct Judge {
     doubtful: VecDeque<Deed>,
     /// Workloads that nobody knows a name of.
     nameless: HashSet<Workload>,
+    /// The last gaps, for findings near them.
+    gaps: VecDeque<Gap>,
     /// Whether now is the time of the events: in a replay it is not.
     pub live: bool,
+}
+
+/// Gaps that are remembered.
+const GAPS: usize = 16;
+/// A finding is near a gap that ended no longer ago than this.
+const NEAR: SignedDuration = SignedDuration::from_secs(60);
+
+/// Whether something that is missing may be missing from what is found at a time.
+fn touches(gap: &Gap, time: Timestamp) -> bool {
+    gap.since <= time
+        && gap
+            .until
+            .is_none_or(|until| time.duration_since(until) <= NEAR)
 }
 
 impl Judge {
@@ -872,6 +887,7 @@ impl Judge {
             held: VecDeque::new(),
             doubtful: VecDeque::new(),
             nameless: HashSet::new(),
+            gaps: VecDeque::new(),
             live,
         }
     }
@@ -942,6 +958,7 @@ impl Judge {
                 return;
             }
             Outcome::Gap(gap) => {
+                self.note_gap(&gap);
                 let found = self.policy.judge_gap(&gap);
                 self.tell(found.into_iter().collect());
                 self.sinks.write(Entry::Gap(Box::new(gap)));
@@ -956,11 +973,26 @@ impl Judge {
     }
 
     fn tell(&mut self, found: Vec<Finding>) {
-        for finding in found {
+        for mut finding in found {
             self.sinks.metrics.found(&finding);
+            if finding.gaps.is_empty() {
+                let near = |gap: &&Gap| touches(gap, finding.time);
+                finding.gaps = self.gaps.iter().filter(near).cloned().collect();
+            }
             let finding = self.sinks.stream.take(finding);
             self.sinks.write(Entry::Finding(Box::new(finding)));
         }
+    }
+
+    /// Remembers a gap, for the findings that it touches.
+    fn note_gap(&mut self, gap: &Gap) {
+        if gap.kind == NOT_COVERED {
+            return;
+        }
+        if self.gaps.len() >= GAPS {
+            self.gaps.pop_front();
+        }
+        self.gaps.push_back(gap.clone());
     }
 
     /// What was stored is given its name, and what waited for it is judged.
@@ -972,6 +1004,7 @@ impl Judge {
             self.nameless.insert(old.clone());
         } else {
             self.policy.rename(&old, &new);
+            self.sinks.metrics.rename(&old, &new);
             self.sinks
                 .write(Entry::Renamed(Box::new([old.clone(), new.clone()])));
         }

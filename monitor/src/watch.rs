@@ -11,7 +11,11 @@ use crate::{
     credential::catalog::Catalog,
     policy::document::{Document, base},
 };
-use std::{os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Looks whether something has changed.
 #[derive(Debug)]
@@ -24,6 +28,9 @@ pub struct Watch {
     loaded: Vec<Look>,
     /// The files as they were at the last look.
     seen: Vec<Look>,
+    /// What an agent takes at its start, as it was loaded first and last.
+    settings_at_start: Option<String>,
+    settings: Option<String>,
 }
 
 /// What tells one state of a file from another.
@@ -59,6 +66,8 @@ impl Watch {
             version: 0,
             loaded: Vec::new(),
             seen: Vec::new(),
+            settings_at_start: None,
+            settings: None,
         };
         watch.loaded = watch.look();
         watch.seen.clone_from(&watch.loaded);
@@ -89,6 +98,18 @@ impl Watch {
         Some(loaded)
     }
 
+    /// The same at once, whether or not anything has changed.
+    pub fn reload(&mut self) -> anyhow::Result<Loaded> {
+        self.seen = self.look();
+        self.loaded.clone_from(&self.seen);
+        self.load()
+    }
+
+    /// Whether settings that an agent takes at its start are others than when they were loaded first.
+    pub fn needs_restart(&self) -> bool {
+        self.settings != self.settings_at_start
+    }
+
     /// What is to be done now.
     pub fn load(&mut self) -> anyhow::Result<Loaded> {
         let config = self.config.as_deref();
@@ -96,6 +117,10 @@ impl Watch {
             Some(config) => Document::load(config)?,
             None => Document::default(),
         };
+        self.settings = Some(document.settings_text());
+        if self.settings_at_start.is_none() {
+            self.settings_at_start.clone_from(&self.settings);
+        }
         let mut refused = 0;
         // Nothing has that version.
         if let Some(cluster) = self
@@ -124,12 +149,12 @@ impl Watch {
         };
         let mut paths = vec![config.clone()];
         // A broken configuration names nothing: its own change is seen all the same.
-        if let Ok(document) = Document::load(config) {
+        if config.is_dir() {
+            paths.extend(inside(config));
+        } else if let Ok(document) = Document::load(config) {
             for named in document.policies.iter().chain(&document.catalog) {
                 let named = base(config).join(named);
-                if let Ok(entries) = std::fs::read_dir(&named) {
-                    paths.extend(entries.flatten().map(|entry| entry.path()));
-                }
+                paths.extend(inside(&named));
                 paths.push(named);
             }
         }
@@ -145,6 +170,14 @@ impl Watch {
             })
             .collect()
     }
+}
+
+/// What is in a directory, by name; nothing where it is none.
+fn inside(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
 }
 
 #[cfg(test)]
@@ -177,6 +210,20 @@ mod tests {
         assert_eq!(names(&mut watch), None);
         assert_eq!(names(&mut watch), Some(Ok(vec!["second".to_owned()])));
         assert_eq!(names(&mut watch), None);
+    }
+
+    #[test]
+    fn a_file_in_a_directory_that_is_the_configuration_is_watched() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.yaml");
+        let text =
+            |name: &str| format!("credentials:\n  - name: {name}\n    match: {{ file: /x }}\n");
+        std::fs::write(&file, text("one")).unwrap();
+        let mut watch = Watch::new(Some(directory.path().to_owned()), None);
+        // In place: the directory itself does not change.
+        std::fs::write(&file, text("other")).unwrap();
+        assert_eq!(names(&mut watch), None);
+        assert_eq!(names(&mut watch), Some(Ok(vec!["other".to_owned()])));
     }
 
     #[test]

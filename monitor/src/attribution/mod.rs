@@ -22,15 +22,19 @@ use given::Mounted;
 use jiff::{SignedDuration, Timestamp};
 use names::{Names, Renamed};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-/// How long the dead are remembered.
+/// How long the dead are remembered where somebody below them lives, who is shown with his ancestors.
 const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
+/// How long the others are: what they did is told within this. A storm of forks is nothing but such.
+const ECHO: SignedDuration = SignedDuration::from_secs(5);
+/// After ends of processes were lost, the table is compared with `/proc`, but not more often than this.
+const COMPARED: SignedDuration = SignedDuration::from_secs(10);
 /// Ancestors shown with a process.
 const ANCESTORS: usize = 8;
 
@@ -60,6 +64,9 @@ pub struct Attribution {
     clock: BootClock,
     binaries: Binaries,
     mounted: Mounted,
+    /// Records of processes were lost, ends among them, since the table was compared with `/proc`.
+    lost: bool,
+    compared: Option<Timestamp>,
     /// Processes that could not be found any more when they were asked for.
     pub unattributed: u64,
 }
@@ -74,6 +81,8 @@ impl Attribution {
             clock: BootClock::now(),
             binaries: Binaries::default(),
             mounted: Mounted::default(),
+            lost: false,
+            compared: None,
             unattributed: 0,
         }
     }
@@ -441,20 +450,62 @@ impl Attribution {
             .map(|entry| entry.subject.pid)
     }
 
-    /// Forgets those who died long ago; gives them.
-    pub fn bury(&mut self, now: Timestamp) -> Vec<Subject> {
-        let dead: Vec<Subject> = self
-            .table
-            .values()
-            .filter(|entry| {
-                entry
-                    .exited
-                    .is_some_and(|exited| now.duration_since(exited) > TOMBSTONE)
-            })
+    /// Records of processes were lost: some of the table may have ended without a word.
+    pub fn lost(&mut self) {
+        self.lost = true;
+    }
+
+    /// Those of the table that have ended without a word, where records were lost. They are dead from now on.
+    pub fn missing(&mut self, now: Timestamp) -> Vec<Subject> {
+        let lately = self
+            .compared
+            .is_some_and(|compared| compared <= now && now.duration_since(compared) < COMPARED);
+        if !self.lost || lately {
+            return Vec::new();
+        }
+        (self.lost, self.compared) = (false, Some(now));
+        let alive = self.table.values().filter(|entry| entry.exited.is_none());
+        let missing: Vec<Subject> = alive
             .map(|entry| entry.subject)
+            .filter(|subject| self.live(subject.pid) != Some(*subject))
             .collect();
-        for subject in &dead {
-            self.table.remove(subject);
+        for subject in &missing {
+            if let Some(entry) = self.table.get_mut(subject) {
+                entry.exited = Some(now);
+            }
+        }
+        missing
+    }
+
+    /// Forgets those who died long ago, and those who died lately and left nobody behind; gives them.
+    pub fn bury(&mut self, now: Timestamp) -> Vec<Subject> {
+        let mut has_heirs = HashSet::new();
+        for alive in self.table.values().filter(|entry| entry.exited.is_none()) {
+            let mut above = alive.parent;
+            while let Some(parent) = above
+                && has_heirs.insert(parent)
+            {
+                above = self.table.get(&parent).and_then(|entry| entry.parent);
+            }
+        }
+        let mut dead = Vec::new();
+        self.table.retain(|subject, entry| {
+            let kept = if has_heirs.contains(subject) {
+                TOMBSTONE
+            } else {
+                ECHO
+            };
+            let stays = entry
+                .exited
+                .is_none_or(|exited| now.duration_since(exited) <= kept);
+            if !stays {
+                dead.push(*subject);
+            }
+            stays
+        });
+        // What a storm took is given back.
+        if self.table.capacity() > 1024 + 8 * self.table.len() {
+            self.table.shrink_to_fit();
         }
         self.names
             .keep(self.table.values().map(|entry| &*entry.group));
@@ -561,6 +612,7 @@ mod tests {
     /// Numbers above the kernel's limit of 2^22, so that no real process has them.
     const A: u32 = 0x7000_0001;
     const B: u32 = 0x7000_0002;
+    const C: u32 = 0x7000_0003;
 
     #[test]
     fn a_child_has_its_parents_executable_until_it_execs() {
@@ -620,15 +672,41 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_remembered_for_a_while() {
+    fn the_dead_are_remembered_for_a_while_and_longer_where_somebody_below_them_lives() {
         let mut attribution = Attribution::new(None, Names::none());
-        let process = stamp(A, B);
+        let (process, below) = (stamp(A, B), stamp(C, A));
         attribution.exec(&process, Path::new("/bin/true"), false);
+        attribution.fork(&below);
         attribution.exit(&process);
-        let soon = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(60);
-        assert!(attribution.bury(soon).is_empty());
+        let after = |seconds| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds);
+        assert!(attribution.bury(after(60)).is_empty());
         assert_eq!(attribution.process(process.subject).exe, "/bin/true");
-        let later = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(600);
-        assert_eq!(attribution.bury(later), [process.subject]);
+        attribution.exit(&below);
+        assert_eq!(attribution.bury(after(3)), []);
+        let mut dead = attribution.bury(after(6));
+        dead.sort();
+        assert_eq!(dead, [process.subject, below.subject]);
+    }
+
+    #[test]
+    fn who_ended_without_a_word_is_missed_where_records_were_lost() {
+        let mut attribution = Attribution::new(None, Names::none());
+        let own = attribution
+            .adopt(std::process::id())
+            .expect("this process runs");
+        let gone = stamp(C, A);
+        attribution.exec(&gone, Path::new("/bin/true"), false);
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(attribution.missing(now), [], "nothing was lost");
+        attribution.lost();
+        assert_eq!(attribution.missing(now), [gone.subject]);
+        attribution.lost();
+        let soon = now + SignedDuration::from_secs(5);
+        assert_eq!(attribution.missing(soon), [], "not each second");
+        assert!(
+            attribution
+                .entry(own)
+                .is_some_and(|entry| entry.exited.is_none())
+        );
     }
 }

@@ -90,6 +90,10 @@ pub struct Class {
     #[serde(default)]
     pub home: Vec<String>,
     #[serde(default)]
+    pub self_hosted: bool,
+    #[serde(default)]
+    pub marked: bool,
+    #[serde(default)]
     pub usual: Vec<String>,
 }
 
@@ -146,7 +150,8 @@ pub struct Catalog {
     socket_class: Vec<usize>,
     never_files: GlobSet,
     variables: GlobSet,
-    variable_class: Vec<usize>,
+    /// Class of each glob in `variables`, and whether its value is the secret, or a URL that may have one in it.
+    variable_class: Vec<(usize, bool)>,
     never_variables: GlobSet,
     /// `(prefix, class)`; the index is what the probes send.
     prefixes: Vec<(String, usize)>,
@@ -206,6 +211,8 @@ impl Catalog {
             prefixes: Vec::new(),
             headers: Vec::new(),
             home: Vec::new(),
+            self_hosted: false,
+            marked: false,
             usual: Vec::new(),
         });
         Self::compile(document)
@@ -237,9 +244,11 @@ impl Catalog {
                 socket_class.push(index);
                 file_globs.push(socket);
             }
-            for name in class.environment.iter().chain(&class.url_environment) {
-                variables.add(path_glob(&class.class, name)?);
-                variable_class.push(index);
+            let plain = class.environment.iter().map(|name| (name, true));
+            let urls = class.url_environment.iter().map(|name| (name, false));
+            for (name, plain) in plain.chain(urls) {
+                variables.add(name_glob(&class.class, name)?);
+                variable_class.push((index, plain));
             }
             headers.extend(
                 class
@@ -282,7 +291,13 @@ impl Catalog {
             never_files: path_globs("never_files", &document.never_files)?,
             variables: build(variables)?,
             variable_class,
-            never_variables: path_globs("never_environment", &document.never_environment)?,
+            never_variables: {
+                let mut builder = GlobSetBuilder::new();
+                for name in &document.never_environment {
+                    builder.add(name_glob("never_environment", name)?);
+                }
+                build(builder)?
+            },
             prefixes,
             headers,
             authenticators,
@@ -327,13 +342,35 @@ impl Catalog {
         let matched = self.variables.matches(name);
         let first = matched
             .iter()
-            .map(|glob| self.variable_class[*glob])
+            .map(|glob| self.variable_class[*glob].0)
             .min()?;
         let class = &self.classes[first];
         if self.never_variables.is_match(name) && class.class != WRITTEN {
             return None;
         }
         Some(class)
+    }
+
+    /// Whether the value of a variable is the secret itself, by the class that has the variable.
+    pub fn is_plain(&self, name: &str) -> bool {
+        let matched = self.variables.matches(name);
+        let all = matched.iter().map(|glob| self.variable_class[*glob]);
+        let first = all.clone().map(|(class, _)| class).min();
+        all.into_iter()
+            .any(|(class, plain)| plain && Some(class) == first)
+    }
+
+    /// Whether a secret begins as those of some issuer do, however short it is.
+    pub fn is_marked(&self, secret: &[u8]) -> bool {
+        let mut prefixes = self.prefixes.iter();
+        prefixes.any(|(prefix, _)| secret.starts_with(prefix.as_bytes()))
+    }
+
+    /// Whether anybody can run an issuer of a class, anywhere.
+    pub fn is_self_hosted(&self, class: &str) -> bool {
+        self.classes
+            .iter()
+            .any(|candidate| candidate.class == class && candidate.self_hosted)
     }
 
     /// The class of a prefix by the index that a probe sends.
@@ -480,7 +517,7 @@ impl Catalog {
 }
 
 /// `~/x` is `x` in any directory: a home can be anywhere.
-fn in_any_home(glob: &str) -> String {
+pub fn in_any_home(glob: &str) -> String {
     match glob.strip_prefix("~/") {
         Some(rest) => format!("/**/{rest}"),
         None => glob.to_owned(),
@@ -498,7 +535,19 @@ fn path_glob(class: &str, glob: &str) -> Result<Glob, CatalogError> {
         })
 }
 
-/// Globs over paths and names; `*` in `*/sshd` stands for any directory.
+/// A glob over names of variables: programs take them in lower case as well.
+fn name_glob(class: &str, glob: &str) -> Result<Glob, CatalogError> {
+    GlobBuilder::new(glob)
+        .case_insensitive(true)
+        .build()
+        .map_err(|source| CatalogError::Glob {
+            class: class.to_owned(),
+            glob: glob.to_owned(),
+            source,
+        })
+}
+
+/// Globs over paths; `*` in `*/sshd` stands for any directory.
 fn path_globs(class: &str, globs: &[String]) -> Result<GlobSet, CatalogError> {
     let mut builder = GlobSetBuilder::new();
     for glob in globs {

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub class: String,
+    /// It begins as the secrets of some issuer do.
+    pub marked: bool,
     pub fingerprint: u64,
     /// Other forms of the same credential: the secret half of a key pair, `user:password` in
     /// base64.
@@ -96,6 +98,7 @@ impl Finder<'_> {
         let label = label.or_else(|| facts.subject.clone());
         self.found.push(Found {
             class,
+            marked: self.catalog.is_marked(secret),
             fingerprint,
             aliases,
             label,
@@ -146,6 +149,7 @@ impl Finder<'_> {
         if bytes.len() >= SHORTEST {
             self.found.push(Found {
                 class: self.class.class.clone(),
+                marked: self.catalog.is_marked(bytes),
                 fingerprint: self.print(bytes),
                 aliases: Vec::new(),
                 label: None,
@@ -186,6 +190,7 @@ impl Finder<'_> {
                 } else {
                     self.class.class.clone()
                 },
+                marked: true,
                 fingerprint,
                 aliases: Vec::new(),
                 label: None,

@@ -203,6 +203,7 @@ impl Credentials {
             label: None,
             audience: Vec::new(),
             issued_to: None,
+            unmarked: false,
             sources: vec![place.clone()],
         }
     }
@@ -326,6 +327,7 @@ impl Credentials {
             let place = variable_place(&variable.name);
             let found = Found {
                 class: class.class.clone(),
+                marked: variable.prefix.is_some(),
                 fingerprint: variable.fingerprint,
                 aliases: Vec::new(),
                 label: None,
@@ -366,6 +368,7 @@ impl Credentials {
         let class = by_form.or(by_header).map_or(GENERIC, |class| &class.class);
         let found = Found {
             class: class.to_owned(),
+            marked: shown.prefix.is_some(),
             fingerprint: shown.fingerprint,
             aliases: Vec::new(),
             label: None,
@@ -434,6 +437,7 @@ impl Credentials {
             };
             let found = Found {
                 class: class.to_owned(),
+                marked: shown.prefix.is_some(),
                 fingerprint: shown.fingerprint,
                 aliases: Vec::new(),
                 label: None,
@@ -485,12 +489,14 @@ impl Credentials {
         let mut facts = found.facts.clone();
         let mut label = found.label.clone();
         let mut sources = vec![place.clone()];
+        let mut marked = found.marked;
         // A file told more of it than a variable can, and an expectation may be about any of its places.
         if let Some(known) = self.known(&id) {
             add_places(&mut sources, &known.sources);
             if is_general(&class) && !is_general(&known.class) {
                 class.clone_from(&known.class);
             }
+            marked |= class == known.class && !known.unmarked;
             facts.issued_at = facts.issued_at.or(known.issued_at);
             facts.expires_at = facts.expires_at.or(known.expires_at);
             facts.issued_to = facts.issued_to.or(known.issued_to);
@@ -499,12 +505,11 @@ impl Credentials {
             }
             label = label.or_else(|| known.label.clone());
         }
-        let (role, lifetime) = self
-            .catalog
-            .class(&class)
-            .map_or((Role::Access, Lifetime::Static), |class| {
-                (class.role, class.lifetime)
-            });
+        let known = self.catalog.class(&class);
+        let (role, lifetime) = known.map_or((Role::Access, Lifetime::Static), |class| {
+            (class.role, class.lifetime)
+        });
+        let unmarked = !marked && known.is_some_and(|class| class.marked);
         let lifetime = if facts.expires_at.is_some() && class != "private-key" {
             Lifetime::ShortLived
         } else {
@@ -522,6 +527,7 @@ impl Credentials {
             label,
             audience: facts.audience,
             issued_to: facts.issued_to,
+            unmarked,
             sources,
         };
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
@@ -639,8 +645,7 @@ impl Variable {
 fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog::Class> {
     let by_name = catalog.variable(&variable.name).filter(|class| {
         // A variable that may hold a URL is a secret only by the password in it.
-        let needs_url = class.environment.is_empty()
-            || (!class.url_environment.is_empty() && variable.name.ends_with("_URL"));
+        let needs_url = !catalog.is_plain(&variable.name) && !class.url_environment.is_empty();
         (!needs_url || variable.url)
             && variable.secret_len >= if variable.url { 1 } else { SHORTEST }
     });
@@ -682,7 +687,7 @@ fn by_form(
 
 /// The uid of the pod whose volume a path is in, wherever the kubelet's directory is seen: it has
 /// `pods/UID/volumes/kubernetes.io~KIND` in it.
-fn volume_of(path: &str) -> Option<String> {
+pub fn volume_of(path: &str) -> Option<String> {
     let (before, _) = path.split_once("/volumes/kubernetes.io~")?;
     let (above, uid) = before.rsplit_once('/')?;
     above.ends_with("/pods").then(|| uid.to_owned())

@@ -41,6 +41,16 @@ pub enum LedgerError {
         found: i64,
         known: i64,
     },
+    #[error(
+        "the ledger {path} has schema {found}, of an older Keytrail: start the agent once, and it is brought to {known}"
+    )]
+    Older {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
+    #[error("there is something at {0} already: a copy is written to a new file")]
+    Exists(PathBuf),
     #[error("another agent is writing to the ledger {0}: one state directory serves one agent")]
     InUse(PathBuf),
     #[error("the ledger {path}: {source}")]

@@ -16,6 +16,7 @@ use serde::Serialize;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, HashMap},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -32,12 +33,20 @@ pub enum QueryError {
         "no credential is known by `{0}`: it takes an id, the beginning of one, a name of the policy, a path, or env:NAME; `keytrail inventory` lists them"
     )]
     NoCredential(String),
-    #[error("`{text}` is the beginning of {} ids: {}", .ids.len(), .ids.join(", "))]
+    #[error("`{text}` is the beginning of {} ids: {}", .ids.len(), listed(.ids))]
     Ambiguous { text: String, ids: Vec<String> },
     #[error(
         "no workload is known by `{0}`: it takes namespace/name, a unit, a container, or the path of an executable"
     )]
     NoWorkload(String),
+}
+
+/// The first ids of many.
+fn listed(ids: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = ids.iter().take(SHOWN).map(String::as_str);
+    let more = (ids.len() > SHOWN).then_some("…");
+    shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
 /// From when to when an answer goes; open ends where not given.
@@ -48,6 +57,13 @@ pub struct Range {
 }
 
 impl Range {
+    /// Whether its end is before its beginning.
+    pub fn is_reversed(self) -> bool {
+        self.since
+            .zip(self.until)
+            .is_some_and(|(since, until)| since > until)
+    }
+
     pub(super) fn since(self) -> i64 {
         self.since.map_or(0, micros)
     }
@@ -85,6 +101,9 @@ pub struct UseRow {
     pub count: u64,
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
+    /// When the file was written.
+    #[serde(skip)]
+    pub modified: Option<Timestamp>,
 }
 
 /// Where a credential went.
@@ -300,7 +319,7 @@ pub(super) struct Edge {
 /// Edges, with what [`Interned`] keeps of each only where it was not read before.
 const USES: &str =
     "SELECT e.id, e.credential, e.workload, e.process, e.source, e.place, e.count, e.first_seen,
-    e.last_seen FROM use_edge e";
+    e.last_seen, e.modified FROM use_edge e";
 const HOPS: &str = "SELECT e.id, e.credential, e.workload, e.process, e.destination, e.evidence, e.verdict, e.count,
     e.first_seen, e.last_seen FROM hop_edge e";
 /// Edges that may have been seen in a range.
@@ -321,18 +340,27 @@ impl Reader {
             Err(source) => return Err(LedgerError::Directory { path, source }),
         }
         let failed = |source| explain(&path, source);
-        let connection =
+        let mut connection =
             Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+        if is_still(&connection, &path) {
+            // Of a file to which nobody writes, and nothing can be written beside: a copy for forensics.
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            connection = url::Url::from_file_path(std::path::absolute(&path).unwrap_or_default())
+                .ok()
+                .map(|url| Connection::open_with_flags(format!("{url}?immutable=1"), flags))
+                .transpose()
+                .map_err(failed)?
+                .unwrap_or(connection);
+        }
         connection
             .busy_timeout(Duration::from_secs(5))
             .map_err(failed)?;
         let version = schema::version(&connection, &path)?;
         if version != schema::KNOWN {
-            return Err(LedgerError::Damaged {
+            return Err(LedgerError::Older {
                 path,
-                reason: format!(
-                    "it has schema {version}; start the agent once to bring it up to date"
-                ),
+                found: version,
+                known: schema::KNOWN,
             });
         }
         // In one view of the file: what is written meanwhile is in the next answer.
@@ -386,18 +414,27 @@ impl Reader {
     /// Writes a copy of the whole ledger to a file, while the agent goes on writing to this one.
     pub fn back_up(&self, to: &Path) -> Result<(), LedgerError> {
         let failed = |source| explain(&self.path, source);
+        let unusable = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => LedgerError::Exists(to.to_owned()),
+            _ => LedgerError::Directory {
+                path: to.to_owned(),
+                source,
+            },
+        };
+        // SQLite fills an empty file, and nobody else reads it meanwhile.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)
+            .map_err(unusable)?;
         self.connection
             .execute_batch("COMMIT; PRAGMA query_only = 0")
             .map_err(failed)?;
         self.connection
             .execute("VACUUM INTO ?1", [to.to_string_lossy()])
             .map_err(failed)?;
-        std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(
-            |source| LedgerError::Directory {
-                path: to.to_owned(),
-                source,
-            },
-        )
+        Ok(())
     }
 
     /// The ids that a text stands for: one by id or the beginning of one, all that a name, a
@@ -435,7 +472,7 @@ impl Reader {
                 let end = format!("{begin}\u{10ffff}");
                 let found: Result<Vec<String>, _> = self
                     .connection
-                    .prepare("SELECT id FROM credential WHERE id >= ?1 AND id < ?2 LIMIT 10")
+                    .prepare("SELECT id FROM credential WHERE id >= ?1 AND id < ?2")
                     .and_then(|mut statement| {
                         statement
                             .query_map([&begin, &end], |row| row.get(0))?
@@ -468,7 +505,8 @@ impl Reader {
     /// The rows of workloads that a text stands for.
     fn workloads_by(&self, text: &str) -> Result<Vec<(i64, Workload)>, QueryError> {
         let rows: Vec<(i64, Workload)> = self.rows(
-            "SELECT id, json FROM workload WHERE key = ?1 OR exe = ?1",
+            "SELECT id, json FROM workload WHERE key = ?1
+             UNION SELECT id, json FROM workload WHERE id IN (SELECT workload FROM program WHERE exe = ?1)",
             params![text],
             |row| Ok((row.get(0)?, from_json(row, 1)?)),
         )?;
@@ -484,7 +522,11 @@ impl Reader {
         let is = |workload: &Workload| {
             workload.key() == text
                 || workload.unit.as_deref() == Some(text)
-                || workload.pod.as_deref() == Some(text)
+                || workload.pod.as_deref().is_some_and(|pod| {
+                    let namespace = workload.namespace.as_deref();
+                    pod == text
+                        || text.split_once('/') == namespace.map(|namespace| (namespace, pod))
+                })
                 || workload
                     .container
                     .as_deref()
@@ -520,7 +562,7 @@ impl Reader {
 
     pub(super) fn credential(&self, id: &CredentialId) -> Result<Option<Credential>, LedgerError> {
         let mut found = self.rows(
-            "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at
+            "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at, unmarked
              FROM credential WHERE id = ?1",
             [&id.0],
             credential_row,
@@ -779,6 +821,7 @@ impl Reader {
             count: row.get::<_, i64>(6)?.max(0) as u64,
             first_seen: from_micros(row.get(7)?),
             last_seen: from_micros(row.get(8)?),
+            modified: row.get::<_, Option<i64>>(9)?.map(from_micros),
         })
     }
 
@@ -899,7 +942,7 @@ impl Reader {
         // By the hour, as the ledger has it.
         let uses = self.hours(
             "SELECT e.id, e.credential, e.workload, iif(h.first_process = 0, h.process, h.first_process), e.source, e.place, h.count, h.first_seen,
-             h.last_seen",
+             h.last_seen, e.modified",
             ("use_hour", "use_edge"),
             &wanted,
             range,
@@ -1086,26 +1129,30 @@ impl Reader {
         )
     }
 
-    /// Credentials with a fingerprint, those that were used last, with their places.
-    pub fn last_used(&self, most: usize) -> Result<Vec<Credential>, LedgerError> {
+    /// Credentials with a fingerprint, those that were used last, with their places, and when each was first seen.
+    pub fn last_used(&self, most: usize) -> Result<Vec<(Credential, Timestamp)>, LedgerError> {
         let ids = self.rows(
-            "SELECT id FROM credential WHERE id >= 'kt-' AND id < 'kt.' ORDER BY last_used DESC LIMIT ?1",
+            "SELECT id, first_seen FROM credential WHERE id >= 'kt-' AND id < 'kt.' ORDER BY last_used DESC LIMIT ?1",
             [most as i64],
-            |row| Ok(CredentialId(row.get(0)?)),
+            |row| Ok((CredentialId(row.get(0)?), from_micros(row.get(1)?))),
         )?;
-        self.credentials(&ids)
+        let mut found = Vec::with_capacity(ids.len());
+        for (id, first_seen) in ids {
+            found.extend(self.credential(&id)?.map(|known| (known, first_seen)));
+        }
+        Ok(found)
     }
 
     pub fn inventory(&self, now: Timestamp) -> Result<Inventory, QueryError> {
         let rows = self.rows(
-            "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at, first_seen, last_used
+            "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at, unmarked, first_seen, last_used
              FROM credential ORDER BY last_used DESC",
             params![],
             |row| {
                 Ok((
                     credential_row(row)?,
-                    from_micros(row.get(10)?),
                     from_micros(row.get(11)?),
+                    from_micros(row.get(12)?),
                 ))
             },
         )?;
@@ -1214,6 +1261,15 @@ impl Reader {
     }
 }
 
+/// Whether a file cannot be read as it is used by an agent, for want of a place for its log, and nobody uses it.
+fn is_still(connection: &Connection, path: &Path) -> bool {
+    let log = format!("{}-wal", path.display());
+    connection
+        .query_row("SELECT 1 FROM sqlite_schema LIMIT 1", [], |_| Ok(()))
+        .is_err_and(|error| error.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen))
+        && !Path::new(&log).exists()
+}
+
 pub(super) fn from_json<T: serde::de::DeserializeOwned>(
     row: &Row<'_>,
     index: usize,
@@ -1246,6 +1302,7 @@ fn credential_row(row: &Row<'_>) -> rusqlite::Result<Credential> {
         label: row.get(6)?,
         audience: from_json(row, 7)?,
         issued_to: None,
+        unmarked: row.get(10)?,
         issued_at: row.get::<_, Option<i64>>(8)?.map(from_micros),
         expires_at: row.get::<_, Option<i64>>(9)?.map(from_micros),
         sources: Vec::new(),

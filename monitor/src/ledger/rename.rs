@@ -67,6 +67,9 @@ pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqli
         .prepare_cached("DELETE FROM mint_hour WHERE workload = ?1")?
         .execute([from])?;
     connection
+        .prepare_cached("UPDATE OR REPLACE program SET workload = ?2 WHERE workload = ?1")?
+        .execute([from, to])?;
+    connection
         .prepare_cached("DELETE FROM workload WHERE id = ?1")?
         .execute([from])?;
     Ok(())
@@ -102,7 +105,8 @@ fn merge(connection: &Connection, kind: &Kind, from: i64, to: i64) -> rusqlite::
             .prepare_cached(&format!(
                 "UPDATE {edges} SET count = {edges}.count + mine.count,
                  first_seen = min({edges}.first_seen, mine.first_seen),
-                 last_seen = max({edges}.last_seen, mine.last_seen)
+                 last_seen = max({edges}.last_seen, mine.last_seen),
+                 process = iif(mine.last_seen > {edges}.last_seen, mine.process, {edges}.process)
                  FROM {edges} mine WHERE mine.id = ?1 AND {edges}.id = ?2"
             ))?
             .execute([mine, theirs])?;

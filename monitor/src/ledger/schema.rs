@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// Step `n` brings a file from schema `n` to `n + 1`.
-pub const STEPS: [&str; 4] = [
+pub const STEPS: [&str; 5] = [
     r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
@@ -138,6 +138,21 @@ CREATE INDEX credential_last_used ON credential (last_used);
     r"
 ALTER TABLE use_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE hop_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
+",
+    // What expectations are judged by when they are tried on what was recorded: whether a credential has its issuer's
+    // mark, and when its file was written. And which programs ran in a workload, all of them.
+    r"
+ALTER TABLE credential ADD COLUMN unmarked INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE use_edge ADD COLUMN modified INTEGER;
+CREATE TABLE program (
+    exe TEXT NOT NULL, workload INTEGER NOT NULL, PRIMARY KEY (exe, workload)
+) WITHOUT ROWID;
+INSERT OR IGNORE INTO program SELECT exe, id FROM workload;
+INSERT OR IGNORE INTO program
+    SELECT json_extract(p.json, '$.exe'), e.workload
+    FROM (SELECT workload, process FROM use_edge UNION SELECT workload, process FROM hop_edge) e
+    JOIN process p ON p.id = e.process;
+DROP INDEX workload_exe;
 ",
 ];
 

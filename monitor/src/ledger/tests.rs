@@ -41,6 +41,7 @@ fn credential(id: u64, path: &str) -> (Credential, Place) {
         label: None,
         audience: vec![],
         issued_to: None,
+        unmarked: false,
         sources: vec![place.clone()],
     };
     (credential, place)
@@ -663,7 +664,11 @@ fn a_clock_that_is_set_drops_nothing() {
     let now = Timestamp::now();
     write(directory.path(), forever(), vec![used(1, "/a", "/x", now)]);
     let mut connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
-    let mut tidy = tidy::Tidy::new(Retention::default());
+    let begun = tidy::Moment {
+        steady: Duration::ZERO,
+        time: at(0),
+    };
+    let mut tidy = tidy::Tidy::new(Retention::default(), None, begun);
     let moment = |seconds: u64, days: i64| tidy::Moment {
         steady: Duration::from_secs(1000 + seconds),
         time: now
@@ -784,7 +789,7 @@ CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 F
 INSERT INTO workload SELECT i + 1, 'ns' || (i % 50) || '/app-' || i, '/usr/bin/app-' || i,
     '{{"kind":"deployment","namespace":"ns' || (i % 50) || '","name":"app-' || i || '"}}' FROM n WHERE i < 500;
 INSERT INTO credential SELECT printf('kt-%016x', i), 'aws-access-key', 'access', 'static', NULL, NULL, NULL, '[]', NULL, NULL,
-    {first} * 3600000000, {now} * 3600000000 FROM n WHERE i < 5000;
+    {first} * 3600000000, {now} * 3600000000, 0 FROM n WHERE i < 5000;
 INSERT INTO source SELECT printf('kt-%016x', i), 'file', '/srv/app-' || i || '/key' FROM n WHERE i < 5000;
 INSERT INTO destination SELECT i + 1, 'host-' || i || '.example:443',
     replace('{destination}', 'HOST', 'host-' || i || '.example') FROM n WHERE i < 2000;
@@ -799,7 +804,7 @@ INSERT INTO hop_hour SELECT e.id, {first} + h.i * 10 + e.id % 10, 'expected', 1,
 INSERT INTO hop_hour SELECT e.id, {first} + h.i, 'unexpected', 1, ({first} + h.i) * 3600000000 + 1,
     ({first} + h.i) * 3600000000 + 2, e.process FROM hop_edge e CROSS JOIN n h WHERE e.id > 50000 AND h.i < 2160;
 INSERT INTO use_edge SELECT i + 1, printf('kt-%016x', i / 2), 1 + i % 500, 'file', '/srv/app-' || (i / 2) || '/key', 90,
-    {first} * 3600000000, {now} * 3600000000, i + 1 FROM n WHERE i < 10000;
+    {first} * 3600000000, {now} * 3600000000, i + 1, NULL FROM n WHERE i < 10000;
 INSERT INTO use_hour SELECT e.id, {first} + h.i * 24, 1, ({first} + h.i * 24) * 3600000000, ({first} + h.i * 24) * 3600000000, e.id
     FROM use_edge e CROSS JOIN n h WHERE h.i < 90;
 COMMIT; ANALYZE;"#,

@@ -11,6 +11,8 @@ use std::time::Duration;
 pub const EVERY: Duration = Duration::from_secs(600);
 /// A clock that goes so much further than time did has been set.
 const JUMP: SignedDuration = SignedDuration::from_hours(1);
+/// An agent that was away for longer, by a clock that nobody has watched, may have one that is wrong.
+const AWAY: SignedDuration = SignedDuration::from_hours(24);
 /// After that nothing is dropped by age for so long: the clock may be set back.
 const DISTRUST: Duration = Duration::from_secs(24 * 3600);
 /// Microseconds of an hour.
@@ -46,11 +48,16 @@ pub struct Tidy {
 }
 
 impl Tidy {
-    pub fn new(retention: Retention) -> Self {
+    /// For a ledger to which was last written at a time, if ever.
+    pub fn new(retention: Retention, alive: Option<Timestamp>, now: Moment) -> Self {
+        let doubtful = alive.is_some_and(|alive| {
+            let away = now.time.duration_since(alive);
+            away > AWAY || away < -JUMP
+        });
         Self {
             retention,
             last: None,
-            jumped: None,
+            jumped: doubtful.then_some(now.steady),
         }
     }
 
@@ -71,7 +78,7 @@ impl Tidy {
                 .time
                 .checked_sub(self.retention.max_age)
                 .unwrap_or(Timestamp::UNIX_EPOCH);
-            drop_before(connection, hour(oldest), micros(oldest))?;
+            drop_before(connection, hour(oldest), micros(oldest), FOR_AGE)?;
         }
         while size(connection)? > self.retention.max_bytes {
             let first: Option<i64> = connection.query_row(
@@ -83,8 +90,7 @@ impl Tidy {
             let Some(first) = first.filter(|first| *first < hour(now.time)) else {
                 break;
             };
-            drop_before(connection, first + 1, (first + 1) * HOUR)?;
-            note_dropped(connection, first * HOUR, (first + 1) * HOUR)?;
+            drop_before(connection, first + 1, (first + 1) * HOUR, FOR_SIZE)?;
         }
         Ok(())
     }
@@ -121,12 +127,27 @@ impl Tidy {
     }
 }
 
-/// One gap for all that was dropped in a row: it grows.
-fn note_dropped(connection: &Connection, since: i64, until: i64) -> rusqlite::Result<()> {
-    const KIND: &str = "dropped-for-size";
+/// Why something was dropped: the kind of the gap that it is, and what is said of it.
+type Why = (&'static str, &'static str);
+const FOR_SIZE: Why = (
+    "dropped-for-size",
+    "the oldest records were dropped to keep the ledger below its size",
+);
+const FOR_AGE: Why = (
+    "dropped-for-age",
+    "older records were dropped, as the configuration's retention says",
+);
+
+/// One gap of a kind for all that was dropped: it grows.
+fn note_dropped(
+    connection: &Connection,
+    (kind, detail): Why,
+    since: i64,
+    until: i64,
+) -> rusqlite::Result<()> {
     let grown = connection.execute(
-        "UPDATE gap SET until = ?1 WHERE kind = ?2 AND until = ?3",
-        params![until, KIND, since],
+        "UPDATE gap SET since = min(since, ?1), until = max(until, ?2) WHERE kind = ?3",
+        params![since, until, kind],
     )?;
     if grown > 0 {
         return Ok(());
@@ -134,9 +155,9 @@ fn note_dropped(connection: &Connection, since: i64, until: i64) -> rusqlite::Re
     write_gap(
         connection,
         &Gap {
-            kind: KIND.to_owned(),
+            kind: kind.to_owned(),
             probe: None,
-            detail: "the oldest records were dropped to keep the ledger below its size".to_owned(),
+            detail: detail.to_owned(),
             since: from_micros(since),
             until: Some(from_micros(until)),
             count: 0,
@@ -145,9 +166,24 @@ fn note_dropped(connection: &Connection, since: i64, until: i64) -> rusqlite::Re
     )
 }
 
-fn drop_before(connection: &mut Connection, hour: i64, time: i64) -> rusqlite::Result<()> {
+/// Drops what ended before a time, and notes since when nothing is there any more.
+fn drop_before(
+    connection: &mut Connection,
+    hour: i64,
+    time: i64,
+    why: Why,
+) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    let mut dropped = 0;
+    let since: Option<i64> = transaction.query_row(
+        "SELECT min(since) FROM (
+            SELECT min(hour) * ?3 AS since FROM use_hour WHERE hour < ?1
+            UNION ALL SELECT min(hour) * ?3 FROM hop_hour WHERE hour < ?1
+            UNION ALL SELECT min(hour) * ?3 FROM mint_hour WHERE hour < ?1
+            UNION ALL SELECT min(first_seen) FROM finding WHERE last_seen < ?2
+            UNION ALL SELECT min(since) FROM gap WHERE until < ?2 AND kind NOT IN (?4, ?5))",
+        params![hour, time, HOUR, FOR_SIZE.0, FOR_AGE.0],
+        |row| row.get(0),
+    )?;
     for (sql, before) in [
         ("DELETE FROM use_hour WHERE hour < ?1", hour),
         ("DELETE FROM hop_hour WHERE hour < ?1", hour),
@@ -162,22 +198,28 @@ fn drop_before(connection: &mut Connection, hour: i64, time: i64) -> rusqlite::R
         ("DELETE FROM credential WHERE last_used < ?1", time),
         ("DELETE FROM finding WHERE last_seen < ?1", time),
     ] {
-        dropped += transaction.execute(sql, [before])?;
+        transaction.execute(sql, [before])?;
     }
-    transaction.execute(
-        "DELETE FROM gap WHERE until < ?1 AND kind <> 'dropped-for-size'",
-        [time],
-    )?;
-    if dropped > 0 {
+    if let Some(since) = since {
+        transaction.execute(
+            "DELETE FROM gap WHERE until < ?1 AND kind NOT IN (?2, ?3)",
+            params![time, FOR_SIZE.0, FOR_AGE.0],
+        )?;
+        note_dropped(&transaction, why, since, time)?;
         transaction.execute_batch(
             "DELETE FROM workload WHERE id NOT IN (SELECT workload FROM use_edge
                  UNION SELECT workload FROM hop_edge UNION SELECT workload FROM mint_hour);
+             DELETE FROM program WHERE workload NOT IN (SELECT id FROM workload);
              DELETE FROM destination WHERE id NOT IN (SELECT destination FROM hop_edge
                  UNION SELECT destination FROM mint_hour);",
         )?;
     }
     transaction.commit()?;
-    connection.execute_batch(&format!("PRAGMA incremental_vacuum({PAGES})"))
+    // It gives back one page a step.
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    let mut pages = statement.query([])?;
+    while pages.next()?.is_some() {}
+    Ok(())
 }
 
 fn size(connection: &Connection) -> rusqlite::Result<u64> {

@@ -45,8 +45,8 @@ pub struct Before {
     pub last: Option<Last>,
     /// Its last findings, with their counts.
     pub findings: Vec<Finding>,
-    /// The credentials that were used last, with their places.
-    pub credentials: Vec<Credential>,
+    /// The credentials that were used last, with their places, and when each was first seen.
+    pub credentials: Vec<(Credential, Timestamp)>,
 }
 
 /// How an agent ended.
@@ -97,7 +97,7 @@ impl Writer {
             connection,
             path,
             damage,
-            tidy: Tidy::new(retention),
+            tidy: Tidy::new(retention, before.last.map(|last| last.alive), Moment::now()),
             lost: Arc::clone(&lost),
             lost_since: None,
             to_begin: None,
@@ -410,8 +410,8 @@ fn credential(
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT INTO credential VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11)
-             ON CONFLICT DO UPDATE SET class = ?2, role = ?3, lifetime = ?4, name = coalesce(?5, name),
+            "INSERT INTO credential VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12)
+             ON CONFLICT DO UPDATE SET class = ?2, unmarked = ?12, role = ?3, lifetime = ?4, name = coalesce(?5, name),
              owner = coalesce(?6, owner), label = coalesce(?7, label), issued_at = coalesce(?9, issued_at),
              expires_at = coalesce(?10, expires_at), last_used = max(last_used, ?11), first_seen = min(first_seen, ?11)",
         )?
@@ -427,6 +427,7 @@ fn credential(
             credential.issued_at.map(micros),
             credential.expires_at.map(micros),
             micros(time),
+            credential.unmarked,
         ])?;
     Ok(())
 }
@@ -452,10 +453,11 @@ fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
     let (count, time) = (used.count as i64, micros(used.time));
     let edge: i64 = connection
         .prepare_cached(
-            "INSERT INTO use_edge (credential, workload, source, place, count, first_seen, last_seen, process)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)
+            "INSERT INTO use_edge (credential, workload, source, place, count, first_seen, last_seen, process, modified)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8)
              ON CONFLICT (credential, workload, source, place) DO UPDATE SET count = count + ?5,
-             last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6), process = ?7 RETURNING id",
+             last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6),
+             process = iif(?6 >= last_seen, ?7, process), modified = coalesce(?8, modified) RETURNING id",
         )?
         .query_row(
             params![
@@ -466,6 +468,7 @@ fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
                 count,
                 time,
                 process,
+                used.modified.map(micros),
             ],
             |row| row.get(0),
         )?;
@@ -492,8 +495,8 @@ fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::
              (credential, workload, destination, evidence, verdict, count, first_seen, last_seen, process)
              VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?6, ?7)
              ON CONFLICT (credential, workload, destination, evidence) DO UPDATE SET count = count + 1,
-             last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6), verdict = ?5, process = ?7
-             RETURNING id",
+             last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6), verdict = ?5,
+             process = iif(?6 >= last_seen, ?7, process) RETURNING id",
         )?
         .query_row(
             params![
@@ -539,13 +542,17 @@ fn workload(
     workload: &Workload,
     process: &Process,
 ) -> rusqlite::Result<i64> {
-    interned(
+    let id = interned(
         connection,
         "SELECT id FROM workload WHERE json = ?1",
         "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
         &json(workload),
         &[&workload.key(), &process.exe],
-    )
+    )?;
+    connection
+        .prepare_cached("INSERT OR IGNORE INTO program VALUES (?1, ?2)")?
+        .execute(params![process.exe, id])?;
+    Ok(id)
 }
 
 /// The row of a value that many records share.

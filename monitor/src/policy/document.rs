@@ -3,7 +3,7 @@
 //! Patterns are checked while they are read, so that an error names its line and column.
 
 use crate::{
-    credential::catalog::Catalog,
+    credential::catalog::{Catalog, in_any_home, normalise},
     model::{Credential, Destination, Role, Source, Workload, WorkloadKind},
     report::findings::Format,
     time,
@@ -11,7 +11,7 @@ use crate::{
 use globset::{GlobBuilder, GlobMatcher};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use std::{
     collections::HashSet,
     net::IpAddr,
@@ -43,7 +43,8 @@ pub enum DocumentError {
 pub struct Document {
     pub credentials: Vec<Expectation>,
     pub authenticators: Vec<Authenticator>,
-    pub mode: Mode,
+    /// Of several files the first that says one; [`Mode::Alert`] where none does.
+    pub mode: Option<Mode>,
     /// Files and directories with more expectations.
     pub policies: Vec<PathBuf>,
     /// A file with classes that go before the embedded ones.
@@ -64,7 +65,43 @@ pub struct Document {
     pub fingerprint_key_file: Option<PathBuf>,
     pub retention: Retention,
     pub kubernetes: Kubernetes,
+    /// Settings of the agent in files of expectations, which are for the file of `--config`.
+    #[serde(skip)]
+    pub ignored: Vec<String>,
 }
+
+/// The custom resource, as it is given to kubectl.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Manifest {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(rename = "metadata")]
+    _metadata: IgnoredAny,
+    #[serde(rename = "status", default)]
+    _status: IgnoredAny,
+    spec: Spec,
+}
+
+/// What a custom resource may say.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Spec {
+    credentials: Vec<Expectation>,
+    authenticators: Vec<Authenticator>,
+}
+
+/// Enough of a YAML document to tell which of the two it is.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Kind {
+    kind: Option<String>,
+}
+
+/// The kind of the custom resource.
+const MANIFEST: &str = "CredentialPolicy";
 
 /// How the Kubernetes API is reached. In a pod, with its service account, nothing has to be said.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -85,7 +122,7 @@ pub struct Tls {
 }
 
 /// What the ledger keeps.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
     #[serde(deserialize_with = "a_duration")]
@@ -104,10 +141,9 @@ impl Default for Retention {
 }
 
 /// What happens to hops that nobody expects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    #[default]
     Alert,
     /// Record, and raise nothing that an expectation would settle.
     Learn,
@@ -148,15 +184,22 @@ pub struct Match {
 pub struct Authenticator {
     pub name: String,
     pub destinations: Vec<DestinationPattern>,
-    /// The role of what it mints; anything where it is not written.
+    /// The role of what it mints, or both; anything where it is not written.
     #[serde(default)]
-    pub mints: Option<Role>,
+    pub mints: Option<OneOrMany<Role>>,
     /// Who may have something minted; anybody where none is written.
     #[serde(default)]
     pub readers: Vec<Reader>,
 }
 
 impl Authenticator {
+    /// Whether it is expected to mint credentials of a role.
+    pub fn may_mint(&self, role: Role) -> bool {
+        self.mints
+            .as_ref()
+            .is_none_or(|roles| roles.iter().any(|known| *known == role))
+    }
+
     pub fn is_at(&self, destination: &Destination) -> bool {
         self.destinations
             .iter()
@@ -276,8 +319,8 @@ impl<'de> Deserialize<'de> for Pattern {
 impl<'de> Deserialize<'de> for PathPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        // The catalog knows `/run` only.
-        let normal = crate::credential::catalog::normalise(&text);
+        // The catalog knows `/run` only, and a home by what is below it.
+        let normal = in_any_home(&normalise(&text));
         Pattern::new(&normal, true)
             .map(Self)
             .map_err(serde::de::Error::custom)
@@ -289,8 +332,13 @@ impl<'de> Deserialize<'de> for PathPattern {
 pub struct DestinationPattern {
     pub text: String,
     target: Target,
+    /// The same in the domain of a cluster, where the name is that of a service.
+    in_cluster: Option<GlobMatcher>,
     port: Option<u16>,
 }
+
+/// What clusters have behind the names of services unless somebody chose another domain.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 
 #[derive(Clone, Debug)]
 enum Target {
@@ -300,6 +348,7 @@ enum Target {
 
 impl DestinationPattern {
     pub fn new(text: &str) -> Result<Self, String> {
+        let text = text.trim();
         let (target, port) = split_port(text)?;
         let port = match port {
             None | Some("*") => None,
@@ -311,6 +360,13 @@ impl DestinationPattern {
             ),
         };
         let bare = target.trim_start_matches('[').trim_end_matches(']');
+        let glob = |name: &str| {
+            GlobBuilder::new(&name.to_ascii_lowercase())
+                .build()
+                .map(|glob| glob.compile_matcher())
+                .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))
+        };
+        let mut in_cluster = None;
         let target =
             if target.contains('/') {
                 let network = target.replace(['[', ']'], "");
@@ -320,16 +376,22 @@ impl DestinationPattern {
             } else if let Ok(address) = bare.parse::<IpAddr>() {
                 Target::Network(IpNet::from(address))
             } else {
-                Target::Name(
-                    GlobBuilder::new(&target.to_ascii_lowercase())
-                        .build()
-                        .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))?
-                        .compile_matcher(),
-                )
+                // Names are known without the dot of the root.
+                let name = target.trim_end_matches('.');
+                if name.is_empty() || name.contains(char::is_whitespace) || bare.contains(':') {
+                    return Err(format!(
+                        "`{text}`: `{target}` is no name, address or network"
+                    ));
+                }
+                if name.to_ascii_lowercase().ends_with(".svc") {
+                    in_cluster = Some(glob(&format!("{name}.{CLUSTER_DOMAIN}"))?);
+                }
+                Target::Name(glob(name)?)
             };
         Ok(Self {
             text: text.to_owned(),
             target,
+            in_cluster,
             port,
         })
     }
@@ -339,10 +401,10 @@ impl DestinationPattern {
             return false;
         }
         match &self.target {
-            Target::Name(glob) => destination
-                .name
-                .as_deref()
-                .is_some_and(|name| glob.is_match(name)),
+            Target::Name(glob) => destination.name.as_deref().is_some_and(|name| {
+                let in_cluster = self.in_cluster.as_ref();
+                glob.is_match(name) || in_cluster.is_some_and(|glob| glob.is_match(name))
+            }),
             Target::Network(network) => network.contains(&destination.address),
         }
     }
@@ -396,7 +458,7 @@ impl Expectation {
         any(&self.matches.class, &credential.class)
             || any(&self.matches.id, &credential.id.0)
             || credential.sources.iter().any(|place| match place.source {
-                Source::File => self.names_file(&place.place),
+                Source::File | Source::Socket | Source::Inherited => self.names_file(&place.place),
                 Source::Environment => any(
                     &self.matches.environment,
                     place.place.trim_start_matches("env:"),
@@ -525,11 +587,67 @@ impl Document {
             let named = base(path).join(named);
             for file in files_in(&named)? {
                 let more = Self::read(&file)?;
-                document.credentials.extend(more.credentials);
-                document.authenticators.extend(more.authenticators);
+                let settings = more.settings();
+                if !settings.is_empty() {
+                    document.ignored.push(format!(
+                        "{}: `{}` has no effect here: settings of the agent stand in the file of --config",
+                        file.display(),
+                        settings.join("`, `")
+                    ));
+                }
+                document.take(more);
             }
         }
         Ok(document)
+    }
+
+    /// Takes in the expectations of another, behind its own.
+    fn take(&mut self, more: Self) {
+        self.credentials.extend(more.credentials);
+        self.authenticators.extend(more.authenticators);
+        self.mode = self.mode.or(more.mode);
+    }
+
+    /// The settings that an agent takes at its start, to be compared.
+    pub fn settings_text(&self) -> String {
+        format!(
+            "{:?}",
+            (
+                (
+                    &self.state_dir,
+                    &self.listen,
+                    &self.metrics_listen,
+                    &self.tls
+                ),
+                (&self.token_file, &self.findings, self.findings_format),
+                (
+                    &self.fingerprint_key_file,
+                    &self.retention,
+                    &self.kubernetes
+                ),
+            )
+        )
+    }
+
+    /// The settings of the agent that it has.
+    fn settings(&self) -> Vec<&'static str> {
+        [
+            ("policies", !self.policies.is_empty()),
+            ("catalog", self.catalog.is_some()),
+            ("state_dir", self.state_dir.is_some()),
+            ("listen", self.listen.is_some()),
+            ("metrics_listen", self.metrics_listen.is_some()),
+            ("tls", self.tls.is_some()),
+            ("token_file", self.token_file.is_some()),
+            ("findings", self.findings.is_some()),
+            ("findings_format", self.findings_format.is_some()),
+            ("fingerprint_key_file", self.fingerprint_key_file.is_some()),
+            ("retention", self.retention != Retention::default()),
+            ("kubernetes", self.kubernetes != Kubernetes::default()),
+        ]
+        .into_iter()
+        .filter_map(|(name, is_set)| is_set.then_some(name))
+        .collect()
     }
 
     fn read(path: &Path) -> Result<Self, DocumentError> {
@@ -540,12 +658,23 @@ impl Document {
         Self::parse(path, &text)
     }
 
-    /// Reads a document from its text; `path` is for messages.
+    /// Reads a document from its text, which may be several, or manifests of the custom resource; `path` is for
+    /// messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, DocumentError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        serde_saphyr::from_str(text).map_err(|error| {
+        let kinds: Vec<Kind> = serde_saphyr::from_multiple(text).unwrap_or_default();
+        let is_manifest = |kind: &Kind| kind.kind.as_deref() == Some(MANIFEST);
+        let read = if kinds.iter().any(is_manifest) {
+            serde_saphyr::from_multiple::<Manifest>(text)
+                .map(|manifests| manifests.into_iter().map(Self::from).collect())
+        } else if kinds.len() > 1 {
+            serde_saphyr::from_multiple(text)
+        } else {
+            serde_saphyr::from_str(text).map(|document| vec![document])
+        };
+        let mut documents: Vec<Self> = read.map_err(|error| {
             let location = error.location();
             let reason = error.without_snippet().to_string();
             let mut reason = reason.lines().next().unwrap_or_default().to_owned();
@@ -558,12 +687,21 @@ impl Document {
                 column: location.map_or(1, |location| location.column()),
                 reason,
             }
-        })
+        })?;
+        let mut whole = if documents.is_empty() {
+            Self::default()
+        } else {
+            documents.remove(0)
+        };
+        for more in documents {
+            whole.take(more);
+        }
+        Ok(whole)
     }
 
     /// What can be meant, and most likely is not.
     pub fn doubts(&self, catalog: &Catalog) -> Vec<String> {
-        let mut doubts = Vec::new();
+        let mut doubts = self.ignored.clone();
         let mut names = HashSet::new();
         for expectation in &self.credentials {
             let name = &expectation.name;
@@ -596,6 +734,18 @@ impl Document {
                 doubts.push(format!(
                     "`{name}` has a reader that says nothing about itself: every workload is that one"
                 ));
+            }
+            for unit in expectation
+                .readers
+                .iter()
+                .filter_map(|reader| reader.unit.as_ref())
+            {
+                if !unit.text.contains(['.', '*', '?', '[', '{']) {
+                    doubts.push(format!(
+                        "`{name}` has the unit `{unit}` as a reader, and units end in what they are: write `{unit}.service`",
+                        unit = unit.text
+                    ));
+                }
             }
             for file in of.file.iter().flat_map(OneOrMany::iter) {
                 if !file.text().starts_with(['/', '*', '?', '[', '{']) {
@@ -640,6 +790,16 @@ impl Document {
             variables.extend(more_variables);
         }
         (files, variables)
+    }
+}
+
+impl From<Manifest> for Document {
+    fn from(manifest: Manifest) -> Self {
+        Self {
+            credentials: manifest.spec.credentials,
+            authenticators: manifest.spec.authenticators,
+            ..Self::default()
+        }
     }
 }
 
@@ -855,6 +1015,10 @@ mode: alert
             ("name: a, match: { file: run/x }", "begin with `/`"),
             ("name: a, match: { id: kt-12 }", "16 hex digits"),
             ("name: a, match: { id: my-key }", "16 hex digits"),
+            (
+                "name: a, match: { file: /x }, readers: [ { unit: nginx } ]",
+                "write `nginx.service`",
+            ),
         ] {
             let told = doubts(text);
             assert!(
@@ -864,7 +1028,8 @@ mode: alert
         }
         for text in [
             "name: a, match: { file: [ /x, '**/y' ], id: [ kt-0123456789abcdef, 'kt-0*' ] }",
-            "name: a, match: { file: /x }, readers: [ { unit: a.service } ]",
+            "name: a, match: { file: /x }, readers: [ { unit: a.service }, { unit: 'a*' } ]",
+            "name: a, match: { file: '~/.aws/credentials' }",
         ] {
             assert_eq!(doubts(text), Vec::<String>::new(), "{text}");
         }
@@ -893,6 +1058,82 @@ mode: alert
     }
 
     #[test]
+    fn settings_of_the_agent_are_for_its_own_file_and_a_mode_is_anybodys() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text);
+        write(
+            "a.yaml",
+            "listen: 127.0.0.1:1\nretention: { max_age: 1d }\n",
+        )
+        .expect("written");
+        write("b.yaml", "mode: learn\n").expect("written");
+        write("c.yaml", "mode: alert\n").expect("written");
+        let document = Document::load(directory.path()).expect("read");
+        assert_eq!(document.mode, Some(Mode::Learn), "the first that says one");
+        let catalog = Catalog::new("", &[], &[]).expect("compiles");
+        let [doubt] = &document.doubts(&catalog)[..] else {
+            panic!("one doubt");
+        };
+        assert!(doubt.contains("a.yaml: `listen`, `retention`"), "{doubt}");
+    }
+
+    #[test]
+    fn several_documents_and_manifests_are_one() {
+        let one =
+            |name: &str| format!("credentials: [ {{ name: {name}, match: {{ file: /x }} }} ]\n");
+        let manifest = |name: &str| {
+            format!(
+                "apiVersion: keytrail.dev/v1alpha1\nkind: CredentialPolicy\nmetadata: {{ name: {name} }}\nspec:\n  {}",
+                one(name)
+            )
+        };
+        let names = |text: &str| -> Result<Vec<String>, String> {
+            Document::parse(Path::new("p.yaml"), text)
+                .map(|document| {
+                    document
+                        .credentials
+                        .into_iter()
+                        .map(|one| one.name)
+                        .collect()
+                })
+                .map_err(|error| error.to_string())
+        };
+        let both = ["a".to_owned(), "b".to_owned()];
+        for text in [
+            format!("{}---\n{}", one("a"), one("b")),
+            format!("---\n{}---\n{}", manifest("a"), manifest("b")),
+        ] {
+            assert_eq!(names(&text).expect(&text), both);
+        }
+        let wrong = format!(
+            "{}---\n{}",
+            manifest("a"),
+            manifest("b").replace("match", "mach")
+        );
+        let said = names(&wrong).expect_err("wrong");
+        assert!(
+            said.starts_with("p.yaml:11:") && said.ends_with("did you mean `match`?"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_destination_is_refused() {
+        for text in [
+            "",
+            " ",
+            ":443",
+            "a b",
+            "[fe80::1%eth0]:443",
+            "10.0.0.0/33",
+            "a:0",
+            ".",
+        ] {
+            assert!(DestinationPattern::new(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn destinations_of_every_form() {
         for (pattern, name, address, port, expected) in [
             ("[fd00::1]:443", None, "fd00::1", 443, true),
@@ -903,6 +1144,28 @@ mode: alert
             ("EXAMPLE.com", Some("example.com"), "10.0.0.1", 80, true),
             ("*.example.com", Some("example.com"), "10.0.0.1", 80, false),
             ("example.com", None, "10.0.0.1", 80, false),
+            (
+                " example.com.:443 ",
+                Some("example.com"),
+                "10.0.0.1",
+                443,
+                true,
+            ),
+            ("a.ns.svc:1", Some("a.ns.svc"), "10.0.0.1", 1, true),
+            (
+                "a.ns.svc:1",
+                Some("a.ns.svc.cluster.local"),
+                "10.0.0.1",
+                1,
+                true,
+            ),
+            (
+                "a.ns.svc:1",
+                Some("a.ns.svc.evil.example"),
+                "10.0.0.1",
+                1,
+                false,
+            ),
         ] {
             let parsed = DestinationPattern::new(pattern).expect(pattern);
             assert_eq!(

@@ -58,7 +58,11 @@ impl Harvests {
         let known = self.by_workload.entry(workload.clone());
         known.retain(|taken| used.time.duration_since(taken.time) <= WITHIN);
         let credential = &used.credential;
-        if known.len() < TAKEN && !known.iter().any(|taken| taken.credential == credential.id) {
+        if !known.iter().any(|taken| taken.credential == credential.id) {
+            if known.len() >= TAKEN {
+                // Many of one kind are not to hide the others.
+                make_room(known);
+            }
             known.push(Taken {
                 time: used.time,
                 class: credential.class.clone(),
@@ -76,6 +80,18 @@ impl Harvests {
                 .insert(taken.credential.clone(), (workload.clone(), used.time));
         }
         Some(classes)
+    }
+}
+
+/// Drops the oldest pick-up of the class that has most of them.
+fn make_room(known: &mut Vec<Taken>) {
+    let of_class = |class: &str| known.iter().filter(|taken| taken.class == class).count();
+    let commonest = known.iter().map(|taken| of_class(&taken.class)).max();
+    let oldest = known
+        .iter()
+        .position(|taken| Some(of_class(&taken.class)) == commonest);
+    if let Some(oldest) = oldest {
+        known.remove(oldest);
     }
 }
 

@@ -183,7 +183,7 @@ impl Policy {
         let Some(minted) = &mint.minted else {
             return Judged::Fine;
         };
-        if self.document.mode == Mode::Learn {
+        if self.document.mode == Some(Mode::Learn) {
             return Judged::Fine;
         }
         let at = &mint.authenticator;
@@ -202,9 +202,7 @@ impl Policy {
             .expectations(minted)
             .filter_map(|expectation| expectation.allows_reader(&mint.workload, exe))
             .max();
-        let wrong_role = here
-            .clone()
-            .any(|known| known.mints.is_some_and(|role| role != minted.role));
+        let wrong_role = here.clone().any(|known| !known.may_mint(minted.role));
         let fit = [by_authenticator, by_credential]
             .into_iter()
             .flatten()
@@ -343,7 +341,7 @@ impl Policy {
             }
             written = written.max(fit);
         }
-        if self.document.mode == Mode::Learn {
+        if self.document.mode == Some(Mode::Learn) {
             return Judged::Fine;
         }
         let reader = used.workload.key();
@@ -364,7 +362,9 @@ impl Policy {
                 };
                 let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
                 // In a container anything may have such a name.
-                let on_host = used.pod_uid.is_none() && !used.workload.is_contained();
+                let on_host = used.pod_uid.is_none()
+                    && !used.workload.is_contained()
+                    && used.untrusted.is_none();
                 if on_host && VOLUME_KEEPERS.contains(&keeper) {
                     return Judged::Fine;
                 }
@@ -416,8 +416,10 @@ impl Policy {
         if used.place.source == Source::File {
             let file = format!("{}{}", inside(&used.workload), used.place.place);
             if !seen.files.iter().any(|known| **known == *file) && seen.files.len() < PLACES {
+                // What is mounted into a container is under a name of its own there.
+                let brought = a_reader && (at_home || used.given);
                 if let Some(first) = seen.files.first()
-                    && !(a_reader && at_home)
+                    && !brought
                 {
                     what = Some(format!("{} as well as in {first}", used.place.place));
                 }
@@ -621,21 +623,21 @@ impl Policy {
 
     /// A look at the environment or the memory of a process that holds a credential.
     pub fn judge_foreign(&self, read: &ForeignRead) -> Option<Finding> {
-        if self.document.mode == Mode::Learn {
-            return None;
-        }
         let same_workload = read.workload == read.victim;
         let host =
             read.workload.kind == WorkloadKind::Host || read.workload.kind == WorkloadKind::Unit;
         // Who started a process gave it its environment; a package manager asks which programs
         // still run from files that it replaced.
-        let duty = host
-            && (INSPECTORS.contains(&read.process.exe.as_str())
+        let upgrade = || {
+            let unit = read.workload.unit.as_deref().unwrap_or_default();
+            UPGRADES.iter().any(|start| unit.starts_with(start))
                 || read
                     .process
                     .ancestors
                     .iter()
-                    .any(|above| PACKAGE_TOOLS.contains(&above.exe.as_str())));
+                    .any(|above| PACKAGE_TOOLS.contains(&above.exe.as_str()))
+        };
+        let duty = host && (INSPECTORS.contains(&read.process.exe.as_str()) || upgrade());
         let what = match read.look {
             Look::Environ => "the environment",
             Look::Memory => "the memory",
@@ -687,6 +689,7 @@ impl Policy {
         let (by_dns, by_host): (Vec<_>, Vec<_>) = destination
             .disputed
             .iter()
+            .filter(|named| !is_unconfirmed(named))
             .partition(|named| named.name_source == NameSource::Dns);
         let by_names = self.allows_name(credential, destination)
             && by_host.into_iter().all(by)
@@ -714,13 +717,23 @@ impl Policy {
                 .expectations(credential)
                 .flat_map(|expectation| &expectation.destinations)
                 .any(|pattern| pattern.matches(destination))
-            // Whoever proves who he is goes to an authenticator first.
-            || (credential.role == Role::Identity
-                && self
-                    .document
-                    .authenticators
-                    .iter()
-                    .any(|authenticator| authenticator.is_at(destination)))
+            || self.document.authenticators.iter().any(|authenticator| {
+                self.takes(authenticator, credential) && authenticator.is_at(destination)
+            })
+    }
+
+    /// Whether a credential may go to an authenticator: whoever proves who he is goes there first, and then with what
+    /// was minted there, unless it is somebody else's by its home.
+    fn takes(&self, authenticator: &document::Authenticator, credential: &Credential) -> bool {
+        credential.role == Role::Identity
+            || (authenticator.may_mint(credential.role) && !self.has_a_home(credential))
+    }
+
+    /// Whether a credential belongs somewhere, so that anywhere else is wrong.
+    fn has_a_home(&self, credential: &Credential) -> bool {
+        !credential.unmarked
+            && !self.catalog.is_self_hosted(&credential.class)
+            && !self.catalog.home(&credential.class).is_empty()
     }
 
     /// Where a credential may go, for a person to read.
@@ -734,8 +747,8 @@ impl Policy {
                     .map(|pattern| pattern.text.clone()),
             );
         }
-        if credential.role == Role::Identity {
-            for authenticator in &self.document.authenticators {
+        for authenticator in &self.document.authenticators {
+            if self.takes(authenticator, credential) {
                 expected.extend(
                     authenticator
                         .destinations
@@ -750,7 +763,7 @@ impl Policy {
     /// The verdict on a hop, and what it breaks.
     pub fn judge_hop(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
         let (verdict, mut findings) = self.judge_destination(hop);
-        if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
+        if verdict == Verdict::Unexpected && self.document.mode != Some(Mode::Learn) {
             findings.extend(self.taken_out(hop));
         }
         (verdict, findings)
@@ -767,12 +780,14 @@ impl Policy {
             .others
             .iter()
             .any(|other| self.allows(credential, other) != allowed || untold(other))
-            || (!allowed && untold(destination));
+            || (!allowed && (untold(destination) || is_kubelet(credential, destination)))
+            // An address that no name server gave for the name, where they gave others: a lie, or an old answer.
+            || (allowed && destination.disputed.iter().any(is_unconfirmed));
         let written = self
             .expectations(credential)
             .any(|expectation| !expectation.destinations.is_empty());
         let expected = self.expected(credential);
-        let home = !self.catalog.home(&credential.class).is_empty();
+        let home = self.has_a_home(credential);
         let proven = hop.evidence != Evidence::Held;
         let metadata =
             hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);
@@ -799,7 +814,7 @@ impl Policy {
             found.count = u64::from(!again);
             found
         };
-        if verdict == Verdict::Unexpected && self.document.mode == Mode::Alert {
+        if verdict == Verdict::Unexpected && self.document.mode != Some(Mode::Learn) {
             let severity = match hop.evidence {
                 Evidence::Presented => Severity::Critical,
                 _ if written => Severity::Medium,
@@ -891,6 +906,23 @@ impl Policy {
     }
 }
 
+/// Whether name servers gave a name other addresses, and the address no name.
+fn is_unconfirmed(named: &Named) -> bool {
+    named.name_source == NameSource::Dns && named.name == ANOTHER
+}
+
+/// Whether a service account's token goes to a kubelet, or to the API by its node: both ask the API whose it is, and
+/// who scrapes nodes has nothing else to show.
+fn is_kubelet(credential: &Credential, destination: &Destination) -> bool {
+    let node = destination
+        .object
+        .as_deref()
+        .or(destination.name.as_deref());
+    credential.class == "k8s-service-account-token"
+        && [443, 6443, 10250].contains(&destination.port)
+        && node.is_some_and(|name| name.ends_with(".node"))
+}
+
 /// The name of a destination, or its address.
 fn host(destination: &Destination) -> String {
     destination
@@ -900,20 +932,35 @@ fn host(destination: &Destination) -> String {
 }
 
 /// Programs of the host whose duty is to look into others.
-const INSPECTORS: [&str; 7] = [
+const INSPECTORS: [&str; 11] = [
     "/usr/lib/systemd/systemd",
     "/lib/systemd/systemd",
     "/usr/lib/systemd/systemd-coredump",
     "/lib/systemd/systemd-coredump",
     "/usr/bin/ps",
     "/bin/ps",
+    "/usr/bin/htop",
+    "/usr/bin/btop",
+    "/usr/bin/top",
+    "/usr/bin/lsof",
     "/usr/sbin/needrestart",
 ];
+/// Units that upgrade packages by themselves, with whatever interpreter they are written for: what their names begin
+/// with.
+const UPGRADES: [&str; 6] = [
+    "unattended-upgrades",
+    "apt-daily",
+    "dnf-automatic",
+    "packagekit",
+    "needrestart",
+    "zypp-",
+];
 /// Programs below which a look into others is part of an upgrade.
-const PACKAGE_TOOLS: [&str; 7] = [
+const PACKAGE_TOOLS: [&str; 8] = [
     "/usr/bin/apt",
     "/usr/bin/apt-get",
     "/usr/bin/dpkg",
+    "/usr/bin/unattended-upgrade",
     "/usr/bin/dnf",
     "/usr/bin/rpm",
     "/usr/bin/zypper",

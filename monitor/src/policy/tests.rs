@@ -29,6 +29,7 @@ fn credential(class: &str, place: &str) -> Credential {
         label: None,
         audience: vec![],
         issued_to: None,
+        unmarked: false,
         sources: vec![Place {
             source: Source::File,
             place: place.into(),
@@ -696,6 +697,13 @@ fn what_is_written_to_be_in_two_places_is_no_copy() {
         [("credential-copied", Severity::Medium)],
         "a reader, and a file that nobody wrote"
     );
+    let mut mounted = read("/mnt/x", "b");
+    mounted.given = true;
+    assert_eq!(
+        rules(&with.judge_all(&mounted)),
+        [],
+        "mounted into a reader"
+    );
     assert_eq!(
         rules(&with.judge_all(&read("/run/secrets/x", "c"))),
         [
@@ -890,12 +898,89 @@ fn honest_looks_into_others_are_low() {
     contained.workload.kind = WorkloadKind::Container;
     let found = policy.judge_foreign(&contained).expect("a finding");
     assert_eq!(found.severity, Severity::High);
+    let mut unattended = foreign("/usr/bin/perl", "/usr/bin/app", Look::Environ);
+    unattended.workload.kind = WorkloadKind::Unit;
+    unattended.workload.unit = Some("apt-daily-upgrade.service".into());
+    let found = policy.judge_foreign(&unattended).expect("a finding");
+    assert_eq!(found.severity, Severity::Low);
+    // No expectation settles it: it is told while others are learned, too.
     let learning = self::policy("mode: learn");
-    assert!(
-        learning
-            .judge_foreign(&foreign("/tmp/thief", "/usr/bin/app", Look::Memory))
-            .is_none()
+    let thief = foreign("/tmp/thief", "/usr/bin/app", Look::Memory);
+    let found = learning.judge_foreign(&thief).expect("a finding");
+    assert_eq!(found.severity, Severity::High);
+}
+
+#[test]
+fn what_has_no_mark_of_its_issuer_or_an_issuer_anywhere_is_unproven_elsewhere() {
+    let policy = policy("");
+    let at = |class: &str, unmarked: bool, host: &str| {
+        let mut hop = hop(class, Some(host), "203.0.113.9", Evidence::Presented);
+        hop.credential.unmarked = unmarked;
+        let (verdict, findings) = policy.judge_hop(&hop);
+        (verdict, rules(&findings).first().map(|found| found.1))
+    };
+    let critical = (Verdict::Unexpected, Some(Severity::Critical));
+    let unproven = (Verdict::Unproven, None);
+    assert_eq!(at("aws-access-key", false, "minio.corp.example"), critical);
+    assert_eq!(at("aws-access-key", true, "minio.corp.example"), unproven);
+    for host in ["git.corp.example", "gitlab.evil.example"] {
+        assert_eq!(at("gitlab-token", false, host), unproven);
+    }
+    assert_eq!(at("vault-token", false, "x.vault.evil.example"), unproven);
+    assert_eq!(at("gitlab-token", false, "gitlab.com").0, Verdict::Expected);
+}
+
+#[test]
+fn what_an_authenticator_minted_goes_back_to_it() {
+    let text = "authenticators: [ { name: vault, destinations: [ 'secrets.corp.example:443' ], mints: access } ]";
+    let verdict = |class: &str, text: &str| {
+        let name = Some("secrets.corp.example");
+        let hop = hop(class, name, "203.0.113.9", Evidence::Presented);
+        policy(text).judge_hop(&hop).0
+    };
+    assert_eq!(verdict("vault-token", text), Verdict::Expected);
+    assert_eq!(
+        verdict("aws-access-key", text),
+        Verdict::Unexpected,
+        "AWS's own"
     );
+    let identities = text.replace("access", "[ identity ]");
+    assert_eq!(verdict("vault-token", &identities), Verdict::Unproven);
+}
+
+#[test]
+fn a_name_that_name_servers_have_elsewhere_is_not_confirmed() {
+    let policy = policy("");
+    let mut hop = hop(
+        "stripe-key",
+        Some("api.stripe.com"),
+        "203.0.113.9",
+        Evidence::Presented,
+    );
+    assert_eq!(policy.judge_hop(&hop).0, Verdict::Expected);
+    hop.destination.disputed.push(Named {
+        name: ANOTHER.into(),
+        name_source: NameSource::Dns,
+    });
+    let (verdict, findings) = policy.judge_hop(&hop);
+    assert_eq!((verdict, rules(&findings)), (Verdict::Unproven, vec![]));
+    hop.destination.name = Some("paste.example".into());
+    assert_eq!(policy.judge_hop(&hop).0, Verdict::Unexpected);
+}
+
+#[test]
+fn a_token_at_a_kubelet_is_unproven() {
+    let policy = policy("");
+    let verdict = |port: u16, object: &str| {
+        let class = "k8s-service-account-token";
+        let mut hop = hop(class, None, "10.0.0.10", Evidence::Presented);
+        hop.destination.port = port;
+        hop.destination.take_object(object);
+        policy.judge_hop(&hop).0
+    };
+    assert_eq!(verdict(10250, "n1.node"), Verdict::Unproven);
+    assert_eq!(verdict(8080, "n1.node"), Verdict::Unexpected);
+    assert_eq!(verdict(10250, "evil.attacker.svc"), Verdict::Unexpected);
 }
 
 #[test]
@@ -967,6 +1052,10 @@ fn harvest() {
         read
     });
     assert_eq!(harvests(&mut policy(""), &volumes), []);
+    // Many of one class do not hide the others.
+    let decoys = (10..200).map(|number| picked(&pod, number, "dotenv-secret", 0));
+    let hidden: Vec<Use> = decoys.chain(three(&pod, 2)).collect();
+    assert!(harvests(&mut policy(""), &hidden).contains(&Severity::High));
     let mut shared = three(&pod, 2);
     shared[2].workload = container("b");
     assert_eq!(harvests(&mut policy(""), &shared), []);

@@ -2,6 +2,7 @@
 
 use super::{Judged, Policy, rules};
 use crate::{
+    credential::volume_of,
     ledger::history::History,
     model::{Credential, CredentialId, Finding, Gap, Hop, Mint, Place, Use},
 };
@@ -80,16 +81,19 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
             workload: row.workload.clone(),
             process: row.process.clone(),
             credential,
+            // Which pod a container is of was not kept.
+            volume_of: (!row.workload.is_contained())
+                .then(|| volume_of(&row.place))
+                .flatten(),
             place: Place {
                 source: row.source,
                 place: row.place.clone(),
             },
             count: row.count,
             login: None,
-            volume_of: None,
             home: None,
             pod_uid: None,
-            modified: None,
+            modified: row.modified,
             untrusted: None,
             given: true,
         };
@@ -138,7 +142,7 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
     let ids: BTreeSet<String> = found.keys().cloned().collect();
     let settled = findings
         .into_iter()
-        .filter(|old| JUDGED.iter().any(|rule| rule.name == old.rule) && !ids.contains(&old.id))
+        .filter(|old| is_judged(old) && !ids.contains(&old.id))
         .collect();
     let mut findings: Vec<Finding> = found.into_values().collect();
     findings.sort_by(|a, b| {
@@ -162,6 +166,16 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
             .collect(),
         gaps,
     }
+}
+
+/// Whether what led to a finding is in the ledger, so that its absence says something.
+fn is_judged(old: &Finding) -> bool {
+    // Without written readers it was a matter of pods, and those are not kept.
+    let of_pods = old.rule == rules::UNEXPECTED_READER.name
+        && old.expected.is_empty()
+        && old.workload.is_contained();
+    let one_of_several = old.destination.as_ref().is_some_and(|to| to.one_of > 0);
+    !of_pods && !one_of_several && JUDGED.iter().any(|rule| rule.name == old.rule)
 }
 
 /// What was presented was told as held too: how often is said of the worst only.

@@ -168,10 +168,14 @@ impl Within {
                 .transpose()
                 .map_err(Refusal::Parameter)
         };
-        Ok(Range {
+        let range = Range {
             since: moment(&self.since)?,
             until: moment(&self.until)?,
-        })
+        };
+        if range.is_reversed() {
+            return Err(Refusal::Parameter("`since` is after `until`".to_owned()));
+        }
+        Ok(range)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
         first::FirstUse,
         read::{BlastRadius, Event, HopRow, Timeline, UseRow, WhereAnswer, WhoAnswer},
     },
-    model::{Credential, CredentialId, Evidence, Verdict},
+    model::{Credential, CredentialId, Evidence, Gap, NOT_COVERED, Verdict},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -124,6 +124,38 @@ impl Graph {
         }
     }
 
+    /// What is missing from the answer belongs into the picture.
+    fn gaps(&mut self, gaps: &[Gap]) {
+        const SHOWN: usize = 6;
+        let (standing, own): (Vec<&Gap>, Vec<&Gap>) =
+            gaps.iter().partition(|gap| gap.kind == NOT_COVERED);
+        let mut label = "Not seen".to_owned();
+        for gap in own.iter().take(SHOWN) {
+            let until = gap
+                .until
+                .map_or_else(|| "now".to_owned(), |until| format!("{until:.0}"));
+            let _ = write!(label, "\n{:.0} – {until}: {}", gap.since, gap.kind);
+        }
+        if own.len() > SHOWN {
+            let _ = write!(label, "\n{} more", own.len() - SHOWN);
+        }
+        if !standing.is_empty() {
+            let _ = write!(
+                label,
+                "\n{} kinds of use and traffic at any time",
+                standing.len()
+            );
+        }
+        if !gaps.is_empty() {
+            self.node(
+                "gaps",
+                "",
+                &label,
+                "shape=note, style=filled, fillcolor=\"#f3e3ef\"",
+            );
+        }
+    }
+
     fn show(self) -> String {
         let mut out = "digraph keytrail {\n  rankdir=LR;\n  node [fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\", fontsize=10];\n".to_owned();
         for line in self.nodes.into_values().chain(self.edges) {
@@ -156,12 +188,14 @@ fn quoted(text: &str) -> String {
 pub fn who(answer: &WhoAnswer) -> String {
     let mut graph = Graph::default();
     graph.uses(&answer.uses, &answer.credentials);
+    graph.gaps(&answer.gaps);
     graph.show()
 }
 
 pub fn where_to(answer: &WhereAnswer) -> String {
     let mut graph = Graph::default();
     graph.hops(&answer.hops, &answer.credentials);
+    graph.gaps(&answer.gaps);
     graph.show()
 }
 
@@ -172,6 +206,7 @@ pub fn chain(answer: &Chain) -> String {
     }
     graph.links(&answer.links, &answer.credentials);
     graph.hops(&answer.hops, &answer.credentials);
+    graph.gaps(&answer.gaps);
     graph.show()
 }
 
@@ -187,6 +222,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
         graph.hops(&reach.hops, &all);
     }
     graph.links(&answer.minted, &all);
+    graph.gaps(&answer.gaps);
     graph.show()
 }
 
@@ -194,12 +230,14 @@ pub fn first_use(answer: &FirstUse) -> String {
     let mut graph = Graph::default();
     events(&mut graph, &answer.new, &answer.credentials);
     graph.hops(&answer.new_destinations, &answer.credentials);
+    graph.gaps(&answer.gaps);
     graph.show()
 }
 
 pub fn timeline(answer: &Timeline) -> String {
     let mut graph = Graph::default();
     events(&mut graph, &answer.events, &[]);
+    graph.gaps(&answer.gaps);
     graph.show()
 }
 

@@ -89,6 +89,33 @@ impl Family {
         room
     }
 
+    /// Sets a series to a value unless it has a smaller one, or the family is full; whether it is there now.
+    pub fn set_least(&self, labels: &[&str], value: f64) -> bool {
+        self.put(labels, |known| {
+            known.map_or(value, |known| known.min(value))
+        })
+    }
+
+    /// Gives what was counted under some values of labels to others: sums where both have it.
+    pub fn rename(&self, labels: [&str; 2], old: &[String; 2], new: &[String; 2]) {
+        let place = labels.map(|label| self.labels.iter().position(|known| *known == label));
+        let [Some(one), Some(other)] = place else {
+            return;
+        };
+        let mut series = self.series();
+        let is_old = |key: &str| {
+            let values: Vec<&str> = key.split(APART).collect();
+            values.get(one) == Some(&&*old[0]) && values.get(other) == Some(&&*old[1])
+        };
+        let renamed: Vec<Box<str>> = series.keys().filter(|key| is_old(key)).cloned().collect();
+        for key in renamed {
+            let value = series.remove(&key).unwrap_or_default();
+            let mut values: Vec<&str> = key.split(APART).collect();
+            (values[one], values[other]) = (&new[0], &new[1]);
+            *series.entry(joined(&values).into()).or_default() += value;
+        }
+    }
+
     /// Sets a series in place of all others that have the same first label, unless the family is full; whether it
     /// did.
     pub fn set_alone(&self, labels: &[&str], value: f64) -> bool {
@@ -191,6 +218,31 @@ mod tests {
         ] {
             assert!(text.lines().any(|known| known == line), "{line}");
         }
+    }
+
+    #[test]
+    fn what_was_counted_under_an_id_is_counted_under_the_name() {
+        let family = Family::counter("n_total", "Help.", &["namespace", "workload", "class"]);
+        family.add(&["", "pod-1", "a"], &[], 2);
+        family.add(&["", "pod-1", "b"], &[], 3);
+        family.add(&["", "pod-2", "a"], &[], 5);
+        family.add(&["shop", "api", "a"], &[], 7);
+        let of = |one: &str, other: &str| [one.to_owned(), other.to_owned()];
+        family.rename(
+            ["namespace", "workload"],
+            &of("", "pod-1"),
+            &of("shop", "api"),
+        );
+        let text = shown(&family);
+        let told: Vec<&str> = text.lines().skip(2).collect();
+        assert_eq!(
+            told,
+            [
+                "n_total{namespace=\"\",workload=\"pod-2\",class=\"a\"} 5",
+                "n_total{namespace=\"shop\",workload=\"api\",class=\"a\"} 9",
+                "n_total{namespace=\"shop\",workload=\"api\",class=\"b\"} 3",
+            ]
+        );
     }
 
     #[test]

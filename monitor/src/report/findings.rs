@@ -9,6 +9,7 @@ use std::{
     fs::OpenOptions,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
 };
 
 /// A finding that goes on is told again after this.
@@ -31,6 +32,8 @@ pub enum Format {
 pub struct Stream {
     format: Format,
     out: Box<dyn Write + Send>,
+    /// Where it is a file.
+    path: Option<PathBuf>,
     known: HashMap<String, Box<Known>>,
     /// Lines that could not be written.
     pub lost: u64,
@@ -74,24 +77,21 @@ impl std::fmt::Debug for Stream {
 impl Stream {
     /// A stream to `-`, standard output, or to a file that only its owner reads.
     pub fn open(target: &str, format: Format) -> io::Result<Self> {
-        let out: Box<dyn Write + Send> = if target == "-" {
-            Box::new(io::stdout())
-        } else {
-            Box::new(
-                OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .mode(0o600)
-                    .open(target)?,
-            )
-        };
-        Ok(Self::new(out, format))
+        if target == "-" {
+            return Ok(Self::new(Box::new(io::stdout()), format));
+        }
+        let path = PathBuf::from(target);
+        Ok(Self {
+            path: Some(path.clone()),
+            ..Self::new(to_file(&path)?, format)
+        })
     }
 
     pub fn new(out: Box<dyn Write + Send>, format: Format) -> Self {
         Self {
             format,
             out,
+            path: None,
             known: HashMap::new(),
             lost: 0,
         }
@@ -146,8 +146,8 @@ impl Stream {
         let again = |told| finding.time.duration_since(told) >= AGAIN;
         let news = worse || known.told.is_none_or(again);
         if news {
-            known.told = Some(finding.time);
-            if let Err(error) = self.write(&finding) {
+            let told = known.told.replace(finding.time).is_some();
+            if let Err(error) = self.write(&finding, told) {
                 self.lost += 1;
                 tracing::error!(%error, id = finding.id, "a finding could not be written to the stream");
             }
@@ -155,10 +155,18 @@ impl Stream {
         finding
     }
 
-    fn write(&mut self, finding: &Finding) -> io::Result<()> {
+    /// Begins the file of findings anew, where somebody has moved it away.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            self.out = to_file(path)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, finding: &Finding, told: bool) -> io::Result<()> {
         let mut line = match self.format {
             Format::Json => serde_json::to_vec(finding)?,
-            Format::Ocsf => serde_json::to_vec(&ocsf::detection(finding))?,
+            Format::Ocsf => serde_json::to_vec(&ocsf::detection(finding, told))?,
         };
         line.push(b'\n');
         // At once, and whole: a line is not to wait in a buffer, nor to be cut by a kill.
@@ -172,6 +180,16 @@ impl Stream {
         let middle = times[times.len() / 2];
         self.known.retain(|_, known| known.last_seen > middle);
     }
+}
+
+fn to_file(path: &Path) -> io::Result<Box<dyn Write + Send>> {
+    Ok(Box::new(
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?,
+    ))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::{
     access::{self, Gate, Token},
     api,
+    few::Few,
     metrics::Metrics,
     page,
 };
@@ -10,11 +11,19 @@ use crate::policy::document::Tls;
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{Request, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
+use axum_server::{
+    accept::{Accept, DefaultAcceptor},
+    service::SendService,
+    tls_rustls::RustlsAcceptor,
+};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioTimer;
+use std::time::Duration;
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -24,7 +33,11 @@ use std::{
     },
 };
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 
 /// Why the agent does not listen.
 #[derive(Debug, Error)]
@@ -56,6 +69,9 @@ pub struct App {
 
 /// Questions that are answered at a time.
 pub const TURNS: usize = 4;
+
+/// How long a connection may take for the head of a request, or be idle.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// How the API is protected.
 #[derive(Debug, Default)]
@@ -102,15 +118,31 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, security: Security) -> 
     let gate = Gate::new(security.token, security.tls.is_none());
     let router = routes(&gate).with_state(app);
     match security.tls {
-        None => axum::serve(listener, router).await?,
+        None => serve_by(listener, DefaultAcceptor::new(), router).await?,
         Some(files) => {
-            let tls = access::tls(&files)?;
-            axum_server::from_tcp_rustls(listener.into_std()?, tls)?
-                .serve(router.into_make_service())
-                .await?;
+            let tls = RustlsAcceptor::new(access::tls(&files)?);
+            serve_by(listener, tls, router).await?;
         }
     }
     Ok(())
+}
+
+/// Serves so many connections at a time, none of which may say nothing for long: whoever holds them open is not to take
+/// the descriptors with which files are read.
+async fn serve_by<A>(listener: TcpListener, accept: A, router: Router) -> std::io::Result<()>
+where
+    A: Accept<TcpStream, Router> + Clone + Send + Sync + 'static,
+    A::Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A::Service: SendService<Request<Incoming>> + Send,
+    A::Future: Send + 'static,
+{
+    let mut server = axum_server::from_tcp(listener.into_std()?)?.acceptor(Few::new(accept));
+    server
+        .http_builder()
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(SILENCE);
+    server.serve(router.into_make_service()).await
 }
 
 fn routes(gate: &Arc<Gate>) -> Router<Arc<App>> {
@@ -129,7 +161,7 @@ fn routes(gate: &Arc<Gate>) -> Router<Arc<App>> {
 
 /// Serves what says nothing of credentials but in numbers, until the program ends.
 pub async fn serve_metrics(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
-    axum::serve(listener, health().with_state(app)).await
+    serve_by(listener, DefaultAcceptor::new(), health().with_state(app)).await
 }
 
 fn health() -> Router<Arc<App>> {

@@ -1,7 +1,7 @@
 //! Prometheus metrics, with bounded labels.
 
 use super::family::Family;
-use crate::model::{Credential, Finding, Hop, Use, Verdict};
+use crate::model::{Credential, Finding, Hop, Use, Verdict, Workload};
 use monitor_common::record::{Probe, Stage};
 use prometheus::{
     Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -243,9 +243,33 @@ impl Metrics {
         self.add(&self.findings, "findings", &labels, &rest, 1);
     }
 
+    /// When a credential was first seen that is known of before.
+    pub fn known(&self, credential: &Credential, first_seen: jiff::Timestamp) {
+        let labels = [shown(credential), &credential.class];
+        // The earliest of those that one name stands for.
+        self.first_seen.set_least(&labels, seconds(first_seen));
+    }
+
+    /// A workload is called something else from now on: what was counted of it is the other's.
+    pub fn rename(&self, old: &Workload, new: &Workload) {
+        let of = |workload: &Workload| {
+            [
+                workload.namespace.clone().unwrap_or_default(),
+                workload.name.clone(),
+            ]
+        };
+        let (old, new) = (of(old), of(new));
+        if old == new {
+            return;
+        }
+        for family in [&self.uses, &self.hops, &self.findings] {
+            family.rename(["namespace", "workload"], &old, &new);
+        }
+    }
+
     fn credential(&self, credential: &Credential, time: jiff::Timestamp) {
         let labels = [shown(credential), &credential.class];
-        let seconds = time.as_millisecond() as f64 / 1000.0;
+        let seconds = seconds(time);
         if !self.first_seen.set_first(&labels, seconds) {
             self.folded.with_label_values(&["credentials"]).inc();
             return;
@@ -346,6 +370,10 @@ impl Metrics {
             &self.lost_by,
         ]
     }
+}
+
+fn seconds(time: jiff::Timestamp) -> f64 {
+    time.as_millisecond() as f64 / 1000.0
 }
 
 /// A credential's label: the name that people gave it, or its id.

@@ -5,6 +5,7 @@ pub mod access;
 pub mod api;
 pub mod dot;
 mod family;
+mod few;
 pub mod findings;
 pub mod http;
 pub mod metrics;

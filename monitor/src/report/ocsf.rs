@@ -10,8 +10,9 @@ const VERSION: &str = "1.3.0";
 /// An executable.
 const REGULAR_FILE: u8 = 1;
 
-/// The finding; what OCSF has no place for is in `unmapped`.
-pub fn detection(finding: &Finding) -> Value {
+/// The finding, and whether it was told before; what OCSF has no place for is in `unmapped`, and what is not known is
+/// left out.
+pub fn detection(finding: &Finding, told: bool) -> Value {
     let (severity_id, severity) = match finding.severity {
         Severity::Low => (2, "Low"),
         Severity::Medium => (3, "Medium"),
@@ -19,11 +20,7 @@ pub fn detection(finding: &Finding) -> Value {
         Severity::Critical => (5, "Critical"),
     };
     // A finding that was told before goes on.
-    let (activity_id, activity_name) = if finding.count > 1 {
-        (2, "Update")
-    } else {
-        (1, "Create")
-    };
+    let (activity_id, activity_name) = if told { (2, "Update") } else { (1, "Create") };
     let about = RULES
         .iter()
         .find(|rule| rule.name == finding.rule)
@@ -83,7 +80,29 @@ pub fn detection(finding: &Finding) -> Value {
         out["confidence"] = json!(name);
         out["unmapped"]["evidence"] = json!(sure);
     }
+    without_absent(&mut out);
     out
+}
+
+/// Takes out what has no value: the schema has no nulls, and nothing that is empty where something is required.
+fn without_absent(value: &mut Value) {
+    let absent = |value: &Value| match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(without_absent);
+            fields.retain(|_, value| !absent(value));
+        }
+        Value::Array(items) => {
+            items.iter_mut().for_each(without_absent);
+            items.retain(|value| !absent(value));
+        }
+        _ => {}
+    }
 }
 
 fn attacks(finding: &Finding) -> Vec<Value> {
@@ -125,9 +144,8 @@ fn evidence(finding: &Finding) -> Value {
     if workload.container.is_some() || workload.pod.is_some() {
         out["container"] = json!({
             "name": workload.container,
-            "image": { "name": workload.image },
+            "image": { "uid": workload.image, "name": workload.image },
             "orchestrator": workload.namespace.as_ref().map(|_| "kubernetes"),
-            "pod_uuid": workload.pod,
         });
     }
     out
@@ -147,4 +165,60 @@ fn resources(finding: &Finding) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every path at which there is something that the schema does not take.
+    fn absent(value: &Value, path: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Null => found.push(path.to_owned()),
+            Value::Object(fields) if fields.is_empty() => found.push(path.to_owned()),
+            Value::Object(fields) => fields
+                .iter()
+                .for_each(|(name, value)| absent(value, &format!("{path}.{name}"), found)),
+            Value::Array(items) => items
+                .iter()
+                .for_each(|value| absent(value, &format!("{path}[]"), found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn what_is_required_is_there_and_what_is_absent_is_left_out() {
+        let bare = json!({
+            "id": "kf-1", "time": "2026-01-01T00:00:00Z", "rule": "blind", "severity": "high", "summary": "lost",
+            "workload": { "kind": "host", "name": "keytrail" }, "count": 1,
+            "first_seen": "2026-01-01T00:00:00Z", "last_seen": "2026-01-01T00:00:00Z",
+        });
+        let mut whole = bare.clone();
+        whole["destination"] = json!({
+            "address": "203.0.113.7", "port": 443, "name_source": "none", "transport": "tcp",
+        });
+        whole["workload"] = json!({ "kind": "container", "name": "c", "container": "c" });
+        for (finding, evidences) in [(bare, 0), (whole, 1)] {
+            let finding: Finding = serde_json::from_value(finding).expect("a finding");
+            let out = detection(&finding, false);
+            let mut found = Vec::new();
+            absent(&out, "", &mut found);
+            assert_eq!(found, Vec::<String>::new());
+            for required in [
+                "activity_id",
+                "category_uid",
+                "class_uid",
+                "finding_info",
+                "metadata",
+                "severity_id",
+                "time",
+                "type_uid",
+            ] {
+                assert!(out.get(required).is_some(), "{required}");
+            }
+            assert_eq!(out["evidences"].as_array().map_or(0, Vec::len), evidences);
+            assert_eq!(out["type_uid"], 200_401);
+            assert_eq!(detection(&finding, true)["type_uid"], 200_402);
+        }
+    }
 }

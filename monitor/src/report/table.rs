@@ -495,7 +495,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
             let _ = writeln!(
                 out,
                 "  → {} {verdict}, {} × {}, last {}",
-                row.destination.label(),
+                clean(&row.destination.label()),
                 row.evidence,
                 row.count,
                 ago(row.last_seen)
@@ -629,9 +629,11 @@ pub fn inventory(answer: &Inventory) -> String {
 fn few(values: &[String]) -> String {
     match values {
         [] => "–".to_owned(),
-        [first] => first.clone(),
-        [first, second] => format!("{first}, {second}"),
-        [first, second, rest @ ..] => format!("{first}, {second}, +{}", rest.len()),
+        [first] => clean(first),
+        [first, second] => format!("{}, {}", clean(first), clean(second)),
+        [first, second, rest @ ..] => {
+            format!("{}, {}, +{}", clean(first), clean(second), rest.len())
+        }
     }
 }
 

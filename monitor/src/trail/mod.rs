@@ -29,10 +29,13 @@ use std::{
 const LEVELS: usize = 2;
 /// A connection without payload is taken for a hop after this.
 const SETTLE: SignedDuration = SignedDuration::from_secs(2);
-/// Nodes of the dead are kept this long: they stand between those below them and what those above picked up.
+/// Nodes of the dead are kept this long where somebody below them lives: they stand between those and what those above
+/// picked up.
 const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
-/// Connections of the dead that nobody has inherited are kept this long: what was sent on them may be told later.
+/// The dead that left nobody behind are kept this long, and their connections: what was sent on them may be told later.
 const ECHO: SignedDuration = SignedDuration::from_secs(10);
+/// The dead that left nobody behind, held nothing and connected to nothing: a storm of forks is nothing but such.
+const NOTHING: SignedDuration = SignedDuration::from_secs(2);
 /// Pipes through which a credential went are remembered, the oldest forgotten first.
 const PIPES: usize = 4096;
 /// Connections remembered, for what is presented on them later.
@@ -473,17 +476,20 @@ impl Trail {
     }
 
     fn exit(&mut self, time: Timestamp, subject: Subject, out: &mut Vec<Outcome>) {
-        if let Some(node) = self.nodes.get_mut(&subject) {
-            node.exited = Some(time);
-        }
-        let own: Vec<u64> = self
-            .waiting
+        let Some(node) = self.nodes.get_mut(&subject) else {
+            return;
+        };
+        node.exited = Some(time);
+        // Its own list and not that of all who wait: that one is long where there are many connections.
+        let connections = &self.connections;
+        let own: Vec<u64> = node
+            .connections
             .iter()
             .copied()
             .filter(|id| {
-                self.connections
+                connections
                     .get(id)
-                    .is_some_and(|connection| connection.who.subject == subject)
+                    .is_some_and(|known| !known.settled && known.who.subject == subject)
             })
             .collect();
         for id in own {
@@ -864,11 +870,15 @@ impl Trail {
             // The number of a socket may be another's by now.
             if connection.who.subject == subject
                 && destination.transport == Transport::Tcp
-                && !SERVICE_PORTS.contains(&destination.port)
                 && !found.contains(destination)
             {
                 found.push(destination.clone());
             }
+        }
+        // Something is presented to a name server only where it can have been presented to nobody else.
+        let is_service = |there: &Destination| SERVICE_PORTS.contains(&there.port);
+        if !found.iter().all(is_service) {
+            found.retain(|there| !is_service(there));
         }
         let asked_for =
             |destination: &Destination| server.is_some() && destination.name.as_deref() == server;
@@ -931,8 +941,11 @@ impl Trail {
     fn tick(&mut self, now: Timestamp, out: &mut Vec<Outcome>) {
         while let Some(id) = self.waiting.front().copied() {
             match self.connections.get(&id) {
+                // One of a time to come is of a clock that was set back since.
                 Some(connection)
-                    if !connection.settled && now.duration_since(connection.time) < SETTLE =>
+                    if !connection.settled
+                        && connection.time <= now
+                        && now.duration_since(connection.time) < SETTLE =>
                 {
                     break;
                 }
@@ -942,12 +955,8 @@ impl Trail {
                 }
             }
         }
-        self.nodes.retain(|_, node| {
-            node.exited
-                .is_none_or(|exited| now.duration_since(exited) < TOMBSTONE)
-        });
-        // Those of a dead process are of use to those below it only.
-        let (connections, nodes) = (&mut self.connections, &self.nodes);
+        // The dead are of use to those below them only.
+        let nodes = &mut self.nodes;
         let mut has_heirs = HashSet::new();
         for alive in nodes.values().filter(|node| node.exited.is_none()) {
             let mut above = alive.parent;
@@ -957,13 +966,21 @@ impl Trail {
                 above = nodes.get(&parent).and_then(|node| node.parent);
             }
         }
-        let may_speak = |subject: Subject| {
-            has_heirs.contains(&subject)
-                || nodes.get(&subject).is_some_and(|node| {
-                    node.exited
-                        .is_none_or(|exited| now.duration_since(exited) < ECHO)
-                })
-        };
+        nodes.retain(|subject, node| {
+            node.exited.is_none_or(|exited| {
+                let kept = if has_heirs.contains(subject) {
+                    TOMBSTONE
+                } else if node.connections.is_empty() && node.own.is_empty() {
+                    NOTHING
+                } else {
+                    ECHO
+                };
+                now.duration_since(exited) < kept
+            })
+        });
+        let connections = &mut self.connections;
+        let may_speak =
+            |subject: Subject| has_heirs.contains(&subject) || nodes.contains_key(&subject);
         self.order.retain(|id| {
             let keep = connections
                 .get(id)

@@ -1,6 +1,6 @@
 //! What name servers said: names of addresses, and addresses of names.
 
-use crate::model::{Destination, NameSource, Named};
+use crate::model::{ANOTHER, Destination, NameSource, Named};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
@@ -62,8 +62,8 @@ impl Names {
             .map(String::as_str)
     }
 
-    /// Notes on a destination what name servers say otherwise: its name was asked for and has other
-    /// addresses, and its address was given for other names.
+    /// Notes on a destination what name servers say otherwise: its name was asked for and has other addresses, and its
+    /// address was given for other names, or for none that was seen.
     pub fn dispute(&self, destination: &mut Destination) {
         let Some(name) = destination.name.as_deref() else {
             return;
@@ -72,7 +72,10 @@ impl Names {
         {
             return;
         }
-        let others: HashSet<&str> = self.of(destination.address).collect();
+        let mut others: HashSet<&str> = self.of(destination.address).collect();
+        if others.is_empty() {
+            others.insert(ANOTHER);
+        }
         let mut others: Vec<Named> = others
             .into_iter()
             .map(|name| Named {
@@ -129,7 +132,7 @@ mod tests {
             disputed("never.asked", "10.0.0.2").is_empty(),
             "it may have come from a file, or from a name server that is not seen"
         );
-        assert!(disputed("s3.example", "10.0.0.9").is_empty());
+        assert_eq!(disputed("s3.example", "10.0.0.9"), [ANOTHER]);
     }
 
     proptest! {

@@ -38,6 +38,7 @@ fn credential(id: u64) -> Credential {
         label: None,
         audience: vec![],
         issued_to: None,
+        unmarked: false,
         sources: vec![],
     }
 }
