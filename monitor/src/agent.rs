@@ -271,7 +271,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     }
     // Before the probes: of what they see first the group may be gone a moment later.
     let attribution = Attribution::new(cgroup.clone(), parts.names);
-    let rules = parts.catalog.rules();
+    let rules = parts.catalog.rules([]);
     let mut sensor = Sensor::start(&Options {
         key: parts.key,
         rules: &rules,
@@ -333,6 +333,9 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         for candidate in joiner.tls.drain(..) {
             sensor.look_for_tls(candidate);
         }
+        if std::mem::take(&mut joiner.pointed) {
+            sensor.set_rules(&joiner.credentials.rules())?;
+        }
         for file in joiner.learned.drain(..) {
             sensor.learn(file)?;
         }
@@ -388,13 +391,13 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                     catalog,
                     refused,
                 }) => {
-                    sensor.set_rules(&catalog.rules())?;
                     joiner.credentials.set_catalog(Arc::clone(&catalog));
+                    sensor.set_rules(&joiner.credentials.rules())?;
                     parts.judge.replace_policy(document, catalog);
                     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
                     let success = i64::from(refused == 0);
                     parts.judge.sinks.metrics.reload_success.set(success);
-                    tracing::info!("expectations and catalog were loaded again");
+                    tracing::info!("the configuration was loaded again");
                     if parts.watch.needs_restart() {
                         tracing::warn!(
                             "settings of the agent have changed as well: they hold from its next start on"

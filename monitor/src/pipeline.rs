@@ -41,6 +41,8 @@ pub struct Joiner {
     /// Files whose opens are to be reported, or not, whatever their name.
     pub learned: Vec<FileId>,
     pub ignored: Vec<FileId>,
+    /// Places became a credential's since the kernel's filter was told.
+    pub pointed: bool,
     /// Payloads that began like a ClientHello and did not parse.
     pub malformed: u64,
     /// No probe takes the environment of an exec: it is read here.
@@ -97,6 +99,7 @@ impl Joiner {
             read_order: VecDeque::new(),
             learned: Vec::new(),
             ignored: Vec::new(),
+            pointed: false,
             malformed: 0,
             environ_is_read: false,
             tls: Vec::new(),
@@ -228,6 +231,7 @@ impl Joiner {
             for (credential, place) in self.credentials.in_running(subject.pid) {
                 events.push(self.pick_up(now, subject, credential, place, 1, Output::default()));
             }
+            self.follow(subject.pid);
             let open = running::open(subject.pid);
             for (path, file) in open.files {
                 // Only what is a credential's: the rest is no news, and stays unknown.
@@ -290,6 +294,7 @@ impl Joiner {
                             );
                             events.push(event);
                         }
+                        self.follow(subject.pid);
                     }
                 }
                 Observation::Fork { stamp } => {
@@ -653,6 +658,13 @@ impl Joiner {
         }
     }
 
+    /// Learns where the environment of a process says that credentials are.
+    fn follow(&mut self, pid: u32) {
+        let (files, is_new) = self.credentials.follow(pid);
+        self.learned.extend(files);
+        self.pointed |= is_new;
+    }
+
     /// The variables of one exec belong together: an AWS key pair is in two or three of them.
     fn variables(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<Event>) {
         let mut gathered: Vec<Variable> = Vec::new();
@@ -686,6 +698,13 @@ impl Joiner {
         }
         let Some(stamp) = whose else { return };
         self.attribution.ensure(&stamp);
+        // All of them are looked at: each may be the first with its value.
+        let pointers = gathered
+            .iter()
+            .filter(|variable| self.credentials.points(variable));
+        if pointers.count() > 0 {
+            self.follow(stamp.subject.pid);
+        }
         for (credential, place) in self.credentials.in_environment(&gathered) {
             let event = self.pick_up(
                 stamp.time,

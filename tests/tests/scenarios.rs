@@ -669,6 +669,52 @@ fn loss_is_counted_and_there_is_none() -> Result<()> {
     Ok(())
 }
 
+/// Neither its name nor its place is a credential's; a variable says what it is, by a link and in a list.
+#[test]
+fn a_file_that_a_variable_points_to() -> Result<()> {
+    let scene = scene();
+    let directory = scene.directory.path().join("pointed");
+    std::fs::create_dir(&directory)?;
+    let (real, link) = (directory.join("of-the-cluster"), directory.join("current"));
+    std::fs::write(
+        &real,
+        "apiVersion: v1\nkind: Config\nusers:\n- name: lab\n  user: { token: FAKE-pointed-token-0001 }\n",
+    )?;
+    std::os::unix::fs::symlink(&real, &link)?;
+    let key = directory.join("sa.json");
+    std::fs::write(&key, r#"{ "private_key": "FAKE-pointed-key-0002" }"#)?;
+    let unit = Unit::new("lab-pointed.service")?;
+    let list = format!("/nonexistent/config:{}", link.display());
+    // Each twice: the first program with such a value may be faster than the agent.
+    unit.sh(
+        &format!(
+            "for i in 1 2; do python3 -c 'import sys; [open(path).read() for path in sys.argv[1:]]' {} {}; done",
+            link.display(),
+            key.display()
+        ),
+        &[
+            ("KUBECONFIG", &list),
+            ("GOOGLE_APPLICATION_CREDENTIALS", &key.display().to_string()),
+        ],
+    )?;
+    for (path, class) in [
+        (&link, "kubeconfig"),
+        (&real, "kubeconfig"),
+        (&key, "gcp-service-account-key"),
+    ] {
+        let path = path.display().to_string();
+        let who = scene.agent.await_json(&["query", "who", &path], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
+        assert_eq!(who["credentials"][0]["class"], class, "{path}");
+        assert_eq!(who["uses"][0]["source"], "file", "{path}");
+        assert_eq!(who["uses"][0]["workload"]["unit"], "lab-pointed.service");
+    }
+    Ok(())
+}
+
 /// What is handed out at a socket is held by whoever asked there, by whatever name of the socket.
 #[test]
 fn an_identity_from_a_unix_socket() -> Result<()> {

@@ -107,7 +107,10 @@ fn run(command: Command) -> Result<()> {
         Command::Run { arguments } => build::run_agent(&arguments),
         Command::Demo => demo::run(),
         Command::Test => test::run(),
-        Command::Scenarios { files } => test::scenarios(&files),
+        Command::Scenarios { files } => {
+            build::run()?;
+            test::scenarios(&files)
+        }
         Command::Dashboards => dashboards::check(),
         Command::Reference => test::write_reference(),
         Command::Deploy => deploy::check(),

@@ -114,6 +114,19 @@ struct Document {
     authenticators: Vec<Authenticator>,
     #[serde(default)]
     answers: Vec<Answer>,
+    #[serde(default)]
+    pointers: Vec<Pointer>,
+}
+
+/// A variable whose value is where a credential is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pointer {
+    pub variable: String,
+    pub class: String,
+    /// The file in the directory that the variable names.
+    #[serde(default)]
+    pub below: Option<String>,
 }
 
 /// A system that mints credentials, or before which one proves who one is.
@@ -164,6 +177,7 @@ pub struct Catalog {
     authenticators: Vec<(Authenticator, GlobSet)>,
     /// The index is what the probes send.
     answers: Vec<Answer>,
+    pointers: Vec<Pointer>,
 }
 
 /// A secret shorter than this has no form that could be trusted.
@@ -197,6 +211,7 @@ impl Catalog {
         document.headers.extend(embedded.headers);
         document.authenticators.extend(embedded.authenticators);
         document.answers.extend(embedded.answers);
+        document.pointers.extend(embedded.pointers);
         document.classes.push(Class {
             class: WRITTEN.to_owned(),
             role: Role::Access,
@@ -302,6 +317,7 @@ impl Catalog {
             headers,
             authenticators,
             answers: document.answers,
+            pointers: document.pointers,
             homes,
             usual,
             metadata: document
@@ -335,6 +351,18 @@ impl Catalog {
         let matched = self.sockets.matches(path);
         let first = matched.iter().map(|glob| self.socket_class[*glob]).min()?;
         Some(&self.classes[first])
+    }
+
+    /// Whether a path is never a credential's, whoever says so.
+    pub fn is_never(&self, path: &str) -> bool {
+        self.never_files.is_match(path)
+    }
+
+    /// What a variable points to, where it is one that does.
+    pub fn pointers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Pointer> {
+        self.pointers
+            .iter()
+            .filter(move |pointer| pointer.variable == name)
     }
 
     /// The class of a variable by its name.
@@ -471,8 +499,19 @@ impl Catalog {
     ///
     /// A rule is about the last component, or about the one or two directories before it: what is
     /// deeper below a directory of secrets than that is known only once its inode is.
-    pub fn rules(&self) -> Rules {
+    ///
+    /// `pointed` are paths that variables named: they may be anywhere, and links, so that their last component decides.
+    pub fn rules<'a>(&self, pointed: impl IntoIterator<Item = &'a str>) -> Rules {
         let mut rules = BTreeMap::new();
+        for path in pointed {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            rules.insert(key(Kind::Name, hash_of(name.as_bytes())), PLAIN);
+        }
+        for pointer in &self.pointers {
+            if let Some(word) = longest_word(&pointer.variable) {
+                rules.entry(word).or_insert(PLAIN);
+            }
+        }
         for glob in &self.file_globs {
             file_rule(glob, &mut rules);
         }
@@ -633,6 +672,12 @@ fn telling_word(glob: &str) -> Option<u64> {
     (word != "pwd").then(|| word_key(word)).flatten()
 }
 
+/// The key of the longest word of a name, which most names do not have.
+fn longest_word(name: &str) -> Option<u64> {
+    let longest = name.split('_').rev().max_by_key(|word| word.len())?;
+    word_key(&longest.to_ascii_lowercase())
+}
+
 /// A path as the catalog knows it: `/var/run` is `/run`, and the `..data` and `..<timestamp>`
 /// parts of a projected volume are dropped.
 pub fn normalise(path: &str) -> String {
@@ -780,7 +825,7 @@ mod tests {
     #[test]
     fn every_file_class_reaches_the_kernel() {
         let catalog = catalog();
-        let rules = catalog.rules().0;
+        let rules = catalog.rules([]).0;
         let has = |kind, text: &str| rules.contains_key(&key(kind, hash_of(text.as_bytes())));
         assert!(has(Kind::Name, "credentials") && has(Kind::Name, ".netrc"));
         assert_eq!(rules[&key(Kind::Name, hash_of(b"credentials"))], NEEDS_PAIR);

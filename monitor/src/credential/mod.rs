@@ -11,7 +11,11 @@ pub mod secret;
 use crate::{
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
     recent::Recent,
-    sensor::observation::{FileId, Shown},
+    sensor::{
+        Rules,
+        observation::{FileId, Shown},
+        running,
+    },
 };
 use catalog::{Catalog, Format, normalise};
 use contents::{Facts, Found};
@@ -23,7 +27,12 @@ use monitor_common::{
 };
 use secret::SecretBuffer;
 use std::{
-    collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc,
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Bytes of a credential file that are read.
@@ -33,6 +42,11 @@ const FILES: usize = 20_000;
 
 /// Credentials that are remembered, at least, and at most twice as many.
 const REMEMBERED: usize = 16_384;
+/// Places that variables pointed to which are remembered. Whoever starts programs can make up any number of them: no
+/// more are taken.
+const POINTED: usize = 1024;
+/// Values of such variables that are remembered.
+const FOLLOWED: usize = 4096;
 /// Places of a credential that are remembered.
 const PLACES: usize = 32;
 
@@ -51,6 +65,10 @@ pub struct Credentials {
     shown: Recent<CredentialId, Credential>,
     /// Under which path a file was first known as a credential's: it is one under any other.
     homes: HashMap<FileId, String>,
+    /// Where variables said that credentials are, and their class.
+    pointed: BTreeMap<String, String>,
+    /// Fingerprints of values of such variables that were looked at.
+    followed: Recent<u64, ()>,
     /// Files that could not be read any more when their turn came.
     pub unreadable: u64,
 }
@@ -106,6 +124,8 @@ impl Credentials {
             known: Recent::new(REMEMBERED),
             shown: Recent::new(REMEMBERED),
             homes: HashMap::new(),
+            pointed: BTreeMap::new(),
+            followed: Recent::new(FOLLOWED),
             unreadable: 0,
         })
     }
@@ -127,7 +147,7 @@ impl Credentials {
         } = opened;
         let catalog = Arc::clone(&self.catalog);
         let (normal, home) = self.placed(&catalog, path, source, file)?;
-        let class = catalog.file(&home)?;
+        let class = self.class_at(&catalog, &home)?;
         let place = Place {
             source: Source::File,
             place: normal.clone(),
@@ -179,7 +199,12 @@ impl Credentials {
     /// it is presented.
     pub fn at_socket(&self, path: &Path, container: &str) -> Option<(Credential, Place)> {
         let normal = normalise(&path.to_string_lossy());
-        let class = self.catalog.socket(&normal)?;
+        let pointed = || {
+            let class = self.pointed.get(&normal)?;
+            let class = self.catalog.class(class)?;
+            (!class.sockets.is_empty()).then_some(class)
+        };
+        let class = self.catalog.socket(&normal).or_else(pointed)?;
         let place = Place {
             source: Source::Socket,
             place: normal,
@@ -211,7 +236,75 @@ impl Credentials {
     /// Whether a path is a credential's.
     pub fn is_place(&self, path: &Path) -> bool {
         let path = normalise(&path.to_string_lossy());
-        self.catalog.file(&path).is_some()
+        self.class_at(&self.catalog, &path).is_some()
+    }
+
+    /// The class of a file by its path: by the catalog, or because a variable pointed there.
+    fn class_at<'a>(&self, catalog: &'a Catalog, path: &str) -> Option<&'a catalog::Class> {
+        catalog
+            .file(path)
+            .or_else(|| catalog.class(self.pointed.get(path)?))
+    }
+
+    /// The rules for the kernel's filter.
+    pub fn rules(&self) -> Rules {
+        self.catalog.rules(self.pointed.keys().map(String::as_str))
+    }
+
+    /// Whether a variable points to a credential, and has not been looked at with this value.
+    pub fn points(&mut self, variable: &Variable) -> bool {
+        let is_pointer = self.catalog.pointers(&variable.name).next().is_some();
+        is_pointer && self.followed.get(&variable.fingerprint).is_none() && {
+            self.followed.insert(variable.fingerprint, ());
+            true
+        }
+    }
+
+    /// Follows what the environment of a process points to: from now on what is there is a credential's. Gives the files
+    /// that are there, as the process sees them, and whether any place is new.
+    pub fn follow(&mut self, pid: u32) -> (Vec<FileId>, bool) {
+        let catalog = Arc::clone(&self.catalog);
+        let Ok(mut environ) = File::open(format!("/proc/{pid}/environ")) else {
+            return (Vec::new(), false);
+        };
+        let targets = self.buffer.with_file(&mut environ, |bytes| {
+            bytes
+                .split(|byte| *byte == 0)
+                .flat_map(|entry| targets(&catalog, entry))
+                .collect::<Vec<_>>()
+        });
+        let (mut files, mut is_new) = (Vec::new(), false);
+        for (path, class) in targets.unwrap_or_default() {
+            let path = if path.is_absolute() {
+                path
+            } else {
+                let Ok(directory) = std::fs::read_link(format!("/proc/{pid}/cwd")) else {
+                    continue;
+                };
+                directory.join(path)
+            };
+            let normal = normalise(&path.to_string_lossy());
+            if catalog.is_never(&normal) || catalog.file(&normal).is_some() {
+                continue;
+            }
+            if !self.pointed.contains_key(&normal) {
+                if self.pointed.len() >= POINTED {
+                    continue;
+                }
+                self.pointed.insert(normal.clone(), class);
+                is_new = true;
+            }
+            let inside = path.strip_prefix("/").unwrap_or(&path);
+            let seen = Path::new("/proc")
+                .join(pid.to_string())
+                .join("root")
+                .join(inside);
+            if let Some(file) = running::identify(&seen) {
+                self.homes.entry(file).or_insert(normal);
+                files.push(file);
+            }
+        }
+        (files, is_new)
     }
 
     /// Remembers a file that was written under a credential's name; `false` where it is none.
@@ -230,11 +323,11 @@ impl Credentials {
         file: FileId,
     ) -> Option<(String, String)> {
         let seen = normalise(&path.to_string_lossy());
-        let known = if catalog.file(&seen).is_some() {
+        let known = if self.class_at(catalog, &seen).is_some() {
             seen.clone()
         } else if let Some(source) = source
             .map(|source| normalise(&source.to_string_lossy()))
-            .filter(|source| catalog.file(source).is_some())
+            .filter(|source| self.class_at(catalog, source).is_some())
         {
             return Some((source.clone(), source));
         } else {
@@ -583,6 +676,31 @@ fn add_places(sources: &mut Vec<Place>, places: &[Place]) {
     }
 }
 
+/// Where the value of a variable says that credentials are, and of which class.
+fn targets(catalog: &Catalog, entry: &[u8]) -> Vec<(PathBuf, String)> {
+    let Some((name, value)) = std::str::from_utf8(entry)
+        .ok()
+        .and_then(|entry| entry.split_once('='))
+    else {
+        return Vec::new();
+    };
+    let mut targets = Vec::new();
+    for pointer in catalog.pointers(name) {
+        let value = value
+            .strip_prefix("unix:")
+            .map_or(value, |path| path.strip_prefix("//").unwrap_or(path));
+        for path in value.split(':').filter(|path| !path.is_empty()) {
+            let path = Path::new(path);
+            let path = pointer
+                .below
+                .as_ref()
+                .map_or_else(|| path.to_owned(), |below| path.join(below));
+            targets.push((path, pointer.class.clone()));
+        }
+    }
+    targets
+}
+
 fn variable_place(name: &str) -> Place {
     Place {
         source: Source::Environment,
@@ -853,6 +971,68 @@ mod tests {
             .expect("by place");
         assert!(found.credentials[0].id.0.starts_with("loc-"));
         assert_eq!(credentials.unreadable, 1);
+    }
+
+    #[test]
+    fn what_variables_point_to() {
+        let catalog = Catalog::new("", &[], &[]).expect("embedded");
+        let told = |entry: &str| -> Vec<(String, String)> {
+            targets(&catalog, entry.as_bytes())
+                .into_iter()
+                .map(|(path, class)| (path.display().to_string(), class))
+                .collect()
+        };
+        let one = |path: &str, class: &str| (path.to_owned(), class.to_owned());
+        assert_eq!(
+            told("KUBECONFIG=/a/one:/b/other"),
+            [one("/a/one", "kubeconfig"), one("/b/other", "kubeconfig")]
+        );
+        assert_eq!(
+            told("DOCKER_CONFIG=/a"),
+            [one("/a/config.json", "registry-credential")]
+        );
+        assert_eq!(
+            told("SPIFFE_ENDPOINT_SOCKET=unix:///run/x.sock"),
+            [one("/run/x.sock", "spiffe-svid")]
+        );
+        for nothing in ["KUBECONFIG=", "KUBECONFIG", "PATH=/bin", "", "=x"] {
+            assert_eq!(told(nothing), [], "{nothing}");
+        }
+    }
+
+    #[test]
+    fn what_is_never_a_credential_is_none_because_a_variable_says_so() {
+        let mut credentials = credentials();
+        let mut child = std::process::Command::new("cat")
+            .env("KUBECONFIG", "/etc/passwd:/nonexistent/kt")
+            .env("GOOGLE_APPLICATION_CREDENTIALS", "sa.json")
+            .current_dir("/tmp")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("started");
+        // It has become the program once it answers.
+        use std::io::{Read as _, Write as _};
+        child
+            .stdin
+            .as_mut()
+            .expect("a pipe")
+            .write_all(b"x")
+            .expect("written");
+        let mut answer = [0];
+        child
+            .stdout
+            .as_mut()
+            .expect("a pipe")
+            .read_exact(&mut answer)
+            .expect("read");
+        let (files, is_new) = credentials.follow(child.id());
+        drop(child.stdin.take());
+        child.wait().expect("it ended");
+        assert!(is_new && files.is_empty());
+        assert!(credentials.is_place(Path::new("/nonexistent/kt")));
+        assert!(credentials.is_place(Path::new("/tmp/sa.json")));
+        assert!(!credentials.is_place(Path::new("/etc/passwd")));
     }
 
     #[test]

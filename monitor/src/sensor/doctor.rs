@@ -93,6 +93,10 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
             "files opened through io_uring".to_owned()
         });
     }
+    missed.push(
+        "a file that only a variable points to (KUBECONFIG, GOOGLE_APPLICATION_CREDENTIALS, …), where it is opened in the first milliseconds of the first program that has this value"
+            .to_owned(),
+    );
     if super::reads_environ(attached) {
         missed.push(
             "variables of a process that ends before the agent has read its environment, a few milliseconds after exec: the probe needs Linux 5.17"
@@ -210,7 +214,7 @@ fn attach(cgroup: Option<&Path>) -> Result<(Vec<Attached>, Result<u32, SelfTestE
         let catalog = Catalog::new("", &[], &[]).map_err(|error| error.to_string())?;
         let mut sensor = Sensor::start(&Options {
             key: Key { k0: 0, k1: 0 },
-            rules: &catalog.rules(),
+            rules: &catalog.rules([]),
             cgroup,
             btf: Path::new(fields::VMLINUX),
         })

@@ -10,8 +10,10 @@ use procfs::{
     net::{TcpNetEntry, TcpState, UdpNetEntry},
     process::{FDPermissions, FDTarget, Process},
 };
+use rustix::fs::{Mode, OFlags};
 use std::{
     collections::HashMap,
+    fs::File,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -45,14 +47,7 @@ pub fn open(pid: u32) -> Open {
         match descriptor.target {
             FDTarget::Path(path) if descriptor.mode().contains(FDPermissions::READ) => {
                 let link = format!("/proc/{pid}/fd/{}", descriptor.fd);
-                let file = std::fs::metadata(&link)
-                    .ok()
-                    .filter(std::fs::Metadata::is_file)
-                    .map(|metadata| FileId {
-                        device: kernel_device(metadata.dev()),
-                        inode: metadata.ino(),
-                        generation: generation(&link),
-                    });
+                let file = identify(Path::new(&link));
                 open.files.extend(file.map(|file| (path, file)));
             }
             FDTarget::Socket(inode) => open.sockets.push(inode),
@@ -85,15 +80,29 @@ fn kernel_device(device: u64) -> u32 {
     rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
+/// What a path leads to, as the probes tell it; nothing where that is no regular file.
+pub fn identify(path: &Path) -> Option<FileId> {
+    let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if !is_file {
+        return None;
+    }
+    // What is no file any more by now is not waited for.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some(FileId {
+        device: kernel_device(metadata.dev()),
+        inode: metadata.ino(),
+        generation: generation(&file),
+    })
+}
+
 /// The generation of a file's inode; 0 where its file system tells none.
-fn generation(link: &str) -> u32 {
+fn generation(file: &File) -> u32 {
     use rustix::ioctl::{Getter, ioctl, opcode};
     const FS_IOC_GETVERSION: rustix::ioctl::Opcode = opcode::read::<std::ffi::c_long>(b'v', 1);
-    let Ok(file) = std::fs::File::open(link) else {
-        return 0;
-    };
     // SAFETY: the call writes an int, for all that its number says, and there is room for a long.
-    let version = unsafe { ioctl(&file, Getter::<FS_IOC_GETVERSION, u64>::new()) };
+    let version = unsafe { ioctl(file, Getter::<FS_IOC_GETVERSION, u64>::new()) };
     version.map_or(0, |version| version as u32)
 }
 
