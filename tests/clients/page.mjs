@@ -45,6 +45,13 @@ try {
   assert.ok((await page.locator("details.gaps summary").textContent()).startsWith("Not seen:"));
   if (directory !== undefined) await page.screenshot({ path: `${directory}/page-credential.png`, fullPage: true });
 
+  // To the answer by keyboard, and the view stays.
+  const view = page.url();
+  await page.locator("a.skip").focus();
+  await page.keyboard.press("Enter");
+  assert.equal(page.url(), view);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "answer");
+
   // The view as files.
   const file = async (name) => {
     const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name, exact: true }).click()]);

@@ -80,6 +80,15 @@ impl Range {
         )
     }
 
+    /// The first of two times, or the last where only that is in it.
+    fn inner(self, first: Timestamp, last: Timestamp) -> Timestamp {
+        if !self.holds(first, first) && self.holds(last, last) {
+            last
+        } else {
+            first
+        }
+    }
+
     /// Whether everything between two times is in it.
     fn holds(self, first: Timestamp, last: Timestamp) -> bool {
         self.since.is_none_or(|since| since <= first)
@@ -101,6 +110,10 @@ pub struct UseRow {
     pub count: u64,
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
+    /// The range has a part of this: of an hour at its edge only the whole is known, so that the count is the most that
+    /// it can be, and a time may lie outside.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// When the file was written.
     #[serde(skip)]
     pub modified: Option<Timestamp>,
@@ -120,6 +133,10 @@ pub struct HopRow {
     pub count: u64,
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
+    /// The range has a part of this: of an hour at its edge only the whole is known, so that the count is the most that
+    /// it can be, and a time may lie outside.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     pub process: Process,
 }
 
@@ -302,6 +319,8 @@ struct Part {
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
+    /// Some of it may lie outside of the range.
+    partial: bool,
 }
 
 /// An edge without what it is between: of many, those that are wanted are read whole.
@@ -685,6 +704,7 @@ impl Reader {
                 if let Some(part) = &edge.part {
                     row.count = part.count;
                     (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
+                    row.partial = part.partial;
                     row.process = self.process(part.process)?;
                 }
                 found.push(row);
@@ -705,6 +725,7 @@ impl Reader {
                 if let Some(part) = &edge.part {
                     row.count = part.count;
                     (row.first_seen, row.last_seen) = (part.first_seen, part.last_seen);
+                    row.partial = part.partial;
                     row.process = self.process(part.process)?;
                 }
                 found.push(row);
@@ -781,10 +802,14 @@ impl Reader {
                     count: row.get::<_, i64>(0)?.max(0) as u64,
                     first_seen: from_micros(row.get(1)?),
                     last_seen: from_micros(row.get(2)?),
+                    partial: false,
                 })
             },
         )?;
-        Ok(sums.into_iter().next())
+        Ok(sums.into_iter().next().map(|part| Part {
+            partial: !range.holds(part.first_seen, part.last_seen),
+            ..part
+        }))
     }
 
     /// Who was the first of an edge, where its first hour is still there.
@@ -821,6 +846,7 @@ impl Reader {
             count: row.get::<_, i64>(6)?.max(0) as u64,
             first_seen: from_micros(row.get(7)?),
             last_seen: from_micros(row.get(8)?),
+            partial: false,
             modified: row.get::<_, Option<i64>>(9)?.map(from_micros),
         })
     }
@@ -837,6 +863,7 @@ impl Reader {
             count: row.get::<_, i64>(7)?.max(0) as u64,
             first_seen: from_micros(row.get(8)?),
             last_seen: from_micros(row.get(9)?),
+            partial: false,
         })
     }
 
@@ -948,9 +975,12 @@ impl Reader {
             range,
             |row| self.use_row(row),
         )?;
-        events.extend(uses.into_iter().map(|row| Event::Use {
-            time: row.first_seen,
-            row: Box::new(row),
+        events.extend(uses.into_iter().map(|mut row| {
+            row.partial = !range.holds(row.first_seen, row.last_seen);
+            Event::Use {
+                time: range.inner(row.first_seen, row.last_seen),
+                row: Box::new(row),
+            }
         }));
         let hops = self.hours(
             "SELECT e.id, e.credential, e.workload, iif(h.first_process = 0, h.process, h.first_process), e.destination, e.evidence, h.verdict, h.count,
@@ -960,9 +990,12 @@ impl Reader {
             range,
             |row| self.hop_row(row),
         )?;
-        events.extend(hops.into_iter().map(|row| Event::Hop {
-            time: row.first_seen,
-            row: Box::new(row),
+        events.extend(hops.into_iter().map(|mut row| {
+            row.partial = !range.holds(row.first_seen, row.last_seen);
+            Event::Hop {
+                time: range.inner(row.first_seen, row.last_seen),
+                row: Box::new(row),
+            }
         }));
         let about = |finding: &Finding| match (&ids, &finding.credential) {
             (Some(ids), Some(credential)) => ids.contains(&credential.id),

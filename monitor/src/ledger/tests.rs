@@ -376,6 +376,225 @@ fn the_old_is_dropped_by_age_and_by_size() {
 }
 
 #[test]
+fn a_range_that_cuts_an_hour_says_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ten =
+        |minutes: i64| Timestamp::from_second(480_000 * 3600 + minutes * 60).expect("in range");
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            used(1, "/a", "/x", ten(1)),
+            used(1, "/a", "/x", ten(59)),
+            used(2, "/b", "/x", ten(35)),
+        ],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    let asked = |id: &str, since: i64, until: i64| -> Vec<(u64, bool)> {
+        let range = Range {
+            since: Some(ten(since)),
+            until: Some(ten(until)),
+        };
+        let uses = reader.who(id, range).expect("known").uses;
+        uses.iter().map(|row| (row.count, row.partial)).collect()
+    };
+    let (one, other) = ("kt-0000000000000001", "kt-0000000000000002");
+    assert_eq!(asked(one, 0, 60), [(4, false)]);
+    assert_eq!(asked(one, 30, 40), [(4, true)], "at most");
+    assert_eq!(asked(other, 30, 40), [(2, false)]);
+    assert_eq!(asked(other, 36, 40), []);
+    let range = Range {
+        since: Some(ten(30)),
+        until: None,
+    };
+    let timeline = reader.timeline(Some(one), None, range).expect("read");
+    let times: Vec<Timestamp> = timeline.events.iter().map(Event::time).collect();
+    assert_eq!(times, [ten(59)], "the one that is in the range");
+}
+
+#[test]
+fn what_is_dropped_for_age_is_one_gap() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let now = Timestamp::now();
+    let ago = |days: i64| now - SignedDuration::from_hours(24 * days);
+    let old = Gap {
+        kind: "agent-down".into(),
+        probe: None,
+        detail: "down".into(),
+        since: ago(130),
+        until: Some(ago(129)),
+        count: 0,
+        blind: false,
+    };
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            Entry::Gap(Box::new(old)),
+            used(1, "/old", "/x", ago(120)),
+            used(2, "/new", "/x", ago(1)),
+        ],
+    );
+    // Twice: the gap grows.
+    for _ in 0..2 {
+        write(directory.path(), Retention::default(), vec![]);
+    }
+    let gaps = Reader::open(directory.path())
+        .expect("opens")
+        .gaps(Range {
+            since: Some(ago(125)),
+            until: Some(ago(100)),
+        })
+        .expect("read");
+    let [gap] = &gaps[..] else {
+        panic!("{gaps:?}");
+    };
+    assert_eq!(gap.kind, "dropped-for-age");
+    assert_eq!(gap.since.as_second(), ago(130).as_second());
+    assert!(gap.until.is_some_and(|until| until > ago(91)));
+}
+
+#[test]
+fn a_clock_that_was_wrong_before_the_start_drops_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let now = Timestamp::now();
+    write(directory.path(), forever(), vec![used(1, "/a", "/x", now)]);
+    let mut connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
+    let later = |days: i64| tidy::Moment {
+        steady: std::time::Duration::from_secs(60 + 86_400 * (days as u64 - 365)),
+        time: now + SignedDuration::from_hours(24 * days),
+    };
+    let begun = later(365);
+    let mut tidy = tidy::Tidy::new(Retention::default(), Some(now), begun);
+    tidy.tidy(&mut connection, begun).expect("tidied");
+    let uses = |connection: &rusqlite::Connection| -> i64 {
+        connection
+            .query_row("SELECT count(*) FROM use_hour", [], |row| row.get(0))
+            .expect("counted")
+    };
+    assert_eq!(uses(&connection), 1);
+    // It was right after all.
+    tidy.tidy(&mut connection, later(367)).expect("tidied");
+    assert_eq!(uses(&connection), 0);
+}
+
+#[test]
+fn an_edge_keeps_its_process_when_the_clock_was_set_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let later = at(86_400);
+    let mut before = used(1, "/a", "/y", at(0));
+    if let Entry::Use(used) = &mut before {
+        used.workload = Workload::host("/x");
+    }
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            used(1, "/a", "/x", later),
+            before,
+            used(2, "/b", "/x", at(0)),
+        ],
+    );
+    // What was before noon goes.
+    let since_noon = Retention {
+        max_age: Timestamp::now().duration_since(at(43_200)),
+        ..forever()
+    };
+    write(directory.path(), since_noon, vec![]);
+    let reader = Reader::open(directory.path()).expect("opens");
+    let who = reader.who("kt-0000000000000001", Range::default());
+    assert_eq!(who.expect("known").uses.len(), 1);
+    assert!(reader.who("kt-0000000000000002", Range::default()).is_err());
+}
+
+#[test]
+fn a_file_that_is_too_large_shrinks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = |number: i64| format!("/{number}/{}", "x".repeat(400));
+    let entries = |hour: i64| {
+        (0..2000).map(move |number| used(number as u64, &place(number), "/x", at(hour * 3600)))
+    };
+    write(
+        directory.path(),
+        forever(),
+        entries(0).chain(entries(5)).collect(),
+    );
+    let size = || {
+        std::fs::metadata(directory.path().join(FILE))
+            .expect("there")
+            .len()
+    };
+    let before = size();
+    let small = Retention {
+        max_bytes: 100_000,
+        ..forever()
+    };
+    write(directory.path(), small, vec![]);
+    assert!(size() < before / 4, "{before} to {}", size());
+    let gaps = Reader::open(directory.path())
+        .expect("opens")
+        .gaps(Range::default())
+        .expect("read");
+    let dropped = gaps
+        .iter()
+        .filter(|gap| gap.kind == "dropped-for-size")
+        .count();
+    assert_eq!(dropped, 1, "{gaps:?}");
+}
+
+#[test]
+fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let by = |exe: &str, workload: &Workload| {
+        let mut entry = used(1, "/a", exe, at(0));
+        if let Entry::Use(used) = &mut entry {
+            used.workload = workload.clone();
+        }
+        entry
+    };
+    let unit = Workload {
+        kind: crate::model::WorkloadKind::Unit,
+        unit: Some("api.service".into()),
+        ..Workload::host("api.service")
+    };
+    let pod = Workload {
+        kind: crate::model::WorkloadKind::Deployment,
+        namespace: Some("payments".into()),
+        pod: Some("api-6c9f-xyz".into()),
+        ..Workload::host("api")
+    };
+    write(
+        directory.path(),
+        forever(),
+        vec![
+            by("/usr/bin/cat", &unit),
+            by("/usr/bin/curl", &unit),
+            by("/app", &pod),
+        ],
+    );
+    let reader = Reader::open(directory.path()).expect("opens");
+    for asked in [
+        "/usr/bin/cat",
+        "/usr/bin/curl",
+        "api.service",
+        "payments/api",
+        "payments/api-6c9f-xyz",
+        "api-6c9f-xyz",
+    ] {
+        assert!(
+            reader.blast_radius(asked, Range::default()).is_ok(),
+            "{asked}"
+        );
+    }
+    for asked in ["/usr/bin/wget", "shop/api-6c9f-xyz"] {
+        assert!(
+            reader.blast_radius(asked, Range::default()).is_err(),
+            "{asked}"
+        );
+    }
+}
+
+#[test]
 fn damaged_newer_and_absent_files() {
     let directory = tempfile::tempdir().expect("a directory");
     assert!(matches!(

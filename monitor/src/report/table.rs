@@ -240,6 +240,15 @@ fn several<'a>(mut ids: impl Iterator<Item = &'a CredentialId>) -> bool {
     ids.any(|id| Some(id) != first)
 }
 
+/// A count; at most that where the range has only a part of it.
+fn counted(count: u64, partial: bool) -> String {
+    if partial {
+        format!("≤ {count}")
+    } else {
+        count.to_string()
+    }
+}
+
 fn use_rows(out: &mut String, uses: &[UseRow]) {
     let several = several(uses.iter().map(|row| &row.credential));
     let mut head = vec![
@@ -254,7 +263,7 @@ fn use_rows(out: &mut String, uses: &[UseRow]) {
             row.process.uid.to_string(),
             row.source.to_string(),
             row.place.clone(),
-            row.count.to_string(),
+            counted(row.count, row.partial),
             local(row.first_seen),
             ago(row.last_seen),
         ];
@@ -291,7 +300,7 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
             row.destination.address.to_string(),
             row.destination.name_source.to_string(),
             row.workload.key(),
-            row.count.to_string(),
+            counted(row.count, row.partial),
             local(row.first_seen),
             ago(row.last_seen),
         ];
@@ -524,7 +533,12 @@ pub fn timeline(answer: &Timeline) -> String {
                 "use".to_owned(),
                 row.credential.to_string(),
                 row.workload.key(),
-                format!("{} {} × {}", row.source, row.place, row.count),
+                format!(
+                    "{} {} × {}",
+                    row.source,
+                    row.place,
+                    counted(row.count, row.partial)
+                ),
             ],
             Event::Hop { row, .. } => {
                 rows.style(row.verdict.as_str(), verdict_style(row.verdict));
@@ -537,7 +551,7 @@ pub fn timeline(answer: &Timeline) -> String {
                         row.destination.label(),
                         row.verdict,
                         row.evidence,
-                        row.count
+                        counted(row.count, row.partial)
                     ),
                 ]
             }

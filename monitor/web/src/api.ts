@@ -12,7 +12,7 @@ export function routeOf(hash: string): Route {
   const [path = "", query = ""] = hash.replace(/^#\/?/, "").split("?", 2);
   const parameters = new URLSearchParams(query);
   const [kind = "", ...rest] = path.split("/");
-  const name = decodeURIComponent(rest.join("/"));
+  const name = decoded(rest.join("/"));
   const known = kind === "credential" || kind === "workload" || kind === "destination";
   return {
     kind: known && name !== "" ? kind : "overview",
@@ -20,6 +20,15 @@ export function routeOf(hash: string): Route {
     since: parameters.get("since") ?? "",
     until: parameters.get("until") ?? "",
   };
+}
+
+/** As it was written where it cannot be decoded: links are typed by hand, too. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 export function hashOf(route: Route): string {
@@ -31,7 +40,14 @@ export function hashOf(route: Route): string {
   return `#/${path}${query}`;
 }
 
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(
+    said: string,
+    readonly status: number,
+  ) {
+    super(said);
+  }
+}
 
 /** The agent asks for its token. */
 export class NeedsToken extends Error {}
@@ -54,7 +70,7 @@ export async function ask<T>(question: string, parameters: Record<string, string
   if (response.status === 401) throw new NeedsToken("This agent asks for its token.");
   if (!response.ok) {
     const body = (await response.json().catch(() => ({}))) as { error?: string };
-    throw new Refused(body.error ?? `the agent answered ${response.status}`);
+    throw new Refused(body.error ?? `the agent answered ${response.status}`, response.status);
   }
   return (await response.json()) as T;
 }

@@ -70,7 +70,11 @@ function table(head: string[], rows: Shown[][], label: string): HTMLElement {
   return element("div", { class: "scroll" }, ...parts);
 }
 
-const word = (text: string, kind: string): Shown => ({ cell: text, node: element("span", { class: `${kind} ${text}` }, text) });
+const word = (text: string, kind: string): Shown => ({
+  cell: text,
+  node: element("span", { class: `${kind} ${text}` }, text),
+  class: "word",
+});
 const time = (text: string): Shown => ({ cell: text, node: element("time", { datetime: text }, when(text)), class: "time" });
 const number = (value: number): Shown => ({ cell: value, class: "number" });
 
@@ -89,11 +93,11 @@ function hopTable(route: Route, hops: HopRow[]): Table {
       const key = workloadKey(row.workload);
       return [
         word(row.verdict, "verdict"),
-        { cell: row.evidence },
+        { cell: row.evidence, class: "word" },
         { cell: to, node: link({ ...route, kind: "destination", name: to }, to) },
         { cell: row.destination.address },
         { cell: key, node: link({ ...route, kind: "workload", name: key }, key) },
-        { cell: row.credential, node: link({ ...route, kind: "credential", name: row.credential }, row.credential) },
+        { cell: row.credential, node: link({ ...route, kind: "credential", name: row.credential }, row.credential), class: "word" },
         { cell: `${row.process.exe}[${row.process.pid}]` },
         number(row.count),
         time(row.first_seen),
@@ -113,9 +117,9 @@ function useTable(route: Route, uses: UseRow[]): Table {
         { cell: key, node: link({ ...route, kind: "workload", name: key }, key) },
         { cell: `${row.process.exe}[${row.process.pid}]` },
         number(row.process.uid),
-        { cell: row.source },
+        { cell: row.source, class: "word" },
         { cell: row.place },
-        { cell: row.credential, node: link({ ...route, kind: "credential", name: row.credential }, row.credential) },
+        { cell: row.credential, node: link({ ...route, kind: "credential", name: row.credential }, row.credential), class: "word" },
         number(row.count),
         time(row.first_seen),
         time(row.last_seen),
@@ -266,7 +270,7 @@ async function workload(route: Route): Promise<void> {
 async function destination(route: Route): Promise<void> {
   const parameters = { destination: route.name, since: route.since, until: route.until, limit: MOST };
   const answer = await ask<{ hops: HopRow[]; total: number; gaps: Gap[] }>("hops", parameters);
-  if (answer.hops.length === 0) throw new Refused(`no hop to \`${route.name}\` is known`);
+  if (answer.hops.length === 0) throw new Error(`no hop to \`${route.name}\` is known`);
   const hops = strongest(answer.hops);
   const trail = new Trail(new Map()).hops(hops);
   present(route.name, [`${answer.total} hops`], answer, trail, route, [], hops, answer.gaps, [], answer.total - answer.hops.length);
@@ -350,8 +354,8 @@ async function find(text: string): Promise<Route["kind"]> {
       await ask(question, parameters);
       return true;
     } catch (error) {
-      // Whoever may not ask is told so by the view.
-      return error instanceof NeedsToken;
+      // Whoever may not ask is told so by the view, and so is who means several, or asks too often.
+      return error instanceof NeedsToken || (error instanceof Refused && error.status !== 404);
     }
   };
   if (await answers("who", { credential: text, limit: "1" })) return "credential";
@@ -370,6 +374,12 @@ form.addEventListener("submit", (event) => {
   void find(name).then((kind) => {
     location.hash = hashOf({ kind, name, ...range });
   });
+});
+
+// What stands after the `#` is a view: the link to the answer must not be one.
+document.querySelector(".skip")?.addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
 });
 
 document.addEventListener("keydown", (event) => {
