@@ -337,12 +337,13 @@ fn run(command: Command) -> Result<(), Failure> {
             if let Some(rule) = &rule {
                 crate::policy::rules::known(rule).map_err(Failure::Usage)?;
             }
-            let answer = open(&store.ledger)?.findings(
+            let mut answer = open(&store.ledger)?.findings(
                 About::default(),
                 rule.as_deref(),
                 None,
                 range.range()?,
             )?;
+            answer.mark_gaps(usize::MAX);
             print(store.output, &answer, table::findings)
         }
         Command::Policy { policy } => on_policy(policy),

@@ -1,7 +1,7 @@
 //! The words of Keytrail as types. What findings, answers and the ledger show is made of these,
 //! and their serialised names are the interface.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, str::FromStr};
 use utoipa::{
@@ -410,6 +410,20 @@ pub struct Gap {
     /// The agent is or was blinded by it: a finding as well.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blind: bool,
+}
+
+/// What is found is near a gap that ended no longer ago than this.
+const NEAR: SignedDuration = SignedDuration::from_secs(60);
+
+impl Gap {
+    /// Whether something that is missing may be missing from what was seen between two times.
+    pub fn touches(&self, from: Timestamp, to: Timestamp) -> bool {
+        self.kind != NOT_COVERED
+            && self.since <= to
+            && self
+                .until
+                .is_none_or(|until| from.duration_since(until) <= NEAR)
+    }
 }
 
 fn is_zero(count: &u64) -> bool {

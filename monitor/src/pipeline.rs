@@ -36,7 +36,7 @@ pub struct Joiner {
     pub attribution: Attribution,
     pub credentials: Credentials,
     /// What a file and process had when it was last reported, for counts that come later.
-    reads: HashMap<(Subject, u32, u64), Vec<(crate::model::Credential, Place)>>,
+    reads: HashMap<(Subject, u32, u64), Reads>,
     read_order: VecDeque<(Subject, u32, u64)>,
     /// Files whose opens are to be reported, or not, whatever their name.
     pub learned: Vec<FileId>,
@@ -60,6 +60,9 @@ pub struct Joiner {
     /// The cluster had not told everything.
     untold: bool,
 }
+
+/// The credentials in a file, and its place: shared by all who read it.
+type Reads = Arc<(Vec<crate::model::Credential>, Place)>;
 
 /// What was presented, but for where.
 #[derive(Debug)]
@@ -449,12 +452,14 @@ impl Joiner {
                     count,
                 } => {
                     let known = self.reads.get(&(subject, device, inode)).cloned();
-                    for (credential, place) in known.unwrap_or_default() {
+                    let Some(known) = known else { continue };
+                    let (credentials, place) = &*known;
+                    for credential in credentials {
                         let event = self.pick_up(
                             time,
                             subject,
-                            credential,
-                            place,
+                            credential.clone(),
+                            place.clone(),
                             u64::from(count),
                             Output::default(),
                         );
@@ -619,11 +624,7 @@ impl Joiner {
         };
         self.learned.push(file);
         let key = (subject, file.device, file.inode);
-        let known: Vec<_> = found
-            .credentials
-            .iter()
-            .map(|credential| (credential.clone(), found.place.clone()))
-            .collect();
+        let known = Arc::new((found.credentials.clone(), found.place.clone()));
         if self.reads.insert(key, known).is_none() {
             self.read_order.push_back(key);
             if self.read_order.len() > READS
@@ -885,16 +886,6 @@ pub struct Judge {
 
 /// Gaps that are remembered.
 const GAPS: usize = 16;
-/// A finding is near a gap that ended no longer ago than this.
-const NEAR: SignedDuration = SignedDuration::from_secs(60);
-
-/// Whether something that is missing may be missing from what is found at a time.
-fn touches(gap: &Gap, time: Timestamp) -> bool {
-    gap.since <= time
-        && gap
-            .until
-            .is_none_or(|until| time.duration_since(until) <= NEAR)
-}
 
 impl Judge {
     pub fn new(policy: Policy, sinks: Sinks, live: bool) -> Self {
@@ -995,7 +986,7 @@ impl Judge {
         for mut finding in found {
             self.sinks.metrics.found(&finding);
             if finding.gaps.is_empty() {
-                let near = |gap: &&Gap| touches(gap, finding.time);
+                let near = |gap: &&Gap| gap.touches(finding.time, finding.time);
                 finding.gaps = self.gaps.iter().filter(near).cloned().collect();
             }
             let finding = self.sinks.stream.take(finding);

@@ -255,6 +255,18 @@ pub struct Findings {
     pub gaps: Vec<Gap>,
 }
 
+impl Findings {
+    /// Says of the first findings which gaps touch each.
+    pub fn mark_gaps(&mut self, most: usize) {
+        for finding in self.findings.iter_mut().take(most) {
+            if finding.gaps.is_empty() {
+                let near = |gap: &&Gap| gap.touches(finding.first_seen, finding.last_seen);
+                finding.gaps = self.gaps.iter().filter(near).cloned().collect();
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Workloads {
     pub workloads: Vec<Workload>,
@@ -835,6 +847,15 @@ impl Reader {
             .map_err(|source| explain(&self.path, source))
     }
 
+    fn finding_row(&self, row: &Row<'_>) -> rusqlite::Result<Finding> {
+        let mut finding: Finding = from_json(row, 0)?;
+        let process: i64 = row.get(1)?;
+        if process != 0 {
+            finding.process = Some(self.processes.get(&self.connection, process)?);
+        }
+        Ok(finding)
+    }
+
     fn use_row(&self, row: &Row<'_>) -> rusqlite::Result<UseRow> {
         Ok(UseRow {
             edge: row.get(0)?,
@@ -1083,9 +1104,9 @@ impl Reader {
 
     fn findings_in(&self, range: Range) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
-            "SELECT json FROM finding WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen DESC",
+            "SELECT json, process FROM finding WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen DESC",
             params![range.since(), range.until()],
-            |row| from_json(row, 0),
+            |row| self.finding_row(row),
         )
     }
 
@@ -1146,19 +1167,19 @@ impl Reader {
     ) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
             &format!(
-                "SELECT json FROM finding WHERE {column} = ?3 AND last_seen >= ?1 AND first_seen <= ?2"
+                "SELECT json, process FROM finding WHERE {column} = ?3 AND last_seen >= ?1 AND first_seen <= ?2"
             ),
             params![range.since(), range.until(), value],
-            |row| from_json(row, 0),
+            |row| self.finding_row(row),
         )
     }
 
     /// Findings with their counts, those that were seen last.
     pub fn last_findings(&self, most: usize) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
-            "SELECT json FROM finding ORDER BY last_seen DESC LIMIT ?1",
+            "SELECT json, process FROM finding ORDER BY last_seen DESC LIMIT ?1",
             [most as i64],
-            |row| from_json(row, 0),
+            |row| self.finding_row(row),
         )
     }
 

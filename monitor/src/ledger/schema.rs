@@ -140,7 +140,8 @@ ALTER TABLE use_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE hop_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
 ",
     // What expectations are judged by when they are tried on what was recorded: whether a credential has its issuer's
-    // mark, and when its file was written. And which programs ran in a workload, all of them.
+    // mark, and when its file was written. Which programs ran in a workload, all of them. And findings in little room:
+    // rows with a number of their own take half as much where they are long, and processes are known by number.
     r"
 ALTER TABLE credential ADD COLUMN unmarked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE use_edge ADD COLUMN modified INTEGER;
@@ -153,6 +154,19 @@ INSERT OR IGNORE INTO program
     FROM (SELECT workload, process FROM use_edge UNION SELECT workload, process FROM hop_edge) e
     JOIN process p ON p.id = e.process;
 DROP INDEX workload_exe;
+ALTER TABLE finding RENAME TO finding_before;
+CREATE TABLE finding (
+    id TEXT PRIMARY KEY, rule TEXT NOT NULL, credential TEXT NOT NULL, workload TEXT NOT NULL,
+    first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL, count INTEGER NOT NULL, json TEXT NOT NULL,
+    process INTEGER NOT NULL
+);
+INSERT INTO finding
+    SELECT id, rule, credential, workload, first_seen, last_seen, count, json, 0 FROM finding_before;
+DROP TABLE finding_before;
+CREATE INDEX finding_by_time ON finding (last_seen);
+CREATE INDEX finding_by_credential ON finding (credential);
+CREATE INDEX finding_by_workload ON finding (workload);
+CREATE INDEX finding_by_rule ON finding (rule, last_seen);
 ",
 ];
 

@@ -1007,6 +1007,7 @@ DELETE FROM use_hour; DELETE FROM use_edge; DELETE FROM workload; DELETE FROM pr
 CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 49999) SELECT i FROM n;
 INSERT INTO workload SELECT i + 1, 'ns' || (i % 50) || '/app-' || i, '/usr/bin/app-' || i,
     '{{"kind":"deployment","namespace":"ns' || (i % 50) || '","name":"app-' || i || '"}}' FROM n WHERE i < 500;
+INSERT INTO program SELECT exe, id FROM workload;
 INSERT INTO credential SELECT printf('kt-%016x', i), 'aws-access-key', 'access', 'static', NULL, NULL, NULL, '[]', NULL, NULL,
     {first} * 3600000000, {now} * 3600000000, 0 FROM n WHERE i < 5000;
 INSERT INTO source SELECT printf('kt-%016x', i), 'file', '/srv/app-' || i || '/key' FROM n WHERE i < 5000;
@@ -1018,13 +1019,13 @@ INSERT INTO hop_edge SELECT i + 1, printf('kt-%016x', i / 10), 1 + i % 500, 1 + 
 INSERT OR IGNORE INTO hop_edge SELECT 50001 + i, printf('kt-%016x', 4999), 1 + i, 1 + i, 'sole', 'unexpected', 2160,
     {first} * 3600000000, {now} * 3600000000, i + 1 FROM n WHERE i < 100;
 INSERT INTO hop_hour SELECT e.id, {first} + h.i * 10 + e.id % 10, 'expected', 1,
-    ({first} + h.i * 10 + e.id % 10) * 3600000000 + 1, ({first} + h.i * 10 + e.id % 10) * 3600000000 + 2, e.id
+    ({first} + h.i * 10 + e.id % 10) * 3600000000 + 1, ({first} + h.i * 10 + e.id % 10) * 3600000000 + 2, e.id, 0
     FROM hop_edge e CROSS JOIN n h WHERE e.id <= 50000 AND h.i < 200;
 INSERT INTO hop_hour SELECT e.id, {first} + h.i, 'unexpected', 1, ({first} + h.i) * 3600000000 + 1,
-    ({first} + h.i) * 3600000000 + 2, e.process FROM hop_edge e CROSS JOIN n h WHERE e.id > 50000 AND h.i < 2160;
+    ({first} + h.i) * 3600000000 + 2, e.process, 0 FROM hop_edge e CROSS JOIN n h WHERE e.id > 50000 AND h.i < 2160;
 INSERT INTO use_edge SELECT i + 1, printf('kt-%016x', i / 2), 1 + i % 500, 'file', '/srv/app-' || (i / 2) || '/key', 90,
     {first} * 3600000000, {now} * 3600000000, i + 1, NULL FROM n WHERE i < 10000;
-INSERT INTO use_hour SELECT e.id, {first} + h.i * 24, 1, ({first} + h.i * 24) * 3600000000, ({first} + h.i * 24) * 3600000000, e.id
+INSERT INTO use_hour SELECT e.id, {first} + h.i * 24, 1, ({first} + h.i * 24) * 3600000000, ({first} + h.i * 24) * 3600000000, e.id, 0
     FROM use_edge e CROSS JOIN n h WHERE h.i < 90;
 COMMIT; ANALYZE;"#,
             destination = write::json(&hop.destination),

@@ -616,11 +616,19 @@ fn write_mint(transaction: &Connection, mint: &Mint) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// A finding without what is told elsewhere: its process, and gaps that are not its own.
 fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result<()> {
+    let process = match &finding.process {
+        Some(known) => process(connection, known, finding.last_seen)?,
+        None => 0,
+    };
+    let mut rest = finding.clone();
+    rest.process = None;
+    rest.gaps.retain(|gap| gap.blind);
     connection
         .prepare_cached(
-            "INSERT INTO finding VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-             ON CONFLICT DO UPDATE SET last_seen = ?6, count = ?7, json = ?8",
+            "INSERT INTO finding VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             ON CONFLICT DO UPDATE SET last_seen = ?6, count = ?7, json = ?8, process = ?9",
         )?
         .execute(params![
             finding.id,
@@ -630,7 +638,8 @@ fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result
             micros(finding.first_seen),
             micros(finding.last_seen),
             finding.count as i64,
-            json(finding),
+            json(&rest),
+            process,
         ])?;
     Ok(())
 }

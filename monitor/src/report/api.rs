@@ -533,8 +533,11 @@ async fn findings(
     if let Some(rule) = &by.rule {
         rules::known(rule).map_err(Refusal::Parameter)?;
     }
+    let shown = cut.offset.unwrap_or_default() + rows(cut.limit)?;
     list(app, cut, move |reader| {
-        reader.findings(of.about(), by.rule.as_deref(), by.severity, range)
+        let mut found = reader.findings(of.about(), by.rule.as_deref(), by.severity, range)?;
+        found.mark_gaps(shown);
+        Ok(found)
     })
     .await
 }
