@@ -197,6 +197,71 @@ fn a_policy_that_breaks_later_does_not_replace_the_old_one() -> Result<()> {
     Ok(())
 }
 
+/// As Prometheus and Falco do: what logrotate has moved away is begun anew, and the configuration is looked at.
+#[test]
+fn a_hangup_is_no_end() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = directory.path().join("config.yaml");
+    std::fs::write(&config, "mode: alert\n")?;
+    let config = config.display().to_string();
+    let agent = Agent::start(directory.path(), &["--config", &config])?;
+    let aside = directory.path().join("findings.1");
+    std::fs::rename(&agent.findings, &aside)?;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(agent.pid() as i32).context("a number")?,
+        rustix::process::Signal::HUP,
+    )?;
+    agent.await_loaded()?;
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKEFAULTS000009",
+        "FAKE/faults/secret/FAKE/faults/secret/09",
+    )?;
+    sh(&format!("cat {} >/dev/null", key.display()), &[])?;
+    wait_for(
+        "the finding is in the new file",
+        Duration::from_secs(10),
+        || {
+            let text = std::fs::read_to_string(&agent.findings).unwrap_or_default();
+            Ok(text.contains("long-lived-credential").then_some(()))
+        },
+    )?;
+    Ok(())
+}
+
+/// Whoever opens connections and says nothing has no more than a part of them, and loses those.
+#[test]
+fn silent_connections_are_few() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let descriptors =
+        || -> Result<usize> { Ok(std::fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count()) };
+    let before = descriptors()?;
+    let silent: Vec<std::net::TcpStream> = (0..300)
+        .map(|_| std::net::TcpStream::connect(agent.listen))
+        .collect::<Result<_, _>>()?;
+    wait_for("the rest is let go", Duration::from_secs(10), || {
+        let most = before + 80;
+        // Those that are over are closed by the agent, and by nobody else.
+        let closed = silent.iter().filter(|stream| {
+            let mut byte = [0];
+            stream
+                .set_nonblocking(true)
+                .and_then(|()| stream.peek(&mut byte))
+                .is_ok_and(|read| read == 0)
+        });
+        Ok((closed.count() >= 200 && descriptors()? <= most).then_some(()))
+    })?;
+    drop(silent);
+    wait_for("it answers again", Duration::from_secs(10), || {
+        Ok(agent
+            .get("/readyz")
+            .ok()
+            .filter(|(status, _)| *status == 200))
+    })?;
+    Ok(())
+}
+
 /// What is shipped runs with these: TLS is seen all the same, whichever way the kernel leaves to it.
 #[test]
 fn with_no_other_capabilities_than_doctor_names() -> Result<()> {
@@ -628,9 +693,20 @@ fn a_key_that_was_read_before_a_restart() -> Result<()> {
             .as_array()
             .is_some_and(|uses| !uses.is_empty())
     })?;
+    let first_seen = |agent: &Agent| {
+        let name = "keytrail_credential_first_seen_timestamp_seconds";
+        agent.metric(name, &["credential=\"mine\""])
+    };
+    let before = first_seen(&agent)?;
+    ensure!(before > 0.0, "it was seen");
     ensure!(agent.stop()?.success(), "the agent stops");
     drop(agent);
     let agent = Agent::start(directory.path(), &["--config", config])?;
+    let again = first_seen(&agent)?;
+    ensure!(
+        (before - again).abs() < 1.0,
+        "{before}, and {again} after a restart"
+    );
     std::io::Write::write_all(&mut program.stdin.take().context("a pipe")?, b"go\n")?;
     let ended = program.wait()?;
     ensure!(ended.success(), "the program: {ended}");
