@@ -353,7 +353,18 @@ impl Finder<'_> {
         for (host, entry) in hosts {
             let alias = self.basic(&entry.login, &entry.password);
             let password = entry.password.clone();
-            self.add(&password, Some(host.clone()), vec![alias]);
+            self.add_of(host, &password, Some(host.clone()), vec![alias]);
+        }
+    }
+
+    /// Adds a secret that stands beside the host that it is for.
+    fn add_of(&mut self, place: &str, secret: &str, label: Option<String>, aliases: Vec<u64>) {
+        let before = self.found.len();
+        self.add(secret, label, aliases);
+        if let Some(found) = self.found.get_mut(before)
+            && found.facts.audience.is_empty()
+        {
+            found.facts.audience = hosts_of(place);
         }
     }
 
@@ -389,7 +400,8 @@ impl Finder<'_> {
                 }
             }
             if let [host, _, database, user, password] = fields.as_slice() {
-                self.add(
+                self.add_of(
+                    host,
                     password,
                     Some(format!("{user}@{host}/{database}")),
                     Vec::new(),
@@ -406,7 +418,7 @@ impl Finder<'_> {
             if let (Some(password), Some(host)) = (url.password(), url.host_str()) {
                 let password = percent_decode(password);
                 let alias = self.basic(&percent_decode(url.username()), &password);
-                self.add(&password, Some(host.to_owned()), vec![alias]);
+                self.add_of(host, &password, Some(host.to_owned()), vec![alias]);
             }
         }
     }
@@ -502,7 +514,7 @@ impl Finder<'_> {
             let label = Some(registry.clone());
             for field in ["identitytoken", "registrytoken"] {
                 if let Some(token) = entry.get(field).and_then(Value::as_str) {
-                    self.add(token, label.clone(), Vec::new());
+                    self.add_of(registry, token, label.clone(), Vec::new());
                 }
             }
             let Some(auth) = entry.get("auth").and_then(Value::as_str) else {
@@ -520,11 +532,30 @@ impl Finder<'_> {
             match password {
                 Some(password) => {
                     let password = password.trim_end_matches('\0').to_owned();
-                    self.add(&password, label, vec![as_sent]);
+                    self.add_of(registry, &password, label, vec![as_sent]);
                 }
-                None => self.add(auth, label, Vec::new()),
+                None => self.add_of(registry, auth, label, Vec::new()),
             }
         }
+    }
+}
+
+/// The hosts that an entry is for, of a name with or without a scheme, a port and a path; none where it is for any.
+fn hosts_of(place: &str) -> Vec<String> {
+    let place = place.split_once("://").map_or(place, |(_, rest)| rest);
+    let host = place.split(['/', ':']).next().unwrap_or_default();
+    match host {
+        "" | "*" | "default" => Vec::new(),
+        // One registry, by all its names.
+        "docker.io" | "index.docker.io" => [
+            "docker.io",
+            "index.docker.io",
+            "registry-1.docker.io",
+            "auth.docker.io",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        host => vec![host.to_ascii_lowercase()],
     }
 }
 
@@ -692,6 +723,52 @@ mod tests {
             found[0].label.as_deref(),
             Some("system:serviceaccount:shop:api")
         );
+    }
+
+    #[test]
+    fn what_stands_beside_a_host_is_for_it() {
+        for (path, text, hosts) in [
+            (
+                "/root/.netrc",
+                "machine git.Example login a password FAKE-one\n",
+                vec!["git.example"],
+            ),
+            (
+                "/root/.netrc",
+                "default login a password FAKE-one\n",
+                vec![],
+            ),
+            (
+                "/root/.pgpass",
+                "db.example:5432:shop:a:FAKE-one\n",
+                vec!["db.example"],
+            ),
+            ("/root/.pgpass", "*:*:*:a:FAKE-one\n", vec![]),
+            (
+                "/root/.git-credentials",
+                "https://a:FAKE-one@git.example:8443/x\n",
+                vec!["git.example"],
+            ),
+            (
+                "/root/.docker/config.json",
+                r#"{ "auths": { "registry.example:5000": { "auth": "YTpGQUtFLW9uZQ==" } } }"#,
+                vec!["registry.example"],
+            ),
+            (
+                "/root/.docker/config.json",
+                r#"{ "auths": { "https://index.docker.io/v1/": { "auth": "YTpGQUtFLW9uZQ==" } } }"#,
+                vec![
+                    "docker.io",
+                    "index.docker.io",
+                    "registry-1.docker.io",
+                    "auth.docker.io",
+                ],
+            ),
+        ] {
+            let found = find(path, text);
+            assert_eq!(found[0].fingerprint, print("FAKE-one"), "{text}");
+            assert_eq!(found[0].facts.audience, hosts, "{text}");
+        }
     }
 
     #[test]
