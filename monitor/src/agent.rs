@@ -610,6 +610,7 @@ fn count(
         metrics.unattributed(reason, total);
     }
     metrics.unattributed("file-unreadable", joiner.credentials.unreadable);
+    metrics.unattributed("pointer-not-followed", joiner.credentials.unfollowed);
     metrics.unattributed("connection-unknown", judge.trail.unmatched);
     Ok(())
 }

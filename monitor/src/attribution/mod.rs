@@ -32,9 +32,11 @@ use std::{
 /// How long the dead are remembered where somebody below them lives, who is shown with his ancestors.
 const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
 /// How long the others are: what they did is told within this. A storm of forks is nothing but such.
-const ECHO: SignedDuration = SignedDuration::from_secs(5);
+const ECHO: SignedDuration = SignedDuration::from_secs(10);
 /// After ends of processes were lost, the table is compared with `/proc`, but not more often than this.
 const COMPARED: SignedDuration = SignedDuration::from_secs(10);
+/// And so often anyhow: of whom something was told when he had ended, no end is told any more.
+const ANYHOW: SignedDuration = SignedDuration::from_mins(5);
 /// Ancestors shown with a process.
 const ANCESTORS: usize = 8;
 
@@ -455,12 +457,11 @@ impl Attribution {
         self.lost = true;
     }
 
-    /// Those of the table that have ended without a word, where records were lost. They are dead from now on.
+    /// Those of the table that have ended without a word. They are dead from now on.
     pub fn missing(&mut self, now: Timestamp) -> Vec<Subject> {
-        let lately = self
-            .compared
-            .is_some_and(|compared| compared <= now && now.duration_since(compared) < COMPARED);
-        if !self.lost || lately {
+        let often = if self.lost { COMPARED } else { ANYHOW };
+        let compared = *self.compared.get_or_insert(now);
+        if compared <= now && now.duration_since(compared) < often {
             return Vec::new();
         }
         (self.lost, self.compared) = (false, Some(now));
@@ -682,8 +683,8 @@ mod tests {
         assert!(attribution.bury(after(60)).is_empty());
         assert_eq!(attribution.process(process.subject).exe, "/bin/true");
         attribution.exit(&below);
-        assert_eq!(attribution.bury(after(3)), []);
-        let mut dead = attribution.bury(after(6));
+        assert_eq!(attribution.bury(after(9)), []);
+        let mut dead = attribution.bury(after(11));
         dead.sort();
         assert_eq!(dead, [process.subject, below.subject]);
     }
@@ -696,13 +697,24 @@ mod tests {
             .expect("this process runs");
         let gone = stamp(C, A);
         attribution.exec(&gone, Path::new("/bin/true"), false);
-        let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(attribution.missing(now), [], "nothing was lost");
+        let after = |seconds| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds);
+        for second in [0, 30] {
+            assert_eq!(attribution.missing(after(second)), [], "nothing was lost");
+        }
         attribution.lost();
-        assert_eq!(attribution.missing(now), [gone.subject]);
+        assert_eq!(attribution.missing(after(31)), [gone.subject]);
+        attribution.exec(&gone, Path::new("/bin/true"), false);
+        if let Some(entry) = attribution.table.get_mut(&gone.subject) {
+            entry.exited = None;
+        }
         attribution.lost();
-        let soon = now + SignedDuration::from_secs(5);
-        assert_eq!(attribution.missing(soon), [], "not each second");
+        assert_eq!(attribution.missing(after(35)), [], "not each second");
+        attribution.lost = false;
+        assert_eq!(
+            attribution.missing(after(335)),
+            [gone.subject],
+            "but some time"
+        );
         assert!(
             attribution
                 .entry(own)

@@ -69,6 +69,8 @@ pub struct Credentials {
     pointed: BTreeMap<String, String>,
     /// Fingerprints of values of such variables that were looked at.
     followed: Recent<u64, ()>,
+    /// Places that a variable pointed to, and for which there was no room.
+    pub unfollowed: u64,
     /// Files that could not be read any more when their turn came.
     pub unreadable: u64,
 }
@@ -126,6 +128,7 @@ impl Credentials {
             homes: HashMap::new(),
             pointed: BTreeMap::new(),
             followed: Recent::new(FOLLOWED),
+            unfollowed: 0,
             unreadable: 0,
         })
     }
@@ -289,6 +292,7 @@ impl Credentials {
             }
             if !self.pointed.contains_key(&normal) {
                 if self.pointed.len() >= POINTED {
+                    self.unfollowed += 1;
                     continue;
                 }
                 self.pointed.insert(normal.clone(), class);

@@ -464,8 +464,12 @@ impl Reader {
             .map_err(failed)?;
         self.connection
             .execute("VACUUM INTO ?1", [to.to_string_lossy()])
-            .map_err(failed)?;
-        Ok(())
+            .map(drop)
+            .map_err(|source| {
+                // Half a copy is none.
+                drop(std::fs::remove_file(to));
+                failed(source)
+            })
     }
 
     /// The ids that a text stands for: one by id or the beginning of one, all that a name, a
@@ -1152,6 +1156,8 @@ impl Reader {
             b.severity
                 .cmp(&a.severity)
                 .then(b.last_seen.cmp(&a.last_seen))
+                .then(a.first_seen.cmp(&b.first_seen))
+                .then(a.id.cmp(&b.id))
         });
         Ok(Findings {
             findings,

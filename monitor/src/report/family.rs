@@ -89,13 +89,6 @@ impl Family {
         room
     }
 
-    /// Sets a series to a value unless it has a smaller one, or the family is full; whether it is there now.
-    pub fn set_least(&self, labels: &[&str], value: f64) -> bool {
-        self.put(labels, |known| {
-            known.map_or(value, |known| known.min(value))
-        })
-    }
-
     /// Gives what was counted under some values of labels to others: sums where both have it.
     pub fn rename(&self, labels: [&str; 2], old: &[String; 2], new: &[String; 2]) {
         let place = labels.map(|label| self.labels.iter().position(|known| *known == label));

@@ -61,6 +61,8 @@ pub struct Metrics {
     folded: IntCounterVec,
     pub reload_success: IntGauge,
     totals: Mutex<HashMap<(&'static str, String), u64>>,
+    /// When credentials were first seen, by their label, as agents of before have it.
+    before: Mutex<HashMap<Box<str>, f64>>,
 }
 
 impl Metrics {
@@ -180,6 +182,7 @@ impl Metrics {
             reload_success,
             families,
             totals: Mutex::default(),
+            before: Mutex::default(),
         };
         for probe in Probe::ALL {
             metrics.events.with_label_values(&[probe.name()]).inc_by(0);
@@ -243,11 +246,17 @@ impl Metrics {
         self.add(&self.findings, "findings", &labels, &rest, 1);
     }
 
-    /// When a credential was first seen that is known of before.
+    /// When a credential was first seen that is known of before; told once it is seen again.
     pub fn known(&self, credential: &Credential, first_seen: jiff::Timestamp) {
-        let labels = [shown(credential), &credential.class];
+        let Ok(mut before) = self.before.lock() else {
+            return;
+        };
+        let first_seen = seconds(first_seen);
         // The earliest of those that one name stands for.
-        self.first_seen.set_least(&labels, seconds(first_seen));
+        before
+            .entry(shown(credential).into())
+            .and_modify(|known| *known = known.min(first_seen))
+            .or_insert(first_seen);
     }
 
     /// A workload is called something else from now on: what was counted of it is the other's.
@@ -270,7 +279,11 @@ impl Metrics {
     fn credential(&self, credential: &Credential, time: jiff::Timestamp) {
         let labels = [shown(credential), &credential.class];
         let seconds = seconds(time);
-        if !self.first_seen.set_first(&labels, seconds) {
+        let before = self.before.lock().ok();
+        let first_seen = before
+            .and_then(|before| before.get(labels[0]).copied())
+            .unwrap_or(seconds);
+        if !self.first_seen.set_first(&labels, first_seen) {
             self.folded.with_label_values(&["credentials"]).inc();
             return;
         }
