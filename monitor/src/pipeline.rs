@@ -234,7 +234,7 @@ impl Joiner {
             for (credential, place) in self.credentials.in_running(subject.pid) {
                 events.push(self.pick_up(now, subject, credential, place, 1, Output::default()));
             }
-            self.follow(subject.pid);
+            self.follow(subject, &[]);
             let open = running::open(subject.pid);
             for (path, file) in open.files {
                 // Only what is a credential's: the rest is no news, and stays unknown.
@@ -297,7 +297,7 @@ impl Joiner {
                             );
                             events.push(event);
                         }
-                        self.follow(subject.pid);
+                        self.follow(subject, &[]);
                     }
                 }
                 Observation::Fork { stamp } => {
@@ -597,11 +597,7 @@ impl Joiner {
         if manner == Manner::Inherited && self.attribution.is_with_parent(subject) {
             return;
         }
-        let container = self
-            .attribution
-            .entry(subject)
-            .and_then(|entry| entry.group.container.clone())
-            .unwrap_or_default();
+        let container = self.container_of(subject);
         let view = View {
             pid: subject.pid,
             // On the host the path can be followed without anybody's help.
@@ -660,10 +656,20 @@ impl Joiner {
     }
 
     /// Learns where the environment of a process says that credentials are.
-    fn follow(&mut self, pid: u32) {
-        let (files, is_new) = self.credentials.follow(pid);
+    fn follow(&mut self, subject: Subject, values: &[u64]) {
+        let container = self.container_of(subject);
+        let found = self.credentials.follow(subject.pid, &container, values);
+        let Some((files, is_new)) = found else { return };
         self.learned.extend(files);
         self.pointed |= is_new;
+    }
+
+    /// The container of a process; empty on the host.
+    fn container_of(&self, subject: Subject) -> String {
+        let entry = self.attribution.entry(subject);
+        entry
+            .and_then(|entry| entry.group.container.clone())
+            .unwrap_or_default()
     }
 
     /// The variables of one exec belong together: an AWS key pair is in two or three of them.
@@ -699,12 +705,13 @@ impl Joiner {
         }
         let Some(stamp) = whose else { return };
         self.attribution.ensure(&stamp);
-        // All of them are looked at: each may be the first with its value.
-        let pointers = gathered
+        let container = self.container_of(stamp.subject);
+        let values: Vec<u64> = gathered
             .iter()
-            .filter(|variable| self.credentials.points(variable));
-        if pointers.count() > 0 {
-            self.follow(stamp.subject.pid);
+            .filter_map(|variable| self.credentials.points(variable, &container))
+            .collect();
+        if !values.is_empty() {
+            self.follow(stamp.subject, &values);
         }
         for (credential, place) in self.credentials.in_environment(&gathered) {
             let event = self.pick_up(

@@ -98,17 +98,23 @@ fn page() -> String {
     );
     row(&mut page, &["---"; 6]);
     let catalog = Catalog::new("", &[], &[]).expect("the embedded catalog is right");
-    for name in catalog.class_names() {
-        let class = catalog.class(name).expect("it has that name");
+    for class in catalog.entries() {
+        let mut home = code(&class.home);
+        if class.self_hosted {
+            home.push_str(" or wherever it is run");
+        }
+        if class.marked {
+            home.push_str(&format!("; only with {}", code(&class.prefixes)));
+        }
         row(
             &mut page,
             &[
-                &code([name]),
+                &code([&class.class]),
                 class.role.as_str(),
                 class.lifetime.as_str(),
                 &code(class.files.iter().chain(&class.sockets)),
                 &code(class.environment.iter().chain(&class.url_environment)),
-                &code(&class.home),
+                &home,
             ],
         );
     }

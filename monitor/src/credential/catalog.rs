@@ -388,10 +388,23 @@ impl Catalog {
             .any(|(class, plain)| plain && Some(class) == first)
     }
 
-    /// Whether a secret begins as those of some issuer do, however short it is.
-    pub fn is_marked(&self, secret: &[u8]) -> bool {
-        let mut prefixes = self.prefixes.iter();
-        prefixes.any(|(prefix, _)| secret.starts_with(prefix.as_bytes()))
+    /// Whether a secret begins as those of a class do, however short it is.
+    pub fn is_marked(&self, class: &str, secret: &[u8]) -> bool {
+        self.prefixes.iter().any(|(prefix, of)| {
+            self.classes[*of].class == class && secret.starts_with(prefix.as_bytes())
+        })
+    }
+
+    /// The same, by the index of its prefix that a probe sends.
+    pub fn is_prefix_of(&self, class: &str, prefix: Option<u32>) -> bool {
+        let known = prefix.and_then(|index| self.prefix(index));
+        known.is_some_and(|(_, of)| of.class == class)
+    }
+
+    /// Every entry; a class may have several.
+    #[cfg(test)]
+    pub fn entries(&self) -> &[Class] {
+        &self.classes
     }
 
     /// Whether anybody can run an issuer of a class, anywhere.

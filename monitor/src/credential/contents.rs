@@ -22,6 +22,13 @@ pub struct Found {
     pub facts: Facts,
 }
 
+impl Found {
+    /// Whether it has claims, as a JWT does.
+    pub fn is_jwt(&self) -> bool {
+        self.facts != Facts::default()
+    }
+}
+
 /// What a credential says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -97,8 +104,8 @@ impl Finder<'_> {
         }
         let label = label.or_else(|| facts.subject.clone());
         self.found.push(Found {
+            marked: self.catalog.is_marked(&class, secret),
             class,
-            marked: self.catalog.is_marked(secret),
             fingerprint,
             aliases,
             label,
@@ -149,7 +156,7 @@ impl Finder<'_> {
         if bytes.len() >= SHORTEST {
             self.found.push(Found {
                 class: self.class.class.clone(),
-                marked: self.catalog.is_marked(bytes),
+                marked: self.catalog.is_marked(&self.class.class, bytes),
                 fingerprint: self.print(bytes),
                 aliases: Vec::new(),
                 label: None,
@@ -361,8 +368,11 @@ impl Finder<'_> {
     fn add_of(&mut self, place: &str, secret: &str, label: Option<String>, aliases: Vec<u64>) {
         let before = self.found.len();
         self.add(secret, label, aliases);
+        // What has a home by its form is at home there, whatever a file says.
         if let Some(found) = self.found.get_mut(before)
             && found.facts.audience.is_empty()
+            && found.class == self.class.class
+            && self.catalog.home(&found.class).is_empty()
         {
             found.facts.audience = hosts_of(place);
         }

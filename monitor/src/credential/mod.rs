@@ -45,6 +45,10 @@ const REMEMBERED: usize = 16_384;
 /// Places that variables pointed to which are remembered. Whoever starts programs can make up any number of them: no
 /// more are taken.
 const POINTED: usize = 1024;
+/// The same of one container, or of the host.
+const POINTED_IN_ONE: usize = 256;
+/// Places that one environment can point to.
+const OF_ONE: usize = 16;
 /// Values of such variables that are remembered.
 const FOLLOWED: usize = 4096;
 /// Places of a credential that are remembered.
@@ -65,8 +69,8 @@ pub struct Credentials {
     shown: Recent<CredentialId, Credential>,
     /// Under which path a file was first known as a credential's: it is one under any other.
     homes: HashMap<FileId, String>,
-    /// Where variables said that credentials are, and their class.
-    pointed: BTreeMap<String, String>,
+    /// Where variables said that credentials are, by container and path, and their class.
+    pointed: BTreeMap<(String, String), String>,
     /// Fingerprints of values of such variables that were looked at.
     followed: Recent<u64, ()>,
     /// Places that a variable pointed to, and for which there was no room.
@@ -149,8 +153,9 @@ impl Credentials {
             path, source, file, ..
         } = opened;
         let catalog = Arc::clone(&self.catalog);
-        let (normal, home) = self.placed(&catalog, path, source, file)?;
-        let class = self.class_at(&catalog, &home)?;
+        let (normal, home) = self.placed(&catalog, path, source, file, view.container)?;
+        let class = self.class_at(&catalog, &home, view.container)?;
+        let by_pointer = catalog.file(&home).map(|class| &class.class) != Some(&class.class);
         let place = Place {
             source: Source::File,
             place: normal.clone(),
@@ -173,8 +178,12 @@ impl Credentials {
                 (Arc::new(Vec::new()), None)
             }
         };
+        // A text is a token because a variable says so only where it is one by its form.
+        let has_form =
+            |found: &Found| !by_pointer || class.format != Format::Token || found.is_jwt();
         let mut credentials: Vec<Credential> = found
             .iter()
+            .filter(|found| has_form(found))
             .map(|found| self.credential(found, &place))
             .collect();
         if credentials.is_empty() && (class.format == Format::Opaque || modified.is_none()) {
@@ -203,7 +212,8 @@ impl Credentials {
     pub fn at_socket(&self, path: &Path, container: &str) -> Option<(Credential, Place)> {
         let normal = normalise(&path.to_string_lossy());
         let pointed = || {
-            let class = self.pointed.get(&normal)?;
+            let place = (container.to_owned(), normal.clone());
+            let class = self.pointed.get(&place)?;
             let class = self.catalog.class(class)?;
             (!class.sockets.is_empty()).then_some(class)
         };
@@ -236,48 +246,72 @@ impl Credentials {
         }
     }
 
-    /// Whether a path is a credential's.
+    /// Whether a path of the host is a credential's.
     pub fn is_place(&self, path: &Path) -> bool {
         let path = normalise(&path.to_string_lossy());
-        self.class_at(&self.catalog, &path).is_some()
+        self.class_at(&self.catalog, &path, "").is_some()
     }
 
-    /// The class of a file by its path: by the catalog, or because a variable pointed there.
-    fn class_at<'a>(&self, catalog: &'a Catalog, path: &str) -> Option<&'a catalog::Class> {
-        catalog
-            .file(path)
-            .or_else(|| catalog.class(self.pointed.get(path)?))
+    /// The class of a file by its path: by the catalog, or because a variable pointed there, which says more than that
+    /// something is secret.
+    fn class_at<'a>(
+        &self,
+        catalog: &'a Catalog,
+        path: &str,
+        container: &str,
+    ) -> Option<&'a catalog::Class> {
+        let by_place = catalog.file(path);
+        if by_place.is_some_and(|class| !is_general(&class.class)) {
+            return by_place;
+        }
+        let pointed = || {
+            let place = (container.to_owned(), path.to_owned());
+            catalog.class(self.pointed.get(&place)?)
+        };
+        pointed().or(by_place)
     }
 
     /// The rules for the kernel's filter.
     pub fn rules(&self) -> Rules {
-        self.catalog.rules(self.pointed.keys().map(String::as_str))
+        let paths = self.pointed.keys().map(|(_, path)| path.as_str());
+        self.catalog.rules(paths)
     }
 
-    /// Whether a variable points to a credential, and has not been looked at with this value.
-    pub fn points(&mut self, variable: &Variable) -> bool {
-        let is_pointer = self.catalog.pointers(&variable.name).next().is_some();
-        is_pointer && self.followed.get(&variable.fingerprint).is_none() && {
-            self.followed.insert(variable.fingerprint, ());
-            true
-        }
+    /// What tells a value of a variable that points to a credential from others, where it has not been followed.
+    pub fn points(&mut self, variable: &Variable, container: &str) -> Option<u64> {
+        self.catalog.pointers(&variable.name).next()?;
+        let value = format!("{}\0{container}\0{}", variable.name, variable.fingerprint);
+        let print = self.print_of(&value);
+        self.followed.get(&print).is_none().then_some(print)
     }
 
-    /// Follows what the environment of a process points to: from now on what is there is a credential's. Gives the files
-    /// that are there, as the process sees them, and whether any place is new.
-    pub fn follow(&mut self, pid: u32) -> (Vec<FileId>, bool) {
+    /// Follows what the environment of a process points to: from now on what is there is a credential's, in its
+    /// container. Gives the files that are there, and whether any place is new; nothing where there is no environment
+    /// any more. `values` are then done with.
+    ///
+    /// Anybody can point anywhere: what is not there, what is never a credential's, and what is more than a few places
+    /// is left out, and what is there is one only where it has the form of it.
+    pub fn follow(
+        &mut self,
+        pid: u32,
+        container: &str,
+        values: &[u64],
+    ) -> Option<(Vec<FileId>, bool)> {
         let catalog = Arc::clone(&self.catalog);
-        let Ok(mut environ) = File::open(format!("/proc/{pid}/environ")) else {
-            return (Vec::new(), false);
-        };
+        let mut environ = File::open(format!("/proc/{pid}/environ")).ok()?;
         let targets = self.buffer.with_file(&mut environ, |bytes| {
             bytes
                 .split(|byte| *byte == 0)
                 .flat_map(|entry| targets(&catalog, entry))
+                .take(OF_ONE)
                 .collect::<Vec<_>>()
         });
+        let targets = targets.ok()?;
+        for value in values {
+            self.followed.insert(*value, ());
+        }
         let (mut files, mut is_new) = (Vec::new(), false);
-        for (path, class) in targets.unwrap_or_default() {
+        for (path, class) in targets {
             let path = if path.is_absolute() {
                 path
             } else {
@@ -287,34 +321,38 @@ impl Credentials {
                 directory.join(path)
             };
             let normal = normalise(&path.to_string_lossy());
-            if catalog.is_never(&normal) || catalog.file(&normal).is_some() {
+            let known = catalog.file(&normal);
+            if catalog.is_never(&normal) || known.is_some_and(|known| !is_general(&known.class)) {
                 continue;
             }
-            if !self.pointed.contains_key(&normal) {
-                if self.pointed.len() >= POINTED {
+            let Some(there) = running::at(pid, &path) else {
+                continue;
+            };
+            if catalog.is_never(&normalise(&there.path.to_string_lossy())) {
+                continue;
+            }
+            let place = (container.to_owned(), normal.clone());
+            if !self.pointed.contains_key(&place) {
+                let own = self.pointed.keys().filter(|known| known.0 == container);
+                if self.pointed.len() >= POINTED || own.count() >= POINTED_IN_ONE {
                     self.unfollowed += 1;
                     continue;
                 }
-                self.pointed.insert(normal.clone(), class);
+                self.pointed.insert(place, class);
                 is_new = true;
             }
-            let inside = path.strip_prefix("/").unwrap_or(&path);
-            let seen = Path::new("/proc")
-                .join(pid.to_string())
-                .join("root")
-                .join(inside);
-            if let Some(file) = running::identify(&seen) {
+            if let Some(file) = there.file {
                 self.homes.entry(file).or_insert(normal);
                 files.push(file);
             }
         }
-        (files, is_new)
+        Some((files, is_new))
     }
 
     /// Remembers a file that was written under a credential's name; `false` where it is none.
     pub fn written(&mut self, path: &Path, source: Option<&Path>, file: FileId) -> bool {
         let catalog = Arc::clone(&self.catalog);
-        self.placed(&catalog, path, source, file).is_some()
+        self.placed(&catalog, path, source, file, "").is_some()
     }
 
     /// The path to show for a file, and the one by which the catalog knows it. They differ where
@@ -325,13 +363,14 @@ impl Credentials {
         path: &Path,
         source: Option<&Path>,
         file: FileId,
+        container: &str,
     ) -> Option<(String, String)> {
         let seen = normalise(&path.to_string_lossy());
-        let known = if self.class_at(catalog, &seen).is_some() {
+        let known = if self.class_at(catalog, &seen, container).is_some() {
             seen.clone()
         } else if let Some(source) = source
             .map(|source| normalise(&source.to_string_lossy()))
-            .filter(|source| self.class_at(catalog, source).is_some())
+            .filter(|source| self.class_at(catalog, source, container).is_some())
         {
             return Some((source.clone(), source));
         } else {
@@ -424,7 +463,7 @@ impl Credentials {
             let place = variable_place(&variable.name);
             let found = Found {
                 class: class.class.clone(),
-                marked: variable.prefix.is_some(),
+                marked: catalog.is_prefix_of(&class.class, variable.prefix),
                 fingerprint: variable.fingerprint,
                 aliases: Vec::new(),
                 label: None,
@@ -465,7 +504,7 @@ impl Credentials {
         let class = by_form.or(by_header).map_or(GENERIC, |class| &class.class);
         let found = Found {
             class: class.to_owned(),
-            marked: shown.prefix.is_some(),
+            marked: catalog.is_prefix_of(class, shown.prefix),
             fingerprint: shown.fingerprint,
             aliases: Vec::new(),
             label: None,
@@ -534,7 +573,7 @@ impl Credentials {
             };
             let found = Found {
                 class: class.to_owned(),
-                marked: shown.prefix.is_some(),
+                marked: catalog.is_prefix_of(class, shown.prefix),
                 fingerprint: shown.fingerprint,
                 aliases: Vec::new(),
                 label: None,
@@ -593,7 +632,9 @@ impl Credentials {
             if is_general(&class) && !is_general(&known.class) {
                 class.clone_from(&known.class);
             }
-            marked |= class == known.class && !known.unmarked;
+            // The mark is in the secret that the id is of, and not in its other half.
+            let is_other_half = id != CredentialId::of_fingerprint(found.fingerprint);
+            marked |= is_other_half && class == known.class && !known.unmarked;
             facts.issued_at = facts.issued_at.or(known.issued_at);
             facts.expires_at = facts.expires_at.or(known.expires_at);
             facts.issued_to = facts.issued_to.or(known.issued_to);
@@ -693,7 +734,13 @@ fn targets(catalog: &Catalog, entry: &[u8]) -> Vec<(PathBuf, String)> {
         let value = value
             .strip_prefix("unix:")
             .map_or(value, |path| path.strip_prefix("//").unwrap_or(path));
-        for path in value.split(':').filter(|path| !path.is_empty()) {
+        // Some have the contents in place of a path: no part of that is to be kept.
+        let is_path = |path: &&str| {
+            !path.is_empty()
+                && path.len() < 1024
+                && !path.contains(|c: char| c.is_control() || "\"'{}<>=,;".contains(c))
+        };
+        for path in value.split(':').filter(is_path) {
             let path = Path::new(path);
             let path = pointer
                 .below
@@ -999,7 +1046,15 @@ mod tests {
             told("SPIFFE_ENDPOINT_SOCKET=unix:///run/x.sock"),
             [one("/run/x.sock", "spiffe-svid")]
         );
-        for nothing in ["KUBECONFIG=", "KUBECONFIG", "PATH=/bin", "", "=x"] {
+        for nothing in [
+            "KUBECONFIG=",
+            "KUBECONFIG",
+            "PATH=/bin",
+            "",
+            "=x",
+            "GOOGLE_APPLICATION_CREDENTIALS={\"private_key\"}",
+            "KUBECONFIG=users\n- token",
+        ] {
             assert_eq!(told(nothing), [], "{nothing}");
         }
     }
@@ -1008,8 +1063,11 @@ mod tests {
     fn what_is_never_a_credential_is_none_because_a_variable_says_so() {
         let mut credentials = credentials();
         let mut child = std::process::Command::new("cat")
-            .env("KUBECONFIG", "/etc/passwd:/nonexistent/kt")
-            .env("GOOGLE_APPLICATION_CREDENTIALS", "sa.json")
+            .env(
+                "KUBECONFIG",
+                "/etc/passwd:/nonexistent/kt:/proc/self/root/etc/passwd",
+            )
+            .env("GOOGLE_APPLICATION_CREDENTIALS", "keytrail-test-sa.json")
             .current_dir("/tmp")
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
@@ -1030,13 +1088,17 @@ mod tests {
             .expect("a pipe")
             .read_exact(&mut answer)
             .expect("read");
-        let (files, is_new) = credentials.follow(child.id());
+        std::fs::write("/tmp/keytrail-test-sa.json", "{}").expect("written");
+        let (files, is_new) = credentials.follow(child.id(), "", &[]).expect("it runs");
+        std::fs::remove_file("/tmp/keytrail-test-sa.json").expect("removed");
         drop(child.stdin.take());
         child.wait().expect("it ended");
-        assert!(is_new && files.is_empty());
-        assert!(credentials.is_place(Path::new("/nonexistent/kt")));
-        assert!(credentials.is_place(Path::new("/tmp/sa.json")));
-        assert!(!credentials.is_place(Path::new("/etc/passwd")));
+        assert!(is_new && files.len() == 1, "{files:?}");
+        assert!(credentials.is_place(Path::new("/tmp/keytrail-test-sa.json")));
+        for none in ["/nonexistent/kt", "/etc/passwd"] {
+            assert!(!credentials.is_place(Path::new(none)), "{none}");
+        }
+        assert_eq!(credentials.pointed.len(), 1, "{:?}", credentials.pointed);
     }
 
     #[test]

@@ -256,12 +256,15 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Says of the first findings which gaps touch each.
+    /// Says of the first findings which gaps touch each; of many the last.
     pub fn mark_gaps(&mut self, most: usize) {
+        const SHOWN: usize = 16;
         for finding in self.findings.iter_mut().take(most) {
             if finding.gaps.is_empty() {
                 let near = |gap: &&Gap| gap.touches(finding.first_seen, finding.last_seen);
-                finding.gaps = self.gaps.iter().filter(near).cloned().collect();
+                let gaps = self.gaps.iter().rev().filter(near).take(SHOWN);
+                finding.gaps = gaps.cloned().collect();
+                finding.gaps.reverse();
             }
         }
     }
@@ -558,9 +561,8 @@ impl Reader {
             workload.key() == text
                 || workload.unit.as_deref() == Some(text)
                 || workload.pod.as_deref().is_some_and(|pod| {
-                    let namespace = workload.namespace.as_deref();
-                    pod == text
-                        || text.split_once('/') == namespace.map(|namespace| (namespace, pod))
+                    let of = workload.namespace.as_deref();
+                    pod == text || of.is_some_and(|of| text.split_once('/') == Some((of, pod)))
                 })
                 || workload
                     .container

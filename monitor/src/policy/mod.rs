@@ -630,7 +630,8 @@ impl Policy {
         // still run from files that it replaced.
         let upgrade = || {
             let unit = read.workload.unit.as_deref().unwrap_or_default();
-            UPGRADES.iter().any(|start| unit.starts_with(start))
+            // Anybody may have a unit of that name below his own manager.
+            (read.process.uid == 0 && UPGRADES.iter().any(|start| unit.starts_with(start)))
                 || read
                     .process
                     .ancestors
@@ -914,10 +915,8 @@ fn is_unconfirmed(named: &Named) -> bool {
 /// Whether a service account's token goes to a kubelet, or to the API by its node: both ask the API whose it is, and
 /// who scrapes nodes has nothing else to show.
 fn is_kubelet(credential: &Credential, destination: &Destination) -> bool {
-    let node = destination
-        .object
-        .as_deref()
-        .or(destination.name.as_deref());
+    // What the cluster says is there, and not what somebody calls it.
+    let node = destination.object.as_deref();
     credential.class == "k8s-service-account-token"
         && [443, 6443, 10250].contains(&destination.port)
         && node.is_some_and(|name| name.ends_with(".node"))

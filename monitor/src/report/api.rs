@@ -533,7 +533,10 @@ async fn findings(
     if let Some(rule) = &by.rule {
         rules::known(rule).map_err(Refusal::Parameter)?;
     }
-    let shown = cut.offset.unwrap_or_default() + rows(cut.limit)?;
+    let shown = cut
+        .offset
+        .unwrap_or_default()
+        .saturating_add(rows(cut.limit)?);
     list(app, cut, move |reader| {
         let mut found = reader.findings(of.about(), by.rule.as_deref(), by.severity, range)?;
         found.mark_gaps(shown);

@@ -70,8 +70,8 @@ pub struct App {
 /// Questions that are answered at a time.
 pub const TURNS: usize = 4;
 
-/// How long a connection may take for the head of a request, or be idle.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long a connection may take for the head of a request, the first one too, or be idle.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How the API is protected.
 #[derive(Debug, Default)]
@@ -136,7 +136,10 @@ where
     A::Service: SendService<Request<Incoming>> + Send,
     A::Future: Send + 'static,
 {
-    let mut server = axum_server::from_tcp(listener.into_std()?)?.acceptor(Few::new(accept));
+    let mut server = axum_server::from_tcp(listener.into_std()?)?
+        .acceptor(Few::new(accept))
+        .http1_only()
+        .first_request_timeout(SILENCE);
     server
         .http_builder()
         .http1()

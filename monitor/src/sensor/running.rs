@@ -10,12 +10,12 @@ use procfs::{
     net::{TcpNetEntry, TcpState, UdpNetEntry},
     process::{FDPermissions, FDTarget, Process},
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use std::{
     collections::HashMap,
     fs::File,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -81,7 +81,7 @@ fn kernel_device(device: u64) -> u32 {
 }
 
 /// What a path leads to, as the probes tell it; nothing where that is no regular file.
-pub fn identify(path: &Path) -> Option<FileId> {
+fn identify(path: &Path) -> Option<FileId> {
     let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
     if !is_file {
         return None;
@@ -95,6 +95,61 @@ pub fn identify(path: &Path) -> Option<FileId> {
         inode: metadata.ino(),
         generation: generation(&file),
     })
+}
+
+/// What a path leads to.
+#[derive(Debug)]
+pub struct There {
+    /// Where that is, without links.
+    pub path: PathBuf,
+    /// Absent for a socket.
+    pub file: Option<FileId>,
+}
+
+/// What a path leads to for a process, in its own root, links included; nothing where that is neither a regular file nor
+/// a socket. It waits for no file system: what the kernel would have to ask for is not there yet.
+pub fn at(pid: u32, path: &Path) -> Option<There> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(format!("/proc/{pid}/root"), directory, Mode::empty()).ok()?;
+    let inside = path.strip_prefix("/").unwrap_or(path);
+    let place = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = |more| rustix::fs::openat2(&root, inside, place, Mode::empty(), resolve | more);
+    let opened = match open(ResolveFlags::CACHED) {
+        // Before Linux 5.12.
+        Err(rustix::io::Errno::INVAL) => open(ResolveFlags::empty()),
+        opened => opened,
+    };
+    let opened = opened.ok()?;
+    let wanted = StatxFlags::INO | StatxFlags::TYPE;
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(&opened, "", flags, wanted).ok()?;
+    let kind = FileType::from_raw_mode(found.stx_mode.into());
+    let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    let path = std::fs::read_link(&link).ok()?;
+    let path = path
+        .strip_prefix(format!("/proc/{pid}/root"))
+        .map_or(path.clone(), |rest| Path::new("/").join(rest));
+    let file = match kind {
+        FileType::Socket => None,
+        FileType::RegularFile => {
+            // Only what is on a device of this machine is opened for more.
+            let generation = if found.stx_dev_major == 0 {
+                0
+            } else {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                rustix::fs::open(&link, flags, Mode::empty())
+                    .map_or(0, |opened| generation(&File::from(opened)))
+            };
+            Some(FileId {
+                device: found.stx_dev_major << 20 | found.stx_dev_minor,
+                inode: found.stx_ino,
+                generation,
+            })
+        }
+        _ => return None,
+    };
+    Some(There { path, file })
 }
 
 /// The generation of a file's inode; 0 where its file system tells none.
