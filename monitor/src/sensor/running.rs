@@ -11,6 +11,7 @@ use procfs::{
     process::{FDPermissions, FDTarget, Process},
 };
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
 use std::{
     collections::HashMap,
     fs::File,
@@ -107,7 +108,8 @@ pub struct There {
 }
 
 /// What a path leads to for a process, in its own root, links included; nothing where that is neither a regular file nor
-/// a socket. It waits for no file system: what the kernel would have to ask for is not there yet.
+/// a socket. It waits for no other machine: where there is a file system of one, what the kernel does not know yet is not
+/// there.
 pub fn at(pid: u32, path: &Path) -> Option<There> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(format!("/proc/{pid}/root"), directory, Mode::empty()).ok()?;
@@ -116,8 +118,10 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let open = |more| rustix::fs::openat2(&root, inside, place, Mode::empty(), resolve | more);
     let opened = match open(ResolveFlags::CACHED) {
-        // Before Linux 5.12.
-        Err(rustix::io::Errno::INVAL) => open(ResolveFlags::empty()),
+        // Not without a look at a disk, or on a kernel before 5.12.
+        Err(Errno::AGAIN | Errno::INVAL) if all_mounts_are_local(pid) => {
+            open(ResolveFlags::empty())
+        }
         opened => opened,
     };
     let opened = opened.ok()?;
@@ -150,6 +154,26 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
         _ => return None,
     };
     Some(There { path, file })
+}
+
+/// Whether no file system is mounted for a process that another machine may keep one waiting for.
+fn all_mounts_are_local(pid: u32) -> bool {
+    const REMOTE: [&str; 12] = [
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "afs", "lustre", "gfs2", "ocfs2",
+        "virtiofs",
+    ];
+    let mounts = i32::try_from(pid)
+        .ok()
+        .and_then(|pid| Process::new(pid).ok())
+        .and_then(|process| process.mountinfo().ok());
+    mounts.is_some_and(|mounts| {
+        mounts.into_iter().all(|mount| {
+            let kind = mount.fs_type.as_str();
+            // A program of this machine answers for a FUSE, and nobody but its owner waits for that by default.
+            !REMOTE.contains(&kind)
+                && !["fuse.sshfs", "fuse.glusterfs", "fuse.s3fs"].contains(&kind)
+        })
+    })
 }
 
 /// The generation of a file's inode; 0 where its file system tells none.
