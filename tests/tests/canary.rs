@@ -172,6 +172,8 @@ fn no_secret_stays() -> Result<()> {
     let mut early = Command::new("sleep")
         .arg("120")
         .env("SLACK_BOT_TOKEN", canary(15))
+        // Contents, where there should be a path to them.
+        .env("KUBECONFIG", format!("users: {{ token: {} }}", canary(25)))
         .stdout(Stdio::null())
         .spawn()?;
     let agent = Agent::start(directory.path(), &[])?;
@@ -187,7 +189,11 @@ fn no_secret_stays() -> Result<()> {
             paths.join(" "),
             server.address.port()
         ),
-        &[("REDIS_URL", &url), ("MY_API_KEY", &canary(17))],
+        &[
+            ("REDIS_URL", &url),
+            ("MY_API_KEY", &canary(17)),
+            ("GOOGLE_APPLICATION_CREDENTIALS", &canary(26)),
+        ],
     )?;
     // Everything was seen: the readable files, both environments, the hop.
     for known in paths.iter().take(11).map(String::as_str).chain([
@@ -298,7 +304,7 @@ fn no_secret_stays() -> Result<()> {
     assert!(core_size > 1 << 20, "a core of {core_size} bytes is none");
     // The search finds what is there: the core holds the id of the key, which is public.
     for (place, bytes) in &places {
-        for (number, mark) in marks(0..25) {
+        for (number, mark) in marks(0..27) {
             assert!(!holds(bytes, &mark), "canary {number} is in {place}");
         }
     }

@@ -14,6 +14,8 @@ pub struct Found {
     pub class: String,
     /// It begins as the secrets of some issuer do.
     pub marked: bool,
+    /// It is every byte of its file, which has no form that could be read.
+    pub whole: bool,
     pub fingerprint: u64,
     /// Other forms of the same credential: the secret half of a key pair, `user:password` in
     /// base64.
@@ -105,6 +107,7 @@ impl Finder<'_> {
         let label = label.or_else(|| facts.subject.clone());
         self.found.push(Found {
             marked: self.catalog.is_marked(&class, secret),
+            whole: false,
             class,
             fingerprint,
             aliases,
@@ -157,6 +160,7 @@ impl Finder<'_> {
             self.found.push(Found {
                 class: self.class.class.clone(),
                 marked: self.catalog.is_marked(&self.class.class, bytes),
+                whole: true,
                 fingerprint: self.print(bytes),
                 aliases: Vec::new(),
                 label: None,
@@ -198,6 +202,7 @@ impl Finder<'_> {
                     self.class.class.clone()
                 },
                 marked: true,
+                whole: false,
                 fingerprint,
                 aliases: Vec::new(),
                 label: None,

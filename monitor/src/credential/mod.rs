@@ -178,15 +178,17 @@ impl Credentials {
                 (Arc::new(Vec::new()), None)
             }
         };
-        // A text is a token because a variable says so only where it is one by its form.
-        let has_form =
-            |found: &Found| !by_pointer || class.format != Format::Token || found.is_jwt();
+        // A file is a credential because a variable says so only where it has the form of one.
+        let has_form = |found: &Found| {
+            !by_pointer || (!found.whole && (class.format != Format::Token || found.is_jwt()))
+        };
         let mut credentials: Vec<Credential> = found
             .iter()
             .filter(|found| has_form(found))
             .map(|found| self.credential(found, &place))
             .collect();
-        if credentials.is_empty() && (class.format == Format::Opaque || modified.is_none()) {
+        let by_place = class.format == Format::Opaque || modified.is_none();
+        if credentials.is_empty() && by_place && !by_pointer {
             credentials.push(self.by_place(class, &place, view.container));
         }
         if home != normal {
@@ -464,6 +466,7 @@ impl Credentials {
             let found = Found {
                 class: class.class.clone(),
                 marked: catalog.is_prefix_of(&class.class, variable.prefix),
+                whole: false,
                 fingerprint: variable.fingerprint,
                 aliases: Vec::new(),
                 label: None,
@@ -505,6 +508,7 @@ impl Credentials {
         let found = Found {
             class: class.to_owned(),
             marked: catalog.is_prefix_of(class, shown.prefix),
+            whole: false,
             fingerprint: shown.fingerprint,
             aliases: Vec::new(),
             label: None,
@@ -574,6 +578,7 @@ impl Credentials {
             let found = Found {
                 class: class.to_owned(),
                 marked: catalog.is_prefix_of(class, shown.prefix),
+                whole: false,
                 fingerprint: shown.fingerprint,
                 aliases: Vec::new(),
                 label: None,
@@ -1099,6 +1104,28 @@ mod tests {
             assert!(!credentials.is_place(Path::new(none)), "{none}");
         }
         assert_eq!(credentials.pointed.len(), 1, "{:?}", credentials.pointed);
+    }
+
+    #[test]
+    fn a_pointer_makes_a_credential_of_what_has_its_form_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut credentials = credentials();
+        let mut read = |name: &str, class: &str, bytes: &[u8]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).expect("written");
+            let place = (String::new(), path.display().to_string());
+            credentials.pointed.insert(place, class.to_owned());
+            let found = credentials.in_file(opened(&path), own_view());
+            found.map_or(0, |found| found.credentials.len())
+        };
+        let jwt = b"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4IiwiZXhwIjoxNzAwMDAzNjAwfQ.fakesignature";
+        let config = b"users: [ { name: a, user: { token: FAKE-pointed-1 } } ]";
+        assert_eq!(read("a", "eks-web-identity-token", jwt), 1);
+        assert_eq!(read("b", "kubeconfig", config), 1);
+        let hosts = b"127.0.0.1 localhost\n::1 localhost\n";
+        assert_eq!(read("c", "eks-web-identity-token", hosts), 0);
+        assert_eq!(read("d", "kubeconfig", hosts), 0);
+        assert_eq!(read("e", "kubeconfig", b"\x7fELF\x02\xff\xfe\x00"), 0);
     }
 
     #[test]
