@@ -174,6 +174,8 @@ impl std::fmt::Debug for Sensor {
 /// After a batch, records gather for this long: it bounds the wake-ups, and is a tenth of the
 /// time in which a finding is promised.
 const GATHER: Duration = Duration::from_millis(5);
+/// Between two looks at what was started meanwhile.
+const REST: Duration = Duration::from_millis(1);
 
 impl Sensor {
     /// Loads and attaches every probe that this kernel accepts; what it refuses is in
@@ -675,11 +677,20 @@ impl Sensor {
         // before anything else.
         self.drain();
         let gathered = tokio::time::sleep(GATHER);
-        tokio::pin!(gathered);
+        let rest = tokio::time::sleep(REST);
+        tokio::pin!(gathered, rest);
         loop {
             tokio::select! {
                 found = self.finder.found() => self.watch_tls(found),
                 () = &mut gathered => break,
+                () = &mut rest, if !rest.is_elapsed() => {}
+                // What forks now runs its program in a moment, and may be gone before the others are
+                // gathered.
+                ready = self.process_ring.ready(Interest::READABLE), if rest.is_elapsed() => {
+                    ready?.clear_ready();
+                    self.drain();
+                    rest.as_mut().reset(tokio::time::Instant::now() + REST);
+                }
             }
         }
         let cut = boot_time().saturating_sub(IN_FLIGHT_NS);
