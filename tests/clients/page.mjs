@@ -85,6 +85,21 @@ try {
   await page.getByRole("alert").waitFor();
   assert.ok((await page.getByRole("alert").textContent()).includes("<img src=x"));
 
+  // An answer that comes late does not take the place of what was asked for after it.
+  let release;
+  const held = new Promise((resolve) => (release = resolve));
+  await page.route(/\/api\/v1\/chain/, (route) => held.then(() => route.continue()));
+  const late = page.waitForResponse(/\/api\/v1\/chain/);
+  const asking = page.waitForRequest(/\/api\/v1\/chain/);
+  await page.evaluate((id) => (location.hash = `#/credential/${id}`), credential);
+  await asking;
+  await page.evaluate(() => (location.hash = "#/destination/nowhere.example"));
+  await page.getByRole("alert").filter({ hasText: "nowhere.example" }).waitFor();
+  release();
+  await (await late).finished();
+  await page.evaluate(() => new Promise((resolve) => setTimeout(() => requestAnimationFrame(resolve), 200)));
+  assert.equal(await page.getByRole("alert").count(), 1);
+
   // A link that is pasted gives the same view.
   const other = await context.newPage();
   await other.goto(link);

@@ -220,7 +220,10 @@ interface Chain {
   gaps: Gap[];
 }
 
-async function credential(route: Route): Promise<void> {
+/** Puts an answer on the page, which is done only while nothing else was asked for. */
+type Draw = () => void;
+
+async function credential(route: Route): Promise<Draw> {
   const parameters = { credential: route.name, since: route.since, until: route.until, limit: MOST };
   const [who, chain, found] = await Promise.all([
     ask<{ credentials: Credential[]; uses: UseRow[]; total: number; gaps: Gap[] }>("who", parameters),
@@ -232,7 +235,7 @@ async function credential(route: Route): Promise<void> {
   const trail = new Trail(credentials).uses(who.uses).hops(hops).links(chain.links);
   const title = who.credentials.map((known) => credentialName(known, known.id)).join(", ");
   const more = [findingTable(route, found.findings)];
-  present(title, who.credentials.map(fact), { who, chain, findings: found.findings }, trail, route, who.uses, hops, who.gaps, more, chain.omitted + who.total - who.uses.length);
+  return () => present(title, who.credentials.map(fact), { who, chain, findings: found.findings }, trail, route, who.uses, hops, who.gaps, more, chain.omitted + who.total - who.uses.length);
 }
 
 interface Reach {
@@ -241,7 +244,7 @@ interface Reach {
   hops: HopRow[];
 }
 
-async function workload(route: Route): Promise<void> {
+async function workload(route: Route): Promise<Draw> {
   const parameters = { workload: route.name, since: route.since, until: route.until, limit: MOST };
   const [radius, found] = await Promise.all([
     ask<{ workloads: { kind: string; image?: string }[]; credentials: Reach[]; minted: Link[]; gaps: Gap[]; omitted: number }>("blast-radius", parameters),
@@ -264,19 +267,19 @@ async function workload(route: Route): Promise<void> {
       { cell: (known.sources ?? []).map((place) => `${place.source} ${place.place}`).join(", ") },
     ]),
   };
-  present(route.name, facts, { radius, findings: found.findings }, trail, route, uses, hops, radius.gaps, [findingTable(route, found.findings), reach], radius.omitted);
+  return () => present(route.name, facts, { radius, findings: found.findings }, trail, route, uses, hops, radius.gaps, [findingTable(route, found.findings), reach], radius.omitted);
 }
 
-async function destination(route: Route): Promise<void> {
+async function destination(route: Route): Promise<Draw> {
   const parameters = { destination: route.name, since: route.since, until: route.until, limit: MOST };
   const answer = await ask<{ hops: HopRow[]; total: number; gaps: Gap[] }>("hops", parameters);
   if (answer.hops.length === 0) throw new Error(`no hop to \`${route.name}\` is known`);
   const hops = strongest(answer.hops);
   const trail = new Trail(new Map()).hops(hops);
-  present(route.name, [`${answer.total} hops`], answer, trail, route, [], hops, answer.gaps, [], answer.total - answer.hops.length);
+  return () => present(route.name, [`${answer.total} hops`], answer, trail, route, [], hops, answer.gaps, [], answer.total - answer.hops.length);
 }
 
-async function overview(route: Route): Promise<void> {
+async function overview(route: Route): Promise<Draw> {
   const parameters = { since: route.since, until: route.until, limit: String(ROWS) };
   const [found, inventory] = await Promise.all([
     ask<{ findings: Finding[]; total: number; gaps: Gap[] }>("findings", parameters),
@@ -298,7 +301,7 @@ async function overview(route: Route): Promise<void> {
       time(item.last_used),
     ]),
   };
-  main.replaceChildren(
+  return () => main.replaceChildren(
     element("h2", {}, `${found.total} findings, ${inventory.total} credentials`),
     ...gapBox(found.gaps),
     element("h3", {}, findings.title),
@@ -311,17 +314,23 @@ async function overview(route: Route): Promise<void> {
 const VIEWS = { overview, credential, workload, destination };
 /** The last view that was asked for: an answer to an earlier one is late. */
 let asked = 0;
+/** Somebody writes the next question: it is not overwritten by the one before. */
+let typed = false;
+query.addEventListener("input", () => (typed = true));
+query.addEventListener("blur", () => (typed = false));
 
 async function show(): Promise<void> {
   const route = routeOf(location.hash);
   const turn = ++asked;
-  query.value = route.name;
+  if (!typed) query.value = route.name;
   since.value = route.since;
   until.value = route.until;
   document.title = route.name === "" ? "Keytrail" : `${route.name} – Keytrail`;
   main.setAttribute("aria-busy", "true");
   try {
-    await VIEWS[route.kind](route);
+    const draw = await VIEWS[route.kind](route);
+    if (turn !== asked) return;
+    draw();
   } catch (error) {
     if (turn !== asked) return;
     main.removeAttribute("aria-busy");
@@ -363,16 +372,21 @@ async function find(text: string): Promise<Route["kind"]> {
   return "destination";
 }
 
+/** The last search: what is found for an earlier one is late. */
+let searched = 0;
+
 form.addEventListener("submit", (event) => {
   event.preventDefault();
+  typed = false;
   const name = query.value.trim();
   const range = { since: since.value.trim(), until: until.value.trim() };
   if (name === "") {
     location.hash = hashOf({ kind: "overview", name: "", ...range });
     return;
   }
+  const turn = ++searched;
   void find(name).then((kind) => {
-    location.hash = hashOf({ kind, name, ...range });
+    if (turn === searched) location.hash = hashOf({ kind, name, ...range });
   });
 });
 
@@ -403,6 +417,6 @@ async function suggest(): Promise<void> {
   known.replaceChildren(...[...names].map((name) => element("option", { value: name })));
 }
 
-window.addEventListener("hashchange", () => void show().then(() => main.focus({ preventScroll: true })));
+window.addEventListener("hashchange", () => void show().then(() => typed || main.focus({ preventScroll: true })));
 void show();
 void suggest().catch(() => undefined);
