@@ -96,8 +96,8 @@ try {
   await page.evaluate(() => (location.hash = "#/destination/nowhere.example"));
   await page.getByRole("alert").filter({ hasText: "nowhere.example" }).waitFor();
   release();
-  await (await late).finished();
-  await page.evaluate(() => new Promise((resolve) => setTimeout(() => requestAnimationFrame(resolve), 200)));
+  // Whoever asks the same after it is answered after it.
+  await page.evaluate((url) => fetch(url).then((answer) => answer.json()), (await late).url());
   assert.equal(await page.getByRole("alert").count(), 1);
 
   // A link that is pasted gives the same view.

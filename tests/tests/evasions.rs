@@ -275,11 +275,16 @@ impl Scene {
 
     /// A command line of the actor that connects to a name of its own.
     fn act(&self, arguments: &str, connect: &str, name: &str) -> Result<String> {
-        Ok(format!(
+        Ok(self.act_as(&self.actor()?, arguments, connect, name))
+    }
+
+    /// The same of a copy of it.
+    fn act_as(&self, actor: &Path, arguments: &str, connect: &str, name: &str) -> String {
+        format!(
             "{} {arguments} --connect {connect} --to {} --name {name}",
-            self.actor()?.display(),
+            actor.display(),
             self.server.address
-        ))
+        )
     }
 
     /// Reads a key in some way, connects, and waits for the hop of the actor to be known.
@@ -666,18 +671,11 @@ fn inherited(scene: &Scene) -> Result<Came> {
     let key = scene.key()?;
     key.read_once(scene)?;
     let unit = Unit::new(&unit_name(&key))?;
-    let line = scene.act(
-        &format!("--inherit '{}'", key.path.display()),
-        "tls",
-        &key.host(),
-    )?;
     // The other user may not reach where this was built.
     let copy = scene.directory.path().join("heir");
     fs::copy(scene.actor()?, &copy)?;
-    let rest = line
-        .strip_prefix(&scene.actor()?.display().to_string())
-        .context("the actor")?;
-    unit.sh(&format!("{}{rest}", copy.display()), &[])?;
+    let inherit = format!("--inherit '{}'", key.path.display());
+    unit.sh(&scene.act_as(&copy, &inherit, "tls", &key.host()), &[])?;
     let answer = scene
         .agent
         .await_json(&["query", "where", &key.id()], |answer| {
@@ -773,16 +771,8 @@ fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Value> {
 fn in_memory(scene: &Scene) -> Result<Came> {
     let key = scene.key()?;
     let unit = Unit::new(&unit_name(&key))?;
-    let line = scene.act(
-        &format!("--get open --path '{}'", key.path.display()),
-        "tls",
-        &key.host(),
-    )?;
-    let actor = scene.actor()?;
-    let rest = line
-        .strip_prefix(&actor.display().to_string())
-        .context("the actor")?;
-    unit.sh(&format!("{} --in-memory -- {rest}", actor.display()), &[])?;
+    let open = format!("--in-memory -- --get open --path '{}'", key.path.display());
+    unit.sh(&scene.act(&open, "tls", &key.host())?, &[])?;
     let hop = by_executable(scene, &key, "memfd:")?;
     let finding = scene.agent.await_finding(|finding| {
         finding["rule"] == "untrusted-binary" && finding["credential"]["id"] == hop["credential"]
@@ -796,15 +786,8 @@ fn deleted(scene: &Scene) -> Result<Came> {
     let unit = Unit::new(&unit_name(&key))?;
     let copy = key.home.join("gone");
     fs::copy(scene.actor()?, &copy)?;
-    let line = scene.act(
-        &format!("--get open --path '{}'", key.path.display()),
-        "tls",
-        &key.host(),
-    )?;
-    let rest = line
-        .strip_prefix(&scene.actor()?.display().to_string())
-        .context("the actor")?;
-    unit.sh(&format!("{} --unlink {rest}", copy.display()), &[])?;
+    let open = format!("--unlink --get open --path '{}'", key.path.display());
+    unit.sh(&scene.act_as(&copy, &open, "tls", &key.host()), &[])?;
     by_executable(scene, &key, "gone")?;
     Ok(Came::Seen)
 }
