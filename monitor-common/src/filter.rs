@@ -45,8 +45,6 @@ pub const URL_WORD: u32 = 2;
 /// The value of a [`Kind::Name`] rule that holds in a procfs only: the environment or the memory
 /// of a process.
 pub const OF_PROCESS: u32 = 3;
-/// The value of a [`Kind::Prefix`] rule: the file may be a TLS library.
-pub const LIBRARY: u32 = 4;
 /// The value of a [`Kind::Header`] rule about the header that names the server.
 pub const HOST: u32 = 1 << 30;
 /// The value of any other rule.

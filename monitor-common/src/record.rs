@@ -79,8 +79,6 @@ pub const BY_INODE: u32 = 4;
 pub const RECEIVED: u32 = 8;
 /// [`File::flags`]: the descriptor was open when the process became another program.
 pub const INHERITED: u32 = 16;
-/// [`File::flags`]: no credential, but it may be a TLS library.
-pub const OF_TLS: u32 = 64;
 /// [`File::flags`]: no file but a socket, to which the process has connected.
 pub const CONNECTED: u32 = 128;
 /// [`File::flags`]: opened for writing only: no use, but the file is known from now on.

@@ -19,9 +19,9 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use monitor_common::{
     fields::{ABSENT, F},
-    filter::{self, Kind, LIBRARY, NEEDS_PAIR, OF_PROCESS},
+    filter::{self, Kind, NEEDS_PAIR, OF_PROCESS},
     record::{
-        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_TLS, OF_WRITES,
+        BY_INODE, File, INHERITED, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_WRITES,
         PARENTS_OUTPUT, Probe, RECEIVED, REPEAT_NS, ReadCount, ReadKey, Stage, TRUNCATED, WRITTEN,
         kind,
     },
@@ -171,8 +171,7 @@ fn inherit(file: u64) {
 #[inline(always)]
 fn known(inode: u64, number: u64) {
     let key = key_of(inode, number);
-    // SAFETY: the value is copied at once.
-    if unsafe { INODES.get(key) }.copied() != Some(INODE_CREDENTIAL) {
+    if learned(key) != Some(INODE_CREDENTIAL) {
         return;
     }
     let mut record = MaybeUninit::<File>::uninit();
@@ -332,20 +331,14 @@ impl Names {
             Some(NEEDS_PAIR) => rule(filter::pair_key(self.parent, self.name)).is_some(),
             other => other.is_some(),
         };
-        // As a number, or the compiler would reckon with the pointer to the rule.
-        let by_front = core::hint::black_box(
-            rule(filter::key(Kind::Prefix, u64::from(self.first))).map_or(0, |value| value + 1),
-        );
         let credential = by_name
             || self.projected
             || rule(filter::key(Kind::Suffix, u64::from(self.last))).is_some()
-            || (by_front != 0 && by_front != LIBRARY + 1)
+            || rule(filter::key(Kind::Prefix, u64::from(self.first))).is_some()
             || rule(filter::key(Kind::Parent, self.parent)).is_some()
             || rule(filter::key(Kind::Parent, self.grandparent)).is_some();
         if credential {
             Matched::Credential
-        } else if by_front != 0 {
-            Matched::Library
         } else {
             Matched::Nothing
         }
@@ -358,15 +351,30 @@ enum Matched {
     Nothing,
     Credential,
     OfProcess,
-    Library,
+}
+
+/// What the agent has noted of an inode. It cannot read the generation of every file system: what it
+/// found again after a restart may be noted without one.
+#[inline(always)]
+fn learned(key: InodeKey) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    let exact = unsafe { INODES.get(key) }.copied();
+    if exact.is_some() {
+        return exact;
+    }
+    let any = InodeKey {
+        generation: 0,
+        ..key
+    };
+    // SAFETY: as above.
+    unsafe { INODES.get(any) }.copied()
 }
 
 /// The exact look-ups, the count of repeats, and the record.
 #[inline(always)]
 fn suspect(file: &OpenFile, number: u64, names: &Names, mut flags: u32) {
     let key = key_of(file.inode, number);
-    // SAFETY: the value is copied at once.
-    let learned = unsafe { INODES.get(key) }.copied();
+    let learned = learned(key);
     if learned.is_some() {
         if learned == Some(INODE_IGNORED) {
             return;
@@ -375,7 +383,6 @@ fn suspect(file: &OpenFile, number: u64, names: &Names, mut flags: u32) {
     } else {
         match names.matched() {
             Matched::Credential => {}
-            Matched::Library => flags |= OF_TLS,
             Matched::OfProcess => {
                 memory::of_process(file.inode, names.first);
                 return;

@@ -30,6 +30,11 @@ fn id(path: &str) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
+/// The directory in `/proc` of a process that has the host's root.
+pub fn process() -> String {
+    HOST.map_or_else(|| "self".to_owned(), |pid| pid.to_string())
+}
+
 /// Where the agent finds what the host has at a path.
 pub fn path(path: &Path) -> PathBuf {
     below(&HOST.map_or_else(|| "/".to_owned(), root), path)

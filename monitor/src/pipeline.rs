@@ -16,7 +16,6 @@ use crate::{
         dns::Resolved,
         observation::{FileId, Manner, Observation, Output, Stamp},
         running,
-        tls::{Candidate, is_library},
     },
     trail::{Event, NamedBy, Outcome, Trail, Who},
 };
@@ -47,8 +46,6 @@ pub struct Joiner {
     pub malformed: u64,
     /// No probe takes the environment of an exec: it is read here.
     pub environ_is_read: bool,
-    /// What may have TLS inside, and is to be looked at.
-    pub tls: Vec<Candidate>,
     /// Names of servers, by their fingerprint.
     servers: Recent<u64, String>,
     /// The agent's own number.
@@ -105,7 +102,6 @@ impl Joiner {
             pointed: false,
             malformed: 0,
             environ_is_read: false,
-            tls: Vec::new(),
             servers: Recent::new(SERVERS),
             own: 0,
             presented: BTreeMap::new(),
@@ -223,8 +219,6 @@ impl Joiner {
         let subjects = self.attribution.scan();
         for subject in &subjects {
             events.push(self.exec_event(now, *subject));
-            self.tls.push(Candidate::Executable { pid: subject.pid });
-            self.tls.extend(running::libraries(subject.pid));
         }
         let mut connections = running::Connections::default();
         for subject in subjects {
@@ -235,12 +229,9 @@ impl Joiner {
                 events.push(self.pick_up(now, subject, credential, place, 1, Output::default()));
             }
             self.follow(subject, &[]);
-            let open = running::open(subject.pid);
+            // Only what is a credential's: the rest is no news, and is not touched.
+            let open = running::open(subject.pid, |path| self.credentials.is_place(path));
             for (path, file) in open.files {
-                // Only what is a credential's: the rest is no news, and stays unknown.
-                if !self.credentials.is_place(&path) {
-                    continue;
-                }
                 let opened = Opened {
                     path: &path,
                     source: None,
@@ -275,6 +266,9 @@ impl Joiner {
     pub fn join(&mut self, observations: &mut Vec<Observation>, events: &mut Vec<Event>) {
         let mut rest: VecDeque<Observation> = observations.drain(..).collect();
         while let Some(observation) = rest.pop_front() {
+            if self.is_of_peer(&observation) {
+                continue;
+            }
             match observation {
                 Observation::Exec {
                     stamp,
@@ -356,14 +350,6 @@ impl Joiner {
                             victim: self.who(victim),
                             look,
                         });
-                    }
-                }
-                Observation::Library { stamp, path, file } => {
-                    // Once is enough; whoever replaces it makes another file.
-                    self.ignored.push(file);
-                    if is_library(&path) {
-                        let pid = stamp.subject.pid;
-                        self.tls.push(Candidate::Library { pid, path });
                     }
                 }
                 Observation::Presented {
@@ -508,6 +494,17 @@ impl Joiner {
                     });
                 }
             }
+        }
+    }
+
+    /// Whether another agent has read something, as is its duty.
+    fn is_of_peer(&mut self, observation: &Observation) -> bool {
+        match observation {
+            Observation::FileOpened { stamp, .. } | Observation::Foreign { stamp, .. } => {
+                self.attribution.ensure(stamp);
+                self.attribution.is_agent(stamp.subject)
+            }
+            _ => false,
         }
     }
 

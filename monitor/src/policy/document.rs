@@ -6,6 +6,7 @@ use crate::{
     credential::catalog::{Catalog, in_any_home, normalise},
     model::{Credential, Destination, Role, Source, Workload, WorkloadKind},
     report::findings::Format,
+    sensor::exclude::Exclude,
     time,
 };
 use globset::{GlobBuilder, GlobMatcher};
@@ -65,6 +66,7 @@ pub struct Document {
     pub fingerprint_key_file: Option<PathBuf>,
     pub retention: Retention,
     pub kubernetes: Kubernetes,
+    pub inspect: Inspect,
     /// Settings of the agent in files of expectations, which are for the file of `--config`.
     #[serde(skip)]
     pub ignored: Vec<String>,
@@ -111,6 +113,14 @@ pub struct Kubernetes {
     pub kubeconfig: Option<PathBuf>,
     /// This node's name; `KEYTRAIL_NODE_NAME` goes before it, and the host's name comes after it.
     pub node: Option<String>,
+}
+
+/// Which programs are inspected for what they present inside TLS.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Inspect {
+    /// Programs that no uprobe is attached to.
+    pub exclude: Vec<Exclude>,
 }
 
 /// Files in PEM: a certificate with those above it, and its key. They are read again each minute.
@@ -644,6 +654,7 @@ impl Document {
             ("fingerprint_key_file", self.fingerprint_key_file.is_some()),
             ("retention", self.retention != Retention::default()),
             ("kubernetes", self.kubernetes != Kubernetes::default()),
+            ("inspect", !self.inspect.exclude.is_empty()),
         ]
         .into_iter()
         .filter_map(|(name, is_set)| is_set.then_some(name))

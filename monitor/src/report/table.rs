@@ -11,7 +11,7 @@ use crate::{
     },
     model::{Credential, CredentialId, Evidence, Finding, Gap, NOT_COVERED, Severity, Verdict},
     policy::trial::Trial,
-    sensor::doctor::Report,
+    sensor::doctor::{Report, Unattached},
 };
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -721,6 +721,12 @@ pub fn doctor(report: &Report) -> String {
         let _ = writeln!(out, "{mark} {} by {}{error}", probe.probe, probe.mechanism);
         for passed in &probe.passed {
             let _ = writeln!(out, "       {}", paint(FAINT, &format!("not {passed}")));
+        }
+    }
+    if !report.not_attached.is_empty() {
+        let _ = writeln!(out, "\n{}", paint(STRONG, "Running without TLS probes"));
+        for Unattached { file, reason } in &report.not_attached {
+            let _ = writeln!(out, "  {}: {}", clean(file), clean(reason));
         }
     }
     let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));

@@ -8,7 +8,7 @@ use super::{
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    self, BY_INODE, CONNECTED, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN, OF_TLS,
+    self, BY_INODE, CONNECTED, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN,
     PARENTS_OUTPUT, Payload, Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED,
     Variable, WRITTEN, foreign, kind,
 };
@@ -149,16 +149,6 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 inode: record.inode,
                 generation: record.generation,
             };
-            if record.flags & OF_TLS != 0 {
-                return Ok((
-                    time,
-                    Decoded::Whole(Observation::Library {
-                        stamp: stamp(&record.header, clock),
-                        path: path(rest, record.path_len, record.flags & TRUNCATED != 0),
-                        file,
-                    }),
-                ));
-            }
             Observation::FileOpened {
                 stamp: stamp(&record.header, clock),
                 path: path(rest, record.path_len, record.flags & TRUNCATED != 0),

@@ -1,7 +1,10 @@
 //! What this kernel allows, probe by probe, and what will be missed.
 
+pub use super::inspector::Unattached;
 use super::{
-    Attached, Options, Sensor, cgroup_root, fields,
+    Attached, Options, Sensor, cgroup_root,
+    exclude::{Exclude, Exclusion},
+    fields, inspector, mapped,
     selftest::{SelfTestError, self_test},
 };
 use crate::credential::catalog::Catalog;
@@ -27,6 +30,9 @@ pub struct Report {
     pub probes: Vec<ProbeReport>,
     /// What is not seen on this machine, by design or for want of a hook.
     pub missed: Vec<String>,
+    /// Programs that run with TLS inside and have no probes: excluded, or not proven.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_attached: Vec<Unattached>,
 }
 
 /// A probe and the hooks that serve it.
@@ -125,8 +131,23 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
     missed
 }
 
+/// What a pattern of `inspect.exclude` costs.
+pub fn excluded(pattern: &Exclude) -> String {
+    format!(
+        "what programs present inside TLS that `inspect.exclude: {}` excludes; where they may use a library that others use as well, libraries are attached to process by process, and what others present in the first tens of milliseconds after they start is missed, too",
+        pattern.text()
+    )
+}
+
+/// What it costs where the kernel does not report mapped files.
+pub fn unreported(error: &str) -> String {
+    format!(
+        "what programs present inside TLS in the first seconds after they or their TLS library were first seen: the kernel does not report mapped files ({error})"
+    )
+}
+
 /// Tries everything, and detaches it again.
-pub fn examine() -> Report {
+pub fn examine(exclusion: &Exclusion) -> Report {
     let cgroup = cgroup_root();
     let uid = rustix::process::geteuid();
     let mut checks = vec![
@@ -160,7 +181,7 @@ pub fn examine() -> Report {
             ToString::to_string,
         ),
     });
-    let (probes, missed) = match attach(cgroup.as_deref()) {
+    let (probes, mut missed) = match attach(cgroup.as_deref()) {
         Ok((attached, tested)) => {
             checks.push(Check {
                 name: "self-test".to_owned(),
@@ -183,6 +204,12 @@ pub fn examine() -> Report {
             (Vec::new(), missed(&[]))
         }
     };
+    missed.extend(exclusion.patterns().iter().map(excluded));
+    missed.extend(
+        mapped::Mappings::open()
+            .err()
+            .map(|error| unreported(&error.to_string())),
+    );
     let lsm = super::ladder::active_lsms();
     checks.push(Check {
         name: "bpf in the LSM list".to_owned(),
@@ -200,6 +227,7 @@ pub fn examine() -> Report {
         checks,
         probes,
         missed,
+        not_attached: inspector::examine_running(exclusion),
     }
 }
 
@@ -217,6 +245,7 @@ fn attach(cgroup: Option<&Path>) -> Result<(Vec<Attached>, Result<u32, SelfTestE
             rules: &catalog.rules([]),
             cgroup,
             btf: Path::new(fields::VMLINUX),
+            exclusion: Exclusion::default(),
         })
         .map_err(|error| error.to_string())?;
         let directory =
@@ -250,12 +279,16 @@ const CAPABILITY_BITS: u64 = 1 << 2 | 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39;
 
 /// Whether the effective set of this process has what the agent needs.
 pub fn has_capabilities() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_capabilities().is_some_and(|bits| bits & CAPABILITY_BITS == CAPABILITY_BITS)
+}
+
+/// The effective set of this process, a bit for each capability.
+pub fn effective_capabilities() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
     status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .is_some_and(|bits| bits & CAPABILITY_BITS == CAPABILITY_BITS)
 }
 
 #[cfg(test)]

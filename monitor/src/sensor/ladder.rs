@@ -3,20 +3,23 @@
 
 use super::{
     Attached, SensorError,
+    attacher::Programs,
     btf::{Btf as Prototypes, Parameter},
-    tls, uprobe,
+    multi::MultiPrograms,
+    tls,
+    uprobe::{self, Program as Uprobe},
 };
 use aya::{
     Btf, Ebpf,
     maps::ProgramArray,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, KProbe, Lsm,
-        Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
+        ProbeKind, Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
     },
     sys::{BpfHelper, is_helper_supported},
 };
 use monitor_common::record::Probe;
-use std::{fs::File, path::Path, sync::LazyLock, time::Instant};
+use std::{fs::File, os::fd::AsFd as _, path::Path, sync::LazyLock, time::Instant};
 
 /// One program at one hook.
 #[derive(Clone, Copy, Debug)]
@@ -360,6 +363,9 @@ pub const LADDERS: &[Ladder] = &[
     },
 ];
 
+/// What ends the names of programs for kernels without `bpf_loop`.
+const SHORT: &str = "_short";
+
 /// In place of the name of a program: the environment is read by the agent.
 pub const ENVIRON_BY_AGENT: &str = "";
 
@@ -377,13 +383,20 @@ pub struct Machine<'a> {
     /// Whether the records of io_uring name their request; they do from 5.19 on. Without it the
     /// program attaches, and sees nothing.
     pub uring: bool,
-    /// Kinds of hooks that are not to be used.
-    pub skipped: Vec<String>,
+    /// The programs for multi-uprobe links, where the kernel has such links.
+    pub multi: Option<MultiPrograms>,
 }
 
-/// Kinds of hooks that are passed over, such as `lsm,fentry`: where one of them is in the way of
+/// Kinds of hooks that are passed over, such as `lsm,fentry`, and of uprobes (`multi`, `pmu`): where one of them is in the way of
 /// another tool, and for tests of those below.
 pub const SKIP_HOOKS: &str = "KEYTRAIL_SKIP_HOOKS";
+
+/// Whether a kind of hooks is passed over.
+pub fn is_skipped(kind: &str) -> bool {
+    static SKIPPED: LazyLock<String> =
+        LazyLock::new(|| std::env::var(SKIP_HOOKS).unwrap_or_default());
+    SKIPPED.split(',').any(|skipped| skipped.trim() == kind)
+}
 
 impl Ladder {
     /// Attaches the first rung that holds; tells which one, and why those above it do not.
@@ -391,13 +404,14 @@ impl Ladder {
         &self,
         ebpf: &mut Ebpf,
         machine: &Machine<'_>,
+        uprobes: &mut Programs,
     ) -> Result<Vec<Attached>, SensorError> {
         let mut passed: Vec<String> = Vec::new();
         for rung in self.rungs {
             let mut attached: Vec<Attached> = Vec::new();
             let mut refused = None;
             for step in *rung {
-                match step.attach(ebpf, machine)? {
+                match step.attach(ebpf, machine, uprobes)? {
                     Ok(instructions) => attached.push(Attached {
                         probe: self.probe,
                         program: step.program,
@@ -446,10 +460,11 @@ impl Step {
         &self,
         ebpf: &mut Ebpf,
         machine: &Machine<'_>,
+        uprobes: &mut Programs,
     ) -> Result<Result<Option<u32>, String>, SensorError> {
         let kind = self.hook.name();
         let kind = kind.split('/').next().unwrap_or_default();
-        if machine.skipped.iter().any(|skipped| skipped == kind) {
+        if is_skipped(kind) {
             return Ok(Err(format!("passed over, as {SKIP_HOOKS} says")));
         }
         if self.program == "file_open_uring" && !machine.uring {
@@ -460,6 +475,9 @@ impl Step {
         }
         if let Hook::Proc(_) = self.hook {
             return Ok(Ok(None));
+        }
+        if let Hook::Uprobe(_) | Hook::Uretprobe(_) = self.hook {
+            return Ok(self.load_uprobe(ebpf, machine, uprobes));
         }
         let program = ebpf
             .program_mut(self.program)
@@ -475,10 +493,6 @@ impl Step {
                 "this kernel has no kprobes ({KPROBES} is not there)"
             )),
             Hook::Cgroup(kind) => at_cgroup(program, kind, machine.cgroup),
-            Hook::Uprobe(_) | Hook::Uretprobe(_) if let Err(error) = uprobe::WAY.as_ref() => {
-                Err(error.clone())
-            }
-            Hook::Uretprobe(_) if !*uprobe::RETURNS => Err(uprobe::NO_RETURNS.to_owned()),
             hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
         };
         let instructions = program
@@ -497,6 +511,29 @@ impl Step {
         Ok(result.map(|()| instructions))
     }
 
+    /// Loads a program for functions of user space, and hands it to those who attach it.
+    fn load_uprobe(
+        &self,
+        ebpf: &mut Ebpf,
+        machine: &Machine<'_>,
+        uprobes: &mut Programs,
+    ) -> Result<Option<u32>, String> {
+        uprobe::MECHANISM.as_ref().map_err(String::clone)?;
+        if matches!(self.hook, Hook::Uretprobe(_)) && !*uprobe::RETURNS {
+            return Err(uprobe::NO_RETURNS.to_owned());
+        }
+        let name = self.program.strip_suffix(SHORT).unwrap_or(self.program);
+        if uprobes.contains_key(name) {
+            return Ok(None);
+        }
+        let (program, instructions) = match &machine.multi {
+            Some(programs) => programs.load(self.program)?,
+            None => load_with_aya(ebpf, self.program).map_err(|error| explain(&error))?,
+        };
+        uprobes.insert(name, program);
+        Ok(instructions)
+    }
+
     /// Puts the loaded program where its caller looks for it.
     fn put_in(&self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
         let program = ebpf
@@ -510,6 +547,21 @@ impl Step {
         let mut called: ProgramArray<_> = map.try_into().map_err(failed)?;
         called.set(0, &program, 0).map_err(failed)
     }
+}
+
+fn load_with_aya(ebpf: &mut Ebpf, name: &str) -> Result<(Uprobe, Option<u32>), ProgramError> {
+    let program: &mut UProbe = ebpf
+        .program_mut(name)
+        .ok_or(ProgramError::UnexpectedProgramType)?
+        .try_into()?;
+    program.load()?;
+    let instructions = program.info()?.verified_instruction_count();
+    let fd = program.fd()?.as_fd().try_clone_to_owned();
+    let loaded = Uprobe {
+        fd: fd.map_err(ProgramError::IOError)?,
+        at_return: matches!(program.kind(), ProbeKind::Return),
+    };
+    Ok((loaded, instructions))
 }
 
 /// Everything that is attached to the kernel as a whole. A program that serves several hooks is
@@ -544,17 +596,19 @@ fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), P
             program.load()?;
             program.attach(name).map(drop)
         }
-        (Hook::Uprobe(_) | Hook::Uretprobe(_), _) => {
-            let program: &mut UProbe = program.try_into()?;
-            program.load()
-        }
         (Hook::Called(_), _) => {
             let program: &mut CgroupSkb = program.try_into()?;
             program.load()
         }
-        (Hook::Cgroup(_) | Hook::Lsm(_) | Hook::Fentry(_) | Hook::Proc(_), _) => {
-            Err(ProgramError::UnexpectedProgramType)
-        }
+        (
+            Hook::Cgroup(_)
+            | Hook::Lsm(_)
+            | Hook::Fentry(_)
+            | Hook::Proc(_)
+            | Hook::Uprobe(_)
+            | Hook::Uretprobe(_),
+            _,
+        ) => Err(ProgramError::UnexpectedProgramType),
     }
 }
 

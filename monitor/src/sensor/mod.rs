@@ -2,29 +2,39 @@
 //!
 //! The only module that knows aya. Everything that leaves it is an [`Observation`].
 
+mod attacher;
 pub mod btf;
 pub mod decode;
 pub mod dns;
 pub mod doctor;
+mod elf;
+pub mod exclude;
 pub mod fields;
+mod go_table;
 pub mod hello;
+mod hold;
+mod inspector;
 mod ladder;
+mod mapped;
+mod multi;
 pub mod observation;
-mod pclntab;
+mod perf;
 pub mod running;
 pub mod selftest;
-pub mod tls;
+mod tls;
 mod uprobe;
 
+pub use attacher::Notice;
+use attacher::{Attacher, Command, Programs, Reporter};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{ProgramError, UProbe},
 };
-use btf::Btf;
 use decode::{BootClock, Decoded, decode};
+use exclude::Exclusion;
 use fields::FieldsError;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
+use inspector::{Ask, Inspector, KnownFiles};
 use ladder::{LADDERS, Machine};
 use monitor_common::{
     filter::{self, BLOOM_WORDS, bloom_position, inode_key},
@@ -35,20 +45,19 @@ use monitor_common::{
     },
     scan::CARRIED_MAX,
 };
+use multi::MultiPrograms;
 use observation::{FileId, Observation};
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
     net::IpAddr,
-    num::NonZeroU32,
-    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
+    sync::mpsc::{Receiver, channel},
     time::Duration,
 };
 use thiserror::Error;
-use tls::Candidate;
 use tokio::io::{Interest, unix::AsyncFd};
-use uprobe::UprobeError;
+pub use uprobe::remove_leftovers;
 
 static PROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
 
@@ -105,6 +114,8 @@ pub struct Options<'a> {
     /// The cgroup v2 root, where there is one.
     pub cgroup: Option<&'a Path>,
     pub btf: &'a Path,
+    /// What no uprobe is attached to.
+    pub exclusion: Exclusion,
 }
 
 /// The loaded probes.
@@ -137,31 +148,67 @@ pub struct Sensor {
     carried: HashMap<MapData, [u64; 2], [u8; size_of::<u64>() + CARRIED_MAX]>,
     /// Those that were there at the last sweep.
     waiting: std::collections::HashSet<[u64; 2]>,
-    finder: tls::Finder,
-    watched: Vec<Watched>,
-    readers: Vec<Reader>,
-    /// Processes that had nothing to attach to, for a few seconds.
-    tried: std::collections::HashSet<u32>,
+    /// Absent where the kernel lets no uprobe be attached.
+    uprobes: Option<Uprobes>,
 }
 
-/// A file with TLS inside that is attached to.
-struct Watched {
-    key: tls::FileKey,
-    name: PathBuf,
-    namespace: Option<u64>,
-    links: Vec<(&'static str, uprobe::Attached)>,
-    /// Functions that give back what came: programs and offsets, to attach to single processes.
-    reads: Vec<(&'static str, u64)>,
+/// The threads that find TLS and attach probes to it.
+#[derive(Debug)]
+struct Uprobes {
+    inspector: Inspector,
+    attacher: Attacher,
+    notices: Receiver<Notice>,
 }
 
-/// A process whose answers are looked at.
-struct Reader {
-    pid: u32,
-    links: Vec<(&'static str, uprobe::Attached)>,
-}
+/// Libraries that are installed are attached to within this; in an emulated machine that takes long.
+const INSTALLED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Processes whose answers are looked at, at one time.
-const READERS: usize = 64;
+impl Uprobes {
+    /// Starts the threads, and waits until what is installed is attached to. What runs follows.
+    fn start(programs: Programs, exclusion: Exclusion) -> io::Result<Self> {
+        let (report, notices) = channel();
+        let reporter = Reporter(report);
+        let known = KnownFiles::default();
+        let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
+        let inspector = Inspector::start(&known, attacher.commands(), &reporter)?;
+        let reached = |send: &dyn Fn(std::sync::mpsc::Sender<()>)| {
+            let (done, is_done) = channel::<()>();
+            send(done);
+            // Disconnected: the other end was dropped, as it is when everything is done.
+            if is_done.recv_timeout(INSTALLED_WITHIN)
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                tracing::warn!("attaching to installed TLS libraries takes long; it goes on");
+            }
+        };
+        reached(&|done| inspector.ask(Ask::Installed(done)));
+        reached(&|done| attacher.tell(Command::Reached(done)));
+        inspector.ask(Ask::Running);
+        Ok(Self {
+            inspector,
+            attacher,
+            notices,
+        })
+    }
+
+    /// Tells the attacher what becomes of a process.
+    fn follow(&self, observation: &Observation) {
+        let command = match observation {
+            Observation::Fork { stamp } => Command::Forked {
+                parent: stamp.parent.map_or(0, |parent| parent.pid),
+                child: stamp.subject.pid,
+            },
+            Observation::Exec { stamp, .. } => Command::Executed {
+                pid: stamp.subject.pid,
+            },
+            Observation::Exit { stamp } => Command::Exited {
+                pid: stamp.subject.pid,
+            },
+            _ => return,
+        };
+        self.attacher.tell(command);
+    }
+}
 
 impl std::fmt::Debug for Sensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -209,6 +256,24 @@ impl Sensor {
             .override_global("TYPED", &typed, true)
             .override_global("LOOPS", &loops, true)
             .load(PROBES)?;
+        // While all maps are there to be found by their names.
+        let multi = match uprobe::MECHANISM.as_ref() {
+            Ok(uprobe::Mechanism::MultiLink) => MultiPrograms::new(PROBES, &ebpf)
+                .inspect_err(|error| tracing::error!(%error, "no multi-uprobe links"))
+                .ok(),
+            _ => None,
+        };
+        hold::remember_mounts();
+        let types = aya::Btf::from_sys_fs().ok();
+        let machine = Machine {
+            cgroup: options.cgroup,
+            prototypes: &prototypes,
+            types,
+            lsm: ladder::active_lsms()
+                .is_some_and(|list| list.split(',').any(|name| name == "bpf")),
+            uring: !uring.contains(&0),
+            multi,
+        };
         let mut sensor = Self {
             credential_ring: ring(&mut ebpf, "CREDENTIAL_RING")?,
             process_ring: ring(&mut ebpf, "PROCESS_RING")?,
@@ -231,17 +296,15 @@ impl Sensor {
             writing: map(&mut ebpf, "WRITING")?,
             carried: map(&mut ebpf, "CARRIED")?,
             waiting: std::collections::HashSet::new(),
-            finder: tls::Finder::start()?,
-            watched: Vec::new(),
-            readers: Vec::new(),
-            tried: std::collections::HashSet::new(),
+            uprobes: None,
             _ebpf: ebpf,
         };
         sensor.set_rules(options.rules)?;
         sensor.set_huffman()?;
-        sensor.attach(options.cgroup, &prototypes, !uring.contains(&0))?;
-        for found in tls::installed() {
-            sensor.watch_tls(found);
+        let programs = sensor.attach(&machine)?;
+        drop(machine);
+        if !programs.is_empty() {
+            sensor.uprobes = Some(Uprobes::start(programs, options.exclusion.clone())?);
         }
         Ok(sensor)
     }
@@ -255,179 +318,39 @@ impl Sensor {
         huffman.set(0, table(&ENCODE_TABLE), 0).map_err(failed)
     }
 
-    /// Has a program or a library looked at for TLS. Programs that are started are looked at
-    /// anyway.
-    pub fn look_for_tls(&self, candidate: Candidate) {
-        self.finder.ask(candidate);
-    }
-
-    /// Attaches to the functions of a file, once.
-    fn watch_tls(&mut self, found: tls::Found) {
-        let refused = self
-            .attached
-            .iter()
-            .any(|line| line.probe == Probe::Present && line.error.is_some());
-        let known = self.watched.iter().any(|watched| watched.key == found.key);
-        if refused || known {
-            return;
-        }
-        // The file itself, whatever has its name by now.
-        let target = format!("/proc/self/fd/{}", found.file.as_raw_fd());
-        let mut links = Vec::new();
-        let (reads, points): (Vec<_>, Vec<_>) = found
-            .points
-            .into_iter()
-            .partition(|(program, _)| [tls::READ, tls::READ_EX].contains(program));
-        for (program, offset) in points {
-            let loaded = self
-                .uprobe(program)
-                .is_ok_and(|program| program.fd().is_ok());
-            if !loaded {
-                continue;
-            }
-            match self.attach_at(program, offset, &target, None) {
-                Ok(link) => links.push((program, link)),
-                Err(error) => {
-                    tracing::warn!(file = found.name, stack = found.stack, %error, "TLS cannot be watched in a file");
-                }
-            }
-        }
-        tracing::info!(
-            file = %found.name,
-            stack = found.stack,
-            functions = links.len(),
-            "TLS is watched"
-        );
-        self.watched.push(Watched {
-            key: found.key,
-            name: found.name.into(),
-            namespace: found.namespace,
-            links,
-            reads,
-        });
-    }
-
-    /// Looks at what comes back inside TLS to a process that talks to an authenticator. Nothing where
-    /// its library is not watched, where it is looked at already, or where too many are.
-    pub fn watch_answers(&mut self, pid: u32) {
-        let known = self.readers.iter().any(|reader| reader.pid == pid);
-        let able = self
-            ._ebpf
-            .program(tls::RETURNED)
-            .is_some_and(|program| program.fd().is_ok());
-        let Some(process) = NonZeroU32::new(pid) else {
-            return;
-        };
-        if known || !able || self.tried.contains(&pid) {
-            return;
-        }
-        if self.readers.len() >= READERS {
-            tracing::warn!(
-                pid,
-                "more processes talk to authenticators than answers can be looked at for"
-            );
-            return;
-        }
-        let mut links = Vec::new();
-        for (inode, path) in tls::mapped(pid) {
-            let points: Vec<(&'static str, u64)> = self
-                .watched
-                .iter()
-                .filter(|watched| watched.key.1 == inode)
-                .flat_map(|watched| watched.reads.iter().copied())
-                .collect();
-            // As the process sees it; a file of the same number elsewhere has not these functions.
-            let target = format!("/proc/{pid}/root{}", path.display());
-            for (program, offset) in points {
-                for program in [tls::RETURNED, program] {
-                    match self.attach_at(program, offset, &target, Some(process)) {
-                        Ok(link) => links.push((program, link)),
-                        // It may be gone.
-                        Err(error) => {
-                            tracing::debug!(pid, %error, "answers are not looked at");
-                        }
-                    }
-                }
-            }
-        }
-        if links.is_empty() {
-            self.tried.insert(pid);
-            return;
-        }
-        tracing::info!(pid, "answers of authenticators are looked at");
-        self.readers.push(Reader { pid, links });
-    }
-
-    /// Lets go of processes that are gone.
-    fn forget_readers(&mut self) {
-        self.tried.clear();
-        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.readers)
-            .into_iter()
-            .partition(|reader| Path::new(&format!("/proc/{}", reader.pid)).exists());
-        self.readers = kept;
-        self.detach(gone.into_iter().flat_map(|reader| reader.links));
-    }
-
-    fn detach(&mut self, links: impl Iterator<Item = (&'static str, uprobe::Attached)>) {
-        for (program, link) in links {
-            let detached = self
-                .uprobe(program)
-                .and_then(|program| uprobe::detach(program, link));
-            if let Err(error) = detached {
-                tracing::warn!(%error, "a watched TLS library cannot be let go");
-            }
+    /// Inspects what comes back inside TLS to a process that talks to an authenticator. Nothing where
+    /// its library is not attached to, or where too many are inspected.
+    pub fn inspect_answers(&self, pid: u32) {
+        if let Some(uprobes) = &self.uprobes {
+            uprobes.attacher.tell(Command::InspectAnswers { pid });
         }
     }
 
-    fn attach_at(
-        &mut self,
-        program: &'static str,
-        offset: u64,
-        target: &str,
-        process: Option<NonZeroU32>,
-    ) -> Result<uprobe::Attached, UprobeError> {
-        let program = self.uprobe(program).map_err(UprobeError::Program)?;
-        uprobe::attach(program, target, offset, process)
+    /// From now on no uprobe is attached to what this excludes.
+    pub fn exclude(&self, exclusion: Exclusion) {
+        if let Some(uprobes) = &self.uprobes {
+            uprobes.attacher.tell(Command::Exclude(exclusion));
+        }
     }
 
-    /// The program of a name, or the short one that this kernel has in its place.
-    fn uprobe(&mut self, name: &str) -> Result<&mut UProbe, ProgramError> {
-        let short = format!("{name}_short");
-        let name = match self._ebpf.program(&short) {
-            Some(program) if program.fd().is_ok() => &short,
-            _ => name,
-        };
-        self._ebpf
-            .program_mut(name)
-            .ok_or(ProgramError::UnexpectedProgramType)?
-            .try_into()
+    /// More is known of images since.
+    pub fn reconsider_exclusion(&self) {
+        if let Some(uprobes) = &self.uprobes {
+            uprobes.attacher.tell(Command::Reconsider);
+        }
     }
 
-    /// Lets go of files that nobody uses any more: a watched one cannot be freed. Those are files of
-    /// containers that are gone, and files of the host that were deleted or replaced. To be called
-    /// every few seconds.
-    pub fn forget_tls(&mut self) {
-        self.forget_readers();
-        let in_doubt = |watched: &Watched| {
-            watched.namespace.is_some() || !tls::is_still(&watched.name, watched.key)
-        };
-        if !self.watched.iter().any(in_doubt) {
-            return;
-        }
-        let used = tls::Used::now();
-        let (kept, gone) = std::mem::take(&mut self.watched)
-            .into_iter()
-            .partition(|watched| match watched.namespace {
-                Some(namespace) => used.namespaces.contains(&namespace),
-                None => !in_doubt(watched) || used.inodes.contains(&watched.key.1),
-            });
-        self.watched = kept;
-        let gone: Vec<Watched> = gone;
-        for watched in &gone {
-            self.finder.forget(watched.key);
-            tracing::info!(file = %watched.name.display(), "TLS is watched no longer");
-        }
-        self.detach(gone.into_iter().flat_map(|watched| watched.links));
+    /// What the rest of the agent has to know of uprobes, since the last call.
+    pub fn take_notices(&self) -> Vec<Notice> {
+        let uprobes = self.uprobes.iter();
+        uprobes
+            .flat_map(|uprobes| uprobes.notices.try_iter())
+            .collect()
+    }
+
+    /// Why the kernel does not report mapped files, where it does not.
+    pub fn mappings_unreported(&self) -> Option<&str> {
+        self.uprobes.as_ref()?.inspector.unreported.as_deref()
     }
 
     /// Lets packets that come back pass unseen when the last request in clear is long ago. To be
@@ -515,15 +438,10 @@ impl Sensor {
             let name = filter::hash_of(name.as_bytes());
             (filter::key(filter::Kind::Name, name), filter::OF_PROCESS)
         });
-        let libraries = tls::STACKS.iter().map(|stack| {
-            let front = filter::word_of(&stack.file.as_bytes()[..4]);
-            (filter::key(filter::Kind::Prefix, front), filter::LIBRARY)
-        });
         let wanted: BTreeMap<u64, u32> = rules
             .0
             .iter()
             .map(|(key, value)| (*key, *value))
-            .chain(libraries)
             .chain(of_process)
             .collect();
         for (key, value) in &wanted {
@@ -544,36 +462,26 @@ impl Sensor {
         self.begin_epoch()
     }
 
-    fn attach(
-        &mut self,
-        cgroup: Option<&Path>,
-        prototypes: &Btf,
-        uring: bool,
-    ) -> Result<(), SensorError> {
-        let lsm =
-            ladder::active_lsms().is_some_and(|list| list.split(',').any(|name| name == "bpf"));
-        let machine = Machine {
-            cgroup,
-            prototypes,
-            types: aya::Btf::from_sys_fs().ok(),
-            lsm,
-            uring,
-            skipped: std::env::var(ladder::SKIP_HOOKS)
-                .unwrap_or_default()
-                .split(',')
-                .map(|kind| kind.trim().to_owned())
-                .collect(),
-        };
+    /// Attaches every probe; gives the programs for functions of user space, which are attached to
+    /// files as they are found.
+    fn attach(&mut self, machine: &Machine<'_>) -> Result<Programs, SensorError> {
+        let mut programs = Programs::new();
         let mut attached = Vec::new();
         for ladder in LADDERS {
-            attached.extend(ladder.attach(&mut self._ebpf, &machine)?);
+            attached.extend(ladder.attach(&mut self._ebpf, machine, &mut programs)?);
         }
         if attached.iter().all(|program| program.error.is_some()) {
             let first = attached.iter().find_map(|program| program.error.clone());
             return Err(SensorError::NothingAttached(first.unwrap_or_default()));
         }
+        if attached
+            .iter()
+            .any(|line| line.probe == Probe::Present && line.error.is_some())
+        {
+            programs.clear();
+        }
         self.attached = attached;
-        Ok(())
+        Ok(programs)
     }
 
     /// Whether no program takes the environment of an exec, so that the agent has to read it.
@@ -669,7 +577,6 @@ impl Sensor {
             tokio::select! {
                 ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
                 ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
-                found = self.finder.found() => self.watch_tls(found),
                 () = tokio::time::sleep(limit) => {}
             }
         }
@@ -681,7 +588,6 @@ impl Sensor {
         tokio::pin!(gathered, rest);
         loop {
             tokio::select! {
-                found = self.finder.found() => self.watch_tls(found),
                 () = &mut gathered => break,
                 () = &mut rest, if !rest.is_elapsed() => {}
                 // What forks now runs its program in a moment, and may be gone before the others are
@@ -712,11 +618,10 @@ impl Sensor {
             while let Some(item) = ring.next() {
                 match decode(&item, clock) {
                     Ok((time, Decoded::Whole(observation))) => {
-                        if let Observation::Exec { stamp, file, .. } = &observation {
-                            self.finder.ask(Candidate::Started {
-                                pid: stamp.subject.pid,
-                                file: *file,
-                            });
+                        if let Some(uprobes) = &self.uprobes
+                            && uprobes.attacher.follows_processes()
+                        {
+                            uprobes.follow(&observation);
                         }
                         pending.push((time, observation));
                     }

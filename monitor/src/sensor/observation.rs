@@ -65,12 +65,6 @@ pub enum Observation {
         count: u32,
         output: Output,
     },
-    /// A file was opened that may be a TLS library.
-    Library {
-        stamp: Stamp,
-        path: PathBuf,
-        file: FileId,
-    },
     /// A credential in the bytes that a process handed to its TLS library.
     Presented {
         stamp: Stamp,

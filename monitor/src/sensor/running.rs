@@ -1,10 +1,7 @@
 //! What a process that already runs has open: files and connections, from `/proc`.
 
-use super::{
-    observation::FileId,
-    tls::{Candidate, is_library},
-};
-use crate::model::Transport;
+use super::observation::FileId;
+use crate::{model::Transport, reserved};
 use procfs::{
     ProcResult,
     net::{TcpNetEntry, TcpState, UdpNetEntry},
@@ -37,8 +34,9 @@ pub struct Remote {
     pub transport: Transport,
 }
 
-/// What a process has open now; nothing of one that has ended, or that may not be looked into.
-pub fn open(pid: u32) -> Open {
+/// What a process has open now, of files those whose path is `wanted`; nothing of one that has ended,
+/// or that may not be looked into.
+pub fn open(pid: u32, wanted: impl Fn(&Path) -> bool) -> Open {
     let mut open = Open::default();
     let descriptors = i32::try_from(pid)
         .ok()
@@ -46,7 +44,9 @@ pub fn open(pid: u32) -> Open {
         .and_then(|process| process.fd().ok());
     for descriptor in descriptors.into_iter().flatten().flatten() {
         match descriptor.target {
-            FDTarget::Path(path) if descriptor.mode().contains(FDPermissions::READ) => {
+            FDTarget::Path(path)
+                if descriptor.mode().contains(FDPermissions::READ) && wanted(&path) =>
+            {
                 let link = format!("/proc/{pid}/fd/{}", descriptor.fd);
                 let file = identify(Path::new(&link));
                 open.files.extend(file.map(|file| (path, file)));
@@ -58,33 +58,17 @@ pub fn open(pid: u32) -> Open {
     open
 }
 
-/// TLS libraries that a process has mapped.
-pub fn libraries(pid: u32) -> Vec<Candidate> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let mut paths: Vec<&Path> = maps
-        .lines()
-        .filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])))
-        .filter(|path| is_library(path))
-        .collect();
-    paths.dedup();
-    paths
-        .into_iter()
-        .map(|path| Candidate::Library {
-            pid,
-            path: path.to_owned(),
-        })
-        .collect()
-}
-
 /// A device number as the kernel has it inside.
 fn kernel_device(device: u64) -> u32 {
     rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
-/// What a path leads to, as the probes tell it; nothing where that is no regular file.
-fn identify(path: &Path) -> Option<FileId> {
-    let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
-    if !is_file {
+/// What a path leads to, as the probes tell it; nothing where that is no regular file, or one that
+/// may not be opened.
+pub fn identify(path: &Path) -> Option<FileId> {
+    let may_be_opened = std::fs::metadata(path)
+        .is_ok_and(|metadata| metadata.is_file() && !reserved::is_reserved(&metadata));
+    if !may_be_opened {
         return None;
     }
     // What is no file any more by now is not waited for.
@@ -267,9 +251,11 @@ mod tests {
         writing.write_all(b"x").expect("written");
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let to = listener.local_addr().expect("an address");
+        let none = open(std::process::id(), |_| false);
+        assert!(none.files.is_empty(), "nothing else is touched");
         let connected = TcpStream::connect(to).expect("connected");
         let accepted = listener.accept().expect("accepted");
-        let found = open(std::process::id());
+        let found = open(std::process::id(), |_| true);
         let inode = reading.metadata().expect("there").ino();
         assert!(
             found

@@ -1,9 +1,11 @@
 //! The self-test at start: what the probes read of this process is compared with `/proc`.
 
 use super::{Sensor, SensorError, observation::Observation};
+use jiff::Timestamp;
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -38,7 +40,8 @@ pub async fn self_test(
     directory: &Path,
     observations: &mut Vec<Observation>,
 ) -> Result<u32, SelfTestError> {
-    let folder = directory.join("self-test");
+    let mark = OwnFile::new("self-test");
+    let folder = directory.join(&mark.name);
     let path = folder.join(".netrc");
     let failed = |source| SelfTestError::File {
         path: path.clone(),
@@ -47,16 +50,16 @@ pub async fn self_test(
     fs::create_dir_all(&folder).map_err(failed)?;
     fs::write(&path, b"").map_err(failed)?;
     let opened = File::open(&path).map_err(failed)?;
-    let inode = std::os::unix::fs::MetadataExt::ino(&opened.metadata().map_err(failed)?);
+    let mark = mark.of(&opened.metadata().map_err(failed)?);
     let began = Instant::now();
     let found = loop {
         let before = observations.len();
         sensor
             .observe(Duration::from_millis(50), observations)
             .await?;
-        let found = observations[before..].iter().position(|observation| {
-            matches!(observation, Observation::FileOpened { file, .. } if file.inode == inode)
-        });
+        let found = observations[before..]
+            .iter()
+            .position(|observation| mark.is(observation));
         if let Some(place) = found {
             break observations.remove(before + place);
         }
@@ -106,6 +109,58 @@ pub async fn self_test(
     Ok(stamp.subject.pid)
 }
 
+/// A file that the agent opens to be seen, and how it is told from what others open meanwhile: by
+/// process, device and inode. In a PID namespace the kernel knows this process by another number, and
+/// some file systems show another device than the kernel has: then by a name that nobody else knows.
+#[derive(Debug)]
+struct OwnFile {
+    name: String,
+    inode: u64,
+    device: Option<u32>,
+    pid: Option<u32>,
+}
+
+impl OwnFile {
+    fn new(front: &str) -> Self {
+        /// The inode number of the first PID namespace.
+        const INITIAL: u64 = 0xefff_fffc;
+        let mut random = [0; 8];
+        // Without random bytes the process and the file are enough.
+        let _ = getrandom::fill(&mut random);
+        let initial = fs::metadata("/proc/self/ns/pid").is_ok_and(|ns| ns.ino() == INITIAL);
+        Self {
+            name: format!("{front}-{:016x}", u64::from_le_bytes(random)),
+            inode: 0,
+            device: None,
+            pid: initial.then(std::process::id),
+        }
+    }
+
+    /// The same once there is a file.
+    fn of(self, metadata: &fs::Metadata) -> Self {
+        let device = metadata.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        Self {
+            inode: metadata.ino(),
+            device: (major != 0).then_some(major << 20 | minor),
+            ..self
+        }
+    }
+
+    fn is(&self, observation: &Observation) -> bool {
+        let Observation::FileOpened {
+            stamp, file, path, ..
+        } = observation
+        else {
+            return false;
+        };
+        let named = || path.iter().any(|part| part == self.name.as_str());
+        file.inode == self.inode
+            && self.device.is_none_or(|device| file.device == device)
+            && self.pid.map_or_else(named, |pid| stamp.subject.pid == pid)
+    }
+}
+
 /// How often the probes are asked whether they still see.
 const BEAT: Duration = Duration::from_secs(30);
 
@@ -116,8 +171,10 @@ pub struct Heartbeat {
     directory: PathBuf,
     own: u32,
     last: Instant,
-    /// The inode of a beat that was not seen yet.
-    waiting: Option<u64>,
+    /// A beat that was not seen yet.
+    waiting: Option<OwnFile>,
+    /// When the probes were last known to see.
+    seen: Timestamp,
     silent: bool,
 }
 
@@ -125,17 +182,18 @@ impl Heartbeat {
     /// `own` is the agent's number, as [`self_test`] gives it.
     pub fn new(directory: &Path, own: u32) -> Self {
         Self {
-            directory: directory.join("heartbeat"),
+            directory: directory.to_owned(),
             own,
             last: Instant::now(),
             waiting: None,
+            seen: Timestamp::now(),
             silent: false,
         }
     }
 
-    /// Beats, where it is time to; to be called each second. Gives whether the file probe has fallen silent
-    /// since the last call.
-    pub fn beat(&mut self, sensor: &mut Sensor) -> Result<bool, SensorError> {
+    /// Beats, where it is time to; to be called each second. Gives since when the file probe may be
+    /// silent, where that has shown since the last call.
+    pub fn beat(&mut self, sensor: &mut Sensor) -> Result<Option<Timestamp>, SensorError> {
         let since = self.last.elapsed();
         let fell_silent = self.waiting.is_some() && since > LIMIT && !self.silent;
         self.silent |= fell_silent;
@@ -143,33 +201,27 @@ impl Heartbeat {
             self.last = Instant::now();
             self.waiting = None;
             // A disk may be full: then there is no beat, and nothing to be missed.
-            if let Ok((path, inode)) = self.make() {
+            let mark = OwnFile::new("heartbeat");
+            let folder = self.directory.join(&mark.name);
+            if let Ok((path, metadata)) = make(&folder) {
                 sensor.set_agent(0)?;
                 let opened = File::open(&path);
                 sensor.set_agent(self.own)?;
-                self.waiting = opened.is_ok().then_some(inode);
+                self.waiting = opened.is_ok().then(|| mark.of(&metadata));
             }
-            drop(fs::remove_dir_all(&self.directory));
+            drop(fs::remove_dir_all(&folder));
         }
-        Ok(fell_silent)
-    }
-
-    fn make(&self) -> io::Result<(PathBuf, u64)> {
-        fs::create_dir_all(&self.directory)?;
-        let path = self.directory.join(".netrc");
-        fs::write(&path, b"")?;
-        let metadata = fs::metadata(&path)?;
-        Ok((path, std::os::unix::fs::MetadataExt::ino(&metadata)))
+        Ok(fell_silent.then_some(self.seen))
     }
 
     /// Takes the beat out of what was observed, and what else the agent did meanwhile.
     pub fn take(&mut self, observations: &mut Vec<Observation>) {
-        let Some(inode) = self.waiting else { return };
+        let Some(mark) = &self.waiting else { return };
         let own = self.own;
         let mut seen = false;
         observations.retain(|observation| match observation {
-            Observation::FileOpened { stamp, file, .. } if stamp.subject.pid == own => {
-                seen |= file.inode == inode;
+            Observation::FileOpened { stamp, .. } if stamp.subject.pid == own => {
+                seen |= mark.is(observation);
                 false
             }
             Observation::Foreign { stamp, .. } => stamp.subject.pid != own,
@@ -178,6 +230,15 @@ impl Heartbeat {
         if seen {
             self.waiting = None;
             self.silent = false;
+            self.seen = Timestamp::now();
         }
     }
+}
+
+fn make(folder: &Path) -> io::Result<(PathBuf, fs::Metadata)> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(".netrc");
+    fs::write(&path, b"")?;
+    let metadata = fs::metadata(&path)?;
+    Ok((path, metadata))
 }

@@ -1,35 +1,14 @@
-//! TLS libraries, and programs with one inside: found by what is run and mapped, told by their
-//! symbols.
-//!
-//! Files are opened and parsed by a thread of their own, as a program may be large and its file
-//! system slow. What it finds is attached by the owner of the probes, once for each file.
+//! TLS libraries, and programs that contain one, recognised by the functions that they define.
 
-use super::{observation::FileId, pclntab};
-use object::{
-    Endianness, Object as _, ObjectSection as _, ObjectSegment as _,
-    elf::{SHN_UNDEF, STT_FUNC},
-    read::{
-        ReadCache,
-        elf::{ElfFile64, Sym as _},
-    },
+use super::{
+    elf::{Elf, ElfError, Function, ReadAt, SymbolTable, Unwind},
+    go_table,
 };
-use std::{
-    collections::HashSet,
-    fs::File,
-    io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::mpsc::{Sender, channel},
-};
-use thiserror::Error;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// A TLS library: how its file is named, and its functions that take plaintext, each with the
-/// program that watches it.
+/// A TLS library: its functions that take plaintext or return it, each with the program for it.
 #[derive(Debug)]
 pub struct Stack {
     pub name: &'static str,
-    pub file: &'static str,
     functions: &'static [(&'static str, &'static str)],
 }
 
@@ -41,8 +20,8 @@ pub const WRITTEN: &str = "present_written";
 pub const FREED: &str = "present_freed";
 /// The program at `SSL_ctrl`.
 pub const SERVER: &str = "present_server";
-/// The programs at functions of `(object, bytes, length)` that give back what came, and of the same
-/// with where the length goes. Attached to one process at a time.
+/// The programs at functions of `(object, bytes, length)` that return what was received, and of
+/// the same with where the length goes. Attached to one process at a time.
 pub const READ: &str = "returned_begin";
 pub const READ_EX: &str = "returned_begin_ex";
 /// The program at their returns.
@@ -53,14 +32,11 @@ pub const GO: &str = "present_go";
 /// The stack of Go, and its function.
 const GO_STACK: &str = "go";
 const GO_WRITE: &str = "crypto/tls.(*Conn).Write";
-/// Sections that may have the table of a Go program's functions.
-const GO_TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 
-/// Every stack that is watched.
+/// Every stack that is recognised by symbols.
 pub const STACKS: [Stack; 2] = [
     Stack {
         name: "openssl",
-        file: "libssl",
         functions: &[
             ("SSL_write", WRITE),
             ("SSL_write_ex", WRITE),
@@ -72,7 +48,6 @@ pub const STACKS: [Stack; 2] = [
     },
     Stack {
         name: "gnutls",
-        file: "libgnutls",
         functions: &[
             ("gnutls_record_send", WRITE),
             ("gnutls_record_recv", READ),
@@ -81,503 +56,250 @@ pub const STACKS: [Stack; 2] = [
     },
 ];
 
-/// Where libraries of the host are, besides one level below for its architecture.
-const LIBRARIES: [&str; 6] = [
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/usr/local/lib64",
-];
+/// Bytes at a function's beginning that are compared between a process and its file.
+pub const ENTRY_BYTES: usize = 16;
 
-/// Files larger than this are not parsed.
-const LARGEST: u64 = 1 << 30;
-/// Files that were looked at are remembered, so many of them.
-const SEEN: usize = 65_536;
-
-/// Whether the name of a file is one of a TLS library's.
-pub fn is_library(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| {
-            name.contains(".so") && STACKS.iter().any(|stack| name.starts_with(stack.file))
-        })
+/// Where a program belongs in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    pub program: &'static str,
+    /// In the file.
+    pub offset: u64,
+    pub entry: [u8; ENTRY_BYTES],
 }
 
-/// What may have TLS inside.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Candidate {
-    /// The executable of a process.
-    Executable { pid: u32 },
-    /// The same of a process that has just begun to run it.
-    Started { pid: u32, file: FileId },
-    /// A library, where a process sees it.
-    Library { pid: u32, path: PathBuf },
-    /// A library where the agent sees it.
-    Own(PathBuf),
+/// What a file has to offer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// The stacks, and where their functions begin.
+    pub stacks: Vec<(&'static str, Vec<Point>)>,
+    /// Why what seems to be a stack is not attached to.
+    pub unproven: Vec<String>,
 }
 
-impl Candidate {
-    fn path(&self) -> PathBuf {
-        match self {
-            Self::Executable { pid } | Self::Started { pid, .. } => {
-                PathBuf::from(format!("/proc/{pid}/exe"))
-            }
-            Self::Library { pid, path } => PathBuf::from(format!("/proc/{pid}/root"))
-                .join(path.strip_prefix("/").unwrap_or(path)),
-            Self::Own(path) => path.clone(),
-        }
+impl Inspection {
+    pub fn is_empty(&self) -> bool {
+        self.stacks.is_empty() && self.unproven.is_empty()
     }
 }
 
-/// What tells one file from another: device, inode, and when it was written, in nanoseconds.
-pub type FileKey = (u64, u64, i64);
-
-/// A file with functions to watch.
-#[derive(Debug)]
-pub struct Found {
-    pub key: FileKey,
-    /// Keeps the file until it is attached to, whatever becomes of the process.
-    pub file: File,
-    pub name: String,
-    pub stack: &'static str,
-    /// Programs, and offsets in the file.
-    pub points: Vec<(&'static str, u64)>,
-    /// The mount namespace that it was found in, where that is not the agent's own.
-    pub namespace: Option<u64>,
-}
-
-/// Why a file was not looked at.
-#[derive(Debug, Error)]
-pub enum TlsError {
-    #[error("cannot open {path}: {source}")]
-    Open { path: PathBuf, source: io::Error },
-}
-
-/// What the thread is told.
-#[derive(Debug)]
-enum Ask {
-    Look(Candidate),
-    Forget(FileKey),
-}
-
-/// Looks for TLS in a thread of its own.
-#[derive(Debug)]
-pub struct Finder {
-    ask: Sender<Ask>,
-    found: UnboundedReceiver<Found>,
-}
-
-impl Finder {
-    pub fn start() -> io::Result<Self> {
-        let (ask, asked) = channel();
-        let (tell, found) = unbounded_channel();
-        let (ask_slow, asked_slow) = channel::<Opened>();
-        let tell_slow = tell.clone();
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        thread("tls-finder").spawn(move || {
-            let mut seen = Seen::default();
-            for ask in asked {
-                let candidate = match ask {
-                    Ask::Look(candidate) => candidate,
-                    Ask::Forget(key) => {
-                        seen.forget(key);
-                        continue;
-                    }
-                };
-                let opened = match seen.open(&candidate) {
-                    Ok(Some(opened)) => opened,
-                    Ok(None) => continue,
-                    // A process that is gone is no news.
-                    Err(error) => {
-                        tracing::debug!(%error, "not looked at for TLS");
-                        continue;
-                    }
-                };
-                if !opened.look(Symbols::Dynamic, |found| tell.send(found).is_ok())
-                    && opened.executable
-                {
-                    // The other thread ends only with this one.
-                    let _ = ask_slow.send(opened);
-                }
-            }
-        })?;
-        // A program's own symbols can be a hundred thousand: nobody is to wait for them.
-        thread("tls-symbols").spawn(move || {
-            for opened in asked_slow {
-                opened.look(Symbols::Own, |found| tell_slow.send(found).is_ok());
-            }
-        })?;
-        Ok(Self { ask, found })
-    }
-
-    /// Has a file looked at; nothing is waited for.
-    pub fn ask(&self, candidate: Candidate) {
-        // The thread ends only with this value.
-        let _ = self.ask.send(Ask::Look(candidate));
-    }
-
-    /// Has a file looked at again where it shows up again.
-    pub fn forget(&self, key: FileKey) {
-        // As above.
-        let _ = self.ask.send(Ask::Forget(key));
-    }
-
-    /// Waits for the next file with functions to watch.
-    pub async fn found(&mut self) -> Found {
-        match self.found.recv().await {
-            Some(found) => found,
-            // The thread ends only with this value.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Libraries of the host, in the directories where they are installed.
-pub fn installed() -> Vec<Found> {
-    let mut seen = Seen::default();
-    let mut found = Vec::new();
-    let mut directories: Vec<PathBuf> = LIBRARIES.iter().map(PathBuf::from).collect();
-    for directory in LIBRARIES {
-        let below = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        directories.extend(below.map(|entry| entry.path()).filter(|path| {
-            path.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.ends_with("-gnu") || name.contains("-linux-"))
-        }));
-    }
-    for directory in directories {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if !is_library(&entry.path()) {
-                continue;
-            }
-            match seen.open(&Candidate::Own(entry.path())) {
-                Ok(None) => {}
-                Ok(Some(opened)) => {
-                    opened.look(Symbols::Dynamic, |library| {
-                        found.push(library);
-                        true
-                    });
-                }
-                Err(error) => tracing::debug!(%error, "not looked at for TLS"),
-            }
-        }
-    }
-    found
-}
-
-/// Whether a file is still the one that was found under its name.
-pub fn is_still(name: &Path, (device, inode, _): FileKey) -> bool {
-    std::fs::metadata(name)
-        .is_ok_and(|metadata| metadata.dev() == device && metadata.ino() == inode)
-}
-
-/// What the processes of this moment use.
-#[derive(Debug, Default)]
-pub struct Used {
-    /// Their mount namespaces.
-    pub namespaces: HashSet<u64>,
-    /// Numbers of the files that they have mapped: programs and libraries among them.
-    pub inodes: HashSet<u64>,
-}
-
-impl Used {
-    pub fn now() -> Self {
-        let mut used = Self::default();
-        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        for pid in processes.filter_map(|entry| entry.file_name().into_string().ok()) {
-            if !pid.starts_with(|first: char| first.is_ascii_digit()) {
-                continue;
-            }
-            used.namespaces.extend(namespace(&pid));
-            let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-            // Address, permissions, offset, device, inode, path.
-            let inodes = maps
-                .lines()
-                .filter_map(|line| line.split_ascii_whitespace().nth(4)?.parse::<u64>().ok());
-            used.inodes.extend(inodes);
-        }
-        used
-    }
-}
-
-/// Numbers and paths of the files that a process has mapped, each once.
-pub fn mapped(pid: u32) -> Vec<(u64, PathBuf)> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let mut mapped: Vec<(u64, PathBuf)> = maps
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace().skip(4);
-            let inode = words.next()?.parse().ok()?;
-            Some((inode, words.next()?.into()))
+/// Looks for the functions of every stack in a file. Go's are looked for with the dynamic symbols.
+pub fn inspect<F: ReadAt + ?Sized>(file: &F, symbols: SymbolTable) -> Result<Inspection, ElfError> {
+    let elf = Elf::parse(file)?;
+    let mut inspection = Inspection::default();
+    let names: Vec<(&Stack, &str, &'static str)> = STACKS
+        .iter()
+        .flat_map(|stack| {
+            let of_stack =
+                move |(name, program): &(&'static str, &'static str)| (stack, *name, *program);
+            stack.functions.iter().map(of_stack)
         })
         .collect();
-    mapped.dedup();
-    mapped
-}
-
-/// The mount namespace of a process.
-fn namespace(pid: &str) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{pid}/ns/mnt"))
-        .ok()
-        .map(|metadata| metadata.ino())
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    files: HashSet<FileKey>,
-    /// The same as the probes name them, so that a program that is started again is not opened.
-    programs: HashSet<FileId>,
-}
-
-impl Seen {
-    fn forget(&mut self, key: FileKey) {
-        self.files.remove(&key);
-        // Which of them it was is not known; the others are opened once more.
-        self.programs.clear();
+    let wanted: Vec<&str> = names.iter().map(|(_, name, _)| *name).collect();
+    for Function { name, address } in elf.functions(symbols, &wanted)? {
+        let (stack, name, program) = names[name];
+        match prove(&elf, program, address)? {
+            Ok(point) => add(&mut inspection.stacks, stack.name, point),
+            Err(reason) => inspection
+                .unproven
+                .push(format!("{}: {name} at {address:#x}: {reason}", stack.name)),
+        }
     }
-
-    /// Opens a file, unless it was looked at before.
-    fn open(&mut self, candidate: &Candidate) -> Result<Option<Opened>, TlsError> {
-        if let Candidate::Started { file, .. } = candidate
-            && self.programs.contains(file)
-        {
-            return Ok(None);
-        }
-        let path = candidate.path();
-        let failed = |source| TlsError::Open {
-            path: path.clone(),
-            source,
-        };
-        let file = File::open(&path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        let written = metadata.mtime().wrapping_mul(1_000_000_000) + metadata.mtime_nsec();
-        let key = (metadata.dev(), metadata.ino(), written);
-        if self.files.len() + self.programs.len() >= SEEN {
-            self.files.clear();
-            self.programs.clear();
-        }
-        // It may be another program by now: then the number is another.
-        if let Candidate::Started { file, .. } = candidate
-            && metadata.ino() == file.inode
-        {
-            self.programs.insert(*file);
-        }
-        if !metadata.is_file() || metadata.len() > LARGEST || !self.files.insert(key) {
-            return Ok(None);
-        }
-        let namespace = match candidate {
-            Candidate::Executable { pid }
-            | Candidate::Started { pid, .. }
-            | Candidate::Library { pid, .. } => {
-                namespace(&pid.to_string()).filter(|found| Some(*found) != namespace("self"))
-            }
-            Candidate::Own(_) => None,
-        };
-        let name = match candidate {
-            Candidate::Executable { .. } | Candidate::Started { .. } => {
-                std::fs::read_link(&path).unwrap_or(path)
-            }
-            Candidate::Library { path, .. } | Candidate::Own(path) => path.clone(),
-        };
-        Ok(Some(Opened {
-            file,
-            key,
-            name: name.display().to_string(),
-            namespace,
-            executable: matches!(
-                candidate,
-                Candidate::Executable { .. } | Candidate::Started { .. }
-            ),
-        }))
+    // Functions of these names that do something else are no TLS library.
+    inspection
+        .stacks
+        .retain(|(_, points)| points.iter().any(|point| point.program == WRITE));
+    if symbols == SymbolTable::Dynamic {
+        inspect_go(&elf, &mut inspection)?;
     }
+    Ok(inspection)
 }
 
-/// A file that may have TLS inside.
-#[derive(Debug)]
-struct Opened {
-    file: File,
-    key: FileKey,
-    name: String,
-    namespace: Option<u64>,
-    executable: bool,
-}
-
-/// Which symbols of a file are looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Symbols {
-    /// Those that it shows to others, and Go's table.
-    Dynamic,
-    /// Those that it has for a debugger.
-    Own,
-}
-
-impl Opened {
-    /// Tells each stack that it finds; whether there was any.
-    fn look(&self, symbols: Symbols, mut tell: impl FnMut(Found) -> bool) -> bool {
-        let mut points = match points(&self.file, symbols) {
-            Ok(points) => points,
-            Err(error) => {
-                tracing::debug!(file = self.name, %error, "no ELF file that can be read");
-                return false;
-            }
-        };
-        // Functions by the same names that do something else are no library.
-        points.retain(|(_, points)| {
-            points
-                .iter()
-                .any(|(program, _)| [WRITE, GO].contains(program))
-        });
-        let any = !points.is_empty();
-        for (stack, mut points) in points {
-            if self.executable {
-                let writes: Vec<u64> = points
-                    .iter()
-                    .filter(|(program, _)| *program == WRITE)
-                    .map(|(_, offset)| *offset)
-                    .collect();
-                points.extend(writes.into_iter().map(|offset| (WRITTEN, offset)));
-            }
-            let Ok(file) = self.file.try_clone() else {
-                tracing::warn!(file = self.name, "out of descriptors: TLS is not watched");
-                continue;
-            };
-            let told = tell(Found {
-                key: self.key,
-                file,
-                name: self.name.clone(),
-                stack,
-                points,
-                namespace: self.namespace,
-            });
-            if !told {
-                break;
-            }
-        }
-        any
+fn inspect_go<F: ReadAt + ?Sized>(
+    elf: &Elf<'_, F>,
+    inspection: &mut Inspection,
+) -> Result<(), ElfError> {
+    match go_table::function(elf, GO_WRITE) {
+        Ok(None) => {}
+        Ok(Some(address)) => match prove(elf, GO, address)? {
+            Ok(point) => add(&mut inspection.stacks, GO_STACK, point),
+            Err(reason) => inspection.unproven.push(format!("{GO_STACK}: {reason}")),
+        },
+        Err(go_table::GoError::Elf(error @ ElfError::Read(_))) => return Err(error),
+        Err(error) => inspection.unproven.push(format!("{GO_STACK}: {error}")),
     }
+    Ok(())
 }
 
-/// Programs and offsets, by stack.
-type Points = Vec<(&'static str, Vec<(&'static str, u64)>)>;
-
-/// The functions of every stack that an ELF file defines.
-fn points(file: &File, symbols: Symbols) -> Result<Points, object::Error> {
-    let cache = ReadCache::new(file);
-    // Of 64 bits: the others pass arguments another way.
-    let elf = Elf::parse(&cache)?;
-    let endian = elf.endian();
-    let mut found: Points = Vec::new();
-    let (table, strings) = match symbols {
-        Symbols::Dynamic => (elf.elf_dynamic_symbol_table(), ".dynstr"),
-        Symbols::Own => (elf.elf_symbol_table(), ".strtab"),
+/// The point at an address, where a function is proven to begin there; or else why it is not.
+fn prove<F: ReadAt + ?Sized>(
+    elf: &Elf<'_, F>,
+    program: &'static str,
+    address: u64,
+) -> Result<Result<Point, &'static str>, ElfError> {
+    let Some(offset) = elf.code_offset(address) else {
+        return Ok(Err("that address holds no code"));
     };
-    // All names at once: asked for one by one, each would be read from the file.
-    let strings = match elf.section_by_name(strings) {
-        Some(section) => section.data()?,
-        None => &[],
-    };
-    let defined = table
-        .iter()
-        .filter(|symbol| symbol.st_type() == STT_FUNC && symbol.st_shndx(endian) != SHN_UNDEF);
-    for symbol in defined {
-        let name = strings
-            .get(symbol.st_name(endian) as usize..)
-            .unwrap_or_default();
-        let known = STACKS.iter().find_map(|stack| {
-            let is = |known: &str| {
-                name.strip_prefix(known.as_bytes())
-                    .is_some_and(|rest| rest.first() == Some(&0))
-            };
-            let (_, program) = stack.functions.iter().find(|(known, _)| is(known))?;
-            Some((stack, *program))
-        });
-        let Some((stack, program)) = known else {
-            continue;
-        };
-        let Some(offset) = file_offset(&elf, symbol.st_value(endian)) else {
-            continue;
-        };
-        let point = (program, offset);
-        match found.iter_mut().find(|(known, _)| *known == stack.name) {
-            Some((_, points)) if points.contains(&point) => {}
-            Some((_, points)) => points.push(point),
-            None => found.push((stack.name, vec![point])),
-        }
+    // Go's functions have no unwind table, and a proof of their own.
+    if program != GO && elf.unwind(address)? == Unwind::Inside {
+        return Ok(Err("no function begins there, as the unwind tables say"));
     }
-    if symbols == Symbols::Dynamic {
-        let go = GO_TABLES
-            .iter()
-            .find_map(|name| elf.section_by_name(name))
-            .and_then(|table| {
-                let text = elf.section_by_name(".text")?.address();
-                pclntab::function(table.data().ok()?, text, GO_WRITE)
-            })
-            .and_then(|address| file_offset(&elf, address));
-        found.extend(go.map(|offset| (GO_STACK, vec![(GO, offset)])));
+    let mut entry = [0; ENTRY_BYTES];
+    match elf.read(address, &mut entry) {
+        Err(ElfError::Truncated(_)) => return Ok(Err("the file ends there")),
+        read => read?,
     }
-    Ok(found)
+    if is_filler(&entry) {
+        return Ok(Err("the bytes there are no code"));
+    }
+    Ok(Ok(Point {
+        program,
+        offset,
+        entry,
+    }))
 }
 
-type Elf<'a> = ElfFile64<'a, Endianness, &'a ReadCache<&'a File>>;
+/// Whether bytes are what linkers leave between functions.
+fn is_filler(entry: &[u8; ENTRY_BYTES]) -> bool {
+    entry.iter().all(|byte| *byte == 0) || entry[0] == 0xcc
+}
 
-/// Where in the file what is at an address comes from.
-fn file_offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
-    elf.segments().find_map(|segment| {
-        let (offset, size) = segment.file_range();
-        let inside = address.checked_sub(segment.address())?;
-        (inside < size).then_some(offset + inside)
-    })
+fn add(stacks: &mut Vec<(&'static str, Vec<Point>)>, stack: &'static str, point: Point) {
+    match stacks.iter_mut().find(|(known, _)| *known == stack) {
+        Some((_, points)) if points.contains(&point) => {}
+        Some((_, points)) => points.push(point),
+        None => stacks.push((stack, vec![point])),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{peak, sensor::elf::WINDOW};
     use proptest::prelude::*;
-    use std::io::Write as _;
+    use std::{fs::File, io::Write as _, os::unix::fs::FileExt as _};
 
-    #[test]
-    fn libraries_by_name() {
-        for (path, expected) in [
-            ("/usr/lib/x86_64-linux-gnu/libssl.so.3", true),
-            ("/app/libs/libssl-1a2b3c4d.so.1.1", true),
-            ("/usr/lib/libgnutls.so.30", true),
-            ("/usr/lib/libsqlite3.so.0", false),
-            ("/etc/ssl/libssl.cnf", false),
-        ] {
-            assert_eq!(is_library(Path::new(path)), expected, "{path}");
-        }
-    }
+    const TABLES: [SymbolTable; 2] = [SymbolTable::Dynamic, SymbolTable::Static];
 
     #[test]
     fn a_program_without_tls_has_nothing() {
         let file = File::open("/proc/self/exe").expect("this program");
-        assert_eq!(points(&file, Symbols::Own).expect("an ELF file"), vec![]);
+        for symbols in TABLES {
+            let found = inspect(&file, symbols).expect("an ELF file");
+            assert_eq!(found, Inspection::default());
+        }
+    }
+
+    /// An ELF file of two pages on disk, whose tables claim so many bytes.
+    fn sparse(kind: u32, size: u64) -> File {
+        let mut header = b"\x7fELF\x02\x01\x01".to_vec();
+        header.resize(16, 0);
+        let machine: u16 = if cfg!(target_arch = "aarch64") {
+            183
+        } else {
+            62
+        };
+        header.extend(3u16.to_le_bytes());
+        header.extend(machine.to_le_bytes());
+        header.extend(1u32.to_le_bytes());
+        for word in [0u64, 64, 4096] {
+            header.extend(word.to_le_bytes());
+        }
+        header.extend(0u32.to_le_bytes());
+        for half in [64u16, 56, 1, 64, 3, 0] {
+            header.extend(half.to_le_bytes());
+        }
+        let mut sections = vec![0; 64];
+        for (kind, link) in [(kind, 2u32), (3, 0)] {
+            sections.extend(0u32.to_le_bytes());
+            sections.extend(kind.to_le_bytes());
+            for word in [0u64, 0, 8192, size] {
+                sections.extend(word.to_le_bytes());
+            }
+            sections.extend(link.to_le_bytes());
+            sections.extend(0u32.to_le_bytes());
+            sections.extend([1u64, 24].map(u64::to_le_bytes).concat());
+        }
+        let file = tempfile::tempfile().expect("a file");
+        file.write_all_at(&header, 0).expect("written");
+        file.write_all_at(&sections, 4096).expect("written");
+        file.set_len(1 << 30).expect("sparse");
+        file
+    }
+
+    #[test]
+    fn what_a_header_claims_costs_no_memory() {
+        for (kind, symbols) in [(11, SymbolTable::Dynamic), (2, SymbolTable::Static)] {
+            for size in [1 << 20, 200 << 20, 1 << 30, 1 << 62, u64::MAX] {
+                let file = sparse(kind, size);
+                let bytes = peak::of(|| drop(inspect(&file, symbols)));
+                assert!(bytes < 8 * WINDOW, "{bytes} bytes for a claim of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn this_machines_libraries_are_proven() {
+        let mut proven = 0;
+        for directory in ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"] {
+            for name in ["libssl.so.3", "libgnutls.so.30"] {
+                let Ok(file) = File::open(format!("{directory}/{name}")) else {
+                    continue;
+                };
+                let mut found = Inspection::default();
+                let bytes = peak::of(|| {
+                    found = inspect(&file, SymbolTable::Dynamic).expect("an ELF file");
+                });
+                assert!(bytes < 8 * WINDOW, "{bytes} bytes for {name}");
+                assert_eq!(found.unproven, Vec::<String>::new(), "{name}");
+                assert!(!found.stacks.is_empty(), "{name} has functions");
+                proven += 1;
+            }
+        }
+        // A machine without either has nothing to prove; the scenarios need curl and Python anyway.
+        println!("{proven} libraries");
+    }
+
+    /// A symbol that points into a function is no place for a probe.
+    #[test]
+    fn a_symbol_inside_of_a_function_is_not_proven() {
+        let Ok(bytes) = std::fs::read("/usr/lib/x86_64-linux-gnu/libssl.so.3") else {
+            println!("no libssl here");
+            return;
+        };
+        let elf = Elf::parse(bytes.as_slice()).expect("an ELF file");
+        let found = elf
+            .functions(SymbolTable::Dynamic, &["SSL_write"])
+            .expect("symbols");
+        let address = found[0].address;
+        assert!(prove(&elf, WRITE, address).expect("read").is_ok());
+        for inside in [1, 3, 7] {
+            let proof = prove(&elf, WRITE, address + inside).expect("read");
+            assert!(proof.is_err(), "{inside} bytes inside");
+        }
     }
 
     proptest! {
         #[test]
         fn any_file(bytes in proptest::collection::vec(any::<u8>(), 0..2000), elf: bool) {
-            let mut file = tempfile::tempfile().expect("a file");
-            if elf {
-                file.write_all(b"\x7fELF\x02\x01\x01\0").expect("written");
-            }
-            file.write_all(&bytes).expect("written");
-            for symbols in [Symbols::Dynamic, Symbols::Own] {
-                let _ = points(&file, symbols);
+            let front: &[u8] = if elf { b"\x7fELF\x02\x01\x01\0" } else { b"" };
+            let bytes = [front, &bytes].concat();
+            for symbols in TABLES {
+                let _ = inspect(bytes.as_slice(), symbols);
             }
         }
 
         #[test]
-        fn a_program_with_any_byte_changed(place in 0usize..4096, byte: u8) {
+        fn a_program_with_any_byte_changed(place in 0usize..4096, byte: u8, cut in 0usize..20_000) {
             let mut bytes = std::fs::read("/bin/true").expect("a program");
             let place = place % bytes.len();
             bytes[place] = byte;
+            let cut = cut % bytes.len();
             let mut file = tempfile::tempfile().expect("a file");
             file.write_all(&bytes).expect("written");
-            for symbols in [Symbols::Dynamic, Symbols::Own] {
-                let _ = points(&file, symbols);
+            for symbols in TABLES {
+                let _ = inspect(&file, symbols);
+                let _ = inspect(&bytes[..cut], symbols);
             }
         }
     }

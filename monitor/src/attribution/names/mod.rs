@@ -13,7 +13,10 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc, PoisonError, RwLock,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 use thiserror::Error;
@@ -166,6 +169,9 @@ pub struct Renamed {
     pub new: Workload,
 }
 
+/// Images by the id of the container, shared with those who select programs by their image.
+pub type Images = Arc<RwLock<HashMap<String, String>>>;
+
 /// Who is asked, and what was answered.
 #[derive(Debug)]
 pub struct Names {
@@ -180,6 +186,7 @@ pub struct Names {
     /// Workloads of pods, by uid.
     pods: HashMap<String, Workload>,
     addresses: Option<Addresses>,
+    images: Images,
     /// Workloads without a name, by reason.
     pub unnamed: BTreeMap<&'static str, u64>,
 }
@@ -200,6 +207,7 @@ impl Names {
             given_up: HashSet::new(),
             pods: HashMap::new(),
             addresses: None,
+            images: Images::default(),
             unnamed: BTreeMap::new(),
         }
     }
@@ -236,6 +244,11 @@ impl Names {
     /// The workload of a pod that was named before.
     pub fn of_pod(&self, uid: &str) -> Option<&Workload> {
         self.pods.get(uid)
+    }
+
+    /// What is known of images, now and later.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// What a cluster has at an address.
@@ -293,6 +306,8 @@ impl Names {
         self.asked.retain(|key, _| keys.contains(key.as_str()));
         self.given_up.retain(|key| keys.contains(key.as_str()));
         self.pods.retain(|uid, _| uids.contains(uid.as_str()));
+        let mut images = self.images.write().unwrap_or_else(PoisonError::into_inner);
+        images.retain(|key, _| keys.contains(key.as_str()));
     }
 
     /// The workload of a group, by name where it has one by now; `None` where it is of the host.
@@ -312,6 +327,11 @@ impl Names {
                         continue;
                     };
                     new.partial = !whole;
+                    if let Some(image) = &new.image {
+                        let mut images =
+                            self.images.write().unwrap_or_else(PoisonError::into_inner);
+                        images.insert(key.clone(), image.clone());
+                    }
                     if let Some(uid) = named.pod_uid {
                         let container = None;
                         let pod = Workload {

@@ -1,0 +1,596 @@
+//! Reading ELF files that nobody vouches for.
+//!
+//! Every size in such a file is a claim. Tables are read through a window of fixed size, so that a
+//! file of a few kilobytes that claims a section of gigabytes costs neither memory nor, beyond
+//! [`SCAN_MAX`], time. Only 64-bit little-endian files of the agent's own architecture are parsed:
+//! others pass arguments in another way.
+
+use object::{
+    LittleEndian as Le,
+    elf::{
+        DT_RELA, DT_RELASZ, Dyn64, EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_DYNAMIC,
+        PT_GNU_EH_FRAME, PT_INTERP, PT_LOAD, ProgramHeader64, Rela64, SHN_UNDEF, SHT_DYNSYM,
+        SHT_NOBITS, SHT_SYMTAB, STT_FUNC, SectionHeader64, Sym64,
+    },
+    pod::{Pod, from_bytes},
+    read::elf::{FileHeader as _, Sym as _},
+};
+use std::{fs::File, io};
+use thiserror::Error;
+
+/// Bytes of one section or segment that are searched.
+pub const SCAN_MAX: u64 = 256 << 20;
+/// Bytes that are in memory at once.
+pub const WINDOW: usize = 64 << 10;
+/// Program headers that are read; a linker writes about a dozen.
+const SEGMENTS_MAX: usize = 128;
+/// Section headers that are read; a linker writes about forty.
+const SECTIONS_MAX: usize = 1024;
+/// Bytes of a section's name that are compared.
+const SECTION_NAME_MAX: usize = 32;
+/// Places in a string table at which names that are looked for may stand.
+const NAMES_MAX: usize = 1024;
+
+/// Why a file is not parsed.
+#[derive(Debug, Error)]
+pub enum ElfError {
+    #[error("read failed: {0}")]
+    Read(#[from] io::Error),
+    #[error("not a 64-bit ELF file of this architecture")]
+    Foreign,
+    #[error("truncated: {0} is outside of the file")]
+    Truncated(&'static str),
+    #[error("{0} exceeds the limit of {1}")]
+    Limit(&'static str, u64),
+}
+
+/// Random access to bytes. A short read is the end of the file.
+pub trait ReadAt {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl ReadAt for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let Some(place) = offset.checked_add(filled as u64) else {
+                break;
+            };
+            match std::os::unix::fs::FileExt::read_at(self, &mut buffer[filled..], place) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl ReadAt for [u8] {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.get(offset..))
+            .unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+}
+
+/// A part of the file that is mapped into memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    pub kind: u32,
+    pub executable: bool,
+    pub offset: u64,
+    pub address: u64,
+    /// Bytes that come from the file.
+    pub size: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Section {
+    name: [u8; SECTION_NAME_MAX],
+    kind: u32,
+    offset: u64,
+    address: u64,
+    size: u64,
+    link: usize,
+}
+
+/// Which table of symbols is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SymbolTable {
+    /// What the file exports to others.
+    Dynamic,
+    /// What it keeps for a debugger.
+    Static,
+}
+
+impl SymbolTable {
+    fn section_kind(self) -> u32 {
+        match self {
+            Self::Dynamic => SHT_DYNSYM,
+            Self::Static => SHT_SYMTAB,
+        }
+    }
+}
+
+/// A function that a file defines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Which of the names that were looked for.
+    pub name: usize,
+    pub address: u64,
+}
+
+/// What the unwind tables say of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwind {
+    /// A function begins there.
+    Entry,
+    /// No function begins there.
+    Inside,
+    /// The file has no table of them.
+    Unknown,
+}
+
+/// The headers of a file, and access to the rest.
+#[derive(Debug)]
+pub struct Elf<'a, F: ReadAt + ?Sized> {
+    file: &'a F,
+    segments: Vec<Segment>,
+    sections: Vec<Section>,
+}
+
+impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
+    /// Reads the headers.
+    pub fn parse(file: &'a F) -> Result<Self, ElfError> {
+        let machine = if cfg!(target_arch = "aarch64") {
+            EM_AARCH64
+        } else {
+            EM_X86_64
+        };
+        let header: FileHeader64<Le> = read_pod(file, 0).map_err(|error| match error {
+            ElfError::Truncated(_) => ElfError::Foreign,
+            error => error,
+        })?;
+        if !header.is_supported()
+            || header.e_ident.data != object::elf::ELFDATA2LSB
+            || header.e_machine.get(Le) != machine
+        {
+            return Err(ElfError::Foreign);
+        }
+        let mut segments = Vec::new();
+        let count = usize::from(header.e_phnum.get(Le));
+        if count > SEGMENTS_MAX {
+            return Err(ElfError::Limit("program headers", SEGMENTS_MAX as u64));
+        }
+        for index in 0..count {
+            let size = size_of::<ProgramHeader64<Le>>() as u64;
+            let at = place(header.e_phoff.get(Le), index as u64, size)?;
+            let found: ProgramHeader64<Le> = read_pod(file, at)?;
+            segments.push(Segment {
+                kind: found.p_type.get(Le),
+                executable: found.p_flags.get(Le) & PF_X != 0,
+                offset: found.p_offset.get(Le),
+                address: found.p_vaddr.get(Le),
+                size: found.p_filesz.get(Le),
+            });
+        }
+        let mut elf = Self {
+            file,
+            segments,
+            sections: Vec::new(),
+        };
+        elf.read_sections(&header)?;
+        Ok(elf)
+    }
+
+    fn read_sections(&mut self, header: &FileHeader64<Le>) -> Result<(), ElfError> {
+        let count = usize::from(header.e_shnum.get(Le));
+        if count > SECTIONS_MAX {
+            return Err(ElfError::Limit("section headers", SECTIONS_MAX as u64));
+        }
+        let mut names = Vec::new();
+        for index in 0..count {
+            let size = size_of::<SectionHeader64<Le>>() as u64;
+            let at = place(header.e_shoff.get(Le), index as u64, size)?;
+            let found: SectionHeader64<Le> = read_pod(self.file, at)?;
+            names.push(found.sh_name.get(Le));
+            let empty = found.sh_type.get(Le) == SHT_NOBITS;
+            self.sections.push(Section {
+                name: [0; SECTION_NAME_MAX],
+                kind: found.sh_type.get(Le),
+                offset: found.sh_offset.get(Le),
+                address: found.sh_addr.get(Le),
+                size: if empty { 0 } else { found.sh_size.get(Le) },
+                link: found.sh_link.get(Le) as usize,
+            });
+        }
+        let strings = self
+            .sections
+            .get(usize::from(header.e_shstrndx.get(Le)))
+            .copied();
+        if let Some(strings) = strings {
+            for (section, name) in self.sections.iter_mut().zip(names) {
+                let at = strings.offset.saturating_add(u64::from(name));
+                let read = self.file.read_at(&mut section.name, at)?;
+                let end = section.name[..read].iter().position(|byte| *byte == 0);
+                // A name that does not end in time is none that is looked for.
+                section.name[end.unwrap_or(0)..].fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments that are mapped.
+    pub fn loaded(&self) -> impl Iterator<Item = Segment> + '_ {
+        self.segments
+            .iter()
+            .copied()
+            .filter(|segment| segment.kind == PT_LOAD)
+    }
+
+    /// Whether a loader of libraries starts the program.
+    pub fn has_interpreter(&self) -> bool {
+        self.segments
+            .iter()
+            .any(|segment| segment.kind == PT_INTERP)
+    }
+
+    /// Address, and offset and size in the file, of a section.
+    pub fn section(&self, name: &str) -> Option<Segment> {
+        let found = self.sections.iter().find(|section| {
+            section
+                .name
+                .strip_prefix(name.as_bytes())
+                .is_some_and(|rest| rest.first() == Some(&0))
+        })?;
+        Some(Segment {
+            kind: found.kind,
+            executable: false,
+            offset: found.offset,
+            address: found.address,
+            size: found.size,
+        })
+    }
+
+    /// Where in the file the code at an address comes from; `None` where the address holds no code.
+    pub fn code_offset(&self, address: u64) -> Option<u64> {
+        let segment = self
+            .loaded()
+            .filter(|segment| segment.executable)
+            .find(|segment| contains(segment, address))?;
+        segment.offset.checked_add(address - segment.address)
+    }
+
+    /// Where in the file what is loaded at an address comes from.
+    fn offset_of(&self, address: u64) -> Option<u64> {
+        let segment = self.loaded().find(|segment| contains(segment, address))?;
+        segment.offset.checked_add(address - segment.address)
+    }
+
+    /// Reads what is loaded at an address, as it is in the file.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), ElfError> {
+        let missing = ElfError::Truncated("an address");
+        let Some(offset) = self.offset_of(address) else {
+            return Err(missing);
+        };
+        match self.file.read_at(into, offset)? {
+            count if count == into.len() => Ok(()),
+            _ => Err(missing),
+        }
+    }
+
+    pub fn read_u32(&self, address: u64) -> Result<u32, ElfError> {
+        let mut bytes = [0; 4];
+        self.read(address, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// The functions of these names that the file defines. The names are without their ending zero.
+    pub fn functions(&self, table: SymbolTable, names: &[&str]) -> Result<Vec<Function>, ElfError> {
+        let kind = table.section_kind();
+        let Some(symbols) = self.sections.iter().find(|section| section.kind == kind) else {
+            return Ok(Vec::new());
+        };
+        let Some(strings) = self.sections.get(symbols.link) else {
+            return Ok(Vec::new());
+        };
+        if strings.size > SCAN_MAX || symbols.size > SCAN_MAX {
+            return Err(ElfError::Limit("a table of symbols", SCAN_MAX));
+        }
+        let places = self.places_of(strings, names)?;
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        let size = size_of::<Sym64<Le>>();
+        let mut window = Window::new(self.file);
+        for index in 0..symbols.size / size as u64 {
+            let at = place(symbols.offset, index, size as u64)?;
+            let Some(bytes) = window.bytes(at, size)? else {
+                break;
+            };
+            let Ok((symbol, _)) = from_bytes::<Sym64<Le>>(bytes) else {
+                break;
+            };
+            if symbol.st_type() != STT_FUNC || symbol.st_shndx(Le) == SHN_UNDEF {
+                continue;
+            }
+            let name = places.binary_search_by_key(&symbol.st_name(Le), |(at, _)| *at);
+            if let Ok(name) = name {
+                found.push(Function {
+                    name: places[name].1,
+                    address: symbol.st_value(Le),
+                });
+            }
+            if found.len() > NAMES_MAX {
+                return Err(ElfError::Limit("symbols of one name", NAMES_MAX as u64));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where names stand in a table of strings, in order. A name may be the end of a longer one.
+    fn places_of(&self, strings: &Section, names: &[&str]) -> Result<Vec<(u32, usize)>, ElfError> {
+        let needles: Vec<Vec<u8>> = names
+            .iter()
+            .map(|name| [name.as_bytes(), b"\0"].concat())
+            .collect();
+        let mut places = Vec::new();
+        for (index, needle) in needles.iter().enumerate() {
+            scan(self.file, strings.offset, strings.size, needle, |at| {
+                places.extend(u32::try_from(at).ok().map(|at| (at, index)));
+                places.len() < NAMES_MAX
+            })?;
+        }
+        if places.len() >= NAMES_MAX {
+            return Err(ElfError::Limit("names of symbols", NAMES_MAX as u64));
+        }
+        places.sort_unstable();
+        Ok(places)
+    }
+
+    /// What the table of `.eh_frame_hdr` says of an address.
+    pub fn unwind(&self, address: u64) -> Result<Unwind, ElfError> {
+        /// Sorted pairs of 32-bit offsets from the header, as every linker writes it.
+        const TABLE: u8 = 0x3b;
+        const COUNT: u8 = 0x03;
+        let header = self
+            .segments
+            .iter()
+            .find(|segment| segment.kind == PT_GNU_EH_FRAME);
+        let Some(header) = header else {
+            return Ok(Unwind::Unknown);
+        };
+        let mut start = [0; 12];
+        if self.read(header.address, &mut start).is_err()
+            || start[0] != 1
+            || start[2] != COUNT
+            || start[3] != TABLE
+        {
+            return Ok(Unwind::Unknown);
+        }
+        let count = u32::from_le_bytes([start[8], start[9], start[10], start[11]]);
+        let table = header.address.wrapping_add(12);
+        let entry = |index: u32| -> Result<u64, ElfError> {
+            let at = table.wrapping_add(u64::from(index) * 8);
+            let offset = self.read_u32(at)?.cast_signed();
+            Ok(header.address.wrapping_add_signed(i64::from(offset)))
+        };
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match entry(middle)?.cmp(&address) {
+                std::cmp::Ordering::Equal => return Ok(Unwind::Entry),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        Ok(Unwind::Inside)
+    }
+
+    /// Calls `visit` with each place at which the loader stores a word, and the word, which is an
+    /// offset from where the file is loaded; until it returns `false`.
+    pub fn relative_relocations(
+        &self,
+        mut visit: impl FnMut(u64, u64) -> bool,
+    ) -> Result<(), ElfError> {
+        const R_RELATIVE: u32 = if cfg!(target_arch = "aarch64") {
+            object::elf::R_AARCH64_RELATIVE
+        } else {
+            object::elf::R_X86_64_RELATIVE
+        };
+        /// Entries of `PT_DYNAMIC` that are read; a linker writes about forty.
+        const ENTRIES_MAX: u64 = 512;
+        let dynamic = self
+            .segments
+            .iter()
+            .find(|segment| segment.kind == PT_DYNAMIC);
+        let Some(dynamic) = dynamic else {
+            return Ok(());
+        };
+        let (mut address, mut size) = (None, 0);
+        for index in 0..(dynamic.size / size_of::<Dyn64<Le>>() as u64).min(ENTRIES_MAX) {
+            let at = place(dynamic.offset, index, size_of::<Dyn64<Le>>() as u64)?;
+            let entry: Dyn64<Le> = read_pod(self.file, at)?;
+            match entry.d_tag.get(Le) {
+                tag if tag == DT_RELA => address = Some(entry.d_val.get(Le)),
+                tag if tag == DT_RELASZ => size = entry.d_val.get(Le),
+                0 => break,
+                _ => {}
+            }
+        }
+        let Some(offset) = address.and_then(|address| self.offset_of(address)) else {
+            return Ok(());
+        };
+        if size > SCAN_MAX {
+            return Err(ElfError::Limit("relocations", SCAN_MAX));
+        }
+        let each = size_of::<Rela64<Le>>();
+        let mut window = Window::new(self.file);
+        for index in 0..size / each as u64 {
+            let at = place(offset, index, each as u64)?;
+            let Some(bytes) = window.bytes(at, each)? else {
+                break;
+            };
+            let Ok((found, _)) = from_bytes::<Rela64<Le>>(bytes) else {
+                break;
+            };
+            if found.r_type(Le, false) == R_RELATIVE
+                && !visit(
+                    found.r_offset.get(Le),
+                    found.r_addend.get(Le).cast_unsigned(),
+                )
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the address of each place in a segment or section that holds `needle`,
+    /// until it returns `false`.
+    pub fn find(
+        &self,
+        segment: &Segment,
+        needle: &[u8],
+        mut visit: impl FnMut(u64) -> bool,
+    ) -> Result<(), ElfError> {
+        let size = segment.size.min(SCAN_MAX);
+        scan(self.file, segment.offset, size, needle, |at| {
+            visit(segment.address.wrapping_add(at))
+        })
+    }
+
+    /// Sequential access to what is loaded from an address on.
+    pub fn window(&self, address: u64) -> Result<LoadedWindow<'a, F>, ElfError> {
+        let offset = self
+            .offset_of(address)
+            .ok_or(ElfError::Truncated("an address"))?;
+        Ok(LoadedWindow {
+            window: Window::new(self.file),
+            offset,
+        })
+    }
+}
+
+/// See [`Elf::window`].
+#[derive(Debug)]
+pub struct LoadedWindow<'a, F: ReadAt + ?Sized> {
+    window: Window<'a, F>,
+    offset: u64,
+}
+
+impl<F: ReadAt + ?Sized> LoadedWindow<'_, F> {
+    /// Two 32-bit numbers, so many bytes from the beginning.
+    pub fn pair(&mut self, from_start: u64) -> Result<(u32, u32), ElfError> {
+        let at = self.offset.checked_add(from_start);
+        let bytes = match at {
+            Some(at) => self.window.bytes(at, 8)?,
+            None => None,
+        };
+        let Some([a, b, c, d, e, f, g, h]) = bytes else {
+            return Err(ElfError::Truncated("a table"));
+        };
+        Ok((
+            u32::from_le_bytes([*a, *b, *c, *d]),
+            u32::from_le_bytes([*e, *f, *g, *h]),
+        ))
+    }
+}
+
+/// A window on a file, that moves forward as it is used.
+#[derive(Debug)]
+struct Window<'a, F: ReadAt + ?Sized> {
+    file: &'a F,
+    bytes: Vec<u8>,
+    start: u64,
+}
+
+impl<'a, F: ReadAt + ?Sized> Window<'a, F> {
+    fn new(file: &'a F) -> Self {
+        Self {
+            file,
+            bytes: Vec::new(),
+            start: 0,
+        }
+    }
+
+    /// So many bytes at an offset; `None` where the file ends before.
+    fn bytes(&mut self, offset: u64, count: usize) -> Result<Option<&[u8]>, ElfError> {
+        let inside = |start: u64, len: usize| {
+            let from = usize::try_from(offset.checked_sub(start)?).ok()?;
+            (from.checked_add(count)? <= len).then_some(from)
+        };
+        if inside(self.start, self.bytes.len()).is_none() {
+            self.bytes.resize(WINDOW, 0);
+            let read = self.file.read_at(&mut self.bytes, offset)?;
+            self.bytes.truncate(read);
+            self.start = offset;
+        }
+        let from = inside(self.start, self.bytes.len());
+        Ok(from.map(|from| &self.bytes[from..from + count]))
+    }
+}
+
+/// Calls `visit` with how far from `offset` each `needle` stands, until it returns `false`.
+fn scan<F: ReadAt + ?Sized>(
+    file: &F,
+    offset: u64,
+    size: u64,
+    needle: &[u8],
+    mut visit: impl FnMut(u64) -> bool,
+) -> Result<(), ElfError> {
+    let finder = memchr::memmem::Finder::new(needle);
+    let mut buffer = vec![0; WINDOW];
+    let mut done = 0;
+    while done < size {
+        let wanted = usize::try_from(size - done).unwrap_or(WINDOW).min(WINDOW);
+        let Some(at) = offset.checked_add(done) else {
+            break;
+        };
+        let read = file.read_at(&mut buffer[..wanted], at)?;
+        for found in finder.find_iter(&buffer[..read]) {
+            if !visit(done + found as u64) {
+                return Ok(());
+            }
+        }
+        if read < wanted || done + read as u64 >= size {
+            break;
+        }
+        // A needle may be cut by the end of the window.
+        done += (read - (needle.len() - 1).min(read - 1)) as u64;
+    }
+    Ok(())
+}
+
+fn contains(segment: &Segment, address: u64) -> bool {
+    address
+        .checked_sub(segment.address)
+        .is_some_and(|inside| inside < segment.size)
+}
+
+/// Where an entry of a table is.
+fn place(start: u64, index: u64, size: u64) -> Result<u64, ElfError> {
+    index
+        .checked_mul(size)
+        .and_then(|inside| start.checked_add(inside))
+        .ok_or(ElfError::Truncated("a table"))
+}
+
+fn read_pod<T: Pod, F: ReadAt + ?Sized>(file: &F, offset: u64) -> Result<T, ElfError> {
+    // No header is longer.
+    let mut buffer = [0; 64];
+    let bytes = &mut buffer[..size_of::<T>()];
+    if file.read_at(bytes, offset)? != bytes.len() {
+        return Err(ElfError::Truncated("a header"));
+    }
+    from_bytes::<T>(bytes)
+        .map(|(value, _)| *value)
+        .map_err(|()| ElfError::Truncated("a header"))
+}

@@ -1,0 +1,238 @@
+//! Programs that no uprobe is attached to: `inspect.exclude` in the configuration.
+
+use super::elf::Elf;
+use crate::{
+    attribution::{cgroup, names::Images},
+    host,
+};
+use globset::{GlobBuilder, GlobMatcher};
+use serde::{Deserialize, Deserializer};
+use std::{fs::File, path::Path, sync::PoisonError};
+
+/// A glob over paths of executables (where it begins with `/`), names of units, and images.
+#[derive(Clone, Debug)]
+pub struct Exclude {
+    text: String,
+    glob: GlobMatcher,
+}
+
+impl<'de> Deserialize<'de> for Exclude {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Exclude {
+    fn new(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty pattern excludes nothing; write the path of an executable, a unit, or an image".to_owned());
+        }
+        let glob = GlobBuilder::new(text)
+            .literal_separator(is_path(text))
+            .build()
+            .map_err(|error| format!("`{text}` is not a valid glob: {}", error.kind()))?;
+        Ok(Self {
+            text: text.to_owned(),
+            glob: glob.compile_matcher(),
+        })
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for Exclude {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+fn is_path(text: &str) -> bool {
+    text.starts_with('/')
+}
+
+/// What is excluded, and what is known of images.
+#[derive(Clone, Debug, Default)]
+pub struct Exclusion {
+    patterns: Vec<Exclude>,
+    images: Images,
+    /// Whether a program that is excluded may use libraries that others use as well.
+    affects_libraries: bool,
+}
+
+impl Exclusion {
+    pub fn new(patterns: Vec<Exclude>, images: Images) -> Self {
+        Self {
+            affects_libraries: patterns.iter().any(may_use_libraries),
+            patterns,
+            images,
+        }
+    }
+
+    /// Whether libraries have to be attached to process by process. A uprobe in a library is in every
+    /// program that uses it, but for those that its link is limited to.
+    pub fn affects_libraries(&self) -> bool {
+        self.affects_libraries
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// The patterns, as they are written.
+    pub fn patterns(&self) -> &[Exclude] {
+        &self.patterns
+    }
+
+    /// Whether a file that is a program is excluded or not whoever runs it.
+    pub fn is_by_path(&self) -> bool {
+        self.patterns.iter().all(|pattern| is_path(&pattern.text))
+    }
+
+    /// The pattern that excludes an executable by its path.
+    pub fn pattern_for_path(&self, path: &str) -> Option<String> {
+        self.find(|pattern| is_path(&pattern.text) && pattern.glob.is_match(path))
+    }
+
+    /// The pattern that excludes a process. A container whose image is not known yet is excluded
+    /// where any pattern may be an image's: what must not be attached to is not attached to first.
+    pub fn pattern_for(&self, pid: u32) -> Option<String> {
+        if self.is_empty() {
+            return None;
+        }
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let exe = exe.to_string_lossy();
+        let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+        if let Some(pattern) = self.pattern_for_path(exe) {
+            return Some(pattern);
+        }
+        if self.is_by_path() {
+            return None;
+        }
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let groups = groups
+            .lines()
+            .filter_map(|line| line.splitn(3, ':').nth(2))
+            .map(cgroup::parse);
+        let (mut unit, mut container) = (None, None);
+        for group in groups {
+            unit = unit.or(group.unit);
+            container = container.or(group.container);
+        }
+        let names = |pattern: &Exclude| !is_path(&pattern.text);
+        if let Some(unit) = unit {
+            return self.find(|pattern| names(pattern) && pattern.glob.is_match(&unit));
+        }
+        let container = container?;
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
+        match images.get(&container) {
+            Some(image) => self.find(|pattern| {
+                names(pattern) && image_names(image).any(|name| pattern.glob.is_match(name))
+            }),
+            None => self.find(|pattern| names(pattern) && may_be_image(&pattern.text)),
+        }
+    }
+
+    fn find(&self, excludes: impl Fn(&Exclude) -> bool) -> Option<String> {
+        let found = self.patterns.iter().find(|pattern| excludes(pattern))?;
+        Some(found.text.clone())
+    }
+}
+
+/// Whether programs that match may use shared libraries. Not where it is one program, and that one is
+/// linked statically; what is not installed yet may be anything.
+fn may_use_libraries(pattern: &Exclude) -> bool {
+    let is_literal = !pattern.text.contains(['*', '?', '[', '{', '\\']);
+    if !is_path(&pattern.text) || !is_literal {
+        return true;
+    }
+    let program = File::open(host::path(Path::new(&pattern.text)));
+    let headers = program.ok().and_then(|program| {
+        let headers = Elf::parse(&program).ok()?;
+        Some(headers.has_interpreter())
+    });
+    headers.unwrap_or(true)
+}
+
+/// Names of units end in one of these; an image's does not.
+fn may_be_image(pattern: &str) -> bool {
+    ![".service", ".scope", ".slice"]
+        .iter()
+        .any(|suffix| pattern.ends_with(suffix))
+}
+
+/// An image as it is written, and without its tag and digest.
+fn image_names(image: &str) -> impl Iterator<Item = &str> {
+    let without_digest = image.split('@').next().unwrap_or(image);
+    let name_start = without_digest.rfind('/').map_or(0, |slash| slash + 1);
+    let repository = match without_digest[name_start..].find(':') {
+        Some(colon) => &without_digest[..name_start + colon],
+        None => without_digest,
+    };
+    [image, without_digest, repository].into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn exclusion(patterns: &[&str]) -> Exclusion {
+        let patterns = patterns
+            .iter()
+            .map(|text| Exclude::new(text).expect("a glob"))
+            .collect();
+        Exclusion::new(patterns, Images::default())
+    }
+
+    #[test]
+    fn paths_stay_in_their_directory() {
+        let by_path = exclusion(&["/usr/bin/curl", "/opt/*/bin/java"]);
+        assert!(by_path.is_by_path());
+        for (path, excluded) in [
+            ("/usr/bin/curl", true),
+            ("/opt/a/bin/java", true),
+            ("/opt/a/b/bin/java", false),
+            ("/usr/bin/curl2", false),
+        ] {
+            assert_eq!(by_path.pattern_for_path(path).is_some(), excluded, "{path}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_excluded_by_its_path() {
+        let own = std::env::current_exe().expect("a path");
+        let own = own.to_string_lossy();
+        assert_eq!(
+            exclusion(&[&own]).pattern_for(std::process::id()),
+            Some(own.into_owned())
+        );
+        assert_eq!(
+            exclusion(&["/nothing"]).pattern_for(std::process::id()),
+            None
+        );
+    }
+
+    #[test]
+    fn an_image_is_named_with_or_without_its_tag() {
+        let names = |image| image_names(image).collect::<Vec<_>>();
+        assert!(names("reg.example:5000/a/db:1.2@sha256:0").contains(&"reg.example:5000/a/db"));
+        assert!(names("reg.example:5000/a/db").contains(&"reg.example:5000/a/db"));
+        assert!(names("db:1").contains(&"db"));
+    }
+
+    #[test]
+    fn an_empty_pattern_is_refused() {
+        assert!(Exclude::new("").is_err());
+        assert!(Exclude::new("[").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_image(image in "\\PC{0,30}") {
+            let _ = image_names(&image).count();
+        }
+    }
+}

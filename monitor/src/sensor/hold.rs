@@ -1,0 +1,389 @@
+//! Holding a file that probes are attached to, without keeping its file system from being unmounted.
+//!
+//! A uprobe is registered for an inode, but through a path, whose mount stays busy until the probe
+//! is detached. So a file is reached through a mount that stays anyway, or through a private copy of
+//! its mount, and only where there is neither through the mount that the process uses.
+
+use super::{doctor, mapped::Mapping};
+use crate::host;
+use rustix::{
+    fs::{Mode, OFlags},
+    mount::OpenTreeFlags,
+};
+use std::{
+    collections::HashSet,
+    fs::{File, Metadata},
+    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+use thiserror::Error;
+
+/// Why a file is not held.
+#[derive(Debug, Error)]
+pub enum HoldError {
+    #[error("cannot open it: {0}")]
+    Open(#[from] io::Error),
+    #[error("no regular file, or another one by now")]
+    Replaced,
+    /// Permanent, unlike the others: whoever asks again gets the same.
+    #[error(
+        "it is on {0}, which a probe would keep from being unmounted; with CAP_SYS_ADMIN a private copy of the mount is used instead"
+    )]
+    Busy(PathBuf),
+}
+
+/// How long a file may be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Until it is deleted or replaced: its mount is the host's own, or holds the layers of images.
+    Replaced,
+    /// Until this mount is gone: the file is held through a private copy of it.
+    Unmounted(MountId),
+    /// Until no process has it mapped: its mount is busy until then anyway.
+    Unmapped,
+}
+
+/// Identifies a mount; the number alone is used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MountId {
+    number: u64,
+    device: (u32, u32),
+}
+
+/// A file that is open for reading, through a mount that may be held.
+#[derive(Debug)]
+pub struct Held {
+    pub file: File,
+    pub metadata: Metadata,
+    pub until: Until,
+}
+
+/// A line of `mountinfo`, as far as it is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    id: MountId,
+    /// Where in its file system the mount begins.
+    root: PathBuf,
+    point: PathBuf,
+    kind: String,
+    /// The options of the file system.
+    options: String,
+}
+
+/// The mounts that the agent found when it started: who mounts once and for all has done so.
+static AT_START: LazyLock<HashSet<MountId>> = LazyLock::new(|| own_mounts().collect());
+
+/// Remembers the mounts of this moment as those that were there when the agent started.
+pub fn remember_mounts() {
+    LazyLock::force(&AT_START);
+}
+
+/// The mounts of the agent's own namespace.
+pub fn own_mounts() -> impl Iterator<Item = MountId> {
+    mounts_of("self").into_iter().map(|mount| mount.id)
+}
+
+/// Opens a file that a process has mapped.
+pub fn hold(mapping: &Mapping) -> Result<Held, HoldError> {
+    let seen = open_as_mapped(mapping)?;
+    let of_process = mounts_of(&mapping.pid.to_string());
+    let number = mount_of(&seen)?;
+    let own = mounts_of("self");
+    let is_it = |mount: &&Mount| mount.id.number == number;
+    // A mount that neither knows is the kernel's own, of shared memory for example.
+    let Some(mount) = of_process.iter().chain(&own).find(is_it) else {
+        return through(&seen, Until::Unmapped);
+    };
+    let inside = mapping
+        .path
+        .strip_prefix(&mount.point)
+        .ok()
+        .map(|rest| mount.root.join(rest));
+    if let Some(inside) = &inside {
+        if mount.kind == "overlay" {
+            if let Some(held) = in_layer(mount, inside, &seen) {
+                return Ok(held);
+            }
+        } else if let Some(held) = in_host_root(mount, inside, &seen) {
+            return Ok(held);
+        }
+    }
+    if !own.iter().any(|known| known.id == mount.id) {
+        return through(&seen, Until::Unmapped);
+    }
+    match copy_of_mount(&seen) {
+        Some(copy) => through(&copy, Until::Unmounted(mount.id)),
+        None if AT_START.contains(&mount.id) => through(&seen, Until::Unmapped),
+        None => Err(HoldError::Busy(mount.point.clone())),
+    }
+}
+
+/// A private mount of one file, which keeps its file system and not the mount that others see.
+fn copy_of_mount(seen: &OwnedFd) -> Option<OwnedFd> {
+    /// A filter of system calls may end who calls without the capability.
+    static ALLOWED: LazyLock<bool> = LazyLock::new(|| {
+        const SYS_ADMIN: u32 = 21;
+        doctor::effective_capabilities().is_some_and(|bits| bits >> SYS_ADMIN & 1 == 1)
+    });
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    (*ALLOWED)
+        .then(|| rustix::mount::open_tree(rustix::fs::CWD, descriptor_path(seen), flags).ok())
+        .flatten()
+}
+
+/// Opens a file of the host by its path, where its mount stays: `None` elsewhere.
+pub fn hold_on_host(path: &Path) -> Option<Held> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let seen = rustix::fs::open(host::path(path), flags, Mode::empty()).ok()?;
+    let held = through(&seen, Until::Replaced).ok()?;
+    let root = std::fs::metadata(host::path(Path::new("/"))).ok()?;
+    (held.metadata.dev() == root.dev()).then_some(held)
+}
+
+/// A descriptor of the very file, without opening it for anything: what is no regular file is not
+/// touched.
+fn open_as_mapped(mapping: &Mapping) -> Result<OwnedFd, HoldError> {
+    let Mapping { pid, address, .. } = mapping;
+    let end = address.saturating_add(mapping.size);
+    // The kernel's link to what is mapped there, for those who may use it; the program itself; and
+    // else whatever has its name for the process.
+    let exact = [
+        format!("/proc/{pid}/map_files/{address:x}-{end:x}"),
+        format!("/proc/{pid}/exe"),
+    ];
+    let named = Path::new(&format!("/proc/{pid}/root")).join(relative(&mapping.path));
+    let places = exact.into_iter().map(PathBuf::from).chain([named]);
+    let mut last = HoldError::Replaced;
+    for place in places {
+        match rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(opened) => {
+                let metadata = metadata(&opened)?;
+                if metadata.is_file() && metadata.ino() == mapping.file.inode {
+                    return Ok(opened);
+                }
+            }
+            Err(error) => last = HoldError::Open(error.into()),
+        }
+    }
+    Err(last)
+}
+
+/// The same file in a layer of an overlay, where the host has it: the inode that the kernel
+/// registers probes for.
+fn in_layer(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
+    let expected = metadata(seen).ok()?;
+    for layer in layers(&mount.options) {
+        // A relative layer was named from a directory that is not known any more.
+        if !layer.is_absolute() {
+            return None;
+        }
+        let place = host::path(&layer).join(relative(inside));
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(found) = rustix::fs::open(&place, flags, Mode::empty()) else {
+            continue;
+        };
+        let metadata = metadata(&found).ok()?;
+        if metadata.file_type().is_char_device() {
+            // It was deleted in this layer.
+            return None;
+        }
+        let same = metadata.is_file()
+            && metadata.ino() == expected.ino()
+            && metadata.len() == expected.len()
+            && changed(&metadata) == changed(&expected);
+        return same
+            .then(|| through(&found, Until::Replaced).ok())
+            .flatten();
+    }
+    None
+}
+
+/// The directories of an overlay, the uppermost first.
+fn layers(options: &str) -> Vec<PathBuf> {
+    let (mut upper, mut lower) = (Vec::new(), Vec::new());
+    for (name, value) in options
+        .split(',')
+        .filter_map(|option| option.split_once('='))
+    {
+        match name {
+            "upperdir" => upper.push(unescape(value)),
+            "lowerdir" => lower.extend(
+                value
+                    .split(':')
+                    .filter(|part| !part.is_empty())
+                    .map(unescape),
+            ),
+            // Since Linux 6.8 each layer may be an option of its own.
+            "lowerdir+" => lower.push(unescape(value)),
+            _ => {}
+        }
+    }
+    upper.into_iter().chain(lower).collect()
+}
+
+/// The same file below the host's root, where it is in the same file system: as what is mounted
+/// into a container from the host often is.
+fn in_host_root(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
+    let mounts = mounts_of(&host::process());
+    let root = mounts
+        .iter()
+        .find(|known| known.point == Path::new("/") && known.id.device == mount.id.device)?;
+    let below = inside.strip_prefix(&root.root).ok()?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::open(host::path(below), flags, Mode::empty()).ok()?;
+    let (here, there) = (metadata(&found).ok()?, metadata(seen).ok()?);
+    ((here.dev(), here.ino()) == (there.dev(), there.ino()))
+        .then(|| through(&found, Until::Replaced).ok())
+        .flatten()
+}
+
+/// Opens for reading what a descriptor stands for.
+fn through(place: &OwnedFd, until: Until) -> Result<Held, HoldError> {
+    if !metadata(place)?.is_file() {
+        return Err(HoldError::Replaced);
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(descriptor_path(place), flags, Mode::empty());
+    let file = File::from(file.map_err(io::Error::from)?);
+    let metadata = file.metadata()?;
+    Ok(Held {
+        file,
+        metadata,
+        until,
+    })
+}
+
+fn descriptor_path(descriptor: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+fn metadata(descriptor: &OwnedFd) -> io::Result<Metadata> {
+    // A clone of the descriptor: `File` is what knows how to ask.
+    File::from(descriptor.as_fd().try_clone_to_owned()?).metadata()
+}
+
+fn changed(metadata: &Metadata) -> (i64, i64) {
+    (metadata.mtime(), metadata.mtime_nsec())
+}
+
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+/// The number of the mount that a descriptor was opened through.
+fn mount_of(descriptor: &OwnedFd) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+        .ok_or_else(|| io::Error::other("the kernel does not tell its mount"))
+}
+
+fn mounts_of(process: &str) -> Vec<Mount> {
+    // Bytes: a path need not be text, and one line that is none is no reason to know no mount.
+    let text = std::fs::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(parse_mount)
+        .collect()
+}
+
+/// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/x rw,errors=continue`
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (front, back) = line.split_once(" - ")?;
+    let mut front = front.split(' ');
+    let number = front.next()?.parse().ok()?;
+    let (major, minor) = front.nth(1)?.split_once(':')?;
+    let root = unescape(front.next()?);
+    let point = unescape(front.next()?);
+    let mut back = back.split(' ');
+    let kind = back.next()?.to_owned();
+    Some(Mount {
+        id: MountId {
+            number,
+            device: (major.parse().ok()?, minor.parse().ok()?),
+        },
+        root,
+        point,
+        kind,
+        options: back.nth(1).unwrap_or_default().to_owned(),
+    })
+}
+
+/// The kernel writes blanks and the like as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+    let bytes = text.as_bytes();
+    let mut path = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let code = (bytes[at] == b'\\')
+            .then(|| std::str::from_utf8(bytes.get(at + 1..at + 4)?).ok())
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => {
+                path.push(code);
+                at += 4;
+            }
+            None => {
+                path.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    OsString::from_vec(path).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sensor::mapped;
+    use proptest::prelude::*;
+
+    #[test]
+    fn layers_of_an_overlay() {
+        let old = "rw,lowerdir=/l/2/fs:/l/1\\040x/fs,upperdir=/u/fs,workdir=/w";
+        let paths: Vec<PathBuf> = ["/u/fs", "/l/2/fs", "/l/1 x/fs"]
+            .map(PathBuf::from)
+            .to_vec();
+        assert_eq!(layers(old), paths);
+        let new = "rw,lowerdir+=/l/2/fs,lowerdir+=/l/1\\040x/fs,upperdir=/u/fs";
+        assert_eq!(layers(new), paths);
+    }
+
+    #[test]
+    fn this_program_is_held() {
+        let own = std::env::current_exe().expect("a path");
+        let mapping = mapped::of_process(std::process::id())
+            .into_iter()
+            .find(|mapping| mapping.path == own)
+            .expect("mapped");
+        let held = hold(&mapping).expect("held");
+        assert_eq!(held.metadata.ino(), mapping.file.inode);
+        let other = Mapping {
+            file: mapped::MappedFile {
+                inode: mapping.file.inode + 1,
+                ..mapping.file
+            },
+            ..mapping
+        };
+        assert!(hold(&other).is_err(), "another file");
+    }
+
+    proptest! {
+        #[test]
+        fn any_mount(line in "\\PC{0,80}") {
+            let _ = parse_mount(&line);
+        }
+
+        #[test]
+        fn any_options(options in "(lowerdir|upperdir|[+=:,/\\\\a-z0-7]){0,30}") {
+            let _ = layers(&options);
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Files that processes map executable, as the kernel's perf events report them: every kernel has
+//! these records, they come from the mapping itself, and they cost nothing where nothing is mapped.
+//!
+//! Hook: `PERF_RECORD_MMAP2` of a dummy software event on each processor. First kernel: 3.16.
+//! Fallback: the maps of running processes, read every few seconds, a declared gap. Missed: what is
+//! mapped on a processor that came online after the last look at them.
+
+use super::perf::{self, Attributes, Target};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::PathBuf,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+use thiserror::Error;
+
+/// Bytes of each processor's ring; a record has some hundred.
+const RING: usize = 64 << 10;
+
+/// A file as the kernel identifies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MappedFile {
+    pub major: u32,
+    pub minor: u32,
+    pub inode: u64,
+    /// Tells a file from the one that had its number before, where the file system says.
+    pub generation: u64,
+}
+
+/// A file that a process has mapped executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    pub pid: u32,
+    pub file: MappedFile,
+    /// Where in the process's memory.
+    pub address: u64,
+    pub size: u64,
+    /// Where in the file.
+    pub offset: u64,
+    /// As the process sees it.
+    pub path: PathBuf,
+}
+
+/// Why mappings are not reported.
+#[derive(Debug, Error)]
+pub enum MappedError {
+    #[error("the list of processors cannot be read: {0}")]
+    Processors(io::Error),
+    #[error("the kernel refuses the event: {0}")]
+    Refused(io::Error),
+    #[error("no memory for the records: {0}")]
+    Memory(io::Error),
+}
+
+/// The records of all processors.
+#[derive(Debug)]
+pub struct Mappings {
+    rings: BTreeMap<u32, Ring>,
+    /// Records that found a ring full.
+    lost: u64,
+}
+
+impl Mappings {
+    pub fn open() -> Result<Self, MappedError> {
+        let mut mappings = Self {
+            rings: BTreeMap::new(),
+            lost: 0,
+        };
+        mappings.follow_processors()?;
+        Ok(mappings)
+    }
+
+    /// Opens the records of processors that have come online since.
+    pub fn follow_processors(&mut self) -> Result<(), MappedError> {
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online")
+            .map_err(MappedError::Processors)?;
+        for processor in numbers(&online) {
+            if self.rings.contains_key(&processor) {
+                continue;
+            }
+            match Ring::open(processor) {
+                Ok(ring) => {
+                    self.rings.insert(processor, ring);
+                }
+                // It may have gone offline.
+                Err(MappedError::Refused(error)) if error.raw_os_error() == Some(libc::ENODEV) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What to wait for.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.rings.values().map(|ring| ring.event.as_fd())
+    }
+
+    /// Calls `visit` with each mapping that was reported since.
+    pub fn drain(&mut self, mut visit: impl FnMut(Mapping)) {
+        let lost = &mut self.lost;
+        for ring in self.rings.values_mut() {
+            ring.drain(|record| match record {
+                Record::Mapped(mapping) => visit(mapping),
+                Record::Lost(count) => *lost += count,
+            });
+        }
+    }
+
+    /// Records that were lost since the last call.
+    pub fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+}
+
+#[derive(Debug)]
+struct Ring {
+    event: OwnedFd,
+    /// A page of the kernel's about the ring, then the ring.
+    pages: NonNull<u8>,
+    page: usize,
+    record: Vec<u8>,
+}
+
+// SAFETY: the mapping belongs to this value alone.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    fn open(processor: u32) -> Result<Self, MappedError> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        const SOFTWARE: u32 = 1;
+        const DUMMY: u64 = 9;
+        const MMAP: u64 = 1 << 8;
+        const WATERMARK: u64 = 1 << 14;
+        const MMAP2: u64 = 1 << 23;
+        let attributes = Attributes {
+            config: DUMMY,
+            flags: MMAP | MMAP2 | WATERMARK,
+            // Any byte wakes the reader.
+            wakeup: 1,
+            ..Attributes::new(SOFTWARE)
+        };
+        let event =
+            perf::open(&attributes, Target::Processor(processor)).map_err(MappedError::Refused)?;
+        let page = rustix::param::page_size();
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let pages = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                page + RING,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &event,
+                0,
+            )
+        };
+        let pages = pages.map_err(|error| MappedError::Memory(error.into()))?;
+        let pages = NonNull::new(pages.cast())
+            .ok_or_else(|| MappedError::Memory(io::ErrorKind::OutOfMemory.into()))?;
+        Ok(Self {
+            event,
+            pages,
+            page,
+            record: Vec::new(),
+        })
+    }
+
+    /// A position that the kernel (`data_head`) or the reader (`data_tail`) has reached.
+    fn position(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: the first page is `struct perf_event_mmap_page`, which has these two 64-bit
+        // numbers at 1024 and 1032, and is mapped as long as this value lives.
+        unsafe { AtomicU64::from_ptr(self.pages.as_ptr().add(offset).cast()) }
+    }
+
+    fn drain(&mut self, mut visit: impl FnMut(Record)) {
+        const HEAD: usize = 1024;
+        const TAIL: usize = 1032;
+        const HEADER: usize = 8;
+        let head = self.position(HEAD).load(Ordering::Acquire);
+        let mut tail = self.position(TAIL).load(Ordering::Relaxed);
+        while head.wrapping_sub(tail) >= HEADER as u64 {
+            let mut header = [0; HEADER];
+            self.copy(tail, &mut header);
+            let [a, b, c, d, _, _, low, high] = header;
+            let size = usize::from(u16::from_le_bytes([low, high]));
+            if size < HEADER {
+                // The kernel writes no such record; to read on would be to read anything.
+                tail = head;
+                break;
+            }
+            let mut record = std::mem::take(&mut self.record);
+            record.resize(size, 0);
+            self.copy(tail, &mut record);
+            if let Some(found) = parse(u32::from_le_bytes([a, b, c, d]), &record[HEADER..]) {
+                visit(found);
+            }
+            self.record = record;
+            tail = tail.wrapping_add(size as u64);
+        }
+        self.position(TAIL).store(tail, Ordering::Release);
+    }
+
+    /// Copies out of the ring, around its end.
+    fn copy(&self, from: u64, into: &mut [u8]) {
+        let start = (from % RING as u64) as usize;
+        let first = into.len().min(RING - start);
+        let (before, after) = into.split_at_mut(first);
+        // SAFETY: both ranges lie in the ring, which begins behind the first page; the kernel does
+        // not write there before the tail has passed.
+        unsafe {
+            let ring = self.pages.as_ptr().add(self.page);
+            std::ptr::copy_nonoverlapping(ring.add(start), before.as_mut_ptr(), before.len());
+            std::ptr::copy_nonoverlapping(ring, after.as_mut_ptr(), after.len());
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let pages = self.pages.as_ptr().cast();
+        // SAFETY: the mapping is this value's, and nothing refers to it any more.
+        let unmapped = unsafe { rustix::mm::munmap(pages, self.page + RING) };
+        if let Err(error) = unmapped {
+            tracing::warn!(%error, "cannot unmap the records of mapped files");
+        }
+    }
+}
+
+/// What a record says.
+#[derive(Debug, PartialEq, Eq)]
+enum Record {
+    Mapped(Mapping),
+    Lost(u64),
+}
+
+/// Parses a record, which is behind its header. Nothing of an anonymous mapping, nor of other
+/// records.
+fn parse(kind: u32, body: &[u8]) -> Option<Record> {
+    const LOST: u32 = 2;
+    const MMAP2: u32 = 10;
+    /// Bytes before the path.
+    const FRONT: usize = 64;
+    let number = |at: usize| -> Option<u64> {
+        Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?))
+    };
+    let half = |at: usize| -> Option<u32> {
+        Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?))
+    };
+    match kind {
+        LOST => Some(Record::Lost(number(8)?)),
+        MMAP2 => {
+            let inode = number(40)?;
+            let path = body.get(FRONT..)?;
+            let end = path.iter().position(|byte| *byte == 0)?;
+            (inode != 0 && path.first() == Some(&b'/')).then(|| {
+                Some(Record::Mapped(Mapping {
+                    pid: half(0)?,
+                    address: number(8)?,
+                    size: number(16)?,
+                    offset: number(24)?,
+                    file: MappedFile {
+                        major: half(32)?,
+                        minor: half(36)?,
+                        inode,
+                        generation: number(48)?,
+                    },
+                    path: PathBuf::from(OsStr::from_bytes(&path[..end])),
+                }))
+            })?
+        }
+        _ => None,
+    }
+}
+
+/// The numbers of a list such as `0-3,6`.
+fn numbers(list: &str) -> Vec<u32> {
+    /// More than any kernel has.
+    const MOST: u32 = 8192;
+    let mut all = Vec::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) {
+            all.extend(first..=last.min(MOST));
+        }
+    }
+    all
+}
+
+/// The files that a process has mapped executable now, from `/proc`.
+pub fn of_process(pid: u32) -> Vec<Mapping> {
+    // Bytes: a path need not be text.
+    let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.split(|byte| *byte == b'\n')
+        .filter_map(|line| parse_line(pid, line))
+        .collect()
+}
+
+/// `55d0-55d8 r-xp 00002000 fe:00 1234    /usr/bin/cat`
+fn parse_line(pid: u32, line: &[u8]) -> Option<Mapping> {
+    let path = line.iter().position(|byte| *byte == b'/')?;
+    let (front, path) = line.split_at(path);
+    let mut words = std::str::from_utf8(front).ok()?.split_ascii_whitespace();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = words.next()?.split_once('-')?;
+    let (start, end) = (hex(start)?, hex(end)?);
+    if words.next()?.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let offset = hex(words.next()?)?;
+    let (major, minor) = words.next()?.split_once(':')?;
+    Some(Mapping {
+        pid,
+        address: start,
+        size: end.checked_sub(start)?,
+        offset,
+        file: MappedFile {
+            major: hex(major)?.try_into().ok()?,
+            minor: hex(minor)?.try_into().ok()?,
+            inode: words.next()?.parse().ok()?,
+            generation: 0,
+        },
+        path: PathBuf::from(OsStr::from_bytes(path)),
+    })
+}
+
+/// The processes of this moment.
+pub fn processes() -> impl Iterator<Item = u32> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_line_of_maps() {
+        let line = b"7f12-7f22 r-xp 00002000 fe:10 1234                       /opt/a b/libssl.so.3";
+        let found = parse_line(7, line).expect("a mapping");
+        assert_eq!(
+            (found.address, found.size, found.offset),
+            (0x7f12, 0x10, 0x2000)
+        );
+        assert_eq!(
+            (found.file.major, found.file.minor, found.file.inode),
+            (0xfe, 0x10, 1234)
+        );
+        assert_eq!(found.path, Path::new("/opt/a b/libssl.so.3"));
+        assert_eq!(
+            parse_line(7, b"7f12-7f22 r--p 00002000 fe:10 1234 /x"),
+            None
+        );
+        assert_eq!(
+            parse_line(7, b"7f12-7f22 r-xp 00000000 00:00 0 [vdso]"),
+            None
+        );
+    }
+
+    #[test]
+    fn lists_of_processors() {
+        assert_eq!(numbers("0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(numbers("0"), [0]);
+        assert!(numbers("").is_empty());
+        assert!(numbers("4-1").is_empty());
+    }
+
+    #[test]
+    fn this_program_has_itself_mapped() {
+        let own = std::env::current_exe().expect("a path");
+        let found = of_process(std::process::id());
+        assert!(found.iter().any(|mapping| mapping.path == own), "{found:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_record(kind in prop_oneof![Just(2u32), Just(10), any::<u32>()], body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(kind, &body);
+        }
+
+        #[test]
+        fn any_line(line in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let _ = parse_line(1, &line);
+        }
+
+        #[test]
+        fn any_list(list in "[0-9,-]{0,20}") {
+            let _ = numbers(&list);
+        }
+    }
+}
