@@ -1,6 +1,9 @@
 //! The secrets inside a file, and what is public about them.
 
-use super::catalog::{Catalog, Class, Format};
+use super::{
+    catalog::{Catalog, Class, Format},
+    dotenv, ini,
+};
 use crate::model::IssuedTo;
 use base64::Engine as _;
 use jiff::Timestamp;
@@ -74,6 +77,15 @@ pub fn secrets(catalog: &Catalog, class: &Class, key: Key, bytes: &[u8]) -> Vec<
     // It is kept for as long as the file is known.
     finder.found.shrink_to_fit();
     finder.found
+}
+
+/// What a profile of AWS has.
+#[derive(Debug, Default)]
+struct Profile<'a> {
+    name: Option<&'a str>,
+    id: Option<&'a str>,
+    secret: Option<&'a str>,
+    token: Option<&'a str>,
 }
 
 struct Finder<'a> {
@@ -219,23 +231,16 @@ impl Finder<'_> {
     }
 
     fn ini(&mut self, text: &str) {
-        let Ok(ini) = ini::Ini::load_from_str_noescape(text) else {
-            return;
-        };
-        for (section, properties) in ini.iter() {
-            for (name, value) in properties.iter() {
-                // `.npmrc` has `//registry.example/:_authToken=…`, and to the parser the first `:`
-                // or `=` ends the name.
-                let (scope, field, value) = match value.split_once('=') {
-                    Some((field, value)) if name.starts_with("//") => (name, field, value),
-                    _ => ("", name, value),
-                };
-                if self.class.keys.iter().any(|key| key == field) {
-                    let label = section.map(str::to_owned).or_else(|| {
-                        (!scope.is_empty()).then(|| scope.trim_matches('/').to_owned())
-                    });
-                    self.add(value, label, Vec::new());
-                }
+        for entry in ini::entries(text) {
+            // `.npmrc` has `//registry.example/:_authToken=…`.
+            let (scope, field) = match entry.name.rsplit_once("/:") {
+                Some((scope, field)) if scope.starts_with("//") => (Some(scope), field),
+                _ => (None, entry.name),
+            };
+            if self.class.keys.iter().any(|key| key == field) {
+                let scope = scope.map(|scope| scope.trim_matches('/'));
+                let label = entry.section.or(scope).map(str::to_owned);
+                self.add(entry.value, label, Vec::new());
             }
         }
     }
@@ -250,7 +255,19 @@ impl Finder<'_> {
     }
 
     fn yaml(&mut self, text: &str) {
-        if let Ok(value) = serde_saphyr::from_str::<Value>(text) {
+        /// Far more than people write in a file of credentials, and less than hurts.
+        const NODES: usize = 50_000;
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_events: 4 * NODES,
+                max_recorded_anchor_events: NODES,
+                max_nodes: NODES,
+            },
+            alias_limits: serde_saphyr::alias_limits! {
+                max_total_replayed_events: NODES,
+            },
+        };
+        if let Ok(value) = serde_saphyr::from_str_with_options::<Value>(text, options) {
             self.json_fields(&value, None);
         }
     }
@@ -439,12 +456,7 @@ impl Finder<'_> {
     }
 
     fn dotenv(&mut self, text: &str) {
-        let mut variables: BTreeMap<String, String> = BTreeMap::new();
-        for item in dotenvy::from_read_iter(text.as_bytes()) {
-            // One bad line ends the parser; what was before it counts.
-            let Ok((name, value)) = item else { break };
-            variables.insert(name, value);
-        }
+        let mut variables: BTreeMap<String, String> = dotenv::parse(text).into_iter().collect();
         if let (Some(id), Some(secret)) = (
             variables.get("AWS_ACCESS_KEY_ID"),
             variables.get("AWS_SECRET_ACCESS_KEY"),
@@ -492,27 +504,35 @@ impl Finder<'_> {
     }
 
     fn aws(&mut self, text: &str) {
-        let Ok(ini) = ini::Ini::load_from_str_noescape(text) else {
-            return;
-        };
-        for (profile, properties) in ini.iter() {
-            let label = profile.map(|profile| format!("profile {profile}"));
-            let secret = properties.get("aws_secret_access_key");
-            let token = properties.get("aws_session_token");
-            let mut aliases: Vec<u64> = [secret, token]
-                .into_iter()
-                .flatten()
-                .map(|secret| self.print(trimmed(secret.as_bytes())))
-                .collect();
-            match properties.get("aws_access_key_id") {
-                Some(id) => self.add(id, label, aliases),
-                None => {
-                    if let Some(secret) = secret {
-                        aliases.clear();
-                        self.add(secret, label, aliases);
-                    }
-                }
+        let mut profile = Profile::default();
+        let mut heading = 0;
+        for entry in ini::entries(text) {
+            if entry.heading != heading {
+                self.profile(&std::mem::take(&mut profile));
+                heading = entry.heading;
             }
+            profile.name = entry.section;
+            match entry.name {
+                "aws_access_key_id" => profile.id = Some(entry.value),
+                "aws_secret_access_key" => profile.secret = Some(entry.value),
+                "aws_session_token" => profile.token = Some(entry.value),
+                _ => {}
+            }
+        }
+        self.profile(&profile);
+    }
+
+    /// The key pair of one profile.
+    fn profile(&mut self, profile: &Profile<'_>) {
+        let label = profile.name.map(|name| format!("profile {name}"));
+        let halves = [profile.secret, profile.token].into_iter().flatten();
+        let aliases = halves
+            .map(|secret| self.print(trimmed(secret.as_bytes())))
+            .collect();
+        match (profile.id, profile.secret) {
+            (Some(id), _) => self.add(id, label, aliases),
+            (None, Some(secret)) => self.add(secret, label, Vec::new()),
+            (None, None) => {}
         }
     }
 
@@ -678,7 +698,70 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peak;
     use proptest::prelude::*;
+
+    /// What a file of a megabyte may cost at most, whatever is in it.
+    const PEAK: usize = 48 << 20;
+
+    /// Files that anyone can write, of the size that is read, each in every format.
+    #[test]
+    fn a_hostile_file_costs_bounded_memory() {
+        const SIZE: usize = 1 << 20;
+        let catalog = Catalog::new("", &[], &[]).expect("embedded");
+        let repeated = |text: &str| text.repeat(SIZE / text.len());
+        let doubling: String = (1..20_000)
+            .map(|n| format!("A{n}=\"${{A{}}}${{A{}}}\"\n", n - 1, n - 1))
+            .collect();
+        let aliases: String = std::iter::once("a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned())
+            .chain((1..2000).map(|n| {
+                format!(
+                    "a{n}: &a{n} [{}]\n",
+                    vec![format!("*a{}", n - 1); 9].join(",")
+                )
+            }))
+            .collect();
+        let inputs = [
+            doubling,
+            aliases,
+            repeated("["),
+            repeated("{\"a\":"),
+            repeated("a: {"),
+            repeated("- "),
+            repeated("[a]\nk=v\n"),
+            repeated("machine a login b password FAKE\n"),
+            repeated("-----BEGIN FAKE PRIVATE KEY-----\n"),
+            repeated("https://u:p@h/\n"),
+            repeated("{\"auths\":{"),
+            repeated("a:b:c:d:e\n"),
+            repeated("x"),
+            repeated("\"\\u0041"),
+        ];
+        for path in [
+            "/home/a/.env",
+            "/home/a/.kube/config",
+            "/home/a/.docker/config.json",
+            "/home/a/.netrc",
+            "/home/a/.npmrc",
+            "/home/a/.aws/credentials",
+            "/home/a/.pgpass",
+            "/home/a/.git-credentials",
+            "/home/a/.ssh/id_rsa",
+            "/home/a/.config/gcloud/application_default_credentials.json",
+            "/run/secrets/kubernetes.io/serviceaccount/token",
+        ] {
+            let class = catalog.file(path).expect("a class");
+            for input in &inputs {
+                let bytes = peak::of(|| drop(secrets(&catalog, class, KEY, input.as_bytes())));
+                assert!(
+                    bytes < PEAK,
+                    "{path}: {} MiB for {:?}…",
+                    bytes >> 20,
+                    &input[..20]
+                );
+            }
+        }
+    }
 
     const KEY: Key = Key { k0: 1, k1: 2 };
 

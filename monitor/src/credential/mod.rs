@@ -5,7 +5,10 @@
 
 pub mod catalog;
 pub mod contents;
+mod dotenv;
+mod ini;
 mod open;
+pub mod recover;
 pub mod secret;
 
 use crate::{
@@ -351,6 +354,12 @@ impl Credentials {
         Some((files, is_new))
     }
 
+    /// Remembers files that were found again.
+    pub fn recovered(&mut self, found: &recover::Recovered) {
+        let path = normalise(&found.path.to_string_lossy());
+        self.homes.entry(found.file).or_insert(path);
+    }
+
     /// Remembers a file that was written under a credential's name; `false` where it is none.
     pub fn written(&mut self, path: &Path, source: Option<&Path>, file: FileId) -> bool {
         let catalog = Arc::clone(&self.catalog);
@@ -377,7 +386,13 @@ impl Credentials {
             return Some((source.clone(), source));
         } else {
             // What a process was started with comes without a path.
-            let home = self.homes.get(&file)?;
+            let home = self.homes.get(&file).or_else(|| {
+                // Recovered, from a file system that tells its generations to the probes alone.
+                self.homes.get(&FileId {
+                    generation: 0,
+                    ..file
+                })
+            })?;
             let seen = if seen == "/" { home.clone() } else { seen };
             return Some((seen, home.clone()));
         };

@@ -3,13 +3,13 @@
 //! lives a moment is gone by then.
 
 use super::View;
-use crate::{host, sensor::observation::FileId};
+use crate::{host, reserved, sensor::observation::FileId};
 use procfs::process::MountInfo;
 use rustix::fs::{Mode, OFlags, major, minor};
 use std::{
     fs::File,
     io,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -61,17 +61,23 @@ fn is(metadata: &std::fs::Metadata, file: FileId) -> bool {
 }
 
 fn open(path: &Path, is_right: impl Fn(&std::fs::Metadata) -> bool) -> io::Result<File> {
-    // The kernel's path has no links left; whoever put one there since gets nothing.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let metadata = file.metadata()?;
+    // The kernel's path has no links left; whoever put one there since gets nothing. What is no file
+    // is not opened: a device or a pipe may do something then.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = place.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file any more"));
+        return Err(io::Error::other("not a regular file any more"));
     }
     if !is_right(&metadata) {
         return Err(io::Error::other("another file has taken its place"));
     }
-    Ok(file)
+    if reserved::is_reserved(&metadata) {
+        return Err(io::Error::other("a file of the agent's own ledger"));
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let opened = format!("/proc/self/fd/{}", place.as_raw_fd());
+    Ok(File::from(rustix::fs::open(opened, flags, Mode::empty())?))
 }
 
 /// Where the host has mounted what shows a file, by its path in its own file system.

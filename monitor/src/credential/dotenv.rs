@@ -1,0 +1,168 @@
+//! `.env` files, line by line. A bad line costs that line, and nothing is ever expanded: `$NAME` in
+//! a value stays as it is, since what it would be depends on who reads the file.
+
+/// Variables of one file.
+const VARIABLES_MAX: usize = 4096;
+
+/// The variables of a file, in their order.
+pub fn parse(text: &str) -> Vec<(String, String)> {
+    let mut variables = Vec::new();
+    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
+    while !rest.is_empty() && variables.len() < VARIABLES_MAX {
+        let (line, behind) = rest.split_once('\n').unwrap_or((rest, ""));
+        rest = behind;
+        let Some((name, value)) = assignment(line) else {
+            continue;
+        };
+        let value = match multiline(value, behind) {
+            Some((value, after)) => {
+                rest = after;
+                value
+            }
+            None => unquoted(value).to_owned(),
+        };
+        variables.push((name.to_owned(), value));
+    }
+    variables
+}
+
+/// `export NAME = value`, and the same with a colon.
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim();
+    let line = line.strip_prefix("export ").unwrap_or(line);
+    let (name, value) = line.split_once(['=', ':'])?;
+    let name = name.trim_end();
+    let fits = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '.' | '-');
+    (!name.is_empty() && name.chars().all(fits)).then(|| (name, value.trim_start()))
+}
+
+/// A value in quotes, which may go on in the lines behind, and what follows it. `None` where it is
+/// in no quotes, or they do not end.
+fn multiline<'a>(value: &str, behind: &'a str) -> Option<(String, &'a str)> {
+    let quote = value
+        .chars()
+        .next()
+        .filter(|char| matches!(char, '"' | '\'' | '`'))?;
+    let (mut inside, mut escaped) = (String::new(), false);
+    for char in value[1..].chars() {
+        if end_of(quote, char, &mut escaped, &mut inside) {
+            // What follows the closing quote on its line is a comment, or wrong.
+            return Some((inside, behind));
+        }
+    }
+    inside.push('\n');
+    for (at, char) in behind.char_indices() {
+        if end_of(quote, char, &mut escaped, &mut inside) {
+            let after = &behind[at + 1..];
+            return Some((inside, after.split_once('\n').map_or("", |(_, next)| next)));
+        }
+    }
+    None
+}
+
+/// Takes one character of a value in quotes; whether it ends the value.
+fn end_of(quote: char, char: char, escaped: &mut bool, inside: &mut String) -> bool {
+    if *escaped {
+        *escaped = false;
+        match char {
+            'n' => inside.push('\n'),
+            'r' => inside.push('\r'),
+            't' => inside.push('\t'),
+            '"' | '\\' | '$' => inside.push(char),
+            other => inside.extend(['\\', other]),
+        }
+        return false;
+    }
+    if char == quote {
+        return true;
+    }
+    // Other quotes take everything as it is.
+    if char == '\\' && quote == '"' {
+        *escaped = true;
+    } else {
+        inside.push(char);
+    }
+    false
+}
+
+/// A value up to its comment, which begins behind a blank.
+fn unquoted(value: &str) -> &str {
+    let end = value
+        .match_indices('#')
+        .map(|(at, _)| at)
+        .find(|at| *at == 0 || value[..*at].ends_with(char::is_whitespace));
+    value[..end.unwrap_or(value.len())].trim_end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn value(text: &str, name: &str) -> Option<String> {
+        let found = parse(text);
+        found
+            .into_iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value)
+    }
+
+    #[test]
+    fn as_people_write_it() {
+        let text = "\u{feff}APP-NAME=shop
+MAIL_FROM=Shop Team <shop@example>
+not a line
+export STRIPE_SECRET_KEY=sk_live_FAKEfakeFAKEfake01 # of staging
+DB_PASSWORD=\"p@$$w0rd-$HOME-1\"
+PASSWORD_SECRET=$1a$10$ABC123abcdef
+SINGLE='a\\n\"b'
+KEY='-----BEGIN FAKE KEY-----
+MIG
+-----END FAKE KEY-----' # behind
+UNENDED='FAKE
+AFTER=FAKE#1
+WINDOWS=FAKE\r
+YAML: FAKE
+EMPTY=
+";
+        for (name, expected) in [
+            ("APP-NAME", "shop"),
+            ("MAIL_FROM", "Shop Team <shop@example>"),
+            ("STRIPE_SECRET_KEY", "sk_live_FAKEfakeFAKEfake01"),
+            ("DB_PASSWORD", "p@$$w0rd-$HOME-1"),
+            ("PASSWORD_SECRET", "$1a$10$ABC123abcdef"),
+            ("SINGLE", "a\\n\"b"),
+            (
+                "KEY",
+                "-----BEGIN FAKE KEY-----\nMIG\n-----END FAKE KEY-----",
+            ),
+            ("UNENDED", "'FAKE"),
+            ("AFTER", "FAKE#1"),
+            ("WINDOWS", "FAKE"),
+            ("YAML", "FAKE"),
+            ("EMPTY", ""),
+        ] {
+            assert_eq!(value(text, name).as_deref(), Some(expected), "{name}");
+        }
+    }
+
+    /// Each of these ended an agent, or was replaced from its environment.
+    #[test]
+    fn nothing_is_expanded() {
+        let mut text = String::from("A0=x\n");
+        for number in 1..40 {
+            let before = number - 1;
+            text.push_str(&format!("A{number}=\"${{A{before}}}${{A{before}}}\"\n"));
+        }
+        assert_eq!(value(&text, "A39").as_deref(), Some("${A38}${A38}"));
+        assert_eq!(value("A=${PATH}", "A").as_deref(), Some("${PATH}"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text(text in "(\\PC|[\n\"'`=#$\\\\]){0,80}") {
+            let bytes: usize = parse(&text).iter().map(|(_, value)| value.len()).sum();
+            prop_assert!(bytes <= text.len(), "it holds no more than the file does");
+        }
+    }
+}
