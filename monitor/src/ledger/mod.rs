@@ -13,7 +13,10 @@ pub use write::{Before, Last, Writer};
 
 use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
 use jiff::Timestamp;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::Sender,
+};
 use thiserror::Error;
 
 /// The file's name in the state directory.
@@ -70,6 +73,9 @@ pub enum Entry {
     /// What is there of the first workload is of the second.
     Renamed(Box<[Workload; 2]>),
     Gap(Box<Gap>),
+    /// The agent has started: from now on it is alive. An attempt that fails before leaves no trace.
+    /// The sender is dropped when that is written.
+    Started(#[expect(dead_code, reason = "it is dropped, not read")] Sender<()>),
     /// The agent ends as it was told to.
     End,
 }

@@ -366,7 +366,9 @@ impl Reader {
     /// Opens the ledger of a state directory.
     pub fn open(directory: &Path) -> Result<Self, LedgerError> {
         let path = directory.join(FILE);
-        match std::fs::File::open(&path) {
+        // Without opening it: closing a descriptor of the file drops every lock that SQLite holds on
+        // it in this process.
+        match std::fs::metadata(&path) {
             Ok(_) => {}
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Err(LedgerError::Absent(path));
@@ -399,7 +401,7 @@ impl Reader {
         }
         // In one view of the file: what is written meanwhile is in the next answer.
         connection
-            .execute_batch("PRAGMA query_only = 1; BEGIN")
+            .execute_batch("PRAGMA temp_store = MEMORY; PRAGMA query_only = 1; BEGIN")
             .map_err(failed)?;
         Ok(Self {
             connection,

@@ -13,6 +13,7 @@ use crate::{
         Workload,
     },
     policy::document::Retention,
+    reserved::reserve,
 };
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
@@ -23,7 +24,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -33,6 +34,8 @@ use std::{
 const QUEUE: usize = 32_768;
 /// A batch is committed after this: what a `kill -9` can take.
 const BATCH: Duration = Duration::from_millis(250);
+/// The start is written within this, or later.
+const STARTED_WITHIN: Duration = Duration::from_secs(2);
 /// Findings and credentials of before that an agent takes up when it starts.
 const REMEMBERED: usize = 4_096;
 
@@ -101,6 +104,7 @@ impl Writer {
             lost: Arc::clone(&lost),
             lost_since: None,
             to_begin: None,
+            started: false,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".to_owned())
@@ -112,6 +116,14 @@ impl Writer {
             lost,
         };
         Ok((writer, before))
+    }
+
+    /// Says that the agent has started, and waits until that is written, as a kill may come next.
+    pub fn started(&self) {
+        let (written, is_written) = channel::<()>();
+        self.write(Entry::Started(written));
+        // Disconnected is what is waited for. A file that is locked is written later.
+        let _ = is_written.recv_timeout(STARTED_WITHIN).is_ok();
     }
 
     /// Hands over an entry; never waits, but for the last one.
@@ -138,7 +150,7 @@ impl Drop for Writer {
     }
 }
 
-/// Opens the file, reads what is to be known of before, and takes it over.
+/// Opens the file, and reads what is to be known of before.
 fn begin(directory: &Path, path: &Path) -> Result<(Connection, Before), LedgerError> {
     let connection = connect(path)?;
     let failed = |source| explain(path, source);
@@ -162,19 +174,6 @@ fn begin(directory: &Path, path: &Path) -> Result<(Connection, Before), LedgerEr
         findings: reader.last_findings(REMEMBERED)?,
         credentials: reader.last_used(REMEMBERED)?,
     };
-    connection
-        .execute(SET_META, params!["in_order", 0])
-        .map_err(failed)?;
-    // A gap that stood open ended with the agent that had it; this one tells of its own.
-    connection
-        .execute(
-            "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
-            [alive.unwrap_or_default()],
-        )
-        .map_err(failed)?;
-    connection
-        .execute("DELETE FROM gap WHERE kind = 'not-covered'", [])
-        .map_err(failed)?;
     Ok((connection, before))
 }
 
@@ -192,6 +191,14 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
         )
         .map_err(failed)?;
     schema::migrate(&mut connection, path)?;
+    // What a statement sorts stays in memory: a container may have nowhere else to put it. Steps of
+    // a migration may have more.
+    connection
+        .execute_batch("PRAGMA temp_store = MEMORY;")
+        .map_err(failed)?;
+    for suffix in ["", "-wal", "-shm"] {
+        reserve(Path::new(&format!("{}{suffix}", path.display())));
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|source| {
         LedgerError::Directory {
             path: path.to_owned(),
@@ -271,6 +278,8 @@ struct Work {
     lost_since: Option<(Timestamp, u64)>,
     /// Why a new file is to be begun, where that has failed so far.
     to_begin: Option<String>,
+    /// The agent is alive, and not only trying to be.
+    started: bool,
 }
 
 impl Work {
@@ -370,6 +379,10 @@ impl Work {
                     rename(&transaction, old, new)?;
                 }
                 Entry::Gap(gap) => write_gap(&transaction, gap)?,
+                Entry::Started(_) => {
+                    take_over(&transaction)?;
+                    self.started = true;
+                }
                 Entry::End => {
                     transaction
                         .prepare_cached(SET_META)?
@@ -377,11 +390,30 @@ impl Work {
                 }
             }
         }
-        transaction
-            .prepare_cached(SET_META)?
-            .execute(params!["alive", micros(Timestamp::now())])?;
+        if self.started {
+            transaction
+                .prepare_cached(SET_META)?
+                .execute(params!["alive", micros(Timestamp::now())])?;
+        }
         transaction.commit()
     }
+}
+
+/// Ends what the agent of before left open.
+fn take_over(connection: &Connection) -> rusqlite::Result<()> {
+    let alive: Option<i64> = connection
+        .query_row("SELECT value FROM meta WHERE name = 'alive'", [], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    connection.execute(SET_META, params!["in_order", 0])?;
+    // A gap that stood open ended with the agent that had it; this one reports its own.
+    connection.execute(
+        "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
+        [alive.unwrap_or_default()],
+    )?;
+    connection.execute("DELETE FROM gap WHERE kind = 'not-covered'", [])?;
+    Ok(())
 }
 
 /// Waits for entries until a batch is due; `false` where no more will come.
@@ -389,6 +421,11 @@ fn gather(entries: &Receiver<Entry>, batch: &mut Vec<Entry>) -> bool {
     let end = Instant::now() + BATCH;
     loop {
         match entries.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(entry @ Entry::Started(_)) => {
+                // It is waited for.
+                batch.push(entry);
+                return true;
+            }
             Ok(entry) => batch.push(entry),
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) => return false,
