@@ -1,6 +1,9 @@
 //! The stream of findings: one JSON object a line, repeats as one finding with a count.
 
-use super::ocsf;
+use super::{
+    lines::{Delivery, Lines},
+    ocsf,
+};
 use crate::model::{Evidence, Finding, Severity};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
@@ -31,12 +34,10 @@ pub enum Format {
 /// Counts findings, and writes those that are news.
 pub struct Stream {
     format: Format,
-    out: Box<dyn Write + Send>,
+    out: Lines,
     /// Where it is a file.
     path: Option<PathBuf>,
     known: HashMap<String, Box<Known>>,
-    /// Lines that could not be written.
-    pub lost: u64,
 }
 
 struct Known {
@@ -76,25 +77,29 @@ impl std::fmt::Debug for Stream {
 
 impl Stream {
     /// A stream to `-`, standard output, or to a file that only its owner reads.
-    pub fn open(target: &str, format: Format) -> io::Result<Self> {
+    pub fn open(target: &str, format: Format, delivery: Delivery) -> io::Result<Self> {
         if target == "-" {
-            return Ok(Self::new(Box::new(io::stdout()), format));
+            return Self::new(Box::new(io::stdout()), format, delivery);
         }
         let path = PathBuf::from(target);
         Ok(Self {
             path: Some(path.clone()),
-            ..Self::new(to_file(&path)?, format)
+            ..Self::new(to_file(&path)?, format, delivery)?
         })
     }
 
-    pub fn new(out: Box<dyn Write + Send>, format: Format) -> Self {
-        Self {
+    pub fn new(out: Box<dyn Write + Send>, format: Format, delivery: Delivery) -> io::Result<Self> {
+        Ok(Self {
             format,
-            out,
+            out: Lines::start("findings", out, delivery)?,
             path: None,
             known: HashMap::new(),
-            lost: 0,
-        }
+        })
+    }
+
+    /// Lines that could not be written, or that nobody read in time.
+    pub fn lost(&self) -> u64 {
+        self.out.lost()
     }
 
     /// Takes up the counts of an earlier run.
@@ -148,8 +153,7 @@ impl Stream {
         if news {
             let told = known.told.replace(finding.time).is_some();
             if let Err(error) = self.write(&finding, told) {
-                self.lost += 1;
-                tracing::error!(%error, id = finding.id, "a finding could not be written to the stream");
+                tracing::error!(%error, id = finding.id, "a finding could not be written as JSON");
             }
         }
         finding
@@ -158,20 +162,19 @@ impl Stream {
     /// Begins the file of findings anew, where somebody has moved it away.
     pub fn reopen(&mut self) -> io::Result<()> {
         if let Some(path) = &self.path {
-            self.out = to_file(path)?;
+            self.out.set_target(to_file(path)?);
         }
         Ok(())
     }
 
-    fn write(&mut self, finding: &Finding, told: bool) -> io::Result<()> {
+    fn write(&self, finding: &Finding, told: bool) -> serde_json::Result<()> {
         let mut line = match self.format {
             Format::Json => serde_json::to_vec(finding)?,
             Format::Ocsf => serde_json::to_vec(&ocsf::detection(finding, told))?,
         };
         line.push(b'\n');
-        // At once, and whole: a line is not to wait in a buffer, nor to be cut by a kill.
-        self.out.write_all(&line)?;
-        self.out.flush()
+        self.out.write_line(line);
+        Ok(())
     }
 
     fn forget(&mut self) {
@@ -223,7 +226,8 @@ mod tests {
     #[test]
     fn what_gets_worse_is_told_at_once_and_not_taken_back() {
         let page = Page::default();
-        let mut stream = Stream::new(Box::new(page.clone()), Format::Json);
+        let mut stream = Stream::new(Box::new(page.clone()), Format::Json, Delivery::Complete)
+            .expect("a thread");
         stream.take(finding(0, "medium", "sole"));
         stream.take(finding(1, "critical", "presented"));
         let mut same_use = finding(1, "critical", "presented");
@@ -235,6 +239,8 @@ mod tests {
             (Severity::Critical, Some(Evidence::Presented))
         );
         assert_eq!((kept.summary.as_str(), kept.count), ("by presented", 3));
+        // It ends when everything is written.
+        drop(stream);
         let written = page.0.lock().expect("nobody panicked").clone();
         let told: Vec<Finding> = written
             .split(|byte| *byte == b'\n')

@@ -8,6 +8,7 @@ mod family;
 mod few;
 pub mod findings;
 pub mod http;
+pub mod lines;
 pub mod metrics;
 pub mod ocsf;
 pub mod page;

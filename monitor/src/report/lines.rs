@@ -1,0 +1,221 @@
+//! Writing lines to something that may not be read: a pipe, a file system that is gone. They are
+//! written by a thread of their own, from a bounded queue, and whoever makes them never waits.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+    },
+    time::Duration,
+};
+
+/// Lines that wait at most; a thousand findings are about a megabyte.
+const QUEUE: usize = 4096;
+/// What waits at the end is written within this, or not at all.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// What becomes of a line for which there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It is counted as lost: the agent goes on.
+    Lossy,
+    /// Whoever makes it waits: a command that exists to print it.
+    Complete,
+}
+
+enum Message {
+    Line(Vec<u8>),
+    /// What follows goes there.
+    Target(Box<dyn Write + Send>),
+    /// Dropped when everything before is written.
+    Reached(Sender<()>),
+}
+
+/// The end of the queue at which lines are made. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: Option<SyncSender<Message>>,
+    delivery: Delivery,
+    /// Disconnected when everything is written.
+    done: std::sync::Mutex<Receiver<()>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Lines {
+    /// Starts the thread.
+    pub fn start(
+        name: &str,
+        target: Box<dyn Write + Send>,
+        delivery: Delivery,
+    ) -> io::Result<Self> {
+        let (queue, messages) = sync_channel(QUEUE);
+        let (alive, done) = channel::<()>();
+        let lost = Arc::new(AtomicU64::new(0));
+        let lost_in_thread = Arc::clone(&lost);
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                write_lines(&messages, target, &lost_in_thread);
+                drop(alive);
+            })?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                queue: Some(queue),
+                delivery,
+                done: std::sync::Mutex::new(done),
+                lost,
+            }),
+        })
+    }
+
+    /// Hands over a whole line, with its end.
+    pub fn write_line(&self, line: Vec<u8>) {
+        self.send(Message::Line(line));
+    }
+
+    /// Has what follows written elsewhere.
+    pub fn set_target(&self, target: Box<dyn Write + Send>) {
+        self.send(Message::Target(target));
+    }
+
+    fn send(&self, message: Message) {
+        let sent = self.inner.queue.as_ref().is_some_and(|queue| {
+            if self.inner.delivery == Delivery::Complete {
+                return queue.send(message).is_ok();
+            }
+            !matches!(
+                queue.try_send(message),
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
+            )
+        });
+        if !sent {
+            self.inner.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until what was handed over is written, where that does not take long.
+    pub fn flush(&self) {
+        let (reached, is_reached) = channel::<()>();
+        self.send(Message::Reached(reached));
+        let _ = is_reached.recv_timeout(FLUSH_WITHIN).is_ok();
+    }
+
+    /// Lines that could not be written since the start.
+    pub fn lost(&self) -> u64 {
+        self.inner.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Inner {
+    /// Waits for what is still to be written; where it may be lost, not for long.
+    fn drop(&mut self) {
+        self.queue = None;
+        let done = self
+            .done
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Disconnected is what is waited for; a time-out leaves the thread to the kernel.
+        let _ = match self.delivery {
+            Delivery::Lossy => done.recv_timeout(FLUSH_WITHIN).is_ok(),
+            Delivery::Complete => done.recv().is_ok(),
+        };
+    }
+}
+
+fn write_lines(messages: &Receiver<Message>, mut target: Box<dyn Write + Send>, lost: &AtomicU64) {
+    for message in messages {
+        match message {
+            Message::Target(other) => target = other,
+            Message::Reached(reached) => drop(reached),
+            Message::Line(line) => {
+                // Whole, and at once: it is not to wait in a buffer, nor to be cut by a kill.
+                if target
+                    .write_all(&line)
+                    .and_then(|()| target.flush())
+                    .is_err()
+                {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// For a logger, which writes a line at a time.
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_line(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Read as _, os::fd::OwnedFd, time::Instant};
+
+    #[test]
+    fn a_reader_that_stops_costs_lines_and_no_time() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let lines = Lines::start(
+            "lines-test",
+            Box::new(std::fs::File::from(OwnedFd::from(writer))),
+            Delivery::Lossy,
+        )
+        .expect("a thread");
+        let began = Instant::now();
+        let line = vec![b'x'; 1023];
+        for _ in 0..20_000 {
+            lines.write_line([&line[..], b"\n"].concat());
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "nobody waited");
+        // The queue, and what the pipe holds, are the most that was not lost.
+        assert!(lines.lost() > 10_000, "{}", lines.lost());
+        let before = lines.lost();
+        let reading = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            reader.read_to_end(&mut text).map(|_| text)
+        });
+        drop(lines);
+        let text = reading.join().expect("joined").expect("read");
+        let whole = text
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        assert!(
+            whole.clone().all(|line| line.len() == 1023),
+            "lines are whole"
+        );
+        assert_eq!(whole.count() as u64, 20_000 - before);
+    }
+
+    #[test]
+    fn a_command_loses_nothing() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let lines = Lines::start(
+            "lines-test",
+            Box::new(std::fs::File::from(OwnedFd::from(writer))),
+            Delivery::Complete,
+        )
+        .expect("a thread");
+        let reading = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            reader.read_to_end(&mut text).map(|_| text.len())
+        });
+        for _ in 0..10_000 {
+            lines.write_line(vec![b'x'; 100]);
+        }
+        drop(lines);
+        assert_eq!(reading.join().expect("joined").expect("read"), 1_000_000);
+    }
+}
