@@ -8,6 +8,7 @@ pub mod cgroup;
 mod given;
 mod groups;
 pub mod names;
+mod peer;
 
 use crate::{
     model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind},
@@ -20,7 +21,7 @@ use binary::{Binaries, Running};
 use cgroup::{Group, Groups};
 use given::Mounted;
 use jiff::{SignedDuration, Timestamp};
-use names::{Names, Renamed};
+use names::{Images, Names, Renamed};
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
@@ -66,6 +67,8 @@ pub struct Attribution {
     clock: BootClock,
     binaries: Binaries,
     mounted: Mounted,
+    /// Processes with this program's name, and whether they are agents.
+    agents: HashMap<Subject, bool>,
     /// Records of processes were lost, ends among them, since the table was compared with `/proc`.
     lost: bool,
     compared: Option<Timestamp>,
@@ -83,6 +86,7 @@ impl Attribution {
             clock: BootClock::now(),
             binaries: Binaries::default(),
             mounted: Mounted::default(),
+            agents: HashMap::new(),
             lost: false,
             compared: None,
             unattributed: 0,
@@ -350,6 +354,34 @@ impl Attribution {
     /// The workload of a pod that was named before.
     pub fn of_pod(&self, uid: &str) -> Option<Workload> {
         self.names.of_pod(uid).cloned()
+    }
+
+    /// Whether a process is another agent of this host.
+    pub fn is_agent(&mut self, subject: Subject) -> bool {
+        /// Processes that are remembered.
+        const AGENTS: usize = 256;
+        let named = self
+            .entry(subject)
+            .is_some_and(|entry| entry.exe.ends_with("/keytrail") && entry.uid == 0);
+        if !named {
+            return false;
+        }
+        if let Some(known) = self.agents.get(&subject) {
+            return *known;
+        }
+        let Some(is_agent) = peer::is_agent(subject.pid) else {
+            return false;
+        };
+        if self.agents.len() >= AGENTS {
+            self.agents.clear();
+        }
+        self.agents.insert(subject, is_agent);
+        is_agent
+    }
+
+    /// What is known of images, now and later.
+    pub fn images(&self) -> &Images {
+        self.names.images()
     }
 
     /// What a cluster has at an address.
