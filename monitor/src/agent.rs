@@ -6,9 +6,14 @@ use crate::{
         names::{Names, Source, cri::Cri},
     },
     cluster::{self, Cluster},
-    credential::{Credentials, catalog::Catalog},
+    credential::{
+        Credentials,
+        catalog::Catalog,
+        recover::{Recovered, recover},
+    },
     ledger::{Before, Last, Writer},
-    model::{Credential, Gap, NOT_COVERED},
+    model::{self, Credential, Gap, NOT_COVERED},
+    notices::Notices,
     pipeline::{Joiner, Judge, Sinks, lost},
     policy::{
         Policy,
@@ -18,14 +23,17 @@ use crate::{
         access::Token,
         findings::{Format, Stream},
         http::{self, App, Security},
+        lines::Delivery,
         metrics::Metrics,
     },
     sensor::{
         Options, Sensor, cgroup_root,
         decode::BootClock,
-        doctor::{CAPABILITIES, has_capabilities, missed},
+        doctor::{CAPABILITIES, excluded, has_capabilities, missed, unreported},
+        exclude::{Exclude, Exclusion},
         fields::VMLINUX,
         observation::Observation,
+        remove_leftovers,
         selftest::{Heartbeat, self_test},
     },
     trail::Event,
@@ -46,6 +54,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, channel},
     },
     time::{Duration, Instant},
 };
@@ -67,6 +76,8 @@ pub struct Settings {
 
 /// Where state is kept by default.
 pub const STATE_DIR: &str = "/var/lib/keytrail";
+/// The configuration that is read where no other is named, if it exists.
+pub const CONFIG: &str = "/etc/keytrail/config.yaml";
 /// Where the agent listens by default.
 pub const LISTEN: &str = "127.0.0.1:9477";
 
@@ -119,8 +130,12 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     } else {
         (None, Before::default())
     };
-    let mut stream = Stream::open(&settings.findings, settings.findings_format)
-        .with_context(|| format!("cannot write findings to {}", settings.findings))?;
+    let mut stream = Stream::open(
+        &settings.findings,
+        settings.findings_format,
+        Delivery::Lossy,
+    )
+    .with_context(|| format!("cannot write findings to {}", settings.findings))?;
     stream.remember(before.findings);
     let record = settings
         .record
@@ -165,6 +180,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     let reload = Arc::new(AtomicBool::new(false));
     let names = names(cluster)?;
     let parts = Parts {
+        exclude: document.inspect.exclude.clone(),
         names,
         watch,
         state_dir: settings.state_dir.clone(),
@@ -225,7 +241,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         tokio::select! {
             served = serving => served?,
             served = serving_metrics => served?,
-            _ = terminate.recv() => tracing::info!("told to stop"),
+            _ = terminate.recv() => tracing::info!("received SIGTERM, shutting down"),
             () = hanging_up => {}
             interrupted = tokio::signal::ctrl_c() => interrupted?,
             _ = &mut end => {}
@@ -240,6 +256,8 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
 
 /// What the thread of the pipeline owns.
 struct Parts {
+    /// What no uprobe is attached to.
+    exclude: Vec<Exclude>,
     names: Names,
     watch: Watch,
     state_dir: PathBuf,
@@ -277,10 +295,11 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         rules: &rules,
         cgroup: cgroup.as_deref(),
         btf: Path::new(VMLINUX),
+        exclusion: Exclusion::new(parts.exclude.clone(), Arc::clone(attribution.images())),
     })?;
     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
     let now = Timestamp::now();
-    let mut events = start_gaps(&sensor, parts.last, now);
+    let mut events = start_gaps(&sensor, &parts.exclude, parts.last, now);
     for program in sensor.attached() {
         parts.judge.sinks.metrics.attached(
             program.probe.name(),
@@ -305,6 +324,14 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         parts.judge.policy.name(&mut named);
         parts.judge.sinks.metrics.known(&named, *first_seen);
     }
+    let places: Vec<String> = parts
+        .known
+        .iter()
+        .flat_map(|(credential, _)| &credential.sources)
+        .filter(|place| place.source == model::Source::File)
+        .map(|place| place.place.clone())
+        .collect();
+    let recovered = recover_in_background(Arc::clone(&parts.catalog), places)?;
     credentials.remember(parts.known.into_iter().map(|known| known.0).collect());
     let mut joiner = Joiner::new(attribution, credentials);
     joiner.environ_is_read = sensor.environ_is_read();
@@ -312,9 +339,16 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     events.extend(joiner.adopt(now));
     observations.retain(|observation| !is_of(observation, own));
     joiner.join(&mut observations, &mut events);
+    // Everything that can keep it from starting has gone well.
+    if let Some(ledger) = &parts.judge.sinks.ledger {
+        ledger.started();
+    }
     parts.judge.take(&mut events)?;
     parts.ready.store(true, Ordering::Release);
     tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
+    clean_up_in_background()?;
+    let mut notices = Notices::default();
+    let mut counted = now;
     let mut second = Instant::now();
     let mut seconds = 0u64;
     let mut heartbeat = Heartbeat::new(&parts.state_dir, own);
@@ -324,14 +358,15 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         sensor.observe(WAIT, &mut observations).await?;
         heartbeat.take(&mut observations);
         joiner.join(&mut observations, &mut events);
+        let before_names = events.len();
         joiner.rename(Timestamp::now(), &mut events);
+        if events.len() > before_names && !parts.exclude.is_empty() {
+            sensor.reconsider_exclusion();
+        }
         joiner.give_up(read_until, &mut events);
         parts.judge.take(&mut events)?;
         for pid in parts.judge.asking.drain(..) {
-            sensor.watch_answers(pid);
-        }
-        for candidate in joiner.tls.drain(..) {
-            sensor.look_for_tls(candidate);
+            sensor.inspect_answers(pid);
         }
         if std::mem::take(&mut joiner.pointed) {
             sensor.set_rules(&joiner.credentials.rules())?;
@@ -342,6 +377,10 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         for file in joiner.ignored.drain(..) {
             sensor.ignore(file)?;
         }
+        for found in recovered.try_iter() {
+            joiner.credentials.recovered(&found);
+            sensor.learn(found.file)?;
+        }
         if second.elapsed() < Duration::from_secs(1) {
             continue;
         }
@@ -351,10 +390,20 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         sensor.sweep_writes()?;
         sensor.close_answers()?;
         let now = Timestamp::now();
-        count(&mut sensor, &mut joiner, &parts.judge, now, &mut events)?;
+        count(
+            &mut sensor,
+            &mut joiner,
+            &parts.judge,
+            counted,
+            now,
+            &mut events,
+        )?;
+        counted = now;
+        let gaps = notices.gaps(sensor.take_notices(), now);
+        events.extend(gaps.into_iter().map(|gap| Event::Gap { gap }));
         joiner.objects(now, &mut events);
-        if heartbeat.beat(&mut sensor)? {
-            events.push(silent(now));
+        if let Some(since) = heartbeat.beat(&mut sensor)? {
+            events.push(silent(since));
         }
         events.push(Event::Tick { time: now });
         if seconds.is_multiple_of(3) {
@@ -371,7 +420,6 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
             joiner.attribution.bury(now);
         }
         if seconds.is_multiple_of(10) {
-            sensor.forget_tls();
             sensor.sweep_carried();
         }
         parts.judge.take(&mut events)?;
@@ -392,12 +440,17 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                     refused,
                 }) => {
                     joiner.credentials.set_catalog(Arc::clone(&catalog));
+                    if parts.exclude != document.inspect.exclude {
+                        parts.exclude.clone_from(&document.inspect.exclude);
+                        let images = Arc::clone(joiner.attribution.images());
+                        sensor.exclude(Exclusion::new(parts.exclude.clone(), images));
+                    }
                     sensor.set_rules(&joiner.credentials.rules())?;
                     parts.judge.replace_policy(document, catalog);
                     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
                     let success = i64::from(refused == 0);
                     parts.judge.sinks.metrics.reload_success.set(success);
-                    tracing::info!("the configuration was loaded again");
+                    tracing::info!("configuration reloaded");
                     if parts.watch.needs_restart() {
                         tracing::warn!(
                             "settings of the agent have changed as well: they hold from its next start on"
@@ -446,7 +499,12 @@ fn is_of(observation: &Observation, pid: u32) -> bool {
 }
 
 /// What this run cannot know from its start.
-fn start_gaps(sensor: &Sensor, last: Option<Last>, now: Timestamp) -> Vec<Event> {
+fn start_gaps(
+    sensor: &Sensor,
+    exclude: &[Exclude],
+    last: Option<Last>,
+    now: Timestamp,
+) -> Vec<Event> {
     let booted = BootClock::now().at(0);
     // Of a machine that went down the agent was not the only one to end.
     let killed = last.is_some_and(|last| !last.in_order && last.alive > booted);
@@ -499,20 +557,58 @@ fn start_gaps(sensor: &Sensor, last: Option<Last>, now: Timestamp) -> Vec<Event>
             gaps.push(missing);
         }
     }
-    for known in missed(sensor.attached()) {
+    let mut standing = missed(sensor.attached());
+    standing.extend(exclude.iter().map(excluded));
+    standing.extend(sensor.mappings_unreported().map(unreported));
+    for known in standing {
         gaps.push(gap(NOT_COVERED, None, known, now, None));
     }
     gaps
 }
 
-/// A gap for a file probe that does not tell of the agent's own opens any more.
-fn silent(now: Timestamp) -> Event {
+/// Finds files again that were known before the start, while the agent goes on.
+fn recover_in_background(
+    catalog: Arc<Catalog>,
+    places: Vec<String>,
+) -> anyhow::Result<Receiver<Recovered>> {
+    let (send, recovered) = channel();
+    std::thread::Builder::new()
+        .name("recover-files".to_owned())
+        .spawn(move || {
+            let found = recover(&catalog, &places);
+            tracing::debug!(files = found.len(), "credential files recovered");
+            for file in found {
+                // The other end is dropped only when the agent ends.
+                let _ = send.send(file);
+            }
+        })?;
+    Ok(recovered)
+}
+
+/// Deletes what an agent left that was killed. It costs nothing meanwhile.
+fn clean_up_in_background() -> anyhow::Result<()> {
+    std::thread::Builder::new()
+        .name("clean-up".to_owned())
+        .spawn(|| {
+            let removed = remove_leftovers();
+            if removed > 0 {
+                tracing::info!(
+                    events = removed,
+                    "deleted what previous agents left in tracefs"
+                );
+            }
+        })?;
+    Ok(())
+}
+
+/// A gap for a file probe that has not reported the agent's own opens since a time.
+fn silent(since: Timestamp) -> Event {
     Event::Gap {
         gap: Gap {
             kind: "probe-silent".to_owned(),
             probe: Some(Probe::File.name().to_owned()),
-            detail: "the file probe did not tell of a file that the agent opened: it was detached, or is kept from telling".to_owned(),
-            since: now,
+            detail: "the file probe did not report a file that the agent opened: it was detached, or is kept from reporting".to_owned(),
+            since,
             until: None,
             count: 0,
             blind: true,
@@ -520,19 +616,20 @@ fn silent(now: Timestamp) -> Event {
     }
 }
 
-/// Counters of the probes and of the stages after them; what was lost becomes a gap.
+/// Counters of the probes and of the stages after them; what was lost since they were looked at
+/// before, however long ago that is, becomes a gap.
 fn count(
     sensor: &mut Sensor,
     joiner: &mut Joiner,
     judge: &Judge,
+    before: Timestamp,
     now: Timestamp,
     events: &mut Vec<Event>,
 ) -> anyhow::Result<()> {
     let counters = sensor.counters()?;
     let metrics = &judge.sinks.metrics;
-    let before = now
-        .checked_sub(jiff::SignedDuration::from_secs(1))
-        .unwrap_or(now);
+    // A clock may have been set back.
+    let before = before.min(now);
     let mut told: HashMap<&str, u64> = HashMap::new();
     for (cgroup, probe, number) in sensor.take_losses() {
         let workload = joiner.attribution.group_name(cgroup);
@@ -579,7 +676,7 @@ fn count(
         (
             "all",
             "stream",
-            judge.sinks.stream.lost,
+            judge.sinks.stream.lost(),
             "findings could not be written to the stream",
         ),
         (
@@ -679,7 +776,9 @@ pub fn replay(
                 max_age: jiff::SignedDuration::from_hours(24 * 36_500),
                 ..document.retention.clone()
             };
-            Some(Writer::open(directory, retention)?.0)
+            let writer = Writer::open(directory, retention)?.0;
+            writer.started();
+            Some(writer)
         }
         None => None,
     };

@@ -1,15 +1,17 @@
 //! The command line.
 
 use crate::{
-    agent::{self, LISTEN, STATE_DIR, Settings},
+    agent::{self, CONFIG, LISTEN, STATE_DIR, Settings},
+    attribution::names::Images,
     ledger::read::{About, QueryError, Range, Reader},
     policy::{Policy, document::Document, suggest::suggest, trial::try_on},
     report::{
         dot,
         findings::{Format, Stream},
+        lines::{Delivery, Lines},
         table,
     },
-    sensor::doctor,
+    sensor::{doctor, exclude::Exclusion},
     time,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -65,6 +67,9 @@ enum Command {
     Doctor {
         #[arg(long, value_enum, default_value_t)]
         output: Output,
+        /// What the agent runs with: it says which programs are excluded from inspection
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Copy the ledger to a file, while the agent goes on writing
     Backup {
@@ -99,11 +104,11 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Configuration and expectations, in YAML
+    /// Configuration and expectations, in YAML [default: /etc/keytrail/config.yaml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the ledger and the fingerprint key are [default: /var/lib/keytrail]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = STATE_DIR_VARIABLE)]
     state_dir: Option<PathBuf>,
     /// Address of metrics and API [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDR")]
@@ -241,7 +246,7 @@ struct StoreArgs {
 #[derive(Debug, Args)]
 struct LedgerArgs {
     /// The agent's state directory
-    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = STATE_DIR_VARIABLE)]
     state_dir: PathBuf,
     /// The same as a URL: file:///var/lib/keytrail
     #[arg(long, value_name = "URL", conflicts_with = "state_dir")]
@@ -300,17 +305,42 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// Where the state directory is, where no option says so: set in the agent's pod, so that `keytrail`
+/// in it asks the agent that runs there.
+const STATE_DIR_VARIABLE: &str = "KEYTRAIL_STATE_DIR";
+
 /// Runs the command of the process; gives its exit status.
 pub fn main() -> ExitCode {
-    // The client of the Kubernetes API tells each failed request; who watches tells an outage once.
+    let command = Cli::parse().command;
+    // The client of the Kubernetes API reports each failed request; its user reports an outage once.
     let filter = EnvFilter::try_from_env("KEYTRAIL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off"));
-    tracing_subscriber::fmt()
+    let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-    match run(Cli::parse().command) {
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    // An agent must not wait for whoever reads its log.
+    let lines = matches!(command, Command::Run(_) | Command::Record { .. })
+        .then(|| Lines::start("log", Box::new(std::io::stderr()), Delivery::Lossy));
+    let lines = match lines.transpose() {
+        Ok(lines) => lines,
+        Err(error) => {
+            anstream::eprintln!("keytrail: cannot start the logger's thread: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    match lines.clone() {
+        Some(lines) => logger.with_writer(move || lines.clone()).init(),
+        None => logger.with_writer(std::io::stderr).init(),
+    }
+    let status = exit_status(command);
+    if let Some(lines) = lines {
+        lines.flush();
+    }
+    status
+}
+
+fn exit_status(command: Command) -> ExitCode {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Told) => ExitCode::from(1),
         Err(Failure::Failed(error)) => {
@@ -352,8 +382,11 @@ fn run(command: Command) -> Result<(), Failure> {
             anstream::println!("{}: written", file.display());
             Ok(())
         }
-        Command::Doctor { output } => {
-            let report = doctor::examine();
+        Command::Doctor { output, config } => {
+            let document = load(config_of(config).as_deref())?;
+            // A short-lived command asks no runtime for images.
+            let exclusion = Exclusion::new(document.inspect.exclude, Images::default());
+            let report = doctor::examine(&exclusion);
             print(output, &report, table::doctor)?;
             if report.healthy() {
                 Ok(())
@@ -366,6 +399,7 @@ fn run(command: Command) -> Result<(), Failure> {
             config,
             state_dir,
         } => {
+            let config = config_of(config);
             let document = load(config.as_deref())?;
             let settings = Settings {
                 state_dir: state_dir_of(state_dir, &document),
@@ -387,7 +421,7 @@ fn run(command: Command) -> Result<(), Failure> {
         } => {
             let document = load(config.as_deref())?;
             let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
-            let stream = Stream::open(&findings, findings_format)
+            let stream = Stream::open(&findings, findings_format, Delivery::Complete)
                 .map_err(|error| Failure::Failed(format!("cannot write to {findings}: {error}")))?;
             let count = agent::replay(&file, document, catalog, stream, state_dir.as_deref())
                 .map_err(failed)?;
@@ -398,11 +432,12 @@ fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn run_agent(args: RunArgs) -> Result<(), Failure> {
-    let document = load(args.config.as_deref())?;
-    agent::catalog(&document, args.config.as_deref()).map_err(usage)?;
+    let config = config_of(args.config);
+    let document = load(config.as_deref())?;
+    agent::catalog(&document, config.as_deref()).map_err(usage)?;
     let settings = Settings {
         state_dir: state_dir_of(args.state_dir, &document),
-        config: args.config,
+        config,
         listen: args
             .listen
             .or_else(|| document.listen.clone())
@@ -433,6 +468,11 @@ fn run_agent(args: RunArgs) -> Result<(), Failure> {
 fn state_dir_of(flag: Option<PathBuf>, document: &Document) -> PathBuf {
     flag.or_else(|| document.state_dir.clone())
         .unwrap_or_else(|| PathBuf::from(STATE_DIR))
+}
+
+/// The configuration of an agent: the one that is named, or else the usual one if it exists.
+fn config_of(named: Option<PathBuf>) -> Option<PathBuf> {
+    named.or_else(|| Some(PathBuf::from(CONFIG)).filter(|usual| usual.is_file()))
 }
 
 fn load(config: Option<&Path>) -> Result<Document, Failure> {

@@ -153,6 +153,7 @@ fn the_guide_has_every_key() {
         "KEY: 1",
         "retention: { KEY: 1 }",
         "kubernetes: { KEY: 1 }",
+        "inspect: { KEY: 1 }",
         "tls: { KEY: 1 }",
         "credentials: [ { KEY: 1 } ]",
         "credentials: [ { match: { KEY: 1 } } ]",
