@@ -85,12 +85,29 @@ pub fn check() -> Result<()> {
             bail!("the chart takes `{value}`, which is wrong");
         }
     }
+    binary()?;
     println!(
         "chart: {} renderings are valid, {} wrong values are refused",
         VERSIONS.len() * RENDERED.len(),
         WRONG.len()
     );
     unit(work.path())
+}
+
+/// What ships is what was built: without symbols, and no larger than it may be.
+fn binary() -> Result<()> {
+    const LARGEST: u64 = 36 << 20;
+    let agent = build::run()?;
+    let size = fs::metadata(&agent)?.len();
+    if size > LARGEST {
+        bail!(
+            "{} has {} MiB: is it stripped?",
+            agent.display(),
+            size >> 20
+        );
+    }
+    println!("agent: {:.1} MiB", size as f64 / f64::from(1 << 20));
+    Ok(())
 }
 
 /// The unit, with the agent that was built in place of the installed one.
