@@ -36,6 +36,18 @@ pub struct Agent {
     pub log: PathBuf,
 }
 
+/// What an agent runs in, besides its directory.
+#[derive(Debug, Default)]
+pub struct Surroundings<'a> {
+    /// These capabilities and no others; all where there are none.
+    pub capabilities: &'a [&'a str],
+    /// A control group, by its directory.
+    pub group: Option<&'a Path>,
+    /// What findings are written to, as standard output.
+    pub stdout: Option<&'a File>,
+    pub environment: &'a [(&'a str, &'a str)],
+}
+
 /// How long an agent may take to its readiness: in an emulated machine the verifier takes its time.
 const START: Duration = Duration::from_secs(180);
 
@@ -47,7 +59,23 @@ impl Agent {
 
     /// The same with these capabilities and no others, such as `sys_ptrace`; with all where none is given.
     pub fn start_able(directory: &Path, more: &[&str], capabilities: &[&str]) -> Result<Self> {
-        let mut agent = Self::spawn(directory, more, capabilities)?;
+        Self::start_as(
+            directory,
+            more,
+            &Surroundings {
+                capabilities,
+                ..Surroundings::default()
+            },
+        )
+    }
+
+    /// The same in other surroundings.
+    pub fn start_as(
+        directory: &Path,
+        more: &[&str],
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Self> {
+        let mut agent = Self::spawn(directory, more, surroundings)?;
         wait_for("the agent is ready", START, || {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", agent.log_text());
@@ -60,14 +88,28 @@ impl Agent {
         Ok(agent)
     }
 
-    fn spawn(directory: &Path, more: &[&str], capabilities: &[&str]) -> Result<Self> {
+    /// Starts an agent, and waits for nothing.
+    pub fn spawn(directory: &Path, more: &[&str], surroundings: &Surroundings<'_>) -> Result<Self> {
         // A free port; nobody else takes it in the moment between.
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let state_dir = directory.join("state");
         let findings = directory.join("findings.jsonl");
         let log = directory.join("agent.log");
-        let mut command = Command::new("setpriv");
+        let mut command = match surroundings.group {
+            None => Command::new("setpriv"),
+            Some(group) => {
+                let enter = format!(
+                    "echo $$ > {}/cgroup.procs && exec setpriv \"$@\"",
+                    group.display()
+                );
+                let mut command = Command::new("bash");
+                command.args(["-c", &enter, "bash"]);
+                command
+            }
+        };
         command.args(["--pdeathsig", "KILL"]);
+        command.envs(surroundings.environment.iter().copied());
+        let capabilities = surroundings.capabilities;
         if !capabilities.is_empty() {
             let bounding = format!("-all,+{}", capabilities.join(",+"));
             command.args(["--inh-caps=-all", "--bounding-set", &bounding]);
@@ -79,10 +121,17 @@ impl Agent {
             .arg(&state_dir)
             .args(["--listen", &listen.to_string()])
             .arg("--findings")
-            .arg(&findings)
+            .arg(if surroundings.stdout.is_some() {
+                Path::new("-")
+            } else {
+                &findings
+            })
             .args(more)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(match surroundings.stdout {
+                Some(stdout) => stdout.try_clone()?.into(),
+                None => Stdio::null(),
+            })
             .stderr(File::options().create(true).append(true).open(&log)?);
         let child = spawn_for_good(command)?;
         Ok(Self {
@@ -126,12 +175,10 @@ impl Agent {
     /// Waits until it has loaded a configuration that was changed.
     pub fn await_loaded(&self) -> Result<()> {
         wait_for(
-            "the configuration is loaded again",
+            "the configuration is reloaded",
             Duration::from_secs(10),
             || {
-                let told = self
-                    .log_text()
-                    .contains("the configuration was loaded again");
+                let told = self.log_text().contains("configuration reloaded");
                 Ok(told.then_some(()))
             },
         )

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod containers;
+pub mod memory;
 pub mod server;
 pub mod web;
 pub mod workload;

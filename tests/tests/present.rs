@@ -157,7 +157,7 @@ fn each(script: &str, requests: &[String]) -> Option<Command> {
 /// Runs a program until it is watched: what one does in the first moments after it was first seen is
 /// a declared gap.
 fn watched(scene: &Scene, program: &str, run: impl Fn() -> bool) -> Result<()> {
-    let line = format!("TLS is watched file={program} ");
+    let line = format!("TLS probes attached file={program} ");
     wait_for(
         "the new program is watched",
         Duration::from_secs(10),
@@ -718,7 +718,7 @@ fn a_deleted_program_is_let_go() -> Result<()> {
             .is_ok_and(|status| status.success())
     })?;
     std::fs::remove_file(&copy)?;
-    let line = format!("TLS is watched no longer file={}", copy.display());
+    let line = format!("TLS probes detached file={}", copy.display());
     wait_for("the links are gone", Duration::from_secs(30), || {
         Ok(scene.agent.log_text().contains(&line).then_some(()))
     })

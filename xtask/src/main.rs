@@ -41,11 +41,18 @@ enum Command {
     /// Show the main job on real processes, on this machine (root)
     Demo,
     /// Everything that must hold: format, lints, unit, property and end-to-end tests
-    Test,
+    Test {
+        /// Every combination of programs and a real Kubernetes as well: an hour or more
+        #[arg(long)]
+        all: bool,
+    },
     /// The end-to-end tests on this machine, as a part of `test` (root)
     Scenarios {
         /// Files of them, such as `present`; all where none is named
         files: Vec<String>,
+        /// Every combination of programs
+        #[arg(long)]
+        all: bool,
     },
     /// Check the rules of Prometheus, run their tests, and check Grafana's dashboards
     Dashboards,
@@ -106,10 +113,10 @@ fn run(command: Command) -> Result<()> {
         Command::Build => build::run().map(drop),
         Command::Run { arguments } => build::run_agent(&arguments),
         Command::Demo => demo::run(),
-        Command::Test => test::run(),
-        Command::Scenarios { files } => {
+        Command::Test { all } => test::run(all),
+        Command::Scenarios { files, all } => {
             build::run()?;
-            test::scenarios(&files)
+            test::scenarios(&files, all)
         }
         Command::Dashboards => dashboards::check(),
         Command::Reference => test::write_reference(),

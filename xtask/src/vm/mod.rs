@@ -141,7 +141,7 @@ fn tests(variant: Variant) -> String {
 export KEYTRAIL_COVERAGE=/dev/ttyS1 KEYTRAIL_SKIP_HOOKS={skipped}
 ./keytrail doctor --output json | tr -d '\\n' > /dev/ttyS1 || exit 1
 echo > /dev/ttyS1
-./evasions --test-threads=1",
+./evasions --test-threads=1 && ./kernel --test-threads=1",
         image::PROGRAMS,
         skipped = variant.skipped_hooks
     )

