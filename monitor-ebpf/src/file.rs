@@ -367,7 +367,9 @@ fn learned(key: InodeKey) -> Option<u32> {
         ..key
     };
     // SAFETY: as above.
-    unsafe { INODES.get(any) }.copied()
+    let found = unsafe { INODES.get(any) }.copied();
+    // To be ignored is said of one very file.
+    found.filter(|value| *value == INODE_CREDENTIAL)
 }
 
 /// The exact look-ups, the count of repeats, and the record.

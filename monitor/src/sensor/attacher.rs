@@ -36,8 +36,9 @@ use std::{
 const FILES_MAX: usize = 1024;
 /// Descriptors that are left for everything else.
 const DESCRIPTORS_RESERVED: usize = 512;
-/// Descriptors of one file.
-const DESCRIPTORS_EACH: usize = 6;
+/// Descriptors of one file: its own, and one for each program, or for each function where the kernel
+/// has no multi-uprobe links.
+const DESCRIPTORS_EACH: usize = 12;
 /// Processes whose answers are inspected at one time.
 const ANSWERS_MAX: usize = 64;
 /// Between two looks at what has become of files and processes.
@@ -63,7 +64,7 @@ pub struct Found {
     pub stacks: Vec<(&'static str, Vec<Point>)>,
 }
 
-/// What the attacher is told.
+/// What the attacher is to do, or to know.
 #[derive(Debug)]
 pub enum Command {
     Found(Box<Found>),
@@ -97,7 +98,6 @@ pub enum Command {
     MountsChanged,
     /// The sender is dropped when everything before has been done.
     Reached(Sender<()>),
-    Stop,
 }
 
 /// What the rest of the agent has to know.
@@ -130,7 +130,10 @@ pub type Programs = HashMap<&'static str, Program>;
 pub struct Attacher {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
-    /// Whether it has to know what becomes of processes.
+    stop: Arc<AtomicBool>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
+    /// Whether forks, executions and exits are to be sent.
     follows_processes: Arc<AtomicBool>,
 }
 
@@ -141,7 +144,9 @@ impl Attacher {
         reporter: Reporter,
         exclusion: Exclusion,
     ) -> io::Result<Self> {
-        let (commands, told) = channel();
+        let (commands, received) = channel();
+        let (alive, ended) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
         let follows_processes = Arc::new(AtomicBool::new(false));
         let state = State {
             programs,
@@ -158,10 +163,18 @@ impl Attacher {
         };
         let thread = std::thread::Builder::new()
             .name("attacher".to_owned())
-            .spawn(move || state.run(&told))?;
+            .spawn({
+                let stop = Arc::clone(&stop);
+                move || {
+                    state.run(&received, &stop);
+                    drop(alive);
+                }
+            })?;
         Ok(Self {
             commands,
             thread: Some(thread),
+            stop,
+            ended,
             follows_processes,
         })
     }
@@ -170,13 +183,13 @@ impl Attacher {
         &self.commands
     }
 
-    /// Tells it something; nothing is waited for.
-    pub fn tell(&self, command: Command) {
+    /// Sends a command, without waiting for what comes of it.
+    pub fn send(&self, command: Command) {
         // The thread ends only with this value.
         let _ = self.commands.send(command);
     }
 
-    /// Whether it has to be told of forks, executions and exits.
+    /// Whether forks, executions and exits are to be sent.
     pub fn follows_processes(&self) -> bool {
         self.follows_processes.load(Ordering::Relaxed)
     }
@@ -185,8 +198,13 @@ impl Attacher {
 impl Drop for Attacher {
     /// Detaches everything, as far as [`DETACH_WITHIN`] allows.
     fn drop(&mut self) {
-        let _ = self.commands.send(Command::Stop);
-        if let Some(thread) = self.thread.take()
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes it where it waits for a command.
+        let _ = self.commands.send(Command::MountsChanged);
+        let late = self.ended.recv_timeout(DETACH_WITHIN) == Err(RecvTimeoutError::Timeout);
+        if late {
+            tracing::warn!("the attacher did not end in time; the kernel detaches what is left");
+        } else if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             tracing::error!("the attacher ended in a panic");
@@ -264,13 +282,17 @@ struct State {
 }
 
 impl State {
-    fn run(mut self, told: &Receiver<Command>) {
+    fn run(mut self, commands: &Receiver<Command>, stop: &AtomicBool) {
         let mut swept = Instant::now();
         loop {
-            match told.recv_timeout(SWEEP) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            let command = commands.recv_timeout(SWEEP);
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            match command {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
@@ -292,7 +314,6 @@ impl State {
             Command::Changed(changed) => self.changed(&changed),
             Command::MountsChanged => self.release_unmounted(),
             Command::Reached(done) => drop(done),
-            Command::Stop => {}
         }
     }
 
@@ -325,14 +346,45 @@ impl State {
             by_process: AtomicBool::new(false),
         });
         let change = self.changes.follow(&found.held.file);
+        let mut attached = false;
         for (stack, points) in &found.stacks {
             self.make_room();
-            self.attach_stack(&found, &watch, stack, points, change);
+            attached |= self.attach_stack(&found, &watch, stack, points, change);
+        }
+        if !attached {
+            if let Some(change) = change {
+                self.changes.forget(change);
+            }
+            if let Some(file) = found.file {
+                self.known.nothing(file);
+            }
+            return;
         }
         if let Some(file) = found.file {
             self.known.watched(file, &watch);
         }
         self.update_follows();
+        if watch.by_process.load(Ordering::Relaxed) {
+            self.find_mappers(found.key);
+        }
+    }
+
+    /// Finds who has a file mapped, where that has to be known: others may have mapped it while it was
+    /// inspected, and its first user may have ended before its end was followed.
+    fn find_mappers(&mut self, key: FileKey) {
+        let mappers = users().mappers.remove(&key.inode).unwrap_or_default();
+        let mut unused = mappers.is_empty();
+        for mut watched in self.take_files(key) {
+            unused &= watched.until == Until::Unmapped;
+            watched.mappers.clone_from(&mappers);
+            for pid in &mappers {
+                self.attach_process(&mut watched, *pid);
+            }
+            self.put_back(vec![watched]);
+        }
+        if unused {
+            self.release_file(key);
+        }
     }
 
     fn attach_stack(
@@ -342,13 +394,13 @@ impl State {
         stack: &'static str,
         points: &[Point],
         change: Option<i32>,
-    ) {
+    ) -> bool {
         let Ok(file) = found.held.file.try_clone() else {
             self.reporter.report(Notice::NotAttached {
                 file: found.name.clone(),
                 reason: "out of descriptors".to_owned(),
             });
-            return;
+            return false;
         };
         let (answers, points) = by_program(points, found.executable);
         let mut watched = Watched {
@@ -365,10 +417,11 @@ impl State {
             change,
         };
         if !self.attach_scope(&mut watched, found.executable) {
-            return;
+            return false;
         }
         let key = (found.key.device, found.key.inode, stack);
         self.files.insert(key, watched);
+        true
     }
 
     /// Attaches to a file in the scope that the exclusion leaves. `false` where that is none.
@@ -379,7 +432,12 @@ impl State {
         } else {
             self.exclusion.affects_libraries()
         };
-        if by_path && let Some(pattern) = self.exclusion.pattern_for_path(&watched.name) {
+        let FileKey { device, inode } = watched.watch.key;
+        let excluded = self
+            .exclusion
+            .pattern_for_file(device, inode)
+            .or_else(|| self.exclusion.pattern_for_path(&watched.name));
+        if let Some(pattern) = excluded {
             tracing::info!(file = %watched.name, pattern, "excluded: no TLS probes attached");
             return false;
         }
@@ -494,7 +552,8 @@ impl State {
         }
         self.detach(links);
         for key in unused {
-            self.release_file(key);
+            // A process that nothing was known of may have it mapped.
+            self.find_mappers(key);
         }
         self.update_follows();
     }
@@ -609,7 +668,7 @@ impl State {
             let (key, file) = (watched.watch.key, watched.name.clone());
             let in_use = used.contains_key(inode);
             let limit = self.capacity;
-            tracing::warn!(%file, limit, in_use, "TLS probes detached: too many files have TLS");
+            tracing::warn!(%file, limit, in_use, "TLS probes detached: the limit of files is reached");
             self.reporter.report(Notice::Evicted { file, in_use });
             self.release_file(key);
         }
@@ -696,21 +755,24 @@ impl State {
             .flatten()
             .collect();
         self.detach(links);
-        // An exit may have been lost.
-        let ended: HashSet<u32> = self
+        // An exit may have been lost, and a library may have been closed.
+        let in_doubt: HashSet<u32> = self
             .files
             .values()
-            .flat_map(|watched| watched.mappers.iter().copied())
-            .filter(|pid| !lives(pid))
+            .flat_map(|watched| {
+                let held = watched.until == Until::Unmapped;
+                let mappers = watched.mappers.iter().copied();
+                mappers.filter(move |pid| held || !lives(pid))
+            })
             .collect();
-        for pid in ended {
+        for pid in in_doubt {
             self.unmapped(pid);
         }
-        // So may a change, where it could not be followed.
+        // So may a change.
         let changed: Vec<FileKey> = self
             .files
             .values()
-            .filter(|watched| watched.change.is_none() && !is_same(watched))
+            .filter(|watched| !is_same(watched))
             .map(|watched| watched.watch.key)
             .collect();
         for key in changed {
@@ -760,7 +822,7 @@ impl State {
             tracing::warn!(
                 links = count,
                 milliseconds,
-                "detaching takes long; the kernel goes on with it"
+                "detaching exceeded its time; the kernel completes it"
             );
         } else {
             tracing::debug!(links = count, milliseconds, "all TLS probes detached");

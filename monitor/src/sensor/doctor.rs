@@ -134,7 +134,7 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
 /// What a pattern of `inspect.exclude` costs.
 pub fn excluded(pattern: &Exclude) -> String {
     format!(
-        "what programs present inside TLS that `inspect.exclude: {}` excludes; where they may use a library that others use as well, libraries are attached to process by process, and what others present in the first tens of milliseconds after they start is missed, too",
+        "what programs present inside TLS that `inspect.exclude: {}` excludes, and for a pattern that may be an image's every container whose image is not known; where they may use a library that others use as well, libraries are attached to process by process, and what others present in the first tens of milliseconds after they start is missed, too",
         pattern.text()
     )
 }

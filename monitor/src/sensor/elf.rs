@@ -1,8 +1,8 @@
-//! Reading ELF files that nobody vouches for.
+//! Reading untrusted ELF files.
 //!
 //! Every size in such a file is a claim. Tables are read through a window of fixed size, so that a
-//! file of a few kilobytes that claims a section of gigabytes costs neither memory nor, beyond
-//! [`SCAN_MAX`], time. Only 64-bit little-endian files of the agent's own architecture are parsed:
+//! file of a few kilobytes that claims a section of gigabytes costs no memory, and all reads together
+//! are limited to [`BUDGET`], so that it costs no time. Only 64-bit little-endian files of the agent's own architecture are parsed:
 //! others pass arguments in another way.
 
 use object::{
@@ -15,11 +15,13 @@ use object::{
     pod::{Pod, from_bytes},
     read::elf::{FileHeader as _, Sym as _},
 };
-use std::{fs::File, io};
+use std::{cell::Cell, collections::BTreeSet, fs::File, io};
 use thiserror::Error;
 
 /// Bytes of one section or segment that are searched.
 pub const SCAN_MAX: u64 = 256 << 20;
+/// Bytes that are read of one file in all: about a second.
+const BUDGET: u64 = 1 << 30;
 /// Bytes that are in memory at once.
 pub const WINDOW: usize = 64 << 10;
 /// Program headers that are read; a linker writes about a dozen.
@@ -137,10 +139,26 @@ pub enum Unwind {
     Unknown,
 }
 
+/// A file of which no more than [`BUDGET`] is read.
+#[derive(Debug)]
+struct Metered<'a, F: ?Sized> {
+    file: &'a F,
+    left: Cell<u64>,
+}
+
+impl<F: ReadAt + ?Sized> Metered<'_, F> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, ElfError> {
+        let left = self.left.get().checked_sub(buffer.len() as u64);
+        let left = left.ok_or(ElfError::Limit("what is read of the file", BUDGET))?;
+        self.left.set(left);
+        Ok(self.file.read_at(buffer, offset)?)
+    }
+}
+
 /// The headers of a file, and access to the rest.
 #[derive(Debug)]
 pub struct Elf<'a, F: ReadAt + ?Sized> {
-    file: &'a F,
+    file: Metered<'a, F>,
     segments: Vec<Segment>,
     sections: Vec<Section>,
 }
@@ -148,12 +166,16 @@ pub struct Elf<'a, F: ReadAt + ?Sized> {
 impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
     /// Reads the headers.
     pub fn parse(file: &'a F) -> Result<Self, ElfError> {
+        let file = Metered {
+            file,
+            left: Cell::new(BUDGET),
+        };
         let machine = if cfg!(target_arch = "aarch64") {
             EM_AARCH64
         } else {
             EM_X86_64
         };
-        let header: FileHeader64<Le> = read_pod(file, 0).map_err(|error| match error {
+        let header: FileHeader64<Le> = read_pod(&file, 0).map_err(|error| match error {
             ElfError::Truncated(_) => ElfError::Foreign,
             error => error,
         })?;
@@ -171,7 +193,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         for index in 0..count {
             let size = size_of::<ProgramHeader64<Le>>() as u64;
             let at = place(header.e_phoff.get(Le), index as u64, size)?;
-            let found: ProgramHeader64<Le> = read_pod(file, at)?;
+            let found: ProgramHeader64<Le> = read_pod(&file, at)?;
             segments.push(Segment {
                 kind: found.p_type.get(Le),
                 executable: found.p_flags.get(Le) & PF_X != 0,
@@ -198,7 +220,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         for index in 0..count {
             let size = size_of::<SectionHeader64<Le>>() as u64;
             let at = place(header.e_shoff.get(Le), index as u64, size)?;
-            let found: SectionHeader64<Le> = read_pod(self.file, at)?;
+            let found: SectionHeader64<Le> = read_pod(&self.file, at)?;
             names.push(found.sh_name.get(Le));
             let empty = found.sh_type.get(Le) == SHT_NOBITS;
             self.sections.push(Section {
@@ -309,7 +331,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         }
         let mut found = Vec::new();
         let size = size_of::<Sym64<Le>>();
-        let mut window = Window::new(self.file);
+        let mut window = Window::new(&self.file);
         for index in 0..symbols.size / size as u64 {
             let at = place(symbols.offset, index, size as u64)?;
             let Some(bytes) = window.bytes(at, size)? else {
@@ -337,21 +359,41 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
 
     /// Where names stand in a table of strings, in order. A name may be the end of a longer one.
     fn places_of(&self, strings: &Section, names: &[&str]) -> Result<Vec<(u32, usize)>, ElfError> {
-        let needles: Vec<Vec<u8>> = names
+        /// Names that begin alike are looked for together.
+        const FRONT: usize = 4;
+        let longest = names.iter().map(|name| name.len() + 1).max().unwrap_or(0);
+        let fronts: BTreeSet<&[u8]> = names
             .iter()
-            .map(|name| [name.as_bytes(), b"\0"].concat())
+            .filter_map(|name| name.as_bytes().get(..FRONT))
             .collect();
         let mut places = Vec::new();
-        for (index, needle) in needles.iter().enumerate() {
-            scan(self.file, strings.offset, strings.size, needle, |at| {
-                places.extend(u32::try_from(at).ok().map(|at| (at, index)));
+        for front in fronts {
+            let mut visit = |at: u64, rest: &[u8]| {
+                let name = names.iter().position(|name| {
+                    rest.strip_prefix(name.as_bytes())
+                        .is_some_and(|behind| behind.first() == Some(&0))
+                });
+                places.extend(
+                    name.zip(u32::try_from(at).ok())
+                        .map(|(name, at)| (at, name)),
+                );
                 places.len() < NAMES_MAX
-            })?;
+            };
+            scan(
+                &self.file,
+                strings.offset,
+                strings.size,
+                front,
+                longest,
+                &mut visit,
+            )?;
         }
         if places.len() >= NAMES_MAX {
             return Err(ElfError::Limit("names of symbols", NAMES_MAX as u64));
         }
+        // What stands at the end of a window may have been seen twice.
         places.sort_unstable();
+        places.dedup();
         Ok(places)
     }
 
@@ -417,7 +459,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         let (mut address, mut size) = (None, 0);
         for index in 0..(dynamic.size / size_of::<Dyn64<Le>>() as u64).min(ENTRIES_MAX) {
             let at = place(dynamic.offset, index, size_of::<Dyn64<Le>>() as u64)?;
-            let entry: Dyn64<Le> = read_pod(self.file, at)?;
+            let entry: Dyn64<Le> = read_pod(&self.file, at)?;
             match entry.d_tag.get(Le) {
                 tag if tag == DT_RELA => address = Some(entry.d_val.get(Le)),
                 tag if tag == DT_RELASZ => size = entry.d_val.get(Le),
@@ -432,7 +474,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             return Err(ElfError::Limit("relocations", SCAN_MAX));
         }
         let each = size_of::<Rela64<Le>>();
-        let mut window = Window::new(self.file);
+        let mut window = Window::new(&self.file);
         for index in 0..size / each as u64 {
             let at = place(offset, index, each as u64)?;
             let Some(bytes) = window.bytes(at, each)? else {
@@ -462,18 +504,24 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         mut visit: impl FnMut(u64) -> bool,
     ) -> Result<(), ElfError> {
         let size = segment.size.min(SCAN_MAX);
-        scan(self.file, segment.offset, size, needle, |at| {
-            visit(segment.address.wrapping_add(at))
-        })
+        let mut visit = |at, _: &[u8]| visit(segment.address.wrapping_add(at));
+        scan(
+            &self.file,
+            segment.offset,
+            size,
+            needle,
+            needle.len(),
+            &mut visit,
+        )
     }
 
     /// Sequential access to what is loaded from an address on.
-    pub fn window(&self, address: u64) -> Result<LoadedWindow<'a, F>, ElfError> {
+    pub fn window(&self, address: u64) -> Result<LoadedWindow<'_, 'a, F>, ElfError> {
         let offset = self
             .offset_of(address)
             .ok_or(ElfError::Truncated("an address"))?;
         Ok(LoadedWindow {
-            window: Window::new(self.file),
+            window: Window::new(&self.file),
             offset,
         })
     }
@@ -481,12 +529,12 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
 
 /// See [`Elf::window`].
 #[derive(Debug)]
-pub struct LoadedWindow<'a, F: ReadAt + ?Sized> {
-    window: Window<'a, F>,
+pub struct LoadedWindow<'e, 'a, F: ReadAt + ?Sized> {
+    window: Window<'e, 'a, F>,
     offset: u64,
 }
 
-impl<F: ReadAt + ?Sized> LoadedWindow<'_, F> {
+impl<F: ReadAt + ?Sized> LoadedWindow<'_, '_, F> {
     /// Two 32-bit numbers, so many bytes from the beginning.
     pub fn pair(&mut self, from_start: u64) -> Result<(u32, u32), ElfError> {
         let at = self.offset.checked_add(from_start);
@@ -506,14 +554,14 @@ impl<F: ReadAt + ?Sized> LoadedWindow<'_, F> {
 
 /// A window on a file, that moves forward as it is used.
 #[derive(Debug)]
-struct Window<'a, F: ReadAt + ?Sized> {
-    file: &'a F,
+struct Window<'e, 'a, F: ReadAt + ?Sized> {
+    file: &'e Metered<'a, F>,
     bytes: Vec<u8>,
     start: u64,
 }
 
-impl<'a, F: ReadAt + ?Sized> Window<'a, F> {
-    fn new(file: &'a F) -> Self {
+impl<'e, 'a, F: ReadAt + ?Sized> Window<'e, 'a, F> {
+    fn new(file: &'e Metered<'a, F>) -> Self {
         Self {
             file,
             bytes: Vec::new(),
@@ -538,13 +586,15 @@ impl<'a, F: ReadAt + ?Sized> Window<'a, F> {
     }
 }
 
-/// Calls `visit` with how far from `offset` each `needle` stands, until it returns `false`.
+/// Calls `visit` with how far from `offset` each `needle` stands, and what begins there, until it
+/// returns `false`. `whole` bytes are there from the needle on, where the file has them.
 fn scan<F: ReadAt + ?Sized>(
-    file: &F,
+    file: &Metered<'_, F>,
     offset: u64,
     size: u64,
     needle: &[u8],
-    mut visit: impl FnMut(u64) -> bool,
+    whole: usize,
+    visit: &mut dyn FnMut(u64, &[u8]) -> bool,
 ) -> Result<(), ElfError> {
     let finder = memchr::memmem::Finder::new(needle);
     let mut buffer = vec![0; WINDOW];
@@ -556,15 +606,15 @@ fn scan<F: ReadAt + ?Sized>(
         };
         let read = file.read_at(&mut buffer[..wanted], at)?;
         for found in finder.find_iter(&buffer[..read]) {
-            if !visit(done + found as u64) {
+            if !visit(done + found as u64, &buffer[found..read]) {
                 return Ok(());
             }
         }
         if read < wanted || done + read as u64 >= size {
             break;
         }
-        // A needle may be cut by the end of the window.
-        done += (read - (needle.len() - 1).min(read - 1)) as u64;
+        // What is cut by the end of the window is whole in the next one.
+        done += (read - whole.saturating_sub(1).min(read - 1)) as u64;
     }
     Ok(())
 }
@@ -583,7 +633,7 @@ fn place(start: u64, index: u64, size: u64) -> Result<u64, ElfError> {
         .ok_or(ElfError::Truncated("a table"))
 }
 
-fn read_pod<T: Pod, F: ReadAt + ?Sized>(file: &F, offset: u64) -> Result<T, ElfError> {
+fn read_pod<T: Pod, F: ReadAt + ?Sized>(file: &Metered<'_, F>, offset: u64) -> Result<T, ElfError> {
     // No header is longer.
     let mut buffer = [0; 64];
     let bytes = &mut buffer[..size_of::<T>()];

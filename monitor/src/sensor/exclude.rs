@@ -1,13 +1,13 @@
 //! Programs that no uprobe is attached to: `inspect.exclude` in the configuration.
 
-use super::elf::Elf;
+use super::{elf::Elf, hold};
 use crate::{
     attribution::{cgroup, names::Images},
     host,
 };
 use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Deserializer};
-use std::{fs::File, path::Path, sync::PoisonError};
+use std::{os::unix::fs::MetadataExt as _, path::Path, sync::PoisonError};
 
 /// A glob over paths of executables (where it begins with `/`), names of units, and images.
 #[derive(Clone, Debug)]
@@ -60,12 +60,15 @@ pub struct Exclusion {
     images: Images,
     /// Whether a program that is excluded may use libraries that others use as well.
     affects_libraries: bool,
+    /// Files that patterns name, and which.
+    files: Vec<(u64, u64, String)>,
 }
 
 impl Exclusion {
     pub fn new(patterns: Vec<Exclude>, images: Images) -> Self {
         Self {
             affects_libraries: patterns.iter().any(may_use_libraries),
+            files: patterns.iter().filter_map(file_of).collect(),
             patterns,
             images,
         }
@@ -89,6 +92,13 @@ impl Exclusion {
     /// Whether a file that is a program is excluded or not whoever runs it.
     pub fn is_by_path(&self) -> bool {
         self.patterns.iter().all(|pattern| is_path(&pattern.text))
+    }
+
+    /// The pattern that names this very file.
+    pub fn pattern_for_file(&self, device: u64, inode: u64) -> Option<String> {
+        let mut files = self.files.iter();
+        let found = files.find(|file| (file.0, file.1) == (device, inode))?;
+        Some(found.2.clone())
     }
 
     /// The pattern that excludes an executable by its path.
@@ -148,12 +158,21 @@ fn may_use_libraries(pattern: &Exclude) -> bool {
     if !is_path(&pattern.text) || !is_literal {
         return true;
     }
-    let program = File::open(host::path(Path::new(&pattern.text)));
-    let headers = program.ok().and_then(|program| {
-        let headers = Elf::parse(&program).ok()?;
+    let program = hold::hold_on_host(Path::new(&pattern.text));
+    let headers = program.and_then(|program| {
+        let headers = Elf::parse(&program.file).ok()?;
         Some(headers.has_interpreter())
     });
     headers.unwrap_or(true)
+}
+
+/// The file of a pattern that is a path: it is excluded by whatever name it is reached.
+fn file_of(pattern: &Exclude) -> Option<(u64, u64, String)> {
+    if !is_path(&pattern.text) {
+        return None;
+    }
+    let metadata = std::fs::metadata(host::path(Path::new(&pattern.text))).ok()?;
+    Some((metadata.dev(), metadata.ino(), pattern.text.clone()))
 }
 
 /// Names of units end in one of these; an image's does not.

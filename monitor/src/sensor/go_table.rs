@@ -217,7 +217,7 @@ impl Table {
     ) -> Result<Option<u32>, GoError> {
         let start = self.word(self.entries);
         // Both go forward: a function's record stands behind that of the function before it.
-        let mut list: LoadedWindow<'_, F> = elf.window(start)?;
+        let mut list: LoadedWindow<'_, '_, F> = elf.window(start)?;
         let mut records = elf.window(start)?;
         for index in 0..self.functions {
             let (entry, record) = list.pair(index * 8)?;

@@ -4,8 +4,12 @@
 //! is detached. So a file is reached through a mount that stays anyway, or through a private copy of
 //! its mount, and only where there is neither through the mount that the process uses.
 
-use super::{doctor, mapped::Mapping};
-use crate::host;
+use super::{
+    doctor,
+    mapped::{Mapping, bounded_lines},
+    running::REMOTE_FILE_SYSTEMS,
+};
+use crate::{host, reserved};
 use rustix::{
     fs::{Mode, OFlags},
     mount::OpenTreeFlags,
@@ -28,13 +32,15 @@ use thiserror::Error;
 pub enum HoldError {
     #[error("cannot open it: {0}")]
     Open(#[from] io::Error),
-    #[error("no regular file, or another one by now")]
+    #[error("not a regular file, or replaced by another")]
     Replaced,
-    /// Permanent, unlike the others: whoever asks again gets the same.
+    /// Permanent, unlike the others.
     #[error(
         "it is on {0}, which a probe would keep from being unmounted; with CAP_SYS_ADMIN a private copy of the mount is used instead"
     )]
     Busy(PathBuf),
+    #[error("it is on {0}, a file system that may not answer")]
+    Remote(String),
 }
 
 /// How long a file may be held.
@@ -75,7 +81,18 @@ struct Mount {
     options: String,
 }
 
-/// The mounts that the agent found when it started: who mounts once and for all has done so.
+impl Mount {
+    /// Whether another machine or a program of this one answers for the file system, and may not.
+    /// The host's own root has to answer anyway.
+    fn may_wait(&self) -> bool {
+        let remote = self.kind == "fuse"
+            || self.kind.starts_with("fuse.")
+            || REMOTE_FILE_SYSTEMS.contains(&self.kind.as_str());
+        remote && self.point != Path::new("/")
+    }
+}
+
+/// The mounts that the agent found when it started: permanent mounts are among them.
 static AT_START: LazyLock<HashSet<MountId>> = LazyLock::new(|| own_mounts().collect());
 
 /// Remembers the mounts of this moment as those that were there when the agent started.
@@ -88,15 +105,26 @@ pub fn own_mounts() -> impl Iterator<Item = MountId> {
     mounts_of("self").into_iter().map(|mount| mount.id)
 }
 
+/// Where file systems are mounted for a process, by its directory in `/proc`.
+pub fn mount_points(process: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    mounts_of(process).into_iter().map(|mount| mount.point)
+}
+
 /// Opens a file that a process has mapped.
 pub fn hold(mapping: &Mapping) -> Result<Held, HoldError> {
-    let seen = open_as_mapped(mapping)?;
     let of_process = mounts_of(&mapping.pid.to_string());
-    let number = mount_of(&seen)?;
     let own = mounts_of("self");
-    let is_it = |mount: &&Mount| mount.id.number == number;
+    let mount_of = |opened: &OwnedFd| -> io::Result<Option<&Mount>> {
+        let number = mount_number(opened)?;
+        let is_it = |mount: &&Mount| mount.id.number == number;
+        Ok(of_process.iter().chain(&own).find(is_it))
+    };
+    let seen = open_as_mapped(mapping, |opened| match mount_of(opened)? {
+        Some(mount) if mount.may_wait() => Err(HoldError::Remote(mount.kind.clone())),
+        _ => Ok(()),
+    })?;
     // A mount that neither knows is the kernel's own, of shared memory for example.
-    let Some(mount) = of_process.iter().chain(&own).find(is_it) else {
+    let Some(mount) = mount_of(&seen)? else {
         return through(&seen, Until::Unmapped);
     };
     let inside = mapping
@@ -147,7 +175,12 @@ pub fn hold_on_host(path: &Path) -> Option<Held> {
 
 /// A descriptor of the very file, without opening it for anything: what is no regular file is not
 /// touched.
-fn open_as_mapped(mapping: &Mapping) -> Result<OwnedFd, HoldError> {
+///
+/// `check` looks at what was opened before anything is asked of its file system.
+fn open_as_mapped(
+    mapping: &Mapping,
+    check: impl Fn(&OwnedFd) -> Result<(), HoldError>,
+) -> Result<OwnedFd, HoldError> {
     let Mapping { pid, address, .. } = mapping;
     let end = address.saturating_add(mapping.size);
     // The kernel's link to what is mapped there, for those who may use it; the program itself; and
@@ -162,6 +195,10 @@ fn open_as_mapped(mapping: &Mapping) -> Result<OwnedFd, HoldError> {
     for place in places {
         match rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
             Ok(opened) => {
+                if let Err(error) = check(&opened) {
+                    last = error;
+                    continue;
+                }
                 let metadata = metadata(&opened)?;
                 if metadata.is_file() && metadata.ino() == mapping.file.inode {
                     return Ok(opened);
@@ -244,7 +281,8 @@ fn in_host_root(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
 
 /// Opens for reading what a descriptor stands for.
 fn through(place: &OwnedFd, until: Until) -> Result<Held, HoldError> {
-    if !metadata(place)?.is_file() {
+    let before = metadata(place)?;
+    if !before.is_file() || reserved::is_reserved(&before) {
         return Err(HoldError::Replaced);
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -275,8 +313,11 @@ fn relative(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
+/// Mounts of one namespace; a node with hundreds of containers has some thousand.
+const MOUNTS_MAX: usize = 20_000;
+
 /// The number of the mount that a descriptor was opened through.
-fn mount_of(descriptor: &OwnedFd) -> io::Result<u64> {
+fn mount_number(descriptor: &OwnedFd) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()))?;
     text.lines()
         .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
@@ -284,11 +325,9 @@ fn mount_of(descriptor: &OwnedFd) -> io::Result<u64> {
 }
 
 fn mounts_of(process: &str) -> Vec<Mount> {
-    // Bytes: a path need not be text, and one line that is none is no reason to know no mount.
-    let text = std::fs::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
-    String::from_utf8_lossy(&text)
-        .lines()
-        .filter_map(parse_mount)
+    bounded_lines(&format!("/proc/{process}/mountinfo"))
+        .take(MOUNTS_MAX)
+        .filter_map(|line| parse_mount(&String::from_utf8_lossy(&line)))
         .collect()
 }
 
@@ -373,6 +412,23 @@ mod tests {
             ..mapping
         };
         assert!(hold(&other).is_err(), "another file");
+    }
+
+    #[test]
+    fn file_systems_that_may_not_answer() {
+        let mount = |point: &str, kind: &str| {
+            parse_mount(&format!("36 35 0:50 / {point} rw - {kind} x rw")).expect("a mount")
+        };
+        for (point, kind, waits) in [
+            ("/home/a/mnt", "fuse.sshfs", true),
+            ("/home/a/mnt", "fuse", true),
+            ("/srv", "nfs4", true),
+            ("/", "nfs4", false),
+            ("/srv", "ext4", false),
+            ("/dev", "fusectl", false),
+        ] {
+            assert_eq!(mount(point, kind).may_wait(), waits, "{kind} at {point}");
+        }
     }
 
     proptest! {

@@ -23,7 +23,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -44,9 +44,16 @@ const LIBRARY_NAMES: [&str; 2] = ["libssl", "libgnutls"];
 const FILE_MAX: u64 = 1 << 30;
 /// Files that are remembered.
 const FILES: usize = 65_536;
-/// File systems without a device of their own use inode numbers again without telling: what was
-/// inspected there is looked at again after this.
-const ANONYMOUS_TTL: Duration = Duration::from_secs(30);
+/// A file with nothing to attach to is inspected again after this: it may have been overwritten, and
+/// file systems without a device of their own use inode numbers again without telling.
+const NOTHING_TTL: Duration = Duration::from_secs(30);
+/// Files that wait for the inspector, and for its slow part.
+const WAITING_MAX: usize = 2048;
+/// Between two looks at everything that runs: what was mapped while its file seemed to have nothing
+/// is found then.
+const RESCAN: Duration = Duration::from_secs(300);
+/// Between two such looks for want of records that were lost.
+const RESCAN_AFTER_LOSS: Duration = Duration::from_secs(5);
 /// Between two looks at the records: it bounds the wake-ups, and is less than a program takes to
 /// its first write.
 const GATHER: Duration = Duration::from_millis(1);
@@ -121,17 +128,68 @@ enum Known {
 
 /// What is known of mapped files, shared by the threads.
 #[derive(Clone, Debug, Default)]
-pub struct KnownFiles(Arc<Mutex<HashMap<MappedFile, Known>>>);
+pub struct KnownFiles(Arc<Mutex<Files>>);
+
+#[derive(Debug, Default)]
+struct Files {
+    known: HashMap<MappedFile, Known>,
+    /// How many of them are pending.
+    pending: usize,
+}
+
+impl Files {
+    fn set(&mut self, file: MappedFile, known: Option<Known>) {
+        let is_pending = |known: &Option<Known>| usize::from(matches!(known, Some(Known::Pending)));
+        let after = is_pending(&known);
+        let before = match known {
+            Some(known) => self.known.insert(file, known),
+            None => self.known.remove(&file),
+        };
+        self.pending = (self.pending + after).saturating_sub(is_pending(&before));
+    }
+
+    /// What is to be believed of a file; nothing where that was long ago.
+    fn get(&self, file: &MappedFile) -> Option<&Known> {
+        self.known.get(file).filter(
+            |known| !matches!(known, Known::Nothing { since } if since.elapsed() > NOTHING_TTL),
+        )
+    }
+
+    /// Makes a file pending, where there is room for one more.
+    fn begin(&mut self, file: MappedFile) -> bool {
+        if self.known.len() >= FILES {
+            self.known
+                .retain(|_, known| !matches!(known, Known::Nothing { .. }));
+        }
+        let room = self.known.len() < FILES && self.pending < WAITING_MAX;
+        if room {
+            self.set(file, Some(Known::Pending));
+        }
+        room
+    }
+}
 
 impl KnownFiles {
-    fn with<T>(&self, look: impl FnOnce(&mut HashMap<MappedFile, Known>) -> T) -> T {
+    fn with<T>(&self, look: impl FnOnce(&mut Files) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn set(&self, file: MappedFile, known: Option<Known>) {
-        self.with(|files| match known {
-            Some(known) => drop(files.insert(file, known)),
-            None => drop(files.remove(&file)),
+        self.with(|files| files.set(file, known));
+    }
+
+    /// A file has nothing to attach to, for now.
+    pub fn nothing(&self, file: MappedFile) {
+        let since = Instant::now();
+        self.set(file, Some(Known::Nothing { since }));
+    }
+
+    /// Has everything inspected again that had nothing to attach to.
+    pub fn forget_nothing(&self) {
+        self.with(|files| {
+            files
+                .known
+                .retain(|_, known| !matches!(known, Known::Nothing { .. }));
         });
     }
 
@@ -148,7 +206,9 @@ impl KnownFiles {
     /// Has what is not attached to any more inspected when it is mapped again.
     pub fn forget(&self, key: FileKey) {
         self.with(|files| {
-            files.retain(|_, known| !matches!(known, Known::Watched(watch) if watch.key == key));
+            files
+                .known
+                .retain(|_, known| !matches!(known, Known::Watched(watch) if watch.key == key));
         });
     }
 }
@@ -180,7 +240,7 @@ impl Inspector {
         reporter: &Reporter,
     ) -> io::Result<Self> {
         let (ask, asked) = channel();
-        let (ask_slow, asked_slow) = channel();
+        let (ask_slow, asked_slow) = sync_channel(WAITING_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let worker = Worker {
             known: known.clone(),
@@ -194,15 +254,23 @@ impl Inspector {
         let (attacher_of_slow, reporter_of_slow) = (attacher.clone(), reporter.clone());
         let known_of_slow = known.clone();
         thread("tls-symbols").spawn(move || {
-            for candidate in asked_slow {
-                let candidate: Candidate = candidate;
-                let inspection = candidate.inspect(SymbolTable::Static);
-                candidate.conclude(
-                    &inspection,
-                    &known_of_slow,
-                    &attacher_of_slow,
-                    &reporter_of_slow,
-                );
+            for mapping in asked_slow {
+                let mapping: Mapping = mapping;
+                let file = mapping.file;
+                // Opened anew: what waits here must hold nothing.
+                match Candidate::hold(mapping) {
+                    Ok(candidate) => {
+                        let inspection = candidate.inspect(SymbolTable::Static);
+                        candidate.conclude(
+                            &inspection,
+                            &known_of_slow,
+                            &attacher_of_slow,
+                            &reporter_of_slow,
+                        );
+                    }
+                    // It is looked at again when it is mapped again.
+                    Err(_) => known_of_slow.forget_mapped(file),
+                }
             }
         })?;
         let unreported = match Mappings::open() {
@@ -214,6 +282,8 @@ impl Inspector {
                     attacher: attacher.clone(),
                     reporter: reporter.clone(),
                     started: Instant::now(),
+                    rescanned: Instant::now(),
+                    has_lost: false,
                 };
                 thread("mapped-files").spawn(move || follower.run())?;
                 None
@@ -248,6 +318,9 @@ struct Follower {
     attacher: Sender<Command>,
     reporter: Reporter,
     started: Instant,
+    /// When everything that runs was asked for last.
+    rescanned: Instant,
+    has_lost: bool,
 }
 
 impl Follower {
@@ -266,15 +339,32 @@ impl Follower {
             {
                 tracing::warn!(%error, "cannot follow the mappings of a processor");
             }
-            let mut open = true;
+            let (mut open, mut refused) = (true, 0);
             let (known, ask, attacher) = (&self.known, &self.ask, &self.attacher);
             let now = self.started.elapsed().as_secs();
-            self.mappings.drain(|mapping| {
-                open &= report(known, ask, attacher, mapping, now);
-            });
+            self.mappings
+                .drain(|mapping| match report(known, ask, attacher, mapping, now) {
+                    Reported::Done => {}
+                    Reported::NoRoom => refused += 1,
+                    Reported::Ended => open = false,
+                });
+            if refused > 0 {
+                self.reporter
+                    .report(Notice::MappingsLost { count: refused });
+            }
             let lost = self.mappings.take_lost();
             if lost > 0 {
                 self.reporter.report(Notice::MappingsLost { count: lost });
+                self.has_lost = true;
+            }
+            let interval = if self.has_lost {
+                RESCAN_AFTER_LOSS
+            } else {
+                RESCAN
+            };
+            if self.rescanned.elapsed() >= interval {
+                self.rescanned = Instant::now();
+                self.has_lost = false;
                 open &= self.ask.send(Ask::Running).is_ok();
             }
             if !open {
@@ -285,42 +375,49 @@ impl Follower {
     }
 }
 
-/// Passes a mapping on where it is news. `false` where the agent ends.
+/// What became of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reported {
+    Done,
+    /// Too many files wait to be inspected.
+    NoRoom,
+    /// The agent ends.
+    Ended,
+}
+
+impl Reported {
+    fn sent<T>(result: Result<(), std::sync::mpsc::SendError<T>>) -> Self {
+        result.map_or(Self::Ended, |()| Self::Done)
+    }
+}
+
+/// Passes a mapping on where it is news.
 fn report(
     known: &KnownFiles,
     ask: &Sender<Ask>,
     attacher: &Sender<Command>,
     mapping: Mapping,
     now: u64,
-) -> bool {
+) -> Reported {
     let file = mapping.file;
     let found = known.with(|files| {
         let found = files.get(&file).cloned();
-        let stale = |since: &Instant| file.major == 0 && since.elapsed() > ANONYMOUS_TTL;
-        match &found {
-            Some(Known::Nothing { since }) if stale(since) => {}
-            Some(_) => return found,
-            None => {}
-        }
-        if files.len() >= FILES {
-            files.retain(|_, known| !matches!(known, Known::Nothing { .. }));
-        }
-        files.insert(file, Known::Pending);
-        None
+        (found.is_some() || files.begin(file)).then_some(found)
     });
     match found {
-        None => ask.send(Ask::Mapped(mapping)).is_ok(),
-        Some(Known::Watched(watch)) => {
+        None => Reported::NoRoom,
+        Some(None) => Reported::sent(ask.send(Ask::Mapped(mapping))),
+        Some(Some(Known::Watched(watch))) => {
             watch.last_mapped.store(now, Ordering::Relaxed);
-            !watch.by_process.load(Ordering::Relaxed)
-                || attacher
-                    .send(Command::Mapped {
-                        key: watch.key,
-                        pid: mapping.pid,
-                    })
-                    .is_ok()
+            if !watch.by_process.load(Ordering::Relaxed) {
+                return Reported::Done;
+            }
+            Reported::sent(attacher.send(Command::Mapped {
+                key: watch.key,
+                pid: mapping.pid,
+            }))
         }
-        Some(Known::Pending | Known::Nothing { .. }) => true,
+        Some(Some(Known::Pending | Known::Nothing { .. })) => Reported::Done,
     }
 }
 
@@ -331,7 +428,7 @@ struct Worker {
     inspected: HashMap<FileKey, (Version, Arc<Inspection>)>,
     attacher: Sender<Command>,
     reporter: Reporter,
-    slow: Sender<Candidate>,
+    slow: SyncSender<Mapping>,
 }
 
 impl Worker {
@@ -362,9 +459,8 @@ impl Worker {
     fn not_held(&self, mapping: &Mapping, file: MappedFile, error: &HoldError) {
         let path = mapping.path.display();
         match error {
-            HoldError::Busy(_) => {
-                let since = Instant::now();
-                self.known.set(file, Some(Known::Nothing { since }));
+            HoldError::Busy(_) | HoldError::Remote(_) => {
+                self.known.nothing(file);
                 self.reporter.report(Notice::NotAttached {
                     file: path.to_string(),
                     reason: error.to_string(),
@@ -378,19 +474,26 @@ impl Worker {
     }
 
     fn running(&mut self) {
-        let mut seen = HashSet::new();
         for pid in mapped::processes() {
             for mapping in mapped::of_process(pid) {
                 let file = mapping.file;
-                let watch = self.known.with(|files| files.get(&file).cloned());
-                if let Some(Known::Watched(watch)) = watch {
-                    // The attacher ends only with the agent.
-                    let _ = self.attacher.send(Command::Mapped {
-                        key: watch.key,
-                        pid,
-                    });
-                } else if seen.insert(file) {
-                    self.mapped(mapping);
+                let known = self.known.with(|files| {
+                    let known = files.get(&file).cloned();
+                    if known.is_none() {
+                        files.set(file, Some(Known::Pending));
+                    }
+                    known
+                });
+                match known {
+                    // Of a process that is gone, or that has changed its memory, nothing is kept: the
+                    // next one that has the file mapped is asked.
+                    None => self.mapped(mapping),
+                    Some(Known::Watched(watch)) if watch.by_process.load(Ordering::Relaxed) => {
+                        let key = watch.key;
+                        // The attacher ends only with the agent.
+                        let _ = self.attacher.send(Command::Mapped { key, pid });
+                    }
+                    Some(_) => {}
                 }
             }
         }
@@ -424,11 +527,14 @@ impl Worker {
                 inspection
             }
         };
-        if inspection.is_empty() {
-            // The other thread ends only with this one.
-            let _ = self.slow.send(candidate);
-        } else {
+        if !inspection.is_empty() {
             candidate.conclude(&inspection, &self.known, &self.attacher, &self.reporter);
+        } else if let Some(mapping) = candidate.mapping {
+            let file = mapping.file;
+            // Where too many wait, it is looked at when it is mapped again.
+            if self.slow.try_send(mapping).is_err() {
+                self.known.set(file, None);
+            }
         }
     }
 }
@@ -481,15 +587,16 @@ impl Candidate {
     ) {
         let mut stacks = inspection.stacks.clone();
         let mut unproven = inspection.unproven.clone();
+        let mut changed_by_process = false;
         if let Some(mapping) = &self.mapping {
             stacks.retain(|(stack, points)| {
                 let differs = points.iter().any(|point| !is_in_memory(mapping, point));
                 if differs {
                     unproven.push(format!(
-                        "{stack}: process {} has other bytes there than its file",
-                        mapping.pid
+                        "{stack}: a process has other bytes there than the file"
                     ));
                 }
+                changed_by_process |= differs;
                 !differs
             });
         }
@@ -502,8 +609,13 @@ impl Candidate {
         let file = self.mapping.as_ref().map(|mapping| mapping.file);
         if stacks.is_empty() {
             if let Some(file) = file {
-                let since = Instant::now();
-                known.set(file, Some(Known::Nothing { since }));
+                // The memory of one process says nothing about the file: it is looked at again when
+                // another process maps it.
+                if changed_by_process {
+                    known.set(file, None);
+                } else {
+                    known.nothing(file);
+                }
             }
             return;
         }
@@ -601,7 +713,7 @@ pub fn examine_running(exclusion: &Exclusion) -> Vec<Unattached> {
             };
             let candidate = match Candidate::hold(mapping) {
                 Ok(candidate) => candidate,
-                Err((_, error @ HoldError::Busy(_))) => {
+                Err((_, error @ (HoldError::Busy(_) | HoldError::Remote(_)))) => {
                     add(error.to_string());
                     continue;
                 }
@@ -624,4 +736,72 @@ pub fn examine_running(exclusion: &Exclusion) -> Vec<Unattached> {
     found.sort();
     found.dedup();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(inode: u64, pid: u32) -> Mapping {
+        Mapping {
+            pid,
+            file: MappedFile {
+                major: 8,
+                minor: 1,
+                inode,
+                generation: 0,
+            },
+            address: 0,
+            size: 0,
+            offset: 0,
+            path: PathBuf::from("/x"),
+        }
+    }
+
+    #[test]
+    fn files_that_wait_are_bounded_and_each_waits_once() {
+        let known = KnownFiles::default();
+        let (ask, asked) = channel();
+        let (attacher, _told) = channel();
+        let report = |inode| report(&known, &ask, &attacher, mapping(inode, 7), 0);
+        let waiting = WAITING_MAX as u64;
+        for inode in 0..waiting {
+            assert_eq!(report(inode), Reported::Done);
+            assert_eq!(report(inode), Reported::Done);
+        }
+        assert_eq!(report(waiting), Reported::NoRoom);
+        assert_eq!(asked.try_iter().count(), WAITING_MAX);
+        // What was inspected makes room.
+        known.nothing(mapping(0, 7).file);
+        assert_eq!(report(waiting), Reported::Done);
+        assert_eq!(report(0), Reported::Done);
+        assert_eq!(asked.try_iter().count(), 1, "the other is known");
+    }
+
+    #[test]
+    fn a_file_that_is_attached_to_is_reported_by_process_where_that_matters() {
+        let known = KnownFiles::default();
+        let (ask, asked) = channel();
+        let (attacher, told) = channel();
+        let watch = Arc::new(Watch {
+            key: FileKey {
+                device: 1,
+                inode: 2,
+            },
+            last_mapped: AtomicU64::new(0),
+            by_process: AtomicBool::new(false),
+        });
+        known.watched(mapping(2, 7).file, &watch);
+        let report = |now| report(&known, &ask, &attacher, mapping(2, 7), now);
+        assert_eq!(report(5), Reported::Done);
+        assert_eq!(watch.last_mapped.load(Ordering::Relaxed), 5);
+        assert!(told.try_recv().is_err());
+        watch.by_process.store(true, Ordering::Relaxed);
+        assert_eq!(report(6), Reported::Done);
+        assert!(matches!(
+            told.try_recv(),
+            Ok(Command::Mapped { pid: 7, .. })
+        ));
+        assert!(asked.try_recv().is_err(), "it is not inspected again");
+    }
 }

@@ -9,7 +9,7 @@ use super::perf::{self, Attributes, Target};
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    io,
+    io::{self, BufRead as _, BufReader, Read as _},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -291,13 +291,27 @@ fn numbers(list: &str) -> Vec<u32> {
     all
 }
 
-/// The files that a process has mapped executable now, from `/proc`.
+/// The files that a process has mapped executable now, from `/proc`. Of a process that has mapped
+/// more than [`OF_PROCESS_MAX`] the first.
 pub fn of_process(pid: u32) -> Vec<Mapping> {
-    // Bytes: a path need not be text.
-    let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-    maps.split(|byte| *byte == b'\n')
-        .filter_map(|line| parse_line(pid, line))
+    let lines = bounded_lines(&format!("/proc/{pid}/maps"));
+    lines
+        .filter_map(|line| parse_line(pid, &line))
+        .take(OF_PROCESS_MAX)
         .collect()
+}
+
+/// Mappings of one process; programs have some hundred.
+const OF_PROCESS_MAX: usize = 4096;
+
+/// The lines of a file in `/proc` whose size others choose, without their ends: one at a time, and
+/// no more than some megabytes. Bytes, as a path need not be text.
+pub fn bounded_lines(path: &str) -> impl Iterator<Item = Vec<u8>> + use<> {
+    const BYTES_MAX: u64 = 16 << 20;
+    let file = std::fs::File::open(path).ok();
+    let text = file.map(|file| BufReader::new(file.take(BYTES_MAX)));
+    text.into_iter()
+        .flat_map(|text| text.split(b'\n').map_while(Result::ok))
 }
 
 /// `55d0-55d8 r-xp 00002000 fe:00 1234    /usr/bin/cat`

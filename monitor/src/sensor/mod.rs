@@ -33,6 +33,7 @@ use aya::{
 use decode::{BootClock, Decoded, decode};
 use exclude::Exclusion;
 use fields::FieldsError;
+pub use hold::mount_points;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use inspector::{Ask, Inspector, KnownFiles};
 use ladder::{LADDERS, Machine};
@@ -155,6 +156,7 @@ pub struct Sensor {
 /// The threads that find TLS and attach probes to it.
 #[derive(Debug)]
 struct Uprobes {
+    known: KnownFiles,
     inspector: Inspector,
     attacher: Attacher,
     notices: Receiver<Notice>,
@@ -182,9 +184,10 @@ impl Uprobes {
             }
         };
         reached(&|done| inspector.ask(Ask::Installed(done)));
-        reached(&|done| attacher.tell(Command::Reached(done)));
+        reached(&|done| attacher.send(Command::Reached(done)));
         inspector.ask(Ask::Running);
         Ok(Self {
+            known,
             inspector,
             attacher,
             notices,
@@ -206,7 +209,7 @@ impl Uprobes {
             },
             _ => return,
         };
-        self.attacher.tell(command);
+        self.attacher.send(command);
     }
 }
 
@@ -322,21 +325,24 @@ impl Sensor {
     /// its library is not attached to, or where too many are inspected.
     pub fn inspect_answers(&self, pid: u32) {
         if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.tell(Command::InspectAnswers { pid });
+            uprobes.attacher.send(Command::InspectAnswers { pid });
         }
     }
 
     /// From now on no uprobe is attached to what this excludes.
     pub fn exclude(&self, exclusion: Exclusion) {
         if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.tell(Command::Exclude(exclusion));
+            uprobes.attacher.send(Command::Exclude(exclusion));
+            // What was excluded may not be any more.
+            uprobes.known.forget_nothing();
+            uprobes.inspector.ask(Ask::Running);
         }
     }
 
     /// More is known of images since.
     pub fn reconsider_exclusion(&self) {
         if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.tell(Command::Reconsider);
+            uprobes.attacher.send(Command::Reconsider);
         }
     }
 

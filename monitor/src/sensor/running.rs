@@ -140,12 +140,14 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
     Some(There { path, file })
 }
 
+/// File systems for which another machine answers.
+pub const REMOTE_FILE_SYSTEMS: [&str; 12] = [
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "afs", "lustre", "gfs2", "ocfs2",
+    "virtiofs",
+];
+
 /// Whether no file system is mounted for a process that another machine may keep one waiting for.
 fn all_mounts_are_local(pid: u32) -> bool {
-    const REMOTE: [&str; 12] = [
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "afs", "lustre", "gfs2", "ocfs2",
-        "virtiofs",
-    ];
     let mounts = i32::try_from(pid)
         .ok()
         .and_then(|pid| Process::new(pid).ok())
@@ -154,7 +156,7 @@ fn all_mounts_are_local(pid: u32) -> bool {
         mounts.into_iter().all(|mount| {
             let kind = mount.fs_type.as_str();
             // A program of this machine answers for a FUSE, and nobody but its owner waits for that by default.
-            !REMOTE.contains(&kind)
+            !REMOTE_FILE_SYSTEMS.contains(&kind)
                 && !["fuse.sshfs", "fuse.glusterfs", "fuse.s3fs"].contains(&kind)
         })
     })

@@ -41,13 +41,13 @@ pub async fn self_test(
     observations: &mut Vec<Observation>,
 ) -> Result<u32, SelfTestError> {
     let mark = OwnFile::new("self-test");
-    let folder = directory.join(&mark.name);
-    let path = folder.join(".netrc");
+    let folder = RemovedFolder(directory.join(&mark.name));
+    let path = folder.0.join(".netrc");
     let failed = |source| SelfTestError::File {
         path: path.clone(),
         source,
     };
-    fs::create_dir_all(&folder).map_err(failed)?;
+    fs::create_dir_all(&folder.0).map_err(failed)?;
     fs::write(&path, b"").map_err(failed)?;
     let opened = File::open(&path).map_err(failed)?;
     let mark = mark.of(&opened.metadata().map_err(failed)?);
@@ -67,7 +67,7 @@ pub async fn self_test(
             return Err(SelfTestError::Silent(LIMIT));
         }
     };
-    fs::remove_dir_all(&folder).map_err(failed)?;
+    drop(folder);
     let Observation::FileOpened {
         stamp, path: seen, ..
     } = found
@@ -107,6 +107,17 @@ pub async fn self_test(
     )?;
     sensor.set_agent(stamp.subject.pid)?;
     Ok(stamp.subject.pid)
+}
+
+/// A folder that is removed however the test ends.
+struct RemovedFolder(PathBuf);
+
+impl Drop for RemovedFolder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::debug!(folder = %self.0.display(), %error, "cannot remove the folder of the self-test");
+        }
+    }
 }
 
 /// A file that the agent opens to be seen, and how it is told from what others open meanwhile: by

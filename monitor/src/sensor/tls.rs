@@ -56,6 +56,10 @@ pub const STACKS: [Stack; 2] = [
     },
 ];
 
+/// Functions of one name; a library has one, or one for each of its versions.
+const SAME_NAME_MAX: usize = 4;
+/// Reasons that are kept of one file.
+const REASONS_MAX: usize = 4;
 /// Bytes at a function's beginning that are compared between a process and its file.
 pub const ENTRY_BYTES: usize = 16;
 
@@ -81,6 +85,12 @@ impl Inspection {
     pub fn is_empty(&self) -> bool {
         self.stacks.is_empty() && self.unproven.is_empty()
     }
+
+    fn give_up(&mut self, reason: String) {
+        if self.unproven.len() < REASONS_MAX && !self.unproven.contains(&reason) {
+            self.unproven.push(reason);
+        }
+    }
 }
 
 /// Looks for the functions of every stack in a file. Go's are looked for with the dynamic symbols.
@@ -96,13 +106,23 @@ pub fn inspect<F: ReadAt + ?Sized>(file: &F, symbols: SymbolTable) -> Result<Ins
         })
         .collect();
     let wanted: Vec<&str> = names.iter().map(|(_, name, _)| *name).collect();
-    for Function { name, address } in elf.functions(symbols, &wanted)? {
-        let (stack, name, program) = names[name];
+    let functions = elf.functions(symbols, &wanted)?;
+    for Function { name, address } in &functions {
+        let same_name = functions.iter().filter(|other| other.name == *name).count();
+        let (stack, name, program) = names[*name];
+        let address = *address;
+        if same_name > SAME_NAME_MAX {
+            inspection.give_up(format!(
+                "{}: {same_name} functions are named {name}",
+                stack.name
+            ));
+            continue;
+        }
         match prove(&elf, program, address)? {
             Ok(point) => add(&mut inspection.stacks, stack.name, point),
-            Err(reason) => inspection
-                .unproven
-                .push(format!("{}: {name} at {address:#x}: {reason}", stack.name)),
+            Err(reason) => {
+                inspection.give_up(format!("{}: {name} at {address:#x}: {reason}", stack.name));
+            }
         }
     }
     // Functions of these names that do something else are no TLS library.
@@ -123,10 +143,10 @@ fn inspect_go<F: ReadAt + ?Sized>(
         Ok(None) => {}
         Ok(Some(address)) => match prove(elf, GO, address)? {
             Ok(point) => add(&mut inspection.stacks, GO_STACK, point),
-            Err(reason) => inspection.unproven.push(format!("{GO_STACK}: {reason}")),
+            Err(reason) => inspection.give_up(format!("{GO_STACK}: {reason}")),
         },
         Err(go_table::GoError::Elf(error @ ElfError::Read(_))) => return Err(error),
-        Err(error) => inspection.unproven.push(format!("{GO_STACK}: {error}")),
+        Err(error) => inspection.give_up(format!("{GO_STACK}: {error}")),
     }
     Ok(())
 }
