@@ -157,6 +157,7 @@ impl Attribution {
 
     /// A process became another program.
     pub fn exec(&mut self, stamp: &Stamp, exe: &Path, unlinked: bool) {
+        self.agents.remove(&stamp.subject);
         self.ensure(stamp);
         // Between fork and exec a runtime moves a process to its own group.
         let parent = stamp

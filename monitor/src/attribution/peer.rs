@@ -1,80 +1,44 @@
-//! Other agents of this host, whose duty is what this one's is: an upgrade that runs beside the one
+//! Other agents of this host, whose duty is what this one's is: one that is tried beside the one
 //! before it, or `keytrail doctor`.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io::Read,
-    os::unix::fs::MetadataExt as _,
-};
+use std::{collections::HashSet, fs, os::unix::fs::MetadataExt as _};
 
-/// Bytes that are compared at a time.
-const CHUNK: usize = 64 << 10;
-
-/// Whether a process is an agent like this one, by what cannot be chosen by others: root runs it,
-/// its program is byte for byte this one, and nothing is mapped into it that is not mapped into this
-/// process. `None` where it is gone.
+/// Whether a process is an agent like this one, by what other users cannot choose: root runs it, in
+/// the mount namespace of this agent or of the host; its program is the very file of this one; and no
+/// code is mapped into it that is not mapped into this process. `None` where it is gone.
 ///
-/// A library that is preloaded is mapped before the program's first instruction, so one look is
-/// enough.
+/// A library that is preloaded is mapped before the program's first instruction, so one look after
+/// each execution is enough.
 pub fn is_agent(pid: u32) -> Option<bool> {
-    let own = "/proc/self/exe";
-    let other = format!("/proc/{pid}/exe");
-    let (own_file, other_file) = (fs::metadata(own).ok()?, fs::metadata(&other).ok()?);
-    if own_file.len() != other_file.len() {
-        return Some(false);
-    }
+    let id = |path: &str| {
+        fs::metadata(path)
+            .ok()
+            .map(|metadata| (metadata.dev(), metadata.ino()))
+    };
     let of_root = fs::metadata(format!("/proc/{pid}")).ok()?.uid() == 0;
-    let same_file = (own_file.dev(), own_file.ino()) == (other_file.dev(), other_file.ino());
-    if !of_root || !(same_file || have_same_bytes(own, &other)?) {
+    let same_program = id("/proc/self/exe")? == id(&format!("/proc/{pid}/exe"))?;
+    let namespace = id(&format!("/proc/{pid}/ns/mnt"))?;
+    let known = [id("/proc/self/ns/mnt"), id("/proc/1/ns/mnt")];
+    if !of_root || !same_program || !known.contains(&Some(namespace)) {
         return Some(false);
     }
-    // The programs themselves were compared by their bytes.
-    let mut own = mapped("self")?;
-    own.insert((other_file.dev(), other_file.ino()));
-    Some(mapped(&pid.to_string())?.is_subset(&own))
+    let code = code_of(&pid.to_string())?;
+    Some(code.is_subset(&code_of("self")?))
 }
 
-fn have_same_bytes(one: &str, other: &str) -> Option<bool> {
-    let (mut one, mut other) = (File::open(one).ok()?, File::open(other).ok()?);
-    let (mut here, mut there) = (vec![0; CHUNK], vec![0; CHUNK]);
-    loop {
-        let count = read_full(&mut one, &mut here)?;
-        if read_full(&mut other, &mut there)? != count || here[..count] != there[..count] {
-            return Some(false);
-        }
-        if count == 0 {
-            return Some(true);
-        }
-    }
-}
-
-fn read_full(file: &mut File, into: &mut [u8]) -> Option<usize> {
-    let mut count = 0;
-    while count < into.len() {
-        match file.read(&mut into[count..]).ok()? {
-            0 => break,
-            read => count += read,
-        }
-    }
-    Some(count)
-}
-
-/// The files that a process has mapped executable, by device and inode.
-fn mapped(process: &str) -> Option<HashSet<(u64, u64)>> {
+/// The files that a process has mapped executable, by device and inode; executable memory that comes
+/// from no file is one of them, but for what the kernel maps into every process.
+fn code_of(process: &str) -> Option<HashSet<(String, u64)>> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).ok()?;
-    let files = maps.lines().filter_map(|line| {
+    let code = maps.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
         let executable = words.nth(1)?.as_bytes().get(2) == Some(&b'x');
-        let (major, minor) = words.nth(1)?.split_once(':')?;
-        let device = rustix::fs::makedev(
-            u32::from_str_radix(major, 16).ok()?,
-            u32::from_str_radix(minor, 16).ok()?,
-        );
+        let device = words.nth(1)?.to_owned();
         let inode: u64 = words.next()?.parse().ok()?;
-        (executable && inode != 0).then_some((device, inode))
+        let of_kernel = matches!(words.next(), Some("[vdso]" | "[vsyscall]"));
+        (executable && !of_kernel).then_some((device, inode))
     });
-    Some(files.collect())
+    Some(code.collect())
 }
 
 #[cfg(test)]

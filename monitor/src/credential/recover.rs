@@ -7,10 +7,16 @@
 use super::catalog::{Catalog, normalise};
 use crate::{
     host,
-    sensor::{observation::FileId, running},
+    sensor::{mount_points, observation::FileId, running},
 };
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use std::{
     collections::{BTreeSet, HashSet},
+    ffi::OsStr,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -28,6 +34,10 @@ const VOLUMES: [&str; 3] = [
 ];
 /// Directories below a volume.
 const DEPTH: usize = 4;
+/// Programs that keep volumes.
+const KUBELETS: [&str; 5] = ["kubelet", "k3s", "rke2", "k0s", "kubelite"];
+/// Entries of one directory that are read.
+const ENTRIES_MAX: usize = 4096;
 /// Files of one volume, and of all.
 const FILES_OF_ONE: usize = 1024;
 const FILES_MAX: usize = 40_000;
@@ -43,10 +53,10 @@ pub struct Recovered {
 pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<Recovered> {
     let mut recovered = Vec::new();
     let mut seen = HashSet::new();
-    let mut add = |path: PathBuf, place: &Path| {
+    let mut add = |path: PathBuf, identify: &dyn Fn(&Path) -> Option<FileId>| {
         if seen.len() < FILES_MAX
             && catalog.file(&normalise(&path.to_string_lossy())).is_some()
-            && let Some(file) = running::identify(place)
+            && let Some(file) = identify(&path)
             && seen.insert(file)
         {
             recovered.push(Recovered { file, path });
@@ -57,43 +67,58 @@ pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<Recovered> {
             let mut files = Vec::new();
             view.walk(&volume, DEPTH, &mut files);
             for path in files {
-                let place = view.at(&path);
-                add(path, &place);
+                add(path, &|path| view.identify(path));
             }
         }
     }
     for place in known.iter().filter(|place| place.starts_with('/')) {
-        let path = PathBuf::from(place);
-        let place = host::path(&path);
-        add(path, &place);
+        add(PathBuf::from(place), &|path| {
+            running::identify(&host::path(path))
+        });
     }
     recovered
 }
 
 /// A mount namespace: a kubelet may have one of its own, as the whole node has where it is a container.
+/// Its directories are opened below its root and through no link: whoever makes links there chooses
+/// where they lead.
 struct View {
-    root: PathBuf,
+    root: OwnedFd,
     points: Vec<PathBuf>,
 }
 
-/// The mount namespaces of all processes.
+/// The mount namespaces in which kubelets keep volumes: the host's, the agent's own, and those of root's
+/// kubelets.
 fn views() -> Vec<View> {
-    let mut seen = HashSet::new();
-    let mut views = Vec::new();
-    for process in procfs::process::all_processes()
+    let processes = procfs::process::all_processes()
         .into_iter()
         .flatten()
-        .flatten()
+        .flatten();
+    let kubelets = processes
+        .filter(|process| process.uid().is_ok_and(|uid| uid == 0))
+        .filter(|process| {
+            let exe = process.exe().unwrap_or_default();
+            let name = exe.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| KUBELETS.contains(&name))
+        })
+        .map(|process| process.pid().to_string());
+    let mut seen = HashSet::new();
+    let mut views = Vec::new();
+    for process in [host::process(), "self".to_owned()]
+        .into_iter()
+        .chain(kubelets)
     {
-        let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", process.pid()));
-        if let Ok(namespace) = namespace
-            && !seen.contains(&namespace)
-            && let Ok(mounts) = process.mountinfo()
+        let namespace = std::fs::read_link(format!("/proc/{process}/ns/mnt"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(format!("/proc/{process}/root"), flags, Mode::empty());
+        if let (Ok(namespace), Ok(root)) = (namespace, root)
+            && seen.insert(namespace)
         {
-            seen.insert(namespace);
             views.push(View {
-                root: PathBuf::from(format!("/proc/{}/root", process.pid())),
-                points: mounts.into_iter().map(|mount| mount.mount_point).collect(),
+                root,
+                points: mount_points(&process)
+                    .filter(|point| is_volume(point))
+                    .collect(),
             });
         }
     }
@@ -101,15 +126,24 @@ fn views() -> Vec<View> {
 }
 
 impl View {
-    /// Where the agent finds what has a path there.
-    fn at(&self, path: &Path) -> PathBuf {
-        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    fn open(&self, path: &Path, flags: OFlags) -> Option<OwnedFd> {
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        let resolve =
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+        let flags = flags | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, inside, flags, Mode::empty(), resolve).ok()
+    }
+
+    /// What the probes know of a file.
+    fn identify(&self, path: &Path) -> Option<FileId> {
+        let opened = self.open(path, OFlags::PATH)?;
+        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        running::identify(Path::new(&link))
     }
 
     /// The directories of volumes with secrets.
     fn volumes(&self) -> BTreeSet<PathBuf> {
-        let mounted = self.points.iter().filter(|point| is_volume(point));
-        let mut volumes: BTreeSet<PathBuf> = mounted.cloned().collect();
+        let mut volumes: BTreeSet<PathBuf> = self.points.iter().cloned().collect();
         let mut directories: BTreeSet<PathBuf> = PODS.iter().map(PathBuf::from).collect();
         // A kubelet that keeps them elsewhere shows it by its mounts.
         directories.extend(
@@ -118,35 +152,44 @@ impl View {
                 .filter_map(|volume| volume.ancestors().nth(4).map(Path::to_owned)),
         );
         for pods in directories {
-            for pod in self.entries(&pods) {
+            for (pod, _) in self.entries(&pods) {
                 for kind in VOLUMES {
-                    volumes.extend(self.entries(&pod.join("volumes").join(kind)));
+                    let of_kind = self.entries(&pod.join("volumes").join(kind));
+                    volumes.extend(of_kind.into_iter().map(|(path, _)| path));
                 }
             }
         }
         volumes
     }
 
-    fn entries(&self, directory: &Path) -> Vec<PathBuf> {
-        std::fs::read_dir(self.at(directory))
-            .into_iter()
+    /// What is in a directory, as far as it is read.
+    fn entries(&self, directory: &Path) -> Vec<(PathBuf, FileType)> {
+        let Some(opened) = self.open(directory, OFlags::RDONLY | OFlags::DIRECTORY) else {
+            return Vec::new();
+        };
+        let Ok(entries) = Dir::read_from(&opened) else {
+            return Vec::new();
+        };
+        entries
             .flatten()
-            .flatten()
-            .map(|entry| directory.join(entry.file_name()))
+            .filter(|entry| ![c".", c".."].contains(&entry.file_name()))
+            .take(ENTRIES_MAX)
+            .map(|entry| {
+                let name = OsStr::from_bytes(entry.file_name().to_bytes());
+                (directory.join(name), entry.file_type())
+            })
             .collect()
     }
 
     fn walk(&self, directory: &Path, depth: usize, into: &mut Vec<PathBuf>) {
-        for path in self.entries(directory) {
+        for (path, kind) in self.entries(directory) {
             if into.len() >= FILES_OF_ONE {
                 return;
             }
-            // Not through links: the file that a link of a volume leads to is in the volume too.
-            match std::fs::symlink_metadata(self.at(&path)) {
-                Ok(metadata) if metadata.is_dir() && depth > 0 => {
-                    self.walk(&path, depth - 1, into);
-                }
-                Ok(metadata) if metadata.is_file() => into.push(path),
+            // The file that a link of a volume leads to is in the volume too.
+            match kind {
+                FileType::Directory if depth > 0 => self.walk(&path, depth - 1, into),
+                FileType::RegularFile => into.push(path),
                 _ => {}
             }
         }
