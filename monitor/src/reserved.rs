@@ -12,7 +12,7 @@ use std::{
 /// By path and not by inode number, which is another file's once one is deleted.
 static RESERVED: RwLock<BTreeSet<PathBuf>> = RwLock::new(BTreeSet::new());
 
-/// From now on the file at this path is opened by nothing else.
+/// Reserves the file at this path for SQLite.
 pub fn reserve(path: &Path) {
     let mut reserved = RESERVED.write().unwrap_or_else(PoisonError::into_inner);
     reserved.insert(path.to_owned());

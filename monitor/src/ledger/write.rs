@@ -105,6 +105,7 @@ impl Writer {
             lost_since: None,
             to_begin: None,
             started: false,
+            starting: false,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".to_owned())
@@ -280,6 +281,8 @@ struct Work {
     to_begin: Option<String>,
     /// The agent is alive, and not only trying to be.
     started: bool,
+    /// It has started, and that is still to be written.
+    starting: bool,
 }
 
 impl Work {
@@ -335,6 +338,7 @@ impl Work {
 
     /// Writes a batch; one that cannot be written is lost, and that is written as soon as it can be.
     fn write(&mut self, batch: &[Entry]) {
+        self.starting |= batch.iter().any(|entry| matches!(entry, Entry::Started(_)));
         let lost = self.lost_since.take();
         let gap = lost.map(|(since, count)| {
             Entry::Gap(Box::new(Gap {
@@ -368,6 +372,9 @@ impl Work {
 
     fn commit(&mut self, batch: &[Entry], gap: Option<&Entry>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
+        if self.starting {
+            take_over(&transaction)?;
+        }
         for entry in batch.iter().chain(gap) {
             match entry {
                 Entry::Use(used) => write_use(&transaction, used)?,
@@ -379,10 +386,8 @@ impl Work {
                     rename(&transaction, old, new)?;
                 }
                 Entry::Gap(gap) => write_gap(&transaction, gap)?,
-                Entry::Started(_) => {
-                    take_over(&transaction)?;
-                    self.started = true;
-                }
+                // Before everything else, and again where that failed.
+                Entry::Started(_) => {}
                 Entry::End => {
                     transaction
                         .prepare_cached(SET_META)?
@@ -390,12 +395,15 @@ impl Work {
                 }
             }
         }
-        if self.started {
+        if self.started || self.starting {
             transaction
                 .prepare_cached(SET_META)?
                 .execute(params!["alive", micros(Timestamp::now())])?;
         }
-        transaction.commit()
+        transaction.commit()?;
+        self.started |= self.starting;
+        self.starting = false;
+        Ok(())
     }
 }
 

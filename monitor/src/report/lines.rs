@@ -4,9 +4,9 @@
 use std::{
     io::{self, Write},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     time::Duration,
 };
@@ -27,8 +27,6 @@ pub enum Delivery {
 
 enum Message {
     Line(Vec<u8>),
-    /// What follows goes there.
-    Target(Box<dyn Write + Send>),
     /// Dropped when everything before is written.
     Reached(Sender<()>),
 }
@@ -39,72 +37,81 @@ pub struct Lines {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     queue: Option<SyncSender<Message>>,
     delivery: Delivery,
     /// Disconnected when everything is written.
-    done: std::sync::Mutex<Receiver<()>>,
+    done: Mutex<Receiver<()>>,
     lost: Arc<AtomicU64>,
+    next_target: Arc<Mutex<Option<Target>>>,
 }
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("delivery", &self.delivery)
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where lines go.
+type Target = Box<dyn Write + Send>;
 
 impl Lines {
     /// Starts the thread.
-    pub fn start(
-        name: &str,
-        target: Box<dyn Write + Send>,
-        delivery: Delivery,
-    ) -> io::Result<Self> {
+    pub fn start(name: &str, target: Target, delivery: Delivery) -> io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUE);
         let (alive, done) = channel::<()>();
         let lost = Arc::new(AtomicU64::new(0));
-        let lost_in_thread = Arc::clone(&lost);
+        let next_target = Arc::new(Mutex::new(Some(target)));
+        let (lost_in_thread, targets) = (Arc::clone(&lost), Arc::clone(&next_target));
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                write_lines(&messages, target, &lost_in_thread);
+                write_lines(&messages, &targets, &lost_in_thread);
                 drop(alive);
             })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 queue: Some(queue),
                 delivery,
-                done: std::sync::Mutex::new(done),
+                done: Mutex::new(done),
                 lost,
+                next_target,
             }),
         })
     }
 
     /// Hands over a whole line, with its end.
     pub fn write_line(&self, line: Vec<u8>) {
-        self.send(Message::Line(line));
-    }
-
-    /// Has what follows written elsewhere.
-    pub fn set_target(&self, target: Box<dyn Write + Send>) {
-        self.send(Message::Target(target));
-    }
-
-    fn send(&self, message: Message) {
-        let sent = self.inner.queue.as_ref().is_some_and(|queue| {
-            if self.inner.delivery == Delivery::Complete {
-                return queue.send(message).is_ok();
-            }
-            !matches!(
-                queue.try_send(message),
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
-            )
-        });
-        if !sent {
+        if !self.send(Message::Line(line)) {
             self.inner.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has lines written elsewhere, beginning with the next that is written.
+    pub fn set_target(&self, target: Target) {
+        let next = self.inner.next_target.lock();
+        *next.unwrap_or_else(PoisonError::into_inner) = Some(target);
+    }
+
+    fn send(&self, message: Message) -> bool {
+        let Some(queue) = &self.inner.queue else {
+            return false;
+        };
+        match self.inner.delivery {
+            Delivery::Complete => queue.send(message).is_ok(),
+            Delivery::Lossy => queue.try_send(message).is_ok(),
         }
     }
 
     /// Waits until what was handed over is written, where that does not take long.
     pub fn flush(&self) {
         let (reached, is_reached) = channel::<()>();
-        self.send(Message::Reached(reached));
-        let _ = is_reached.recv_timeout(FLUSH_WITHIN).is_ok();
+        if self.send(Message::Reached(reached)) {
+            let _ = is_reached.recv_timeout(FLUSH_WITHIN).is_ok();
+        }
     }
 
     /// Lines that could not be written since the start.
@@ -117,10 +124,7 @@ impl Drop for Inner {
     /// Waits for what is still to be written; where it may be lost, not for long.
     fn drop(&mut self) {
         self.queue = None;
-        let done = self
-            .done
-            .get_mut()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let done = self.done.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Disconnected is what is waited for; a time-out leaves the thread to the kernel.
         let _ = match self.delivery {
             Delivery::Lossy => done.recv_timeout(FLUSH_WITHIN).is_ok(),
@@ -129,18 +133,29 @@ impl Drop for Inner {
     }
 }
 
-fn write_lines(messages: &Receiver<Message>, mut target: Box<dyn Write + Send>, lost: &AtomicU64) {
+fn write_lines(
+    messages: &Receiver<Message>,
+    next_target: &Mutex<Option<Target>>,
+    lost: &AtomicU64,
+) {
+    let mut target: Option<Target> = None;
     for message in messages {
+        let next = next_target
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        target = next.or(target);
         match message {
-            Message::Target(other) => target = other,
             Message::Reached(reached) => drop(reached),
             Message::Line(line) => {
                 // Whole, and at once: it is not to wait in a buffer, nor to be cut by a kill.
-                if target
-                    .write_all(&line)
-                    .and_then(|()| target.flush())
-                    .is_err()
-                {
+                let written = target.as_mut().is_some_and(|target| {
+                    target
+                        .write_all(&line)
+                        .and_then(|()| target.flush())
+                        .is_ok()
+                });
+                if !written {
                     lost.fetch_add(1, Ordering::Relaxed);
                 }
             }
