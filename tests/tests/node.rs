@@ -93,6 +93,10 @@ fn private_libraries(directory: &Path) -> Result<PathBuf> {
     for name in ["libssl.so.3", "libcrypto.so.3"] {
         fs::copy(library(name)?, place.join(name))?;
     }
+    // Readable for everyone, as installed libraries are.
+    for path in [directory, &place] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
     Ok(place)
 }
 
@@ -182,6 +186,56 @@ fn a_library_that_a_short_process_opened_first_is_attached_to() -> Result<()> {
         place.join("libssl.so.3").display()
     );
     ensure!(agent.log_text().contains(&line), "{}", agent.log_text());
+    Ok(())
+}
+
+/// Anyone can change a library in the memory of a process of one's own. That says nothing about the
+/// library of others.
+#[test]
+fn a_process_that_changes_its_own_memory_hides_no_other() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let server = WebServer::start("127.0.0.1")?;
+    let place = private_libraries(directory.path())?;
+    let copy = place.join("libssl.so.3");
+    // Everything is overwritten before anything of it is executable.
+    let script = "import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+file = os.open(sys.argv[1], os.O_RDONLY)
+size = os.fstat(file).st_size
+READ, WRITE, EXECUTE, PRIVATE = 1, 2, 4, 2
+at = libc.mmap(None, size, READ | WRITE, PRIVATE, file, 0)
+ctypes.memset(at, 0x90, size)
+assert libc.mprotect(at, size, READ | EXECUTE) == 0
+print('changed', flush=True)
+sys.stdin.read()";
+    let mut changed = Running(
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args([python_of_the_system(), "-c", script])
+            .arg(&copy)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    ensure!(first_line(&mut changed)? == "changed\n");
+    wait_for("the warning", Duration::from_secs(10), || {
+        let text = agent.log_text();
+        let warned = |line: &str| line.contains("other bytes") && line.contains("libssl");
+        Ok(text.lines().any(warned).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
+    let url = format!("https://{}/", server.address);
+    let secret = "FAKE.not-hidden-000000000000000";
+    wait_for("what another presents", Duration::from_secs(10), || {
+        let output = python_with(&place, PRESENT, &[&url, secret]).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
     Ok(())
 }
 
@@ -343,6 +397,16 @@ fn first_line(running: &mut Running) -> Result<String> {
     Ok(line)
 }
 
+/// A Python that another user can run: the first on the `PATH` may be in a home.
+fn python_of_the_system() -> &'static str {
+    const SYSTEM: &str = "/usr/bin/python3";
+    if Path::new(SYSTEM).exists() {
+        SYSTEM
+    } else {
+        "python3"
+    }
+}
+
 /// Ends a process of the test's own.
 struct Running(Child);
 
@@ -457,7 +521,7 @@ fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
                 "--reuid=65534",
                 "--regid=65534",
                 "--clear-groups",
-                "python3",
+                python_of_the_system(),
                 "-c",
                 HOSTILE,
             ])
