@@ -2,7 +2,10 @@
 
 use procfs::process::{MountInfo, Process};
 use std::{
-    os::unix::fs::MetadataExt as _,
+    os::{
+        fd::{AsFd, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::LazyLock,
 };
@@ -38,6 +41,11 @@ pub fn process() -> String {
 /// Where the agent finds what the host has at a path.
 pub fn path(path: &Path) -> PathBuf {
     below(&HOST.map_or_else(|| "/".to_owned(), root), path)
+}
+
+/// A path that leads to what a descriptor of this process stands for, whatever has its name by now.
+pub fn descriptor_path(descriptor: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())
 }
 
 fn below(root: &str, path: &Path) -> PathBuf {

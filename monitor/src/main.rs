@@ -5,6 +5,7 @@ mod attribution;
 mod cli;
 mod cluster;
 mod credential;
+mod done;
 mod host;
 mod ledger;
 mod model;

@@ -217,14 +217,21 @@ fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
     below.iter().find_map(|path| find(path, id, depth + 1))
 }
 
-/// The path in `/proc/PID/cgroup` that tells the most: a container's, a unit's, or the longest.
-fn read_proc(pid: u32, namespace: &str) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    // A zombie is in the root of every v1 hierarchy, whatever it was in while it lived; so the
-    // root says nothing, and the parent's group is the better answer.
+/// The paths of a process in every hierarchy, as `/proc` shows them; none where it is gone.
+pub fn paths_of(pid: u32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     text.lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
-        .map(|path| path.strip_suffix(" (deleted)").unwrap_or(path))
+        .map(|path| path.strip_suffix(" (deleted)").unwrap_or(path).to_owned())
+        .collect()
+}
+
+/// The path of a process that tells the most: a container's, a unit's, or the longest.
+fn read_proc(pid: u32, namespace: &str) -> Option<String> {
+    // A zombie is in the root of every v1 hierarchy, whatever it was in while it lived; so the
+    // root says nothing, and the parent's group is the better answer.
+    paths_of(pid)
+        .iter()
         .map(|path| absolute(namespace, path))
         .filter(|path| path != "/")
         .max_by_key(|path| {

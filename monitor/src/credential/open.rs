@@ -3,13 +3,16 @@
 //! lives a moment is gone by then.
 
 use super::View;
-use crate::{host, reserved, sensor::observation::FileId};
+use crate::{
+    host, reserved,
+    sensor::observation::{FileId, kernel_device},
+};
 use procfs::process::MountInfo;
-use rustix::fs::{Mode, OFlags, major, minor};
+use rustix::fs::{Mode, OFlags};
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -56,8 +59,7 @@ fn inside(path: &Path) -> &Path {
 
 /// Whether it is the very file that the probe saw.
 fn is(metadata: &std::fs::Metadata, file: FileId) -> bool {
-    let device = metadata.dev();
-    metadata.ino() == file.inode && major(device) << 20 | minor(device) == file.device
+    (metadata.ino(), kernel_device(metadata.dev())) == (file.inode, file.device)
 }
 
 fn open(path: &Path, is_right: impl Fn(&std::fs::Metadata) -> bool) -> io::Result<File> {
@@ -76,8 +78,8 @@ fn open(path: &Path, is_right: impl Fn(&std::fs::Metadata) -> bool) -> io::Resul
         return Err(io::Error::other("a file of the agent's own ledger"));
     }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let opened = format!("/proc/self/fd/{}", place.as_raw_fd());
-    Ok(File::from(rustix::fs::open(opened, flags, Mode::empty())?))
+    let opened = rustix::fs::open(host::descriptor_path(&place), flags, Mode::empty())?;
+    Ok(File::from(opened))
 }
 
 /// Where the host has mounted what shows a file, by its path in its own file system.
@@ -143,9 +145,8 @@ mod tests {
         let path = directory.path().join("token");
         std::fs::write(&path, "FAKE").expect("written");
         let metadata = path.metadata().expect("it is there");
-        let device = metadata.dev();
         let mut file = FileId {
-            device: major(device) << 20 | minor(device),
+            device: kernel_device(metadata.dev()),
             inode: metadata.ino(),
             generation: 0,
         };

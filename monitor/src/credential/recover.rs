@@ -13,10 +13,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use std::{
     collections::{BTreeSet, HashSet},
     ffi::OsStr,
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
 };
 
@@ -137,8 +134,7 @@ impl View {
     /// What the probes know of a file.
     fn identify(&self, path: &Path) -> Option<FileId> {
         let opened = self.open(path, OFlags::PATH)?;
-        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
-        running::identify(Path::new(&link))
+        running::identify(Path::new(&host::descriptor_path(&opened)))
     }
 
     /// The directories of volumes with secrets.

@@ -11,12 +11,12 @@ mod write;
 
 pub use write::{Before, Last, Writer};
 
-use crate::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
-use jiff::Timestamp;
-use std::{
-    path::{Path, PathBuf},
-    sync::mpsc::Sender,
+use crate::{
+    done::Done,
+    model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload},
 };
+use jiff::Timestamp;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// The file's name in the state directory.
@@ -74,8 +74,8 @@ pub enum Entry {
     Renamed(Box<[Workload; 2]>),
     Gap(Box<Gap>),
     /// The agent has started: from now on it is alive. An attempt that fails before leaves no trace.
-    /// The sender is dropped when that is written.
-    Started(#[expect(dead_code, reason = "it is dropped, not read")] Sender<()>),
+    /// What it carries is dropped when that is written.
+    Started(#[expect(dead_code, reason = "it is dropped, not read")] Done),
     /// The agent ends as it was told to.
     End,
 }

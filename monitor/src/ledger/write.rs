@@ -8,6 +8,7 @@ use super::{
     tidy::{Moment, Tidy},
 };
 use crate::{
+    done,
     model::{
         Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
         Workload,
@@ -24,7 +25,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -121,10 +122,10 @@ impl Writer {
 
     /// Says that the agent has started, and waits until that is written, as a kill may come next.
     pub fn started(&self) {
-        let (written, is_written) = channel::<()>();
+        let (written, waiter) = done::pair();
         self.write(Entry::Started(written));
-        // Disconnected is what is waited for. A file that is locked is written later.
-        let _ = is_written.recv_timeout(STARTED_WITHIN).is_ok();
+        // A file that is locked is written later.
+        waiter.wait_for(STARTED_WITHIN);
     }
 
     /// Hands over an entry; never waits, but for the last one.

@@ -1,12 +1,13 @@
 //! Writing lines to something that may not be read: a pipe, a file system that is gone. They are
 //! written by a thread of their own, from a bounded queue, and whoever makes them never waits.
 
+use crate::done::{self, Done, Waiter};
 use std::{
     io::{self, Write},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Duration,
 };
@@ -28,7 +29,7 @@ pub enum Delivery {
 enum Message {
     Line(Vec<u8>),
     /// Dropped when everything before is written.
-    Reached(Sender<()>),
+    Reached(Done),
 }
 
 /// The end of the queue at which lines are made. Clones share it.
@@ -40,8 +41,8 @@ pub struct Lines {
 struct Inner {
     queue: Option<SyncSender<Message>>,
     delivery: Delivery,
-    /// Disconnected when everything is written.
-    done: Mutex<Receiver<()>>,
+    /// For the thread, which ends when everything is written.
+    end: Mutex<Waiter>,
     lost: Arc<AtomicU64>,
     next_target: Arc<Mutex<Option<Target>>>,
 }
@@ -62,7 +63,7 @@ impl Lines {
     /// Starts the thread.
     pub fn start(name: &str, target: Target, delivery: Delivery) -> io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUE);
-        let (alive, done) = channel::<()>();
+        let (alive, end) = done::pair();
         let lost = Arc::new(AtomicU64::new(0));
         let next_target = Arc::new(Mutex::new(Some(target)));
         let (lost_in_thread, targets) = (Arc::clone(&lost), Arc::clone(&next_target));
@@ -76,7 +77,7 @@ impl Lines {
             inner: Arc::new(Inner {
                 queue: Some(queue),
                 delivery,
-                done: Mutex::new(done),
+                end: Mutex::new(end),
                 lost,
                 next_target,
             }),
@@ -108,9 +109,9 @@ impl Lines {
 
     /// Waits until what was handed over is written, where that does not take long.
     pub fn flush(&self) {
-        let (reached, is_reached) = channel::<()>();
+        let (reached, waiter) = done::pair();
         if self.send(Message::Reached(reached)) {
-            let _ = is_reached.recv_timeout(FLUSH_WITHIN).is_ok();
+            waiter.wait_for(FLUSH_WITHIN);
         }
     }
 
@@ -124,12 +125,12 @@ impl Drop for Inner {
     /// Waits for what is still to be written; where it may be lost, not for long.
     fn drop(&mut self) {
         self.queue = None;
-        let done = self.done.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Disconnected is what is waited for; a time-out leaves the thread to the kernel.
-        let _ = match self.delivery {
-            Delivery::Lossy => done.recv_timeout(FLUSH_WITHIN).is_ok(),
-            Delivery::Complete => done.recv().is_ok(),
-        };
+        let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match self.delivery {
+            // What is not written by then is left to the kernel, with the thread.
+            Delivery::Lossy => drop(end.wait_for(FLUSH_WITHIN)),
+            Delivery::Complete => end.wait(),
+        }
     }
 }
 
@@ -178,17 +179,17 @@ impl Write for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::Read as _, os::fd::OwnedFd, time::Instant};
+    use std::{io::Read as _, time::Instant};
+
+    fn into_a_pipe(delivery: Delivery) -> (io::PipeReader, Lines) {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let lines = Lines::start("lines-test", Box::new(writer), delivery);
+        (reader, lines.expect("a thread"))
+    }
 
     #[test]
     fn a_reader_that_stops_costs_lines_and_no_time() {
-        let (mut reader, writer) = io::pipe().expect("a pipe");
-        let lines = Lines::start(
-            "lines-test",
-            Box::new(std::fs::File::from(OwnedFd::from(writer))),
-            Delivery::Lossy,
-        )
-        .expect("a thread");
+        let (mut reader, lines) = into_a_pipe(Delivery::Lossy);
         let began = Instant::now();
         let line = vec![b'x'; 1023];
         for _ in 0..20_000 {
@@ -216,13 +217,7 @@ mod tests {
 
     #[test]
     fn a_command_loses_nothing() {
-        let (mut reader, writer) = io::pipe().expect("a pipe");
-        let lines = Lines::start(
-            "lines-test",
-            Box::new(std::fs::File::from(OwnedFd::from(writer))),
-            Delivery::Complete,
-        )
-        .expect("a thread");
+        let (mut reader, lines) = into_a_pipe(Delivery::Complete);
         let reading = std::thread::spawn(move || {
             let mut text = Vec::new();
             reader.read_to_end(&mut text).map(|_| text.len())

@@ -12,17 +12,22 @@ use super::{
     tls::{self, Point},
     uprobe::{self, Link, Program, UprobeError},
 };
+use crate::{
+    done::{self, Done, Waiter},
+    host::descriptor_path,
+};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::inotify,
 };
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io,
     mem::MaybeUninit,
     num::NonZeroU32,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -96,8 +101,8 @@ pub enum Command {
     Changed(HashSet<i32>),
     /// Something was mounted or unmounted.
     MountsChanged,
-    /// The sender is dropped when everything before has been done.
-    Reached(Sender<()>),
+    /// Dropped when everything before has been done.
+    Reached(Done),
 }
 
 /// What the rest of the agent has to know.
@@ -131,8 +136,8 @@ pub struct Attacher {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// Disconnected when the thread has ended.
-    ended: Receiver<()>,
+    /// For the thread.
+    ended: Waiter,
     /// Whether forks, executions and exits are to be sent.
     follows_processes: Arc<AtomicBool>,
 }
@@ -145,7 +150,7 @@ impl Attacher {
         exclusion: Exclusion,
     ) -> io::Result<Self> {
         let (commands, received) = channel();
-        let (alive, ended) = channel();
+        let (alive, ended) = done::pair();
         let stop = Arc::new(AtomicBool::new(false));
         let follows_processes = Arc::new(AtomicBool::new(false));
         let state = State {
@@ -201,8 +206,7 @@ impl Drop for Attacher {
         self.stop.store(true, Ordering::Relaxed);
         // Wakes it where it waits for a command.
         let _ = self.commands.send(Command::MountsChanged);
-        let late = self.ended.recv_timeout(DETACH_WITHIN) == Err(RecvTimeoutError::Timeout);
-        if late {
+        if !self.ended.wait_for(DETACH_WITHIN) {
             tracing::warn!("the attacher did not end in time; the kernel detaches what is left");
         } else if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -255,11 +259,11 @@ enum Scope {
     Processes(HashMap<u32, Vec<Link>>),
 }
 
-impl Watched {
+impl Scope {
     fn into_links(self) -> Vec<Link> {
-        match self.scope {
-            Scope::All(links) => links,
-            Scope::Processes(links) => links.into_values().flatten().collect(),
+        match self {
+            Self::All(links) => links,
+            Self::Processes(links) => links.into_values().flatten().collect(),
         }
     }
 }
@@ -365,14 +369,14 @@ impl State {
         }
         self.update_follows();
         if watch.by_process.load(Ordering::Relaxed) {
-            self.find_mappers(found.key);
+            self.find_mappers(found.key, &users());
         }
     }
 
     /// Finds who has a file mapped, where that has to be known: others may have mapped it while it was
     /// inspected, and its first user may have ended before its end was followed.
-    fn find_mappers(&mut self, key: FileKey) {
-        let mappers = users().mappers.remove(&key.inode).unwrap_or_default();
+    fn find_mappers(&mut self, key: FileKey, users: &Users) {
+        let mappers = users.mappers.get(&key.inode).cloned().unwrap_or_default();
         let mut unused = mappers.is_empty();
         for mut watched in self.take_files(key) {
             unused &= watched.until == Until::Unmapped;
@@ -531,15 +535,10 @@ impl State {
     fn unmapped(&mut self, pid: u32) {
         let mut unused = Vec::new();
         let mut links = Vec::new();
-        for (key, watched) in &mut self.files {
-            if !watched.mappers.contains(&pid) {
-                continue;
-            }
+        let still_mapped = LazyCell::new(|| mapped::inodes_of(pid));
+        for ((_, inode, _), watched) in &mut self.files {
             // It may have run the same program again before this was known.
-            if mapped::of_process(pid)
-                .iter()
-                .any(|mapping| mapping.file.inode == key.1)
-            {
+            if !watched.mappers.contains(&pid) || still_mapped.contains(inode) {
                 continue;
             }
             watched.mappers.remove(&pid);
@@ -550,10 +549,13 @@ impl State {
                 unused.push(watched.watch.key);
             }
         }
-        self.detach(links);
-        for key in unused {
-            // A process that nothing was known of may have it mapped.
-            self.find_mappers(key);
+        detach(links);
+        if !unused.is_empty() {
+            // A process that nothing was known of may have them mapped.
+            let users = users();
+            for key in unused {
+                self.find_mappers(key, &users);
+            }
         }
         self.update_follows();
     }
@@ -578,10 +580,7 @@ impl State {
             );
             return;
         }
-        let inodes: HashSet<u64> = mapped::of_process(pid)
-            .iter()
-            .map(|mapping| mapping.file.inode)
-            .collect();
+        let inodes = mapped::inodes_of(pid);
         let mut links = Vec::new();
         for watched in self.files.values() {
             if watched.answers.is_empty() || !inodes.contains(&watched.watch.key.inode) {
@@ -609,10 +608,7 @@ impl State {
         for (key, mut watched) in files {
             let executable = users.programs.contains(&key.1);
             let scope = std::mem::replace(&mut watched.scope, Scope::All(Vec::new()));
-            gone.extend(match scope {
-                Scope::All(links) => links,
-                Scope::Processes(links) => links.into_values().flatten().collect(),
-            });
+            gone.extend(scope.into_links());
             watched.mappers = users.mappers.get(&key.1).cloned().unwrap_or_default();
             if self.attach_scope(&mut watched, executable) {
                 self.files.insert(key, watched);
@@ -620,7 +616,7 @@ impl State {
                 self.known.forget(watched.watch.key);
             }
         }
-        self.detach(gone);
+        detach(gone);
         self.update_follows();
     }
 
@@ -682,10 +678,10 @@ impl State {
             if let Some(change) = watched.change {
                 self.changes.forget(change);
             }
-            links.extend(watched.into_links());
+            links.extend(watched.scope.into_links());
         }
         self.known.forget(key);
-        self.detach(links);
+        detach(links);
     }
 
     fn forget(&self, file: Option<MappedFile>, key: FileKey) {
@@ -693,18 +689,6 @@ impl State {
             self.known.forget_mapped(file);
         }
         self.known.forget(key);
-    }
-
-    /// Detaches in a thread of its own, as that waits for the processors.
-    fn detach(&self, links: Vec<Link>) {
-        if links.is_empty() {
-            return;
-        }
-        let thread = std::thread::Builder::new().name("detacher".to_owned());
-        // Where there is no thread to be had, they were dropped with it.
-        if let Err(error) = thread.spawn(move || drop(links)) {
-            tracing::debug!(%error, "detached in the attacher's own thread");
-        }
     }
 
     /// Detaches from files that have changed or are gone.
@@ -754,7 +738,7 @@ impl State {
             .filter_map(|pid| self.answers.remove(pid))
             .flatten()
             .collect();
-        self.detach(links);
+        detach(links);
         // An exit may have been lost, and a library may have been closed.
         let in_doubt: HashSet<u32> = self
             .files
@@ -798,35 +782,43 @@ impl State {
         links.extend(
             std::mem::take(&mut self.files)
                 .into_values()
-                .flat_map(Watched::into_links),
+                .flat_map(|watched| watched.scope.into_links()),
         );
         let count = links.len();
         let each = count.div_ceil(DETACHERS).max(1);
-        let (done, all_done) = channel::<()>();
+        let (done, waiter) = done::pair();
         while !links.is_empty() {
             let some = links.split_off(links.len().saturating_sub(each));
-            let done = done.clone();
-            let thread = std::thread::Builder::new().name("detacher".to_owned());
-            let spawned = thread.spawn(move || {
-                drop(some);
-                drop(done);
-            });
-            if let Err(error) = spawned {
-                tracing::debug!(%error, "detached in the attacher's own thread");
-            }
+            // A tuple is dropped in this order: the links first.
+            drop_in_thread((some, done.clone()));
         }
         drop(done);
-        let late = all_done.recv_timeout(DETACH_WITHIN) == Err(RecvTimeoutError::Timeout);
+        let in_time = waiter.wait_for(DETACH_WITHIN);
         let milliseconds = began.elapsed().as_millis() as u64;
-        if late {
+        if in_time {
+            tracing::debug!(links = count, milliseconds, "all TLS probes detached");
+        } else {
             tracing::warn!(
                 links = count,
                 milliseconds,
                 "detaching exceeded its time; the kernel completes it"
             );
-        } else {
-            tracing::debug!(links = count, milliseconds, "all TLS probes detached");
         }
+    }
+}
+
+fn detach(links: Vec<Link>) {
+    if !links.is_empty() {
+        drop_in_thread(links);
+    }
+}
+
+/// Detaches in a thread of its own, as that waits for the processors.
+fn drop_in_thread(links: impl Send + 'static) {
+    let thread = std::thread::Builder::new().name("detacher".to_owned());
+    // Where there is no thread to be had, they were dropped with it.
+    if let Err(error) = thread.spawn(move || drop(links)) {
+        tracing::debug!(%error, "detached in the attacher's own thread");
     }
 }
 
@@ -924,8 +916,7 @@ impl Changes {
     fn follow(&self, file: &File) -> Option<i32> {
         use inotify::WatchFlags;
         let flags = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::DELETE_SELF;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        inotify::add_watch(self.inotify.as_ref()?, path, flags).ok()
+        inotify::add_watch(self.inotify.as_ref()?, descriptor_path(file), flags).ok()
     }
 
     fn forget(&self, change: i32) {

@@ -2,8 +2,8 @@
 //!
 //! Every size in such a file is a claim. Tables are read through a window of fixed size, so that a
 //! file of a few kilobytes that claims a section of gigabytes costs no memory, and all reads together
-//! are limited to [`BUDGET`], so that it costs no time. Only 64-bit little-endian files of the agent's own architecture are parsed:
-//! others pass arguments in another way.
+//! are limited to [`BUDGET`], so that it costs no time. Only 64-bit little-endian files of the agent's
+//! own architecture are parsed: others pass arguments in another way.
 
 use object::{
     LittleEndian as Le,
@@ -330,29 +330,21 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             return Ok(Vec::new());
         }
         let mut found = Vec::new();
-        let size = size_of::<Sym64<Le>>();
-        let mut window = Window::new(&self.file);
-        for index in 0..symbols.size / size as u64 {
-            let at = place(symbols.offset, index, size as u64)?;
-            let Some(bytes) = window.bytes(at, size)? else {
-                break;
-            };
-            let Ok((symbol, _)) = from_bytes::<Sym64<Le>>(bytes) else {
-                break;
-            };
-            if symbol.st_type() != STT_FUNC || symbol.st_shndx(Le) == SHN_UNDEF {
-                continue;
-            }
+        self.records(symbols.offset, symbols.size, |symbol: &Sym64<Le>| {
             let name = places.binary_search_by_key(&symbol.st_name(Le), |(at, _)| *at);
-            if let Ok(name) = name {
+            if let Ok(name) = name
+                && symbol.st_type() == STT_FUNC
+                && symbol.st_shndx(Le) != SHN_UNDEF
+            {
                 found.push(Function {
                     name: places[name].1,
                     address: symbol.st_value(Le),
                 });
             }
-            if found.len() > NAMES_MAX {
-                return Err(ElfError::Limit("symbols of one name", NAMES_MAX as u64));
-            }
+            found.len() <= NAMES_MAX
+        })?;
+        if found.len() > NAMES_MAX {
+            return Err(ElfError::Limit("symbols of one name", NAMES_MAX as u64));
         }
         Ok(found)
     }
@@ -473,22 +465,31 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         if size > SCAN_MAX {
             return Err(ElfError::Limit("relocations", SCAN_MAX));
         }
-        let each = size_of::<Rela64<Le>>();
+        self.records(offset, size, |found: &Rela64<Le>| {
+            let word = found.r_addend.get(Le).cast_unsigned();
+            found.r_type(Le, false) != R_RELATIVE || visit(found.r_offset.get(Le), word)
+        })
+    }
+
+    /// Calls `visit` with each record of a table of so many bytes, until it returns `false`, or the
+    /// file ends.
+    fn records<T: Pod>(
+        &self,
+        offset: u64,
+        size: u64,
+        mut visit: impl FnMut(&T) -> bool,
+    ) -> Result<(), ElfError> {
+        let each = size_of::<T>();
         let mut window = Window::new(&self.file);
         for index in 0..size / each as u64 {
             let at = place(offset, index, each as u64)?;
             let Some(bytes) = window.bytes(at, each)? else {
                 break;
             };
-            let Ok((found, _)) = from_bytes::<Rela64<Le>>(bytes) else {
+            let Ok((record, _)) = from_bytes::<T>(bytes) else {
                 break;
             };
-            if found.r_type(Le, false) == R_RELATIVE
-                && !visit(
-                    found.r_offset.get(Le),
-                    found.r_addend.get(Le).cast_unsigned(),
-                )
-            {
+            if !visit(record) {
                 break;
             }
         }

@@ -121,13 +121,9 @@ impl Exclusion {
         if self.is_by_path() {
             return None;
         }
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let groups = groups
-            .lines()
-            .filter_map(|line| line.splitn(3, ':').nth(2))
-            .map(cgroup::parse);
         let (mut unit, mut container) = (None, None);
-        for group in groups {
+        for path in cgroup::paths_of(pid) {
+            let group = cgroup::parse(&path);
             unit = unit.or(group.unit);
             container = container.or(group.container);
         }

@@ -9,7 +9,10 @@ use super::{
     mapped::{Mapping, bounded_lines},
     running::REMOTE_FILE_SYSTEMS,
 };
-use crate::{host, reserved};
+use crate::{
+    host::{self, descriptor_path},
+    reserved,
+};
 use rustix::{
     fs::{Mode, OFlags},
     mount::OpenTreeFlags,
@@ -34,13 +37,19 @@ pub enum HoldError {
     Open(#[from] io::Error),
     #[error("not a regular file, or replaced by another")]
     Replaced,
-    /// Permanent, unlike the others.
     #[error(
         "it is on {0}, which a probe would keep from being unmounted; with CAP_SYS_ADMIN a private copy of the mount is used instead"
     )]
     Busy(PathBuf),
     #[error("it is on {0}, a file system that may not answer")]
     Remote(String),
+}
+
+impl HoldError {
+    /// Whether another attempt, through another process, ends the same way.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::Remote(_))
+    }
 }
 
 /// How long a file may be held.
@@ -119,12 +128,12 @@ pub fn hold(mapping: &Mapping) -> Result<Held, HoldError> {
         let is_it = |mount: &&Mount| mount.id.number == number;
         Ok(of_process.iter().chain(&own).find(is_it))
     };
-    let seen = open_as_mapped(mapping, |opened| match mount_of(opened)? {
+    let (seen, mount) = open_as_mapped(mapping, |opened| match mount_of(opened)? {
         Some(mount) if mount.may_wait() => Err(HoldError::Remote(mount.kind.clone())),
-        _ => Ok(()),
+        mount => Ok(mount),
     })?;
     // A mount that neither knows is the kernel's own, of shared memory for example.
-    let Some(mount) = mount_of(&seen)? else {
+    let Some(mount) = mount else {
         return through(&seen, Until::Unmapped);
     };
     let inside = mapping
@@ -176,11 +185,12 @@ pub fn hold_on_host(path: &Path) -> Option<Held> {
 /// A descriptor of the very file, without opening it for anything: what is no regular file is not
 /// touched.
 ///
-/// `check` looks at what was opened before anything is asked of its file system.
-fn open_as_mapped(
+/// `check` looks at what was opened before anything is asked of its file system; what it finds is
+/// given back as well.
+fn open_as_mapped<T>(
     mapping: &Mapping,
-    check: impl Fn(&OwnedFd) -> Result<(), HoldError>,
-) -> Result<OwnedFd, HoldError> {
+    check: impl Fn(&OwnedFd) -> Result<T, HoldError>,
+) -> Result<(OwnedFd, T), HoldError> {
     let Mapping { pid, address, .. } = mapping;
     let end = address.saturating_add(mapping.size);
     // The kernel's link to what is mapped there, for those who may use it; the program itself; and
@@ -195,13 +205,16 @@ fn open_as_mapped(
     for place in places {
         match rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
             Ok(opened) => {
-                if let Err(error) = check(&opened) {
-                    last = error;
-                    continue;
-                }
+                let found = match check(&opened) {
+                    Ok(found) => found,
+                    Err(error) => {
+                        last = error;
+                        continue;
+                    }
+                };
                 let metadata = metadata(&opened)?;
                 if metadata.is_file() && metadata.ino() == mapping.file.inode {
-                    return Ok(opened);
+                    return Ok((opened, found));
                 }
             }
             Err(error) => last = HoldError::Open(error.into()),
@@ -294,10 +307,6 @@ fn through(place: &OwnedFd, until: Until) -> Result<Held, HoldError> {
         metadata,
         until,
     })
-}
-
-fn descriptor_path(descriptor: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
 fn metadata(descriptor: &OwnedFd) -> io::Result<Metadata> {

@@ -12,7 +12,7 @@ use super::{
     mapped::{self, MappedFile, Mapping, Mappings},
     tls::{self, ENTRY_BYTES, Inspection, Point},
 };
-use crate::host;
+use crate::{done::Done, host};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     collections::{HashMap, HashSet},
@@ -86,9 +86,7 @@ impl Version {
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
-}
 
-impl Version {
     /// Whether the content is the same: a change of the owner or of a link is none.
     pub fn same_content(&self, other: &Self) -> bool {
         (self.size, self.modified) == (other.size, other.modified)
@@ -220,8 +218,8 @@ pub enum Ask {
     Mapped(Mapping),
     /// What every process has mapped.
     Running,
-    /// What is installed; the sender is dropped when all of it is with the attacher.
-    Installed(Sender<()>),
+    /// What is installed; the attacher drops it when it has attached to all of that.
+    Installed(Done),
 }
 
 /// The threads that find TLS.
@@ -326,12 +324,11 @@ struct Follower {
 impl Follower {
     fn run(mut self) {
         loop {
-            let mut descriptors: Vec<PollFd<'_>> = Vec::new();
-            let all: Vec<_> = self.mappings.descriptors().collect();
-            descriptors.extend(
-                all.iter()
-                    .map(|descriptor| PollFd::from_borrowed_fd(*descriptor, PollFlags::IN)),
-            );
+            let mut descriptors: Vec<PollFd<'_>> = self
+                .mappings
+                .descriptors()
+                .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
+                .collect();
             let ready = poll(&mut descriptors, Some(&IDLE));
             drop(descriptors);
             if ready == Ok(0)
@@ -441,7 +438,8 @@ impl Worker {
                     for library in installed() {
                         self.installed(&library);
                     }
-                    drop(done);
+                    // The attacher ends only with the agent.
+                    let _ = self.attacher.send(Command::Reached(done));
                 }
             }
         }
@@ -458,18 +456,15 @@ impl Worker {
 
     fn not_held(&self, mapping: &Mapping, file: MappedFile, error: &HoldError) {
         let path = mapping.path.display();
-        match error {
-            HoldError::Busy(_) | HoldError::Remote(_) => {
-                self.known.nothing(file);
-                self.reporter.report(Notice::NotAttached {
-                    file: path.to_string(),
-                    reason: error.to_string(),
-                });
-            }
-            error => {
-                tracing::debug!(%path, pid = mapping.pid, %error, "a mapped file is not inspected");
-                self.known.set(file, None);
-            }
+        if error.is_permanent() {
+            self.known.nothing(file);
+            self.reporter.report(Notice::NotAttached {
+                file: path.to_string(),
+                reason: error.to_string(),
+            });
+        } else {
+            tracing::debug!(%path, pid = mapping.pid, %error, "a mapped file is not inspected");
+            self.known.forget_mapped(file);
         }
     }
 
@@ -533,7 +528,7 @@ impl Worker {
             let file = mapping.file;
             // Where too many wait, it is looked at when it is mapped again.
             if self.slow.try_send(mapping).is_err() {
-                self.known.set(file, None);
+                self.known.forget_mapped(file);
             }
         }
     }
@@ -612,7 +607,7 @@ impl Candidate {
                 // The memory of one process says nothing about the file: it is looked at again when
                 // another process maps it.
                 if changed_by_process {
-                    known.set(file, None);
+                    known.forget_mapped(file);
                 } else {
                     known.nothing(file);
                 }
@@ -713,11 +708,12 @@ pub fn examine_running(exclusion: &Exclusion) -> Vec<Unattached> {
             };
             let candidate = match Candidate::hold(mapping) {
                 Ok(candidate) => candidate,
-                Err((_, error @ (HoldError::Busy(_) | HoldError::Remote(_)))) => {
-                    add(error.to_string());
+                Err((_, error)) => {
+                    if error.is_permanent() {
+                        add(error.to_string());
+                    }
                     continue;
                 }
-                Err(_) => continue,
             };
             let mut inspection = candidate.inspect(SymbolTable::Dynamic);
             if inspection.is_empty() {

@@ -387,8 +387,8 @@ pub struct Machine<'a> {
     pub multi: Option<MultiPrograms>,
 }
 
-/// Kinds of hooks that are passed over, such as `lsm,fentry`, and of uprobes (`multi`, `pmu`): where one of them is in the way of
-/// another tool, and for tests of those below.
+/// Kinds of hooks that are passed over, such as `lsm,fentry`, and of uprobes (`multi`, `pmu`): where
+/// one of them is in the way of another tool, and for tests of those below.
 pub const SKIP_HOOKS: &str = "KEYTRAIL_SKIP_HOOKS";
 
 /// Whether a kind of hooks is passed over.

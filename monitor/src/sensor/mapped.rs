@@ -7,7 +7,7 @@
 
 use super::perf::{self, Attributes, Target};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ffi::OsStr,
     io::{self, BufRead as _, BufReader, Read as _},
     os::{
@@ -299,6 +299,12 @@ pub fn of_process(pid: u32) -> Vec<Mapping> {
         .filter_map(|line| parse_line(pid, &line))
         .take(OF_PROCESS_MAX)
         .collect()
+}
+
+/// The inodes of the files that a process has mapped executable now.
+pub fn inodes_of(pid: u32) -> HashSet<u64> {
+    let mappings = of_process(pid);
+    mappings.iter().map(|mapping| mapping.file.inode).collect()
 }
 
 /// Mappings of one process; programs have some hundred.

@@ -24,6 +24,7 @@ pub mod selftest;
 mod tls;
 mod uprobe;
 
+use crate::done;
 pub use attacher::Notice;
 use attacher::{Attacher, Command, Programs, Reporter};
 use aya::{
@@ -163,7 +164,7 @@ struct Uprobes {
 }
 
 /// Libraries that are installed are attached to within this; in an emulated machine that takes long.
-const INSTALLED_WITHIN: Duration = Duration::from_secs(10);
+const INSTALLED_WITHIN: Duration = Duration::from_secs(20);
 
 impl Uprobes {
     /// Starts the threads, and waits until what is installed is attached to. What runs follows.
@@ -173,18 +174,12 @@ impl Uprobes {
         let known = KnownFiles::default();
         let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
         let inspector = Inspector::start(&known, attacher.commands(), &reporter)?;
-        let reached = |send: &dyn Fn(std::sync::mpsc::Sender<()>)| {
-            let (done, is_done) = channel::<()>();
-            send(done);
-            // Disconnected: the other end was dropped, as it is when everything is done.
-            if is_done.recv_timeout(INSTALLED_WITHIN)
-                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-            {
-                tracing::warn!("attaching to installed TLS libraries takes long; it goes on");
-            }
-        };
-        reached(&|done| inspector.ask(Ask::Installed(done)));
-        reached(&|done| attacher.send(Command::Reached(done)));
+        // The inspector hands it on to the attacher, behind what it has found.
+        let (done, waiter) = done::pair();
+        inspector.ask(Ask::Installed(done));
+        if !waiter.wait_for(INSTALLED_WITHIN) {
+            tracing::warn!("attaching to installed TLS libraries takes long; it goes on");
+        }
         inspector.ask(Ask::Running);
         Ok(Self {
             known,

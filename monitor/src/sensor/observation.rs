@@ -21,10 +21,15 @@ pub struct Stamp {
 /// What tells one file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
-    /// As the kernel has it inside: major << 20 | minor.
+    /// See [`kernel_device`].
     pub device: u32,
     pub inode: u64,
     pub generation: u32,
+}
+
+/// A device number as the kernel has it inside, from what the calls for files give.
+pub fn kernel_device(device: u64) -> u32 {
+    rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
 /// Where what a process writes goes, as far as it is a pipe or a socket.

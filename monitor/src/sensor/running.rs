@@ -1,7 +1,7 @@
 //! What a process that already runs has open: files and connections, from `/proc`.
 
-use super::observation::FileId;
-use crate::{model::Transport, reserved};
+use super::observation::{FileId, kernel_device};
+use crate::{host, model::Transport, reserved};
 use procfs::{
     ProcResult,
     net::{TcpNetEntry, TcpState, UdpNetEntry},
@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     fs::File,
     net::{IpAddr, SocketAddr},
-    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -56,11 +56,6 @@ pub fn open(pid: u32, wanted: impl Fn(&Path) -> bool) -> Open {
         }
     }
     open
-}
-
-/// A device number as the kernel has it inside.
-fn kernel_device(device: u64) -> u32 {
-    rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
 /// What a path leads to, as the probes tell it; nothing where that is no regular file, or one that
@@ -113,7 +108,7 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(&opened, "", flags, wanted).ok()?;
     let kind = FileType::from_raw_mode(found.stx_mode.into());
-    let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    let link = host::descriptor_path(&opened);
     let path = std::fs::read_link(&link).ok()?;
     let path = path
         .strip_prefix(format!("/proc/{pid}/root"))

@@ -1,6 +1,9 @@
 //! The self-test at start: what the probes read of this process is compared with `/proc`.
 
-use super::{Sensor, SensorError, observation::Observation};
+use super::{
+    Sensor, SensorError,
+    observation::{Observation, kernel_device},
+};
 use jiff::Timestamp;
 use std::{
     fs::{self, File},
@@ -41,16 +44,14 @@ pub async fn self_test(
     observations: &mut Vec<Observation>,
 ) -> Result<u32, SelfTestError> {
     let mark = OwnFile::new("self-test");
-    let folder = RemovedFolder(directory.join(&mark.name));
-    let path = folder.0.join(".netrc");
+    let folder = Folder(directory.join(&mark.name));
+    let path = folder.netrc();
     let failed = |source| SelfTestError::File {
         path: path.clone(),
         source,
     };
-    fs::create_dir_all(&folder.0).map_err(failed)?;
-    fs::write(&path, b"").map_err(failed)?;
-    let opened = File::open(&path).map_err(failed)?;
-    let mark = mark.of(&opened.metadata().map_err(failed)?);
+    let mark = mark.of(&folder.make().map_err(failed)?);
+    let _opened = File::open(&path).map_err(failed)?;
     let began = Instant::now();
     let found = loop {
         let before = observations.len();
@@ -109,10 +110,22 @@ pub async fn self_test(
     Ok(stamp.subject.pid)
 }
 
-/// A folder that is removed however the test ends.
-struct RemovedFolder(PathBuf);
+/// A folder for a file with the name of a credential's, removed however the test ends.
+struct Folder(PathBuf);
 
-impl Drop for RemovedFolder {
+impl Folder {
+    fn netrc(&self) -> PathBuf {
+        self.0.join(".netrc")
+    }
+
+    fn make(&self) -> io::Result<fs::Metadata> {
+        fs::create_dir_all(&self.0)?;
+        fs::write(self.netrc(), b"")?;
+        fs::metadata(self.netrc())
+    }
+}
+
+impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::debug!(folder = %self.0.display(), %error, "cannot remove the folder of the self-test");
@@ -150,10 +163,9 @@ impl OwnFile {
     /// The same once there is a file.
     fn of(self, metadata: &fs::Metadata) -> Self {
         let device = metadata.dev();
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         Self {
             inode: metadata.ino(),
-            device: (major != 0).then_some(major << 20 | minor),
+            device: (rustix::fs::major(device) != 0).then(|| kernel_device(device)),
             ..self
         }
     }
@@ -213,14 +225,13 @@ impl Heartbeat {
             self.waiting = None;
             // A disk may be full: then there is no beat, and nothing to be missed.
             let mark = OwnFile::new("heartbeat");
-            let folder = self.directory.join(&mark.name);
-            if let Ok((path, metadata)) = make(&folder) {
+            let folder = Folder(self.directory.join(&mark.name));
+            if let Ok(metadata) = folder.make() {
                 sensor.set_agent(0)?;
-                let opened = File::open(&path);
+                let opened = File::open(folder.netrc());
                 sensor.set_agent(self.own)?;
                 self.waiting = opened.is_ok().then(|| mark.of(&metadata));
             }
-            drop(fs::remove_dir_all(&folder));
         }
         Ok(fell_silent.then_some(self.seen))
     }
@@ -244,12 +255,4 @@ impl Heartbeat {
             self.seen = Timestamp::now();
         }
     }
-}
-
-fn make(folder: &Path) -> io::Result<(PathBuf, fs::Metadata)> {
-    fs::create_dir_all(folder)?;
-    let path = folder.join(".netrc");
-    fs::write(&path, b"")?;
-    let metadata = fs::metadata(&path)?;
-    Ok((path, metadata))
 }

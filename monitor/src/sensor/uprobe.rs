@@ -16,6 +16,7 @@ use super::{
     multi,
     perf::{self, Attributes, Target},
 };
+use crate::host;
 use std::{
     ffi::CString,
     fs::{self, File},
@@ -154,7 +155,7 @@ pub fn attach(
     };
     let first = offsets.first().copied().unwrap_or_default();
     // By the descriptor: the name may be another file's by now.
-    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    let path = CString::new(host::descriptor_path(file))
         .map_err(|error| failed("path", first)(error.into()))?;
     let mut link = Link {
         _fds: Vec::new(),
