@@ -261,6 +261,37 @@ impl Agent {
         Ok(found)
     }
 
+    /// Does something again and again, until it is known that a secret was presented.
+    pub fn await_presented(
+        &self,
+        secret: &str,
+        limit: Duration,
+        mut act: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        wait_for("what was presented", limit, || {
+            act()?;
+            Ok((!self.presented(secret)?.is_empty()).then_some(()))
+        })
+        .with_context(|| self.log_text())
+    }
+
+    /// Waits until it is known that somebody uses what is at a place; gives who.
+    pub fn await_used(&self, place: &str) -> Result<Value> {
+        self.await_json(&["query", "who", place], |answer| {
+            answer["uses"]
+                .as_array()
+                .is_some_and(|uses| !uses.is_empty())
+        })
+    }
+
+    /// How often a line of the log holds all of these texts.
+    pub fn logged(&self, texts: &[&str]) -> usize {
+        let log = self.log_text();
+        log.lines()
+            .filter(|line| texts.iter().all(|text| line.contains(text)))
+            .count()
+    }
+
     /// The findings of the stream so far.
     pub fn findings(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(&self.findings).unwrap_or_default();

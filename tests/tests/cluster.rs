@@ -26,6 +26,26 @@ fn ask(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| text)
 }
 
+/// The hop by which a pod has presented a credential, which is told by how it is listed; `None` until
+/// that is known.
+fn presented(
+    cluster: &Cluster,
+    pod: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<Option<Value>> {
+    let known = ask(cluster, &["inventory"])?;
+    let known = known["credentials"].as_array().cloned().unwrap_or_default();
+    let found = known.iter().find(|item| is_it(item));
+    let Some(id) = found.and_then(|item| item["id"].as_str()) else {
+        return Ok(None);
+    };
+    let answer = ask(cluster, &["query", "where", id])?;
+    let hops = answer["hops"].as_array().cloned().unwrap_or_default();
+    Ok(hops
+        .into_iter()
+        .find(|hop| hop["workload"]["pod"] == pod && hop["evidence"] == "presented"))
+}
+
 fn findings(cluster: &Cluster) -> Result<Vec<Value>> {
     let answer = ask(cluster, &["findings"])?;
     let list = answer.get("findings").unwrap_or(&answer).as_array();
@@ -182,9 +202,7 @@ fn the_elder_is_robbed(cluster: &Cluster, outside: &WebServer) -> Result<()> {
             "-c",
             &steal,
         ])?;
-        let known = ask(cluster, &["inventory"])?;
-        let known = known["credentials"].as_array().cloned().unwrap_or_default();
-        let is_blob = |item: &&Value| {
+        presented(cluster, &pod, |item| {
             item["sources"].as_array().is_some_and(|sources| {
                 sources.iter().any(|source| {
                     source["source"] == "file"
@@ -193,19 +211,7 @@ fn the_elder_is_robbed(cluster: &Cluster, outside: &WebServer) -> Result<()> {
                             .is_some_and(|place| place.ends_with("/blob"))
                 })
             })
-        };
-        let Some(id) = known
-            .iter()
-            .find(is_blob)
-            .and_then(|item| item["id"].as_str())
-        else {
-            return Ok(None);
-        };
-        let answer = ask(cluster, &["query", "where", id])?;
-        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
-        Ok(hops
-            .into_iter()
-            .find(|hop| hop["workload"]["pod"] == pod.as_str() && hop["evidence"] == "presented"))
+        })
     })?;
     println!(
         "a Secret older than the agent: presented by {} at {}",
@@ -277,21 +283,9 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
     let api = cluster.await_pod("payments", "app=api")?;
     // Proven at the API, by its name.
     let own = wait_for("the token's own use is seen", LIMIT, || {
-        let known = ask(cluster, &["inventory"])?;
-        let known = known["credentials"].as_array().cloned().unwrap_or_default();
-        let is_token = |item: &&Value| item["label"] == "system:serviceaccount:payments:api";
-        let Some(id) = known
-            .iter()
-            .find(is_token)
-            .and_then(|item| item["id"].as_str())
-        else {
-            return Ok(None);
-        };
-        let answer = ask(cluster, &["query", "where", id])?;
-        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
-        Ok(hops
-            .into_iter()
-            .find(|hop| hop["workload"]["pod"] == api.as_str() && hop["evidence"] == "presented"))
+        presented(cluster, &api, |item| {
+            item["label"] == "system:serviceaccount:payments:api"
+        })
     })?;
     assert_eq!(
         own["destination"]["object"], "kubernetes.default.svc",

@@ -273,15 +273,14 @@ fn tables_in_a_merged_section() -> Result<()> {
         .status()?;
     ensure!(status.success(), "objcopy ended with {status}");
     let secret = "FAKE.go-merged-000000000000";
-    wait_for("what it presented", Duration::from_secs(20), || {
+    agent.await_presented(secret, Duration::from_secs(20), || {
         let status = Command::new(&merged)
             .args(["1.1", &format!("https://{}/", server.address)])
             .args(["Authorization", &format!("Bearer {secret}")])
             .status()?;
         ensure!(status.success());
-        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
-    })?;
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A program whose tables contradict each other gets no probe, runs on, and is named.
@@ -318,11 +317,7 @@ fn what_cannot_be_proven_is_named_and_left_alone() -> Result<()> {
         .spawn()?;
     let name = broken.display().to_string();
     wait_for("the warning", Duration::from_secs(10), || {
-        let warned = agent
-            .log_text()
-            .lines()
-            .any(|line| line.contains("no TLS probes attached") && line.contains(&name));
-        Ok(warned.then_some(()))
+        Ok((agent.logged(&["no TLS probes attached", &name]) > 0).then_some(()))
     })?;
     let doctor = Command::new(lab::agent::binary()?)
         .args(["doctor", "--output", "json"])
@@ -377,7 +372,7 @@ fn programs_built_by_others() -> Result<()> {
         ("bao", "hvs.FAKEbao0000000000000000000"),
     ] {
         let program = programs.get(name).with_context(|| format!("no {name}"))?;
-        wait_for(name, Duration::from_secs(60), || {
+        let run = || {
             let mut command = Command::new(program);
             match name {
                 "kubectl" => command.args([
@@ -397,9 +392,11 @@ fn programs_built_by_others() -> Result<()> {
                 ]),
             };
             command.env("HOME", directory.path()).output()?;
-            Ok((!agent.presented(secret)?.is_empty()).then_some(()))
-        })
-        .with_context(|| agent.log_text())?;
+            Ok(())
+        };
+        agent
+            .await_presented(secret, Duration::from_secs(60), run)
+            .context(name)?;
         println!("{name}: presented");
     }
     // A server: it presents nothing, and has its probe or is named.

