@@ -1,7 +1,7 @@
-//! Builds the probes for the BPF target and the responder's page, and hands both to the agent.
+//! Builds the probes for the BPF target and the responder's page, and embeds both in the agent.
 //!
-//! For the probes a cargo inside cargo, as the target, the standard library and the linker are others. What it
-//! needs (the sources of `core`, bpf-linker) is put in place by `cargo xtask setup`.
+//! The probes are built by a cargo inside cargo, because their target, standard library and linker
+//! differ. `cargo xtask setup` installs what that needs (the sources of `core`, bpf-linker).
 
 use std::{
     env,
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     page()
 }
 
-/// What the page is made of, below this package.
+/// Files of the page, below this package.
 const PAGE: [&str; 9] = [
     ".npmrc",
     "build.mjs",
@@ -29,8 +29,8 @@ const PAGE: [&str; 9] = [
     "absent.html",
 ];
 
-/// Bundles the page with npm, from exactly the packages of its lock file. Where there is no npm, the agent has a
-/// page that says so, and everything else.
+/// Bundles the page with npm, from exactly the packages in its lock file. Without npm, the agent
+/// embeds a page that says so, and is otherwise complete.
 fn page() -> Result<(), Box<dyn Error>> {
     let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("web");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -39,14 +39,14 @@ fn page() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={}", source.join(name).display());
     }
     if Command::new("npm").arg("--version").output().is_err() {
-        println!("cargo:warning=there is no npm: the agent is built without the responder's page");
+        println!("cargo:warning=npm not found: building the agent without the responder's page");
         std::fs::create_dir_all(&page)?;
         std::fs::copy(source.join("absent.html"), page.join("index.html"))?;
         std::fs::write(page.join("app.js"), "")?;
         std::fs::copy(source.join("style.css"), page.join("style.css"))?;
         return Ok(());
     }
-    // In a copy: a build leaves nothing in the source.
+    // In a copy, so that a build leaves nothing in the source tree.
     std::fs::create_dir_all(work.join("src"))?;
     for name in PAGE {
         let from = source.join(name);
@@ -71,7 +71,7 @@ fn page() -> Result<(), Box<dyn Error>> {
         }
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Err(format!(
-            "the page does not build: {program} {}: {}{}",
+            "building the page failed: {program} {}: {}{}",
             arguments.join(OsStr::new(" ")).display(),
             said(&output.stdout),
             said(&output.stderr)
@@ -80,7 +80,7 @@ fn page() -> Result<(), Box<dyn Error>> {
     };
     let options = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
     run("npm", &options.map(OsStr::new))?;
-    // A wrong type fails the build, as it does in Rust.
+    // A type error fails the build, as it does in Rust.
     let compiler = Path::new("node_modules/typescript/bin/tsc").as_os_str();
     run("node", &[compiler, OsStr::new("--noEmit")])?;
     run("node", &[OsStr::new("build.mjs"), page.as_os_str()])
@@ -90,7 +90,7 @@ fn probes() -> Result<(), Box<dyn Error>> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let root = manifest
         .parent()
-        .ok_or("the package stands outside its workspace")?;
+        .ok_or("the package is outside its workspace")?;
     for watched in [
         "monitor-ebpf",
         "monitor-common",
@@ -105,7 +105,7 @@ fn probes() -> Result<(), Box<dyn Error>> {
         _ => "bpfel-unknown-none",
     };
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
-    // A target folder of its own: the lock of the outer build is held while this runs. It is
+    // A separate target directory, because the outer build's lock is held while this runs. It is
     // shared between profiles, so that `core` is built once.
     let build_dir = root.join("target").join("bpf");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
@@ -117,7 +117,7 @@ fn probes() -> Result<(), Box<dyn Error>> {
         .arg("--target-dir")
         .arg(&build_dir)
         .env("PATH", path_with_tools()?)
-        // bpfel-unknown-none is built with unstable flags by the pinned stable compiler.
+        // bpfel-unknown-none needs unstable flags, here with the pinned stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
@@ -125,8 +125,8 @@ fn probes() -> Result<(), Box<dyn Error>> {
                 &format!("--cfg=bpf_target_arch=\"{arch}\""),
                 "-Cdebuginfo=2",
                 "-Clink-arg=--btf",
-                // With it, LLVM leaves every fill of memory to a loop over its bytes, which costs
-                // at each run, and the verifier more.
+                // With this optimisation LLVM turns every memory fill into a byte loop, which is
+                // slow at run time and for the verifier.
                 "-Clink-arg=--disable-expand-memcpy-in-order",
             ]
             .join("\u{1f}"),
@@ -143,7 +143,7 @@ fn probes() -> Result<(), Box<dyn Error>> {
     }
     let status = cargo.status()?;
     if !status.success() {
-        return Err("the probes do not build; `cargo xtask setup` puts in place what they need (rust-src, bpf-linker)".into());
+        return Err("building the probes failed; `cargo xtask setup` installs what they need (rust-src, bpf-linker)".into());
     }
     let object = build_dir
         .join(target)
@@ -154,7 +154,7 @@ fn probes() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// `PATH` with the folder first where `cargo xtask setup` puts bpf-linker.
+/// `PATH`, preceded by the directory in which `cargo xtask setup` installs bpf-linker.
 fn path_with_tools() -> Result<OsString, Box<dyn Error>> {
     let tools = env::var_os("KEYTRAIL_TOOLS").map_or_else(
         || {

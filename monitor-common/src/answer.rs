@@ -1,62 +1,62 @@
-//! Credentials in the answers of authenticators: fields of JSON and elements of XML with known names.
+//! Finds credentials in an authenticator's response: JSON fields and XML elements with known names.
 //!
-//! As in [`crate::scan`], a step speaks with the next one through memory only.
+//! As in [`crate::scan`], steps pass state to each other through memory only.
 
 use crate::{
-    eight::{SPACES, below, bytes, count, eight_of, exact_zeros, zeros},
-    filter::{Kind, key},
-    scan::{BARE, VALUES, Value, WINDOW, Window, name_key, word},
+    eight::{SPACES, count_marks, exact_zero_bytes, mask_below, masked_bytes, splat, zero_bytes},
+    filter::{FilterKind, key},
+    scan::{BARE_VALUE, HeaderValue, ScanWindow, VALUES_MAX, WINDOW, name_key, word_at},
 };
 
-/// Set, with [`BARE`], in the rule of a value that is a field of an answer; below it is the index of
-/// the field in the catalog.
-pub const FIELD: u64 = BARE | 1 << 28;
-/// In place of the index: the whole answer is the secret.
-pub const WHOLE: u64 = 0xffff;
+/// Set together with [`BARE`] in the rule of a value that is a field of a response; the bits below
+/// hold the field's index in the catalog.
+pub const RESPONSE_FIELD: u64 = BARE_VALUE | 1 << 28;
+/// Used instead of an index: the whole response body is the secret.
+pub const WHOLE_BODY: u64 = 0xffff;
 
-/// What stands for the name of a field, in any case.
+/// The key of a field name, ignoring case.
 pub const fn field_key(name: &str) -> u64 {
-    key(Kind::Field, crate::scan::name_sum(name))
+    key(FilterKind::Field, crate::scan::name_sum(name))
 }
 
-/// Where the walk over an answer stands.
+/// Position and state of the scan over a response.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Fields {
-    /// The next byte.
+pub struct ResponseScan {
+    /// Offset of the next byte.
     pub at: u64,
     /// Bytes in the window.
     pub end: u64,
-    /// Where the piece at hand begins.
-    pub begin: u64,
-    /// 1 where it begins behind a `>`.
-    pub element: u64,
+    /// Offset at which the current token begins.
+    pub token_start: u64,
+    /// 1 if the current token follows a `>`.
+    pub in_element: u64,
     /// One of [`awaits`].
-    pub awaits: u64,
-    /// The rule of the last name that the catalog has.
+    pub expects: u64,
+    /// The rule of the last name found in the catalog.
     pub rule: u64,
     /// Values found.
     pub found: u64,
 }
 
-mod awaits {
+mod expects {
     /// A name.
     pub const NAME: u64 = 0;
-    /// What stands between a name and its value; in XML that is the value.
-    pub const BETWEEN: u64 = 1;
+    /// Between a name and its value; in XML this is the value itself.
+    pub const SEPARATOR: u64 = 1;
     pub const VALUE: u64 = 2;
 }
 
-/// Bytes that one step crosses.
+/// Bytes scanned in one step.
 const STRIDE: u64 = 256;
 
-/// One step: over the text between two of `"`, `<` and `>`, or a piece of it; `false` at the end.
-/// `rule` tells whether the catalog has a field, by its key.
+/// Scans the text between two of `"`, `<` and `>`, or a piece of it. Returns `false` at the end.
+/// `rule` looks up a field's rule by its key.
 #[inline(always)]
 pub fn step(
-    window: &Window,
-    fields: &mut Fields,
-    values: &mut [Value; VALUES],
+    window: &ScanWindow,
+    fields: &mut ResponseScan,
+    values: &mut [HeaderValue; VALUES_MAX],
     rule: impl FnOnce(u64) -> Option<u32>,
 ) -> bool {
     let at = fields.at;
@@ -65,12 +65,12 @@ pub fn step(
     }
     let mut passed = STRIDE;
     for i in 0..STRIDE / 8 {
-        let eight = word(window, at + i * 8);
-        let ends = zeros(eight ^ eight_of(b'"'))
-            | zeros(eight ^ eight_of(b'<'))
-            | zeros(eight ^ eight_of(b'>'));
-        if let Some(mask) = below(ends) {
-            passed = i * 8 + bytes(mask);
+        let eight = word_at(window, at + i * 8);
+        let ends = zero_bytes(eight ^ splat(b'"'))
+            | zero_bytes(eight ^ splat(b'<'))
+            | zero_bytes(eight ^ splat(b'>'));
+        if let Some(mask) = mask_below(ends) {
+            passed = i * 8 + masked_bytes(mask);
             break;
         }
     }
@@ -79,59 +79,59 @@ pub fn step(
         fields.at = end;
         return end < fields.end;
     }
-    take(window, fields, values, end, rule);
-    fields.element = u64::from(word(window, end) as u8 == b'>');
+    end_token(window, fields, values, end, rule);
+    fields.in_element = u64::from(word_at(window, end) as u8 == b'>');
     fields.at = end + 1;
-    fields.begin = end + 1;
+    fields.token_start = end + 1;
     true
 }
 
-/// A piece is complete.
+/// Handles a complete token.
 #[inline(always)]
-fn take(
-    window: &Window,
-    fields: &mut Fields,
-    values: &mut [Value; VALUES],
+fn end_token(
+    window: &ScanWindow,
+    fields: &mut ResponseScan,
+    values: &mut [HeaderValue; VALUES_MAX],
     end: u64,
     rule: impl FnOnce(u64) -> Option<u32>,
 ) {
-    let (begin, len) = (fields.begin, end - fields.begin);
-    let awaits = fields.awaits;
-    fields.awaits = awaits::NAME;
-    if awaits == awaits::NAME {
-        if let Some(rule) = rule(name_key(window, begin, len, Kind::Field)) {
+    let (begin, len) = (fields.token_start, end - fields.token_start);
+    let awaits = fields.expects;
+    fields.expects = expects::NAME;
+    if awaits == expects::NAME {
+        if let Some(rule) = rule(name_key(window, begin, len, FilterKind::Field)) {
             fields.rule = u64::from(rule);
-            fields.awaits = awaits::BETWEEN;
+            fields.expects = expects::SEPARATOR;
         }
         return;
     }
-    if awaits == awaits::BETWEEN && fields.element == 0 {
-        // A colon and blanks.
-        let eight = word(window, begin);
-        let colons = exact_zeros(eight ^ eight_of(b':'));
-        let marks = colons | exact_zeros(eight ^ SPACES);
+    if awaits == expects::SEPARATOR && fields.in_element == 0 {
+        // A colon and white space.
+        let eight = word_at(window, begin);
+        let colons = exact_zero_bytes(eight ^ splat(b':'));
+        let marks = colons | exact_zero_bytes(eight ^ SPACES);
         let all = (1 << ((len & 7) * 8)) - 1;
-        if len < 8 && colons & all != 0 && count(marks & all) == len {
-            fields.awaits = awaits::VALUE;
+        if len < 8 && colons & all != 0 && count_marks(marks & all) == len {
+            fields.expects = expects::VALUE;
         }
         return;
     }
     let place = fields.found;
-    if place < VALUES as u64 && len > 0 {
-        values[place as usize & (VALUES - 1)] = Value {
+    if place < VALUES_MAX as u64 && len > 0 {
+        values[place as usize & (VALUES_MAX - 1)] = HeaderValue {
             at: begin,
             len,
-            rule: FIELD | fields.rule,
-            ..Value::default()
+            rule: RESPONSE_FIELD | fields.rule,
+            ..HeaderValue::default()
         };
         fields.found = place + 1;
     }
 }
 
-/// Whether a request, by its first sixteen bytes, asks AWS's metadata service for a token, which is
-/// the whole answer.
+/// Whether a request, judged by its first sixteen bytes, asks the AWS metadata service for a token.
+/// The token is then the whole response body.
 #[inline(always)]
-pub const fn asks_for_whole(first: u64, second: u64) -> bool {
+pub const fn requests_imds_token(first: u64, second: u64) -> bool {
     first == u64::from_le_bytes(*b"PUT /lat") && second == u64::from_le_bytes(*b"est/api/")
 }
 
@@ -147,11 +147,11 @@ mod tests {
         let mut window = [0u8; WINDOW + SLACK];
         let len = answer.len().min(WINDOW);
         window[..len].copy_from_slice(&answer[..len]);
-        let mut fields = Fields {
+        let mut fields = ResponseScan {
             end: len as u64,
-            ..Fields::default()
+            ..ResponseScan::default()
         };
-        let mut values = [Value::default(); VALUES];
+        let mut values = [HeaderValue::default(); VALUES_MAX];
         let rule = |key: u64| {
             let place = NAMES.iter().position(|name| field_key(name) == key);
             place.map(|place| place as u32)
@@ -162,7 +162,7 @@ mod tests {
             .map(|value| {
                 let text = &window[value.at as usize..(value.at + value.len) as usize];
                 (
-                    value.rule & !FIELD,
+                    value.rule & !RESPONSE_FIELD,
                     String::from_utf8_lossy(text).into_owned(),
                 )
             })

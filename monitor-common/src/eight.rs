@@ -1,92 +1,95 @@
-//! Eight bytes at a time: what a probe cannot afford to look at one by one.
+//! Operations on eight bytes at a time (SIMD within a register), for data that a probe cannot
+//! afford to read byte by byte.
 
 const LOW: u64 = 0x0101_0101_0101_0101;
 
-/// Eight times a byte.
+/// A word with every byte set to `byte`.
 #[inline(always)]
-pub const fn eight_of(byte: u8) -> u64 {
+pub const fn splat(byte: u8) -> u64 {
     LOW * byte as u64
 }
 
-/// Eight spaces. A letter with this bit set is a small one; `-` and digits have it already.
-pub const SPACES: u64 = eight_of(b' ');
+/// Eight spaces. ORing with it makes letters lower-case; `-` and digits already have this bit set.
+pub const SPACES: u64 = splat(b' ');
 
-/// The highest bit of each zero byte of a word; those above the first may be wrong.
+/// Sets the highest bit of each zero byte of a word. Only the lowest mark is reliable; marks above
+/// it may be wrong.
 #[inline(always)]
-pub const fn zeros(word: u64) -> u64 {
+pub const fn zero_bytes(word: u64) -> u64 {
     word.wrapping_sub(LOW) & !word & (LOW << 7)
 }
 
-/// A mask of the bytes before the first mark of [`zeros`], if there is one.
+/// A mask of the bytes below the first mark of [`zero_bytes`], or `None` if there is no mark.
 #[inline(always)]
-pub const fn below(marks: u64) -> Option<u64> {
+pub const fn mask_below(marks: u64) -> Option<u64> {
     if marks == 0 {
         return None;
     }
     Some(((marks & marks.wrapping_neg()) >> 7).wrapping_sub(1))
 }
 
-/// How many bytes a mask of [`below`] has.
+/// The number of bytes in a mask of [`mask_below`].
 #[inline(always)]
-pub const fn bytes(mask: u64) -> u64 {
+pub const fn masked_bytes(mask: u64) -> u64 {
     (mask & LOW).wrapping_mul(LOW) >> 56
 }
 
-/// Adds the next eight bytes of a name to what stands for it.
+/// Adds the next eight bytes of a name to its sum.
 #[inline(always)]
-pub const fn sum(sum: u64, word: u64) -> u64 {
+pub const fn add_name_word(sum: u64, word: u64) -> u64 {
     (sum ^ word)
         .wrapping_mul(0x9fb2_1c65_1e98_df25)
         .rotate_left(32)
 }
 
-/// The high bit of each byte that is zero, without exception.
+/// Sets the highest bit of each zero byte. Unlike [`zero_bytes`], every mark is reliable.
 #[inline(always)]
-pub const fn exact_zeros(word: u64) -> u64 {
-    const BUT_HIGH: u64 = !(LOW << 7);
-    !(((word & BUT_HIGH).wrapping_add(BUT_HIGH)) | word | BUT_HIGH)
+pub const fn exact_zero_bytes(word: u64) -> u64 {
+    const LOW_BITS: u64 = !(LOW << 7);
+    !(((word & LOW_BITS).wrapping_add(LOW_BITS)) | word | LOW_BITS)
 }
 
-/// Capital letters become small ones.
+/// Converts upper-case letters to lower case.
 #[inline(always)]
-pub const fn small(word: u64) -> u64 {
-    const HIGH: u64 = eight_of(0x80);
+pub const fn to_lower(word: u64) -> u64 {
+    const HIGH: u64 = splat(0x80);
     let low = word & !HIGH;
-    let from_a = low + eight_of(0x80 - b'A');
-    let behind_z = low + eight_of(0x7f - b'Z');
+    let from_a = low + splat(0x80 - b'A');
+    let behind_z = low + splat(0x7f - b'Z');
     word | ((from_a ^ behind_z) & !word & HIGH) >> 2
 }
 
-/// How many marks of [`exact_zeros`] there are.
+/// The number of marks set by [`exact_zero_bytes`].
 #[inline(always)]
-pub const fn count(marks: u64) -> u64 {
+pub const fn count_marks(marks: u64) -> u64 {
     (marks >> 7).wrapping_mul(LOW) >> 56
 }
 
-/// Sends a number through memory. What comes back is the same; but the verifier, which knew how it
-/// came about, knows nothing of it any more, and walks what follows once and not once for each way.
+/// Writes a number to memory and reads it back. The value is unchanged, but the verifier no longer
+/// knows how it was computed, so it verifies the code that follows once instead of once per path.
 #[inline(always)]
-pub fn through(place: &mut u64, number: u64) -> u64 {
+pub fn hide_from_verifier(place: &mut u64, number: u64) -> u64 {
     let place = core::ptr::from_mut(place);
-    // SAFETY: a plain place that nobody else has.
+    // SAFETY: `place` is an exclusive reference to plain memory.
     unsafe {
         place.write_volatile(number);
         place.read_volatile()
     }
 }
 
-/// Eight bytes from anywhere. The compiler for BPF makes eight loads of an unaligned one, where
-/// the machines that run it can do with one.
+/// Loads eight bytes from an unaligned address. The BPF compiler would emit eight single-byte
+/// loads, although the target machines need only one.
 ///
 /// # Safety
 /// Eight bytes must be readable at `place`.
 #[inline(always)]
-pub unsafe fn load(place: *const u8) -> u64 {
+pub unsafe fn load_unaligned(place: *const u8) -> u64 {
     if cfg!(target_arch = "bpf") {
-        // SAFETY: as the caller vouches; the verifier refuses it where alignment matters.
+        // SAFETY: guaranteed by the caller; the verifier rejects the program on machines that
+        // require alignment.
         unsafe { place.cast::<u64>().read_volatile() }
     } else {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe { place.cast::<u64>().read_unaligned() }
     }
 }
@@ -99,17 +102,17 @@ mod tests {
     proptest! {
         #[test]
         fn marks_are_where_the_byte_is(bytes: [u8; 8], wanted: u8) {
-            let word = u64::from_le_bytes(bytes) ^ eight_of(wanted);
+            let word = u64::from_le_bytes(bytes) ^ splat(wanted);
             let place = bytes.iter().position(|byte| *byte == wanted);
-            prop_assert_eq!(below(zeros(word)).map(super::bytes), place.map(|place| place as u64));
+            prop_assert_eq!(mask_below(zero_bytes(word)).map(super::masked_bytes), place.map(|place| place as u64));
             let all = bytes.iter().filter(|byte| **byte == wanted).count();
-            prop_assert_eq!(count(exact_zeros(word)), all as u64);
+            prop_assert_eq!(count_marks(exact_zero_bytes(word)), all as u64);
         }
 
         #[test]
         fn capitals_become_small(bytes: [u8; 8]) {
             prop_assert_eq!(
-                small(u64::from_le_bytes(bytes)).to_le_bytes(),
+                to_lower(u64::from_le_bytes(bytes)).to_le_bytes(),
                 bytes.map(|byte| byte.to_ascii_lowercase())
             );
         }

@@ -1,29 +1,29 @@
-//! How a variable of an environment is looked at, byte by byte, in the kernel and on the host.
+//! Byte-by-byte analysis of environment variables, shared by the probes and the agent.
 
-use crate::filter::{Kind, key};
+use crate::filter::{FilterKind, key};
 
-/// Bytes of a variable's name that are looked at and reported.
+/// Bytes of a variable's name that are examined and reported.
 pub const NAME_MAX: usize = 64;
 /// Bytes of a value that are searched for the parts of a URL or a JWT.
 pub const SCAN_MAX: usize = 1024;
 
-/// Splits a name into words at `_`, `-` and `.`, in lower case, the first eight bytes of each.
+/// Splits a name into lower-case words at `_`, `-` and `.`, keeping the first eight bytes of each.
 ///
-/// A word is its bytes from high to low, so that it tells itself whether it is full: the verifier
-/// would walk a count of its bytes number by number.
+/// A word stores its bytes from high to low, so that it shows by itself whether it is full: with a
+/// separate byte counter the verifier would explore every value of the counter.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Words {
+pub struct NameWords {
     word: u64,
 }
 
-impl Words {
+impl NameWords {
     #[inline(always)]
     pub const fn new() -> Self {
         Self { word: 0 }
     }
 
-    /// Takes a byte of the name; gives the key of a word that the byte ends.
+    /// Adds a byte of the name; returns the key of the word that this byte ends.
     #[inline(always)]
     pub const fn push(&mut self, byte: u8) -> Option<u64> {
         if byte == b'_' || byte == b'-' || byte == b'.' {
@@ -40,7 +40,7 @@ impl Words {
         None
     }
 
-    /// The key of the word that the end of the name ends.
+    /// Returns the key of the last word.
     #[inline(always)]
     pub const fn end(&mut self) -> Option<u64> {
         let word = self.word;
@@ -48,17 +48,18 @@ impl Words {
         if word == 0 {
             None
         } else {
-            Some(key(Kind::Word, word))
+            Some(key(FilterKind::Word, word))
         }
     }
 }
 
-/// Finds the password of a URL's user info, and counts the dots of a JWT, in one pass.
+/// Finds the password in a URL's user info and counts the dots of a JWT, in one pass.
 ///
-/// Positions are offsets in the value; 0 is "not seen", as none of the marks can stand there.
+/// Positions are offsets into the value; 0 means "not seen", because none of the markers can be at
+/// offset 0.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Marks {
+pub struct ValueMarks {
     /// Just after `://`.
     authority: u32,
     /// Just after the first `:` in the user info.
@@ -71,7 +72,7 @@ pub struct Marks {
     pub dots: u32,
 }
 
-impl Marks {
+impl ValueMarks {
     #[inline(always)]
     pub fn push(&mut self, position: u32, byte: u8) {
         let two = self.previous & 0xffff;
@@ -108,23 +109,23 @@ impl Marks {
     }
 }
 
-/// The marks of a whole value.
-pub fn marks(value: &[u8]) -> Marks {
-    let mut marks = Marks::default();
+/// Scans a complete value.
+pub fn value_marks(value: &[u8]) -> ValueMarks {
+    let mut marks = ValueMarks::default();
     for (position, byte) in value.iter().take(SCAN_MAX).enumerate() {
         marks.push(position as u32, *byte);
     }
     marks
 }
 
-/// The key of one word, for the rules.
+/// The filter key of one word.
 pub fn word_key(word: &str) -> Option<u64> {
     word_keys(word.as_bytes()).next()
 }
 
-/// The keys of the words of a name.
+/// The filter keys of the words of a name.
 pub fn word_keys(name: &[u8]) -> impl Iterator<Item = u64> + '_ {
-    let mut words = Words::new();
+    let mut words = NameWords::new();
     let mut bytes = name.iter().take(NAME_MAX);
     let mut ended = false;
     core::iter::from_fn(move || {
@@ -172,7 +173,7 @@ mod tests {
             ("not a url: x@y", None),
             ("postgres://u:@h", None),
         ] {
-            let found = marks(url.as_bytes())
+            let found = value_marks(url.as_bytes())
                 .password()
                 .map(|(start, len)| &url[start as usize..(start + len) as usize]);
             assert_eq!(found, password, "{url}");
@@ -182,7 +183,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_password_is_inside_the_value(value in proptest::collection::vec(any::<u8>(), 0..200)) {
-            if let Some((start, len)) = marks(&value).password() {
+            if let Some((start, len)) = value_marks(&value).password() {
                 prop_assert!((start + len) as usize <= value.len());
             }
         }

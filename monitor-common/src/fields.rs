@@ -1,35 +1,35 @@
 //! The table of kernel fields that the probes read.
 //!
-//! Rust cannot emit CO-RE relocations, so the agent resolves this table from the kernel's BTF
-//! and sets the offsets as frozen read-only data before it loads the probes: the verifier then
-//! treats each offset as a constant. An optional field that a kernel lacks is [`ABSENT`], and
-//! the code that would read it is pruned.
+//! Rust cannot emit CO-RE relocations, so the agent resolves this table from the kernel's BTF and
+//! sets the offsets as frozen read-only data before it loads the probes: the verifier then treats
+//! each offset as a constant. An optional field that a kernel lacks is [`ABSENT`], and the code
+//! that would read it is pruned.
 
 /// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-/// One field: where it is, how wide it is, whether Keytrail can do without it.
+/// One kernel field: its location, its width, and whether Keytrail works without it.
 #[derive(Clone, Copy, Debug)]
-pub struct Field {
+pub struct KernelField {
     /// The structure, by its C name.
     pub structure: &'static str,
-    /// Members down to the field, as `a.b`; the first that the kernel has counts.
+    /// Member paths to the field, such as `a.b`; the first one that the kernel has is used.
     pub paths: &'static [&'static str],
     /// Size of the field in bytes, or 0 where only its position matters.
     pub width: u32,
-    /// Whether a probe cannot work without it.
+    /// Whether a probe cannot work without this field.
     pub needed: bool,
 }
 
 macro_rules! kernel_fields {
     ($($(#[$doc:meta])* $name:ident: $structure:literal [$($path:literal)|+] $width:literal $need:ident;)*) => {
-        /// Indexes of [`TABLE`] and of the offsets in the probes' read-only data.
+        /// Indexes into [`TABLE`] and into the offsets in the probes' read-only data.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
-        pub enum F { $($(#[$doc])* $name,)* }
-        /// Every field, in the order of [`F`].
-        pub const TABLE: &[Field] = &[
-            $(Field { structure: $structure, paths: &[$($path),+], width: $width, needed: needed!($need) },)*
+        pub enum FieldId { $($(#[$doc])* $name,)* }
+        /// Every field, in the order of [`FieldId`].
+        pub const TABLE: &[KernelField] = &[
+            $(KernelField { structure: $structure, paths: &[$($path),+], width: $width, needed: needed!($need) },)*
         ];
     };
 }
@@ -62,7 +62,7 @@ kernel_fields! {
     FileInode: "file" ["f_inode"] 8 needed;
     FileMnt: "file" ["f_path.mnt" | "__f_path.mnt"] 8 needed;
     FileDentry: "file" ["f_path.dentry" | "__f_path.dentry"] 8 needed;
-    /// The probes read a dentry from here on as one block: parent, length and name, inode, and
+    /// The probes read a dentry from this offset as one block: parent, length and name, inode, and
     /// the bytes of a short name.
     DentryParent: "dentry" ["d_parent"] 8 needed;
     DentryNameHash: "dentry" ["d_name.hash" | "__d_name.hash"] 4 needed;
@@ -84,7 +84,7 @@ kernel_fields! {
     MmEnvStart: "mm_struct" ["env_start"] 8 needed;
     MmEnvEnd: "mm_struct" ["env_end"] 8 needed;
     BprmFile: "linux_binprm" ["file"] 8 needed;
-    /// From a file of a procfs to the process that it is about.
+    /// Leads from a procfs file to the process that it describes.
     ProcInodePid: "proc_inode" ["pid"] 8 needed;
     ProcInodeVfs: "proc_inode" ["vfs_inode"] 0 needed;
     PidTasks: "pid" ["tasks"] 0 needed;
@@ -93,7 +93,7 @@ kernel_fields! {
     SockFamily: "sock" ["__sk_common.skc_family"] 2 needed;
     FilePrivate: "file" ["private_data"] 8 needed;
     SocketSk: "socket" ["sk"] 8 needed;
-    /// Absent where unix sockets are a module.
+    /// Absent if unix sockets are a module.
     UnixPeer: "unix_sock" ["peer"] 8 optional;
     UnixMnt: "unix_sock" ["path.mnt"] 8 optional;
     UnixDentry: "unix_sock" ["path.dentry"] 8 optional;
@@ -104,25 +104,25 @@ kernel_fields! {
 /// Number of fields.
 pub const COUNT: usize = TABLE.len();
 
-/// The offsets, by [`F`]; [`ABSENT`] where the kernel has no such field.
-pub type Offsets = [u32; COUNT];
+/// Field offsets, indexed by [`FieldId`]; [`ABSENT`] if the kernel has no such field.
+pub type FieldOffsets = [u32; COUNT];
 
-/// Bytes of a `struct file` and of a `struct inode` that the probes read at once.
+/// Bytes of a `struct file` and of a `struct inode` that the probes read in one block.
 pub const BLOCK_BYTES: usize = 96;
 
-/// What is wrong with the offsets as a whole, where each alone is right.
+/// Checks that the offsets are consistent with each other.
 ///
-/// The dentry is read as one block of 64 bytes, a `struct file` and an inode as blocks of
-/// [`BLOCK_BYTES`]: cheaper than a read for each field.
-pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
-    let at = |field: F| offsets[field as usize];
-    let parent = at(F::DentryParent);
+/// A dentry is read as one block of 64 bytes, a `struct file` and an inode as blocks of
+/// [`BLOCK_BYTES`]: this is cheaper than one read per field.
+pub fn layout_error(offsets: &FieldOffsets) -> Option<&'static str> {
+    let at = |field: FieldId| offsets[field as usize];
+    let parent = at(FieldId::DentryParent);
     let block = [
-        (F::DentryNameHash, 8),
-        (F::DentryNameLen, 12),
-        (F::DentryName, 16),
-        (F::DentryInode, 24),
-        (F::DentryShort, 32),
+        (FieldId::DentryNameHash, 8),
+        (FieldId::DentryNameLen, 12),
+        (FieldId::DentryName, 16),
+        (FieldId::DentryInode, 24),
+        (FieldId::DentryShort, 32),
     ];
     if block
         .iter()
@@ -130,17 +130,17 @@ pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
     {
         return Some("struct dentry is not laid out as the probes read it");
     }
-    if at(F::FileDentry) != at(F::FileMnt).wrapping_add(8) {
+    if at(FieldId::FileDentry) != at(FieldId::FileMnt).wrapping_add(8) {
         return Some("struct path is not laid out as the probes read it");
     }
     let in_block = [
-        F::FileMode,
-        F::FileInode,
-        F::FileMnt,
-        F::FileDentry,
-        F::InodeMode,
-        F::InodeSb,
-        F::InodeIno,
+        FieldId::FileMode,
+        FieldId::FileInode,
+        FieldId::FileMnt,
+        FieldId::FileDentry,
+        FieldId::InodeMode,
+        FieldId::InodeSb,
+        FieldId::InodeIno,
     ];
     if in_block
         .iter()
@@ -155,16 +155,16 @@ pub fn layout_error(offsets: &Offsets) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn plausible() -> Offsets {
+    fn plausible() -> FieldOffsets {
         let mut offsets = [16; COUNT];
         for (field, offset) in [
-            (F::FileDentry, 24),
-            (F::DentryParent, 24),
-            (F::DentryNameHash, 32),
-            (F::DentryNameLen, 36),
-            (F::DentryName, 40),
-            (F::DentryInode, 48),
-            (F::DentryShort, 56),
+            (FieldId::FileDentry, 24),
+            (FieldId::DentryParent, 24),
+            (FieldId::DentryNameHash, 32),
+            (FieldId::DentryNameLen, 36),
+            (FieldId::DentryName, 40),
+            (FieldId::DentryInode, 48),
+            (FieldId::DentryShort, 56),
         ] {
             offsets[field as usize] = offset;
         }
@@ -175,13 +175,13 @@ mod tests {
     fn layouts_are_checked() {
         assert_eq!(layout_error(&plausible()), None);
         let mut moved = plausible();
-        moved[F::DentryName as usize] = 64;
+        moved[FieldId::DentryName as usize] = 64;
         assert!(layout_error(&moved).is_some_and(|text| text.contains("dentry")));
         let mut far = plausible();
-        far[F::FileInode as usize] = 200;
+        far[FieldId::FileInode as usize] = 200;
         assert!(layout_error(&far).is_some_and(|text| text.contains("struct file")));
         let mut apart = plausible();
-        apart[F::FileDentry as usize] = 40;
+        apart[FieldId::FileDentry as usize] = 40;
         assert!(layout_error(&apart).is_some_and(|text| text.contains("struct path")));
     }
 }

@@ -1,28 +1,28 @@
-//! What decides in the kernel whether an open or a variable is worth a record.
+//! The kernel-side filter: decides whether an open or a variable is worth a record.
 //!
-//! The rules of the catalog are compiled to 64-bit keys. A probe computes the keys of what it
-//! sees, tests each against a [`BLOOM_BITS`]-bit filter (one load), and only where a bit is set
-//! looks the key up in the exact map. The agent has the last word with the whole path: a key
-//! stands for the last component of a path, not for the path.
+//! The catalog's rules are compiled to 64-bit keys. A probe computes the keys of what it observes,
+//! tests each against a [`BLOOM_BITS`]-bit Bloom filter (one load), and looks the key up in the
+//! exact map only if a bit is set. The agent makes the final decision with the full path: a key
+//! represents only the last component of a path.
 
 /// Bits of the Bloom filter; a power of two.
 pub const BLOOM_BITS: usize = 1 << 16;
 /// 64-bit words of the Bloom filter.
 pub const BLOOM_WORDS: usize = BLOOM_BITS / 64;
-/// Names are hashed over at most this many bytes, and their length.
+/// At most this many bytes of a name are hashed, together with its length.
 pub const NAME_BYTES: usize = 32;
 
-/// What a key stands for. The kinds share one filter and one map.
+/// What a key represents. All kinds share one filter and one map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Kind {
+pub enum FilterKind {
     /// The whole last component: `.netrc`.
     Name = 1,
     /// The last four bytes of the last component: `.p12`.
     Suffix = 2,
     /// The first four bytes of the last component: `.env`.
     Prefix = 3,
-    /// The name of the directory, or of the one above it: everything in `secrets/` and `secrets/x/`.
+    /// The name of the directory, or of its parent: everything in `secrets/` and `secrets/x/`.
     Parent = 4,
     /// Directory and last component: `.aws/credentials`.
     Pair = 5,
@@ -30,26 +30,27 @@ pub enum Kind {
     Word = 6,
     /// The first bytes of a variable's value: `ghp_`.
     Value = 7,
-    /// The name of a header that carries a credential, in any case.
+    /// The name of a header that carries a credential, ignoring case.
     Header = 8,
-    /// The same in the Huffman code of HPACK.
+    /// As [`FilterKind::Header`], in the Huffman code of HPACK.
     CodedHeader = 9,
-    /// The name of a field in an answer whose value is a credential, in any case.
+    /// The name of a response field whose value is a credential, ignoring case.
     Field = 10,
 }
 
-/// The value of a [`Kind::Name`] rule that holds only together with a [`Kind::Pair`] rule.
+/// The value of a [`FilterKind::Name`] rule that requires a [`FilterKind::Pair`] rule to match as
+/// well.
 pub const NEEDS_PAIR: u32 = 1;
-/// The value of a [`Kind::Word`] rule: the secret is the password inside a URL.
+/// The value of a [`FilterKind::Word`] rule whose secret is the password inside a URL.
 pub const URL_WORD: u32 = 2;
-/// The value of a [`Kind::Name`] rule that holds in a procfs only: the environment or the memory
+/// The value of a [`FilterKind::Name`] rule that applies in procfs only: the environment or memory
 /// of a process.
-pub const OF_PROCESS: u32 = 3;
-/// The value of a [`Kind::Header`] rule about the header that names the server.
+pub const PROCFS_ONLY: u32 = 3;
+/// The value of the [`FilterKind::Header`] rule for the header that names the server.
 pub const HOST: u32 = 1 << 30;
 /// The value of any other rule.
 pub const PLAIN: u32 = 0;
-/// Set in the value of a [`Kind::Value`] rule: look whether the value is a JWT.
+/// Set in the value of a [`FilterKind::Value`] rule: check whether the value is a JWT.
 pub const JWT_VALUE: u32 = 1 << 31;
 
 const P1: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -61,15 +62,15 @@ const fn mix(hash: u64, word: u64) -> u64 {
     x ^ (x >> 32)
 }
 
-/// The key of one word under a kind.
+/// The key of one word of a given kind.
 #[inline(always)]
-pub const fn key(kind: Kind, word: u64) -> u64 {
+pub const fn key(kind: FilterKind, word: u64) -> u64 {
     mix((kind as u64).wrapping_mul(P2), word)
 }
 
-/// Keeps the first `len` bytes of a little-endian word.
+/// Keeps the first `len` bytes of a little-endian word and clears the rest.
 #[inline(always)]
-pub const fn keep(word: u64, len: u64) -> u64 {
+pub const fn keep_low_bytes(word: u64, len: u64) -> u64 {
     if len >= 8 {
         word
     } else {
@@ -77,37 +78,37 @@ pub const fn keep(word: u64, len: u64) -> u64 {
     }
 }
 
-/// The hash of a name from its first [`NAME_BYTES`] bytes (what is past `len` is ignored) and
-/// its whole length.
+/// The hash of a name, computed from its first [`NAME_BYTES`] bytes (bytes past `len` are ignored)
+/// and its full length.
 #[inline(always)]
 pub const fn name_hash(words: &[u64; 4], len: u64) -> u64 {
     let mut hash = len;
-    hash = mix(hash, keep(words[0], len));
+    hash = mix(hash, keep_low_bytes(words[0], len));
     if len > 8 {
-        hash = mix(hash, keep(words[1], len - 8));
+        hash = mix(hash, keep_low_bytes(words[1], len - 8));
     }
     if len > 16 {
-        hash = mix(hash, keep(words[2], len - 16));
+        hash = mix(hash, keep_low_bytes(words[2], len - 16));
     }
     if len > 24 {
-        hash = mix(hash, keep(words[3], len - 24));
+        hash = mix(hash, keep_low_bytes(words[3], len - 24));
     }
     hash
 }
 
-/// The key of a file name in a directory, from the two name hashes.
+/// The key of a file name in a directory, from the hashes of both names.
 #[inline(always)]
 pub const fn pair_key(parent: u64, name: u64) -> u64 {
-    key(Kind::Pair, name.wrapping_add(parent.rotate_left(21)))
+    key(FilterKind::Pair, name.wrapping_add(parent.rotate_left(21)))
 }
 
 /// The key of the first `len` bytes (3 to 8) of a value.
 #[inline(always)]
 pub const fn value_key(first: u64, len: u64) -> u64 {
-    key(Kind::Value, keep(first, len) ^ (len << 60))
+    key(FilterKind::Value, keep_low_bytes(first, len) ^ (len << 60))
 }
 
-/// `(word, mask)` of a key's bit in the filter.
+/// The position of a key's bit in the filter, as `(word, mask)`.
 #[inline(always)]
 pub const fn bloom_position(key: u64) -> (usize, u64) {
     let bit = (key >> 7) as usize & (BLOOM_BITS - 1);
@@ -120,11 +121,11 @@ pub const fn inode_key(ino: u64) -> u64 {
     mix(P2, ino)
 }
 
-/// What stands for an open file that was looked at in an epoch; never 0, which is in an empty
-/// slot. The parts are multiplied side by side and not one after the other: this is on the way
-/// of every open.
+/// The tag of an open file that was examined in an epoch. Never 0, which marks an empty slot. The
+/// parts are multiplied independently rather than one after the other, because every open executes
+/// this.
 #[inline(always)]
-pub const fn tag_of(epoch: u64, parts: [u64; 5]) -> u64 {
+pub const fn seen_tag(epoch: u64, parts: [u64; 5]) -> u64 {
     let sum = epoch
         .wrapping_mul(P1)
         .wrapping_add(parts[0].wrapping_mul(P2))
@@ -135,7 +136,7 @@ pub const fn tag_of(epoch: u64, parts: [u64; 5]) -> u64 {
     (sum ^ (sum >> 29)) | 1 << 63
 }
 
-/// The first bytes of a name as the probes see them.
+/// The first bytes of a name, as the probes read them.
 pub fn name_words(name: &[u8]) -> [u64; 4] {
     let mut bytes = [0u8; NAME_BYTES];
     let len = name.len().min(NAME_BYTES);
@@ -149,13 +150,13 @@ pub fn name_words(name: &[u8]) -> [u64; 4] {
     words
 }
 
-/// [`name_hash`] of a name as bytes.
-pub fn hash_of(name: &[u8]) -> u64 {
+/// [`name_hash`] of a name given as bytes.
+pub fn hash_of_name(name: &[u8]) -> u64 {
     name_hash(&name_words(name), name.len() as u64)
 }
 
-/// The first (at most eight) bytes of a text as a little-endian word.
-pub fn word_of(text: &[u8]) -> u64 {
+/// The first bytes (at most eight) of a text as a little-endian word.
+pub fn prefix_word(text: &[u8]) -> u64 {
     name_words(&text[..text.len().min(8)])[0]
 }
 
@@ -173,7 +174,7 @@ mod tests {
                 bytes[i % 8] = noise[i / 8].to_le_bytes()[i % 8];
                 words[i / 8] = u64::from_le_bytes(bytes);
             }
-            prop_assert_eq!(name_hash(&words, name.len() as u64), hash_of(&name));
+            prop_assert_eq!(name_hash(&words, name.len() as u64), hash_of_name(&name));
         }
 
         #[test]
@@ -197,15 +198,21 @@ mod tests {
         ];
         let mut keys: Vec<u64> = names
             .iter()
-            .map(|n| key(Kind::Name, hash_of(n.as_bytes())))
+            .map(|n| key(FilterKind::Name, hash_of_name(n.as_bytes())))
             .collect();
         keys.extend(
             names
                 .iter()
-                .map(|n| key(Kind::Parent, hash_of(n.as_bytes()))),
+                .map(|n| key(FilterKind::Parent, hash_of_name(n.as_bytes()))),
         );
-        keys.push(pair_key(hash_of(b".aws"), hash_of(b"credentials")));
-        keys.push(pair_key(hash_of(b"credentials"), hash_of(b".aws")));
+        keys.push(pair_key(
+            hash_of_name(b".aws"),
+            hash_of_name(b"credentials"),
+        ));
+        keys.push(pair_key(
+            hash_of_name(b"credentials"),
+            hash_of_name(b".aws"),
+        ));
         let unique: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(unique.len(), keys.len());
     }

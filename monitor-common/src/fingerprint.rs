@@ -1,9 +1,9 @@
 //! The fingerprint of a secret: SipHash-2-4 under a 128-bit key.
 //!
-//! The same code hashes in the probes, where the secret never leaves the kernel, and in the
-//! agent. It steps over 64-bit words, so that a probe can feed it from a buffer in few steps.
+//! The same code runs in the probes, where the secret never leaves the kernel, and in the agent. It
+//! consumes 64-bit words, so that a probe can hash a buffer in few steps.
 
-/// Only this many bytes of a secret count; its total length is mixed in.
+/// Only this many bytes of a secret are hashed; its total length is mixed in.
 pub const MAX_SECRET: usize = 4096;
 /// [`MAX_SECRET`] in 64-bit words.
 pub const MAX_WORDS: usize = MAX_SECRET / 8;
@@ -11,13 +11,13 @@ pub const MAX_WORDS: usize = MAX_SECRET / 8;
 /// The 128-bit key, as two little-endian words.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct Key {
+pub struct FingerprintKey {
     pub k0: u64,
     pub k1: u64,
 }
 
-impl Key {
-    /// The key from its 16 bytes, in the byte order of the SipHash paper.
+impl FingerprintKey {
+    /// Builds the key from its 16 bytes, in the byte order of the SipHash paper.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         let value = u128::from_le_bytes(bytes);
         Self {
@@ -27,25 +27,25 @@ impl Key {
     }
 }
 
-impl core::fmt::Debug for Key {
+impl core::fmt::Debug for FingerprintKey {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("Key(..)")
     }
 }
 
-/// SipHash-2-4 in steps, so that a probe can feed it words read from user memory.
+/// SipHash-2-4, computed incrementally, so that a probe can feed it words read from user memory.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Sip {
+pub struct SipHasher {
     v0: u64,
     v1: u64,
     v2: u64,
     v3: u64,
 }
 
-impl Sip {
+impl SipHasher {
     #[inline(always)]
-    pub const fn new(key: Key) -> Self {
+    pub const fn new(key: FingerprintKey) -> Self {
         Self {
             v0: key.k0 ^ 0x736f_6d65_7073_6575,
             v1: key.k1 ^ 0x646f_7261_6e64_6f6d,
@@ -68,32 +68,32 @@ impl Sip {
         self.v2 = self.v2.rotate_left(32);
     }
 
-    /// Takes in eight bytes as one little-endian word.
+    /// Hashes eight bytes, given as one little-endian word.
     #[inline(always)]
-    pub const fn word(&mut self, word: u64) {
+    pub const fn push_word(&mut self, word: u64) {
         self.v3 ^= word;
         self.round();
         self.round();
         self.v0 ^= word;
     }
 
-    /// Ends a secret of `total` bytes, whose last 0 to 7 counted bytes are in `tail`: where it is
-    /// longer than [`MAX_SECRET`], its total length counts as one more word.
+    /// Finishes a secret of `total` bytes, whose last 0 to 7 hashed bytes are in `tail`. If it is
+    /// longer than [`MAX_SECRET`], its total length is hashed as one more word.
     #[inline(always)]
-    pub const fn end(mut self, tail: u64, total: u64) -> u64 {
+    pub const fn finish_secret(mut self, tail: u64, total: u64) -> u64 {
         if total > MAX_SECRET as u64 {
-            self.word(total);
+            self.push_word(total);
             return self.finish(0, MAX_SECRET);
         }
         self.finish(tail, total as usize)
     }
 
-    /// Ends with the last 0 to 7 bytes in `tail` (low bytes, what is past `len` masked away
-    /// here) and the total length, of which SipHash takes the low eight bits.
+    /// Finishes with the last 0 to 7 bytes in `tail` (low bytes; bytes past `len` are masked away
+    /// here) and the total length, of which SipHash uses the low eight bits.
     #[inline(always)]
     pub const fn finish(mut self, tail: u64, len: usize) -> u64 {
         let mask = (1u64 << ((len as u64 & 7) * 8)) - 1;
-        self.word((tail & mask) | ((len as u64) << 56));
+        self.push_word((tail & mask) | ((len as u64) << 56));
         self.v2 ^= 0xff;
         self.round();
         self.round();
@@ -103,34 +103,34 @@ impl Sip {
     }
 }
 
-/// The fingerprint of a secret of any length: SipHash-2-4 of its first [`MAX_SECRET`] bytes,
-/// and, only where it is longer, of its total length as one more word.
+/// The fingerprint of a secret of any length: SipHash-2-4 of its first [`MAX_SECRET`] bytes and,
+/// only if it is longer, of its total length as one more word.
 ///
 /// A secret of at most [`MAX_SECRET`] bytes therefore has its plain SipHash-2-4.
-pub fn fingerprint(key: Key, secret: &[u8]) -> u64 {
+pub fn fingerprint(key: FingerprintKey, secret: &[u8]) -> u64 {
     let counted = if secret.len() > MAX_SECRET {
         &secret[..MAX_SECRET]
     } else {
         secret
     };
-    let mut sip = Sip::new(key);
+    let mut sip = SipHasher::new(key);
     let mut words = counted.chunks_exact(8);
     for chunk in &mut words {
         let mut word = [0u8; 8];
         word.copy_from_slice(chunk);
-        sip.word(u64::from_le_bytes(word));
+        sip.push_word(u64::from_le_bytes(word));
     }
     let mut tail = [0u8; 8];
     let rest = words.remainder();
     tail[..rest.len()].copy_from_slice(rest);
-    sip.end(u64::from_le_bytes(tail), secret.len() as u64)
+    sip.finish_secret(u64::from_le_bytes(tail), secret.len() as u64)
 }
 
-/// The words before a secret that are not part of it.
+/// Scheme words that precede a secret and are not part of it.
 pub const SCHEMES: [&str; 4] = ["Bearer ", "Basic ", "Token ", "token "];
 
-/// `(start, length)` of the secret inside `value`: without surrounding white space, one pair of
-/// quotes and a leading scheme word.
+/// The position of the secret inside `value` as `(start, length)`, without surrounding white space,
+/// one pair of quotes and a leading scheme word.
 pub fn trim(value: &[u8]) -> (usize, usize) {
     let mut start = 0;
     let mut end = value.len();
@@ -161,13 +161,13 @@ pub fn trim(value: &[u8]) -> (usize, usize) {
     (start, end - start)
 }
 
-/// White space as the probes trim it.
+/// White space, as the probes trim it.
 #[inline(always)]
 pub const fn is_space(byte: u8) -> bool {
     byte == b' ' || (byte >= 9 && byte <= 13)
 }
 
-/// [`trim`], and the slice.
+/// As [`trim`], but returns the slice.
 pub fn trimmed(value: &[u8]) -> &[u8] {
     let (start, len) = trim(value);
     &value[start..start + len]
@@ -182,7 +182,7 @@ mod tests {
     /// The vectors of the SipHash reference implementation: key 00..0f, input 00..len-1.
     #[test]
     fn reference_vectors() {
-        let key = Key::from_bytes(core::array::from_fn(|i| i as u8));
+        let key = FingerprintKey::from_bytes(core::array::from_fn(|i| i as u8));
         let input: Vec<u8> = (0..64).collect();
         for (len, expected) in [
             (0, 0x726f_db47_dd0e_0e31_u64),
@@ -203,7 +203,7 @@ mod tests {
         ) {
             let mut other = siphasher::sip::SipHasher24::new_with_key(&key);
             other.write(&secret);
-            prop_assert_eq!(fingerprint(Key::from_bytes(key), &secret), other.finish());
+            prop_assert_eq!(fingerprint(FingerprintKey::from_bytes(key), &secret), other.finish());
         }
 
         #[test]
@@ -211,20 +211,20 @@ mod tests {
             key: [u8; 16], noise: u64,
             secret in proptest::collection::vec(any::<u8>(), 0..(MAX_SECRET + 64)),
         ) {
-            let key = Key::from_bytes(key);
+            let key = FingerprintKey::from_bytes(key);
             let counted = &secret[..secret.len().min(MAX_SECRET)];
-            let mut sip = Sip::new(key);
+            let mut sip = SipHasher::new(key);
             let mut tail = noise;
             for chunk in counted.chunks(8) {
                 let mut bytes = noise.to_le_bytes();
                 bytes[..chunk.len()].copy_from_slice(chunk);
                 if chunk.len() == 8 {
-                    sip.word(u64::from_le_bytes(bytes));
+                    sip.push_word(u64::from_le_bytes(bytes));
                 } else {
                     tail = u64::from_le_bytes(bytes);
                 }
             }
-            prop_assert_eq!(sip.end(tail, secret.len() as u64), fingerprint(key, &secret));
+            prop_assert_eq!(sip.finish_secret(tail, secret.len() as u64), fingerprint(key, &secret));
         }
 
         #[test]
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn long_secrets_differ_by_their_length() {
-        let key = Key { k0: 1, k1: 2 };
+        let key = FingerprintKey { k0: 1, k1: 2 };
         let long = [7u8; MAX_SECRET + 2];
         assert_ne!(
             fingerprint(key, &long[..MAX_SECRET + 1]),
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_key_is_not_printed() {
-        let key = Key {
+        let key = FingerprintKey {
             k0: 0xdead_beef,
             k1: 1,
         };

@@ -1,14 +1,17 @@
 //! Finds credentials in what a client sends over HTTP/2: frames, and the fields in their headers.
 //!
-//! Only what is needed to walk from field to field is kept of HPACK: how often something was put
-//! into the connection's table, so that a later reference to a credential in it is known.
+//! Of HPACK's dynamic table only the number of insertions is kept, so that a later reference to a
+//! credential in it is recognised.
 
 use crate::{
-    filter::{HOST, Kind},
-    scan::{HEADER_MAX, VALUES, Value, WINDOW, Window, form, header_key, name_key, word},
+    filter::{FilterKind, HOST},
+    scan::{
+        HEADER_MAX, HeaderValue, ScanWindow, VALUES_MAX, WINDOW, form, header_key, name_key,
+        word_at,
+    },
 };
 
-/// The first eight of the 24 bytes with which a client begins.
+/// The first eight of the 24 bytes of the client's connection preface.
 pub const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
 pub const PREFACE_LEN: u64 = 24;
 
@@ -19,8 +22,8 @@ const PRIORITY: u64 = 0x20;
 const END_HEADERS: u64 = 0x4;
 const END_STREAM: u64 = 0x1;
 
-/// Fields of the table that is the same for all connections.
-const STATIC: u64 = 61;
+/// Number of entries in HPACK's static table.
+const STATIC_ENTRIES: u64 = 61;
 const STATIC_AUTHORITY: u64 = 1;
 const STATIC_AUTHORIZATION: u64 = 23;
 const STATIC_PROXY_AUTHORIZATION: u64 = 49;
@@ -28,30 +31,30 @@ const AUTHORITY: u64 = header_key(":authority");
 const AUTHORIZATION: u64 = header_key("authorization");
 const PROXY_AUTHORIZATION: u64 = header_key("proxy-authorization");
 
-/// Where the walk over a write stands.
+/// Position and state of the scan over a write.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Frames {
-    /// The next byte; behind the end where the rest of a frame is still to come.
+pub struct FrameScan {
+    /// Offset of the next byte; beyond the end if the rest of a frame is still to come.
     pub at: u64,
     /// Bytes in the window.
     pub end: u64,
-    /// The end of the fields of a frame; 0 between frames.
+    /// End of the field block of a frame; 0 between frames.
     pub block_end: u64,
-    /// Where that frame ends.
+    /// End of that frame.
     pub frame_end: u64,
-    /// Fields that the connection's table was given.
+    /// Entries inserted into the connection's dynamic table.
     pub inserted: u64,
     /// Values found.
     pub found: u64,
-    /// 1 where the walk has lost its way.
-    pub lost: u64,
-    /// Where the name of the server is.
-    pub host: Value,
+    /// 1 if the scan has lost its position in the frames.
+    pub out_of_sync: u64,
+    /// Position of the server's name.
+    pub host: HeaderValue,
 }
 
 /// Whether a write may begin with the fields of a request, on a connection whose beginning was not
-/// seen: its first eight bytes are those of a frame with all of them.
+/// seen: its first eight bytes are those of a HEADERS frame that holds all of them.
 #[inline(always)]
 pub const fn may_begin_fields(first: u64) -> bool {
     let flags = (first >> 32) & 0xff;
@@ -62,22 +65,22 @@ pub const fn may_begin_fields(first: u64) -> bool {
         && (first >> 40) & 0x80 == 0
 }
 
-/// One step: into the next frame, or over the next field; `false` at the end.
+/// Advances into the next frame or over the next field; returns `false` at the end.
 #[inline(always)]
 pub fn step(
-    window: &Window,
-    frames: &mut Frames,
-    values: &mut [Value; VALUES],
+    window: &ScanWindow,
+    frames: &mut FrameScan,
+    values: &mut [HeaderValue; VALUES_MAX],
     rule: impl FnOnce(u64) -> Option<u32>,
     known: impl FnOnce(u64) -> Option<u32>,
 ) -> bool {
-    if frames.at >= frames.end || frames.at >= WINDOW as u64 || frames.lost != 0 {
+    if frames.at >= frames.end || frames.at >= WINDOW as u64 || frames.out_of_sync != 0 {
         return false;
     }
     if frames.block_end == 0 {
-        return frame(window, frames);
+        return next_frame(window, frames);
     }
-    if !field(window, frames, values, rule, known) {
+    if !next_field(window, frames, values, rule, known) {
         return false;
     }
     if frames.at >= frames.block_end {
@@ -88,14 +91,14 @@ pub fn step(
 }
 
 #[inline(always)]
-fn frame(window: &Window, frames: &mut Frames) -> bool {
+fn next_frame(window: &ScanWindow, frames: &mut FrameScan) -> bool {
     let at = frames.at;
     if at + FRAME_HEADER > frames.end {
-        // Cut in the middle of its head.
-        frames.lost = 1;
+        // The write ends in the middle of a frame header.
+        frames.out_of_sync = 1;
         return false;
     }
-    let head = word(window, at);
+    let head = word_at(window, at);
     let len = (head & 0xff) << 16 | (head >> 8 & 0xff) << 8 | head >> 16 & 0xff;
     let (kind, flags) = (head >> 24 & 0xff, head >> 32 & 0xff);
     let end = at + FRAME_HEADER + len;
@@ -106,7 +109,7 @@ fn frame(window: &Window, frames: &mut Frames) -> bool {
     let mut begin = at + FRAME_HEADER;
     let mut padding = 0;
     if flags & PADDED != 0 {
-        padding = word(window, begin) & 0xff;
+        padding = word_at(window, begin) & 0xff;
         begin += 1;
     }
     if flags & PRIORITY != 0 {
@@ -122,11 +125,11 @@ fn frame(window: &Window, frames: &mut Frames) -> bool {
     true
 }
 
-/// A number with a prefix of so many bits, and where it ends.
+/// Reads an HPACK integer with a prefix of `bits` bits; returns the value and the offset after it.
 #[inline(always)]
-fn integer(window: &Window, at: u64, bits: u64) -> (u64, u64) {
+fn prefixed_integer(window: &ScanWindow, at: u64, bits: u64) -> (u64, u64) {
     let most = (1 << bits) - 1;
-    let eight = word(window, at);
+    let eight = word_at(window, at);
     let first = eight & most;
     if first < most {
         return (first, at + 1);
@@ -143,62 +146,62 @@ fn integer(window: &Window, at: u64, bits: u64) -> (u64, u64) {
     (value + ((three & 0x7f) << 14), at + 4)
 }
 
-/// The key of a name as it is coded.
+/// The key of a Huffman-coded name.
 pub fn coded_header_key(coded: &[u8]) -> u64 {
     let mut window = [0u8; WINDOW + crate::scan::SLACK];
     let len = coded.len().min(HEADER_MAX);
     window[..len].copy_from_slice(&coded[..len]);
-    name_key(&window, 0, len as u64, Kind::CodedHeader)
+    name_key(&window, 0, len as u64, FilterKind::CodedHeader)
 }
 
-/// Crosses a field. `rule` tells whether the catalog has a header, `known` whether the connection's
-/// table has a credential under a number, and of which header.
+/// Advances over one field. `rule` looks up a header in the catalog by its key; `known` returns the
+/// header rule if the connection's dynamic table holds a credential at an index.
 #[inline(always)]
-fn field(
-    window: &Window,
-    frames: &mut Frames,
-    values: &mut [Value; VALUES],
+fn next_field(
+    window: &ScanWindow,
+    frames: &mut FrameScan,
+    values: &mut [HeaderValue; VALUES_MAX],
     rule: impl FnOnce(u64) -> Option<u32>,
     known: impl FnOnce(u64) -> Option<u32>,
 ) -> bool {
     let at = frames.at;
-    let first = word(window, at) & 0xff;
+    let first = word_at(window, at) & 0xff;
     if first & 0x80 != 0 {
-        let (index, next) = integer(window, at, 7);
+        let (index, next) = prefixed_integer(window, at, 7);
         frames.at = next;
-        if index > STATIC
-            && let Some(entry) = frames.inserted.checked_sub(index - STATIC - 1)
+        if index > STATIC_ENTRIES
+            && let Some(entry) = frames.inserted.checked_sub(index - STATIC_ENTRIES - 1)
             && let Some(rule) = known(entry)
         {
-            found(
+            found_value(
                 frames,
                 values,
-                Value {
+                HeaderValue {
                     rule: u64::from(rule),
-                    form: form::REFERRED,
-                    entry,
-                    ..Value::default()
+                    form: form::INDEXED,
+                    table_index: entry,
+                    ..HeaderValue::default()
                 },
             );
         }
         return true;
     }
     if first & 0xe0 == 0x20 {
-        // The table gets another size.
-        frames.at = integer(window, at, 5).1;
+        // A dynamic table size update.
+        frames.at = prefixed_integer(window, at, 5).1;
         return true;
     }
     let inserts = first & 0x40 != 0;
-    let (index, mut next) = integer(window, at, if inserts { 6 } else { 4 });
+    let (index, mut next) = prefixed_integer(window, at, if inserts { 6 } else { 4 });
     let mut key = 0;
     let mut entry_of_name = 0;
     if index == 0 {
-        let coded = word(window, next) & 0x80 != 0;
-        let (len, begin) = integer(window, next, 7);
+        let coded = word_at(window, next) & 0x80 != 0;
+        let (len, begin) = prefixed_integer(window, next, 7);
         let kind = if coded {
-            Kind::CodedHeader
+            FilterKind::CodedHeader
         } else {
-            Kind::Header
+            FilterKind::Header
         };
         key = name_key(window, begin, len, kind);
         next = begin + len;
@@ -208,15 +211,15 @@ fn field(
         key = AUTHORIZATION;
     } else if index == STATIC_PROXY_AUTHORIZATION {
         key = PROXY_AUTHORIZATION;
-    } else if index > STATIC {
-        entry_of_name = frames.inserted.saturating_sub(index - STATIC - 1);
+    } else if index > STATIC_ENTRIES {
+        entry_of_name = frames.inserted.saturating_sub(index - STATIC_ENTRIES - 1);
     }
     if next >= frames.end || next >= WINDOW as u64 {
-        frames.lost = 1;
+        frames.out_of_sync = 1;
         return false;
     }
-    let coded = word(window, next) & 0x80 != 0;
-    let (len, begin) = integer(window, next, 7);
+    let coded = word_at(window, next) & 0x80 != 0;
+    let (len, begin) = prefixed_integer(window, next, 7);
     frames.at = begin + len;
     frames.inserted += u64::from(inserts);
     let rule = if entry_of_name != 0 {
@@ -230,93 +233,94 @@ fn field(
         return true;
     };
     if frames.at > frames.end || frames.at > WINDOW as u64 {
-        // It goes on in the next write.
-        frames.lost = 1;
+        // The field continues in the next write.
+        frames.out_of_sync = 1;
         return false;
     }
-    found(
+    found_value(
         frames,
         values,
-        Value {
+        HeaderValue {
             at: begin,
             len,
             rule: u64::from(rule),
-            form: if coded { form::CODED } else { form::PLAIN },
-            entry: if inserts { frames.inserted } else { 0 },
-            ..Value::default()
+            form: if coded { form::HUFFMAN } else { form::PLAIN },
+            table_index: if inserts { frames.inserted } else { 0 },
+            ..HeaderValue::default()
         },
     );
     true
 }
 
 #[inline(always)]
-fn found(frames: &mut Frames, values: &mut [Value; VALUES], value: Value) {
+fn found_value(frames: &mut FrameScan, values: &mut [HeaderValue; VALUES_MAX], value: HeaderValue) {
     let place = frames.found;
     if value.rule == u64::from(HOST) {
         frames.host = value;
-    } else if place < VALUES as u64 {
-        values[place as usize & (VALUES - 1)] = value;
+    } else if place < VALUES_MAX as u64 {
+        values[place as usize & (VALUES_MAX - 1)] = value;
         frames.found = place + 1;
     }
 }
 
-/// States of the decoder of the Huffman code, and half-bytes.
+/// States of the Huffman decoder, and values of half a byte.
 pub const STATES: usize = 256;
 pub const HALVES: usize = 16;
 
-/// What half a byte does in a state: the next state in the low byte, the letter that is complete in
-/// the second, and [`LETTER`] where there is one.
-pub type Table = [u32; STATES * HALVES];
-/// A letter is complete.
-pub const LETTER: u32 = 1 << 16;
-/// No text is coded so.
-pub const WRONG: u32 = 1 << 17;
+/// The effect of half a byte in each state: the next state in the low byte, the completed symbol in
+/// the second byte, and [`LETTER`] if a symbol is complete.
+pub type HuffmanTable = [u32; STATES * HALVES];
+/// A symbol is complete.
+pub const SYMBOL: u32 = 1 << 16;
+/// Not a valid Huffman code.
+pub const INVALID: u32 = 1 << 17;
 
-/// Where the decoder stands.
+/// State of the Huffman decoder.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Decoder {
+pub struct HuffmanDecoder {
     pub state: u64,
-    /// Bytes of text so far.
+    /// Bytes decoded so far.
     pub len: u64,
 }
 
-impl Decoder {
-    /// Decodes the `i`th byte of a value into `text`; `false` behind its end, or where the text is
-    /// full.
+impl HuffmanDecoder {
+    /// Decodes the `i`th byte of a value into `text`; returns `false` after its end or when the
+    /// text is full.
     #[inline(always)]
     pub fn step(
         &mut self,
-        window: &Window,
-        value: Value,
+        window: &ScanWindow,
+        value: HeaderValue,
         i: u64,
-        table: &Table,
-        text: &mut Window,
+        table: &HuffmanTable,
+        text: &mut ScanWindow,
     ) -> bool {
         if i >= value.len {
             return false;
         }
-        let byte = word(window, value.at + i) as usize;
-        self.half(byte >> 4, table, text) && self.half(byte, table, text)
+        let byte = word_at(window, value.at + i) as usize;
+        self.push_nibble(byte >> 4, table, text) && self.push_nibble(byte, table, text)
     }
 
     #[inline(always)]
-    fn half(&mut self, half: usize, table: &Table, text: &mut Window) -> bool {
+    fn push_nibble(&mut self, half: usize, table: &HuffmanTable, text: &mut ScanWindow) -> bool {
         let place = (self.state as usize & (STATES - 1)) * HALVES + (half & (HALVES - 1));
         let does = table[place & (STATES * HALVES - 1)];
         self.state = u64::from(does & 0xff);
-        if does & LETTER != 0 {
+        if does & SYMBOL != 0 {
             text[self.len as usize & (WINDOW - 1)] = (does >> 8) as u8;
             self.len += 1;
         }
-        does & WRONG == 0 && self.len < WINDOW as u64
+        does & INVALID == 0 && self.len < WINDOW as u64
     }
 }
 
-/// The decoder's table, from the codes of the 256 letters and of the end: length in bits, and the
-/// bits, the first of them the highest.
-pub fn table(codes: &[(u8, u32); 257]) -> Table {
-    // The tree of all codes: of each node the next for 0 and 1; letters from `STATES` on.
+/// Builds the decoder's table from the codes of the 256 symbols and of EOS: length in bits, and the
+/// bits, most significant first.
+pub fn huffman_table(codes: &[(u8, u32); 257]) -> HuffmanTable {
+    // The tree of all codes: for each node the next node for bits 0 and 1; values from `STATES` on
+    // are symbols.
     let mut tree = [[u16::MAX; 2]; STATES];
     let mut nodes = 1u16;
     for (letter, (len, bits)) in codes.iter().enumerate() {
@@ -342,12 +346,12 @@ pub fn table(codes: &[(u8, u32); 257]) -> Table {
                 match tree[node as usize][half >> i & 1] {
                     next if (next as usize) < STATES => node = next,
                     letter if letter < STATES as u16 + 256 => {
-                        does |= LETTER | u32::from(letter - STATES as u16) << 8;
+                        does |= SYMBOL | u32::from(letter - STATES as u16) << 8;
                         node = 0;
                     }
-                    // The end, or nothing at all.
+                    // EOS, or an invalid code.
                     _ => {
-                        does |= WRONG;
+                        does |= INVALID;
                         node = 0;
                     }
                 }
@@ -379,7 +383,7 @@ mod tests {
             .map(|place| place as u32)
     }
 
-    /// What the probes do with a connection, on the host.
+    /// Simulates on the host what the probes do with a connection.
     #[derive(Default)]
     struct Connection {
         inserted: u64,
@@ -387,27 +391,27 @@ mod tests {
     }
 
     impl Connection {
-        fn take(&mut self, write: &[u8]) -> (Vec<(u32, String)>, Frames) {
-            let table = table(&ENCODE_TABLE);
+        fn take(&mut self, write: &[u8]) -> (Vec<(u32, String)>, FrameScan) {
+            let table = huffman_table(&ENCODE_TABLE);
             let mut window = [0u8; WINDOW + SLACK];
             let len = write.len().min(WINDOW);
             window[..len].copy_from_slice(&write[..len]);
-            let mut frames = Frames {
+            let mut frames = FrameScan {
                 end: len as u64,
                 inserted: self.inserted,
-                ..Frames::default()
+                ..FrameScan::default()
             };
-            let mut values = [Value::default(); VALUES];
+            let mut values = [HeaderValue::default(); VALUES_MAX];
             let known = |entry: u64| self.known.get(&entry).map(|(rule, _)| *rule);
             while step(&window, &mut frames, &mut values, rule, known) {}
             self.inserted = frames.inserted;
             let mut found = Vec::new();
             for value in &values[..frames.found as usize] {
                 let text = match value.form {
-                    form::REFERRED => self.known[&value.entry].1.clone(),
-                    form::CODED => {
+                    form::INDEXED => self.known[&value.table_index].1.clone(),
+                    form::HUFFMAN => {
                         let mut text = [0u8; WINDOW + SLACK];
-                        let mut decoder = Decoder::default();
+                        let mut decoder = HuffmanDecoder::default();
                         let mut i = 0;
                         while decoder.step(&window, *value, i, &table, &mut text) {
                             i += 1;
@@ -419,9 +423,9 @@ mod tests {
                         String::from_utf8_lossy(bytes).into_owned()
                     }
                 };
-                if value.entry != 0 {
+                if value.table_index != 0 {
                     self.known
-                        .insert(value.entry, (value.rule as u32, text.clone()));
+                        .insert(value.table_index, (value.rule as u32, text.clone()));
                 }
                 found.push((value.rule as u32, text));
             }
@@ -429,7 +433,7 @@ mod tests {
         }
     }
 
-    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    fn next_frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags, 0, 0, 0, 1]);
         frame.extend(payload);
@@ -446,7 +450,7 @@ mod tests {
                 )
                 .expect("encoded");
         }
-        frame(1, 0x5, &block)
+        next_frame(1, 0x5, &block)
     }
 
     #[test]
@@ -482,7 +486,7 @@ mod tests {
                 "{flags:#x}"
             );
             assert_eq!(
-                (frames.at, frames.lost),
+                (frames.at, frames.out_of_sync),
                 (write.len() as u64, 0),
                 "{flags:#x}"
             );
@@ -517,14 +521,14 @@ mod tests {
     #[test]
     fn frames_before_and_behind() {
         let mut encoder = Encoder::default();
-        let mut write = frame(4, 0, &[0; 18]);
-        write.extend(frame(8, 0, &[0, 0, 1, 0]));
+        let mut write = next_frame(4, 0, &[0; 18]);
+        write.extend(next_frame(8, 0, &[0, 0, 1, 0]));
         let fields = encoded(&mut encoder, &[("authorization", "Bearer FAKE-1", 0)]);
         assert!(may_begin_fields(u64::from_le_bytes(
             fields[..8].try_into().expect("eight")
         )));
         write.extend(fields);
-        write.extend(&frame(0, 1, &[b'x'; 100])[..50]);
+        write.extend(&next_frame(0, 1, &[b'x'; 100])[..50]);
         let (found, frames) = Connection::default().take(&write);
         assert_eq!(found.len(), 1);
         assert_eq!(
@@ -542,11 +546,11 @@ mod tests {
             let mut window = [b':'; WINDOW + SLACK];
             window[..len].copy_from_slice(name.to_ascii_uppercase().as_bytes());
             assert_eq!(
-                name_key(&window, 0, len as u64, Kind::Header),
+                name_key(&window, 0, len as u64, FilterKind::Header),
                 header_key(&name)
             );
             assert_eq!(
-                crate::scan::name(&window, 0),
+                crate::scan::field_name(&window, 0),
                 (header_key(&name), len as u64)
             );
         }
@@ -559,10 +563,10 @@ mod tests {
             httlib_huffman::encode(text.as_bytes(), &mut coded).expect("coded");
             let mut window = [0u8; WINDOW + SLACK];
             window[..coded.len()].copy_from_slice(&coded);
-            let value = Value { len: coded.len() as u64, ..Value::default() };
+            let value = HeaderValue { len: coded.len() as u64, ..HeaderValue::default() };
             let mut decoded = [0u8; WINDOW + SLACK];
-            let mut decoder = Decoder::default();
-            let table = table(&ENCODE_TABLE);
+            let mut decoder = HuffmanDecoder::default();
+            let table = huffman_table(&ENCODE_TABLE);
             let mut i = 0;
             while decoder.step(&window, value, i, &table, &mut decoded) {
                 i += 1;

@@ -1,9 +1,9 @@
 //! The kernel/user boundary of Keytrail.
 //!
-//! Everything that both sides must agree on lives here, `no_std`, compiled for BPF and for the
-//! host, and tested on the host: the layout of [`record`]s, the [`fingerprint`], the [`filter`]
-//! that decides in the kernel what is worth a record, what is [`scan`]ned for credentials, and the table of
-//! kernel [`fields`].
+//! Everything that both sides must agree on lives here. It is `no_std`, compiled for BPF and for
+//! the host, and tested on the host: the layout of [`record`]s, the [`fingerprint`], the [`filter`]
+//! that decides in the kernel what is worth a record, the [`scan`]ners that find credentials, and
+//! the table of kernel [`fields`].
 #![cfg_attr(not(test), no_std)]
 
 pub mod answer;

@@ -3,63 +3,64 @@
 //! Integers only, explicit padding, sizes asserted at compile time. User space decodes them with
 //! checks: a record that is cut or of an unknown kind is counted, never trusted.
 
-/// What a record is of.
+/// The type of a record.
 pub mod kind {
-    /// [`super::Process`]: an exec.
+    /// [`super::ProcessRecord`]: an exec.
     pub const EXEC: u32 = 1;
-    /// [`super::Process`] without a path: a fork.
+    /// [`super::ProcessRecord`] without a path: a fork.
     pub const FORK: u32 = 2;
-    /// [`super::Header`] alone: the last thread of a process ended.
+    /// [`super::RecordHeader`] alone: the last thread of a process exited.
     pub const EXIT: u32 = 3;
-    /// [`super::File`].
+    /// [`super::FileRecord`].
     pub const FILE: u32 = 4;
-    /// [`super::Variable`].
+    /// [`super::VariableRecord`].
     pub const VARIABLE: u32 = 5;
-    /// [`super::Connect`].
+    /// [`super::ConnectRecord`].
     pub const CONNECT: u32 = 6;
-    /// [`super::Payload`].
+    /// [`super::PayloadRecord`].
     pub const PAYLOAD: u32 = 7;
-    /// [`super::Foreign`].
+    /// [`super::ForeignReadRecord`].
     pub const FOREIGN: u32 = 8;
-    /// [`super::Refused`].
+    /// [`super::RefusedRecord`].
     pub const REFUSED: u32 = 9;
-    /// [`super::Presented`].
+    /// [`super::PresentedRecord`].
     pub const PRESENTED: u32 = 10;
-    /// [`super::Tied`].
-    pub const TIED: u32 = 11;
-    /// [`super::Tied`] without a socket: the library did not take the bytes.
-    pub const WITHDRAWN: u32 = 12;
-    /// [`super::Clear`].
-    pub const CLEAR: u32 = 13;
-    /// [`super::Payload`] whose bytes are the server's name in the head of a request in clear.
+    /// [`super::WriteSocketRecord`].
+    pub const WRITE_SENT: u32 = 11;
+    /// [`super::WriteSocketRecord`] without a socket: the library did not accept the bytes.
+    pub const WRITE_REJECTED: u32 = 12;
+    /// [`super::PlaintextRecord`].
+    pub const PLAINTEXT: u32 = 13;
+    /// [`super::PayloadRecord`] that holds the server name from the head of a plaintext request.
     pub const HOST: u32 = 14;
-    /// [`super::Payload`] whose bytes are the answer of a name server.
-    pub const ANSWER: u32 = 15;
-    /// [`super::Clear`] in what came back; what is in one answer has one time.
-    pub const MINTED: u32 = 16;
+    /// [`super::PayloadRecord`] that holds a DNS response.
+    pub const DNS_RESPONSE: u32 = 15;
+    /// [`super::PlaintextRecord`] found in a response; all secrets of one response have the same
+    /// time.
+    pub const ISSUED: u32 = 16;
 }
 
-/// Whose task, and when. Every record starts with it.
+/// The task that caused the record, and the time. Every record starts with it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Header {
+pub struct RecordHeader {
     /// One of [`kind`].
     pub kind: u32,
     /// Thread-group id in the initial PID namespace.
     pub pid: u32,
     /// Nanoseconds since boot, suspend included.
     pub time: u64,
-    /// Start of the thread group's leader, nanoseconds since boot.
+    /// Start of the thread-group leader, in nanoseconds since boot.
     pub start: u64,
     /// Id of the cgroup v2 directory.
     pub cgroup: u64,
-    /// Parent's thread-group id and start.
+    /// The parent's thread-group id and start time.
     pub parent_start: u64,
     pub parent: u32,
     pub uid: u32,
-    /// Audit login uid; [`NO_LOGIN`] where there is none.
+    /// Audit login uid; [`NO_LOGIN`] if there is none.
     pub loginuid: u32,
-    /// 1 where the process has a controlling terminal.
+    /// 1 if the process has a controlling terminal.
     pub tty: u32,
     pub comm: [u8; 16],
 }
@@ -67,32 +68,33 @@ pub struct Header {
 /// No login uid.
 pub const NO_LOGIN: u32 = u32::MAX;
 
-/// Bytes of path that a record can hold; with the record they stay below 2,048.
+/// Bytes of path that a record can hold; the whole record stays below 2,048 bytes.
 pub const PATH_MAX: usize = 1024;
-/// [`Process::flags`], [`File::flags`]: the path did not fit.
+/// [`ProcessRecord::flags`], [`FileRecord::flags`]: the path was truncated.
 pub const TRUNCATED: u32 = 1;
-/// [`Process::flags`]: the executable has no name in a directory any more, or never had one.
+/// [`ProcessRecord::flags`]: the executable no longer has a name in a directory, or never had one.
 pub const UNLINKED: u32 = 2;
-/// [`File::flags`]: the file was known by its inode, not by its name.
+/// [`FileRecord::flags`]: the file was recognised by its inode, not by its name.
 pub const BY_INODE: u32 = 4;
-/// [`File::flags`]: the descriptor came from another process.
+/// [`FileRecord::flags`]: the descriptor came from another process.
 pub const RECEIVED: u32 = 8;
-/// [`File::flags`]: the descriptor was open when the process became another program.
+/// [`FileRecord::flags`]: the descriptor was inherited across an exec.
 pub const INHERITED: u32 = 16;
-/// [`File::flags`]: no file but a socket, to which the process has connected.
+/// [`FileRecord::flags`]: not a file but a socket that the process connected to.
 pub const CONNECTED: u32 = 128;
-/// [`File::flags`]: opened for writing only: no use, but the file is known from now on.
-pub const WRITTEN: u32 = 32;
+/// [`FileRecord::flags`]: opened for writing only: not a use, but the file is recognised from now
+/// on.
+pub const WRITE_ONLY: u32 = 32;
 
-/// [`File::flags`]: the parent has the same standard output, and so does not read from it.
-pub const PARENTS_OUTPUT: u32 = 256;
+/// [`FileRecord::flags`]: the parent has the same standard output, so it does not read from it.
+pub const SHARED_WITH_PARENT: u32 = 256;
 
-/// An exec or a fork. An exec is followed by its executable's path: components from the last to
-/// the first, each ended by a zero byte.
+/// An exec or a fork. An exec is followed by the path of its executable: components from last to
+/// first, each terminated by a zero byte.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Process {
-    pub header: Header,
+pub struct ProcessRecord {
+    pub header: RecordHeader,
     pub exe_inode: u64,
     pub exe_device: u32,
     pub flags: u32,
@@ -100,14 +102,14 @@ pub struct Process {
     pub exe_generation: u32,
 }
 
-/// A credential file opened for reading, followed by its path as in [`Process`], and that by the
-/// path of the root of its mount inside the file system, where they differ.
+/// A credential file that was opened for reading, followed by its path as in [`ProcessRecord`], and
+/// by the path of its mount's root inside the file system if the two differ.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct File {
-    pub header: Header,
+pub struct FileRecord {
+    pub header: RecordHeader,
     pub inode: u64,
-    /// Inode number of the pipe or socket that is the process's standard output, or 0.
+    /// Inode number of the pipe or socket at the process's standard output, or 0.
     pub stdout: u64,
     /// Kernel-internal device number: major << 20 | minor.
     pub device: u32,
@@ -116,119 +118,121 @@ pub struct File {
     pub count: u32,
     pub flags: u32,
     pub path_len: u32,
-    /// Bytes of the path that are inside the mount.
+    /// Bytes of the path below the mount point.
     pub inside_len: u32,
-    /// Bytes that follow the path.
+    /// Bytes of the mount-root path that follows the path.
     pub source_len: u32,
     pub reserved: u32,
 }
 
-/// The environment or the memory of a process, looked at by another.
+/// A read of another process's environment or memory.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Foreign {
-    pub header: Header,
-    /// Start of the other process; 0 where its number is one of the reader's PID namespace.
+pub struct ForeignReadRecord {
+    pub header: RecordHeader,
+    /// Start time of the other process; 0 if its pid is from the reader's PID namespace.
     pub target_start: u64,
     pub target: u32,
     /// One of [`foreign`].
     pub how: u32,
 }
 
-/// How another process was looked at.
+/// How another process was read.
 pub mod foreign {
-    /// Its `environ` in a procfs was opened.
+    /// Its `environ` in procfs was opened.
     pub const ENVIRON: u32 = 1;
-    /// Its `mem` in a procfs was opened.
+    /// Its `mem` in procfs was opened.
     pub const MEMORY: u32 = 2;
-    /// It was traced, its memory read, or a descriptor taken from it.
+    /// It was traced, its memory was read, or a descriptor was taken from it.
     pub const TRACE: u32 = 3;
     /// `process_vm_readv`.
     pub const VM_READ: u32 = 4;
 }
 
-/// A TCP connection that never came about.
+/// A TCP connection that was never established.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Refused {
+pub struct RefusedRecord {
     pub kind: u32,
     pub reserved: u32,
     pub time: u64,
     pub cookie: u64,
 }
 
-/// A variable with a secret in the environment of an exec. The value stays in the kernel.
+/// An environment variable with a secret, seen at exec. The value stays in the kernel.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Variable {
-    pub header: Header,
+pub struct VariableRecord {
+    pub header: RecordHeader,
     pub fingerprint: u64,
     /// Length of the secret in bytes.
     pub secret_len: u32,
     pub name_len: u32,
-    /// The value of the [`crate::filter::Kind::Value`] rule that its first bytes met, plus 1; or 0.
+    /// The value of the [`crate::filter::FilterKind::Value`] rule that matched its first bytes,
+    /// plus 1; or 0.
     pub prefix: u32,
-    /// Dots in the value where it was looked at for a JWT.
+    /// Number of dots in the value, if it was checked for a JWT.
     pub dots: u32,
-    /// 1 where the secret is the password of a URL.
+    /// 1 if the secret is the password of a URL.
     pub url: u32,
     pub reserved: u32,
     pub name: [u8; crate::environ::NAME_MAX],
 }
 
-/// What a probe tells of a secret in the bytes of a connection.
+/// A secret found in the bytes of a connection, as a probe reports it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Shown {
+pub struct PresentedSecret {
     pub fingerprint: u64,
-    /// Fingerprint of the password where the secret is a user and a password in base64, or of the key in place of the
-    /// user; or 0.
+    /// If the secret is a base64-encoded user and password: the fingerprint of the password, or of
+    /// a key in place of the user. Otherwise 0.
     pub inner: u64,
-    /// Fingerprint of the server's name in the head of the request; 0 where there is none.
+    /// Fingerprint of the server name in the head of the request; 0 if there is none.
     pub host: u64,
     /// Length of the secret in bytes.
     pub secret_len: u32,
-    /// The value of the [`crate::filter::Kind::Header`] rule; or [`crate::login::LOGIN`] and one of
-    /// [`crate::login::speaks`]; or [`crate::answer::FIELD`] and the index of a field.
+    /// The value of the [`crate::filter::FilterKind::Header`] rule; or [`crate::login::LOGIN`] and
+    /// one of [`crate::login::speaks`]; or [`crate::answer::FIELD`] and the index of a field.
     pub name: u32,
-    /// As in [`Variable`].
+    /// As in [`VariableRecord`].
     pub prefix: u32,
     pub dots: u32,
 }
 
-/// A credential in the bytes that a process hands to its TLS library. The bytes stay in the kernel.
+/// A credential in the bytes that a process passes to its TLS library. The bytes stay in the
+/// kernel.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Presented {
-    pub header: Header,
-    /// Tells one write of a process from another; a [`Tied`] may name it later.
+pub struct PresentedRecord {
+    pub header: RecordHeader,
+    /// Identifies one write of a process; a [`WriteSocketRecord`] may refer to it later.
     pub write: u64,
-    /// Fingerprint of the server name that the program gave the TLS object; 0 where it gave none.
+    /// Fingerprint of the server name that the program set on the TLS object; 0 if it set none.
     pub server: u64,
-    pub shown: Shown,
+    pub shown: PresentedSecret,
 }
 
-/// A credential in the bytes of a packet, outside TLS. Whose socket it is the connection tells: the
+/// A credential in a packet outside TLS. The connection tells whose socket it is, because the
 /// program may run in the context of another task.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Clear {
+pub struct PlaintextRecord {
     pub kind: u32,
     pub reserved: u32,
     pub time: u64,
     /// Socket cookie.
     pub cookie: u64,
-    pub shown: Shown,
+    pub shown: PresentedSecret,
 }
 
-/// The socket on which a write with a credential went out.
+/// The socket that sent a write with a credential.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Tied {
+pub struct WriteSocketRecord {
     pub kind: u32,
     pub reserved: u32,
     pub time: u64,
-    /// [`Presented::write`].
+    /// [`PresentedRecord::write`].
     pub write: u64,
     pub cookie: u64,
 }
@@ -236,11 +240,11 @@ pub struct Tied {
 /// A connect or an unconnected send.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Connect {
-    pub header: Header,
+pub struct ConnectRecord {
+    pub header: RecordHeader,
     /// Socket cookie.
     pub cookie: u64,
-    /// Inode number of the pipe or socket that is the process's standard input, or 0.
+    /// Inode number of the pipe or socket at the process's standard input, or 0.
     pub stdin: u64,
     /// AF_INET or AF_INET6.
     pub family: u16,
@@ -248,46 +252,47 @@ pub struct Connect {
     pub port: u16,
     /// IPPROTO_TCP, IPPROTO_UDP.
     pub protocol: u32,
-    /// Network byte order; an IPv4 address in the first four.
+    /// Network byte order; an IPv4 address is in the first four bytes.
     pub address: [u8; 16],
 }
 
-/// Bytes of a first payload that are taken: a ClientHello with a post-quantum key share fits.
+/// Bytes captured of a connection's first payload: a ClientHello with a post-quantum key share
+/// fits.
 pub const PAYLOAD_MAX: usize = 4096;
 
-/// Bytes of an answer of a name server that are taken.
-pub const ANSWER_MAX: usize = 2048;
+/// Bytes captured of a DNS response.
+pub const DNS_RESPONSE_MAX: usize = 2048;
 
-/// The first payload of a TCP connection. Its bytes follow only where they are a ClientHello.
+/// The first payload of a TCP connection. Its bytes follow only if they are a ClientHello.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Payload {
+pub struct PayloadRecord {
     pub kind: u32,
-    /// Bytes that follow.
+    /// Bytes that follow this record.
     pub len: u32,
     pub time: u64,
     pub cookie: u64,
     /// Bytes of payload in the packet.
     pub payload_len: u32,
-    /// Where its bytes are in the stream: the sequence number of the first.
+    /// TCP sequence number of the first byte.
     pub sequence: u32,
 }
 
 const _: () = {
-    assert!(size_of::<Header>() == 72);
-    assert!(size_of::<Process>() == 96);
-    assert!(size_of::<File>() == 120);
-    assert!(size_of::<Foreign>() == 88);
-    assert!(size_of::<Refused>() == 24);
-    assert!(size_of::<Variable>() == 168);
-    assert!(size_of::<Presented>() == 128);
-    assert!(size_of::<Clear>() == 64);
-    assert!(size_of::<Tied>() == 32);
-    assert!(size_of::<Connect>() == 112);
-    assert!(size_of::<Payload>() == 32);
+    assert!(size_of::<RecordHeader>() == 72);
+    assert!(size_of::<ProcessRecord>() == 96);
+    assert!(size_of::<FileRecord>() == 120);
+    assert!(size_of::<ForeignReadRecord>() == 88);
+    assert!(size_of::<RefusedRecord>() == 24);
+    assert!(size_of::<VariableRecord>() == 168);
+    assert!(size_of::<PresentedRecord>() == 128);
+    assert!(size_of::<PlaintextRecord>() == 64);
+    assert!(size_of::<WriteSocketRecord>() == 32);
+    assert!(size_of::<ConnectRecord>() == 112);
+    assert!(size_of::<PayloadRecord>() == 32);
 };
 
-/// A probe, as it is counted.
+/// A probe, for counters and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Probe {
@@ -337,9 +342,9 @@ impl Probe {
 pub enum Stage {
     /// Records sent.
     Sent = 0,
-    /// Records that found the ring full.
+    /// Records lost because the ring was full.
     Ring = 1,
-    /// Things that could not be read: a page not in memory, a structure gone.
+    /// Reads that failed: a page not in memory, a structure that is gone.
     Read = 2,
 }
 
@@ -348,7 +353,7 @@ pub const STAGES: usize = 3;
 /// Number of counters.
 pub const COUNTERS: usize = Probe::ALL.len() * STAGES;
 
-/// Whose records found a ring full.
+/// Identifies whose records were lost when a ring was full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct LossKey {
@@ -359,21 +364,22 @@ pub struct LossKey {
     pub reserved: u32,
 }
 
-/// What tells one open file of one process from another, for counting repeats.
+/// Identifies one open file of one process, to count repeated reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ReadKey {
     pub start: u64,
     pub inode: u64,
-    /// With [`OF_WRITES`] where it is of opens that only write: what follows one of these is the first read.
+    /// Combined with [`OF_WRITES`] for opens that only write: the next open for reading then counts
+    /// as the first.
     pub pid: u32,
     pub device: u32,
 }
 
 /// No process id has this bit.
-pub const OF_WRITES: u32 = 1 << 31;
+pub const WRITE_ONLY_PID: u32 = 1 << 31;
 
-/// Repeats of a read.
+/// Repeated opens of one file by one process.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct ReadCount {
@@ -384,10 +390,10 @@ pub struct ReadCount {
     pub reserved: u32,
 }
 
-/// Repeats within this time are counted, not sent.
+/// Repeats within this time are counted and not sent.
 pub const REPEAT_NS: u64 = 1_000_000_000;
 
-/// What tells one file from another, also when an inode number is used again.
+/// Identifies a file even if its inode number is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct InodeKey {
@@ -396,7 +402,7 @@ pub struct InodeKey {
     pub generation: u32,
 }
 
-/// The value of the inode map: report its opens.
+/// Value in the inode map: report opens of this file.
 pub const INODE_CREDENTIAL: u32 = 1;
-/// The value of the inode map: its name looks like a credential's, and it is none.
+/// Value in the inode map: the file's name looks like a credential's, but it holds none.
 pub const INODE_IGNORED: u32 = 2;

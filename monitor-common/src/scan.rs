@@ -1,146 +1,148 @@
 //! Finds credentials in the bytes that a program sends: header lines of HTTP/1.1.
 //!
 //! The same steps run in the probes, over a copy of the bytes that never leaves the kernel, and on
-//! the host under test. A step reads eight bytes at a time and speaks with the next one through
-//! memory only, so that a verifier can walk each of them once.
+//! the host in tests. A step reads eight bytes at a time and passes state to the next step through
+//! memory only, so that a verifier can check each step once.
 
 use crate::{
-    eight::{self, SPACES, below, bytes, count, eight_of, exact_zeros, load, sum, through, zeros},
-    filter::{HOST, Kind, key},
-    fingerprint::{Key, MAX_SECRET, Sip},
+    eight::{
+        self, SPACES, add_name_word, count_marks, exact_zero_bytes, hide_from_verifier,
+        load_unaligned, mask_below, masked_bytes, splat, zero_bytes,
+    },
+    filter::{FilterKind, HOST, key},
+    fingerprint::{FingerprintKey, MAX_SECRET, SipHasher},
 };
 
-/// Bytes of a write that are looked at.
+/// Bytes of a write that are scanned.
 pub const WINDOW: usize = 8192;
-/// Room behind them, so that a word can be read at any of them.
+/// Bytes after the window, so that a full word can be read at any offset in it.
 pub const SLACK: usize = 64;
-/// Bytes of a line that are carried from one write to the next.
+/// Bytes of a line that are carried over from one write to the next.
 pub const CARRIED_MAX: usize = 4096;
-/// Credentials that one write can show.
-pub const VALUES: usize = 4;
-/// Bytes of a header's name that are compared; no name in the catalog is longer.
+/// Maximum number of credentials found in one write.
+pub const VALUES_MAX: usize = 4;
+/// Bytes of a header name that are compared; no name in the catalog is longer.
 pub const HEADER_MAX: usize = 32;
-/// Bytes of a line that one step crosses.
+/// Bytes of a line that one step scans.
 const STRIDE: usize = 256;
-/// Bytes in which the word of a scheme has to end.
+/// The scheme word must end within this many bytes.
 const SCHEME_MAX: usize = 24;
 
-/// Bytes in which the access key id of SigV4 has to end.
+/// The access key id of SigV4 must end within this many bytes.
 const KEY_ID_MAX: usize = 160;
-/// Bytes behind a scheme in which a second blank is looked for.
+/// Bytes after a scheme in which a second space is searched.
 const BLANK_MAX: usize = 64;
 
 /// The buffer that is scanned.
-pub type Window = [u8; WINDOW + SLACK];
+pub type ScanWindow = [u8; WINDOW + SLACK];
 
-/// Eight bytes at any place of the window.
+/// Reads eight bytes at any offset of the window.
 #[inline(always)]
-pub fn word(window: &Window, at: u64) -> u64 {
+pub fn word_at(window: &ScanWindow, at: u64) -> u64 {
     let at = at as usize & (WINDOW - 1);
-    // SAFETY: SLACK bytes follow the last place.
-    unsafe { load(window.as_ptr().add(at)) }
+    // SAFETY: SLACK bytes follow the last offset of the window.
+    unsafe { load_unaligned(window.as_ptr().add(at)) }
 }
 
-/// Set in the rule of a value that has nothing around its secret.
-pub const BARE: u64 = 1 << 29;
+/// Set in the rule of a value that is the secret itself, without a scheme word.
+pub const BARE_VALUE: u64 = 1 << 29;
 
-/// What stands for the name of a header, in any case.
+/// The key of a header name, ignoring case.
 pub const fn header_key(name: &str) -> u64 {
-    key(Kind::Header, name_sum(name))
+    key(FilterKind::Header, name_sum(name))
 }
 
-/// The sum of a name, in any case.
+/// The sum of a name, ignoring case.
 pub(crate) const fn name_sum(name: &str) -> u64 {
     let name = name.as_bytes();
     let (mut total, mut at) = (0, 0);
-    // The last word is that with the end in it, and may be empty.
+    // The last word contains the end of the name and may be empty.
     while at <= name.len() {
         let (mut eight, mut i) = (0u64, 0);
         while i < 8 && at + i < name.len() {
             eight |= ((name[at + i] | 0x20) as u64) << (i * 8);
             i += 1;
         }
-        total = sum(total, eight);
+        total = add_name_word(total, eight);
         at += 8;
     }
     total
 }
 
-/// Where the scan of a write stands.
+/// Position and state of the scan over a write.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Lines {
-    /// The next byte.
+pub struct HeaderLines {
+    /// Offset of the next byte.
     pub at: u64,
     /// Bytes in the window.
     pub end: u64,
-    /// Where the value of the header of this line begins; 0 where no rule is about it.
+    /// Start of this header's value; 0 if no rule matches the header.
     pub value: u64,
-    /// The rule's value.
+    /// The value of the matching rule.
     pub rule: u64,
     /// 1 in the middle of a line.
-    pub inside: u64,
-    /// Where that line begins.
-    pub begin: u64,
-    /// 1 behind the empty line.
-    pub over: u64,
+    pub in_line: u64,
+    /// Start of that line.
+    pub line_start: u64,
+    /// 1 after the empty line that ends the head.
+    pub ended: u64,
     /// Values found.
     pub found: u64,
-    /// Where the name of the server is.
-    pub host: Value,
+    /// Position of the server's name.
+    pub host: HeaderValue,
 }
 
-/// The value of a header that a rule is about.
+/// The value of a header that a rule matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Value {
+pub struct HeaderValue {
     pub at: u64,
     pub len: u64,
-    /// The rule's value: which header.
+    /// The value of the rule: which header.
     pub rule: u64,
     /// One of [`form`].
     pub form: u64,
-    /// The number that the connection's table has it under, where it is to be referred to; 0
-    /// where not.
-    pub entry: u64,
+    /// Index in the connection's HPACK table if it can be referenced later; otherwise 0.
+    pub table_index: u64,
     /// One of [`wrapped`].
     pub wrapped: u64,
 }
 
-/// What a secret is that is a user and a password in base64.
+/// Formats of a secret that is a base64-encoded user and password.
 pub mod wrapped {
     pub const NOT: u64 = 0;
     /// `user:password`.
     pub const COLON: u64 = 1;
-    /// The password behind a zero byte, or alone.
-    pub const ZERO: u64 = 2;
+    /// The password follows a zero byte, or stands alone.
+    pub const AFTER_NUL: u64 = 2;
 }
 
-/// How a value stands in the bytes.
+/// How a value is represented in the bytes.
 pub mod form {
     pub const PLAIN: u64 = 0;
-    /// In the Huffman code of HPACK.
-    pub const CODED: u64 = 1;
-    /// Not at all: it is referred to by its number in the connection's table.
-    pub const REFERRED: u64 = 2;
+    /// Huffman-coded (HPACK).
+    pub const HUFFMAN: u64 = 1;
+    /// Not present: referenced by its index in the connection's HPACK table.
+    pub const INDEXED: u64 = 2;
 }
 
-/// The sum of the name at the front of a line, and its length; 0 where there is none.
+/// The sum of the name at the start of a line, and its length; 0 if there is none.
 #[inline(always)]
-pub fn name(window: &Window, at: u64) -> (u64, u64) {
+pub fn field_name(window: &ScanWindow, at: u64) -> (u64, u64) {
     let mut total = 0;
     for i in 0..HEADER_MAX as u64 / 8 + 1 {
-        let eight = word(window, at + i * 8);
-        let ends = zeros(eight ^ eight_of(b':')) | zeros(eight ^ eight_of(b'\n'));
-        let Some(mask) = below(ends) else {
-            total = sum(total, eight | SPACES);
+        let eight = word_at(window, at + i * 8);
+        let ends = zero_bytes(eight ^ splat(b':')) | zero_bytes(eight ^ splat(b'\n'));
+        let Some(mask) = mask_below(ends) else {
+            total = add_name_word(total, eight | SPACES);
             continue;
         };
-        let len = bytes(mask);
+        let len = masked_bytes(mask);
         let colon = (eight >> (len * 8)) as u8 == b':';
-        total = sum(total, (eight | SPACES) & mask);
+        total = add_name_word(total, (eight | SPACES) & mask);
         return if colon {
-            (key(Kind::Header, total), i * 8 + len)
+            (key(FilterKind::Header, total), i * 8 + len)
         } else {
             (0, 0)
         };
@@ -148,13 +150,13 @@ pub fn name(window: &Window, at: u64) -> (u64, u64) {
     (0, 0)
 }
 
-/// The key of a name of a known length, as it stands or in the code of HPACK; 0 where it is none.
+/// The key of a name of known length, literal or Huffman-coded; 0 if it is not a name.
 #[inline(always)]
-pub fn name_key(window: &Window, at: u64, len: u64, kind: Kind) -> u64 {
+pub fn name_key(window: &ScanWindow, at: u64, len: u64, kind: FilterKind) -> u64 {
     if len > HEADER_MAX as u64 || len == 0 {
         return 0;
     }
-    let coded = matches!(kind, Kind::CodedHeader);
+    let coded = matches!(kind, FilterKind::CodedHeader);
     let mut total = 0;
     for i in 0..HEADER_MAX as u64 / 8 + 1 {
         if i * 8 > len {
@@ -166,34 +168,34 @@ pub fn name_key(window: &Window, at: u64, len: u64, kind: Kind) -> u64 {
         } else {
             (1 << (rest * 8)) - 1
         };
-        let eight = word(window, at + i * 8);
+        let eight = word_at(window, at + i * 8);
         let eight = if coded { eight } else { eight | SPACES };
-        total = sum(total, eight & mask);
+        total = add_name_word(total, eight & mask);
     }
     key(kind, total)
 }
 
-/// Crosses a line, or a piece of a long one; `false` at the end. `rule` tells whether the catalog
-/// has a header, by its key.
+/// Scans a line, or a piece of a long one; returns `false` at the end. `rule` looks up a header's
+/// rule by its key.
 #[inline(always)]
-pub fn line(
-    window: &Window,
-    lines: &mut Lines,
-    values: &mut [Value; VALUES],
+pub fn scan_line(
+    window: &ScanWindow,
+    lines: &mut HeaderLines,
+    values: &mut [HeaderValue; VALUES_MAX],
     rule: impl FnOnce(u64) -> Option<u32>,
 ) -> bool {
     let at = lines.at;
-    if at >= lines.end || at >= WINDOW as u64 || lines.over != 0 {
+    if at >= lines.end || at >= WINDOW as u64 || lines.ended != 0 {
         return false;
     }
-    if lines.inside == 0 {
+    if lines.in_line == 0 {
         lines.value = 0;
-        let first = word(window, at) as u16;
+        let first = word_at(window, at) as u16;
         if first as u8 == b'\n' || first == u16::from_le_bytes(*b"\r\n") {
-            lines.over = 1;
+            lines.ended = 1;
             return false;
         }
-        let (key, len) = name(window, at);
+        let (key, len) = field_name(window, at);
         if len > 0
             && let Some(rule) = rule(key)
         {
@@ -202,58 +204,58 @@ pub fn line(
         }
     }
     let mut passed = STRIDE as u64;
-    lines.inside = 1;
+    lines.in_line = 1;
     for i in 0..STRIDE as u64 / 8 {
-        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ eight_of(b'\n'))) {
-            passed = i * 8 + bytes(mask);
-            lines.inside = 0;
+        if let Some(mask) = mask_below(zero_bytes(word_at(window, at + i * 8) ^ splat(b'\n'))) {
+            passed = i * 8 + masked_bytes(mask);
+            lines.in_line = 0;
             break;
         }
     }
     let line_end = at + passed;
     if line_end >= lines.end {
-        // What is behind the end is of no write.
+        // Bytes after the end do not belong to the write.
         lines.at = lines.end;
-        lines.inside = 1;
+        lines.in_line = 1;
         return false;
     }
-    if lines.inside != 0 {
+    if lines.in_line != 0 {
         lines.at = line_end;
         return true;
     }
     lines.at = line_end + 1;
-    lines.begin = line_end + 1;
+    lines.line_start = line_end + 1;
     if lines.value != 0 && lines.value < line_end {
-        let value = Value {
+        let value = HeaderValue {
             at: lines.value,
             len: line_end - lines.value,
             rule: lines.rule,
-            ..Value::default()
+            ..HeaderValue::default()
         };
         let place = lines.found;
         if value.rule == u64::from(HOST) {
             lines.host = value;
-        } else if place < VALUES as u64 {
-            values[place as usize & (VALUES - 1)] = value;
+        } else if place < VALUES_MAX as u64 {
+            values[place as usize & (VALUES_MAX - 1)] = value;
             lines.found = place + 1;
         }
     }
     true
 }
 
-/// Bytes of a server's name.
+/// Maximum length of a server name.
 pub const HOST_MAX: usize = 256;
 
-/// The name of the server in the value of `Host` or `:authority`: without blanks, without a port.
-/// The length is 0 where it is an IPv6 address, or too long for a name; see [`is_address`]. `place`
-/// is for [`through`].
+/// The server name in the value of `Host` or `:authority`, without spaces and port. The length is 0
+/// if it is an IPv6 address or too long for a name; see [`is_address`]. `place` is scratch space
+/// for [`hide_from_verifier`].
 #[inline(always)]
-pub fn host(window: &Window, value: Value, place: &mut u64) -> Value {
-    let none = Value { len: 0, ..value };
+pub fn host_name(window: &ScanWindow, value: HeaderValue, place: &mut u64) -> HeaderValue {
+    let none = HeaderValue { len: 0, ..value };
     let (mut at, end) = (value.at, value.at + value.len);
-    // One blank, as everybody writes it.
-    at += u64::from(word(window, at) as u8 == b' ');
-    if word(window, at) as u8 == b'[' || end < at {
+    // Usually exactly one space.
+    at += u64::from(word_at(window, at) as u8 == b' ');
+    if word_at(window, at) as u8 == b'[' || end < at {
         return none;
     }
     let rest = end - at;
@@ -262,39 +264,41 @@ pub fn host(window: &Window, value: Value, place: &mut u64) -> Value {
         if i * 8 >= rest {
             break;
         }
-        let eight = word(window, at + i * 8);
-        let ends = zeros(eight ^ eight_of(b':'))
-            | zeros(eight ^ SPACES)
-            | zeros(eight ^ eight_of(b'\r'))
-            | zeros(eight ^ eight_of(b'\t'));
-        if let Some(mask) = below(ends) {
-            len = i * 8 + bytes(mask);
+        let eight = word_at(window, at + i * 8);
+        let ends = zero_bytes(eight ^ splat(b':'))
+            | zero_bytes(eight ^ SPACES)
+            | zero_bytes(eight ^ splat(b'\r'))
+            | zero_bytes(eight ^ splat(b'\t'));
+        if let Some(mask) = mask_below(ends) {
+            len = i * 8 + masked_bytes(mask);
             break;
         }
     }
-    let len = through(place, len);
+    let len = hide_from_verifier(place, len);
     let len = if len < rest { len } else { rest };
     if len > HOST_MAX as u64 {
         return none;
     }
-    Value { at, len, ..value }
+    HeaderValue { at, len, ..value }
 }
 
-/// Whether what [`host`] found is an IPv4 address: a name that ends with a digit begins with none.
+/// Whether the result of [`host_name`] is an IPv4 address: no host name has a last label that
+/// starts with a digit and ends in one.
 #[inline(always)]
-pub fn is_address(window: &Window, host: Value) -> bool {
+pub fn is_address(window: &ScanWindow, host: HeaderValue) -> bool {
     let last = (host.at + host.len).saturating_sub(1);
-    (word(window, host.at) as u8).is_ascii_digit() && (word(window, last) as u8).is_ascii_digit()
+    (word_at(window, host.at) as u8).is_ascii_digit()
+        && (word_at(window, last) as u8).is_ascii_digit()
 }
 
-/// How a credential is dressed in a header's value.
+/// How a header's value wraps the credential.
 pub mod scheme {
     /// The value is the secret.
     pub const NONE: u32 = 0;
-    /// A word before it: `Bearer`, `token`, …
+    /// Preceded by a scheme word: `Bearer`, `token`, …
     pub const WORD: u32 = 1;
     pub const BASIC: u32 = 2;
-    /// AWS SigV4: the access key id stands for the pair.
+    /// AWS SigV4: the access key id identifies the key pair.
     pub const SIGV4: u32 = 3;
 }
 
@@ -303,63 +307,69 @@ fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t' || byte == b'\r'
 }
 
-/// How far the first of a byte, given eight times, is behind a place; `limit` (a multiple of eight)
-/// where it is further.
+/// The distance from `at` to the first occurrence of a byte (given splatted); `limit` (a multiple
+/// of eight) if it is farther away.
 #[inline(always)]
-pub(crate) fn first(window: &Window, at: u64, limit: usize, eight: u64, place: &mut u64) -> u64 {
+pub(crate) fn find_byte(
+    window: &ScanWindow,
+    at: u64,
+    limit: usize,
+    eight: u64,
+    place: &mut u64,
+) -> u64 {
     let mut len = limit as u64;
     for i in 0..limit as u64 / 8 {
-        if let Some(mask) = below(zeros(word(window, at + i * 8) ^ eight)) {
-            len = i * 8 + bytes(mask);
+        if let Some(mask) = mask_below(zero_bytes(word_at(window, at + i * 8) ^ eight)) {
+            len = i * 8 + masked_bytes(mask);
             break;
         }
     }
-    through(place, len)
+    hide_from_verifier(place, len)
 }
 
-/// Finds the secret in a header's value; the length is 0 where there is none: in a challenge's
-/// answer of several words nothing is the secret itself. What is shorter than eight bytes, and no
-/// `Basic`, is none. `place` is for [`through`].
+/// Finds the secret in a header's value. The length is 0 if there is none: in a challenge response
+/// of several words, no word is the secret itself. Values shorter than eight bytes, `Basic`
+/// excepted, are not secrets. `place` is scratch space for [`hide_from_verifier`].
 #[inline(always)]
-pub fn secret(window: &Window, value: Value, place: &mut u64) -> (Value, u32) {
-    let none = (Value { len: 0, ..value }, scheme::NONE);
+pub fn find_secret(window: &ScanWindow, value: HeaderValue, place: &mut u64) -> (HeaderValue, u32) {
+    let none = (HeaderValue { len: 0, ..value }, scheme::NONE);
     let (mut at, mut end) = (value.at, value.at + value.len);
     for _ in 0..4 {
-        if at < end && is_blank(word(window, at) as u8) {
+        if at < end && is_blank(word_at(window, at) as u8) {
             at += 1;
         }
-        if end > at && is_blank(word(window, end - 1) as u8) {
+        if end > at && is_blank(word_at(window, end - 1) as u8) {
             end -= 1;
         }
     }
-    at = through(place, at);
-    let end = through(place, end);
+    at = hide_from_verifier(place, at);
+    let end = hide_from_verifier(place, end);
     let begin = at;
     let mut scheme = scheme::NONE;
-    let space = begin + first(window, begin, SCHEME_MAX, SPACES, place);
+    let space = begin + find_byte(window, begin, SCHEME_MAX, SPACES, place);
     if space < end && space < begin + SCHEME_MAX as u64 {
         at = space + 1;
         scheme = scheme::WORD;
     }
     if scheme == scheme::WORD {
-        let five = (word(window, begin) | SPACES) & 0xff_ffff_ffff;
+        let five = (word_at(window, begin) | SPACES) & 0xff_ffff_ffff;
         if five == u64::from_le_bytes(*b"basic\0\0\0") {
             scheme = scheme::BASIC;
-        } else if word(window, begin) == u64::from_le_bytes(*b"AWS4-HMA") {
+        } else if word_at(window, begin) == u64::from_le_bytes(*b"AWS4-HMA") {
             // `AWS4-HMAC-SHA256 Credential=AKIA…/20240101/…, SignedHeaders=…`
-            if word(window, at) != u64::from_le_bytes(*b"Credenti") {
+            if word_at(window, at) != u64::from_le_bytes(*b"Credenti") {
                 return none;
             }
             at += 11;
-            let len = first(window, at, KEY_ID_MAX, eight_of(b'/'), place);
+            let len = find_byte(window, at, KEY_ID_MAX, splat(b'/'), place);
             if len >= KEY_ID_MAX as u64 || at + len >= end {
                 return none;
             }
-            return (Value { at, len, ..value }, scheme::SIGV4);
+            return (HeaderValue { at, len, ..value }, scheme::SIGV4);
         }
     }
-    // A second space within the next bytes: not one secret.
-    let blank = first(window, at, BLANK_MAX, SPACES, place);
+    // A second space within the next bytes: not a single secret.
+    let blank = find_byte(window, at, BLANK_MAX, SPACES, place);
     if blank < BLANK_MAX as u64 && at + blank < end {
         return none;
     }
@@ -373,7 +383,7 @@ pub fn secret(window: &Window, value: Value, place: &mut u64) -> (Value, u32) {
         wrapped::NOT
     };
     (
-        Value {
+        HeaderValue {
             at,
             len: end - at,
             wrapped,
@@ -383,50 +393,51 @@ pub fn secret(window: &Window, value: Value, place: &mut u64) -> (Value, u32) {
     )
 }
 
-/// What a letter of base64 stands for; [`FILL`] for what only fills up, [`NO_LETTER`] for the rest.
-const LETTERS: [u8; 256] = {
-    let mut letters = [NO_LETTER; 256];
+/// The value of each base64 letter; [`FILL`] for padding, [`NO_LETTER`] for any other byte.
+const BASE64_VALUES: [u8; 256] = {
+    let mut letters = [INVALID; 256];
     let all = *b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut i = 0;
     while i < all.len() {
         letters[all[i] as usize] = i as u8;
         i += 1;
     }
-    letters[b'=' as usize] = FILL;
+    letters[b'=' as usize] = PADDING;
     letters
 };
-const FILL: u8 = 0x40;
-const NO_LETTER: u8 = 0x80;
+const PADDING: u8 = 0x40;
+const INVALID: u8 = 0x80;
 
-/// Takes the base64 off a secret, where it stands: what comes out goes to the front of the text.
+/// Decodes a base64 secret in place: the decoded bytes go to the front of the text.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct Unwrap {
-    /// Bytes so far.
+pub struct Base64Decoder {
+    /// Bytes decoded so far.
     pub len: u64,
-    /// 1 behind the end, or behind what is no base64.
-    pub over: u64,
+    /// 1 after the end, or after an invalid letter.
+    pub ended: u64,
 }
 
-impl Unwrap {
-    /// Four letters; `false` behind the last ones.
+impl Base64Decoder {
+    /// Decodes four letters; returns `false` after the last ones.
     #[inline(always)]
-    pub fn step(&mut self, text: &mut Window, secret: Value, i: u64) -> bool {
-        if i * 4 + 4 > secret.len || self.over != 0 {
+    pub fn step(&mut self, text: &mut ScanWindow, secret: HeaderValue, i: u64) -> bool {
+        if i * 4 + 4 > secret.len || self.ended != 0 {
             return false;
         }
-        let four = word(text, secret.at + i * 4);
-        let letter = |place: u32| LETTERS[(four >> (place * 8)) as usize & 0xff];
+        let four = word_at(text, secret.at + i * 4);
+        let letter = |place: u32| BASE64_VALUES[(four >> (place * 8)) as usize & 0xff];
         let (a, b, c, d) = (letter(0), letter(1), letter(2), letter(3));
         let six = |letter: u8| u32::from(letter & 0x3f);
         let bits = six(a) << 18 | six(b) << 12 | six(c) << 6 | six(d);
-        if (a | b | c | d) & NO_LETTER != 0 {
+        if (a | b | c | d) & INVALID != 0 {
             self.len = 0;
-            self.over = 1;
+            self.ended = 1;
             return false;
         }
-        let fill = u64::from(c & FILL) / 64 + u64::from(d & FILL) / 64;
-        // SAFETY: inside the window, which has SLACK more; the next letters are behind these bytes.
+        let fill = u64::from(c & PADDING) / 64 + u64::from(d & PADDING) / 64;
+        // SAFETY: inside the window, which has SLACK more bytes; the letters still to be read are
+        // behind these bytes.
         unsafe {
             text.as_mut_ptr()
                 .add((i * 3) as usize & (WINDOW - 1))
@@ -434,28 +445,29 @@ impl Unwrap {
                 .write_unaligned((bits << 8).swap_bytes());
         }
         self.len = i * 3 + 3 - fill;
-        self.over = u64::from(fill != 0);
+        self.ended = u64::from(fill != 0);
         true
     }
 }
 
-/// A password that is shorter than this is none, where the user before it is not: keys of an API are sent so, with
-/// nothing or with a word behind the colon.
-const SHORTEST: u64 = 8;
+/// A password shorter than this is ignored if the user before it is longer: API keys are sent as
+/// the user, with nothing or a placeholder as the password.
+const MIN_PASSWORD: u64 = 8;
 
-/// The password in what [`Unwrap`] gave, or the key in place of the user; the length is 0 where there is none.
+/// The password in the output of [`Base64Decoder`], or the key in place of the user; the length is
+/// 0 if there is none.
 #[inline(always)]
-pub fn password(text: &Window, len: u64, value: Value) -> Value {
+pub fn basic_password(text: &ScanWindow, len: u64, value: HeaderValue) -> HeaderValue {
     let mut at = 0;
-    let mut found = value.wrapped == wrapped::ZERO;
+    let mut found = value.wrapped == wrapped::AFTER_NUL;
     let (wanted, first) = if found {
-        (0, u64::from(word(text, 0) as u8 == 0))
+        (0, u64::from(word_at(text, 0) as u8 == 0))
     } else {
-        (eight_of(b':'), 0)
+        (splat(b':'), 0)
     };
     for i in 0..HOST_MAX as u64 / 8 {
-        if let Some(mask) = below(zeros(word(text, first + i * 8) ^ wanted)) {
-            let place = first + i * 8 + bytes(mask) + 1;
+        if let Some(mask) = mask_below(zero_bytes(word_at(text, first + i * 8) ^ wanted)) {
+            let place = first + i * 8 + masked_bytes(mask) + 1;
             if place <= len {
                 at = place;
                 found = true;
@@ -465,74 +477,74 @@ pub fn password(text: &Window, len: u64, value: Value) -> Value {
     }
     let behind = if found && len > at { len - at } else { 0 };
     let user = at.saturating_sub(1);
-    if value.wrapped == wrapped::COLON && behind < SHORTEST && user >= SHORTEST {
-        return Value {
+    if value.wrapped == wrapped::COLON && behind < MIN_PASSWORD && user >= MIN_PASSWORD {
+        return HeaderValue {
             at: 0,
             len: user,
             ..value
         };
     }
-    Value {
+    HeaderValue {
         at,
         len: behind,
         ..value
     }
 }
 
-/// Makes capital letters at the front of a text small, as far as a server's name goes.
+/// Lower-cases the first bytes of a text, up to the length of a server name.
 #[inline(always)]
-pub fn small_front(text: &mut Window) {
+pub fn lowercase_front(text: &mut ScanWindow) {
     for i in 0..HOST_MAX / 8 {
-        // SAFETY: inside the window, which has many more bytes.
+        // SAFETY: inside the window, which is much larger.
         unsafe {
             let place = text.as_mut_ptr().add(i * 8).cast::<u64>();
-            place.write_unaligned(eight::small(place.read_unaligned()));
+            place.write_unaligned(eight::to_lower(place.read_unaligned()));
         }
     }
 }
 
-/// A fingerprint in the making, and the dots passed on the way.
+/// Computes a fingerprint and counts dots in one pass.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Print {
-    pub sip: Sip,
+pub struct FingerprintBuilder {
+    pub sip: SipHasher,
     pub dots: u64,
 }
 
-impl Print {
+impl FingerprintBuilder {
     #[inline(always)]
-    pub fn new(key: Key) -> Self {
+    pub fn new(key: FingerprintKey) -> Self {
         Self {
-            sip: Sip::new(key),
+            sip: SipHasher::new(key),
             dots: 0,
         }
     }
 
-    /// Takes in the `i`th word of a secret; `false` behind its last whole one.
+    /// Hashes the `i`th word of a secret; returns `false` after its last full word.
     #[inline(always)]
-    pub fn step(&mut self, window: &Window, secret: Value, i: u64) -> bool {
+    pub fn step(&mut self, window: &ScanWindow, secret: HeaderValue, i: u64) -> bool {
         if i >= counted(secret.len) / 8 {
             return false;
         }
-        let eight = word(window, secret.at + i * 8);
-        self.dot(eight);
-        self.sip.word(eight);
+        let eight = word_at(window, secret.at + i * 8);
+        self.count_dot(eight);
+        self.sip.push_word(eight);
         true
     }
 
     #[inline(always)]
-    fn dot(&mut self, eight: u64) {
-        let marks = exact_zeros(eight ^ eight_of(b'.'));
-        self.dots += count(marks);
+    fn count_dot(&mut self, eight: u64) {
+        let marks = exact_zero_bytes(eight ^ splat(b'.'));
+        self.dots += count_marks(marks);
     }
 
-    /// The fingerprint, and the dots in the secret.
+    /// Returns the fingerprint and the number of dots.
     #[inline(always)]
-    pub fn end(mut self, window: &Window, secret: Value) -> (u64, u64) {
+    pub fn finish(mut self, window: &ScanWindow, secret: HeaderValue) -> (u64, u64) {
         let counted = counted(secret.len);
-        let tail = word(window, secret.at + (counted & !7));
-        self.dot(tail & ((1 << ((counted & 7) * 8)) - 1));
-        (self.sip.end(tail, secret.len), self.dots)
+        let tail = word_at(window, secret.at + (counted & !7));
+        self.count_dot(tail & ((1 << ((counted & 7) * 8)) - 1));
+        (self.sip.finish_secret(tail, secret.len), self.dots)
     }
 }
 
@@ -545,30 +557,30 @@ const fn counted(len: u64) -> u64 {
     }
 }
 
-/// Whether a write may begin a request of HTTP/1.1, by its first eight bytes: a method in capital
-/// letters, and no server's answer. What only looks like one costs a scan.
+/// Whether a write may begin an HTTP/1.1 request, judged by its first eight bytes: a method in
+/// capital letters, and not a server's response. A false positive costs one scan.
 #[inline(always)]
 pub const fn may_begin_request(first: u64) -> bool {
-    // Three capital letters; then another, or the space behind a short method.
+    // Three capital letters; then another one, or the space after a short method.
     let letters = (first & 0xe0_e0e0) == 0x40_4040;
     let fourth = (first >> 24) as u8;
     let answer = first as u32 == u32::from_le_bytes(*b"HTTP");
     letters && !answer && (fourth & 0xe0 == 0x40 || fourth == b' ')
 }
 
-/// What stands for the first eight bytes of something shorter: its first byte alone.
+/// Represents a payload shorter than eight bytes by its first byte.
 #[inline(always)]
-pub const fn alone(first: u8) -> u64 {
-    eight_of(first)
+pub const fn single_byte_word(first: u8) -> u64 {
+    splat(first)
 }
 
-/// Whether bytes begin with a method and its space: no piece of a value does.
+/// Whether bytes begin with a method and a space: no piece of a value does.
 #[inline(always)]
 pub fn begins_with_method(first: u64) -> bool {
-    let Some(mask) = below(zeros(first ^ SPACES)) else {
+    let Some(mask) = mask_below(zero_bytes(first ^ SPACES)) else {
         return false;
     };
-    let capitals = (first ^ eight_of(0x40)) & eight_of(0xe0);
+    let capitals = (first ^ splat(0x40)) & splat(0xe0);
     capitals & mask == 0 && mask >= 0xff_ffff
 }
 
@@ -578,7 +590,7 @@ mod tests {
     use crate::fingerprint::fingerprint;
     use proptest::prelude::*;
 
-    const KEY: Key = Key { k0: 1, k1: 2 };
+    const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };
     const HEADERS: [&str; 4] = ["Authorization", "X-Vault-Token", "x-api-key", "Api-Key1"];
 
     fn rule(key: u64) -> Option<u32> {
@@ -591,33 +603,34 @@ mod tests {
     /// Fingerprint, dots, scheme and rule of a credential.
     type Shown = (u64, u64, u32, u64);
 
-    /// What a whole write shows, on the host: fingerprint, dots, scheme and rule of each credential.
+    /// The credentials in a complete write, computed on the host: fingerprint, dots, scheme and
+    /// rule of each.
     fn credentials(
-        key: Key,
+        key: FingerprintKey,
         write: &[u8],
         rule: impl Fn(u64) -> Option<u32>,
-    ) -> (Vec<Shown>, Lines) {
+    ) -> (Vec<Shown>, HeaderLines) {
         let mut window = [0u8; WINDOW + SLACK];
         let len = write.len().min(WINDOW);
         window[..len].copy_from_slice(&write[..len]);
-        let mut lines = Lines {
+        let mut lines = HeaderLines {
             end: len as u64,
-            ..Lines::default()
+            ..HeaderLines::default()
         };
-        let mut values = [Value::default(); VALUES];
-        while line(&window, &mut lines, &mut values, &rule) {}
+        let mut values = [HeaderValue::default(); VALUES_MAX];
+        while scan_line(&window, &mut lines, &mut values, &rule) {}
         let mut found = Vec::new();
         for value in &values[..lines.found as usize] {
-            let (secret, scheme) = secret(&window, *value, &mut 0);
+            let (secret, scheme) = find_secret(&window, *value, &mut 0);
             if secret.len == 0 {
                 continue;
             }
-            let mut print = Print::new(key);
+            let mut print = FingerprintBuilder::new(key);
             let mut i = 0;
             while print.step(&window, secret, i) {
                 i += 1;
             }
-            let (fingerprint, dots) = print.end(&window, secret);
+            let (fingerprint, dots) = print.finish(&window, secret);
             found.push((fingerprint, dots, scheme, value.rule));
         }
         (found, lines)
@@ -678,18 +691,18 @@ mod tests {
     fn unwrapped(coded: &str, wrapped: u64) -> Option<String> {
         let mut text = [0u8; WINDOW + SLACK];
         text[6..6 + coded.len()].copy_from_slice(coded.as_bytes());
-        let value = Value {
+        let value = HeaderValue {
             at: 6,
             len: coded.len() as u64,
             wrapped,
-            ..Value::default()
+            ..HeaderValue::default()
         };
-        let mut unwrap = Unwrap::default();
+        let mut unwrap = Base64Decoder::default();
         let mut i = 0;
         while unwrap.step(&mut text, value, i) {
             i += 1;
         }
-        let Value { at, len, .. } = password(&text, unwrap.len, value);
+        let HeaderValue { at, len, .. } = basic_password(&text, unwrap.len, value);
         let password = &text[at as usize..(at + len) as usize];
         (len > 0).then(|| String::from_utf8_lossy(password).into_owned())
     }
@@ -697,18 +710,18 @@ mod tests {
     fn named(value: &str) -> String {
         let mut window = [b'x'; WINDOW + SLACK];
         window[..value.len()].copy_from_slice(value.as_bytes());
-        let found = host(
+        let found = host_name(
             &window,
-            Value {
+            HeaderValue {
                 len: value.len() as u64,
-                ..Value::default()
+                ..HeaderValue::default()
             },
             &mut 0,
         );
         if is_address(&window, found) {
             return String::new();
         }
-        let Value { at, len, .. } = found;
+        let HeaderValue { at, len, .. } = found;
         String::from_utf8_lossy(&window[at as usize..(at + len) as usize]).into_owned()
     }
 
@@ -733,7 +746,7 @@ mod tests {
 
     #[test]
     fn the_password_inside() {
-        use wrapped::{COLON, ZERO};
+        use wrapped::{AFTER_NUL, COLON};
         for (coded, how, expected) in [
             ("dXNlcjpmYWtl", COLON, Some("fake")),
             ("dXNlcjpmYWtlMQ==", COLON, Some("fake1")),
@@ -741,8 +754,8 @@ mod tests {
             // sk_FAKE_1234: and sk_FAKE_1234:x
             ("c2tfRkFLRV8xMjM0Og==", COLON, Some("sk_FAKE_1234")),
             ("c2tfRkFLRV8xMjM0Ong=", COLON, Some("sk_FAKE_1234")),
-            ("AHVzZXIAZmFrZQ==", ZERO, Some("fake")),
-            ("ZmFrZWZha2U=", ZERO, Some("fakefake")),
+            ("AHVzZXIAZmFrZQ==", AFTER_NUL, Some("fake")),
+            ("ZmFrZWZha2U=", AFTER_NUL, Some("fakefake")),
             ("dXNlcg==", COLON, None),
             ("dX*lcjpmYWtl", COLON, None),
             ("", COLON, None),
@@ -785,19 +798,19 @@ mod tests {
         let mut bytes = head.to_vec();
         bytes.extend([b'x'; 600]);
         let (_, lines) = credentials(KEY, &bytes, rule);
-        assert_eq!((lines.inside, lines.begin, lines.over), (1, 16, 0));
+        assert_eq!((lines.in_line, lines.line_start, lines.ended), (1, 16, 0));
         let (_, lines) = credentials(KEY, &head[..16], rule);
-        assert_eq!((lines.inside, lines.over), (0, 0));
+        assert_eq!((lines.in_line, lines.ended), (0, 0));
     }
 
     #[test]
     fn an_unfinished_head_is_known() {
         let (_, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n", rule);
-        assert_eq!((lines.over, lines.inside), (0, 0));
+        assert_eq!((lines.ended, lines.in_line), (0, 0));
         let (_, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", rule);
-        assert_eq!(lines.over, 1);
+        assert_eq!(lines.ended, 1);
         let (_, lines) = credentials(KEY, b"GET / HTTP/1.1\r\nAuthori", rule);
-        assert_eq!((lines.over, lines.inside), (0, 1));
+        assert_eq!((lines.ended, lines.in_line), (0, 1));
     }
 
     proptest! {

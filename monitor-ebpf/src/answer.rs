@@ -1,12 +1,12 @@
-//! What comes back: answers of name servers, and by another program those of authenticators.
+//! Ingress packets: DNS responses, and a tail call to the search of authenticators' responses.
 
 use crate::{
-    clear::may_be_answered,
-    connect::{AWAITED, has_sent},
+    clear::may_get_response,
+    connect::{SOCKETS, has_sent},
     hello::TCP,
-    kernel::{bounded, now},
-    maps::{PROCESS_RING, count, lost},
-    minted::is_searched,
+    kernel::{boot_time_ns, bound_length},
+    maps::{PROCESS_RING, count, count_lost},
+    minted::is_within_quota,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -15,34 +15,34 @@ use aya_ebpf::{
     maps::ProgramArray,
     programs::SkBuffContext,
 };
-use monitor_common::record::{ANSWER_MAX, Payload, Probe, Stage, kind};
+use monitor_common::record::{DNS_RESPONSE_MAX, PayloadRecord, Probe, Stage, kind};
 
 #[repr(C)]
-struct Answer<const N: usize> {
-    record: Payload,
+struct DnsRecordSlot<const N: usize> {
+    record: PayloadRecord,
     bytes: [u8; N],
 }
 
 const UDP: u8 = 17;
-const NAME_SERVER: u16 = 53;
-/// Room for an answer of the old size.
-const SHORT: usize = 512;
+const DNS_PORT: u16 = 53;
+/// Ring space for a response of the classic maximum size.
+const CLASSIC_MAX: usize = 512;
 
 /// Hook: `cgroup_skb/ingress` at the cgroup v2 root. First kernel: 4.10. Fallback: none, a declared
-/// gap. Takes answers that come over UDP from port 53 of a server that the socket has sent to, and hold
-/// something. Missed: DNS over TCP, TLS or HTTPS, mDNS, sockets that were connected before the agent
-/// started, answers behind IPv6 extension headers. Never drops.
+/// gap. Captures non-empty responses that arrive over UDP from port 53 of a server to which the
+/// socket has sent. Missed: DNS over TCP, TLS or HTTPS, mDNS, sockets connected before the agent
+/// started, responses behind IPv6 extension headers. Never drops packets.
 #[cgroup_skb(ingress)]
 pub fn answer_ingress(ctx: SkBuffContext) -> i32 {
-    look(&ctx);
+    inspect_ingress(&ctx);
     1
 }
 
 #[inline(always)]
-fn look(ctx: &SkBuffContext) -> Option<()> {
-    // Most packets are these.
+fn inspect_ingress(ctx: &SkBuffContext) -> Option<()> {
+    // Most packets take this path.
     if is_tcp(ctx) {
-        return minted(ctx);
+        return search_response(ctx);
     }
     let start: [u8; 10] = ctx.load(0).ok()?;
     let (protocol, at) = match start[0] >> 4 {
@@ -51,40 +51,41 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         _ => return None,
     };
     if protocol == TCP {
-        return minted(ctx);
+        return search_response(ctx);
     }
     if protocol != UDP {
         return None;
     }
-    // Ports, length and checksum; then number and flags of the message, and how much is in it.
+    // UDP ports, length and checksum; then the DNS message's id, flags and record counts.
     let head: [u16; 8] = ctx.load(at).ok()?;
-    const ANSWER: u16 = 1 << 15;
+    const DNS_SLOT_MAX: u16 = 1 << 15;
     let (flags, answers) = (u16::from_be(head[5]), u16::from_be(head[7]));
-    if u16::from_be(head[0]) != NAME_SERVER || flags & ANSWER == 0 || answers == 0 {
+    if u16::from_be(head[0]) != DNS_PORT || flags & DNS_SLOT_MAX == 0 || answers == 0 {
         return None;
     }
-    // Whoever was not asked is not believed.
+    // Responses from servers that were not asked are ignored.
     let from: [u32; 4] = if start[0] >> 4 == 4 {
         [ctx.load(12).ok()?, 0, 0, 0]
     } else {
         ctx.load(8).ok()?
     };
-    // SAFETY: the helper takes any skb.
+    // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if !has_sent(cookie, from, NAME_SERVER) {
+    if !has_sent(cookie, from, DNS_PORT) {
         return None;
     }
     let message = at as u32 + 8;
     let len = ctx.len().checked_sub(message)?;
-    if len <= SHORT as u32 {
-        take::<SHORT>(ctx, message, len);
+    if len <= CLASSIC_MAX as u32 {
+        copy_payload::<CLASSIC_MAX>(ctx, message, len);
     } else {
-        take::<ANSWER_MAX>(ctx, message, len);
+        copy_payload::<DNS_RESPONSE_MAX>(ctx, message, len);
     }
     Some(())
 }
 
-/// Whether a packet of IPv4 is TCP's. It is read where it is: a helper costs more than all the rest.
+/// Whether an IPv4 packet carries TCP. Reads the packet directly: a helper call costs more than the
+/// rest of the function.
 #[inline(always)]
 fn is_tcp(ctx: &SkBuffContext) -> bool {
     // SAFETY: the context is valid for the run of the program; the kernel checks each access.
@@ -102,35 +103,35 @@ fn is_tcp(ctx: &SkBuffContext) -> bool {
     unsafe { *ip >> 4 == 4 && *ip.add(9) == TCP }
 }
 
-/// Index 0: the program that searches what comes back after a request in clear.
+/// Index 0: the program that searches the response to a plaintext request.
 #[map]
-static MINTED: ProgramArray = ProgramArray::with_max_entries(1, 0);
+static RESPONSE_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 #[inline(always)]
-fn minted(ctx: &SkBuffContext) -> Option<()> {
-    if !may_be_answered() {
+fn search_response(ctx: &SkBuffContext) -> Option<()> {
+    if !may_get_response() {
         return None;
     }
-    // SAFETY: the helper takes any skb.
+    // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: the pointer is into the map.
-    let awaited = unsafe { &*AWAITED.get_ptr(cookie)? };
-    if is_searched(awaited) {
-        // SAFETY: the program there is of the same kind; it comes back only where there is none.
-        unsafe { MINTED.tail_call(ctx, 0) };
+    let awaited = unsafe { &*SOCKETS.get_ptr(cookie)? };
+    if is_within_quota(awaited) {
+        // SAFETY: the program has the same type; the call returns only if the slot is empty.
+        unsafe { RESPONSE_SEARCH.tail_call(ctx, 0) };
     }
     None
 }
 
 #[inline(always)]
-fn take<const N: usize>(ctx: &SkBuffContext, message: u32, len: u32) {
-    let Some(mut place) = PROCESS_RING.reserve::<Answer<N>>(0) else {
-        lost(Probe::Dns, 0);
+fn copy_payload<const N: usize>(ctx: &SkBuffContext, message: u32, len: u32) {
+    let Some(mut place) = PROCESS_RING.reserve::<DnsRecordSlot<N>>(0) else {
+        count_lost(Probe::Dns, 0);
         return;
     };
-    let taken = bounded(len, N as u32);
+    let taken = bound_length(len, N as u32);
     let answer = place.as_mut_ptr();
-    // SAFETY: the ring gave room for an Answer<N>, and at most N bytes are loaded.
+    // SAFETY: the ring reserved space for a DnsRecordSlot<N>, and at most N bytes are loaded.
     let status = unsafe {
         bpf_skb_load_bytes(
             ctx.as_ptr().cast(),
@@ -139,10 +140,10 @@ fn take<const N: usize>(ctx: &SkBuffContext, message: u32, len: u32) {
             taken,
         )
     };
-    let record = Payload {
-        kind: kind::ANSWER,
+    let record = PayloadRecord {
+        kind: kind::DNS_RESPONSE,
         len: if status == 0 { taken } else { 0 },
-        time: now(),
+        time: boot_time_ns(),
         cookie: 0,
         payload_len: len,
         sequence: 0,

@@ -1,13 +1,14 @@
 //! Credentials in packets outside TLS.
 
 use crate::{
-    connect::AWAITED,
-    hello::Tcp,
-    kernel::{bounded as at_least_one, can_repeat, now},
-    maps::{CREDENTIAL_RING, count, lost, send},
+    connect::SOCKETS,
+    hello::TcpPacket,
+    kernel::{boot_time_ns, bound_length as at_least_one, can_repeat},
+    maps::{CREDENTIAL_RING, count, count_lost, send},
     search::{
-        AFTER_CARRIED, Known, Object, Reading, Scratch, Searcher, after_carried, begin, bounded,
-        carried, carry_on, forget, goes_on, reading, scratch, search, tell,
+        AFTER_CARRIED, FoundCredential, PlaintextSource, SearchScratch, StreamKey, WriteFormat,
+        after_carried, begin_search, bounded, continue_after_carried, emit_values, end_search,
+        expects_more, restore_carried, scratch, search, write_format,
     },
 };
 use aya_ebpf::{
@@ -18,47 +19,55 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use monitor_common::{
-    answer::asks_for_whole,
+    answer::requests_imds_token,
     http2, login,
-    record::{Clear, Payload, Probe, Stage, kind},
+    record::{PayloadRecord, PlaintextRecord, Probe, Stage, kind},
     scan::{self, CARRIED_MAX, HOST_MAX, WINDOW},
 };
 
-/// The first eight bytes of a payload; of a shorter one, its first byte alone.
+/// The first eight bytes of a payload, or the first byte alone if it is shorter.
 #[inline(always)]
-pub fn front(ctx: &SkBuffContext, payload: usize) -> Option<u64> {
+pub fn front_word(ctx: &SkBuffContext, payload: usize) -> Option<u64> {
     ctx.load(payload)
         .ok()
-        .or_else(|| ctx.load::<u8>(payload).ok().map(scan::alone))
+        .or_else(|| ctx.load::<u8>(payload).ok().map(scan::single_byte_word))
 }
 
-/// Whether a payload may begin something with a credential in it.
+/// Whether a payload may begin a request or login that carries a credential.
 #[inline(always)]
-pub fn begins(ctx: &SkBuffContext, payload: usize, first: u64) -> bool {
+pub fn may_hold_credential(ctx: &SkBuffContext, payload: usize, first: u64) -> bool {
     if scan::may_begin_request(first) {
         return true;
     }
-    can_repeat() && (first == http2::PREFACE || login::begins(first, || second(ctx, payload)) != 0)
+    can_repeat()
+        && (first == http2::PREFACE
+            || login::detect_protocol(first, || second_word(ctx, payload)) != 0)
 }
 
 #[inline(always)]
-fn second(ctx: &SkBuffContext, payload: usize) -> u64 {
+fn second_word(ctx: &SkBuffContext, payload: usize) -> u64 {
     ctx.load(payload + 8).unwrap_or(0)
 }
 
-/// Hook: called by `hello_egress` for a payload that may have a credential in it. First kernel: 5.17,
-/// for `bpf_loop`. Fallback: none, a declared gap. Missed: what is behind the first 8 KiB of a packet, connections
-/// that began before the agent, UDP. A packet that is sent again counts again. Never drops.
+/// Hook: tail-called by `hello_egress` for a payload that may hold a credential. First kernel:
+/// 5.17, for `bpf_loop`. Fallback: none, a declared gap. Missed: bytes after the first 8 KiB of a
+/// packet, connections opened before the agent started, UDP. A retransmitted packet is counted
+/// again. Never drops packets.
 #[cgroup_skb(egress)]
 pub fn clear_egress(ctx: SkBuffContext) -> i32 {
-    look(&ctx);
+    inspect_payload(&ctx);
     1
 }
 
-/// Sends a credential that was found in a packet.
+/// Sends the record of a credential found in a packet.
 #[inline(always)]
-pub fn tell_clear(scratch: &mut Scratch, known: &Known, kind: u32, time: u64) {
-    let shown = known.shown(scratch.host);
+pub fn send_plaintext_record(
+    scratch: &mut SearchScratch,
+    known: &FoundCredential,
+    kind: u32,
+    time: u64,
+) {
+    let shown = known.to_record(scratch.host);
     let record = &mut scratch.clear;
     record.kind = kind;
     record.reserved = 0;
@@ -72,43 +81,43 @@ pub fn tell_clear(scratch: &mut Scratch, known: &Known, kind: u32, time: u64) {
             Probe::Clear,
             0,
             core::ptr::from_ref(record).cast(),
-            size_of::<Clear>() as u64,
+            size_of::<PlaintextRecord>() as u64,
         );
     }
 }
 
 #[repr(C)]
-struct Host {
-    record: Payload,
+struct HostRecordSlot {
+    record: PayloadRecord,
     name: [u8; HOST_MAX],
 }
 
-/// What packets carry.
-struct Sent;
+/// Plaintext in packets that the host sends.
+struct SentPlaintext;
 
-impl Searcher for Sent {
+impl PlaintextSource for SentPlaintext {
     const SCRATCH: u32 = 1;
     const PROBE: Probe = Probe::Clear;
     const LOOPS: bool = true;
 
     #[inline(always)]
-    fn show(scratch: &mut Scratch, known: &Known) {
-        tell_clear(scratch, known, kind::CLEAR, now());
+    fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
+        send_plaintext_record(scratch, known, kind::PLAINTEXT, boot_time_ns());
     }
 
-    /// The server's name is no secret here: anybody on the way can read it.
+    /// The server name in a plaintext request is not secret: anyone on the path can read it.
     #[inline(always)]
-    fn show_host(scratch: &mut Scratch) {
-        let Some(mut place) = CREDENTIAL_RING.reserve::<Host>(0) else {
-            lost(Probe::Clear, 0);
+    fn emit_host(scratch: &mut SearchScratch) {
+        let Some(mut place) = CREDENTIAL_RING.reserve::<HostRecordSlot>(0) else {
+            count_lost(Probe::Clear, 0);
             return;
         };
         let host = place.as_mut_ptr();
         let len = bounded(scratch.host_len) as u32;
-        // SAFETY: the ring gave room for a Host; at most HOST_MAX bytes are read from the text,
-        // which has many more behind the place.
+        // SAFETY: the ring reserved space for a HostRecordSlot; at most HOST_MAX bytes are read
+        // from the text, which is much larger.
         unsafe {
-            // Where there is no name, something else is there.
+            // The slot holds something else if there is no name.
             if len > 0 {
                 bpf_probe_read_kernel(
                     (&raw mut (*host).name).cast(),
@@ -120,10 +129,10 @@ impl Searcher for Sent {
                         .cast(),
                 );
             }
-            (*host).record = Payload {
+            (*host).record = PayloadRecord {
                 kind: kind::HOST,
                 len,
-                time: now(),
+                time: boot_time_ns(),
                 cookie: scratch.object.address,
                 payload_len: 0,
                 sequence: 0,
@@ -135,87 +144,95 @@ impl Searcher for Sent {
 }
 
 #[inline(always)]
-fn look(ctx: &SkBuffContext) -> Option<()> {
-    // SAFETY: the helper takes any skb.
+fn inspect_payload(ctx: &SkBuffContext) -> Option<()> {
+    // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let awaited = AWAITED.get_ptr_mut(cookie)?;
-    let tcp = Tcp::of(ctx)?;
+    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let tcp = TcpPacket::parse(ctx)?;
     let len = u64::from(ctx.len().checked_sub(tcp.payload as u32)?);
-    // SAFETY: the pointer is into the map; one socket sends one packet at a time.
+    // SAFETY: the pointer is into the map; a socket sends one packet at a time.
     let first_payload = unsafe {
-        (*awaited).left = (*awaited).left.saturating_sub(1);
-        core::mem::replace(&mut (*awaited).told, 1) == 0
+        (*awaited).payloads_left = (*awaited).payloads_left.saturating_sub(1);
+        core::mem::replace(&mut (*awaited).reported, 1) == 0
     };
-    let object = Object::of_socket(cookie);
-    let read = read(ctx, object, tcp.payload, len);
+    let object = StreamKey::of_socket(cookie);
+    let read = search_payload(ctx, object, tcp.payload, len);
     // SAFETY: as above.
-    unsafe { (*awaited).goes_on = u32::from(goes_on(object)) };
-    let Found { found, number } = read?;
-    let scratch = scratch::<Sent>()?;
+    unsafe { (*awaited).continues = u32::from(expects_more(object)) };
+    let PlaintextSearch { found, number } = read?;
+    let scratch = scratch::<SentPlaintext>()?;
     if first_payload || found > 0 {
-        tell::<Sent>(scratch, found, number);
+        emit_values::<SentPlaintext>(scratch, found, number);
     }
-    forget::<Sent>();
+    end_search::<SentPlaintext>();
     Some(())
 }
 
-/// Packets with payload that may come back before what was minted.
-const ANSWERS: u32 = 8;
+/// Packets with payload that may arrive before the response with an issued credential.
+const RESPONSE_PACKETS: u32 = 8;
 
-/// What a payload is, and holds.
-struct Found {
-    /// How many values.
+/// The result of searching a payload.
+struct PlaintextSearch {
+    /// Number of values found.
     found: u64,
-    /// The mark of the search.
+    /// The owner mark of the search.
     number: u64,
 }
 
-/// Index 0: 1 after a request in clear, and then counted up by the agent, which sets it to 0 when
-/// nobody can wait for an answer any more.
+/// Index 0: set to 1 after a plaintext request, then incremented by the agent, which resets it to 0
+/// when no response can be pending any more.
 #[map]
-static ANSWERED: Array<u64> = Array::with_max_entries(1, 0);
+static RESPONSES_PENDING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Whether any packet that comes back may have to be searched.
+/// Whether any ingress packet may have to be searched.
 #[inline(always)]
-pub fn may_be_answered() -> bool {
-    ANSWERED.get(0).copied().unwrap_or(0) != 0
+pub fn may_get_response() -> bool {
+    RESPONSES_PENDING.get(0).copied().unwrap_or(0) != 0
 }
 
-/// A request in clear may be answered with something that was minted.
+/// A plaintext request was sent; its response may contain an issued credential.
 #[inline(never)]
-fn expect_answer(scratch: &Scratch, cookie: u64) {
+fn expect_response(scratch: &SearchScratch, cookie: u64) {
     if scratch.is_request()
-        && let Some(awaited) = AWAITED.get_ptr_mut(cookie)
+        && let Some(awaited) = SOCKETS.get_ptr_mut(cookie)
     {
-        // SAFETY: the pointer is into the map; one socket sends one packet at a time.
+        // SAFETY: the pointer is into the map; a socket sends one packet at a time.
         unsafe {
-            (*awaited).answers = ANSWERS;
-            (*awaited).whole = u32::from(asks_for_whole(
-                scan::word(&scratch.window, 0),
-                scan::word(&scratch.window, 8),
+            (*awaited).responses_left = RESPONSE_PACKETS;
+            (*awaited).whole_body = u32::from(requests_imds_token(
+                scan::word_at(&scratch.window, 0),
+                scan::word_at(&scratch.window, 8),
             ));
         }
-        let _ = ANSWERED.set(0, 1, 0);
+        let _ = RESPONSES_PENDING.set(0, 1, 0);
     }
 }
 
 /// Copies a payload and searches it.
 #[inline(always)]
-fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option<Found> {
-    let first = front(ctx, payload).unwrap_or(0);
-    let second = || second(ctx, payload);
-    let Reading { speaks, skip } = reading::<Sent>(object, first, len, second)?;
-    let scratch = scratch::<Sent>()?;
+fn search_payload(
+    ctx: &SkBuffContext,
+    object: StreamKey,
+    payload: usize,
+    len: u64,
+) -> Option<PlaintextSearch> {
+    let first = front_word(ctx, payload).unwrap_or(0);
+    let second = || second_word(ctx, payload);
+    let WriteFormat {
+        format: speaks,
+        skip,
+    } = write_format::<SentPlaintext>(object, first, len, second)?;
+    let scratch = scratch::<SentPlaintext>()?;
     let len = len - skip;
-    let number = begin(scratch, object, len, speaks);
-    let before = carried(scratch);
+    let number = begin_search(scratch, object, len, speaks);
+    let before = restore_carried(scratch);
     if before > 0 {
-        carry_on(scratch, len);
+        continue_after_carried(scratch, len);
     }
     let at = (payload as u64 + skip) as u32;
     let loaded = if before > 0 {
         let len = after_carried(len) as u32;
-        // SAFETY: at most WINDOW bytes in all.
+        // SAFETY: at most WINDOW bytes in total.
         unsafe {
             bpf_skb_load_bytes(
                 ctx.as_ptr().cast(),
@@ -229,7 +246,7 @@ fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option
             )
         }
     } else {
-        // SAFETY: at most WINDOW bytes, and the window has SLACK more.
+        // SAFETY: at most WINDOW bytes, and the window has SLACK bytes more.
         unsafe {
             bpf_skb_load_bytes(
                 ctx.as_ptr().cast(),
@@ -240,13 +257,13 @@ fn read(ctx: &SkBuffContext, object: Object, payload: usize, len: u64) -> Option
         }
     };
     if loaded != 0 {
-        forget::<Sent>();
+        end_search::<SentPlaintext>();
         count(Probe::Clear, Stage::Read);
         return None;
     }
-    expect_answer(scratch, object.address);
-    Some(Found {
-        found: search::<Sent>(scratch),
+    expect_response(scratch, object.address);
+    Some(PlaintextSearch {
+        found: search::<SentPlaintext>(scratch),
         number,
     })
 }

@@ -1,13 +1,13 @@
-//! The first payload of a TCP connection: a ClientHello, or the sign that there will be none.
+//! The first payload of a TCP connection: a ClientHello, or evidence that there will be none.
 
 use crate::{
-    clear::{begins, front},
-    connect::{AWAITED, Awaited},
-    kernel::{bounded, now},
-    maps::{CREDENTIAL_RING, count, lost, send},
-    present::{UnderWay, Write},
-    returned::expect_answer,
-    task::Hooked,
+    clear::{front_word, may_hold_credential},
+    connect::{ExpectedResponse, SOCKETS},
+    kernel::{boot_time_ns, bound_length},
+    maps::{CREDENTIAL_RING, count, count_lost, send},
+    present::{PendingWrite, TlsWrite},
+    returned::expect_response,
+    task::HookContext,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,59 +16,59 @@ use aya_ebpf::{
     maps::ProgramArray,
     programs::SkBuffContext,
 };
-use monitor_common::record::{PAYLOAD_MAX, Payload, Probe, Stage, kind};
+use monitor_common::record::{PAYLOAD_MAX, PayloadRecord, Probe, Stage, kind};
 
 #[repr(C)]
-struct Hello<const N: usize> {
-    record: Payload,
+struct PayloadRecordSlot<const N: usize> {
+    record: PayloadRecord,
     bytes: [u8; N],
 }
 
 pub const TCP: u8 = 6;
-/// Room for the ClientHello of a client without a post-quantum key share.
-const SHORT: usize = 1024;
+/// Ring space for a ClientHello without a post-quantum key share.
+const SMALL_HELLO: usize = 1024;
 
-/// Hook: `cgroup_skb/egress` at the cgroup v2 root. First kernel: 4.10.
-/// It runs before segmentation, so a ClientHello of several segments comes as one packet; one
-/// that is cut over several writes comes as several, and is put together by the agent.
-/// Missed: IPv6 with extension headers, QUIC. Never drops.
+/// Hook: `cgroup_skb/egress` at the cgroup v2 root. First kernel: 4.10. It runs before
+/// segmentation, so a ClientHello of several segments arrives as one packet; one that is split over
+/// several writes arrives as several, and the agent assembles them. Missed: IPv6 with extension
+/// headers, QUIC. Never drops packets.
 #[cgroup_skb(egress)]
 pub fn hello_egress(ctx: SkBuffContext) -> i32 {
-    tie(&ctx);
-    look(&ctx);
+    tie_write_to_socket(&ctx);
+    inspect_egress(&ctx);
     1
 }
 
-/// A packet that leaves while the current task hands a credential to its TLS library carries it,
-/// where it is a TLS record of that length. Missed: what leaves later, as the send queue is full,
-/// or from a buffer of the program's own.
+/// Associates a TLS write with its socket: a packet that leaves while the current task passes a
+/// credential to its TLS library carries it if it is a TLS record of matching length. Missed: data
+/// that leaves later, because the send queue is full or the program buffers it.
 #[inline(always)]
-fn tie(ctx: &SkBuffContext) -> Option<()> {
-    if !Hooked::Packet.typed() {
+fn tie_write_to_socket(ctx: &SkBuffContext) -> Option<()> {
+    if !HookContext::Packet.typed() {
         return None;
     }
-    let under_way = UnderWay::now()?;
-    let tcp = Tcp::of(ctx)?;
-    if !carries(ctx, tcp.payload, &under_way.write) {
+    let under_way = PendingWrite::current()?;
+    let tcp = TcpPacket::parse(ctx)?;
+    if !has_matching_record(ctx, tcp.payload, &under_way.write) {
         return None;
     }
-    // SAFETY: the helper takes any skb.
+    // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    expect_answer(under_way.write.object, cookie);
-    under_way.end(kind::TIED, cookie, socket_cgroup(ctx));
+    expect_response(under_way.write.object, cookie);
+    under_way.finish_write(kind::WRITE_SENT, cookie, socket_cgroup(ctx));
     Some(())
 }
 
-/// What is looked at of a TCP packet.
-pub struct Tcp {
+/// The examined parts of a TCP packet.
+pub struct TcpPacket {
     pub sequence: u32,
-    /// Where the payload begins.
+    /// Offset of the payload.
     pub payload: usize,
 }
 
-impl Tcp {
+impl TcpPacket {
     #[inline(always)]
-    pub fn of(ctx: &SkBuffContext) -> Option<Self> {
+    pub fn parse(ctx: &SkBuffContext) -> Option<Self> {
         let start: [u8; 20] = ctx.load(0).ok()?;
         let at = match start[0] >> 4 {
             4 if start[9] == TCP => usize::from(start[0] & 15) * 4,
@@ -84,17 +84,17 @@ impl Tcp {
     }
 }
 
-/// Records looked at in a packet: the end of a handshake goes before the first data.
-const RECORDS: usize = 4;
+/// TLS records examined in a packet: the end of a handshake may precede the first data.
+const RECORDS_MAX: usize = 4;
 
-/// Whether one of the TLS records at the front of a packet may carry a write.
+/// Whether one of the TLS records at the start of a packet may carry the write.
 #[inline(always)]
-fn carries(ctx: &SkBuffContext, mut at: usize, write: &Write) -> bool {
-    for _ in 0..RECORDS {
+fn has_matching_record(ctx: &SkBuffContext, mut at: usize, write: &TlsWrite) -> bool {
+    for _ in 0..RECORDS_MAX {
         let Ok(record) = ctx.load::<[u8; 5]>(at) else {
             return false;
         };
-        if may_carry(record, write) {
+        if may_hold_write(record, write) {
             return true;
         }
         at += 5 + (usize::from(record[3]) << 8 | usize::from(record[4]));
@@ -102,62 +102,65 @@ fn carries(ctx: &SkBuffContext, mut at: usize, write: &Write) -> bool {
     false
 }
 
-/// Whether a TLS record, by its first five bytes, can be the one with a write.
+/// Whether a TLS record, judged by its five-byte header, may carry the write.
 #[inline(always)]
-fn may_carry(record: [u8; 5], write: &Write) -> bool {
+fn may_hold_write(record: [u8; 5], write: &TlsWrite) -> bool {
     const APPLICATION_DATA: u8 = 23;
     let length = u32::from(record[3]) << 8 | u32::from(record[4]);
-    record[0] == APPLICATION_DATA && record[1] == 3 && length >= write.least && length <= write.most
+    record[0] == APPLICATION_DATA
+        && record[1] == 3
+        && length >= write.min_len
+        && length <= write.max_len
 }
 
 #[inline(always)]
-fn look(ctx: &SkBuffContext) -> Option<()> {
-    // SAFETY: the helper takes any skb.
+fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
+    // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let awaited = AWAITED.get_ptr_mut(cookie)?;
-    let Tcp { sequence, payload } = Tcp::of(ctx)?;
+    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let TcpPacket { sequence, payload } = TcpPacket::parse(ctx)?;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
         return None;
     }
-    // SAFETY: the pointer is into the map; one socket sends one packet at a time, and a lost
-    // count only looks at one payload more.
+    // SAFETY: the pointer is into the map; a socket sends one packet at a time, and a lost count
+    // only means that one more payload is examined.
     let awaited = unsafe { &mut *awaited };
-    if awaited.begun == 0 {
+    if awaited.hello_begun == 0 {
         match hello_length(ctx, payload, payload_len) {
-            Some(length) if awaited.left > 0 => {
-                awaited.begun = 1;
+            Some(length) if awaited.payloads_left > 0 => {
+                awaited.hello_begun = 1;
                 awaited.end = sequence.wrapping_add(length);
             }
-            _ if may_be_clear(ctx, payload, awaited) => {
-                // SAFETY: the program there is of the same kind; it comes back only where there
-                // is none.
-                unsafe { CLEAR.tail_call(ctx, 0) };
+            _ if may_hold_plaintext(ctx, payload, awaited) => {
+                // SAFETY: the program has the same type; the call returns only if the slot is
+                // empty.
+                unsafe { PLAINTEXT_SEARCH.tail_call(ctx, 0) };
             }
             _ => {}
         }
     }
-    let record = Payload {
+    let record = PayloadRecord {
         kind: kind::PAYLOAD,
         len: 0,
-        time: now(),
+        time: boot_time_ns(),
         cookie,
         payload_len,
         sequence,
     };
-    awaited.left = awaited.left.saturating_sub(1);
-    let first = awaited.told == 0;
-    awaited.told = 1;
-    let begun = awaited.begun != 0;
+    awaited.payloads_left = awaited.payloads_left.saturating_sub(1);
+    let first = awaited.reported == 0;
+    awaited.reported = 1;
+    let begun = awaited.hello_begun != 0;
     let rest = awaited.end.wrapping_sub(sequence) as i32;
     if begun && payload_len as i32 >= rest {
-        let _ = AWAITED.remove(cookie);
+        let _ = SOCKETS.remove(cookie);
     }
     if begun && rest > 0 {
-        if payload_len <= SHORT as u32 {
-            take::<SHORT>(ctx, payload as u32, record);
+        if payload_len <= SMALL_HELLO as u32 {
+            copy_payload::<SMALL_HELLO>(ctx, payload as u32, record);
         } else {
-            take::<PAYLOAD_MAX>(ctx, payload as u32, record);
+            copy_payload::<PAYLOAD_MAX>(ctx, payload as u32, record);
         }
     } else if first {
         // SAFETY: a plain record on the stack.
@@ -167,7 +170,7 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
                 Probe::Hello,
                 socket_cgroup(ctx),
                 core::ptr::from_ref(&record).cast(),
-                size_of::<Payload>() as u64,
+                size_of::<PayloadRecord>() as u64,
             );
         }
     }
@@ -176,23 +179,24 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
 
 /// Index 0: the program that searches a packet outside TLS.
 #[map]
-static CLEAR: ProgramArray = ProgramArray::with_max_entries(1, 0);
+static PLAINTEXT_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Whether a payload may have a credential in it, by its first bytes.
+/// Whether a payload may hold a credential, judged by its first bytes.
 #[inline(always)]
-fn may_be_clear(ctx: &SkBuffContext, payload: usize, awaited: &Awaited) -> bool {
-    awaited.goes_on != 0 || front(ctx, payload).is_some_and(|first| begins(ctx, payload, first))
+fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, awaited: &ExpectedResponse) -> bool {
+    awaited.continues != 0
+        || front_word(ctx, payload).is_some_and(|first| may_hold_credential(ctx, payload, first))
 }
 
-/// The control group of the socket: this program may run in another's context.
+/// The cgroup of the socket: this program may run in the context of another.
 #[inline(always)]
 pub fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
-    // SAFETY: the helper takes any skb of a socket.
+    // SAFETY: the helper accepts any skb of a socket.
     unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) }
 }
 
-/// The length of the TLS record that begins a payload, where it may be a ClientHello. Of a
-/// payload too short to tell it is the longest that is put together.
+/// The length of the TLS record at the start of a payload, if it may be a ClientHello. For a
+/// payload too short to tell, the maximum that is assembled.
 #[inline(always)]
 fn hello_length(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> Option<u32> {
     const HANDSHAKE: u8 = 22;
@@ -207,17 +211,17 @@ fn hello_length(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> Option
     (first == HANDSHAKE).then_some(PAYLOAD_MAX as u32)
 }
 
-/// Takes up to `N` bytes of payload straight into the ring: this program can be preempted, so a
-/// per-CPU buffer would not be its own.
+/// Copies up to `N` bytes of payload directly into the ring: this program can be preempted, so it
+/// cannot use a per-CPU buffer.
 #[inline(always)]
-fn take<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: Payload) {
-    let Some(mut place) = CREDENTIAL_RING.reserve::<Hello<N>>(0) else {
-        lost(Probe::Hello, socket_cgroup(ctx));
+fn copy_payload<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: PayloadRecord) {
+    let Some(mut place) = CREDENTIAL_RING.reserve::<PayloadRecordSlot<N>>(0) else {
+        count_lost(Probe::Hello, socket_cgroup(ctx));
         return;
     };
-    let len = bounded(record.payload_len, N as u32);
+    let len = bound_length(record.payload_len, N as u32);
     let hello = place.as_mut_ptr();
-    // SAFETY: the ring gave room for a Hello<N>, and at most N bytes are loaded.
+    // SAFETY: the ring reserved space for a PayloadRecordSlot<N>, and at most N bytes are loaded.
     let status = unsafe {
         bpf_skb_load_bytes(
             ctx.as_ptr().cast(),

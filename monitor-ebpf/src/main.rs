@@ -1,5 +1,5 @@
-//! The probes of Keytrail. One family a file; hooks are thin, what they share is in `kernel`,
-//! `path` and `maps`.
+//! The eBPF probes of Keytrail. Each family of probes has its own file; hook functions are thin,
+//! and shared logic is in `kernel`, `path` and `maps`.
 #![no_std]
 #![no_main]
 
@@ -31,8 +31,8 @@ use aya_ebpf::{
     },
 };
 
-/// The measure of every budget: what a program costs that does nothing. Attached by the
-/// benchmarks only.
+/// The baseline of every budget: the cost of a program that does nothing. Attached by benchmarks
+/// only.
 #[tracepoint]
 pub fn empty_tracepoint(_: TracePointContext) -> u32 {
     0
@@ -56,7 +56,7 @@ pub fn empty_raw(_: RawTracePointContext) -> i32 {
     0
 }
 
-/// As [`empty_tracepoint`], on the hook of the hello probe.
+/// As [`empty_tracepoint`], on the hook of the `hello` probe.
 #[cgroup_skb(egress)]
 pub fn empty_egress(_: SkBuffContext) -> i32 {
     1
@@ -71,11 +71,12 @@ pub fn empty_uprobe(_: ProbeContext) -> u32 {
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses an endless loop, so code that could panic does not load.
+    // The verifier rejects an endless loop, so code that could panic does not load.
     loop {}
 }
 
-/// Helpers that probe kernel memory are for GPL-compatible programs; these are dual-licensed.
+/// Helpers that read kernel memory require a GPL-compatible license; these programs are
+/// dual-licensed.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

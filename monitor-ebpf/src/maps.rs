@@ -1,4 +1,4 @@
-//! The maps that probes share with each other and with the agent, and the counters.
+//! Maps shared by the probes and the agent, and the counters.
 
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_cgroup_id, bpf_probe_read_kernel, bpf_ringbuf_output},
@@ -7,12 +7,12 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    filter::{BLOOM_WORDS, bloom_position, tag_of},
+    filter::{BLOOM_WORDS, bloom_position, seen_tag},
     record::{COUNTERS, InodeKey, LossKey, Probe, STAGES, Stage},
 };
 
-/// Credential hits, connects and payloads: a ring of their own, so that no flood of forks can
-/// push them out.
+/// Credential hits, connects and payloads have a separate ring, so that a flood of forks cannot
+/// displace them.
 #[map]
 pub static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
@@ -20,27 +20,27 @@ pub static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 pub static PROCESS_RING: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
 
-/// [`COUNTERS`] per CPU: what was sent, and what was lost where.
+/// [`COUNTERS`] per CPU: records sent and lost, by probe and stage.
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32, 0);
 
-/// Index 0: the filter over [`RULES`]. Index 1: the filter over the inode numbers of [`INODES`].
+/// Index 0: the Bloom filter over [`RULES`]. Index 1: the one over the inode numbers of [`INODES`].
 #[map]
 static BLOOM: Array<[u64; BLOOM_WORDS]> = Array::with_max_entries(2, 0);
 
-/// The compiled catalog: key to the value of the rule. Written before the probes attach, and
-/// replaced whole values at a time.
+/// The compiled catalog: from key to rule value. Filled before the probes attach; values are
+/// replaced as a whole.
 #[map]
 static RULES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
 
-/// The value of the rule about a key.
+/// The value of the rule for a key.
 #[inline(always)]
 pub fn rule(key: u64) -> Option<u32> {
     // SAFETY: the value is copied at once.
     unsafe { RULES.get(key) }.copied()
 }
 
-/// Files known by inode, whatever name they are opened by.
+/// Files recognised by inode, whatever name they are opened by.
 #[map]
 pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 0);
 
@@ -48,40 +48,39 @@ pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 0);
 #[map]
 static AGENT: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Files that were looked at and are no credential's, and names of variables that are of no rule,
-/// as tags: what tells one from another, and the epoch in which it was looked at. A word is written and read at once, so that two processors
-/// cannot make a tag that neither meant.
+/// Tags of files and variable names that were examined and match no rule. A tag combines identity
+/// and epoch. It is one word, so that two CPUs cannot produce a mixed tag.
 #[map]
-static LOOKED_AT: Array<u64> = Array::with_max_entries(LOOKED_AT_SLOTS, 0);
+static SEEN: Array<u64> = Array::with_max_entries(SEEN_SLOTS, 0);
 
-const LOOKED_AT_SLOTS: u32 = 1 << 16;
+const SEEN_SLOTS: u32 = 1 << 16;
 
-/// Index 0: the epoch. The agent begins another each second, and whenever the rules or the known
-/// inodes change: what was looked at before is looked at again.
+/// Index 0: the epoch. The agent begins a new one each second and whenever the rules or known
+/// inodes change, so that everything is examined again.
 #[map]
 static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 
-/// The place of a file among those that were looked at in this epoch.
+/// The slot of a file or name among those examined in this epoch.
 #[derive(Clone, Copy)]
-pub struct Looked {
+pub struct SeenSlot {
     tag: u64,
     slot: *mut u64,
 }
 
-impl Looked {
-    /// From what tells one open file, or one name, from another. It is asked for with an address
-    /// in the kernel that stays the same while the probes are loaded.
+impl SeenSlot {
+    /// Finds the slot for a file or name, from the parts that identify it. `parts` receives a
+    /// kernel address that stays the same while the probes are loaded.
     #[inline(always)]
-    pub fn at(parts: impl FnOnce(u64) -> [u64; 5]) -> Option<Self> {
+    pub fn find(parts: impl FnOnce(u64) -> [u64; 5]) -> Option<Self> {
         let epoch = EPOCH.get(0)?;
-        let tag = tag_of(*epoch, parts(core::ptr::from_ref(epoch) as u64));
-        let slot = LOOKED_AT.get_ptr_mut(tag as u32 & (LOOKED_AT_SLOTS - 1))?;
+        let tag = seen_tag(*epoch, parts(core::ptr::from_ref(epoch) as u64));
+        let slot = SEEN.get_ptr_mut(tag as u32 & (SEEN_SLOTS - 1))?;
         Some(Self { tag, slot })
     }
 
     #[inline(always)]
-    pub fn before(self) -> bool {
-        // SAFETY: a map value lives as long as the program runs, and a word is read at once.
+    pub fn is_seen(self) -> bool {
+        // SAFETY: a map value lives as long as the program runs, and a word is read atomically.
         unsafe { self.slot.read_volatile() == self.tag }
     }
 
@@ -92,30 +91,30 @@ impl Looked {
     }
 }
 
-/// Bytes that one call of [`wipe`] can take.
-pub const WIPED: usize = 8192;
+/// Maximum bytes for one call of [`wipe`].
+pub const WIPE_MAX: usize = 8192;
 
-/// Index 0: nothing but zeros.
+/// Index 0: zeros only.
 #[map]
-static ZEROS: Array<[u8; WIPED]> = Array::with_max_entries(1, 0);
+static ZEROS: Array<[u8; WIPE_MAX]> = Array::with_max_entries(1, 0);
 
-/// Overwrites what was copied from a process: a per-CPU buffer can be read by whoever may read maps.
+/// Overwrites bytes copied from a process: anyone who may read maps can read a per-CPU buffer.
 #[inline(always)]
 pub fn wipe(place: *mut u8, len: u64) {
     let Some(zeros) = ZEROS.get_ptr(0) else {
         return;
     };
-    let len = if len > WIPED as u64 {
-        WIPED as u64
+    let len = if len > WIPE_MAX as u64 {
+        WIPE_MAX as u64
     } else {
         len
     };
-    // SAFETY: the verifier checks that the place has room for WIPED bytes and more; the helper
-    // copies at native speed, where a loop would not.
+    // SAFETY: the verifier checks that the place has room for WIPED bytes; the helper copies at
+    // native speed, unlike a loop.
     unsafe {
         bpf_probe_read_kernel(
             place.cast(),
-            len as u32 & (2 * WIPED as u32 - 1),
+            len as u32 & (2 * WIPE_MAX as u32 - 1),
             zeros.cast(),
         );
     }
@@ -124,33 +123,33 @@ pub fn wipe(place: *mut u8, len: u64) {
 /// Overwrites the `N` bytes at a place, at most [`WIPED`].
 ///
 /// # Safety
-/// The place must be of a map and have `N` bytes.
+/// The place must be in a map and have `N` bytes.
 #[inline(always)]
 pub unsafe fn wipe_whole<const N: usize>(place: *mut [u8; N]) {
-    const { assert!(N <= WIPED) };
+    const { assert!(N <= WIPE_MAX) };
     if let Some(zeros) = ZEROS.get_ptr(0) {
-        // SAFETY: the caller vouches for the place.
+        // SAFETY: guaranteed by the caller.
         unsafe { bpf_probe_read_kernel(place.cast(), N as u32, zeros.cast()) };
     }
 }
 
-/// Counts one of `stage` for `probe`.
+/// Increments the counter of a probe and stage.
 #[inline(always)]
 pub fn count(probe: Probe, stage: Stage) {
     let index = probe as u32 * STAGES as u32 + stage as u32;
     if let Some(counter) = COUNTS.get_ptr_mut(index) {
-        // SAFETY: the slot is this CPU's own, and a program is not preempted by itself.
+        // SAFETY: the slot belongs to this CPU, and a program does not preempt itself.
         unsafe { *counter += 1 };
     }
 }
 
-/// Sends `len` bytes at `record`, and counts them as sent, or as lost by a control group.
+/// Sends `len` bytes at `record`, and counts them as sent, or as lost for a cgroup.
 ///
 /// # Safety
 /// `record` must point to `len` initialised bytes.
 #[inline(always)]
 pub unsafe fn send(ring: &RingBuf, probe: Probe, cgroup: u64, record: *const c_void, len: u64) {
-    // SAFETY: the caller vouches for the bytes; the ring is a map, whose address is its handle.
+    // SAFETY: the caller guarantees the bytes; the ring is a map, whose address is its handle.
     let status = unsafe {
         bpf_ringbuf_output(
             core::ptr::from_ref(ring).cast_mut().cast(),
@@ -162,25 +161,25 @@ pub unsafe fn send(ring: &RingBuf, probe: Probe, cgroup: u64, record: *const c_v
     if status == 0 {
         count(probe, Stage::Sent);
     } else {
-        lost(probe, cgroup);
+        count_lost(probe, cgroup);
     }
 }
 
-/// Records that found a ring full, by workload; the agent sweeps it. An evicted entry is still
-/// in [`COUNTS`].
+/// Records lost because a ring was full, by cgroup; the agent sweeps it. An evicted entry is still
+/// counted in [`COUNTS`].
 #[map]
 static LOSSES: LruHashMap<LossKey, u64> = LruHashMap::with_max_entries(4096, 0);
 
-/// The control group of the current process.
+/// The cgroup of the current process.
 #[inline(always)]
 pub fn current_cgroup() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_current_cgroup_id() }
 }
 
-/// Counts a record that found a ring full.
+/// Counts a record that was lost because a ring was full.
 #[inline(always)]
-pub fn lost(probe: Probe, cgroup: u64) {
+pub fn count_lost(probe: Probe, cgroup: u64) {
     count(probe, Stage::Ring);
     let key = LossKey {
         cgroup,
@@ -188,7 +187,7 @@ pub fn lost(probe: Probe, cgroup: u64) {
         reserved: 0,
     };
     if let Some(lost) = LOSSES.get_ptr_mut(key) {
-        // SAFETY: the pointer is into the map; two CPUs may race for one count of a hint: the
+        // SAFETY: the pointer is into the map; CPUs may race for this per-cgroup count, the exact
         // sum is in the counters.
         unsafe { *lost += 1 };
     } else {
@@ -196,11 +195,11 @@ pub fn lost(probe: Probe, cgroup: u64) {
     }
 }
 
-/// One of the two Bloom filters, held for several tests.
+/// One of the two Bloom filters, looked up once for several tests.
 #[derive(Clone, Copy)]
-pub struct Bloom(*const [u64; BLOOM_WORDS]);
+pub struct BloomFilter(*const [u64; BLOOM_WORDS]);
 
-impl Bloom {
+impl BloomFilter {
     #[inline(always)]
     pub fn rules() -> Option<Self> {
         BLOOM.get_ptr(0).map(Self)
@@ -211,9 +210,9 @@ impl Bloom {
         BLOOM.get_ptr(1).map(Self)
     }
 
-    /// Whether the key may be among the rules.
+    /// Whether the key may be in the filter.
     #[inline(always)]
-    pub fn has(self, key: u64) -> bool {
+    pub fn contains(self, key: u64) -> bool {
         let (word, mask) = bloom_position(key);
         // SAFETY: a map value lives as long as the program runs, and the index is masked to the
         // filter's size.

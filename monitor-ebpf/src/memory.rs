@@ -1,11 +1,11 @@
-//! The environment and the memory of a process, looked at by another process.
+//! Reads of another process's environment or memory.
 
 use crate::{
-    file::repeated,
+    file::repeat_count,
     kernel::{self, field},
     maps::{CREDENTIAL_RING, is_agent, send},
-    task::{Hooked, current_pid, fill_header, subject},
-    view::Copied,
+    task::{HookContext, current_pid, fill_header, subject_of},
+    view::CopyAccess,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use core::mem::MaybeUninit;
 use monitor_common::{
-    fields::F,
-    record::{Foreign, Probe, ReadKey, foreign, kind},
+    fields::FieldId,
+    record::{ForeignReadRecord, Probe, ReadKey, foreign, kind},
 };
 
 const PTRACE_MODE_ATTACH: u32 = 2;
@@ -28,14 +28,14 @@ const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 /// Fallback: [`memory_fentry`]. Missed: a process that asks to be traced by its parent.
 #[lsm(hook = "ptrace_access_check")]
 pub fn memory_lsm(ctx: LsmContext) -> i32 {
-    attach(ctx.arg(0), ctx.arg(1));
+    is_attach(ctx.arg(0), ctx.arg(1));
     0
 }
 
 /// Hook: `fentry/security_ptrace_access_check(child, mode)`. Fallback: [`memory_kprobe`].
 #[fentry(function = "security_ptrace_access_check")]
 pub fn memory_fentry(ctx: FEntryContext) -> i32 {
-    attach(ctx.arg(0), ctx.arg(1));
+    is_attach(ctx.arg(0), ctx.arg(1));
     0
 }
 
@@ -43,20 +43,20 @@ pub fn memory_fentry(ctx: FEntryContext) -> i32 {
 #[kprobe]
 pub fn memory_kprobe(ctx: ProbeContext) -> u32 {
     if let (Some(child), Some(mode)) = (ctx.arg(0), ctx.arg(1)) {
-        attach(child, mode);
+        is_attach(child, mode);
     }
     0
 }
 
-/// A look at memory is an attachment; what `ps` does is not.
+/// Reading memory is an attach; what `ps` does is not.
 #[inline(always)]
-fn attach(child: u64, mode: u32) {
+fn is_attach(child: u64, mode: u32) {
     if mode & PTRACE_MODE_ATTACH != 0 {
-        looked_at(subject::<Copied>(child), foreign::TRACE);
+        send_record(subject_of::<CopyAccess>(child), foreign::TRACE);
     }
 }
 
-/// Number of the process that a call in progress names, with what it does: thread to both.
+/// Calls in progress, by thread: the pid that the call names, and what it does.
 #[map]
 static CALLS: LruHashMap<u64, [u32; 2]> = LruHashMap::with_max_entries(1024, 0);
 
@@ -64,13 +64,13 @@ const PTRACE_ATTACH: u64 = 16;
 const PTRACE_SEIZE: u64 = 0x4206;
 
 /// Hook: `syscalls:sys_enter_ptrace(request, pid, …)`. First kernel: any with
-/// `CONFIG_FTRACE_SYSCALLS`; with the other hooks here it is the last resort of the ladder.
-/// Missed: `pidfd_getfd`.
+/// `CONFIG_FTRACE_SYSCALLS`; together with the other syscall hooks it is the last resort for this
+/// observation. Missed: `pidfd_getfd`.
 #[tracepoint]
 pub fn memory_ptrace(ctx: TracePointContext) -> u32 {
-    let (request, pid) = (argument(&ctx, 0), argument(&ctx, 1));
+    let (request, pid) = (syscall_argument(&ctx, 0), syscall_argument(&ctx, 1));
     if request == PTRACE_ATTACH || request == PTRACE_SEIZE {
-        entered(pid as u32, foreign::TRACE);
+        handle_enter(pid as u32, foreign::TRACE);
     }
     0
 }
@@ -78,11 +78,11 @@ pub fn memory_ptrace(ctx: TracePointContext) -> u32 {
 /// Hook: `syscalls:sys_enter_process_vm_readv(pid, …)`, as [`memory_ptrace`].
 #[tracepoint]
 pub fn memory_vm_readv(ctx: TracePointContext) -> u32 {
-    entered(argument(&ctx, 0) as u32, foreign::VM_READ);
+    handle_enter(syscall_argument(&ctx, 0) as u32, foreign::VM_READ);
     0
 }
 
-/// Hook: `syscalls:sys_exit_ptrace`, `_process_vm_readv`: whether the call succeeded.
+/// Hook: `syscalls:sys_exit_ptrace`, `_process_vm_readv`: checks whether the call succeeded.
 #[tracepoint]
 pub fn memory_exit(ctx: TracePointContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
@@ -94,59 +94,59 @@ pub fn memory_exit(ctx: TracePointContext) -> u32 {
     // SAFETY: a syscall exit record has its return value at offset 16.
     let result = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if result >= 0 {
-        looked_at((pid, 0), how);
+        send_record((pid, 0), how);
     }
     0
 }
 
-/// An argument of a system call: eight bytes each, from offset 16 of the record.
+/// An argument of a system call: eight bytes each, starting at offset 16 of the record.
 #[inline(always)]
-fn argument(ctx: &TracePointContext, number: usize) -> u64 {
+fn syscall_argument(ctx: &TracePointContext, number: usize) -> u64 {
     // SAFETY: the verifier checks the access against the record's size.
     unsafe { *ctx.as_ptr().byte_add(16 + number * 8).cast::<u64>() }
 }
 
 #[inline(always)]
-fn entered(pid: u32, how: u32) {
+fn handle_enter(pid: u32, how: u32) {
     let _ = CALLS.insert(bpf_get_current_pid_tgid(), [pid, how], 0);
 }
 
-/// A file of a procfs, named like one that shows a process from inside, was opened.
+/// Handles an open of a procfs file named like one that exposes a process.
 #[inline(always)]
-pub fn of_process(inode: u64, first: u32) {
-    let sb: u64 = field(inode, F::InodeSb);
-    if field::<u64>(sb, F::SbMagic) != PROC_SUPER_MAGIC {
+pub fn is_process_file(inode: u64, first: u32) {
+    let sb: u64 = field(inode, FieldId::InodeSb);
+    if field::<u64>(sb, FieldId::SbMagic) != PROC_SUPER_MAGIC {
         return;
     }
-    let node = inode.wrapping_sub(kernel::offset(F::ProcInodeVfs));
-    let pid: u64 = field(node, F::ProcInodePid);
+    let node = inode.wrapping_sub(kernel::offset(FieldId::ProcInodeVfs));
+    let pid: u64 = field(node, FieldId::ProcInodePid);
     if pid == 0 {
         return;
     }
-    // The first thread with this number: the head of a list that is linked through the task.
-    let link: u64 = field(pid, F::PidTasks);
+    // The first thread with this pid: the head of a list that is linked through the task.
+    let link: u64 = field(pid, FieldId::PidTasks);
     if link == 0 {
         return;
     }
-    let task = link.wrapping_sub(kernel::offset(F::TaskPidLinks));
+    let task = link.wrapping_sub(kernel::offset(FieldId::TaskPidLinks));
     let how = if first == u32::from_le_bytes(*b"envi") {
         foreign::ENVIRON
     } else {
         foreign::MEMORY
     };
-    looked_at(subject::<Copied>(task), how);
+    send_record(subject_of::<CopyAccess>(task), how);
 }
 
 #[inline(always)]
-fn looked_at((target, target_start): (u32, u64), how: u32) {
+fn send_record((target, target_start): (u32, u64), how: u32) {
     let pid = current_pid();
     if target == pid || target == 0 || is_agent(pid) {
         return;
     }
-    let mut record = MaybeUninit::<Foreign>::uninit();
-    // SAFETY: every field is written before it is read, and a Foreign has no padding.
+    let mut record = MaybeUninit::<ForeignReadRecord>::uninit();
+    // SAFETY: every field is written before it is read, and a ForeignReadRecord has no padding.
     let record = unsafe { &mut *record.as_mut_ptr() };
-    fill_header(&mut record.header, kind::FOREIGN, Hooked::Tracing);
+    fill_header(&mut record.header, kind::FOREIGN, HookContext::Tracing);
     record.target_start = target_start;
     record.target = target;
     record.how = how;
@@ -157,7 +157,7 @@ fn looked_at((target, target_start): (u32, u64), how: u32) {
         // No device has this number.
         device: u32::MAX,
     };
-    if repeated(seen).is_none() {
+    if repeat_count(seen).is_none() {
         return;
     }
     // SAFETY: the record is initialised above.
@@ -167,7 +167,7 @@ fn looked_at((target, target_start): (u32, u64), how: u32) {
             Probe::Memory,
             record.header.cgroup,
             core::ptr::from_ref(record).cast(),
-            size_of::<Foreign>() as u64,
+            size_of::<ForeignReadRecord>() as u64,
         );
     }
 }

@@ -1,13 +1,14 @@
-//! Credentials that come back in clear: the answers of authenticators.
+//! Issued credentials in plaintext responses of authenticators.
 
 use crate::{
-    clear::tell_clear,
-    connect::{AWAITED, Awaited},
-    hello::Tcp,
-    kernel::{bounded as at_least_one, now},
+    clear::send_plaintext_record,
+    connect::{ExpectedResponse, SOCKETS},
+    hello::TcpPacket,
+    kernel::{boot_time_ns, bound_length as at_least_one},
     maps::count,
     search::{
-        Known, Object, Scratch, Searcher, begin, bounded, fields, forget, scratch, tell, whole,
+        FoundCredential, PlaintextSource, SearchScratch, StreamKey, begin_search, bounded,
+        emit_values, end_search, fields, scratch, take_whole_body,
     },
 };
 use aya_ebpf::{
@@ -22,92 +23,94 @@ use monitor_common::{
     scan::WINDOW,
 };
 
-/// Packets of one second, on this CPU, that came from nobody who is known to mint.
+/// Packets searched in the current second, on this CPU, that came from servers not known as
+/// authenticators.
 #[repr(C)]
-struct Second {
+struct SearchQuota {
     begun: u64,
     searched: u64,
 }
 
 #[map]
-static SECOND: PerCpuArray<Second> = PerCpuArray::with_max_entries(1, 0);
+static SEARCH_QUOTA: PerCpuArray<SearchQuota> = PerCpuArray::with_max_entries(1, 0);
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// So many of them are searched in a second: a search takes some ten microseconds.
-const OF_ONE_SECOND: u64 = 200;
+/// Maximum searches per second and CPU: each takes about ten microseconds.
+const SEARCHES_PER_SECOND: u64 = 200;
 
-/// Whether a packet is one of those that are searched. A server that answers more requests in clear
-/// than there is time for is no authenticator, or is one that the agent was told of.
+/// Whether this packet is to be searched. A server that sends more plaintext responses than the
+/// quota is not an authenticator, or is one that the agent was told about.
 #[inline(always)]
-pub fn is_searched(awaited: &Awaited) -> bool {
-    if awaited.answers == 0 {
+pub fn is_within_quota(awaited: &ExpectedResponse) -> bool {
+    if awaited.responses_left == 0 {
         return false;
     }
-    if awaited.mints != 0 {
+    if awaited.is_authenticator != 0 {
         return true;
     }
-    let Some(second) = SECOND.get_ptr_mut(0) else {
+    let Some(second) = SEARCH_QUOTA.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: the slot is this CPU's own; a race costs a few more or fewer.
+    // SAFETY: the slot belongs to this CPU; a race costs a few searches more or fewer.
     let second = unsafe { &mut *second };
-    let time = now();
+    let time = boot_time_ns();
     if time.wrapping_sub(second.begun) > SECOND_NS {
         second.begun = time;
         second.searched = 0;
     }
     second.searched += 1;
-    second.searched <= OF_ONE_SECOND
+    second.searched <= SEARCHES_PER_SECOND
 }
 
-/// Hook: called by `answer_ingress` for what comes back after a request in clear. First kernel: 5.17,
-/// which has `bpf_loop`. Fallback: none, a declared gap. Missed: fields that are cut between two
-/// packets, answers that are compressed, and those of servers with many. Never drops.
+/// Hook: tail-called by `answer_ingress` for the response to a plaintext request. First kernel:
+/// 5.17, for `bpf_loop`. Fallback: none, a declared gap. Missed: fields split between two packets,
+/// compressed responses, and responses of busy servers beyond the quota. Never drops packets.
 #[cgroup_skb(ingress)]
 pub fn minted_ingress(ctx: SkBuffContext) -> i32 {
-    look(&ctx);
+    inspect_response(&ctx);
     1
 }
 
-/// What packets bring.
-struct Received;
+/// Plaintext in packets that the host receives.
+struct ReceivedPlaintext;
 
-impl Searcher for Received {
+impl PlaintextSource for ReceivedPlaintext {
     const SCRATCH: u32 = 2;
     const PROBE: Probe = Probe::Clear;
     const LOOPS: bool = true;
 
-    /// What is in one answer belongs together, and has one time.
+    /// All secrets of one response belong together and have the same time.
     #[inline(always)]
-    fn show(scratch: &mut Scratch, known: &Known) {
+    fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
         let time = scratch.mark;
-        tell_clear(scratch, known, kind::MINTED, time);
+        send_plaintext_record(scratch, known, kind::ISSUED, time);
     }
 
-    /// An answer has none.
+    /// A response has no server name.
     #[inline(always)]
-    fn show_host(_: &mut Scratch) {}
+    fn emit_host(_: &mut SearchScratch) {}
 }
 
 #[inline(always)]
-fn look(ctx: &SkBuffContext) -> Option<()> {
-    // SAFETY: the helper takes any skb.
+fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
+    // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let awaited = AWAITED.get_ptr_mut(cookie)?;
-    let payload = Tcp::of(ctx)?.payload;
+    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let payload = TcpPacket::parse(ctx)?.payload;
     let len = u64::from(ctx.len().checked_sub(payload as u32)?);
     if len == 0 {
         return None;
     }
-    // SAFETY: the pointer is into the map; a lost count only looks at one packet more.
+    // SAFETY: the pointer is into the map; a lost count only means that one more packet is
+    // examined.
     let is_whole = unsafe {
-        (*awaited).answers = (*awaited).answers.saturating_sub(1);
-        (*awaited).whole != 0
+        (*awaited).responses_left = (*awaited).responses_left.saturating_sub(1);
+        (*awaited).whole_body != 0
     };
-    let scratch = scratch::<Received>()?;
-    let object = Object::of_socket(cookie);
-    let number = begin(scratch, object, len, 0);
-    // SAFETY: at most WINDOW bytes, and the window has SLACK more.
+    let scratch = scratch::<ReceivedPlaintext>()?;
+    let object = StreamKey::of_socket(cookie);
+    let number = begin_search(scratch, object, len, 0);
+    // SAFETY: at most WINDOW bytes, and the window has SLACK bytes more.
     let loaded = unsafe {
         bpf_skb_load_bytes(
             ctx.as_ptr().cast(),
@@ -117,20 +120,20 @@ fn look(ctx: &SkBuffContext) -> Option<()> {
         )
     };
     if loaded != 0 {
-        forget::<Received>();
+        end_search::<ReceivedPlaintext>();
         count(Probe::Clear, Stage::Read);
         return None;
     }
     let found = if is_whole {
-        whole::<Received>(scratch)
+        take_whole_body::<ReceivedPlaintext>(scratch)
     } else {
-        fields::<Received>(scratch)
+        fields::<ReceivedPlaintext>(scratch)
     };
     if found > 0 {
         // SAFETY: as above.
-        unsafe { (*awaited).whole = 0 };
-        tell::<Received>(scratch, found, number);
+        unsafe { (*awaited).whole_body = 0 };
+        emit_values::<ReceivedPlaintext>(scratch, found, number);
     }
-    forget::<Received>();
+    end_search::<ReceivedPlaintext>();
     Some(())
 }

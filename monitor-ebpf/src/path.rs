@@ -1,25 +1,26 @@
-//! The path of a file as the kernel knows it, across mounts, from the last component up.
+//! Reads the path of a file, across mounts, from the last component up.
 
 use crate::kernel::{field, offset, read};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use monitor_common::{fields::F, record::PATH_MAX};
+use monitor_common::{fields::FieldId, record::PATH_MAX};
 
-/// Components walked at most, mount points included.
-const STEPS: u32 = 96;
-/// Components walked at most from the root of a mount up to that of its file system.
-const SOURCE_STEPS: u32 = 16;
+/// Maximum components walked, mount points included.
+const STEPS_MAX: u32 = 96;
+/// Maximum components walked from the root of a mount up to the root of its file system.
+const SOURCE_STEPS_MAX: u32 = 16;
 
-/// Room for a path. One component more than [`PATH_MAX`] can be written before the end shows.
-pub const PATH_ROOM: usize = PATH_MAX + 256;
+/// Buffer size for a path. One component beyond [`PATH_MAX`] can be written before the limit is
+/// noticed.
+pub const PATH_BUFFER: usize = PATH_MAX + 256;
 
-/// Where a walk has come to, and its bytes.
+/// State and output of a walk.
 ///
-/// It is in memory that the verifier knows nothing about (a record in the ring), and so is the
-/// state of the walk: the verifier then sees that one step is like the next, and walks each once.
+/// Both are in memory that the verifier does not track (a record in the ring): the verifier then
+/// considers all steps alike and verifies each once.
 #[repr(C)]
-pub struct Walk {
-    /// First, so that they follow the record before.
-    pub bytes: [u8; PATH_ROOM],
+pub struct PathWalk {
+    /// First, so that the bytes directly follow the record header before them.
+    pub bytes: [u8; PATH_BUFFER],
     mount: u64,
     address: u64,
     /// The root of `mount`.
@@ -28,26 +29,26 @@ pub struct Walk {
     pub at: u32,
     /// Bytes written when the walk left the first mount.
     pub inside: u32,
-    /// 1 where something is missing.
+    /// 1 if the path was truncated.
     pub cut: u32,
-    /// Bytes of the path across mounts; what is behind is the path of the first mount's root.
+    /// Bytes of the path across mounts; the bytes after it are the path of the first mount's root.
     pub path: u32,
     first_root: u64,
 }
 
-impl Walk {
-    /// Writes the components of `dentry` in `mount` (a `struct vfsmount`), each ended by a zero
-    /// byte.
+impl PathWalk {
+    /// Writes the components of `dentry` in `mount` (a `struct vfsmount`), each terminated by a
+    /// zero byte.
     ///
-    /// A path goes up to the root of the mount namespace, so a process in a container has its own
-    /// root as the first component, and one in a chroot has not.
+    /// A path goes up to the root of the mount namespace, so the path of a process in a container
+    /// starts with the container's root, and that of a chrooted process with the host's.
     ///
     /// # Safety
     /// `walk` must point to room for a walk.
     #[inline(always)]
     pub unsafe fn write(walk: *mut Self, mount: u64, address: u64) {
-        let root: u64 = field(mount, F::VfsmountRoot);
-        // SAFETY: as the caller vouches; volatile, so that the state stays in memory.
+        let root: u64 = field(mount, FieldId::VfsmountRoot);
+        // SAFETY: guaranteed by the caller; volatile, so that the state stays in memory.
         unsafe {
             (&raw mut (*walk).mount).write_volatile(mount);
             (&raw mut (*walk).address).write_volatile(address);
@@ -56,7 +57,7 @@ impl Walk {
             (&raw mut (*walk).at).write_volatile(0);
             (&raw mut (*walk).inside).write_volatile(0);
             (&raw mut (*walk).cut).write_volatile(1);
-            for _ in 0..STEPS {
+            for _ in 0..STEPS_MAX {
                 if step(walk) {
                     break;
                 }
@@ -69,16 +70,16 @@ impl Walk {
     /// Appends the path of the first mount's root inside its file system.
     ///
     /// # Safety
-    /// [`Walk::write`] was called.
+    /// [`PathWalk::write`] was called before.
     #[inline(always)]
     pub unsafe fn write_source(walk: *mut Self) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let root = (&raw const (*walk).first_root).read_volatile();
             (&raw mut (*walk).address).write_volatile(root);
-            // No root is met: the walk ends where a dentry is its own parent.
+            // No root is reached: the walk ends at a dentry that is its own parent.
             (&raw mut (*walk).root).write_volatile(0);
-            for _ in 0..SOURCE_STEPS {
+            for _ in 0..SOURCE_STEPS_MAX {
                 if step(walk) {
                     break;
                 }
@@ -87,29 +88,29 @@ impl Walk {
     }
 }
 
-/// One component; `true` ends the walk.
+/// Writes one component; returns `true` at the end.
 ///
-/// A function of its own, so that the loop around it keeps the shape that verifiers before 6.2
-/// take for a loop: one way in, one way back.
+/// A separate function, so that the surrounding loop keeps the shape that verifiers before 6.2
+/// recognise: one entry, one back edge.
 ///
 /// # Safety
-/// As [`Walk::write`].
+/// As [`PathWalk::write`].
 #[inline(never)]
-unsafe fn step(walk: *mut Walk) -> bool {
-    // SAFETY: as the caller vouches.
+unsafe fn step(walk: *mut PathWalk) -> bool {
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let address = (&raw const (*walk).address).read_volatile();
         if address == (&raw const (*walk).root).read_volatile() {
-            return cross(walk);
+            return cross_mount(walk);
         }
         // Parent, hash and length, name.
-        let head: [u64; 3] = read(address.wrapping_add(offset(F::DentryParent)));
+        let head: [u64; 3] = read(address.wrapping_add(offset(FieldId::DentryParent)));
         if head[0] == 0 {
             return true;
         }
         let at = (&raw const (*walk).at).read_volatile();
-        // A root that is not its mount's: of a detached mount, or alone in the world with its
-        // name, as a memfd is.
+        // A root that is not its mount's root: in a detached mount, or a file without a parent such
+        // as a memfd.
         let alone = head[0] == address;
         if alone {
             (&raw mut (*walk).cut).write_volatile(0);
@@ -136,13 +137,13 @@ unsafe fn step(walk: *mut Walk) -> bool {
     }
 }
 
-/// From the root of a mount to where it is mounted; `true` where it is not.
+/// Moves from the root of a mount to its mount point; returns `true` if there is none.
 ///
 /// # Safety
-/// As [`Walk::write`].
+/// As [`PathWalk::write`].
 #[inline(always)]
-unsafe fn cross(walk: *mut Walk) -> bool {
-    // SAFETY: as the caller vouches.
+unsafe fn cross_mount(walk: *mut PathWalk) -> bool {
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mount = (&raw const (*walk).mount).read_volatile();
         let root = (&raw const (*walk).root).read_volatile();
@@ -150,28 +151,28 @@ unsafe fn cross(walk: *mut Walk) -> bool {
             let at = (&raw const (*walk).at).read_volatile();
             (&raw mut (*walk).inside).write_volatile(at);
         }
-        let Some((above, point)) = mounted_at(mount) else {
+        let Some((above, point)) = parent_mount(mount) else {
             (&raw mut (*walk).cut).write_volatile(0);
             return true;
         };
         (&raw mut (*walk).address).write_volatile(point);
         (&raw mut (*walk).mount).write_volatile(above);
-        (&raw mut (*walk).root).write_volatile(field(above, F::VfsmountRoot));
+        (&raw mut (*walk).root).write_volatile(field(above, FieldId::VfsmountRoot));
         false
     }
 }
 
-/// The mount above a `struct vfsmount`, and the dentry in it where this one is mounted; `None`
-/// at the root of a mount namespace.
+/// The parent mount of a `struct vfsmount`, and the dentry of the mount point in it; `None` at the
+/// root of a mount namespace.
 #[inline(always)]
-pub fn mounted_at(mount: u64) -> Option<(u64, u64)> {
-    let inner = mount.wrapping_sub(offset(F::MountVfsmount));
-    let above = field::<u64>(inner, F::MountParent);
+pub fn parent_mount(mount: u64) -> Option<(u64, u64)> {
+    let inner = mount.wrapping_sub(offset(FieldId::MountVfsmount));
+    let above = field::<u64>(inner, FieldId::MountParent);
     if above == inner || above == 0 {
         return None;
     }
     Some((
-        above.wrapping_add(offset(F::MountVfsmount)),
-        field(inner, F::MountPoint),
+        above.wrapping_add(offset(FieldId::MountVfsmount)),
+        field(inner, FieldId::MountPoint),
     ))
 }

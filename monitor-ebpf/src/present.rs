@@ -1,18 +1,19 @@
-//! Credentials in the bytes that a process hands to its TLS library, fingerprinted where they are.
+//! Credentials in the bytes that a process passes to its TLS library, fingerprinted in the kernel.
 //!
-//! A write is copied to a buffer in the kernel, searched there and forgotten: no record has a place
-//! for it. Which socket it went out on is told by the next program that sees it, on its way out.
+//! A write is copied to a kernel buffer, searched there and overwritten: no record has room for it.
+//! The socket is reported later by the egress program that sees the packet.
 
 use crate::{
-    kernel::now,
+    kernel::boot_time_ns,
     maps::{CREDENTIAL_RING, count, current_cgroup, is_agent, send},
-    returned::expect_nothing,
+    returned::forget_expected,
     search::{
-        Known, Object, Reading, Scratch, Searcher, after_carried, begin, bounded, carried,
-        carry_on, fingerprint_of, forget, forget_object, is_marked, print, reading, scratch,
-        search, tell,
+        FoundCredential, PlaintextSource, SearchScratch, StreamKey, WriteFormat, after_carried,
+        begin_search, bounded, continue_after_carried, emit_values, end_search, fingerprint_of,
+        fingerprint_words, forget_object, owns_scratch, restore_carried, scratch, search,
+        write_format,
     },
-    task::{Hooked, fill_header},
+    task::{HookContext, fill_header},
 };
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_probe_read_user, bpf_probe_read_user_str},
@@ -22,198 +23,208 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    record::{Presented, Probe, Stage, Tied, kind},
-    scan::{CARRIED_MAX, Value, WINDOW, small_front},
+    record::{PresentedRecord, Probe, Stage, WriteSocketRecord, kind},
+    scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
 
-/// Writes with a credential that are still on their way to a socket, by the task that makes them.
-/// The agent sweeps what never got there.
+/// Writes with a credential that have not reached a socket yet, by task. The agent sweeps those
+/// that never do.
 #[map]
-static WRITES: HashMap<u64, Write> = HashMap::with_max_entries(4096, 0);
+static PENDING_WRITES: HashMap<u64, TlsWrite> = HashMap::with_max_entries(4096, 0);
 
-/// Such a write.
+/// A write that contains a credential.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Write {
+pub struct TlsWrite {
     /// Its number, which is also its time.
     pub number: u64,
-    /// The record of TLS that carries it, or its front, has so many bytes at least.
-    pub least: u32,
-    /// And so many at most.
-    pub most: u32,
-    pub object: Object,
+    /// Minimum length of the TLS record that carries the write, or its first part.
+    pub min_len: u32,
+    /// Maximum length of that record.
+    pub max_len: u32,
+    pub object: StreamKey,
 }
 
-/// A write leaves within this time, or not in the same task.
-const AT_ONCE_NS: u64 = 100_000_000;
-/// A function that begins anew does so within this time.
-const AGAIN_NS: u64 = 1_000_000;
+/// A write is sent within this time, or not by the same task.
+const SEND_WITHIN_NS: u64 = 100_000_000;
+/// A function that restarts does so within this time.
+const RESTART_WITHIN_NS: u64 = 1_000_000;
 
-impl Write {
-    /// `cuts` where the library begins a connection with short records, which leave one by one.
+impl TlsWrite {
+    /// `cuts`: the library begins a connection with short records, which are sent one by one.
     #[inline(always)]
-    fn new(number: u64, object: Object, len: u64, cuts: bool) -> Self {
-        /// A longer write goes out in several records.
-        const LONGEST: u32 = 16_384;
-        /// The tag alone, and the most that initial vector, tag and padding add.
+    fn new(number: u64, object: StreamKey, len: u64, cuts: bool) -> Self {
+        /// A longer write is sent in several records.
+        const RECORD_MAX: u32 = 16_384;
+        /// The tag alone, and the maximum that initialisation vector, tag and padding add.
         const TAG: u32 = 16;
-        const ADDED: u32 = 96;
+        const OVERHEAD_MAX: u32 = 96;
         /// The first records of Go fill a packet of a common size.
-        const SHORT: u32 = 1024;
-        let len = if len > u64::from(LONGEST) {
-            LONGEST
+        const SMALL_RECORD: u32 = 1024;
+        let len = if len > u64::from(RECORD_MAX) {
+            RECORD_MAX
         } else {
             len as u32
         };
         Self {
             number,
             object,
-            least: TAG + if cuts && len > SHORT { SHORT } else { len },
-            most: len + ADDED,
+            min_len: TAG
+                + if cuts && len > SMALL_RECORD {
+                    SMALL_RECORD
+                } else {
+                    len
+                },
+            max_len: len + OVERHEAD_MAX,
         }
     }
 
-    /// Whether it is this write, seen a second time.
+    /// Whether this is the same write, observed a second time.
     #[inline(always)]
-    fn is_again(&self, write: &Self) -> bool {
+    fn is_repeat(&self, write: &Self) -> bool {
         self.object.address == write.object.address
-            && self.most == write.most
-            && write.number.wrapping_sub(self.number) < AGAIN_NS
+            && self.max_len == write.max_len
+            && write.number.wrapping_sub(self.number) < RESTART_WITHIN_NS
     }
 }
 
-/// Index 0: whether there may be any in [`WRITES`], so that a packet need not look there.
+/// Index 0: whether [`WRITES`] may hold any entry, so that most packets need no lookup.
 #[map]
-static WRITING: Array<u64> = Array::with_max_entries(1, 0);
+static WRITES_PENDING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Hook: uprobe at functions `(object, bytes, length)`: `SSL_write`, `SSL_write_ex` and
-/// `gnutls_record_send`. First kernel: 5.17. Fallback: [`present_write_short`].
-/// Missed: bytes behind the first 8 KiB of a write; a field of HTTP/2 that is cut between two writes.
+/// `gnutls_record_send`. First kernel: 5.17. Fallback: [`present_write_short`]. Missed: bytes after
+/// the first 8 KiB of a write; an HTTP/2 field split between two writes.
 #[uprobe]
 pub fn present_write(ctx: ProbeContext) -> u32 {
-    handed::<true>(&ctx)
+    handle_write::<true>(&ctx)
 }
 
-/// As [`present_write`]. First kernel: 5.10 and before. Fallback: none, a declared gap. Missed besides:
-/// HTTP/2, other protocols, what follows the 24th line of a head, and its third credential.
+/// As [`present_write`]. First kernel: 5.10 and before. Fallback: none, a declared gap. Also
+/// missed: HTTP/2, other protocols, lines of a head after the 24th, and credentials in a head after
+/// the second.
 #[uprobe]
 pub fn present_write_short(ctx: ProbeContext) -> u32 {
-    handed::<false>(&ctx)
+    handle_write::<false>(&ctx)
 }
 
 #[inline(always)]
-fn handed<const L: bool>(ctx: &ProbeContext) -> u32 {
+fn handle_write<const L: bool>(ctx: &ProbeContext) -> u32 {
     if let (Some(object), Some(bytes), Some(len)) = (ctx.arg(0), ctx.arg(1), ctx.arg(2)) {
-        written::<L>(object, bytes, len, false);
+        handle_write_return::<L>(object, bytes, len, false);
     }
     0
 }
 
 /// Hook: uprobe at `crypto/tls.(*Conn).Write` of Go programs since 1.18, which pass arguments in
-/// registers of their own. Kernels as [`present_write`]. A function of Go begins anew when its
-/// stack has grown: the same write of the same moment is one.
+/// registers of Go's own convention. Kernels as [`present_write`]. A Go function restarts when its
+/// stack has grown: the same write at the same moment counts once.
 #[uprobe]
 pub fn present_go(ctx: ProbeContext) -> u32 {
-    handed_by_go::<true>(&ctx)
+    handle_go_write::<true>(&ctx)
 }
 
 /// As [`present_go`], on kernels as [`present_write_short`].
 #[uprobe]
 pub fn present_go_short(ctx: ProbeContext) -> u32 {
-    handed_by_go::<false>(&ctx)
+    handle_go_write::<false>(&ctx)
 }
 
 #[cfg(bpf_target_arch = "x86_64")]
 #[inline(always)]
-fn handed_by_go<const L: bool>(ctx: &ProbeContext) -> u32 {
-    // SAFETY: the registers are valid for the run of the program; the kernel checks the access.
+fn handle_go_write<const L: bool>(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the registers are valid while the program runs; the kernel checks the access.
     let (object, bytes, len) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rbx, (*ctx.regs).rcx) };
-    written::<L>(object, bytes, len, true);
+    handle_write_return::<L>(object, bytes, len, true);
     0
 }
 
 #[cfg(not(bpf_target_arch = "x86_64"))]
 #[inline(always)]
-fn handed_by_go<const L: bool>(ctx: &ProbeContext) -> u32 {
-    handed::<L>(ctx)
+fn handle_go_write<const L: bool>(ctx: &ProbeContext) -> u32 {
+    handle_write::<L>(ctx)
 }
 
 #[inline(always)]
-fn written<const L: bool>(address: u64, bytes: u64, len: u64, cuts: bool) {
-    // An int where the library's length is one: what is above it is not set.
+fn handle_write_return<const L: bool>(address: u64, bytes: u64, len: u64, cuts: bool) {
+    // Some libraries take the length as an int, which leaves the upper half undefined.
     let len = len & 0xffff_ffff;
     if len == 0 || len > i32::MAX as u64 {
         return;
     }
-    let object = Object::of_process(address);
-    // A shorter write has fewer bytes: what is behind it decides nothing.
-    let Some(first) = eight(bytes) else {
+    let object = StreamKey::of_process(address);
+    // A shorter write has fewer bytes; the bytes after it do not affect the decision.
+    let Some(first) = read_word(bytes) else {
         if len >= 8 {
             count(Probe::Present, Stage::Read);
         }
         return;
     };
-    let second = || eight(bytes.wrapping_add(8)).unwrap_or(0);
-    let Some(Reading { speaks, skip }) = reading::<Handed<L>>(object, first, len, second) else {
+    let second = || read_word(bytes.wrapping_add(8)).unwrap_or(0);
+    let Some(WriteFormat {
+        format: speaks,
+        skip,
+    }) = write_format::<TlsWritePlaintext<L>>(object, first, len, second)
+    else {
         return;
     };
     if is_agent(object.pid as u32) {
         return;
     }
-    look::<L>(object, bytes.wrapping_add(skip), len - skip, speaks, cuts);
+    search_write::<L>(object, bytes.wrapping_add(skip), len - skip, speaks, cuts);
 }
 
-/// Eight bytes of the process.
+/// Reads eight bytes of the process.
 #[inline(always)]
-fn eight(bytes: u64) -> Option<u64> {
+fn read_word(bytes: u64) -> Option<u64> {
     let mut word = 0u64;
     // SAFETY: the destination is eight bytes on the stack; the helper checks the source.
     let read = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, bytes as *const c_void) };
     (read == 0).then_some(word)
 }
 
-/// Hook: uretprobe at the same functions, where they are in a program and not in a library: such a
-/// program may hand over the same bytes again and again until the handshake has ended. First
-/// kernel: 5.10 and before.
+/// Hook: uretprobe at the same functions if they are inside a program rather than a library: such a
+/// program may pass the same bytes repeatedly until the handshake has ended. First kernel: 5.10 and
+/// before.
 #[uretprobe]
 pub fn present_written(ctx: RetProbeContext) -> u32 {
     let result: i32 = ctx.ret::<u64>() as i32;
     if result <= 0
-        && let Some(under_way) = UnderWay::now()
+        && let Some(under_way) = PendingWrite::current()
     {
-        under_way.end(kind::WITHDRAWN, 0, current_cgroup());
+        under_way.finish_write(kind::WRITE_REJECTED, 0, current_cgroup());
     }
     0
 }
 
-/// The write of the current task that is on its way to a socket.
-pub struct UnderWay {
+/// The write of the current task that has not reached a socket yet.
+pub struct PendingWrite {
     task: u64,
-    pub write: Write,
+    pub write: TlsWrite,
 }
 
-impl UnderWay {
+impl PendingWrite {
     #[inline(always)]
-    pub fn now() -> Option<Self> {
-        if WRITING.get(0).copied().unwrap_or(0) == 0 {
+    pub fn current() -> Option<Self> {
+        if WRITES_PENDING.get(0).copied().unwrap_or(0) == 0 {
             return None;
         }
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
         // SAFETY: the value is copied at once.
-        let write = unsafe { WRITES.get(task) }.copied()?;
-        // What did not leave at once leaves later, by another way.
-        (now().wrapping_sub(write.number) < AT_ONCE_NS).then_some(Self { task, write })
+        let write = unsafe { PENDING_WRITES.get(task) }.copied()?;
+        // A write that was not sent at once is sent later, by another path.
+        (boot_time_ns().wrapping_sub(write.number) < SEND_WITHIN_NS).then_some(Self { task, write })
     }
 
-    /// Tells what became of it, and forgets it.
+    /// Reports what became of the write, and forgets it.
     #[inline(always)]
-    pub fn end(self, kind: u32, cookie: u64, cgroup: u64) {
-        let _ = WRITES.remove(self.task);
-        let record = Tied {
+    pub fn finish_write(self, kind: u32, cookie: u64, cgroup: u64) {
+        let _ = PENDING_WRITES.remove(self.task);
+        let record = WriteSocketRecord {
             kind,
             reserved: 0,
-            time: now(),
+            time: boot_time_ns(),
             write: self.write.number,
             cookie,
         };
@@ -224,23 +235,23 @@ impl UnderWay {
                 Probe::Present,
                 cgroup,
                 core::ptr::from_ref(&record).cast(),
-                size_of::<Tied>() as u64,
+                size_of::<WriteSocketRecord>() as u64,
             );
         }
     }
 }
 
-/// Fingerprints of the server names that programs gave their TLS objects.
+/// Fingerprints of the server names that programs set on their TLS objects.
 #[map]
-static SERVERS: LruHashMap<Object, u64> = LruHashMap::with_max_entries(4096, 0);
+static SERVER_NAMES: LruHashMap<StreamKey, u64> = LruHashMap::with_max_entries(4096, 0);
 
 const SSL_CTRL_SET_TLSEXT_HOSTNAME: u64 = 55;
-/// Bytes of a server name.
+/// Maximum length of a server name.
 const NAME_MAX: u32 = 256;
 
-/// Hook: uprobe at `SSL_ctrl(object, 55, 0, name)`, which is what `SSL_set_tlsext_host_name` is
-/// compiled to. First kernel: 5.17. Fallback: none, a declared gap. It tells connections apart whose bytes leave later,
-/// from a buffer of the program's own.
+/// Hook: uprobe at `SSL_ctrl(object, 55, 0, name)`, to which `SSL_set_tlsext_host_name` compiles.
+/// First kernel: 5.17. Fallback: none, a declared gap. It distinguishes connections whose bytes are
+/// sent later, from the program's own buffer.
 #[uprobe]
 pub fn present_server(ctx: ProbeContext) -> u32 {
     let (Some(address), Some(command), Some(name)) = (ctx.arg(0), ctx.arg(1), ctx.arg(3)) else {
@@ -248,21 +259,21 @@ pub fn present_server(ctx: ProbeContext) -> u32 {
     };
     let command: u64 = command;
     if command & 0xffff_ffff == SSL_CTRL_SET_TLSEXT_HOSTNAME {
-        server(address, name);
+        handle_server_name(address, name);
     }
     0
 }
 
 #[inline(always)]
-fn server(address: u64, name: u64) {
-    let Some(scratch) = scratch::<Handed<true>>() else {
+fn handle_server_name(address: u64, name: u64) {
+    let Some(scratch) = scratch::<TlsWritePlaintext<true>>() else {
         return;
     };
-    let number = now();
+    let number = boot_time_ns();
     scratch.mark = number;
-    scratch.object = Object::of_process(address);
-    // At an offset: a string read to the first byte of a per-CPU buffer can fault on some kernels
-    // from 5.8 to 6.1. SAFETY: the text holds more; the helper checks the source.
+    scratch.object = StreamKey::of_process(address);
+    // At an offset, because on some kernels from 5.8 to 6.1 reading a string to the first byte of a
+    // per-CPU buffer can fault. SAFETY: the text is larger; the helper checks the source.
     let read = unsafe {
         bpf_probe_read_user_str(
             scratch.text.as_mut_ptr().cast(),
@@ -274,60 +285,62 @@ fn server(address: u64, name: u64) {
         scratch.mark = 0;
         return;
     }
-    scratch.secret = Value {
+    scratch.secret = HeaderValue {
         len: (read as u64 - 1) & u64::from(NAME_MAX - 1),
-        ..Value::default()
+        ..HeaderValue::default()
     };
-    small(scratch);
-    print::<Handed<true>>(scratch);
-    named(scratch, number);
+    to_lower(scratch);
+    fingerprint_words::<TlsWritePlaintext<true>>(scratch);
+    store_server_name(scratch, number);
 }
 
 #[inline(never)]
-fn small(scratch: &mut Scratch) {
-    small_front(&mut scratch.text);
+fn to_lower(scratch: &mut SearchScratch) {
+    lowercase_front(&mut scratch.text);
 }
 
-/// Remembers the fingerprint of the name in the text.
+/// Stores the fingerprint of the name in the text.
 #[inline(never)]
-fn named(scratch: &mut Scratch, number: u64) {
+fn store_server_name(scratch: &mut SearchScratch, number: u64) {
     let secret = scratch.secret;
     let fingerprint = fingerprint_of(scratch, secret);
-    if is_marked(scratch, number) {
-        let _ = SERVERS.insert(scratch.object, fingerprint, 0);
+    if owns_scratch(scratch, number) {
+        let _ = SERVER_NAMES.insert(scratch.object, fingerprint, 0);
     }
     scratch.mark = 0;
 }
 
 /// Hook: uprobe at `SSL_free` and `gnutls_deinit`. First kernel: 5.10 and before. Missed: Go, whose
-/// objects are collected some time; there an address is used again with other first bytes.
+/// objects are garbage-collected; a reused address is recognised by other first bytes.
 #[uprobe]
 pub fn present_freed(ctx: ProbeContext) -> u32 {
     if let Some(address) = ctx.arg(0) {
-        let object = Object::of_process(address);
+        let object = StreamKey::of_process(address);
         forget_object(object);
-        expect_nothing(object);
-        let _ = SERVERS.remove(object);
+        forget_expected(object);
+        let _ = SERVER_NAMES.remove(object);
     }
     0
 }
 
-/// What is handed to TLS libraries.
-struct Handed<const LOOPS: bool>;
+/// Plaintext passed to TLS libraries.
+struct TlsWritePlaintext<const LOOPS: bool>;
 
-impl<const LOOPS: bool> Searcher for Handed<LOOPS> {
+impl<const LOOPS: bool> PlaintextSource for TlsWritePlaintext<LOOPS> {
     const SCRATCH: u32 = 0;
     const PROBE: Probe = Probe::Present;
     const LOOPS: bool = LOOPS;
 
     #[inline(always)]
-    fn show(scratch: &mut Scratch, known: &Known) {
+    fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
         let record = &mut scratch.presented;
-        fill_header(&mut record.header, kind::PRESENTED, Hooked::Tracing);
+        fill_header(&mut record.header, kind::PRESENTED, HookContext::Tracing);
         record.write = scratch.mark;
         // SAFETY: the value is copied at once.
-        record.server = unsafe { SERVERS.get(scratch.object) }.copied().unwrap_or(0);
-        record.shown = known.shown(scratch.host);
+        record.server = unsafe { SERVER_NAMES.get(scratch.object) }
+            .copied()
+            .unwrap_or(0);
+        record.shown = known.to_record(scratch.host);
         // SAFETY: the record is inside the scratch and initialised above.
         unsafe {
             send(
@@ -335,65 +348,66 @@ impl<const LOOPS: bool> Searcher for Handed<LOOPS> {
                 Probe::Present,
                 record.header.cgroup,
                 core::ptr::from_ref(record).cast(),
-                size_of::<Presented>() as u64,
+                size_of::<PresentedRecord>() as u64,
             );
         }
     }
 
-    /// It goes with each credential.
+    /// The server name is sent with each credential.
     #[inline(always)]
-    fn show_host(_: &mut Scratch) {}
+    fn emit_host(_: &mut SearchScratch) {}
 }
 
-/// Looks for credentials in `len` bytes.
+/// Searches `len` bytes for credentials.
 #[inline(always)]
-fn look<const L: bool>(object: Object, bytes: u64, len: u64, speaks: u64, cuts: bool) {
-    let Some(scratch) = scratch::<Handed<L>>() else {
+fn search_write<const L: bool>(object: StreamKey, bytes: u64, len: u64, speaks: u64, cuts: bool) {
+    let Some(scratch) = scratch::<TlsWritePlaintext<L>>() else {
         return;
     };
-    let number = begin(scratch, object, len, speaks);
+    let number = begin_search(scratch, object, len, speaks);
     if !copy::<L>(scratch, bytes, len) {
-        forget::<Handed<L>>();
+        end_search::<TlsWritePlaintext<L>>();
         count(Probe::Present, Stage::Read);
         return;
     }
-    finish::<L>(number, cuts);
+    finish_write::<L>(number, cuts);
 }
 
 #[inline(never)]
-fn finish<const L: bool>(number: u64, cuts: bool) {
-    let Some(scratch) = scratch::<Handed<L>>() else {
+fn finish_write<const L: bool>(number: u64, cuts: bool) {
+    let Some(scratch) = scratch::<TlsWritePlaintext<L>>() else {
         return;
     };
-    let found = search::<Handed<L>>(scratch);
+    let found = search::<TlsWritePlaintext<L>>(scratch);
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
         // SAFETY: the value is copied at once.
-        let before = unsafe { WRITES.get(task) }.copied();
-        let write = Write::new(number, scratch.object, scratch.len, cuts);
-        if before.is_some_and(|before| before.is_again(&write)) {
-            forget::<Handed<L>>();
+        let before = unsafe { PENDING_WRITES.get(task) }.copied();
+        let write = TlsWrite::new(number, scratch.object, scratch.len, cuts);
+        if before.is_some_and(|before| before.is_repeat(&write)) {
+            end_search::<TlsWritePlaintext<L>>();
             return;
         }
-        let _ = WRITES.insert(task, write, 0);
-        let _ = WRITING.set(0, 1, 0);
-        tell::<Handed<L>>(scratch, found, number);
+        let _ = PENDING_WRITES.insert(task, write, 0);
+        let _ = WRITES_PENDING.set(0, 1, 0);
+        emit_values::<TlsWritePlaintext<L>>(scratch, found, number);
     }
-    forget::<Handed<L>>();
+    end_search::<TlsWritePlaintext<L>>();
 }
 
-/// Copies a write to the window. A function of its own: what the verifier knows at its end is
-/// forgotten.
+/// Copies a write to the window. A separate function, so that the verifier forgets its state at the
+/// end.
 #[inline(never)]
-fn copy<const L: bool>(scratch: &mut Scratch, bytes: u64, len: u64) -> bool {
-    let before = if L { carried(scratch) } else { 0 };
+fn copy<const L: bool>(scratch: &mut SearchScratch, bytes: u64, len: u64) -> bool {
+    let before = if L { restore_carried(scratch) } else { 0 };
     if before > 0 {
-        carry_on(scratch, len);
-        return copy_behind(scratch, before, bytes, after_carried(len) as u32);
+        continue_after_carried(scratch, len);
+        return copy_after_carried(scratch, before, bytes, after_carried(len) as u32);
     }
     let len = bounded(len);
-    // SAFETY: at most WINDOW bytes, and the window has SLACK more; the helper checks the source.
+    // SAFETY: at most WINDOW bytes, and the window has SLACK bytes more; the helper checks the
+    // source.
     unsafe {
         bpf_probe_read_user(
             scratch.window.as_mut_ptr().cast(),
@@ -403,10 +417,10 @@ fn copy<const L: bool>(scratch: &mut Scratch, bytes: u64, len: u64) -> bool {
     }
 }
 
-/// The same, behind what was carried.
+/// As [`copy`], after the carried bytes.
 #[inline(always)]
-fn copy_behind(scratch: &mut Scratch, before: u64, bytes: u64, len: u32) -> bool {
-    // SAFETY: at most WINDOW bytes in all; the helper checks the source.
+fn copy_after_carried(scratch: &mut SearchScratch, before: u64, bytes: u64, len: u32) -> bool {
+    // SAFETY: at most WINDOW bytes in total; the helper checks the source.
     unsafe {
         bpf_probe_read_user(
             scratch

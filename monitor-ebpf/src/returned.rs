@@ -1,12 +1,15 @@
-//! What a TLS library gives back: credentials in the answers of authenticators.
+//! Plaintext returned by a TLS library: credentials in the responses of authenticators.
 //!
-//! Attached to a process while it talks to an authenticator, and to nobody else: a return probe costs
-//! more than any other. An object is looked at for the answers to a request with a credential.
+//! Attached to a process only while it talks to an authenticator, because a return probe costs more
+//! than any other. A TLS object is examined only for responses to a request with a credential.
 
 use crate::{
-    clear::tell_clear,
+    clear::send_plaintext_record,
     maps::count,
-    search::{Known, Object, Scratch, Searcher, begin, bounded, fields, forget, scratch, tell},
+    search::{
+        FoundCredential, PlaintextSource, SearchScratch, StreamKey, begin_search, bounded,
+        emit_values, end_search, fields, scratch,
+    },
 };
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_probe_read_user},
@@ -20,72 +23,72 @@ use monitor_common::{
     scan::WINDOW,
 };
 
-/// Reads that may come before what was minted: a client may read line by line.
-const READS: u64 = 64;
+/// Reads that may precede the issued credential: a client may read line by line.
+const READS_MAX: u64 = 64;
 
-/// Where the last credential of a TLS object went.
+/// The last request with a credential on a TLS object.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Asked {
+struct LastRequest {
     cookie: u64,
-    /// Reads that are still looked at.
+    /// Reads that are still examined.
     reads: u64,
 }
 
 #[map]
-static ASKED: LruHashMap<Object, Asked> = LruHashMap::with_max_entries(4096, 0);
+static LAST_REQUESTS: LruHashMap<StreamKey, LastRequest> = LruHashMap::with_max_entries(4096, 0);
 
-/// A credential of a TLS object has left by a socket: an answer may come.
+/// A request with a credential of this TLS object was sent on a socket: expect a response.
 #[inline(always)]
-pub fn expect_answer(object: Object, cookie: u64) {
-    let asked = Asked {
+pub fn expect_response(object: StreamKey, cookie: u64) {
+    let asked = LastRequest {
         cookie,
-        reads: READS,
+        reads: READS_MAX,
     };
-    let _ = ASKED.insert(object, asked, 0);
+    let _ = LAST_REQUESTS.insert(object, asked, 0);
 }
 
-/// A TLS object is gone, and its address may be another's next.
+/// A TLS object was freed; another may get the same address.
 #[inline(always)]
-pub fn expect_nothing(object: Object) {
-    let _ = ASKED.remove(object);
+pub fn forget_expected(object: StreamKey) {
+    let _ = LAST_REQUESTS.remove(object);
 }
 
-/// A read that is under way.
+/// A read in progress.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Read {
+struct PendingRead {
     cookie: u64,
     bytes: u64,
-    /// Where its length will be; 0 where that is what is returned.
+    /// Address of the returned length; 0 if the length is the return value.
     length: u64,
 }
 
-/// By task. One that never returns is evicted.
+/// By task. An entry whose read never returns is evicted.
 #[map]
-static READING: LruHashMap<u64, Read> = LruHashMap::with_max_entries(1024, 0);
+static PENDING_READS: LruHashMap<u64, PendingRead> = LruHashMap::with_max_entries(1024, 0);
 
 /// Hook: uprobe at `SSL_read` and `gnutls_record_recv`, of one process. First kernel: 5.17, for
-/// `bpf_loop` in [`returned`]. Fallback: none, a declared gap. Missed: the first answer to a process that
-/// was not known to ask; objects whose bytes leave from a buffer of the program's own; Go, whose stacks
-/// move under a return probe.
+/// `bpf_loop` in [`returned`]. Fallback: none, a declared gap. Missed: the first response to a
+/// process that was not known to talk to an authenticator; objects whose bytes are sent from a
+/// buffer of the program's own; Go, whose stacks move under a return probe.
 #[uprobe]
 pub fn returned_begin(ctx: ProbeContext) -> u32 {
-    begins(&ctx, 0);
+    handle_read_enter(&ctx, 0);
     0
 }
 
 /// As [`returned_begin`], at `SSL_read_ex`.
 #[uprobe]
 pub fn returned_begin_ex(ctx: ProbeContext) -> u32 {
-    begins(&ctx, ctx.arg(3).unwrap_or(0));
+    handle_read_enter(&ctx, ctx.arg(3).unwrap_or(0));
     0
 }
 
 #[inline(always)]
-fn begins(ctx: &ProbeContext, length: u64) -> Option<()> {
-    let object = Object::of_process(ctx.arg(0)?);
-    let asked = ASKED.get_ptr_mut(object)?;
+fn handle_read_enter(ctx: &ProbeContext, length: u64) -> Option<()> {
+    let object = StreamKey::of_process(ctx.arg(0)?);
+    let asked = LAST_REQUESTS.get_ptr_mut(object)?;
     // SAFETY: the pointer is into the map; a TLS object is read by one thread at a time.
     let cookie = unsafe {
         if (*asked).reads == 0 {
@@ -94,12 +97,12 @@ fn begins(ctx: &ProbeContext, length: u64) -> Option<()> {
         (*asked).reads -= 1;
         (*asked).cookie
     };
-    let read = Read {
+    let read = PendingRead {
         cookie,
         bytes: ctx.arg(1)?,
         length,
     };
-    let _ = READING.insert(task(), read, 0);
+    let _ = PENDING_READS.insert(task(), read, 0);
     Some(())
 }
 
@@ -109,21 +112,21 @@ fn task() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// Hook: uretprobe at the same functions. Kernels and gaps as [`returned_begin`]; missed besides: fields
-/// that are cut between two reads, what is behind the first 8 KiB of one, answers that are compressed.
+/// Hook: uretprobe at the same functions. Kernels and gaps as [`returned_begin`]; also missed:
+/// fields split between two reads, bytes after the first 8 KiB of a read, compressed responses.
 #[uretprobe]
 pub fn returned(ctx: RetProbeContext) -> u32 {
     let result: i32 = ctx.ret::<u64>() as i32;
-    ends(result);
+    handle_read_exit(result);
     0
 }
 
 #[inline(always)]
-fn ends(result: i32) -> Option<()> {
+fn handle_read_exit(result: i32) -> Option<()> {
     let task = task();
     // SAFETY: the value is copied at once.
-    let read = unsafe { READING.get(task) }.copied()?;
-    let _ = READING.remove(task);
+    let read = unsafe { PENDING_READS.get(task) }.copied()?;
+    let _ = PENDING_READS.remove(task);
     if result <= 0 {
         return None;
     }
@@ -148,26 +151,27 @@ fn ends(result: i32) -> Option<()> {
     if len == 0 {
         return None;
     }
-    let scratch = scratch::<Returned>()?;
-    let number = begin(scratch, Object::of_socket(read.cookie), len, 0);
+    let scratch = scratch::<TlsReadPlaintext>()?;
+    let number = begin_search(scratch, StreamKey::of_socket(read.cookie), len, 0);
     if !copy(scratch, read.bytes, len) {
-        forget::<Returned>();
+        end_search::<TlsReadPlaintext>();
         count(Probe::Present, Stage::Read);
         return None;
     }
-    let found = fields::<Returned>(scratch);
+    let found = fields::<TlsReadPlaintext>(scratch);
     if found > 0 {
-        tell::<Returned>(scratch, found, number);
+        emit_values::<TlsReadPlaintext>(scratch, found, number);
     }
-    forget::<Returned>();
+    end_search::<TlsReadPlaintext>();
     Some(())
 }
 
-/// As for what is written, a function of its own.
+/// A separate function, as for writes.
 #[inline(never)]
-fn copy(scratch: &mut Scratch, bytes: u64, len: u64) -> bool {
+fn copy(scratch: &mut SearchScratch, bytes: u64, len: u64) -> bool {
     let len = bounded(len);
-    // SAFETY: at most WINDOW bytes, and the window has SLACK more; the helper checks the source.
+    // SAFETY: at most WINDOW bytes, and the window has SLACK bytes more; the helper checks the
+    // source.
     unsafe {
         bpf_probe_read_user(
             scratch.window.as_mut_ptr().cast(),
@@ -177,23 +181,23 @@ fn copy(scratch: &mut Scratch, bytes: u64, len: u64) -> bool {
     }
 }
 
-/// What TLS libraries give back.
-struct Returned;
+/// Plaintext returned by TLS libraries.
+struct TlsReadPlaintext;
 
-impl Searcher for Returned {
-    /// That of what is handed to them.
+impl PlaintextSource for TlsReadPlaintext {
+    /// Shared with the write side.
     const SCRATCH: u32 = 0;
     const PROBE: Probe = Probe::Present;
     const LOOPS: bool = true;
 
-    /// What is in one answer belongs together, and has one time.
+    /// All secrets of one response belong together and have the same time.
     #[inline(always)]
-    fn show(scratch: &mut Scratch, known: &Known) {
+    fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
         let time = scratch.mark;
-        tell_clear(scratch, known, kind::MINTED, time);
+        send_plaintext_record(scratch, known, kind::ISSUED, time);
     }
 
-    /// An answer has none.
+    /// A response has no server name.
     #[inline(always)]
-    fn show_host(_: &mut Scratch) {}
+    fn emit_host(_: &mut SearchScratch) {}
 }

@@ -1,12 +1,13 @@
-//! The search for credentials in a copy of what a process sends, and their fingerprints.
+//! The search for credentials in a copy of what a process sends or receives, and their
+//! fingerprints.
 //!
-//! Programs at TLS libraries and at packets share it. Each kind has a place of its own to work in on
-//! each CPU, and tells what it found in its own way.
+//! Shared by the programs at TLS libraries and at packets. Each source has its own scratch memory
+//! per CPU and sends its findings in its own record type.
 
 use crate::{
-    environ::{first_bytes, secret_key},
-    kernel::{now, repeat},
-    maps::{Bloom, count, rule, wipe, wipe_whole},
+    environ::{secret_key, value_prefix_rule},
+    kernel::{boot_time_ns, repeat},
+    maps::{BloomFilter, count, rule, wipe, wipe_whole},
     task::current_pid,
 };
 use aya_ebpf::{
@@ -16,116 +17,117 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    answer::{self, Fields},
+    answer::{self, ResponseScan},
     filter::HOST,
     fingerprint::MAX_WORDS,
-    http2::{self, Decoder, Frames},
-    login::{self, Words, speaks},
-    record::{Clear, Presented, Probe, Shown, Stage},
+    http2::{self, FrameScan, HuffmanDecoder},
+    login::{self, LoginScan, protocol},
+    record::{PlaintextRecord, PresentedRecord, PresentedSecret, Probe, Stage},
     scan::{
-        self, CARRIED_MAX, HOST_MAX, Lines, Print, Unwrap, VALUES, Value, WINDOW, Window, form,
-        wrapped,
+        self, Base64Decoder, CARRIED_MAX, FingerprintBuilder, HOST_MAX, HeaderLines, HeaderValue,
+        ScanWindow, VALUES_MAX, WINDOW, form, wrapped,
     },
 };
 
-/// A kind of program that searches.
-pub trait Searcher {
-    /// Its scratch among those of a CPU.
+/// A source of plaintext to search.
+pub trait PlaintextSource {
+    /// Index of its scratch memory among those of a CPU.
     const SCRATCH: u32;
-    /// What is counted where something cannot be searched.
+    /// The probe whose counter is incremented if something cannot be searched.
     const PROBE: Probe;
-    /// Whether its programs have loops of any length. Those that have none are for kernels before
-    /// 5.17, which also refuse what is never run: they find HTTP/1.1 only, and a short head of it.
+    /// Whether its programs use loops of any length. Programs without such loops are for kernels
+    /// before 5.17, which also reject code that never runs: they find HTTP/1.1 only, and only in a
+    /// short head.
     const LOOPS: bool;
     /// Sends a credential that was found.
-    fn show(scratch: &mut Scratch, known: &Known);
-    /// The server's name is known, or that there is none.
-    fn show_host(scratch: &mut Scratch);
+    fn emit(scratch: &mut SearchScratch, known: &FoundCredential);
+    /// Called once the server name is known, or known to be absent.
+    fn emit_host(scratch: &mut SearchScratch);
 }
 
-/// This CPU's place to work. A program of this kind can be preempted by another on some kernels:
-/// each puts its own mark, and what is found under another's mark is counted as not read.
+/// This CPU's scratch memory. On some kernels another program of the same source can preempt this
+/// one: each writes its own mark, and results found under another mark are counted as not read.
 #[repr(C)]
-pub struct Scratch {
+pub struct SearchScratch {
     pub mark: u64,
-    pub object: Object,
-    /// Fingerprint of the server's name in the head; 0 where there is none.
+    pub object: StreamKey,
+    /// Fingerprint of the server name in the head; 0 if there is none.
     pub host: u64,
-    /// The length of that name, whose place in the text is in [`Scratch::secret`] while
-    /// [`Searcher::show_host`] runs.
+    /// The length of that name, whose position in the text is in [`SearchScratch::secret`] while
+    /// [`PlaintextSource::emit_host`] runs.
     pub host_len: u64,
-    /// Values to look at, and the mark that this use began with.
+    /// Number of values to process, and the mark with which this search began.
     found: u64,
     number: u64,
-    /// For [`monitor_common::eight::through`].
-    place: u64,
-    /// What was printed, and is to be sent.
-    held: Known,
-    unwrap: Unwrap,
-    lines: Lines,
-    frames: Frames,
-    words: Words,
-    fields: Fields,
-    values: [Value; VALUES],
-    /// The value at hand, in [`Scratch::text`], and then the secret in it.
-    pub secret: Value,
-    /// Bytes of the write. Whoever needs it later reads it here: of what the verifier sees again in
-    /// a register it would keep all that it could be.
+    /// Scratch space for [`monitor_common::eight::hide_from_verifier`].
+    scratch_word: u64,
+    /// The fingerprinted credential to be sent.
+    held: FoundCredential,
+    unwrap: Base64Decoder,
+    lines: HeaderLines,
+    frames: FrameScan,
+    words: LoginScan,
+    fields: ResponseScan,
+    values: [HeaderValue; VALUES_MAX],
+    /// The current value in [`SearchScratch::text`], and then the secret in it.
+    pub secret: HeaderValue,
+    /// Bytes of the write. Later code reads it from here: in a register the verifier would track
+    /// every possible value.
     pub len: u64,
-    /// Bytes of the window that are a copy, and how many of them were carried.
+    /// Bytes of the window that were copied, and how many of them were carried over.
     copied: u64,
     carried: u64,
     /// No text since the last wipe was longer than this.
     texts: u64,
-    decoder: Decoder,
-    print: Print,
-    pub presented: Presented,
-    pub clear: Clear,
-    pub window: Window,
-    pub text: Window,
+    decoder: HuffmanDecoder,
+    print: FingerprintBuilder,
+    pub presented: PresentedRecord,
+    pub clear: PlaintextRecord,
+    pub window: ScanWindow,
+    pub text: ScanWindow,
 }
 
-/// Index: [`Searcher::SCRATCH`].
+/// Indexed by [`PlaintextSource::SCRATCH`].
 #[map]
-static SEARCH_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(3, 0);
+static SEARCH_SCRATCH: PerCpuArray<SearchScratch> = PerCpuArray::with_max_entries(3, 0);
 
-/// Index 0: the decoder of HPACK's Huffman code. Set by the agent before attachment.
+/// Index 0: the decoder table for HPACK's Huffman code. Set by the agent before attaching.
 #[map]
-static HUFFMAN: Array<http2::Table> = Array::with_max_entries(1, 0);
+static HUFFMAN: Array<http2::HuffmanTable> = Array::with_max_entries(1, 0);
 
-/// What has to be known of a connection when its next write comes: that the head of a request goes
-/// on, or where its frames stand. One that is evicted costs what is cut between two writes, and
-/// what is only referred to.
+/// State of a connection between two writes: whether a head continues, or the position in its
+/// HTTP/2 frames. An evicted entry loses what is split between two writes or referenced from the
+/// HPACK table.
 #[map]
-static STREAMS: LruHashMap<Object, Stream> = LruHashMap::with_max_entries(4096, 0);
+static STREAMS: LruHashMap<StreamKey, StreamState> = LruHashMap::with_max_entries(4096, 0);
 
-/// Lines of a head that were cut between two writes. The bytes are overwritten when the rest comes;
-/// the agent takes out what never went on.
+/// Lines of a head that were split between two writes. The bytes are overwritten when the rest
+/// arrives; the agent removes lines that were never continued.
 #[map]
-static CARRIED: HashMap<Object, Carried> = HashMap::with_max_entries(128, 0);
+static CARRIED: HashMap<StreamKey, CarriedLine> = HashMap::with_max_entries(128, 0);
 
-/// A line goes on within this time.
+/// A line is continued within this time.
 const CARRIED_NS: u64 = 30_000_000_000;
 
-/// The first part of a line; zeros follow.
+/// The first part of a line, padded with zeros.
 #[repr(C)]
-struct Carried {
+struct CarriedLine {
     len: u64,
     bytes: [u8; CARRIED_MAX],
 }
 
-/// A TLS object of a process; or a socket, with [`SOCKET`].
+/// Identifies a TLS object of a process, or a socket (with [`SOCKET`]).
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Object {
+pub struct StreamKey {
     pub address: u64,
     pub pid: u64,
 }
 
-/// In place of a process.
+/// Used instead of a process.
 const SOCKET: u64 = 1 << 32;
 
-impl Object {
+impl StreamKey {
     /// A TLS object of the current process.
     #[inline(always)]
     pub fn of_process(address: u64) -> Self {
@@ -145,38 +147,37 @@ impl Object {
     }
 }
 
-/// How the bytes of a write are read: the head of a request of HTTP/1.1, and fields of HTTP/2; or
-/// one of [`speaks`].
+/// Format of a write: the head of an HTTP/1.1 request, HTTP/2 fields, or one of [`speaks`].
 pub const HEAD: u64 = 0;
 pub const FIELDS: u64 = 1;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Stream {
-    /// How its next write is read.
-    speaks: u64,
+struct StreamState {
+    /// Format of the next write.
+    format: u64,
     /// Bytes of a frame that are still to come.
     skip: u64,
-    /// When a line was cut whose first part is in [`CARRIED`]; 0 where none was.
-    cut: u64,
-    /// Fields that the connection's table was given.
+    /// When a line was split whose first part is in [`CARRIED`]; 0 if none was.
+    carried_at: u64,
+    /// Entries inserted into the connection's HPACK table.
     inserted: u64,
     /// Credentials in that table.
-    known: [Known; KNOWN],
-    /// The server's name in that table: its number, and its fingerprint.
+    known: [FoundCredential; KNOWN_MAX],
+    /// The server name in that table: its index and its fingerprint.
     host: [u64; 2],
 }
 
-/// Credentials that are remembered of a connection, for references to them.
-const KNOWN: usize = 2;
+/// Credentials remembered per connection, for references to them.
+const KNOWN_MAX: usize = 2;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Known {
-    /// Its number in the table; 0 where there is none.
-    entry: u64,
+pub struct FoundCredential {
+    /// Its index in the table; 0 if it has none.
+    table_index: u64,
     fingerprint: u64,
-    /// Of the password inside, where there is one.
+    /// Fingerprint of the password inside, if there is one.
     inner: u64,
     secret_len: u32,
     name: u32,
@@ -184,19 +185,19 @@ pub struct Known {
     dots: u32,
 }
 
-impl Scratch {
-    /// Whether the write is a request of HTTP.
+impl SearchScratch {
+    /// Whether the write is an HTTP request.
     #[inline(always)]
     pub fn is_request(&self) -> bool {
-        self.words.speaks == HEAD || self.words.speaks == FIELDS
+        self.words.protocol == HEAD || self.words.protocol == FIELDS
     }
 }
 
-impl Known {
-    /// As it is told, with the fingerprint of the server's name.
+impl FoundCredential {
+    /// Converts it for a record, adding the fingerprint of the server name.
     #[inline(always)]
-    pub fn shown(&self, host: u64) -> Shown {
-        Shown {
+    pub fn to_record(&self, host: u64) -> PresentedSecret {
+        PresentedSecret {
             fingerprint: self.fingerprint,
             inner: self.inner,
             host,
@@ -208,7 +209,7 @@ impl Known {
     }
 
     const NONE: Self = Self {
-        entry: 0,
+        table_index: 0,
         fingerprint: 0,
         inner: 0,
         secret_len: 0,
@@ -218,79 +219,79 @@ impl Known {
     };
 }
 
-impl Stream {
-    const fn new(speaks: u64) -> Self {
+impl StreamState {
+    const fn new(format: u64) -> Self {
         Self {
-            speaks,
+            format,
             host: [0; 2],
             skip: 0,
-            cut: 0,
+            carried_at: 0,
             inserted: 0,
-            known: [Known::NONE; KNOWN],
+            known: [FoundCredential::NONE; KNOWN_MAX],
         }
     }
 }
 
-/// How a write is read, and how many bytes at its front are not.
-pub struct Reading {
-    pub speaks: u64,
+/// The format of a write, and how many bytes to skip at its start.
+pub struct WriteFormat {
+    pub format: u64,
     pub skip: u64,
 }
 
-/// Judges a write by its first eight bytes, and by what went before it on the connection. `second`
-/// gives the next eight.
+/// Determines the format of a write from its first eight bytes and from the previous writes of the
+/// connection. `second` returns the next eight bytes.
 #[inline(always)]
-pub fn reading<S: Searcher>(
-    object: Object,
+pub fn write_format<S: PlaintextSource>(
+    object: StreamKey,
     first: u64,
     len: u64,
     second: impl FnOnce() -> u64,
-) -> Option<Reading> {
-    // Without `bpf_loop` all but HTTP/1.1 is more than the verifier would walk: a declared gap.
+) -> Option<WriteFormat> {
+    // Without `bpf_loop` everything except HTTP/1.1 exceeds the verifier's limit: a declared gap.
     let able = S::LOOPS;
     if able && first == http2::PREFACE && len >= http2::PREFACE_LEN {
-        let _ = STREAMS.insert(object, Stream::new(FIELDS), 0);
-        return Some(Reading {
-            speaks: FIELDS,
+        let _ = STREAMS.insert(object, StreamState::new(FIELDS), 0);
+        return Some(WriteFormat {
+            format: FIELDS,
             skip: http2::PREFACE_LEN,
         });
     }
-    // Of a very short write the first byte is judged.
+    // A very short write is judged by its first byte.
     let first = if len < 8 {
-        scan::alone(first as u8)
+        scan::single_byte_word(first as u8)
     } else {
         first
     };
     let mut speaks = HEAD;
     let mut skip = 0;
     if let Some(stream) = STREAMS.get_ptr_mut(object) {
-        // SAFETY: the pointer is into the map; a TLS object is written to by one thread at a time,
-        // and a socket by one.
+        // SAFETY: the pointer is into the map; a TLS object or socket is written to by one thread
+        // at a time.
         unsafe {
-            speaks = (*stream).speaks;
+            speaks = (*stream).format;
             if speaks == FIELDS {
                 skip = (*stream).skip;
                 if skip >= len {
                     (*stream).skip = skip - len;
                     return None;
                 }
-                // No frame is so long: its address was another object's before.
+                // No frame is that long: the address belonged to another object before.
                 if skip == 0 && scan::begins_with_method(first) {
                     speaks = HEAD;
                 }
                 (*stream).skip = 0;
             }
-            // Where a request begins, what was cut before it has ended.
+            // The start of a request ends whatever was split before it.
             if len >= 8 && scan::begins_with_method(first) {
-                (*stream).cut = 0;
+                (*stream).carried_at = 0;
             }
             // What looked like the head of a request may have been a line of something else.
-            if able && speaks == HEAD && (*stream).cut == 0 {
-                speaks = login::begins(first, second);
+            if able && speaks == HEAD && (*stream).carried_at == 0 {
+                speaks = login::detect_protocol(first, second);
             }
         }
     } else if able {
-        speaks = login::begins(first, second);
+        speaks = login::detect_protocol(first, second);
         if speaks == 0 {
             if http2::may_begin_fields(first) {
                 speaks = FIELDS;
@@ -301,15 +302,18 @@ pub fn reading<S: Searcher>(
     } else if !scan::may_begin_request(first) {
         return None;
     }
-    Some(Reading { speaks, skip })
+    Some(WriteFormat {
+        format: speaks,
+        skip,
+    })
 }
 
-/// Begins the use of the scratch for a write of `len` bytes, of which [`WINDOW`] at most are to be
-/// copied to its window by the caller; gives the mark of this use. A function of its own, as many ways
-/// lead here: behind it the verifier sees one.
+/// Starts a search of a write of `len` bytes, of which the caller copies at most [`WINDOW`] to the
+/// window; returns the mark of this search. A separate function, because many paths lead here:
+/// after it the verifier sees only one.
 #[inline(never)]
-pub fn begin(scratch: &mut Scratch, object: Object, len: u64, speaks: u64) -> u64 {
-    let number = now();
+pub fn begin_search(scratch: &mut SearchScratch, object: StreamKey, len: u64, speaks: u64) -> u64 {
+    let number = boot_time_ns();
     scratch.mark = number;
     scratch.object = object;
     scratch.host = 0;
@@ -318,34 +322,34 @@ pub fn begin(scratch: &mut Scratch, object: Object, len: u64, speaks: u64) -> u6
     let len = bounded(len);
     scratch.copied = len;
     scratch.carried = 0;
-    scratch.lines = Lines {
+    scratch.lines = HeaderLines {
         end: len,
-        ..Lines::default()
+        ..HeaderLines::default()
     };
-    scratch.frames = Frames {
+    scratch.frames = FrameScan {
         end: len,
-        ..Frames::default()
+        ..FrameScan::default()
     };
-    scratch.words = Words::new(len, speaks);
-    scratch.fields = Fields {
+    scratch.words = LoginScan::new(len, speaks);
+    scratch.fields = ResponseScan {
         end: len,
-        ..Fields::default()
+        ..ResponseScan::default()
     };
     number
 }
 
-/// Brings the first part of a line that the last write of the connection cut to the front of the
-/// window; gives its length, which is less than [`CARRIED_MAX`]. To be called behind [`begin`], and
-/// followed by [`carry_on`].
+/// Restores the first part of a line that the connection's last write split to the front of the
+/// window; returns its length, which is less than [`CARRIED_MAX`]. Called after [`begin_search`]
+/// and followed by [`continue_after_carried`].
 #[inline(never)]
-pub fn carried(scratch: &mut Scratch) -> u64 {
+pub fn restore_carried(scratch: &mut SearchScratch) -> u64 {
     let object = scratch.object;
     let Some(stream) = STREAMS.get_ptr_mut(object) else {
         return 0;
     };
     // SAFETY: the pointer is into the map.
-    let cut = unsafe { core::mem::replace(&mut (*stream).cut, 0) };
-    if cut == 0 || scratch.words.speaks != HEAD {
+    let cut = unsafe { core::mem::replace(&mut (*stream).carried_at, 0) };
+    if cut == 0 || scratch.words.protocol != HEAD {
         return 0;
     }
     let Some(carried) = CARRIED.get_ptr_mut(object) else {
@@ -369,16 +373,16 @@ pub fn carried(scratch: &mut Scratch) -> u64 {
     len
 }
 
-/// The window holds what was carried, and at most [`AFTER_CARRIED`] of the `len` bytes of the
+/// The window now holds the carried bytes and at most [`AFTER_CARRIED`] of the `len` bytes of the
 /// write.
 #[inline(always)]
-pub fn carry_on(scratch: &mut Scratch, len: u64) {
+pub fn continue_after_carried(scratch: &mut SearchScratch, len: u64) {
     let end = scratch.carried + after_carried(len);
     scratch.copied = end;
     scratch.lines.end = end;
 }
 
-/// Bytes of a write that are copied behind those that were carried, if there are any.
+/// Bytes of a write that are copied after carried bytes, if there are any.
 pub const AFTER_CARRIED: u32 = (WINDOW - CARRIED_MAX) as u32;
 
 #[inline(always)]
@@ -390,11 +394,14 @@ pub fn after_carried(len: u64) -> u64 {
     }
 }
 
-/// Keeps what a write has of a line that the next one ends; `true` where there is something.
+/// Saves the beginning of a line that the next write continues; returns `true` if there is one.
 #[inline(always)]
-fn keep<S: Searcher>(scratch: &mut Scratch) -> bool {
-    let Lines {
-        begin, end, inside, ..
+fn save_carried<S: PlaintextSource>(scratch: &mut SearchScratch) -> bool {
+    let HeaderLines {
+        line_start: begin,
+        end,
+        in_line: inside,
+        ..
     } = scratch.lines;
     if inside == 0 || begin >= end {
         return false;
@@ -404,10 +411,11 @@ fn keep<S: Searcher>(scratch: &mut Scratch) -> bool {
         count(S::PROBE, Stage::Read);
         return false;
     }
-    // The text has not been used since it was wiped, and is wiped again: others take it for theirs.
-    // SAFETY: the text has room for a Carried, and is of bytes; the helper checks the source.
+    // The text is unused since it was wiped, and is wiped again, because later code assumes that it
+    // is. SAFETY: the text has room for a CarriedLine and consists of bytes; the helper checks the
+    // source.
     unsafe {
-        let place: *mut Carried = scratch.text.as_mut_ptr().cast();
+        let place: *mut CarriedLine = scratch.text.as_mut_ptr().cast();
         (*place).len = len;
         bpf_probe_read_kernel(
             (&raw mut (*place).bytes).cast(),
@@ -437,35 +445,35 @@ pub fn bounded(len: u64) -> u64 {
     }
 }
 
-/// Searches the window; gives how many values there are to look at.
+/// Searches the window; returns the number of values found.
 #[inline(always)]
-pub fn search<S: Searcher>(scratch: &mut Scratch) -> u64 {
-    let speaks = scratch.words.speaks;
+pub fn search<S: PlaintextSource>(scratch: &mut SearchScratch) -> u64 {
+    let speaks = scratch.words.protocol;
     if speaks == HEAD || !S::LOOPS {
-        lines::<S>(scratch)
+        scan_lines::<S>(scratch)
     } else if speaks == FIELDS {
-        frames::<S>(scratch)
+        scan_frames::<S>(scratch)
     } else {
-        words::<S>(scratch, speaks)
+        scan_login::<S>(scratch, speaks)
     }
 }
 
-/// Pieces of an answer that are crossed.
-const PIECES: u32 = 1024;
+/// Maximum tokens of a response that are scanned.
+const TOKENS_MAX: u32 = 1024;
 
-/// Searches the window for fields with credentials; gives how many values there are to look at.
+/// Searches the window for fields with credentials; returns the number of values found.
 #[inline(always)]
-pub fn fields<S: Searcher>(scratch: &mut Scratch) -> u64 {
-    each(PIECES, next_piece::<S>, scratch);
+pub fn fields<S: PlaintextSource>(scratch: &mut SearchScratch) -> u64 {
+    repeat_step(TOKENS_MAX, next_piece::<S>, scratch);
     end_fields::<S>()
 }
 
 #[inline(never)]
-fn end_fields<S: Searcher>() -> u64 {
+fn end_fields<S: PlaintextSource>() -> u64 {
     scratch::<S>().map_or(0, |scratch| scratch.fields.found)
 }
 
-extern "C" fn next_piece<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_piece<S: PlaintextSource>(_: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -473,8 +481,8 @@ extern "C" fn next_piece<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
 }
 
 #[inline(never)]
-fn piece(scratch: &mut Scratch) -> bool {
-    let Some(bloom) = Bloom::rules() else {
+fn piece(scratch: &mut SearchScratch) -> bool {
+    let Some(bloom) = BloomFilter::rules() else {
         return false;
     };
     answer::step(
@@ -485,103 +493,103 @@ fn piece(scratch: &mut Scratch) -> bool {
     )
 }
 
-/// Takes the whole body of an answer as the one value; gives 0 where it is still to come.
+/// Takes the whole body of a response as the only value; returns 0 if the body is still to come.
 #[inline(always)]
-pub fn whole<S: Searcher>(scratch: &mut Scratch) -> u64 {
-    each(LINES, next_line::<S>, scratch);
-    end_whole::<S>()
+pub fn take_whole_body<S: PlaintextSource>(scratch: &mut SearchScratch) -> u64 {
+    repeat_step(LINES_MAX, next_line::<S>, scratch);
+    end_whole_body::<S>()
 }
 
 #[inline(never)]
-fn end_whole<S: Searcher>() -> u64 {
+fn end_whole_body<S: PlaintextSource>() -> u64 {
     let Some(scratch) = scratch::<S>() else {
         return 0;
     };
     const HTTP: u32 = u32::from_le_bytes(*b"HTTP");
     let end = scratch.lines.end;
-    let at = if scan::word(&scratch.window, 0) as u32 != HTTP {
+    let at = if scan::word_at(&scratch.window, 0) as u32 != HTTP {
         0
-    } else if scratch.lines.over != 0 {
+    } else if scratch.lines.ended != 0 {
         let line = scratch.lines.at;
-        line + 1 + u64::from(scan::word(&scratch.window, line) as u8 == b'\r')
+        line + 1 + u64::from(scan::word_at(&scratch.window, line) as u8 == b'\r')
     } else {
         end
     };
-    scratch.values[0] = Value {
+    scratch.values[0] = HeaderValue {
         at,
         len: end.saturating_sub(at),
-        rule: answer::FIELD | answer::WHOLE,
-        ..Value::default()
+        rule: answer::RESPONSE_FIELD | answer::WHOLE_BODY,
+        ..HeaderValue::default()
     };
     u64::from(at < end)
 }
 
-/// Values of one head that are fingerprinted where a kernel has no `bpf_loop`: the verifier walks
-/// every word of each.
-const FEW_VALUES: usize = 2;
+/// Values of one head that are fingerprinted without `bpf_loop`: the verifier walks every word of
+/// each.
+const UNROLLED_VALUES: usize = 2;
 
-/// Fingerprints the server's name and the first `found` values, and sends them.
+/// Fingerprints the server name and the first `found` values, and sends them.
 #[inline(always)]
-pub fn tell<S: Searcher>(scratch: &mut Scratch, found: u64, number: u64) {
+pub fn emit_values<S: PlaintextSource>(scratch: &mut SearchScratch, found: u64, number: u64) {
     scratch.number = number;
     if S::LOOPS {
         scratch.found = found;
-        each(1 + 2 * VALUES as u32, next_value::<S>, scratch);
+        repeat_step(1 + 2 * VALUES_MAX as u32, next_value::<S>, scratch);
         return;
     }
-    S::show_host(scratch);
-    for i in 0..FEW_VALUES {
+    S::emit_host(scratch);
+    for i in 0..UNROLLED_VALUES {
         if i as u64 >= found {
             break;
         }
-        tell_one::<S>(scratch, i);
+        emit_one::<S>(scratch, i);
     }
 }
 
-extern "C" fn next_value<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_value<S: PlaintextSource>(i: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
     if i > 2 * scratch.found {
         return 1;
     }
-    // The verifier is to see one of them like the other.
+    // Prevents specialisation, so that the verifier sees identical iterations.
     value::<S>(scratch, core::hint::black_box(i));
     0
 }
 
-/// One of several turns: first the server's name, and then two for each value, as it was sent and what
-/// is wrapped in it. One piece of code does them all: the verifier walks it once.
+/// One iteration: the server name first, then two per value: the value as sent and what is wrapped
+/// in it. The same code handles them all, so the verifier walks it once.
 #[inline(always)]
-fn value<S: Searcher>(scratch: &mut Scratch, i: u64) {
-    let ready = take(scratch, i);
+fn value<S: PlaintextSource>(scratch: &mut SearchScratch, i: u64) {
+    let ready = load_value(scratch, i);
     if !ready {
         return end_turn::<S>(scratch, i, false);
     }
     match scratch.secret.form {
-        form::CODED => decode::<S>(scratch),
-        WRAPPED => unwrap::<S>(scratch),
-        _ => bring(scratch),
+        form::HUFFMAN => decode::<S>(scratch),
+        WRAPPED => decode_base64::<S>(scratch),
+        _ => copy_value(scratch),
     }
-    let found = trim(scratch, i);
+    let found = trim_value(scratch, i);
     if found {
-        print::<S>(scratch);
+        fingerprint_words::<S>(scratch);
     }
     end_turn::<S>(scratch, i, found);
 }
 
-/// A form of a value in the text: it is to be unwrapped.
+/// A form of a value in the text that still has to be decoded.
 const WRAPPED: u64 = 4;
 
-/// Whether a turn is about what is wrapped in the value of the turn before.
+/// Whether an iteration is about what is wrapped in the value of the previous one.
 #[inline(always)]
 fn is_inner(i: u64) -> bool {
     i > 0 && i & 1 == 0
 }
 
-/// The value of a turn becomes the one at hand; `false` where there is nothing to do.
+/// Loads the value of an iteration; returns `false` if there is nothing to do.
 #[inline(never)]
-fn take(scratch: &mut Scratch, i: u64) -> bool {
+fn load_value(scratch: &mut SearchScratch, i: u64) -> bool {
     if i == 0 {
         return take_host(scratch);
     }
@@ -589,23 +597,23 @@ fn take(scratch: &mut Scratch, i: u64) -> bool {
         scratch.secret.form = WRAPPED;
         return scratch.held.fingerprint != 0 && scratch.secret.wrapped != wrapped::NOT;
     }
-    scratch.secret = scratch.values[(i as usize >> 1) & (VALUES - 1)];
-    scratch.held = Known::NONE;
-    if scratch.secret.form == form::REFERRED {
-        refer(scratch);
+    scratch.secret = scratch.values[(i as usize >> 1) & (VALUES_MAX - 1)];
+    scratch.held = FoundCredential::NONE;
+    if scratch.secret.form == form::INDEXED {
+        emit_referenced(scratch);
         return false;
     }
     true
 }
 
-/// Finds the secret, the server's name, or the password, in the text.
+/// Finds the secret, the server name, or the password in the text.
 #[inline(never)]
-fn trim(scratch: &mut Scratch, i: u64) -> bool {
+fn trim_value(scratch: &mut SearchScratch, i: u64) -> bool {
     if i == 0 {
         trim_host(scratch);
     } else if is_inner(i) {
-        scratch.secret = scan::password(&scratch.text, scratch.unwrap.len, scratch.secret);
-    } else if scratch.secret.rule < scan::BARE {
+        scratch.secret = scan::basic_password(&scratch.text, scratch.unwrap.len, scratch.secret);
+    } else if scratch.secret.rule < scan::BARE_VALUE {
         return locate(scratch);
     } else {
         scratch.secret.at = 0;
@@ -614,27 +622,27 @@ fn trim(scratch: &mut Scratch, i: u64) -> bool {
 }
 
 #[inline(never)]
-fn end_turn<S: Searcher>(scratch: &mut Scratch, i: u64, printed: bool) {
+fn end_turn<S: PlaintextSource>(scratch: &mut SearchScratch, i: u64, printed: bool) {
     if i == 0 {
         end_host::<S>(scratch, printed);
     } else if is_inner(i) {
         if printed {
             scratch.held.inner = fingerprint_of(scratch, scratch.secret);
         }
-        show_held::<S>(scratch);
+        emit_held::<S>(scratch);
     } else if printed {
-        hold(scratch);
+        hold_outer(scratch);
     }
 }
 
-/// Takes off the base64.
+/// Decodes base64.
 #[inline(always)]
-fn unwrap<S: Searcher>(scratch: &mut Scratch) {
-    scratch.unwrap = Unwrap::default();
-    each(CODED / 4, next_four::<S>, scratch);
+fn decode_base64<S: PlaintextSource>(scratch: &mut SearchScratch) {
+    scratch.unwrap = Base64Decoder::default();
+    repeat_step(HUFFMAN_MAX / 4, next_four::<S>, scratch);
 }
 
-extern "C" fn next_four<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_four<S: PlaintextSource>(i: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -642,26 +650,27 @@ extern "C" fn next_four<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
     i64::from(!scratch.unwrap.step(&mut scratch.text, secret, i))
 }
 
-/// The value with the server's name is the one at hand; `false` where there is none, or it is known.
+/// Loads the value that holds the server name; returns `false` if there is none, or if it is
+/// already known.
 #[inline(always)]
-fn take_host(scratch: &mut Scratch) -> bool {
+fn take_host(scratch: &mut SearchScratch) -> bool {
     let value = if scratch.lines.host.len != 0 {
         scratch.lines.host
     } else {
         scratch.frames.host
     };
     scratch.secret = value;
-    // What a proxy is asked for is not its own name.
+    // The target of a CONNECT is not the name of the proxy itself.
     const CONNECT: u64 = u64::from_le_bytes(*b"CONNECT ");
-    if scan::word(&scratch.window, 0) == CONNECT {
+    if scan::word_at(&scratch.window, 0) == CONNECT {
         return false;
     }
-    if value.form == form::REFERRED
+    if value.form == form::INDEXED
         && let Some(stream) = STREAMS.get_ptr_mut(scratch.object)
     {
         // SAFETY: the pointer is into the map.
         let [entry, fingerprint] = unsafe { (*stream).host };
-        if entry == value.entry {
+        if entry == value.table_index {
             scratch.host = fingerprint;
         }
     }
@@ -669,61 +678,61 @@ fn take_host(scratch: &mut Scratch) -> bool {
 }
 
 #[inline(always)]
-fn trim_host(scratch: &mut Scratch) {
-    let value = Value {
+fn trim_host(scratch: &mut SearchScratch) {
+    let value = HeaderValue {
         at: 0,
         ..scratch.secret
     };
-    scan::small_front(&mut scratch.text);
-    scratch.secret = scan::host(&scratch.text, value, &mut scratch.place);
+    scan::lowercase_front(&mut scratch.text);
+    scratch.secret = scan::host_name(&scratch.text, value, &mut scratch.scratch_word);
     without_address(scratch);
 }
 
-/// A function of its own: the verifier comes here once, however the name has ended.
+/// A separate function, so that the verifier arrives here once, however the name ended.
 #[inline(never)]
-fn without_address(scratch: &mut Scratch) {
+fn without_address(scratch: &mut SearchScratch) {
     if scan::is_address(&scratch.text, scratch.secret) {
         scratch.secret.len = 0;
     }
 }
 
-/// The name is known, and in the text; or there is none.
+/// The server name is known and in the text, or there is none.
 #[inline(always)]
-fn end_host<S: Searcher>(scratch: &mut Scratch, printed: bool) {
+fn end_host<S: PlaintextSource>(scratch: &mut SearchScratch, printed: bool) {
     let secret = scratch.secret;
     if !printed || secret.len > HOST_MAX as u64 {
-        S::show_host(scratch);
+        S::emit_host(scratch);
         return;
     }
     let fingerprint = fingerprint_of(scratch, secret);
     scratch.host = fingerprint;
     scratch.host_len = secret.len;
-    S::show_host(scratch);
-    if secret.entry != 0
+    S::emit_host(scratch);
+    if secret.table_index != 0
         && let Some(stream) = STREAMS.get_ptr_mut(scratch.object)
     {
         // SAFETY: the pointer is into the map.
-        unsafe { (*stream).host = [secret.entry, fingerprint] };
+        unsafe { (*stream).host = [secret.table_index, fingerprint] };
     }
 }
 
-/// Walks the words of a sign-in.
+/// Scans the words of a login.
 #[inline(always)]
-fn words<S: Searcher>(scratch: &mut Scratch, speaks: u64) -> u64 {
+fn scan_login<S: PlaintextSource>(scratch: &mut SearchScratch, speaks: u64) -> u64 {
     match speaks {
-        speaks::POSTGRES => postgres(scratch),
-        speaks::MYSQL => mysql(scratch),
-        speaks::MQTT => mqtt(scratch),
-        speaks::LDAP => ldap(scratch),
-        _ => each(WORDS_OF_LOGIN, next_word_of_login::<S>, scratch),
+        protocol::POSTGRES => postgres(scratch),
+        protocol::MYSQL => mysql(scratch),
+        protocol::MQTT => mqtt(scratch),
+        protocol::LDAP => ldap(scratch),
+        _ => repeat_step(LOGIN_WORDS_MAX, next_word_of_login::<S>, scratch),
     }
-    end_words::<S>()
+    end_login::<S>()
 }
 
-/// Words, or pieces of long ones, in a sign-in.
-const WORDS_OF_LOGIN: u32 = 64;
+/// Maximum words, or pieces of long ones, in a login.
+const LOGIN_WORDS_MAX: u32 = 64;
 
-extern "C" fn next_word_of_login<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_word_of_login<S: PlaintextSource>(_: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -731,33 +740,33 @@ extern "C" fn next_word_of_login<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
 }
 
 #[inline(never)]
-fn word_of_login(scratch: &mut Scratch) -> bool {
+fn word_of_login(scratch: &mut SearchScratch) -> bool {
     login::step(&scratch.window, &mut scratch.words)
 }
 
 #[inline(never)]
-fn postgres(scratch: &mut Scratch) {
+fn postgres(scratch: &mut SearchScratch) {
     login::postgres(&scratch.window, &mut scratch.words);
 }
 
 #[inline(never)]
-fn mysql(scratch: &mut Scratch) {
+fn mysql(scratch: &mut SearchScratch) {
     login::mysql(&scratch.window, &mut scratch.words);
 }
 
 #[inline(never)]
-fn mqtt(scratch: &mut Scratch) {
+fn mqtt(scratch: &mut SearchScratch) {
     login::mqtt(&scratch.window, &mut scratch.words);
 }
 
 #[inline(never)]
-fn ldap(scratch: &mut Scratch) {
+fn ldap(scratch: &mut SearchScratch) {
     login::ldap(&scratch.window, &mut scratch.words);
 }
 
-/// The secret of a sign-in is the one value; what the next write is, is remembered.
+/// Takes the secret of a login as the only value, and remembers the format of the next write.
 #[inline(never)]
-fn end_words<S: Searcher>() -> u64 {
+fn end_login<S: PlaintextSource>() -> u64 {
     let Some(scratch) = scratch::<S>() else {
         return 0;
     };
@@ -765,15 +774,15 @@ fn end_words<S: Searcher>() -> u64 {
     if words.next == 0 || words.secret.len != 0 {
         let _ = STREAMS.remove(scratch.object);
     } else {
-        let _ = STREAMS.insert(scratch.object, Stream::new(words.next), 0);
+        let _ = STREAMS.insert(scratch.object, StreamState::new(words.next), 0);
     }
     scratch.values[0] = words.secret;
     u64::from(words.secret.len != 0)
 }
 
-/// Nothing that is known of a TLS object holds for the next at its address.
+/// Forgets everything about a TLS object, because another may get the same address.
 #[inline(always)]
-pub fn forget_object(object: Object) {
+pub fn forget_object(object: StreamKey) {
     let _ = STREAMS.remove(object);
     if let Some(carried) = CARRIED.get_ptr_mut(object) {
         // SAFETY: the pointer is into the map.
@@ -782,15 +791,15 @@ pub fn forget_object(object: Object) {
     }
 }
 
-/// Whether the next write of the connection is to be looked at whatever it begins with.
+/// Whether the next write of the connection is searched regardless of how it begins.
 #[inline(always)]
-pub fn goes_on(object: Object) -> bool {
+pub fn expects_more(object: StreamKey) -> bool {
     STREAMS.get_ptr(object).is_some()
 }
 
-/// Overwrites the copy of a write, and ends the use of the scratch.
+/// Overwrites the copy of a write, and ends the search.
 #[inline(never)]
-pub fn forget<S: Searcher>() {
+pub fn end_search<S: PlaintextSource>() {
     let Some(scratch) = scratch::<S>() else {
         return;
     };
@@ -802,33 +811,36 @@ pub fn forget<S: Searcher>() {
 }
 
 #[inline(always)]
-pub fn scratch<S: Searcher>() -> Option<&'static mut Scratch> {
-    // SAFETY: the scratch is this CPU's own, and what happens where two use it at once is told by
-    // its mark.
+pub fn scratch<S: PlaintextSource>() -> Option<&'static mut SearchScratch> {
+    // SAFETY: the scratch belongs to this CPU; concurrent use is detected by its mark.
     SEARCH_SCRATCH
         .get_ptr_mut(S::SCRATCH)
         .map(|pointer| unsafe { &mut *pointer })
 }
 
-/// Runs a step that works on the scratch. It finds it by itself; here it is only said that it does,
-/// as the compiler would take what it last saw there for what is there.
+/// Runs a step that works on the scratch. The step looks the scratch up by itself; this signature
+/// only tells the compiler that it changes, so that it does not assume the old contents.
 #[inline(always)]
-fn each(times: u32, step: extern "C" fn(u64, *mut c_void) -> i64, scratch: &mut Scratch) {
+fn repeat_step(
+    times: u32,
+    step: extern "C" fn(u64, *mut c_void) -> i64,
+    scratch: &mut SearchScratch,
+) {
     repeat(times, step, &mut core::ptr::from_mut(scratch));
 }
 
-/// Lines, or pieces of long ones, that are crossed in one write.
-const LINES: u32 = 256;
-/// The same where a kernel has no `bpf_loop`.
-const FEW_LINES: u32 = 24;
+/// Maximum lines, or pieces of long ones, scanned in one write.
+const LINES_MAX: u32 = 256;
+/// As [`LINES`], without `bpf_loop`.
+const UNROLLED_LINES: u32 = 24;
 
-/// Walks the head of a request of HTTP/1.1; gives how many values there are to look at.
+/// Scans the head of an HTTP/1.1 request; returns the number of values found.
 #[inline(always)]
-fn lines<S: Searcher>(scratch: &mut Scratch) -> u64 {
+fn scan_lines<S: PlaintextSource>(scratch: &mut SearchScratch) -> u64 {
     if S::LOOPS {
-        each(LINES, next_line::<S>, scratch);
+        repeat_step(LINES_MAX, next_line::<S>, scratch);
     } else {
-        for _ in 0..FEW_LINES {
+        for _ in 0..UNROLLED_LINES {
             if !line(scratch) {
                 break;
             }
@@ -837,16 +849,16 @@ fn lines<S: Searcher>(scratch: &mut Scratch) -> u64 {
     end_lines::<S>()
 }
 
-/// What is left of a head comes with the next write.
+/// The rest of a head arrives with the next write.
 #[inline(never)]
-fn end_lines<S: Searcher>() -> u64 {
+fn end_lines<S: PlaintextSource>() -> u64 {
     let Some(scratch) = scratch::<S>() else {
         return 0;
     };
-    if scratch.lines.over == 0 && scratch.copied == scratch.carried + scratch.len {
-        let mut stream = Stream::new(HEAD);
-        if S::LOOPS && keep::<S>(scratch) {
-            stream.cut = scratch.mark;
+    if scratch.lines.ended == 0 && scratch.copied == scratch.carried + scratch.len {
+        let mut stream = StreamState::new(HEAD);
+        if S::LOOPS && save_carried::<S>(scratch) {
+            stream.carried_at = scratch.mark;
         }
         let _ = STREAMS.insert(scratch.object, stream, 0);
     } else {
@@ -855,29 +867,29 @@ fn end_lines<S: Searcher>() -> u64 {
     scratch.lines.found
 }
 
-/// Frames and fields that are walked over in one write.
-const STEPS: u32 = 512;
+/// Maximum frames and fields scanned in one write.
+const FRAME_STEPS_MAX: u32 = 512;
 
-/// Walks the frames of a write; gives how many values there are to look at.
+/// Scans the HTTP/2 frames of a write; returns the number of values found.
 #[inline(always)]
-fn frames<S: Searcher>(scratch: &mut Scratch) -> u64 {
+fn scan_frames<S: PlaintextSource>(scratch: &mut SearchScratch) -> u64 {
     if let Some(stream) = STREAMS.get_ptr_mut(scratch.object) {
         // SAFETY: the pointer is into the map.
         scratch.frames.inserted = unsafe { (*stream).inserted };
     }
-    each(STEPS, next_field::<S>, scratch);
+    repeat_step(FRAME_STEPS_MAX, next_field::<S>, scratch);
     end_frames::<S>()
 }
 
-/// Remembers where the next write begins.
+/// Remembers the offset at which the next write begins.
 #[inline(never)]
-fn end_frames<S: Searcher>() -> u64 {
+fn end_frames<S: PlaintextSource>() -> u64 {
     let Some(scratch) = scratch::<S>() else {
         return 0;
     };
     let (frames, len) = (&scratch.frames, scratch.len);
     if let Some(stream) = STREAMS.get_ptr_mut(scratch.object) {
-        if frames.lost != 0 || frames.block_end != 0 || frames.at < len {
+        if frames.out_of_sync != 0 || frames.block_end != 0 || frames.at < len {
             let _ = STREAMS.remove(scratch.object);
         } else {
             // SAFETY: the pointer is into the map.
@@ -890,7 +902,7 @@ fn end_frames<S: Searcher>() -> u64 {
     frames.found
 }
 
-extern "C" fn next_field<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_field<S: PlaintextSource>(_: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -898,8 +910,8 @@ extern "C" fn next_field<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
 }
 
 #[inline(never)]
-fn field(scratch: &mut Scratch) -> bool {
-    let Some(bloom) = Bloom::rules() else {
+fn field(scratch: &mut SearchScratch) -> bool {
+    let Some(bloom) = BloomFilter::rules() else {
         return false;
     };
     let object = scratch.object;
@@ -917,22 +929,22 @@ fn field(scratch: &mut Scratch) -> bool {
             }
             known
                 .iter()
-                .find(|known| known.entry == entry)
+                .find(|known| known.table_index == entry)
                 .map(|known| known.name)
         },
     )
 }
 
-/// The rule about a header, by its key.
+/// The rule for a header, by its key.
 #[inline(always)]
-fn header(key: u64, bloom: Bloom) -> Option<u32> {
-    if !bloom.has(key) {
+fn header(key: u64, bloom: BloomFilter) -> Option<u32> {
+    if !bloom.contains(key) {
         return None;
     }
     rule(key)
 }
 
-extern "C" fn next_line<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_line<S: PlaintextSource>(_: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -940,11 +952,11 @@ extern "C" fn next_line<S: Searcher>(_: u64, _: *mut c_void) -> i64 {
 }
 
 #[inline(never)]
-fn line(scratch: &mut Scratch) -> bool {
-    let Some(bloom) = Bloom::rules() else {
+fn line(scratch: &mut SearchScratch) -> bool {
+    let Some(bloom) = BloomFilter::rules() else {
         return false;
     };
-    scan::line(
+    scan::scan_line(
         &scratch.window,
         &mut scratch.lines,
         &mut scratch.values,
@@ -952,24 +964,24 @@ fn line(scratch: &mut Scratch) -> bool {
     )
 }
 
-/// Fingerprints the `i`th value and sends its record, where there are no loops.
+/// Fingerprints the `i`th value and sends its record, without `bpf_loop`.
 #[inline(never)]
-fn tell_one<S: Searcher>(scratch: &mut Scratch, i: usize) {
-    scratch.secret = scratch.values[i & (VALUES - 1)];
-    bring(scratch);
+fn emit_one<S: PlaintextSource>(scratch: &mut SearchScratch, i: usize) {
+    scratch.secret = scratch.values[i & (VALUES_MAX - 1)];
+    copy_value(scratch);
     if locate(scratch) {
-        print::<S>(scratch);
-        hold(scratch);
-        show_held::<S>(scratch);
+        fingerprint_words::<S>(scratch);
+        hold_outer(scratch);
+        emit_held::<S>(scratch);
     }
 }
 
-/// Takes in the whole words of the secret.
+/// Hashes the full words of the secret.
 #[inline(always)]
-pub fn print<S: Searcher>(scratch: &mut Scratch) {
-    scratch.print = Print::new(secret_key());
+pub fn fingerprint_words<S: PlaintextSource>(scratch: &mut SearchScratch) {
+    scratch.print = FingerprintBuilder::new(secret_key());
     if S::LOOPS {
-        each(WORDS, next_word::<S>, scratch);
+        repeat_step(WORDS, next_word::<S>, scratch);
     } else {
         for i in 0..u64::from(WORDS) {
             if !word(scratch, i) {
@@ -981,14 +993,15 @@ pub fn print<S: Searcher>(scratch: &mut Scratch) {
 
 /// Copies the value to the front of the text.
 #[inline(never)]
-fn bring(scratch: &mut Scratch) {
-    let Value { at, len, .. } = scratch.secret;
+fn copy_value(scratch: &mut SearchScratch) {
+    let HeaderValue { at, len, .. } = scratch.secret;
     let len = if len > WINDOW as u64 {
         WINDOW as u64
     } else {
         len
     };
-    // SAFETY: at most WINDOW bytes, and the text has SLACK more; the helper checks the source.
+    // SAFETY: at most WINDOW bytes, and the text has SLACK bytes more; the helper checks the
+    // source.
     unsafe {
         bpf_probe_read_kernel(
             scratch.text.as_mut_ptr().cast(),
@@ -1004,19 +1017,19 @@ fn bring(scratch: &mut Scratch) {
     scratch.texts |= len;
 }
 
-/// Bytes of a coded value that are decoded.
-const CODED: u32 = 4096;
+/// Maximum bytes of a Huffman-coded value that are decoded.
+const HUFFMAN_MAX: u32 = 4096;
 
 /// Decodes the value to the front of the text.
 #[inline(always)]
-fn decode<S: Searcher>(scratch: &mut Scratch) {
-    scratch.decoder = Decoder::default();
-    each(CODED, next_byte::<S>, scratch);
+fn decode<S: PlaintextSource>(scratch: &mut SearchScratch) {
+    scratch.decoder = HuffmanDecoder::default();
+    repeat_step(HUFFMAN_MAX, next_byte::<S>, scratch);
     scratch.secret.len = scratch.decoder.len;
     scratch.texts |= scratch.decoder.len;
 }
 
-extern "C" fn next_byte<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_byte<S: PlaintextSource>(i: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -1024,7 +1037,7 @@ extern "C" fn next_byte<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn byte(scratch: &mut Scratch, i: u64) -> bool {
+fn byte(scratch: &mut SearchScratch, i: u64) -> bool {
     let Some(table) = HUFFMAN.get(0) else {
         return false;
     };
@@ -1035,19 +1048,19 @@ fn byte(scratch: &mut Scratch, i: u64) -> bool {
 
 /// Finds the secret in the text.
 #[inline(never)]
-fn locate(scratch: &mut Scratch) -> bool {
-    let value = Value {
+fn locate(scratch: &mut SearchScratch) -> bool {
+    let value = HeaderValue {
         at: 0,
         ..scratch.secret
     };
-    let (secret, _) = scan::secret(&scratch.text, value, &mut scratch.place);
+    let (secret, _) = scan::find_secret(&scratch.text, value, &mut scratch.scratch_word);
     scratch.secret = secret;
     secret.len > 0
 }
 
 const WORDS: u32 = MAX_WORDS as u32 + 1;
 
-extern "C" fn next_word<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
+extern "C" fn next_word<S: PlaintextSource>(i: u64, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch::<S>() else {
         return 1;
     };
@@ -1055,20 +1068,22 @@ extern "C" fn next_word<S: Searcher>(i: u64, _: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn word(scratch: &mut Scratch, i: u64) -> bool {
+fn word(scratch: &mut SearchScratch, i: u64) -> bool {
     let secret = scratch.secret;
     scratch.print.step(&scratch.text, secret, i)
 }
 
-/// What was printed is kept until what is wrapped in it is known.
+/// Keeps the fingerprint until what is wrapped in the value is known.
 #[inline(always)]
-fn hold(scratch: &mut Scratch) {
-    let Some(bloom) = Bloom::rules() else { return };
+fn hold_outer(scratch: &mut SearchScratch) {
+    let Some(bloom) = BloomFilter::rules() else {
+        return;
+    };
     let secret = scratch.secret;
-    let (fingerprint, dots) = scratch.print.end(&scratch.text, secret);
-    let (prefix, _) = first_bytes(scan::word(&scratch.text, secret.at), bloom);
-    scratch.held = Known {
-        entry: secret.entry,
+    let (fingerprint, dots) = scratch.print.finish(&scratch.text, secret);
+    let (prefix, _) = value_prefix_rule(scan::word_at(&scratch.text, secret.at), bloom);
+    scratch.held = FoundCredential {
+        table_index: secret.table_index,
         fingerprint,
         inner: 0,
         secret_len: secret.len as u32,
@@ -1078,39 +1093,39 @@ fn hold(scratch: &mut Scratch) {
     };
 }
 
-/// A credential that the connection's table has.
+/// Emits a credential referenced from the connection's HPACK table.
 #[inline(always)]
-fn refer(scratch: &mut Scratch) {
+fn emit_referenced(scratch: &mut SearchScratch) {
     let Some(stream) = STREAMS.get_ptr_mut(scratch.object) else {
         return;
     };
     // SAFETY: the pointer is into the map.
     let known = unsafe { (*stream).known };
-    let entry = scratch.secret.entry;
-    if known[0].entry == entry {
+    let entry = scratch.secret.table_index;
+    if known[0].table_index == entry {
         scratch.held = known[0];
-    } else if known[1].entry == entry {
+    } else if known[1].table_index == entry {
         scratch.held = known[1];
     }
-    // It is there already.
-    scratch.held.entry = 0;
+    // It is in the table already.
+    scratch.held.table_index = 0;
     scratch.secret.wrapped = wrapped::NOT;
 }
 
-/// Sends what is held, and remembers it where the connection's table has it.
+/// Sends the held credential, and remembers it if it is in the connection's HPACK table.
 #[inline(always)]
-fn show_held<S: Searcher>(scratch: &mut Scratch) {
+fn emit_held<S: PlaintextSource>(scratch: &mut SearchScratch) {
     let held = scratch.held;
     if held.fingerprint == 0 {
         return;
     }
-    if !is_marked(scratch, scratch.number) {
-        // Another has worked here meanwhile: what it has found is not to be trusted either.
+    if !owns_scratch(scratch, scratch.number) {
+        // Another program used the scratch in between: its results are not valid either.
         scratch.mark = 0;
         count(S::PROBE, Stage::Read);
         return;
     }
-    if held.entry != 0
+    if held.table_index != 0
         && let Some(stream) = STREAMS.get_ptr_mut(scratch.object)
     {
         // SAFETY: the pointer is into the map.
@@ -1118,18 +1133,18 @@ fn show_held<S: Searcher>(scratch: &mut Scratch) {
         place[1] = place[0];
         place[0] = held;
     }
-    S::show(scratch, &held);
+    S::emit(scratch, &held);
 }
 
-/// Whether the scratch is still in this use, and nobody else has worked there.
+/// Whether this search still owns the scratch.
 #[inline(always)]
-pub fn is_marked(scratch: &Scratch, number: u64) -> bool {
-    // SAFETY: the scratch is this CPU's own; volatile, as another may have written it.
+pub fn owns_scratch(scratch: &SearchScratch, number: u64) -> bool {
+    // SAFETY: the scratch belongs to this CPU; volatile, as another program may have written it.
     unsafe { (&raw const scratch.mark).read_volatile() == number }
 }
 
-/// The fingerprint whose words were taken in by [`print`].
+/// The fingerprint of the words hashed by [`fingerprint_words`].
 #[inline(always)]
-pub fn fingerprint_of(scratch: &Scratch, secret: Value) -> u64 {
-    scratch.print.end(&scratch.text, secret).0
+pub fn fingerprint_of(scratch: &SearchScratch, secret: HeaderValue) -> u64 {
+    scratch.print.finish(&scratch.text, secret).0
 }

@@ -1,35 +1,34 @@
-//! The current task: who it is, and what it has open.
+//! The current task: its identity, and its open files.
 
 use crate::{
-    kernel::{now, offset},
-    view::{Copied, Direct, Memory},
+    kernel::{boot_time_ns, offset},
+    view::{CopyAccess, DirectAccess, KernelMemory},
 };
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
     generated::bpf_get_current_cgroup_id,
 };
 use monitor_common::{
-    fields::{ABSENT, F},
-    record::{Header, NO_LOGIN},
+    fields::{ABSENT, FieldId},
+    record::{NO_LOGIN, RecordHeader},
 };
 
-/// Whether this kernel gives programs the current task as a pointer whose type the verifier knows
-/// (5.11 and later; socket programs later than that), and programs at packets the current task at
-/// all. Set by the agent before load, after trying;
-/// by [`Hooked`]. What hangs on it is decided once for a whole function, so that the verifier sees
-/// one of its two forms.
+/// Whether this kernel passes programs the current task as a typed pointer (5.11 and later; socket
+/// programs later than that), and packet programs the current task at all. Set by the agent before
+/// load, after probing; indexed by [`HookContext`]. The check is made once for a whole function, so
+/// that the verifier sees only one of the two variants.
 #[unsafe(no_mangle)]
 static TYPED: [u32; 3] = [0; 3];
 
-/// What a program is attached to.
+/// The kind of hook that a program is attached to.
 #[derive(Clone, Copy)]
-pub enum Hooked {
+pub enum HookContext {
     Tracing = 0,
     Socket = 1,
     Packet = 2,
 }
 
-impl Hooked {
+impl HookContext {
     #[inline(always)]
     pub fn typed(self) -> bool {
         // SAFETY: the read is inside the array; volatile, because the agent overrides it.
@@ -44,71 +43,72 @@ pub fn current_pid() -> u32 {
 
 /// `(thread group, start of its leader)` of a task.
 #[inline(always)]
-pub fn subject<M: Memory>(task: u64) -> (u32, u64) {
-    let pid = M::field(task, F::TaskTgid);
-    let leader = M::field(task, F::TaskLeader);
-    (pid, M::field(leader, F::TaskStart))
+pub fn subject_of<M: KernelMemory>(task: u64) -> (u32, u64) {
+    let pid = M::field(task, FieldId::TaskTgid);
+    let leader = M::field(task, FieldId::TaskLeader);
+    (pid, M::field(leader, FieldId::TaskStart))
 }
 
-/// When the current process began.
+/// Start time of the current process.
 #[inline(always)]
-pub fn start(hooked: Hooked) -> u64 {
+pub fn current_start(hooked: HookContext) -> u64 {
     if hooked.typed() {
-        subject::<Direct>(Direct::task()).1
+        subject_of::<DirectAccess>(DirectAccess::task()).1
     } else {
-        subject::<Copied>(Copied::task()).1
+        subject_of::<CopyAccess>(CopyAccess::task()).1
     }
 }
 
 /// Fills the header of a record about the current process.
 #[inline(always)]
-pub fn fill_header(header: &mut Header, record: u32, hooked: Hooked) {
+pub fn fill_header(header: &mut RecordHeader, record: u32, hooked: HookContext) {
     if hooked.typed() {
-        about_current::<Direct>(header);
+        about_current::<DirectAccess>(header);
     } else {
-        about_current::<Copied>(header);
+        about_current::<CopyAccess>(header);
     }
     fill_rest(header, record);
 }
 
 #[inline(always)]
-fn about_current<M: Memory>(header: &mut Header) {
+fn about_current<M: KernelMemory>(header: &mut RecordHeader) {
     let task = M::task();
-    (header.pid, header.start) = subject::<M>(task);
-    (header.parent, header.parent_start) = subject::<M>(M::field(task, F::TaskParent));
+    (header.pid, header.start) = subject_of::<M>(task);
+    (header.parent, header.parent_start) = subject_of::<M>(M::field(task, FieldId::TaskParent));
     fill_session::<M>(header, task);
 }
 
-/// Fills the header of a record about a process that the current one has just made. It has the
-/// session of the one that made it.
+/// Fills the header of a record about a process that the current one has just forked. It inherits
+/// the parent's session.
 #[inline(always)]
-pub fn fill_forked(header: &mut Header, record: u32, child: u64) {
-    if Hooked::Tracing.typed() {
-        fill_session::<Direct>(header, Direct::task());
+pub fn fill_forked(header: &mut RecordHeader, record: u32, child: u64) {
+    if HookContext::Tracing.typed() {
+        fill_session::<DirectAccess>(header, DirectAccess::task());
     } else {
-        fill_session::<Copied>(header, Copied::task());
+        fill_session::<CopyAccess>(header, CopyAccess::task());
     }
-    header.pid = Copied::field(child, F::TaskTgid);
-    header.start = Copied::field(child, F::TaskStart);
-    (header.parent, header.parent_start) = subject::<Copied>(Copied::field(child, F::TaskParent));
+    header.pid = CopyAccess::field(child, FieldId::TaskTgid);
+    header.start = CopyAccess::field(child, FieldId::TaskStart);
+    (header.parent, header.parent_start) =
+        subject_of::<CopyAccess>(CopyAccess::field(child, FieldId::TaskParent));
     fill_rest(header, record);
 }
 
 #[inline(always)]
-fn fill_session<M: Memory>(header: &mut Header, task: u64) {
-    let signal: u64 = M::field(task, F::TaskSignal);
-    header.tty = u32::from(M::field::<u64>(signal, F::SignalTty) != 0);
-    header.loginuid = if offset(F::TaskLoginuid) == u64::from(ABSENT) {
+fn fill_session<M: KernelMemory>(header: &mut RecordHeader, task: u64) {
+    let signal: u64 = M::field(task, FieldId::TaskSignal);
+    header.tty = u32::from(M::field::<u64>(signal, FieldId::SignalTty) != 0);
+    header.loginuid = if offset(FieldId::TaskLoginuid) == u64::from(ABSENT) {
         NO_LOGIN
     } else {
-        M::field(task, F::TaskLoginuid)
+        M::field(task, FieldId::TaskLoginuid)
     };
 }
 
 #[inline(always)]
-fn fill_rest(header: &mut Header, record: u32) {
+fn fill_rest(header: &mut RecordHeader, record: u32) {
     header.kind = record;
-    header.time = now();
+    header.time = boot_time_ns();
     // SAFETY: the helper has no preconditions.
     header.cgroup = unsafe { bpf_get_current_cgroup_id() };
     header.uid = bpf_get_current_uid_gid() as u32;
@@ -119,52 +119,55 @@ const S_IFMT: u32 = 0xf000;
 const S_IFIFO: u32 = 0x1000;
 const S_IFSOCK: u32 = 0xc000;
 
-/// Where the descriptors of the current process are.
+/// The descriptor table of the current process.
 #[inline(always)]
-pub fn descriptors(hooked: Hooked) -> u64 {
+pub fn descriptors(hooked: HookContext) -> u64 {
     if hooked.typed() {
-        table::<Direct>()
+        table::<DirectAccess>()
     } else {
-        table::<Copied>()
+        table::<CopyAccess>()
     }
 }
 
 #[inline(always)]
-fn table<M: Memory>() -> u64 {
-    let files = M::field(M::task(), F::TaskFiles);
-    let table = M::field(files, F::FilesFdt);
-    M::field(table, F::FdtFd)
+fn table<M: KernelMemory>() -> u64 {
+    let files = M::field(M::task(), FieldId::TaskFiles);
+    let table = M::field(files, FieldId::FilesFdt);
+    M::field(table, FieldId::FdtFd)
 }
 
-/// The `struct file` behind a descriptor of the current process, or 0. The descriptor is one that
-/// is open: its place in the table is not checked.
+/// The `struct file` of an open descriptor of the current process, or 0. The bounds of the table
+/// are not checked, because the descriptor is open.
 #[inline(always)]
-pub fn file_of(fd: u64, hooked: Hooked) -> u64 {
+pub fn file_of(fd: u64, hooked: HookContext) -> u64 {
     let array = descriptors(hooked);
     crate::kernel::read(array.wrapping_add(fd << 3))
 }
 
-/// The inode number of the pipe or socket at a standard descriptor; 0 where it is neither. It
-/// is how a helper's output is followed to the one that reads it.
+/// The inode number of the pipe or socket at a standard descriptor; 0 if it is neither. It links a
+/// helper's output to the process that reads it.
 #[inline(always)]
-pub fn stream(fd: u64, hooked: Hooked) -> u64 {
-    number_of_stream(file_of(fd, hooked))
+pub fn standard_stream(fd: u64, hooked: HookContext) -> u64 {
+    stream_inode(file_of(fd, hooked))
 }
 
-/// The same of the parent of the current process.
+/// As [`standard_stream`], for the parent of the current process.
 #[inline(always)]
-pub fn stream_of_parent(fd: u64) -> u64 {
-    let files = Copied::field(Copied::field(Copied::task(), F::TaskParent), F::TaskFiles);
-    let array: u64 = Copied::field(Copied::field(files, F::FilesFdt), F::FdtFd);
-    number_of_stream(crate::kernel::read(array.wrapping_add(fd << 3)))
+pub fn parent_stream(fd: u64) -> u64 {
+    let files = CopyAccess::field(
+        CopyAccess::field(CopyAccess::task(), FieldId::TaskParent),
+        FieldId::TaskFiles,
+    );
+    let array: u64 = CopyAccess::field(CopyAccess::field(files, FieldId::FilesFdt), FieldId::FdtFd);
+    stream_inode(crate::kernel::read(array.wrapping_add(fd << 3)))
 }
 
 #[inline(always)]
-fn number_of_stream(file: u64) -> u64 {
-    let inode = Copied::field(file, F::FileInode);
-    let mode = u32::from(Copied::field::<u16>(inode, F::InodeMode)) & S_IFMT;
+fn stream_inode(file: u64) -> u64 {
+    let inode = CopyAccess::field(file, FieldId::FileInode);
+    let mode = u32::from(CopyAccess::field::<u16>(inode, FieldId::InodeMode)) & S_IFMT;
     if mode == S_IFIFO || mode == S_IFSOCK {
-        Copied::field(inode, F::InodeIno)
+        CopyAccess::field(inode, FieldId::InodeIno)
     } else {
         0
     }

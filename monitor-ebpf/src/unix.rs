@@ -1,10 +1,10 @@
-//! Connections to sockets at which credentials are handed out: agents of SPIRE, Vault, SSH.
+//! Connects to unix sockets at which credentials are issued: the agents of SPIRE, Vault and SSH.
 
 use crate::{
-    file::look_at,
+    file::match_file,
     kernel::{field, offset},
-    task::{Hooked, file_of},
-    view::{Copied, OpenFile},
+    task::{HookContext, file_of},
+    view::{CopyAccess, FileFields},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -15,26 +15,26 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    fields::{ABSENT, F},
+    fields::{ABSENT, FieldId},
     record::CONNECTED,
 };
 
-/// Descriptors of the connects that are under way, by task. One that never ends is evicted.
+/// Descriptors of connects in progress, by task. An entry whose call never returns is evicted.
 #[map]
-static CONNECTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
+static PENDING_CONNECTS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
 
 const AF_UNIX: u16 = 1;
-/// As an open for reading: something is to come.
+/// Treated as an open for reading: the process expects data.
 const FMODE_READ: u32 = 1;
 
 /// Hook: `syscalls:sys_enter_connect`. First kernel: any with `CONFIG_FTRACE_SYSCALLS`. Fallback:
-/// none, a declared gap. With [`unix_connected`] it gives the socket that was reached, and not the
-/// path that was asked for. Missed: abstract sockets, io_uring, datagrams, kernels with unix sockets in a
-/// module.
+/// none, a declared gap. Together with [`unix_connected`] it reports the socket that was reached,
+/// not the requested path. Missed: abstract sockets, io_uring, datagrams, kernels with unix sockets
+/// in a module.
 #[tracepoint]
 pub fn unix_connect(ctx: TracePointContext) -> u32 {
-    // SAFETY: number, descriptor, address, length: the record has each as eight bytes from 8 on; the
-    // verifier checks the access against its size.
+    // SAFETY: number, descriptor, address and length are eight bytes each in the record, from
+    // offset 8 on; the verifier checks the access against its size.
     let (fd, address) = unsafe {
         (
             *ctx.as_ptr().byte_add(16).cast::<u64>(),
@@ -51,7 +51,7 @@ pub fn unix_connect(ctx: TracePointContext) -> u32 {
         )
     };
     if read == 0 && family == AF_UNIX {
-        let _ = CONNECTING.insert(task(), fd, 0);
+        let _ = PENDING_CONNECTS.insert(task(), fd, 0);
     }
     0
 }
@@ -62,48 +62,48 @@ fn task() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// Hook: `syscalls:sys_exit_connect`, beside [`unix_connect`].
+/// Hook: `syscalls:sys_exit_connect`, together with [`unix_connect`].
 #[tracepoint]
 pub fn unix_connected(ctx: TracePointContext) -> u32 {
     let task = task();
     // SAFETY: the value is copied at once.
-    let Some(fd) = unsafe { CONNECTING.get(task) }.copied() else {
+    let Some(fd) = unsafe { PENDING_CONNECTS.get(task) }.copied() else {
         return 0;
     };
-    let _ = CONNECTING.remove(task);
+    let _ = PENDING_CONNECTS.remove(task);
     // SAFETY: a syscall exit record has its return value at offset 16.
     let result = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if result == 0 {
-        reached(fd & u64::from(u32::MAX));
+        report_peer(fd & u64::from(u32::MAX));
     }
     0
 }
 
-/// The other end has the path of the one that listens.
+/// The peer socket has the path of the listening socket.
 #[inline(always)]
-fn reached(fd: u64) {
-    if [F::UnixPeer, F::UnixMnt, F::UnixDentry]
+fn report_peer(fd: u64) {
+    if [FieldId::UnixPeer, FieldId::UnixMnt, FieldId::UnixDentry]
         .into_iter()
         .any(|part| offset(part) == u64::from(ABSENT))
     {
         return;
     }
-    let socket: u64 = field(file_of(fd, Hooked::Tracing), F::FilePrivate);
-    let sock: u64 = field(socket, F::SocketSk);
-    if field::<u16>(sock, F::SockFamily) != AF_UNIX {
+    let socket: u64 = field(file_of(fd, HookContext::Tracing), FieldId::FilePrivate);
+    let sock: u64 = field(socket, FieldId::SocketSk);
+    if field::<u16>(sock, FieldId::SockFamily) != AF_UNIX {
         return;
     }
-    let peer: u64 = field(sock, F::UnixPeer);
-    let dentry: u64 = field(peer, F::UnixDentry);
+    let peer: u64 = field(sock, FieldId::UnixPeer);
+    let dentry: u64 = field(peer, FieldId::UnixDentry);
     if dentry == 0 {
         return;
     }
-    let inode: u64 = field(dentry, F::DentryInode);
-    let file = OpenFile {
+    let inode: u64 = field(dentry, FieldId::DentryInode);
+    let file = FileFields {
         mode: FMODE_READ,
         inode,
-        mount: field(peer, F::UnixMnt),
+        mount: field(peer, FieldId::UnixMnt),
         dentry,
     };
-    look_at::<Copied>(&file, field(inode, F::InodeIno), CONNECTED);
+    match_file::<CopyAccess>(&file, field(inode, FieldId::InodeIno), CONNECTED);
 }

@@ -1,48 +1,48 @@
-//! The agent: puts the stages together and keeps them running.
+//! The agent: connects the stages and keeps them running.
 
 use crate::{
     attribution::{
         Attribution,
-        names::{Names, Source, cri::Cri},
+        names::{NameProvider, NameResolver, cri::Cri},
     },
-    cluster::{self, Cluster},
+    cluster::{self, KubernetesClient},
     credential::{
         Credentials,
         catalog::Catalog,
-        recover::{Recovered, recover},
+        recover::{RecoveredFile, recover},
     },
-    ledger::{Before, Last, Writer},
+    ledger::{LastShutdown, LedgerWriter, PreviousState},
     model::{self, Credential, Gap, NOT_COVERED},
-    notices::Notices,
-    pipeline::{Joiner, Judge, Sinks, lost},
+    notices::NoticeGaps,
+    pipeline::{Enricher, Evaluator, Sinks, lost_events_gap},
     policy::{
         Policy,
-        document::{Document, Retention, Tls, base},
+        document::{ConfigDocument, RetentionLimits, TlsFiles, base},
     },
     report::{
-        access::Token,
-        findings::{Format, Stream},
-        http::{self, App, Security},
+        access::ApiToken,
+        findings::{FindingStream, FindingsFormat},
+        http::{self, AppState, ListenSecurity},
         lines::Delivery,
         metrics::Metrics,
     },
     sensor::{
-        Options, Sensor, cgroup_root,
+        Sensor, SensorOptions, cgroup_root,
         decode::BootClock,
         doctor::{CAPABILITIES, excluded, has_capabilities, missed, unreported},
-        exclude::{Exclude, Exclusion},
+        exclude::{ExcludePattern, ExclusionRules},
         fields::VMLINUX,
         observation::Observation,
         remove_leftovers,
         selftest::{Heartbeat, self_test},
     },
-    trail::Event,
-    watch::{Loaded, Watch},
+    trail::TrailEvent,
+    watch::{ConfigWatcher, LoadedConfig},
 };
 use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
 use monitor_common::{
-    fingerprint::Key,
+    fingerprint::FingerprintKey,
     record::{Probe, Stage},
 };
 use std::{
@@ -60,35 +60,37 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// What an agent is started with, flags over configuration over defaults.
+/// Options of an agent: flags take precedence over the configuration, and the configuration over
+/// defaults.
 #[derive(Debug)]
-pub struct Settings {
+pub struct AgentOptions {
     pub config: Option<PathBuf>,
     pub state_dir: PathBuf,
     pub listen: String,
-    /// Another address, with metrics and health checks only.
+    /// Another address, for metrics and health checks only.
     pub metrics_listen: Option<String>,
     pub findings: String,
-    pub findings_format: Format,
+    pub findings_format: FindingsFormat,
     /// Record events to this file, and keep no ledger.
     pub record: Option<PathBuf>,
 }
 
-/// Where state is kept by default.
+/// Default state directory.
 pub const STATE_DIR: &str = "/var/lib/keytrail";
-/// The configuration that is read where no other is named, if it exists.
+/// Default configuration file, used if it exists.
 pub const CONFIG: &str = "/etc/keytrail/config.yaml";
-/// Where the agent listens by default.
+/// Default listen address.
 pub const LISTEN: &str = "127.0.0.1:9477";
 
-/// The longest that the pipeline waits without looking at the time.
-const WAIT: Duration = Duration::from_millis(200);
+/// Maximum time that the pipeline waits for records.
+const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A cluster that answers has told what it has at which address within this; meanwhile the rings fill.
-const OBJECTS: Duration = Duration::from_secs(1);
+/// Maximum time to wait for the cluster's addresses at start; records accumulate in the rings
+/// meanwhile.
+const OBJECT_SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The catalog of a configuration.
-pub fn catalog(document: &Document, config: Option<&Path>) -> anyhow::Result<Arc<Catalog>> {
+/// The catalog for a configuration.
+pub fn catalog(document: &ConfigDocument, config: Option<&Path>) -> anyhow::Result<Arc<Catalog>> {
     let added = match &document.catalog {
         Some(path) => {
             let base = config.map_or(Path::new("."), base);
@@ -102,19 +104,19 @@ pub fn catalog(document: &Document, config: Option<&Path>) -> anyhow::Result<Arc
     Ok(Arc::new(Catalog::new(&added, &files, &variables)?))
 }
 
-/// Runs until it is told to stop. `document` is what `settings.config` said at start.
-pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT. `document` is the configuration at start.
+pub fn run(settings: &AgentOptions, document: ConfigDocument) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() && !has_capabilities() {
         return Err(anyhow!(
-            "the probes need root, or {CAPABILITIES}; nothing can be seen without them"
+            "the probes need root, or {CAPABILITIES}; nothing can be observed without them"
         ));
     }
     let cluster = cluster::start(&document.kubernetes, &settings.state_dir)
-        .context("no thread for the Kubernetes API")?;
+        .context("cannot start the thread for the Kubernetes API")?;
     let policies = cluster.as_ref().map(|cluster| cluster.policies.clone());
-    // Before anything else: what changes while the agent starts is seen.
-    let mut watch = Watch::new(settings.config.clone(), policies);
-    let Loaded {
+    // First, so that changes during start are noticed.
+    let mut watch = ConfigWatcher::new(settings.config.clone(), policies);
+    let LoadedConfig {
         document, catalog, ..
     } = watch.load()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -125,18 +127,18 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         document.fingerprint_key_file.as_deref(),
     )?;
     let (ledger, before) = if settings.record.is_none() {
-        let (writer, before) = Writer::open(&settings.state_dir, document.retention.clone())?;
+        let (writer, before) = LedgerWriter::open(&settings.state_dir, document.retention.clone())?;
         (Some(writer), before)
     } else {
-        (None, Before::default())
+        (None, PreviousState::default())
     };
-    let mut stream = Stream::open(
+    let mut stream = FindingStream::open(
         &settings.findings,
         settings.findings_format,
         Delivery::Lossy,
     )
     .with_context(|| format!("cannot write findings to {}", settings.findings))?;
-    stream.remember(before.findings);
+    stream.restore(before.findings);
     let record = settings
         .record
         .as_deref()
@@ -154,15 +156,15 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // Before the probes: an address in use is told at once.
+    // Before the probes, so that an address in use is reported at once.
     let base = settings.config.as_deref().map_or(Path::new("."), base);
-    let security = Security {
+    let security = ListenSecurity {
         token: document
             .token_file
             .as_ref()
-            .map(|file| Token::read(&base.join(file)))
+            .map(|file| ApiToken::read(&base.join(file)))
             .transpose()?,
-        tls: document.tls.as_ref().map(|files| Tls {
+        tls: document.tls.as_ref().map(|files| TlsFiles {
             certificate: base.join(&files.certificate),
             key: base.join(&files.key),
         }),
@@ -178,15 +180,15 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     let ready = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
     let reload = Arc::new(AtomicBool::new(false));
-    let names = names(cluster)?;
-    let parts = Parts {
+    let names = name_providers(cluster)?;
+    let parts = PipelineInputs {
         exclude: document.inspect.exclude.clone(),
         names,
         watch,
         state_dir: settings.state_dir.clone(),
         key,
         catalog: Arc::clone(&catalog),
-        judge: Judge::new(
+        judge: Evaluator::new(
             Policy::new(document, catalog),
             Sinks {
                 ledger,
@@ -207,7 +209,7 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
         .name("pipeline".to_owned())
         .spawn(move || {
             let result = pipeline(parts);
-            // The other end is gone only when the agent stops anyway.
+            // The receiver is gone only while the agent stops anyway.
             let _ = ended.send(());
             result
         })?;
@@ -220,11 +222,11 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
                 reload.store(true, Ordering::Release);
             }
         };
-        let app = Arc::new(App {
+        let app = Arc::new(AppState {
             metrics,
             state_dir: settings.state_dir.clone(),
             ready,
-            turns: Semaphore::new(http::TURNS),
+            turns: Semaphore::new(http::CONCURRENT_QUERIES),
         });
         let serving_metrics = async {
             match metrics_listener {
@@ -251,78 +253,82 @@ pub fn run(settings: &Settings, document: Document) -> anyhow::Result<()> {
     stop.store(true, Ordering::Release);
     pipeline
         .join()
-        .map_err(|_| anyhow!("the pipeline ended in a panic; this is a bug"))?
+        .map_err(|_| anyhow!("the pipeline thread panicked; this is a bug"))?
 }
 
-/// What the thread of the pipeline owns.
-struct Parts {
-    /// What no uprobe is attached to.
-    exclude: Vec<Exclude>,
-    names: Names,
-    watch: Watch,
+/// What the pipeline thread owns.
+struct PipelineInputs {
+    /// Programs to which no uprobe is attached.
+    exclude: Vec<ExcludePattern>,
+    names: NameResolver,
+    watch: ConfigWatcher,
     state_dir: PathBuf,
-    key: Key,
+    key: FingerprintKey,
     catalog: Arc<Catalog>,
-    judge: Judge,
-    last: Option<Last>,
+    judge: Evaluator,
+    last: Option<LastShutdown>,
     known: Vec<(Credential, Timestamp)>,
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
-    /// Somebody has changed or moved files, and says so by SIGHUP.
+    /// Set by SIGHUP: files were changed or moved.
     reload: Arc<AtomicBool>,
 }
 
-fn pipeline(parts: Parts) -> anyhow::Result<()> {
+fn pipeline(parts: PipelineInputs) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(observe(parts))
 }
 
-async fn observe(mut parts: Parts) -> anyhow::Result<()> {
+async fn observe(mut parts: PipelineInputs) -> anyhow::Result<()> {
     let started = Instant::now();
     let cgroup = cgroup_root();
     if cgroup.is_none() {
         tracing::warn!(
-            "no cgroup v2 file system is mounted: connections and TLS server names are not seen"
+            "no cgroup v2 file system is mounted: connections and TLS server names are not observed"
         );
     }
-    // Before the probes: of what they see first the group may be gone a moment later.
+    // Before the probes: the cgroups of the first records may be removed a moment later.
     let attribution = Attribution::new(cgroup.clone(), parts.names);
-    let rules = parts.catalog.rules([]);
-    let mut sensor = Sensor::start(&Options {
+    let rules = parts.catalog.filter_rules([]);
+    let mut sensor = Sensor::start(&SensorOptions {
         key: parts.key,
         rules: &rules,
         cgroup: cgroup.as_deref(),
         btf: Path::new(VMLINUX),
-        exclusion: Exclusion::new(parts.exclude.clone(), Arc::clone(attribution.images())),
+        exclusion: ExclusionRules::new(parts.exclude.clone(), Arc::clone(attribution.images())),
     })?;
     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
     let now = Timestamp::now();
     let mut events = start_gaps(&sensor, &parts.exclude, parts.last, now);
     for program in sensor.attached() {
-        parts.judge.sinks.metrics.attached(
+        parts.judge.sinks.metrics.set_probe_attached(
             program.probe.name(),
             &program.mechanism,
             program.error.is_none(),
         );
         if let Some(error) = &program.error {
-            tracing::error!(probe = program.probe.name(), mechanism = program.mechanism, %error, "a probe is not attached");
+            tracing::error!(probe = program.probe.name(), mechanism = program.mechanism, %error, "probe not attached");
         }
     }
     let mut observations: Vec<Observation> = Vec::new();
     let own = self_test(&mut sensor, &parts.state_dir, &mut observations)
         .await
-        .context("the self-test of the probes failed")?;
-    attribution.await_objects(OBJECTS);
-    let mut credentials =
-        Credentials::new(Arc::clone(&parts.catalog), parts.key).context("no buffer for secrets")?;
+        .context("self-test of the probes failed")?;
+    attribution.await_objects(OBJECT_SYNC_TIMEOUT);
+    let mut credentials = Credentials::new(Arc::clone(&parts.catalog), parts.key)
+        .context("cannot allocate the buffer for secrets")?;
     for (credential, first_seen) in &parts.known {
         let mut named = credential.clone();
-        // Names are those of the expectations that are in force now.
+        // Names come from the expectations in force now.
         (named.name, named.owner) = (None, None);
-        parts.judge.policy.name(&mut named);
-        parts.judge.sinks.metrics.known(&named, *first_seen);
+        parts.judge.policy.apply_name(&mut named);
+        parts
+            .judge
+            .sinks
+            .metrics
+            .restore_first_seen(&named, *first_seen);
     }
     let places: Vec<String> = parts
         .known
@@ -333,42 +339,44 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         .collect();
     let recovered = recover_in_background(Arc::clone(&parts.catalog), places)?;
     credentials.remember(parts.known.into_iter().map(|known| known.0).collect());
-    let mut joiner = Joiner::new(attribution, credentials);
+    let mut joiner = Enricher::new(attribution, credentials);
     joiner.environ_is_read = sensor.environ_is_read();
-    joiner.own = own;
-    events.extend(joiner.adopt(now));
-    observations.retain(|observation| !is_of(observation, own));
-    joiner.join(&mut observations, &mut events);
-    // Everything that can keep it from starting has gone well.
+    joiner.own_pid = own;
+    events.extend(joiner.scan_running(now));
+    observations.retain(|observation| !belongs_to(observation, own));
+    joiner.process(&mut observations, &mut events);
+    // Nothing can prevent the start any more.
     if let Some(ledger) = &parts.judge.sinks.ledger {
         ledger.started();
     }
-    parts.judge.take(&mut events)?;
+    parts.judge.process(&mut events)?;
     parts.ready.store(true, Ordering::Release);
     tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
     clean_up_in_background()?;
-    let mut notices = Notices::default();
+    let mut notices = NoticeGaps::default();
     let mut counted = now;
     let mut second = Instant::now();
     let mut seconds = 0u64;
     let mut heartbeat = Heartbeat::new(&parts.state_dir, own);
     while !parts.stop.load(Ordering::Acquire) {
-        // What was sent before this is read after it.
+        // Records sent before this are read after it.
         let read_until = Timestamp::now();
-        sensor.observe(WAIT, &mut observations).await?;
-        heartbeat.take(&mut observations);
-        joiner.join(&mut observations, &mut events);
+        sensor
+            .read_observations(POLL_TIMEOUT, &mut observations)
+            .await?;
+        heartbeat.remove_own(&mut observations);
+        joiner.process(&mut observations, &mut events);
         let before_names = events.len();
         joiner.rename(Timestamp::now(), &mut events);
         if events.len() > before_names && !parts.exclude.is_empty() {
             sensor.reconsider_exclusion();
         }
-        joiner.give_up(read_until, &mut events);
-        parts.judge.take(&mut events)?;
-        for pid in parts.judge.asking.drain(..) {
+        joiner.release_unmatched(read_until, &mut events);
+        parts.judge.process(&mut events)?;
+        for pid in parts.judge.authenticator_clients.drain(..) {
             sensor.inspect_answers(pid);
         }
-        if std::mem::take(&mut joiner.pointed) {
+        if std::mem::take(&mut joiner.places_changed) {
             sensor.set_rules(&joiner.credentials.rules())?;
         }
         for file in joiner.learned.drain(..) {
@@ -390,7 +398,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         sensor.sweep_writes()?;
         sensor.close_answers()?;
         let now = Timestamp::now();
-        count(
+        collect_counters(
             &mut sensor,
             &mut joiner,
             &parts.judge,
@@ -400,41 +408,41 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
         )?;
         counted = now;
         let gaps = notices.gaps(sensor.take_notices(), now);
-        events.extend(gaps.into_iter().map(|gap| Event::Gap { gap }));
-        joiner.objects(now, &mut events);
+        events.extend(gaps.into_iter().map(|gap| TrailEvent::Gap { gap }));
+        joiner.add_object_names(now, &mut events);
         if let Some(since) = heartbeat.beat(&mut sensor)? {
-            events.push(silent(since));
+            events.push(silent_probe_gap(since));
         }
-        events.push(Event::Tick { time: now });
+        events.push(TrailEvent::Tick { time: now });
         if seconds.is_multiple_of(3) {
             sensor.sweep_reads(&mut observations)?;
-            joiner.join(&mut observations, &mut events);
+            joiner.process(&mut observations, &mut events);
         }
         if seconds.is_multiple_of(2) {
-            let missing = joiner.attribution.missing(now);
+            let missing = joiner.attribution.take_missing(now);
             events.extend(
                 missing
                     .into_iter()
-                    .map(|subject| Event::Exit { time: now, subject }),
+                    .map(|subject| TrailEvent::Exit { time: now, subject }),
             );
-            joiner.attribution.bury(now);
+            joiner.attribution.evict_exited(now);
         }
         if seconds.is_multiple_of(10) {
             sensor.sweep_carried();
         }
-        parts.judge.take(&mut events)?;
+        parts.judge.process(&mut events)?;
         let told = parts.reload.swap(false, Ordering::AcqRel);
         if told && let Err(error) = parts.judge.sinks.stream.reopen() {
-            tracing::error!(%error, "the file of findings cannot be opened again; findings go where they went");
+            tracing::error!(%error, "cannot reopen the findings file; still writing to the old one");
         }
         let changed = if told {
             Some(parts.watch.reload())
         } else {
-            parts.watch.changed()
+            parts.watch.take_changed()
         };
         if let Some(loaded) = changed {
             match loaded {
-                Ok(Loaded {
+                Ok(LoadedConfig {
                     document,
                     catalog,
                     refused,
@@ -443,7 +451,7 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                     if parts.exclude != document.inspect.exclude {
                         parts.exclude.clone_from(&document.inspect.exclude);
                         let images = Arc::clone(joiner.attribution.images());
-                        sensor.exclude(Exclusion::new(parts.exclude.clone(), images));
+                        sensor.exclude(ExclusionRules::new(parts.exclude.clone(), images));
                     }
                     sensor.set_rules(&joiner.credentials.rules())?;
                     parts.judge.replace_policy(document, catalog);
@@ -453,14 +461,14 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
                     tracing::info!("configuration reloaded");
                     if parts.watch.needs_restart() {
                         tracing::warn!(
-                            "settings of the agent have changed as well: they hold from its next start on"
+                            "agent settings changed as well: they take effect at the next start"
                         );
                     }
                 }
                 Err(error) => {
                     parts.judge.sinks.metrics.reload_success.set(0);
                     tracing::error!(
-                        "the configuration has changed and is wrong; the old one stays: {error:#}"
+                        "changed configuration is invalid, the previous one stays in force: {error:#}"
                     );
                 }
             }
@@ -470,24 +478,24 @@ async fn observe(mut parts: Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whoever knows names here: the Kubernetes API, and then container runtimes.
-fn names(cluster: Option<Cluster>) -> anyhow::Result<Names> {
+/// The available name providers: the Kubernetes API, then container runtimes.
+fn name_providers(cluster: Option<KubernetesClient>) -> anyhow::Result<NameResolver> {
     let api = cluster.map(|cluster| {
         (
-            Box::new(cluster.names) as Box<dyn Source>,
+            Box::new(cluster.names) as Box<dyn NameProvider>,
             cluster.addresses,
         )
     });
     let (api, addresses) = api.unzip();
-    let runtimes = Cri::all()
+    let runtimes = Cri::known_runtimes()
         .into_iter()
-        .map(|runtime| Box::new(runtime) as Box<dyn Source>);
-    Names::from(api.into_iter().chain(runtimes).collect(), addresses)
-        .context("no thread for the names of workloads")
+        .map(|runtime| Box::new(runtime) as Box<dyn NameProvider>);
+    NameResolver::from(api.into_iter().chain(runtimes).collect(), addresses)
+        .context("cannot start the thread that resolves workload names")
 }
 
-/// Whether an observation is of a process.
-fn is_of(observation: &Observation, pid: u32) -> bool {
+/// Whether an observation is about a process.
+fn belongs_to(observation: &Observation, pid: u32) -> bool {
     match observation {
         Observation::Exec { stamp, .. }
         | Observation::FileOpened { stamp, .. }
@@ -498,17 +506,17 @@ fn is_of(observation: &Observation, pid: u32) -> bool {
     }
 }
 
-/// What this run cannot know from its start.
+/// The gaps of this run that exist from its start.
 fn start_gaps(
     sensor: &Sensor,
-    exclude: &[Exclude],
-    last: Option<Last>,
+    exclude: &[ExcludePattern],
+    last: Option<LastShutdown>,
     now: Timestamp,
-) -> Vec<Event> {
+) -> Vec<TrailEvent> {
     let booted = BootClock::now().at(0);
-    // Of a machine that went down the agent was not the only one to end.
+    // If the whole machine went down, the agent was not killed on its own.
     let killed = last.is_some_and(|last| !last.in_order && last.alive > booted);
-    let gap = |kind: &str, probe: Option<&str>, detail: String, since, until| Event::Gap {
+    let gap = |kind: &str, probe: Option<&str>, detail: String, since, until| TrailEvent::Gap {
         gap: Gap {
             kind: kind.to_owned(),
             probe: probe.map(str::to_owned),
@@ -524,7 +532,7 @@ fn start_gaps(
             "agent-down",
             None,
             format!(
-                "the agent was not running{}: what happened meanwhile is unknown, but for what was still open after",
+                "the agent was not running{}: only what was still open afterwards is known",
                 if killed { ", as it was killed or failed" } else { "" }
             ),
             last.alive.min(now),
@@ -533,7 +541,7 @@ fn start_gaps(
         None => gap(
             "started-before-agent",
             None,
-            "nothing was observed before the agent first started; of what ran already, environments, open files and open connections were taken in; what was read and closed before is unknown".to_owned(),
+            "nothing was observed before the agent first started; of running processes, environments, open files and open connections were scanned; what was read and closed before is unknown".to_owned(),
             booted,
             Some(now),
         ),
@@ -547,9 +555,10 @@ fn start_gaps(
                 now,
                 None,
             );
-            // A kernel that lacks one hook of several is declared; one without any blinds.
+            // A kernel that lacks one of several hooks has a declared gap; one that has none of
+            // them is blind.
             let others = sensor.attached().iter();
-            if let Event::Gap { gap } = &mut missing {
+            if let TrailEvent::Gap { gap } = &mut missing {
                 gap.blind = !others
                     .filter(|other| other.probe == program.probe)
                     .any(|other| other.error.is_none());
@@ -559,18 +568,18 @@ fn start_gaps(
     }
     let mut standing = missed(sensor.attached());
     standing.extend(exclude.iter().map(excluded));
-    standing.extend(sensor.mappings_unreported().map(unreported));
+    standing.extend(sensor.mapping_error().map(unreported));
     for known in standing {
         gaps.push(gap(NOT_COVERED, None, known, now, None));
     }
     gaps
 }
 
-/// Finds files again that were known before the start, while the agent goes on.
+/// Recovers credential files known from earlier runs, while the agent is already running.
 fn recover_in_background(
     catalog: Arc<Catalog>,
     places: Vec<String>,
-) -> anyhow::Result<Receiver<Recovered>> {
+) -> anyhow::Result<Receiver<RecoveredFile>> {
     let (send, recovered) = channel();
     std::thread::Builder::new()
         .name("recover-files".to_owned())
@@ -578,14 +587,14 @@ fn recover_in_background(
             let found = recover(&catalog, &places);
             tracing::debug!(files = found.len(), "credential files recovered");
             for file in found {
-                // The other end is dropped only when the agent ends.
+                // The receiver is dropped only when the agent stops.
                 let _ = send.send(file);
             }
         })?;
     Ok(recovered)
 }
 
-/// Deletes what an agent left that was killed. It costs nothing meanwhile.
+/// Removes what a killed agent left behind. Leftovers cost nothing meanwhile.
 fn clean_up_in_background() -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("clean-up".to_owned())
@@ -594,20 +603,20 @@ fn clean_up_in_background() -> anyhow::Result<()> {
             if removed > 0 {
                 tracing::info!(
                     events = removed,
-                    "deleted what previous agents left in tracefs"
+                    "deleted leftovers of previous agents from tracefs"
                 );
             }
         })?;
     Ok(())
 }
 
-/// A gap for a file probe that has not reported the agent's own opens since a time.
-fn silent(since: Timestamp) -> Event {
-    Event::Gap {
+/// A gap for a file probe that has stopped reporting the agent's own opens.
+fn silent_probe_gap(since: Timestamp) -> TrailEvent {
+    TrailEvent::Gap {
         gap: Gap {
             kind: "probe-silent".to_owned(),
             probe: Some(Probe::File.name().to_owned()),
-            detail: "the file probe did not report a file that the agent opened: it was detached, or is kept from reporting".to_owned(),
+            detail: "the file probe did not report a file that the agent opened: it was detached, or is being suppressed".to_owned(),
             since,
             until: None,
             count: 0,
@@ -616,44 +625,43 @@ fn silent(since: Timestamp) -> Event {
     }
 }
 
-/// Counters of the probes and of the stages after them; what was lost since they were looked at
-/// before, however long ago that is, becomes a gap.
-fn count(
+/// Collects the counters of all probes and stages; losses since the last call become a gap.
+fn collect_counters(
     sensor: &mut Sensor,
-    joiner: &mut Joiner,
-    judge: &Judge,
+    joiner: &mut Enricher,
+    judge: &Evaluator,
     before: Timestamp,
     now: Timestamp,
-    events: &mut Vec<Event>,
+    events: &mut Vec<TrailEvent>,
 ) -> anyhow::Result<()> {
     let counters = sensor.counters()?;
     let metrics = &judge.sinks.metrics;
-    // A clock may have been set back.
+    // The clock may have been set back.
     let before = before.min(now);
     let mut told: HashMap<&str, u64> = HashMap::new();
     for (cgroup, probe, number) in sensor.take_losses() {
         let workload = joiner.attribution.group_name(cgroup);
-        metrics.lost_by(probe, &workload, number);
+        metrics.count_workload_loss(probe, &workload, number);
         *told.entry(probe.name()).or_default() += number;
-        events.push(Event::Gap {
-            gap: lost(probe, "ring", Some(&workload), number, before, now),
+        events.push(TrailEvent::Gap {
+            gap: lost_events_gap(probe, "ring", Some(&workload), number, before, now),
         });
     }
     for probe in Probe::ALL {
-        metrics.events(probe, Stage::Sent, counters.get(probe, Stage::Sent));
+        metrics.set_events(probe, Stage::Sent, counters.get(probe, Stage::Sent));
         let told_of = told.contains_key(probe.name());
         for (stage, name) in [(Stage::Ring, "ring"), (Stage::Read, "read")] {
-            let mut grown = metrics.events(probe, stage, counters.get(probe, stage));
+            let mut grown = metrics.set_events(probe, stage, counters.get(probe, stage));
             if stage == Stage::Ring {
-                // What a workload is known for is told already.
+                // Losses attributed to a workload are reported already.
                 grown = grown.saturating_sub(told.remove(probe.name()).unwrap_or_default());
             }
             if probe == Probe::Process && (grown > 0 || told_of) {
-                joiner.attribution.lost();
+                joiner.attribution.note_lost_records();
             }
             if grown > 0 {
-                events.push(Event::Gap {
-                    gap: lost(probe, name, None, grown, before, now),
+                events.push(TrailEvent::Gap {
+                    gap: lost_events_gap(probe, name, None, grown, before, now),
                 });
             }
         }
@@ -665,19 +673,19 @@ fn count(
             "all",
             "decode",
             sensor.undecoded,
-            "records of the probes could not be understood",
+            "probe records could not be decoded",
         ),
         (
             "hello",
             "parse",
             joiner.malformed,
-            "first payloads looked like a ClientHello and were none",
+            "first payloads looked like a ClientHello but could not be parsed",
         ),
         (
             "all",
             "stream",
             judge.sinks.stream.lost(),
-            "findings could not be written to the stream",
+            "findings could not be written to the findings stream",
         ),
         (
             "all",
@@ -686,10 +694,10 @@ fn count(
             "records could not be written to the ledger",
         ),
     ] {
-        let grown = metrics.lost(probe, stage, total);
-        // A payload that is no ClientHello is nothing that was missed.
+        let grown = metrics.count_lost(probe, stage, total);
+        // A payload that is not a ClientHello is not a loss.
         if grown > 0 && stage != "parse" {
-            events.push(Event::Gap {
+            events.push(TrailEvent::Gap {
                 gap: Gap {
                     kind: "lost-events".to_owned(),
                     probe: None,
@@ -702,23 +710,23 @@ fn count(
             });
         }
     }
-    metrics.unattributed("process-gone", joiner.attribution.unattributed);
-    for (reason, total) in joiner.attribution.unnamed() {
-        metrics.unattributed(reason, total);
+    metrics.count_unattributed("process-gone", joiner.attribution.unattributed);
+    for (reason, total) in joiner.attribution.take_unnamed() {
+        metrics.count_unattributed(reason, total);
     }
-    metrics.unattributed("file-unreadable", joiner.credentials.unreadable);
-    metrics.unattributed("pointer-not-followed", joiner.credentials.unfollowed);
-    metrics.unattributed("connection-unknown", judge.trail.unmatched);
+    metrics.count_unattributed("file-unreadable", joiner.credentials.unreadable);
+    metrics.count_unattributed("pointer-not-followed", joiner.credentials.unfollowed);
+    metrics.count_unattributed("connection-unknown", judge.trail.unmatched);
     Ok(())
 }
 
-/// One state directory serves one agent; it is made where it is not there.
+/// Locks the state directory, which belongs to one agent; creates it if needed.
 fn lock(state_dir: &Path) -> anyhow::Result<File> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(state_dir)
-        .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
+        .with_context(|| format!("cannot create the state directory {}", state_dir.display()))?;
     let path = state_dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -728,16 +736,16 @@ fn lock(state_dir: &Path) -> anyhow::Result<File> {
         .open(&path)
         .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| crate::ledger::LedgerError::InUse(state_dir.join(crate::ledger::FILE)))?;
+        .map_err(|_| crate::ledger::LedgerError::InUse(state_dir.join(crate::ledger::FILE_NAME)))?;
     Ok(file)
 }
 
-/// The key of the host, made at the first start, or the key of the fleet.
-fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Key> {
+/// The fleet's fingerprint key, or the host's own, which is created at the first start.
+fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<FingerprintKey> {
     let path = fleet.map_or_else(|| state_dir.join("fingerprint.key"), Path::to_owned);
     if fleet.is_none() && !path.exists() {
         let mut bytes = [0u8; 16];
-        getrandom::fill(&mut bytes).map_err(|error| anyhow!("no random bytes: {error}"))?;
+        getrandom::fill(&mut bytes).map_err(|error| anyhow!("cannot get random bytes: {error}"))?;
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         OpenOptions::new()
             .create_new(true)
@@ -753,36 +761,36 @@ fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Key
     let number = u128::from_str_radix(text, 16)
         .ok()
         .filter(|_| text.len() == 32)
-        .ok_or_else(|| anyhow!("{} does not hold 32 hex digits", path.display()))?;
-    Ok(Key::from_bytes(number.to_be_bytes()))
+        .ok_or_else(|| anyhow!("{} does not contain 32 hex digits", path.display()))?;
+    Ok(FingerprintKey::from_bytes(number.to_be_bytes()))
 }
 
-/// Passes a recording through the same trail and policy. Findings go to `stream`, and
-/// to the ledger of `--state-dir` where one was given.
+/// Replays a recording through the same trail and policy. Findings go to `stream`, and to a ledger
+/// in the given state directory, if any.
 pub fn replay(
     file: &Path,
-    document: Document,
+    document: ConfigDocument,
     catalog: Arc<Catalog>,
-    stream: Stream,
+    stream: FindingStream,
     state_dir: Option<&Path>,
 ) -> anyhow::Result<u64> {
     let text = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    // Not into the ledger of an agent that runs.
+    // Fails if an agent uses the ledger.
     let _lock = state_dir.map(lock).transpose()?;
     let ledger = match state_dir {
         Some(directory) => {
-            // What is replayed may be old: nothing of it is dropped by age.
-            let retention = Retention {
+            // A recording may be old: nothing is dropped by age.
+            let retention = RetentionLimits {
                 max_age: jiff::SignedDuration::from_hours(24 * 36_500),
                 ..document.retention.clone()
             };
-            let writer = Writer::open(directory, retention)?.0;
+            let writer = LedgerWriter::open(directory, retention)?.0;
             writer.started();
             Some(writer)
         }
         None => None,
     };
-    let mut judge = Judge::new(
+    let mut judge = Evaluator::new(
         Policy::new(document, catalog),
         Sinks {
             ledger,
@@ -800,11 +808,11 @@ pub fn replay(
         if line.trim().is_empty() {
             continue;
         }
-        let event: Event = serde_json::from_str(&line)
-            .with_context(|| format!("{}: no event of a recording", place()))?;
+        let event: TrailEvent = serde_json::from_str(&line)
+            .with_context(|| format!("{}: not an event of a recording", place()))?;
         events.push(event);
         count += 1;
-        judge.take(&mut events)?;
+        judge.process(&mut events)?;
     }
     judge.finish();
     Ok(count)

@@ -1,17 +1,17 @@
 //! The command line.
 
 use crate::{
-    agent::{self, CONFIG, LISTEN, STATE_DIR, Settings},
-    attribution::names::Images,
-    ledger::read::{About, QueryError, Range, Reader},
-    policy::{Policy, document::Document, suggest::suggest, trial::try_on},
+    agent::{self, AgentOptions, CONFIG, LISTEN, STATE_DIR},
+    attribution::names::ContainerImages,
+    ledger::read::{LedgerReader, QueryError, QueryFilter, TimeRange},
+    policy::{Policy, document::ConfigDocument, suggest::suggest, trial::replay_history},
     report::{
         dot,
-        findings::{Format, Stream},
-        lines::{Delivery, Lines},
+        findings::{FindingStream, FindingsFormat},
+        lines::{Delivery, LineWriter},
         table,
     },
-    sensor::{doctor, exclude::Exclusion},
+    sensor::{doctor, exclude::ExclusionRules},
     time,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -25,8 +25,8 @@ use std::{
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-/// Follows every credential from the process that picks it up to the destination where it is
-/// used, and says which of those hops should not be there.
+/// Follows every credential from the process that picks it up to the destination where it is used,
+/// and reports which of those hops should not be there.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -38,19 +38,19 @@ struct Cli {
 enum Command {
     /// Run the agent
     Run(RunArgs),
-    /// Ask what was seen: who used a credential, where it went, what a workload can reach
+    /// Query what was observed: who used a credential, where it went, what a workload can reach
     Query {
         #[command(subcommand)]
         query: QueryCommand,
     },
-    /// Every credential: class, role, lifetime, age, expiry, owner, workloads, last use
+    /// List every credential: class, role, lifetime, age, expiry, owner, workloads, last use
     Inventory {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// What breaks an expectation or a rule, the worst first
+    /// List violations of expectations and rules, the worst first
     Findings {
-        /// Only those of this rule
+        /// Only findings of this rule
         #[arg(long)]
         rule: Option<String>,
         #[command(flatten)]
@@ -58,27 +58,27 @@ enum Command {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Expectations
+    /// Check, suggest and test expectations
     Policy {
         #[command(subcommand)]
         policy: PolicyCommand,
     },
-    /// What this kernel allows, probe by probe, and what will be missed
+    /// Show what this kernel supports, probe by probe, and what will be missed
     Doctor {
         #[arg(long, value_enum, default_value_t)]
-        output: Output,
-        /// What the agent runs with: it says which programs are excluded from inspection
+        output: OutputFormat,
+        /// The agent's configuration, to show which programs are excluded from inspection
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Copy the ledger to a file, while the agent goes on writing
+    /// Copy the ledger to a file while the agent keeps writing
     Backup {
-        /// The copy; it must not be there yet
+        /// The file to create; it must not exist
         file: PathBuf,
         #[command(flatten)]
         ledger: LedgerArgs,
     },
-    /// Write what is observed to a file, until interrupted
+    /// Write observations to a file, until interrupted
     Record {
         file: PathBuf,
         #[arg(long, value_name = "FILE")]
@@ -86,19 +86,19 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
     },
-    /// Pass a recording through the same trail and policy
+    /// Replay a recording through the same trail and policy
     Replay {
         file: PathBuf,
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Also keep what follows from it in a ledger
+        /// Also store the results in a ledger
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
-        /// Where findings go: a file, or - for standard output
+        /// Where to write findings: a file, or - for standard output
         #[arg(long, value_name = "FILE|-", default_value = "-")]
         findings: String,
         #[arg(long, value_enum, default_value_t)]
-        findings_format: Format,
+        findings_format: FindingsFormat,
     },
 }
 
@@ -107,28 +107,28 @@ struct RunArgs {
     /// Configuration and expectations, in YAML [default: /etc/keytrail/config.yaml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the ledger and the fingerprint key are [default: /var/lib/keytrail]
+    /// Directory of the ledger and the fingerprint key [default: /var/lib/keytrail]
     #[arg(long, value_name = "DIR", env = STATE_DIR_VARIABLE)]
     state_dir: Option<PathBuf>,
     /// Address of metrics and API [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Another address, of any kind, with nothing but metrics and health checks
+    /// Another address, on any interface, for metrics and health checks only
     #[arg(long, value_name = "ADDR")]
     metrics_listen: Option<String>,
-    /// Where findings go: a file, or - for standard output [default: -]
+    /// Where to write findings: a file, or - for standard output [default: -]
     #[arg(long, value_name = "FILE|-")]
     findings: Option<String>,
-    /// How findings are written [default: json]
+    /// Format of findings [default: json]
     #[arg(long, value_enum)]
-    findings_format: Option<Format>,
+    findings_format: Option<FindingsFormat>,
 }
 
 #[derive(Debug, Subcommand)]
 enum QueryCommand {
-    /// Who used a credential, when, and how it is known
+    /// Which workloads used a credential, when, and how it is known
     Who {
-        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        /// An id, a unique prefix of one, a policy name, a path, or env:NAME
         credential: String,
         #[command(flatten)]
         range: RangeArgs,
@@ -137,7 +137,7 @@ enum QueryCommand {
     },
     /// Where a credential went
     Where {
-        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        /// An id, a unique prefix of one, a policy name, a path, or env:NAME
         credential: String,
         #[command(flatten)]
         range: RangeArgs,
@@ -146,24 +146,24 @@ enum QueryCommand {
     },
     /// What a credential was minted from, what was minted with it, and where all of that went
     Chain {
-        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        /// An id, a unique prefix of one, a policy name, a path, or env:NAME
         credential: String,
         #[command(flatten)]
         range: RangeArgs,
         #[command(flatten)]
         store: GraphArgs,
     },
-    /// Who was new to a credential after a time, and where it was newly taken
+    /// Which workloads first used a credential after a time, and at which new destinations
     FirstUse {
-        /// An id, the beginning of one, a name of the policy, a path, or env:NAME
+        /// An id, a unique prefix of one, a policy name, a path, or env:NAME
         credential: String,
-        /// RFC 3339, or how long ago: 2h, 7d
-        #[arg(long, value_name = "TIME", value_parser = moment)]
+        /// RFC 3339, or a duration before now: 2h, 7d
+        #[arg(long, value_name = "TIME", value_parser = parse_moment)]
         after: Timestamp,
         #[command(flatten)]
         store: GraphArgs,
     },
-    /// Which credentials a workload held, and where it took them
+    /// Which credentials a workload held, and where it presented them
     BlastRadius {
         /// namespace/name, a unit, a container, or an executable's path
         workload: String,
@@ -187,11 +187,11 @@ enum QueryCommand {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Say what is wrong with a file of expectations, or a directory of them
+    /// Check a file or directory of expectations for errors
     Check { file: PathBuf },
-    /// Print expectations drawn from what was recorded, for a person to review
+    /// Print expectations derived from what was recorded, for review
     Suggest {
-        /// What the agent runs with: its catalog names the classes
+        /// The agent's configuration, for the classes of its catalog
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         #[command(flatten)]
@@ -199,7 +199,7 @@ enum PolicyCommand {
         #[command(flatten)]
         ledger: LedgerArgs,
     },
-    /// Say what a file of expectations would have flagged of what was recorded
+    /// Show what a file of expectations would have flagged in what was recorded
     Test {
         file: PathBuf,
         #[command(flatten)]
@@ -211,23 +211,23 @@ enum PolicyCommand {
 
 #[derive(Debug, Args)]
 struct RangeArgs {
-    /// RFC 3339, or how long ago: 2h, 7d
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// RFC 3339, or a duration before now: 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     since: Option<Timestamp>,
-    /// RFC 3339, or how long ago: 2h, 7d
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// RFC 3339, or a duration before now: 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     until: Option<Timestamp>,
 }
 
 impl RangeArgs {
-    fn range(&self) -> Result<Range, Failure> {
-        let range = Range {
+    fn range(&self) -> Result<TimeRange, CliError> {
+        let range = TimeRange {
             since: self.since,
             until: self.until,
         };
         if range.is_reversed() {
-            return Err(Failure::Usage(
-                "--since is after --until: nothing can be in between".to_owned(),
+            return Err(CliError::Usage(
+                "--since is after --until: the range is empty".to_owned(),
             ));
         }
         Ok(range)
@@ -237,12 +237,12 @@ impl RangeArgs {
 #[derive(Debug, Args)]
 struct StoreArgs {
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
     ledger: LedgerArgs,
 }
 
-/// Whose ledger is asked.
+/// The ledger to query.
 #[derive(Debug, Args)]
 struct LedgerArgs {
     /// The agent's state directory
@@ -257,20 +257,20 @@ struct LedgerArgs {
 #[derive(Debug, Args)]
 struct GraphArgs {
     #[arg(long, value_enum, default_value_t)]
-    output: GraphOutput,
+    output: GraphFormat,
     #[command(flatten)]
     ledger: LedgerArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum OutputFormat {
     #[default]
     Table,
     Json,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum GraphOutput {
+enum GraphFormat {
     #[default]
     Table,
     Json,
@@ -278,49 +278,49 @@ enum GraphOutput {
     Dot,
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+fn parse_moment(text: &str) -> Result<Timestamp, String> {
     time::moment(text, Timestamp::now())
 }
 
-/// How a command ends badly.
-enum Failure {
-    /// It was asked or configured wrongly: status 2.
+/// Why a command failed.
+enum CliError {
+    /// Wrong arguments or configuration: exit status 2.
     Usage(String),
-    /// It failed: status 1.
+    /// The command failed: exit status 1.
     Failed(String),
-    /// It has said why already: status 1.
-    Told,
+    /// The command has already printed why: exit status 1.
+    Reported,
 }
 
-impl From<QueryError> for Failure {
+impl From<QueryError> for CliError {
     fn from(error: QueryError) -> Self {
         Self::Failed(error.to_string())
     }
 }
 
-/// The command line as it describes itself.
+/// The definition of the command line.
 #[cfg(test)]
 pub fn command() -> clap::Command {
     use clap::CommandFactory as _;
     Cli::command()
 }
 
-/// Where the state directory is, where no option says so: set in the agent's pod, so that `keytrail`
-/// in it asks the agent that runs there.
+/// Environment variable with the state directory: set in the agent's pod, so that `keytrail` inside
+/// it queries the agent that runs there.
 const STATE_DIR_VARIABLE: &str = "KEYTRAIL_STATE_DIR";
 
-/// Runs the command of the process; gives its exit status.
+/// Runs the command line; returns the exit status.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
-    // The client of the Kubernetes API reports each failed request; its user reports an outage once.
+    // The Kubernetes client logs every failed request; the agent logs an outage once.
     let filter = EnvFilter::try_from_env("KEYTRAIL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off"));
     let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    // An agent must not wait for whoever reads its log.
+    // An agent must not wait for the reader of its log.
     let lines = matches!(command, Command::Run(_) | Command::Record { .. })
-        .then(|| Lines::start("log", Box::new(std::io::stderr()), Delivery::Lossy));
+        .then(|| LineWriter::start("log", Box::new(std::io::stderr()), Delivery::Lossy));
     let lines = match lines.transpose() {
         Ok(lines) => lines,
         Err(error) => {
@@ -342,41 +342,41 @@ pub fn main() -> ExitCode {
 fn exit_status(command: Command) -> ExitCode {
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Told) => ExitCode::from(1),
-        Err(Failure::Failed(error)) => {
+        Err(CliError::Reported) => ExitCode::from(1),
+        Err(CliError::Failed(error)) => {
             anstream::eprintln!("keytrail: {error}");
             ExitCode::from(1)
         }
-        Err(Failure::Usage(error)) => {
+        Err(CliError::Usage(error)) => {
             anstream::eprintln!("keytrail: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run(args) => run_agent(args),
-        Command::Query { query } => ask(query),
+        Command::Query { query } => run_query(query),
         Command::Inventory { store } => {
             let reader = open(&store.ledger)?;
             let answer = reader.inventory(Timestamp::now())?;
-            print(store.output, &answer, table::inventory)
+            write_output(store.output, &answer, table::inventory)
         }
         Command::Findings { rule, range, store } => {
             if let Some(rule) = &rule {
-                crate::policy::rules::known(rule).map_err(Failure::Usage)?;
+                crate::policy::rules::check_rule_name(rule).map_err(CliError::Usage)?;
             }
             let mut answer = open(&store.ledger)?.findings(
-                About::default(),
+                QueryFilter::default(),
                 rule.as_deref(),
                 None,
                 range.range()?,
             )?;
             answer.mark_gaps(usize::MAX);
-            print(store.output, &answer, table::findings)
+            write_output(store.output, &answer, table::findings)
         }
-        Command::Policy { policy } => on_policy(policy),
+        Command::Policy { policy } => run_policy(policy),
         Command::Backup { file, ledger } => {
             open(&ledger)?.back_up(&file).map_err(QueryError::from)?;
             anstream::println!("{}: written", file.display());
@@ -384,14 +384,15 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Doctor { output, config } => {
             let document = load(config_of(config).as_deref())?;
-            // A short-lived command asks no runtime for images.
-            let exclusion = Exclusion::new(document.inspect.exclude, Images::default());
+            // A short-lived command does not query runtimes for images.
+            let exclusion =
+                ExclusionRules::new(document.inspect.exclude, ContainerImages::default());
             let report = doctor::examine(&exclusion);
-            print(output, &report, table::doctor)?;
+            write_output(output, &report, table::doctor)?;
             if report.healthy() {
                 Ok(())
             } else {
-                Err(Failure::Told)
+                Err(CliError::Reported)
             }
         }
         Command::Record {
@@ -401,16 +402,16 @@ fn run(command: Command) -> Result<(), Failure> {
         } => {
             let config = config_of(config);
             let document = load(config.as_deref())?;
-            let settings = Settings {
+            let settings = AgentOptions {
                 state_dir: state_dir_of(state_dir, &document),
                 config,
                 listen: LISTEN.to_owned(),
                 metrics_listen: None,
                 findings: "-".to_owned(),
-                findings_format: Format::Json,
+                findings_format: FindingsFormat::Json,
                 record: Some(file),
             };
-            agent::run(&settings, document).map_err(failed)
+            agent::run(&settings, document).map_err(command_failed)
         }
         Command::Replay {
             file,
@@ -420,22 +421,24 @@ fn run(command: Command) -> Result<(), Failure> {
             findings_format,
         } => {
             let document = load(config.as_deref())?;
-            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
-            let stream = Stream::open(&findings, findings_format, Delivery::Complete)
-                .map_err(|error| Failure::Failed(format!("cannot write to {findings}: {error}")))?;
+            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage_error)?;
+            let stream = FindingStream::open(&findings, findings_format, Delivery::Complete)
+                .map_err(|error| {
+                    CliError::Failed(format!("cannot write to {findings}: {error}"))
+                })?;
             let count = agent::replay(&file, document, catalog, stream, state_dir.as_deref())
-                .map_err(failed)?;
+                .map_err(command_failed)?;
             anstream::eprintln!("{}: {count} events replayed", file.display());
             Ok(())
         }
     }
 }
 
-fn run_agent(args: RunArgs) -> Result<(), Failure> {
+fn run_agent(args: RunArgs) -> Result<(), CliError> {
     let config = config_of(args.config);
     let document = load(config.as_deref())?;
-    agent::catalog(&document, config.as_deref()).map_err(usage)?;
-    let settings = Settings {
+    agent::catalog(&document, config.as_deref()).map_err(usage_error)?;
+    let settings = AgentOptions {
         state_dir: state_dir_of(args.state_dir, &document),
         config,
         listen: args
@@ -461,62 +464,68 @@ fn run_agent(args: RunArgs) -> Result<(), Failure> {
             error.downcast_ref::<ListenError>(),
             Some(ListenError::Address(_) | ListenError::Public(_))
         ) || error.downcast_ref::<AccessError>().is_some();
-        if wrong { usage(error) } else { failed(error) }
+        if wrong {
+            usage_error(error)
+        } else {
+            command_failed(error)
+        }
     })
 }
 
-fn state_dir_of(flag: Option<PathBuf>, document: &Document) -> PathBuf {
+fn state_dir_of(flag: Option<PathBuf>, document: &ConfigDocument) -> PathBuf {
     flag.or_else(|| document.state_dir.clone())
         .unwrap_or_else(|| PathBuf::from(STATE_DIR))
 }
 
-/// The configuration of an agent: the one that is named, or else the usual one if it exists.
+/// The configuration file of an agent: the given one, or the default if it exists.
 fn config_of(named: Option<PathBuf>) -> Option<PathBuf> {
     named.or_else(|| Some(PathBuf::from(CONFIG)).filter(|usual| usual.is_file()))
 }
 
-fn load(config: Option<&Path>) -> Result<Document, Failure> {
+fn load(config: Option<&Path>) -> Result<ConfigDocument, CliError> {
     match config {
-        Some(path) => Document::load(path).map_err(|error| Failure::Usage(error.to_string())),
-        None => Ok(Document::default()),
+        Some(path) => {
+            ConfigDocument::load(path).map_err(|error| CliError::Usage(error.to_string()))
+        }
+        None => Ok(ConfigDocument::default()),
     }
 }
 
-fn failed(error: anyhow::Error) -> Failure {
-    Failure::Failed(format!("{error:#}"))
+fn command_failed(error: anyhow::Error) -> CliError {
+    CliError::Failed(format!("{error:#}"))
 }
 
-fn usage(error: anyhow::Error) -> Failure {
-    Failure::Usage(format!("{error:#}"))
+fn usage_error(error: anyhow::Error) -> CliError {
+    CliError::Usage(format!("{error:#}"))
 }
 
-fn open(ledger: &LedgerArgs) -> Result<Reader, Failure> {
+fn open(ledger: &LedgerArgs) -> Result<LedgerReader, CliError> {
     let directory = match &ledger.store {
         None => ledger.state_dir.clone(),
         Some(url) if url.scheme() == "file" => url.to_file_path().map_err(|()| {
-            Failure::Usage(format!(
-                "`{url}` is no path: write file:///var/lib/keytrail"
+            CliError::Usage(format!(
+                "`{url}` is not a path: write file:///var/lib/keytrail"
             ))
         })?,
         Some(url) => {
-            return Err(Failure::Usage(format!(
-                "`{url}`: a ledger is read from a directory of this machine (file:///var/lib/keytrail); one of a fleet is not there yet"
+            return Err(CliError::Usage(format!(
+                "`{url}`: only a ledger in a directory of this machine can be read (file:///var/lib/keytrail); fleet stores are not supported yet"
             )));
         }
     };
-    Reader::open(&directory).map_err(|error| Failure::Failed(error.to_string()))
+    LedgerReader::open(&directory).map_err(|error| CliError::Failed(error.to_string()))
 }
 
-fn on_policy(command: PolicyCommand) -> Result<(), Failure> {
+fn run_policy(command: PolicyCommand) -> Result<(), CliError> {
     match command {
         PolicyCommand::Check { file } => {
             let document = load(Some(&file))?;
-            let catalog = agent::catalog(&document, Some(&file)).map_err(usage)?;
+            let catalog = agent::catalog(&document, Some(&file)).map_err(usage_error)?;
             for doubt in document.doubts(&catalog) {
                 anstream::eprintln!("{}: {doubt}", file.display());
             }
             anstream::println!(
-                "{}: right; {} credentials, {} authenticators",
+                "{}: valid; {} credentials, {} authenticators",
                 file.display(),
                 document.credentials.len(),
                 document.authenticators.len()
@@ -529,21 +538,25 @@ fn on_policy(command: PolicyCommand) -> Result<(), Failure> {
             ledger,
         } => {
             let document = load(config.as_deref())?;
-            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage)?;
+            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage_error)?;
             let history = open(&ledger)?.history(range.range()?)?;
             write_out(&suggest(&history, &catalog))
         }
         PolicyCommand::Test { file, range, store } => {
             let document = load(Some(&file))?;
-            let catalog = agent::catalog(&document, Some(&file)).map_err(usage)?;
+            let catalog = agent::catalog(&document, Some(&file)).map_err(usage_error)?;
             let history = open(&store.ledger)?.history(range.range()?)?;
             let mut policy = Policy::new(document, catalog);
-            print(store.output, &try_on(&mut policy, history), table::trial)
+            write_output(
+                store.output,
+                &replay_history(&mut policy, history),
+                table::trial,
+            )
         }
     }
 }
 
-fn ask(query: QueryCommand) -> Result<(), Failure> {
+fn run_query(query: QueryCommand) -> Result<(), CliError> {
     match query {
         QueryCommand::Who {
             credential,
@@ -551,7 +564,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             store,
         } => {
             let answer = open(&store.ledger)?.who(&credential, range.range()?)?;
-            show(store.output, &answer, table::who, dot::who)
+            print_answer(store.output, &answer, table::who, dot::who)
         }
         QueryCommand::Where {
             credential,
@@ -559,7 +572,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             store,
         } => {
             let answer = open(&store.ledger)?.where_to(&credential, range.range()?)?;
-            show(store.output, &answer, table::where_to, dot::where_to)
+            print_answer(store.output, &answer, table::where_to, dot::where_to)
         }
         QueryCommand::Chain {
             credential,
@@ -567,7 +580,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             store,
         } => {
             let answer = open(&store.ledger)?.chain(&credential, range.range()?)?;
-            show(store.output, &answer, table::chain, dot::chain)
+            print_answer(store.output, &answer, table::chain, dot::chain)
         }
         QueryCommand::FirstUse {
             credential,
@@ -575,7 +588,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             store,
         } => {
             let answer = open(&store.ledger)?.first_use(&credential, after)?;
-            show(store.output, &answer, table::first_use, dot::first_use)
+            print_answer(store.output, &answer, table::first_use, dot::first_use)
         }
         QueryCommand::BlastRadius {
             workload,
@@ -583,7 +596,7 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
             store,
         } => {
             let answer = open(&store.ledger)?.blast_radius(&workload, range.range()?)?;
-            show(
+            print_answer(
                 store.output,
                 &answer,
                 table::blast_radius,
@@ -601,40 +614,46 @@ fn ask(query: QueryCommand) -> Result<(), Failure> {
                 workload.as_deref(),
                 range.range()?,
             )?;
-            show(store.output, &answer, table::timeline, dot::timeline)
+            print_answer(store.output, &answer, table::timeline, dot::timeline)
         }
     }
 }
 
-fn show<T: Serialize>(
-    output: GraphOutput,
+fn print_answer<T: Serialize>(
+    output: GraphFormat,
     answer: &T,
     table: fn(&T) -> String,
     dot: fn(&T) -> String,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     match output {
-        GraphOutput::Table => print(Output::Table, answer, table),
-        GraphOutput::Json => print(Output::Json, answer, table),
-        GraphOutput::Dot => write_out(&dot(answer)),
+        GraphFormat::Table => write_output(OutputFormat::Table, answer, table),
+        GraphFormat::Json => write_output(OutputFormat::Json, answer, table),
+        GraphFormat::Dot => write_out(&dot(answer)),
     }
 }
 
-fn print<T: Serialize>(output: Output, answer: &T, show: fn(&T) -> String) -> Result<(), Failure> {
+fn write_output<T: Serialize>(
+    output: OutputFormat,
+    answer: &T,
+    show: fn(&T) -> String,
+) -> Result<(), CliError> {
     match output {
-        Output::Table => write_out(&show(answer)),
-        Output::Json => {
+        OutputFormat::Table => write_out(&show(answer)),
+        OutputFormat::Json => {
             let text = serde_json::to_string_pretty(answer)
-                .map_err(|error| Failure::Failed(format!("cannot write the answer: {error}")))?;
+                .map_err(|error| CliError::Failed(format!("cannot write the answer: {error}")))?;
             write_out(&(text + "\n"))
         }
     }
 }
 
-fn write_out(text: &str) -> Result<(), Failure> {
+fn write_out(text: &str) -> Result<(), CliError> {
     match anstream::stdout().write_all(text.as_bytes()) {
-        // Whoever reads with `head` has enough.
+        // The reader, such as `head`, has closed the pipe.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::Failed(format!("cannot write the answer: {error}"))),
+        Err(error) => Err(CliError::Failed(format!(
+            "cannot write the answer: {error}"
+        ))),
         Ok(()) => Ok(()),
     }
 }

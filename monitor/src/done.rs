@@ -1,33 +1,33 @@
-//! Waiting for another thread, for a limited time: the thread drops what it was given as soon as it
-//! has come so far, or has ended.
+//! Waiting for another thread, with a timeout: the thread drops its completion once it has reached
+//! a point, or when it ends.
 
 use std::{
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::Duration,
 };
 
-/// Dropped by who is waited for. With clones all of them are waited for.
+/// Dropped by the thread that is waited for. If it is cloned, all clones are waited for.
 #[derive(Clone, Debug)]
-pub struct Done(#[expect(dead_code, reason = "it is dropped, not sent through")] Sender<()>);
+pub struct Completion(#[expect(dead_code, reason = "it is dropped, not sent through")] Sender<()>);
 
-/// The end that waits.
+/// The waiting side.
 #[derive(Debug)]
-pub struct Waiter(Receiver<()>);
+pub struct CompletionWaiter(Receiver<()>);
 
-/// A [`Done`], and who waits until it is dropped.
-pub fn pair() -> (Done, Waiter) {
+/// A [`Completion`], and the waiter for its drop.
+pub fn completion() -> (Completion, CompletionWaiter) {
     let (done, waiter) = channel();
-    (Done(done), Waiter(waiter))
+    (Completion(done), CompletionWaiter(waiter))
 }
 
-impl Waiter {
-    /// Waits no longer than `limit`; whether it is done by then.
-    pub fn wait_for(&self, limit: Duration) -> bool {
-        // Nothing is ever sent: it ends because the other end is dropped.
+impl CompletionWaiter {
+    /// Waits at most `limit`; returns whether it was completed.
+    pub fn wait_timeout(&self, limit: Duration) -> bool {
+        // Nothing is ever sent: it ends because the other side is dropped.
         self.0.recv_timeout(limit) != Err(RecvTimeoutError::Timeout)
     }
 
-    /// Waits as long as it takes.
+    /// Waits without a timeout.
     pub fn wait(&self) {
         while self.0.recv().is_ok() {}
     }
@@ -39,14 +39,14 @@ mod tests {
 
     #[test]
     fn every_clone_is_waited_for() {
-        let (done, waiter) = pair();
+        let (done, waiter) = completion();
         let other = done.clone();
         drop(done);
-        assert!(!waiter.wait_for(Duration::from_millis(1)));
+        assert!(!waiter.wait_timeout(Duration::from_millis(1)));
         std::thread::spawn(move || drop(other))
             .join()
             .expect("joined");
-        assert!(waiter.wait_for(Duration::ZERO));
+        assert!(waiter.wait_timeout(Duration::ZERO));
         waiter.wait();
     }
 }

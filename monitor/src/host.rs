@@ -1,4 +1,4 @@
-//! The host's own view of its files, where the agent is in a container.
+//! Access to the host's files from inside a container.
 
 use procfs::process::{MountInfo, Process};
 use std::{
@@ -10,10 +10,11 @@ use std::{
     sync::LazyLock,
 };
 
-/// A process that has the host's root, where the agent's is another and that one may be entered: a container
-/// that shares the host's processes. Nothing where the agent is on the host itself.
+/// A process that has the host's root, if the agent's root is another one and that process may be
+/// accessed: a container that shares the host's PID namespace. `None` if the agent runs on the host
+/// itself.
 ///
-/// The first process has it, if it may be looked into; else whoever started this container.
+/// This is pid 1 if it may be accessed, otherwise the process that started this container.
 static HOST: LazyLock<Option<i32>> = LazyLock::new(|| {
     let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
     let own = id("/")?;
@@ -38,12 +39,13 @@ pub fn process() -> String {
     HOST.map_or_else(|| "self".to_owned(), |pid| pid.to_string())
 }
 
-/// Where the agent finds what the host has at a path.
+/// Where the agent finds a path of the host.
 pub fn path(path: &Path) -> PathBuf {
     below(&HOST.map_or_else(|| "/".to_owned(), root), path)
 }
 
-/// A path that leads to what a descriptor of this process stands for, whatever has its name by now.
+/// A path that refers to an open descriptor of this process, whatever its former name refers to
+/// now.
 pub fn descriptor_path(descriptor: impl AsFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())
 }
@@ -52,7 +54,7 @@ fn below(root: &str, path: &Path) -> PathBuf {
     Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// What the host has mounted; nothing where that cannot be read.
+/// The host's mounts; empty if they cannot be read.
 pub fn mounts() -> Vec<MountInfo> {
     let process = HOST.map_or_else(Process::myself, Process::new);
     let mounts = process.and_then(|process| process.mountinfo());

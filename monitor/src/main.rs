@@ -1,4 +1,4 @@
-//! `keytrail`: the agent, and the questions to what it remembers.
+//! `keytrail`: the agent, and the queries to its ledger.
 
 mod agent;
 mod attribution;
@@ -26,10 +26,10 @@ mod watch;
 
 use std::process::ExitCode;
 
-/// Zeroes every block that it takes back: parsers of credential files leave copies of secrets in
-/// memory that is freed, and none of it may stay behind. Below it is jemalloc, which gives back what the
-/// start needed and later blocks do not (a third of what was resident with glibc's), after a second, by
-/// a thread of its own: `.cargo/config.toml` says so to its build.
+/// Zeroes every freed block: parsers of credential files leave copies of secrets in freed memory,
+/// none of which may remain. Beneath it is jemalloc, whose own thread returns memory that only the
+/// start needed after a second (a third less resident memory than with glibc): `.cargo/config.toml`
+/// configures its build.
 #[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: zeroizing_alloc::ZeroAlloc<tikv_jemallocator::Jemalloc> =
@@ -37,8 +37,8 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<tikv_jemallocator::Jemalloc> =
 
 #[cfg(test)]
 #[global_allocator]
-static ALLOCATOR: peak::Counting<zeroizing_alloc::ZeroAlloc<tikv_jemallocator::Jemalloc>> =
-    peak::Counting(zeroizing_alloc::ZeroAlloc(tikv_jemallocator::Jemalloc));
+static ALLOCATOR: peak::CountingAllocator<zeroizing_alloc::ZeroAlloc<tikv_jemallocator::Jemalloc>> =
+    peak::CountingAllocator(zeroizing_alloc::ZeroAlloc(tikv_jemallocator::Jemalloc));
 
 fn main() -> ExitCode {
     cli::main()

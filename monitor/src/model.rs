@@ -1,5 +1,5 @@
-//! The words of Keytrail as types. What findings, answers and the ledger show is made of these,
-//! and their serialised names are the interface.
+//! Keytrail's terms as types. Findings, answers and the ledger consist of these, and their
+//! serialised names are the public interface.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use utoipa::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Subject {
     pub pid: u32,
-    /// Hundredths of a second since boot, the resolution that `/proc` has.
+    /// Hundredths of a second since boot, the resolution of `/proc`.
     pub start: u64,
 }
 
@@ -23,7 +23,7 @@ macro_rules! words {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant,)* }
         impl $name {
-            /// The word that is shown and stored.
+            /// The name that is shown and stored.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
@@ -53,7 +53,7 @@ macro_rules! words {
 }
 
 words! {
-    /// What a credential is for.
+    /// The purpose of a credential.
     Role { Identity = "identity", Access = "access", }
 }
 words! {
@@ -68,29 +68,29 @@ words! {
     }
 }
 words! {
-    /// How sure a hop is; the order is from weak to strong.
+    /// The confidence of a hop, ordered from weak to strong.
     Evidence { Held = "held", Sole = "sole", Presented = "presented", }
 }
 words! {
-    /// What the policy says of a hop.
+    /// The policy's verdict on a hop.
     Verdict { Expected = "expected", Unproven = "unproven", Unexpected = "unexpected", }
 }
 words! {
-    /// How bad a finding is; the order is from mild to bad.
+    /// The severity of a finding, ordered from mild to severe.
     Severity { Low = "low", Medium = "medium", High = "high", Critical = "critical", }
 }
 words! {
-    /// Where the name of a destination came from.
+    /// The origin of a destination's name.
     NameSource {
         None = "none", Sni = "sni", Dns = "dns", Kubernetes = "kubernetes", HttpHost = "http-host",
     }
 }
 words! {
-    /// How another process was looked at.
+    /// How another process was read.
     Look { Environ = "environ", Memory = "memory", Trace = "trace", }
 }
 words! {
-    /// Why an executable is not to be trusted.
+    /// Why an executable cannot be trusted.
     Untrusted {
         Memory = "memory", Deleted = "deleted", Added = "added", Temporary = "temporary",
     }
@@ -99,7 +99,7 @@ words! {
     Transport { Tcp = "tcp", Udp = "udp", }
 }
 words! {
-    /// What a workload is. An owner is a controller of pods that Kubernetes itself does not have.
+    /// The kind of a workload. `owner` is a pod controller that is not part of Kubernetes.
     WorkloadKind {
         Deployment = "deployment", StatefulSet = "statefulset", DaemonSet = "daemonset",
         ReplicaSet = "replicaset", Job = "job", CronJob = "cronjob", Owner = "owner",
@@ -107,7 +107,7 @@ words! {
     }
 }
 
-/// What a subject belongs to.
+/// The workload of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Workload {
     pub kind: WorkloadKind,
@@ -125,13 +125,13 @@ pub struct Workload {
     pub unit: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Not all of its name has been told yet.
+    /// Part of its name is not known yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
 }
 
 impl Workload {
-    /// A plain process of the host, by its executable.
+    /// A process on the host, identified by its executable.
     pub fn host(executable: &str) -> Self {
         Self {
             kind: WorkloadKind::Host,
@@ -146,19 +146,19 @@ impl Workload {
         }
     }
 
-    /// Whether it is known by ids alone, and may still get a name.
+    /// Whether it is known by ids only, and may still get a name.
     pub fn is_unnamed(&self) -> bool {
         matches!(self.kind, WorkloadKind::Pod | WorkloadKind::Container)
             && self.namespace.is_none()
             && self.image.is_none()
     }
 
-    /// Whether its processes are in containers.
+    /// Whether its processes run in containers.
     pub fn is_contained(&self) -> bool {
         !matches!(self.kind, WorkloadKind::Unit | WorkloadKind::Host)
     }
 
-    /// How it is asked for: `namespace/name`, or the name alone.
+    /// The name used in queries: `namespace/name`, or the name alone.
     pub fn key(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("{namespace}/{}", self.name),
@@ -167,7 +167,7 @@ impl Workload {
     }
 }
 
-/// A process above the one that a finding is about.
+/// An ancestor of the process in a finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ancestor {
     pub pid: u32,
@@ -194,12 +194,12 @@ pub struct CredentialId(pub String);
 
 impl CredentialId {
     /// The id of a secret whose fingerprint is known.
-    pub fn of_fingerprint(fingerprint: u64) -> Self {
+    pub fn from_fingerprint(fingerprint: u64) -> Self {
         Self(format!("kt-{fingerprint:016x}"))
     }
 
-    /// The id of a credential that is known only by place.
-    pub fn of_place(hash: u64) -> Self {
+    /// The id of a credential that is known by place only.
+    pub fn from_place(hash: u64) -> Self {
         Self(format!("loc-{hash:016x}"))
     }
 }
@@ -218,7 +218,7 @@ pub struct Place {
     pub place: String,
 }
 
-/// What is known of a credential. Nothing here is secret.
+/// What is known about a credential. Nothing here is secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Credential {
     pub id: CredentialId,
@@ -233,38 +233,38 @@ pub struct Credential {
     pub expires_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// Which one of several in its place: a profile, a user, a registry, a subject.
+    /// Distinguishes several credentials in one place: a profile, a user, a registry, a subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Audiences that the credential itself names.
+    /// Audiences named by the credential itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audience: Vec<String>,
-    /// The pod that it was issued to, as it says itself.
+    /// The pod to which it was issued, according to the credential itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_to: Option<IssuedTo>,
-    /// Whoever issues its class marks what he issues, and this has no such mark: it is of somebody who takes the same
-    /// variables and files, and whose home nobody knows.
+    /// The issuer of its class marks its secrets, and this one has no such mark: it belongs to
+    /// another service that accepts the same variables and files, and whose home is unknown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unmarked: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Place>,
 }
 
-/// The pod that a service-account token is bound to.
+/// The pod to which a service-account token is bound.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct IssuedTo {
     pub namespace: String,
     pub pod: String,
     pub pod_uid: String,
     pub service_account: String,
-    /// What that pod belongs to and its kind, where the cluster has told.
+    /// The pod's owner and its kind, if the cluster reported them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<WorkloadKind>,
 }
 
-/// Where a connection goes.
+/// The destination of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Destination {
     #[schema(value_type = String, examples("203.0.113.7"))]
@@ -274,40 +274,40 @@ pub struct Destination {
     pub name: Option<String>,
     pub name_source: NameSource,
     pub transport: Transport,
-    /// The ClientHello was encrypted: the name, if any, is only its outer one.
+    /// The ClientHello was encrypted: the name, if any, is only the outer one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ech: bool,
-    /// Which connection of the process it was is not known: it was one of so many destinations.
-    /// 0 where it is known.
+    /// It is not known which connection of the process was used: it was one of this many
+    /// destinations. 0 if it is known.
     #[serde(default, skip_serializing_if = "is_known")]
     pub one_of: u32,
-    /// Names that other sources give the same connection, where they do not agree with `name`: a
-    /// name is only what somebody says.
+    /// Contradicting names of the connection from other sources: a name is only a claim.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub disputed: Vec<Named>,
-    /// What Kubernetes has at the address: `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod`, `NAME.node`. It
-    /// is the name as well where nobody says a better one. `?` where it has not told yet.
+    pub disputed: Vec<SourcedName>,
+    /// The Kubernetes object at the address: `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod`,
+    /// `NAME.node`. It is also the name if there is no better one. `?` if the cluster has not
+    /// reported it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
 }
 
-/// A name, and where it came from.
+/// A name, and its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-pub struct Named {
-    /// `?` where all that is known is that it is another one.
+pub struct SourcedName {
+    /// `?` if it is only known to be a different one.
     pub name: String,
     pub name_source: NameSource,
 }
 
-/// In place of a name that is not known, and is not the one that it should be.
-pub const ANOTHER: &str = "?";
+/// Stands for a name that is not known but differs from the expected one.
+pub const UNKNOWN_NAME: &str = "?";
 
 fn is_known(one_of: &u32) -> bool {
     *one_of == 0
 }
 
 impl Destination {
-    /// An address and a port, of which no name is known.
+    /// An address and a port without a name.
     pub fn unnamed(address: IpAddr, port: u16, transport: Transport) -> Self {
         Self {
             address,
@@ -322,30 +322,30 @@ impl Destination {
         }
     }
 
-    /// The same, with what Kubernetes has there.
+    /// Adds the Kubernetes object at the address.
     pub fn with_object(mut self, object: Option<String>) -> Self {
         if let Some(object) = &object {
-            self.take_object(object);
+            self.set_object(object);
         }
         self
     }
 
-    /// Takes what Kubernetes has there.
-    pub fn take_object(&mut self, object: &str) {
-        if object != ANOTHER {
-            self.take_name(object, NameSource::Kubernetes);
+    /// Sets the Kubernetes object at the address.
+    pub fn set_object(&mut self, object: &str) {
+        if object != UNKNOWN_NAME {
+            self.add_name(object, NameSource::Kubernetes);
         }
         self.object = Some(object.to_owned());
     }
 
-    /// Whether Kubernetes may have something there, and has not told what.
-    pub fn is_untold(&self) -> bool {
-        self.object.as_deref() == Some(ANOTHER)
+    /// Whether Kubernetes may have an object there that it has not reported yet.
+    pub fn is_object_pending(&self) -> bool {
+        self.object.as_deref() == Some(UNKNOWN_NAME)
     }
 
-    /// Takes a name from a source. The first to come stays, unless the later one is nearer to the
-    /// connection; what does not agree is kept beside it.
-    pub fn take_name(&mut self, name: &str, source: NameSource) {
+    /// Adds a name. The first one stays, unless a later one comes from a source nearer to the
+    /// connection; contradicting names are kept as disputed.
+    pub fn add_name(&mut self, name: &str, source: NameSource) {
         let distance = |source| match source {
             NameSource::None => 3,
             NameSource::Kubernetes => 2,
@@ -359,7 +359,7 @@ impl Destination {
             self.name_source = source;
             self.disputed.clear();
         } else if before.as_deref() != Some(name) {
-            let named = Named {
+            let named = SourcedName {
                 name: name.to_owned(),
                 name_source: source,
             };
@@ -369,7 +369,7 @@ impl Destination {
         }
     }
 
-    /// `name:port`, or `address:port`, and whether it is only one of several that it may be.
+    /// `name:port` or `address:port`, with a note if it is one of several possible destinations.
     pub fn label(&self) -> String {
         let mut label = self.place();
         if self.one_of > 0 {
@@ -390,7 +390,7 @@ impl Destination {
     }
 }
 
-/// The kind of a gap that this release has everywhere.
+/// The kind of a gap that exists everywhere in this release.
 pub const NOT_COVERED: &str = "not-covered";
 
 /// An interval or a kind of traffic that was not observed.
@@ -404,25 +404,25 @@ pub struct Gap {
     pub since: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// Events known to be missing; 0 where that cannot be told.
+    /// Number of events known to be missing; 0 if unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub count: u64,
-    /// The agent is or was blinded by it: a finding as well.
+    /// The agent is or was blind because of it: also a finding.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blind: bool,
 }
 
-/// What is found is near a gap that ended no longer ago than this.
-const NEAR: SignedDuration = SignedDuration::from_secs(60);
+/// A gap that ended at most this long before is attached to a finding.
+const GAP_PROXIMITY: SignedDuration = SignedDuration::from_secs(60);
 
 impl Gap {
-    /// Whether something that is missing may be missing from what was seen between two times.
+    /// Whether the gap may affect what was observed between two times.
     pub fn touches(&self, from: Timestamp, to: Timestamp) -> bool {
         self.kind != NOT_COVERED
             && self.since <= to
             && self
                 .until
-                .is_none_or(|until| from.duration_since(until) <= NEAR)
+                .is_none_or(|until| from.duration_since(until) <= GAP_PROXIMITY)
     }
 }
 
@@ -439,26 +439,26 @@ pub struct Use {
     pub credential: Credential,
     pub place: Place,
     pub count: u64,
-    /// Read from an interactive login, and by whom.
+    /// The interactive login from which it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,
-    /// The uid of the pod whose volume the file is in.
+    /// The uid of the pod whose volume contains the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_of: Option<String>,
-    /// The workload of that pod, or of the one that the credential was issued to.
+    /// The workload of that pod, or of the pod to which the credential was issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<Box<Workload>>,
-    /// The pod that the reader is in.
+    /// The reader's pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
     /// When the file was last written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modified: Option<Timestamp>,
-    /// What is wrong with the executable.
+    /// Why the executable cannot be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untrusted: Option<Untrusted>,
-    /// The credential was put there for the reader: a variable of its environment, a file that was mounted
-    /// into its container by itself, or what the class is for.
+    /// The credential was provided to the reader on purpose: a variable of its environment, a file
+    /// mounted individually into its container, or the normal use of its class.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub given: bool,
 }
@@ -467,7 +467,7 @@ pub struct Use {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
     pub uid: u32,
-    /// The user's home directory; a credential inside it is the person's own.
+    /// The user's home directory; a credential inside it is personal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<String>,
 }
@@ -480,52 +480,53 @@ pub struct Hop {
     pub process: Process,
     pub credential: Credential,
     pub destination: Destination,
-    /// Where else it may have been: see [`Destination::one_of`].
+    /// Other possible destinations: see [`Destination::one_of`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Destination>,
     pub evidence: Evidence,
     /// Presented outside TLS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clear: bool,
-    /// The same use of the same connection was told already, with other evidence: it counts once.
+    /// The same use of the same connection was already reported with other evidence: it counts
+    /// once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
 }
 
-/// A workload proved who it is to an authenticator, or got a credential from it.
+/// A workload authenticated to an authenticator, or obtained a credential from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mint {
     pub time: Timestamp,
     pub workload: Workload,
     pub process: Process,
     pub authenticator: Destination,
-    /// What it showed; absent where it showed nothing, or nothing was seen.
+    /// What it presented; absent if nothing was presented or seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presented: Option<Credential>,
-    /// What it got; absent where the answer could not be read.
+    /// What it obtained; absent if the response could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Credential>,
 }
 
-/// A process that holds a credential was looked at by another.
+/// A process that holds a credential was read by another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignRead {
     pub time: Timestamp,
-    /// Who looked.
+    /// The reader.
     pub workload: Workload,
     pub process: Process,
-    /// Whom.
+    /// The process that was read.
     pub victim: Workload,
     pub victim_process: Process,
     pub look: Look,
     pub credential: Credential,
-    /// [`Evidence::Sole`] where it is all that the other one holds.
+    /// [`Evidence::Sole`] if the victim holds nothing else.
     pub evidence: Evidence,
-    /// The one who looked is an ancestor of the other, and started it.
+    /// The reader is an ancestor of the victim, and started it.
     pub ancestor: bool,
 }
 
-/// A use or hop that breaks an expectation or a rule.
+/// A use or hop that violates an expectation or a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Finding {
     pub id: String,
@@ -536,10 +537,10 @@ pub struct Finding {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
     pub workload: Workload,
-    /// Absent where no single process did it.
+    /// Absent if it concerns no single process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
-    /// Absent where it is about no single one.
+    /// Absent if it concerns no single credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<Credential>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -556,7 +557,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// What makes it worse than another of the same id.
+    /// Orders findings with the same id from mild to severe.
     pub fn rank(&self) -> (Severity, Option<Evidence>) {
         (self.severity, self.evidence)
     }

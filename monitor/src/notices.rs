@@ -1,62 +1,62 @@
-//! What the uprobes' threads report, as gaps: bounded, since anyone can make files with functions
-//! that cannot be proven.
+//! Converts notices of the uprobe threads to gaps. Their number is bounded, because anyone can
+//! create files with functions that cannot be proven.
 
-use crate::{model::Gap, sensor::Notice};
+use crate::{model::Gap, sensor::SensorNotice};
 use jiff::Timestamp;
 use monitor_common::record::Probe;
 use std::collections::HashSet;
 
-/// Files that are named in gaps of their own.
+/// Maximum number of files with gaps of their own.
 const NAMED_MAX: usize = 256;
 
-/// Turns notices into gaps.
+/// Converts notices to gaps.
 #[derive(Debug, Default)]
-pub struct Notices {
+pub struct NoticeGaps {
     named: HashSet<(String, String)>,
 }
 
-impl Notices {
-    /// The gaps of some notices. Each file and reason is named once, and what is beyond the limit
-    /// is counted.
-    pub fn gaps(&mut self, notices: Vec<Notice>, now: Timestamp) -> Vec<Gap> {
+impl NoticeGaps {
+    /// The gaps of some notices. Each file and reason is reported once; beyond the limit they are
+    /// only counted.
+    pub fn gaps(&mut self, notices: Vec<SensorNotice>, now: Timestamp) -> Vec<Gap> {
         let mut gaps = Vec::new();
         let (mut more, mut evicted, mut lost) = (0, 0, 0);
         for notice in notices {
             match notice {
-                Notice::NotAttached { file, reason } => {
+                SensorNotice::NotAttached { file, reason } => {
                     if self.named.len() >= NAMED_MAX {
                         more += 1;
                     } else if self.named.insert((file.clone(), reason.clone())) {
                         let detail = format!(
-                            "no TLS probes in {file}: {reason}; what it presents inside TLS is not seen"
+                            "no TLS probes in {file}: {reason}; credentials that it presents inside TLS are not observed"
                         );
                         gaps.push(gap("tls-not-attached", detail, now, None, 0));
                     }
                 }
-                Notice::Evicted { file, in_use: true } => {
+                SensorNotice::Evicted { file, in_use: true } => {
                     let detail = format!(
-                        "TLS probes detached from {file} while it was in use, as too many files have TLS; what it presents inside TLS is not seen until it is started again"
+                        "TLS probes detached from {file} while it was in use, because the limit of files was reached; credentials that it presents inside TLS are not observed until it is started again"
                     );
                     gaps.push(gap("tls-evicted", detail, now, None, 0));
                 }
-                Notice::Evicted { in_use: false, .. } => evicted += 1,
-                Notice::MappingsLost { count } => lost += count,
+                SensorNotice::Evicted { in_use: false, .. } => evicted += 1,
+                SensorNotice::MappingsLost { count } => lost += count,
             }
         }
         if more > 0 {
             let detail = format!(
-                "no TLS probes in {more} more files that could not be proven; `keytrail doctor` names those that run"
+                "no TLS probes in {more} more files that could not be proven; `keytrail doctor` lists those that are running"
             );
             gaps.push(gap("tls-not-attached", detail, now, None, more));
         }
         if evicted > 0 {
             let detail = format!(
-                "TLS probes detached from {evicted} files that no process used, as too many files have TLS; they are attached to again when they are mapped"
+                "TLS probes detached from {evicted} unused files, because the limit of files was reached; they are attached again when they are mapped"
             );
             gaps.push(gap("tls-evicted", detail, now, Some(now), evicted));
         }
         if lost > 0 {
-            let detail = "records of mapped files were lost: what started with TLS inside may have been attached to late".to_owned();
+            let detail = "records of mapped files were lost: TLS probes may have been attached late to new programs".to_owned();
             gaps.push(gap("lost-events", detail, now, Some(now), lost));
         }
         gaps
@@ -81,11 +81,11 @@ mod tests {
 
     #[test]
     fn a_file_is_named_once_and_many_are_counted() {
-        let unproven = |number: usize| Notice::NotAttached {
+        let unproven = |number: usize| SensorNotice::NotAttached {
             file: format!("/opt/{number}"),
             reason: "go: no module data".to_owned(),
         };
-        let mut notices = Notices::default();
+        let mut notices = NoticeGaps::default();
         let now = Timestamp::UNIX_EPOCH;
         assert_eq!(notices.gaps(vec![unproven(1), unproven(1)], now).len(), 1);
         assert!(notices.gaps(vec![unproven(1)], now).is_empty());
@@ -96,8 +96,8 @@ mod tests {
 
     #[test]
     fn what_was_evicted_in_use_stays_open() {
-        let mut notices = Notices::default();
-        let evicted = |in_use| Notice::Evicted {
+        let mut notices = NoticeGaps::default();
+        let evicted = |in_use| SensorNotice::Evicted {
             file: "/opt/x".to_owned(),
             in_use,
         };

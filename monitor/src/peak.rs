@@ -1,5 +1,4 @@
-//! How much memory something takes at most, for the tests of parsers: a global allocator that counts
-//! for each thread.
+//! Measures peak memory use in tests of parsers: a global allocator that counts per thread.
 
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -7,32 +6,32 @@ use std::{
 };
 
 thread_local! {
-    static NOW: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
+    static CURRENT_BYTES: Cell<usize> = const { Cell::new(0) };
+    static PEAK_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Counts what goes through another allocator.
+/// Counts the allocations of another allocator.
 #[derive(Debug)]
-pub struct Counting<A>(pub A);
+pub struct CountingAllocator<A>(pub A);
 
 fn grow(bytes: usize) {
-    // A thread that ends has no counters any more.
-    let _ = NOW.try_with(|now| {
+    // A thread that is ending has no counters any more.
+    let _ = CURRENT_BYTES.try_with(|now| {
         now.set(now.get().wrapping_add(bytes));
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(now.get())));
+        let _ = PEAK_BYTES.try_with(|peak| peak.set(peak.get().max(now.get())));
     });
 }
 
 fn shrink(bytes: usize) {
-    // What another thread allocated may be freed here.
-    let _ = NOW.try_with(|now| now.set(now.get().saturating_sub(bytes)));
+    // Memory allocated by another thread may be freed here.
+    let _ = CURRENT_BYTES.try_with(|now| now.set(now.get().saturating_sub(bytes)));
 }
 
-// SAFETY: every call is passed on as it is, and what is counted needs no memory of its own.
-unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
+// SAFETY: every call is passed on unchanged, and counting allocates nothing.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for CountingAllocator<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         grow(layout.size());
-        // SAFETY: the caller's promises are those that the inner allocator asks for.
+        // SAFETY: the caller's guarantees are those that the inner allocator requires.
         unsafe { self.0.alloc(layout) }
     }
 
@@ -43,7 +42,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Both may exist for a moment.
+        // Both blocks may exist for a moment.
         grow(size);
         shrink(layout.size());
         // SAFETY: as above.
@@ -51,12 +50,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     }
 }
 
-/// Bytes that this thread has at most while something runs, beyond what it had before.
+/// Peak number of bytes that this thread allocates while `run` executes, beyond what it had before.
 pub fn of(run: impl FnOnce()) -> usize {
-    let before = NOW.with(Cell::get);
-    PEAK.with(|peak| peak.set(before));
+    let before = CURRENT_BYTES.with(Cell::get);
+    PEAK_BYTES.with(|peak| peak.set(before));
     run();
-    PEAK.with(Cell::get).saturating_sub(before)
+    PEAK_BYTES.with(Cell::get).saturating_sub(before)
 }
 
 #[cfg(test)]

@@ -1,23 +1,23 @@
-//! From observation to outcome: attribution, credential, trail, policy, in one direction, by one
-//! owner. What comes out goes to the ledger, the metrics and the stream of findings.
+//! From observations to outputs: attribution, credential, trail, policy, in one direction, with one
+//! owner. The outputs go to the ledger, the metrics and the findings stream.
 
 use crate::{
-    attribution::{Attribution, names::Renamed},
-    credential::{Credentials, Opened, Variable, View},
-    ledger::{Entry, Writer},
+    attribution::{Attribution, names::WorkloadRename},
+    credential::{Credentials, MountView, OpenedFile, SecretVariable},
+    ledger::{LedgerEntry, LedgerWriter},
     model::{
-        ANOTHER, Destination, Evidence, Finding, Gap, Look, Mint, NOT_COVERED, NameSource, Place,
-        Source, Subject, Transport, Use, Workload,
+        Destination, Evidence, Finding, Gap, Look, Mint, NOT_COVERED, NameSource, Place, Source,
+        Subject, Transport, UNKNOWN_NAME, Use, Workload,
     },
-    policy::{Judged, Policy, document::Document},
+    policy::{Decision, Policy, document::ConfigDocument},
     recent::Recent,
-    report::{findings::Stream, metrics::Metrics},
+    report::{findings::FindingStream, metrics::Metrics},
     sensor::{
-        dns::Resolved,
-        observation::{FileId, Manner, Observation, Output, Stamp},
+        dns::DnsAnswer,
+        observation::{FileId, Observation, OpenKind, StdoutPipe, TaskInfo},
         running,
     },
-    trail::{Event, NamedBy, Outcome, Trail, Who},
+    trail::{Actor, ConnectionName, Trail, TrailEvent, TrailOutput},
 };
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::Probe;
@@ -29,68 +29,69 @@ use std::{
     sync::Arc,
 };
 
-/// Who turns observations into events for the trail.
+/// Enriches observations to events for the trail.
 #[derive(Debug)]
-pub struct Joiner {
+pub struct Enricher {
     pub attribution: Attribution,
     pub credentials: Credentials,
-    /// What a file and process had when it was last reported, for counts that come later.
-    reads: HashMap<(Subject, u32, u64), Reads>,
+    /// The credentials of a file and process when they were last reported, for repeat counts that
+    /// arrive later.
+    reads: HashMap<(Subject, u32, u64), FileReads>,
     read_order: VecDeque<(Subject, u32, u64)>,
-    /// Files whose opens are to be reported, or not, whatever their name.
+    /// Files whose opens must be reported, or ignored, regardless of their name.
     pub learned: Vec<FileId>,
     pub ignored: Vec<FileId>,
-    /// Places became a credential's since the kernel's filter was told.
-    pub pointed: bool,
-    /// Payloads that began like a ClientHello and did not parse.
+    /// Whether places of credentials were added since the kernel filter was updated.
+    pub places_changed: bool,
+    /// Number of payloads that began like a ClientHello and could not be parsed.
     pub malformed: u64,
-    /// No probe takes the environment of an exec: it is read here.
+    /// No probe reads the environment at exec: it is read here.
     pub environ_is_read: bool,
     /// Names of servers, by their fingerprint.
     servers: Recent<u64, String>,
-    /// The agent's own number.
-    pub own: u32,
-    /// What was presented and waits to be told on which socket, by its write.
-    presented: BTreeMap<u64, Vec<Waiting>>,
-    /// Addresses at which a cluster had nothing, as far as it had told, when they were connected to.
-    unknown: HashMap<IpAddr, Timestamp>,
-    /// The cluster had not told everything.
-    untold: bool,
+    /// The agent's own pid.
+    pub own_pid: u32,
+    /// Credentials presented in a TLS write whose socket is not known yet, by write.
+    presented: BTreeMap<u64, Vec<PendingPresentation>>,
+    /// Addresses that had no cluster object, as far as known, when they were connected to.
+    pending_addresses: HashMap<IpAddr, Timestamp>,
+    /// Whether the cluster's objects were not completely listed at that time.
+    pending_sync: bool,
 }
 
-/// The credentials in a file, and its place: shared by all who read it.
-type Reads = Arc<(Vec<crate::model::Credential>, Place)>;
+/// The credentials in a file, and its place; shared by all its readers.
+type FileReads = Arc<(Vec<crate::model::Credential>, Place)>;
 
-/// What was presented, but for where.
+/// A presented credential whose destination is not known yet.
 #[derive(Debug)]
-struct Waiting {
-    /// Fingerprint of the server name that the program gave the TLS object.
+struct PendingPresentation {
+    /// Fingerprint of the server name that the program set on its TLS object.
     server: Option<u64>,
-    /// Fingerprint of the server's name in the head of the request.
+    /// Fingerprint of the server name in the head of the request.
     host: Option<u64>,
     time: Timestamp,
-    who: Who,
+    actor: Actor,
     credential: crate::model::Credential,
     place: Place,
 }
 
-/// A packet leaves with the write, or not at all: no longer than this.
-const ON_ITS_WAY: jiff::SignedDuration = jiff::SignedDuration::from_millis(250);
-/// A cluster tells of a new object within this.
-const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(10);
-/// Addresses remembered for that.
-const UNKNOWN: usize = 4096;
-/// Server names remembered.
-const SERVERS: usize = 16_384;
+/// A packet leaves together with the write, at most this much later, or not in the same task.
+const SOCKET_MATCH_WINDOW: jiff::SignedDuration = jiff::SignedDuration::from_millis(250);
+/// A cluster reports a new object within this time.
+const OBJECT_NAME_WINDOW: SignedDuration = SignedDuration::from_secs(10);
+/// Maximum number of such addresses.
+const PENDING_ADDRESSES_MAX: usize = 4096;
+/// Number of server names cached.
+const SERVER_NAMES_CACHED: usize = 16_384;
 
-/// Reads remembered for their repeats.
-const READS: usize = 16_384;
+/// Number of reads remembered for their repeats.
+const READS_CACHED: usize = 16_384;
 
 const SHELLS: [&str; 9] = [
     "sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "mksh", "busybox",
 ];
 
-impl Joiner {
+impl Enricher {
     pub fn new(attribution: Attribution, credentials: Credentials) -> Self {
         Self {
             attribution,
@@ -99,56 +100,62 @@ impl Joiner {
             read_order: VecDeque::new(),
             learned: Vec::new(),
             ignored: Vec::new(),
-            pointed: false,
+            places_changed: false,
             malformed: 0,
             environ_is_read: false,
-            servers: Recent::new(SERVERS),
-            own: 0,
+            servers: Recent::new(SERVER_NAMES_CACHED),
+            own_pid: 0,
             presented: BTreeMap::new(),
-            unknown: HashMap::new(),
-            untold: false,
+            pending_addresses: HashMap::new(),
+            pending_sync: false,
         }
     }
 
-    /// Events for what was presented and will not be told where any more. To be called after each
-    /// batch, with the time until which everything has been read: what a busy agent has not read yet
-    /// may say where.
-    pub fn give_up(&mut self, read_until: Timestamp, events: &mut Vec<Event>) {
+    /// Emits events for presented credentials whose socket will not become known any more. Called
+    /// after each batch with the time up to which all records were read: unread records may still
+    /// tell the socket.
+    pub fn release_unmatched(&mut self, read_until: Timestamp, events: &mut Vec<TrailEvent>) {
         while let Some(entry) = self.presented.first_entry() {
             let late = entry
                 .get()
                 .first()
-                // A clock may step back: nothing waits for that.
-                .is_none_or(|first| read_until.duration_since(first.time).abs() > ON_ITS_WAY);
+                // The clock may have been set back: do not wait for that.
+                .is_none_or(|first| {
+                    read_until.duration_since(first.time).abs() > SOCKET_MATCH_WINDOW
+                });
             if !late {
                 return;
             }
             for waiting in entry.remove() {
-                let event = self.told(waiting, None);
+                let event = self.presented_event(waiting, None);
                 events.push(event);
             }
         }
     }
 
-    /// The server name that the program gave its TLS object, where it was seen in a ClientHello.
-    fn server(&mut self, waiting: &Waiting) -> Option<String> {
-        self.server_of(waiting.server?)
+    /// The server name that the program set on its TLS object, if it was seen in a ClientHello.
+    fn server_name(&mut self, waiting: &PendingPresentation) -> Option<String> {
+        self.server_by_fingerprint(waiting.server?)
     }
 
-    /// The event of what was presented, and on which connection.
-    fn told(&mut self, mut waiting: Waiting, connection: Option<u64>) -> Event {
-        // It may have been named while it waited, and nobody renames it after this.
-        if waiting.who.workload.partial {
-            let now = self.attribution.workload(waiting.who.subject);
+    /// The event of a presented credential on a connection.
+    fn presented_event(
+        &mut self,
+        mut waiting: PendingPresentation,
+        connection: Option<u64>,
+    ) -> TrailEvent {
+        // It may have been named while it was waiting, and will not be renamed afterwards.
+        if waiting.actor.workload.partial {
+            let now = self.attribution.workload(waiting.actor.subject);
             if now.is_contained() && !now.is_unnamed() {
-                waiting.who.workload = now;
+                waiting.actor.workload = now;
             }
         }
-        Event::Presented {
-            server: self.server(&waiting),
-            host: self.host(waiting.host),
+        TrailEvent::Presented {
+            server: self.server_name(&waiting),
+            host: self.request_host(waiting.host),
             time: waiting.time,
-            who: waiting.who,
+            who: waiting.actor,
             connection,
             credential: waiting.credential,
             place: waiting.place,
@@ -164,95 +171,103 @@ impl Joiner {
     ) -> Destination {
         let destination = Destination::unnamed(address, port, transport)
             .with_object(self.attribution.object_at(address));
-        let unknown = destination.object.is_none() || destination.is_untold();
+        let unknown = destination.object.is_none() || destination.is_object_pending();
         if unknown
-            && self.attribution.objects_are_told().is_some()
-            && (self.unknown.len() < UNKNOWN || self.unknown.contains_key(&address))
+            && self.attribution.objects_synced().is_some()
+            && (self.pending_addresses.len() < PENDING_ADDRESSES_MAX
+                || self.pending_addresses.contains_key(&address))
         {
-            self.untold |= destination.is_untold();
-            self.unknown.insert(address, time);
+            self.pending_sync |= destination.is_object_pending();
+            self.pending_addresses.insert(address, time);
         }
         destination
     }
 
-    /// An event for what a cluster has told since of addresses that were connected to.
-    pub fn objects(&mut self, time: Timestamp, events: &mut Vec<Event>) {
-        if self.unknown.is_empty() || self.attribution.objects_are_told() != Some(true) {
+    /// Emits an event with cluster objects that became known for addresses connected to earlier.
+    pub fn add_object_names(&mut self, time: Timestamp, events: &mut Vec<TrailEvent>) {
+        if self.pending_addresses.is_empty() || self.attribution.objects_synced() != Some(true) {
             return;
         }
         let mut objects = BTreeMap::new();
-        self.unknown.retain(|address, since| {
+        self.pending_addresses.retain(|address, since| {
             if let Some(object) = self.attribution.object_at(*address) {
                 objects.insert(*address, object);
                 return false;
             }
-            time.duration_since(*since).abs() < TOLD_WITHIN
+            time.duration_since(*since).abs() < OBJECT_NAME_WINDOW
         });
-        if !objects.is_empty() || std::mem::take(&mut self.untold) {
-            events.push(Event::Objects { time, objects });
+        if !objects.is_empty() || std::mem::take(&mut self.pending_sync) {
+            events.push(TrailEvent::Objects { time, objects });
         }
     }
 
-    fn server_of(&mut self, fingerprint: u64) -> Option<String> {
+    fn server_by_fingerprint(&mut self, fingerprint: u64) -> Option<String> {
         self.servers.get(&fingerprint).cloned()
     }
 
-    /// The server's name in the head of a request.
-    fn host(&mut self, fingerprint: Option<u64>) -> Option<String> {
-        let name = self.server_of(fingerprint?);
-        Some(name.unwrap_or_else(|| ANOTHER.to_owned()))
+    /// The server name in the head of a request.
+    fn request_host(&mut self, fingerprint: Option<u64>) -> Option<String> {
+        let name = self.server_by_fingerprint(fingerprint?);
+        Some(name.unwrap_or_else(|| UNKNOWN_NAME.to_owned()))
     }
 
-    /// Remembers a name for when its fingerprint is told.
-    fn note_server(&mut self, name: &str) {
-        // A request may name it with the dot of the root.
+    /// Remembers a name, to recognise its fingerprint later.
+    fn remember_server(&mut self, name: &str) {
+        // A request may contain the name with the trailing dot of the root.
         for said in [name, &format!("{name}.")] {
             let fingerprint = self.credentials.print_of(said);
             self.servers.insert(fingerprint, name.to_owned());
         }
     }
 
-    /// Events for what already runs: its processes, their environments, the credential files that
-    /// they have open, and their connections.
-    pub fn adopt(&mut self, now: Timestamp) -> Vec<Event> {
+    /// Events for what is already running: processes, their environments, their open credential
+    /// files, and their connections.
+    pub fn scan_running(&mut self, now: Timestamp) -> Vec<TrailEvent> {
         let mut events = Vec::new();
         let subjects = self.attribution.scan();
         for subject in &subjects {
             events.push(self.exec_event(now, *subject));
         }
-        let mut connections = running::Connections::default();
+        let mut connections = running::RunningConnections::default();
         for subject in subjects {
-            if subject.pid == self.own {
+            if subject.pid == self.own_pid {
                 continue;
             }
             for (credential, place) in self.credentials.in_running(subject.pid) {
-                events.push(self.pick_up(now, subject, credential, place, 1, Output::default()));
+                events.push(self.pick_up(
+                    now,
+                    subject,
+                    credential,
+                    place,
+                    1,
+                    StdoutPipe::default(),
+                ));
             }
             self.follow(subject, &[]);
-            // Only what is a credential's: the rest is no news, and is not touched.
-            let open = running::open(subject.pid, |path| self.credentials.is_place(path));
+            // Only files at places of credentials; others are not accessed.
+            let open = running::open_files(subject.pid, |path| self.credentials.is_place(path));
             for (path, file) in open.files {
-                let opened = Opened {
+                let opened = OpenedFile {
                     path: &path,
                     source: None,
                     file,
                     known: false,
                 };
-                let stamp = self.attribution.stamp(subject, now);
+                let stamp = self.attribution.task_info(subject, now);
                 self.file(
                     &stamp,
                     opened,
-                    Manner::Opened,
+                    OpenKind::Opened,
                     1,
-                    Output::default(),
+                    StdoutPipe::default(),
                     &mut events,
                 );
             }
-            for (inode, to) in connections.of(subject.pid, &open.sockets) {
-                events.push(Event::Connect {
+            for (inode, to) in connections.outgoing_of(subject.pid, &open.sockets) {
+                events.push(TrailEvent::Connect {
                     time: now,
-                    who: self.who(subject),
-                    // No cookie is so large.
+                    who: self.actor(subject),
+                    // No cookie is that large.
                     connection: inode | 1 << 63,
                     destination: self.destination(now, to.address, to.port, to.transport),
                     stdin: None,
@@ -262,11 +277,11 @@ impl Joiner {
         events
     }
 
-    /// Events for a batch of observations, in their order.
-    pub fn join(&mut self, observations: &mut Vec<Observation>, events: &mut Vec<Event>) {
+    /// Converts a batch of observations to events, in order.
+    pub fn process(&mut self, observations: &mut Vec<Observation>, events: &mut Vec<TrailEvent>) {
         let mut rest: VecDeque<Observation> = observations.drain(..).collect();
         while let Some(observation) = rest.pop_front() {
-            if self.is_of_peer(&observation) {
+            if self.is_from_other_agent(&observation) {
                 continue;
             }
             match observation {
@@ -287,7 +302,7 @@ impl Joiner {
                                 credential,
                                 place,
                                 1,
-                                Output::default(),
+                                StdoutPipe::default(),
                             );
                             events.push(event);
                         }
@@ -296,7 +311,7 @@ impl Joiner {
                 }
                 Observation::Fork { stamp } => {
                     self.attribution.fork(&stamp);
-                    events.push(Event::Fork {
+                    events.push(TrailEvent::Fork {
                         time: stamp.time,
                         subject: stamp.subject,
                         parent: stamp.parent,
@@ -304,7 +319,7 @@ impl Joiner {
                 }
                 Observation::Exit { stamp } => {
                     self.attribution.exit(&stamp);
-                    events.push(Event::Exit {
+                    events.push(TrailEvent::Exit {
                         time: stamp.time,
                         subject: stamp.subject,
                     });
@@ -319,7 +334,7 @@ impl Joiner {
                     count,
                     output,
                 } => {
-                    let opened = Opened {
+                    let opened = OpenedFile {
                         path: &path,
                         source: source.as_deref(),
                         file,
@@ -335,19 +350,19 @@ impl Joiner {
                     self.attribution.ensure(&stamp);
                     let victim = self
                         .attribution
-                        .target(stamp.subject, target)
+                        .resolve_target(stamp.subject, target)
                         .filter(|victim| *victim != stamp.subject);
                     let Some(victim) = victim else { continue };
-                    if victim.pid == self.own {
-                        // Whoever lists processes reads environments.
+                    if victim.pid == self.own_pid {
+                        // Listing processes reads environments.
                         if look != Look::Environ {
-                            events.push(self.tampered(&stamp, look));
+                            events.push(self.tampering_gap(&stamp, look));
                         }
                     } else {
-                        events.push(Event::Foreign {
+                        events.push(TrailEvent::Foreign {
                             time: stamp.time,
-                            who: self.who(stamp.subject),
-                            victim: self.who(victim),
+                            who: self.actor(stamp.subject),
+                            victim: self.actor(victim),
                             look,
                         });
                     }
@@ -361,12 +376,12 @@ impl Joiner {
                 } => {
                     self.attribution.ensure(&stamp);
                     let (mut credential, place) = self.credentials.presented(shown);
-                    self.bring_home(&mut credential);
-                    let waiting = Waiting {
+                    self.resolve_issued_to(&mut credential);
+                    let waiting = PendingPresentation {
                         server,
                         host,
                         time: stamp.time,
-                        who: self.who(stamp.subject),
+                        actor: self.actor(stamp.subject),
                         credential,
                         place,
                     };
@@ -379,11 +394,11 @@ impl Joiner {
                     shown,
                 } => {
                     let (mut credential, place) = self.credentials.presented(shown);
-                    self.bring_home(&mut credential);
-                    events.push(Event::Clear {
+                    self.resolve_issued_to(&mut credential);
+                    events.push(TrailEvent::Clear {
                         time,
                         connection: cookie,
-                        host: self.host(host),
+                        host: self.request_host(host),
                         credential,
                         place,
                     });
@@ -394,12 +409,12 @@ impl Joiner {
                 }
                 Observation::Host { time, cookie, name } => {
                     if let Some(name) = &name {
-                        self.note_server(name);
+                        self.remember_server(name);
                     }
-                    events.push(Event::Payload {
+                    events.push(TrailEvent::Payload {
                         time,
                         connection: cookie,
-                        destination: name.map(|name| NamedBy {
+                        destination: name.map(|name| ConnectionName {
                             server_name: Some(name),
                             ech: false,
                             host: true,
@@ -407,11 +422,11 @@ impl Joiner {
                     });
                 }
                 Observation::Answer { time, resolved } => {
-                    if let Some(Resolved { names, addresses }) = resolved {
+                    if let Some(DnsAnswer { names, addresses }) = resolved {
                         for name in &names {
-                            self.note_server(name);
+                            self.remember_server(name);
                         }
-                        events.push(Event::Resolved {
+                        events.push(TrailEvent::Resolved {
                             time,
                             names,
                             addresses,
@@ -423,12 +438,12 @@ impl Joiner {
                 }
                 Observation::Tied { write, cookie } => {
                     for waiting in self.presented.remove(&write).unwrap_or_default() {
-                        let event = self.told(waiting, Some(cookie));
+                        let event = self.presented_event(waiting, Some(cookie));
                         events.push(event);
                     }
                 }
                 Observation::Refused { cookie, .. } => {
-                    events.push(Event::Refused { connection: cookie });
+                    events.push(TrailEvent::Refused { connection: cookie });
                 }
                 Observation::FileRepeated {
                     time,
@@ -447,7 +462,7 @@ impl Joiner {
                             credential.clone(),
                             place.clone(),
                             u64::from(count),
-                            Output::default(),
+                            StdoutPipe::default(),
                         );
                         events.push(event);
                     }
@@ -465,9 +480,9 @@ impl Joiner {
                     stdin,
                 } => {
                     self.attribution.ensure(&stamp);
-                    events.push(Event::Connect {
+                    events.push(TrailEvent::Connect {
                         time: stamp.time,
-                        who: self.who(stamp.subject),
+                        who: self.actor(stamp.subject),
                         connection: connection_id(cookie, transport, &stamp, port),
                         destination: self.destination(stamp.time, address, port, transport),
                         stdin,
@@ -481,12 +496,12 @@ impl Joiner {
                 } => {
                     self.malformed += u64::from(malformed);
                     if let Some(name) = hello.as_ref().and_then(|hello| hello.server_name.clone()) {
-                        self.note_server(&name);
+                        self.remember_server(&name);
                     }
-                    events.push(Event::Payload {
+                    events.push(TrailEvent::Payload {
                         time,
                         connection: cookie,
-                        destination: hello.map(|hello| NamedBy {
+                        destination: hello.map(|hello| ConnectionName {
                             server_name: hello.server_name,
                             ech: hello.ech,
                             host: false,
@@ -497,8 +512,8 @@ impl Joiner {
         }
     }
 
-    /// Whether another agent has read something, as is its duty.
-    fn is_of_peer(&mut self, observation: &Observation) -> bool {
+    /// Whether another agent has read something, as it is supposed to.
+    fn is_from_other_agent(&mut self, observation: &Observation) -> bool {
         match observation {
             Observation::FileOpened { stamp, .. } | Observation::Foreign { stamp, .. } => {
                 self.attribution.ensure(stamp);
@@ -508,14 +523,14 @@ impl Joiner {
         }
     }
 
-    /// A gap for a look into the agent's own memory: what it says since is not to be relied on.
-    fn tampered(&self, stamp: &Stamp, look: Look) -> Event {
-        let who = self.who(stamp.subject);
+    /// A gap for a read of the agent's own memory: its later reports cannot be relied on.
+    fn tampering_gap(&self, stamp: &TaskInfo, look: Look) -> TrailEvent {
+        let who = self.actor(stamp.subject);
         let how = match look {
             Look::Trace => "traced the agent",
             Look::Environ | Look::Memory => "opened the memory of the agent",
         };
-        Event::Gap {
+        TrailEvent::Gap {
             gap: Gap {
                 kind: "agent-tampered".to_owned(),
                 probe: None,
@@ -533,14 +548,14 @@ impl Joiner {
         }
     }
 
-    fn exec_event(&self, time: Timestamp, subject: Subject) -> Event {
+    fn exec_event(&self, time: Timestamp, subject: Subject) -> TrailEvent {
         let entry = self.attribution.entry(subject);
         let exe = entry.map(|entry| Arc::clone(&entry.exe));
         let name = exe
             .as_deref()
             .and_then(|exe| exe.rsplit('/').next())
             .unwrap_or_default();
-        Event::Exec {
+        TrailEvent::Exec {
             time,
             subject,
             parent: entry.and_then(|entry| entry.parent),
@@ -553,25 +568,25 @@ impl Joiner {
 
     fn file(
         &mut self,
-        stamp: &Stamp,
-        opened: Opened<'_>,
-        manner: Manner,
+        stamp: &TaskInfo,
+        opened: OpenedFile<'_>,
+        manner: OpenKind,
         count: u32,
-        output: Output,
-        events: &mut Vec<Event>,
+        output: StdoutPipe,
+        events: &mut Vec<TrailEvent>,
     ) {
-        let Opened {
+        let OpenedFile {
             path, source, file, ..
         } = opened;
         self.attribution.ensure(stamp);
         let subject = stamp.subject;
-        if manner == Manner::Written {
+        if manner == OpenKind::Written {
             if self.credentials.written(path, source, file) {
                 self.learned.push(file);
             }
             return;
         }
-        if manner == Manner::Connected {
+        if manner == OpenKind::Connected {
             let container = self
                 .attribution
                 .entry(subject)
@@ -590,37 +605,38 @@ impl Joiner {
             }
             return;
         }
-        // Below its own parent it is the parent's file still: the trail knows.
-        if manner == Manner::Inherited && self.attribution.is_with_parent(subject) {
+        // Below its own parent it is still the parent's file: the trail knows that.
+        if manner == OpenKind::Inherited && self.attribution.matches_parent(subject) {
             return;
         }
         let container = self.container_of(subject);
-        let view = View {
+        let view = MountView {
             pid: subject.pid,
-            // On the host the path can be followed without anybody's help.
+            // On the host, the path can be opened without another process's help.
             peer: (!container.is_empty())
-                .then(|| self.attribution.peer(subject))
+                .then(|| self.attribution.live_peer(subject))
                 .flatten(),
             container: &container,
         };
         let Some(mut found) = self.credentials.in_file(opened, view) else {
-            // What the probe knows as a credential's stays one, whatever it looks like now.
+            // What the probe recognised as a credential's file remains one, whatever it contains
+            // now.
             if !opened.known {
                 self.ignored.push(file);
             }
             return;
         };
         found.place.source = match manner {
-            Manner::Received => Source::Socket,
-            Manner::Inherited => Source::Inherited,
-            Manner::Opened | Manner::Written | Manner::Connected => Source::File,
+            OpenKind::Received => Source::Socket,
+            OpenKind::Inherited => Source::Inherited,
+            OpenKind::Opened | OpenKind::Written | OpenKind::Connected => Source::File,
         };
         self.learned.push(file);
         let key = (subject, file.device, file.inode);
         let known = Arc::new((found.credentials.clone(), found.place.clone()));
         if self.reads.insert(key, known).is_none() {
             self.read_order.push_back(key);
-            if self.read_order.len() > READS
+            if self.read_order.len() > READS_CACHED
                 && let Some(oldest) = self.read_order.pop_front()
             {
                 self.reads.remove(&oldest);
@@ -635,7 +651,7 @@ impl Joiner {
                 u64::from(count),
                 output,
             );
-            if let Event::PickUp {
+            if let TrailEvent::PickUp {
                 volume_of,
                 home,
                 modified,
@@ -643,7 +659,7 @@ impl Joiner {
             } = &mut event
             {
                 if let Some(uid) = &found.volume_of {
-                    *home = self.attribution.of_pod(uid).map(Box::new);
+                    *home = self.attribution.pod_workload(uid).map(Box::new);
                     *volume_of = Some(uid.clone());
                 }
                 *modified = found.modified;
@@ -652,13 +668,13 @@ impl Joiner {
         }
     }
 
-    /// Learns where the environment of a process says that credentials are.
+    /// Learns the places of credentials that a process's environment names.
     fn follow(&mut self, subject: Subject, values: &[u64]) {
         let container = self.container_of(subject);
         let found = self.credentials.follow(subject.pid, &container, values);
         let Some((files, is_new)) = found else { return };
         self.learned.extend(files);
-        self.pointed |= is_new;
+        self.places_changed |= is_new;
     }
 
     /// The container of a process; empty on the host.
@@ -669,11 +685,11 @@ impl Joiner {
             .unwrap_or_default()
     }
 
-    /// The variables of one exec belong together: an AWS key pair is in two or three of them.
-    fn variables(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<Event>) {
-        let mut gathered: Vec<Variable> = Vec::new();
-        let mut whose: Option<Stamp> = None;
-        let same = |stamp: &Stamp, whose: &Option<Stamp>| {
+    /// The variables of one exec belong together: an AWS key pair consists of two or three of them.
+    fn variables(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<TrailEvent>) {
+        let mut gathered: Vec<SecretVariable> = Vec::new();
+        let mut whose: Option<TaskInfo> = None;
+        let same = |stamp: &TaskInfo, whose: &Option<TaskInfo>| {
             whose
                 .as_ref()
                 .is_none_or(|whose| whose.subject == stamp.subject)
@@ -691,7 +707,7 @@ impl Joiner {
             }) = rest.pop_front()
         {
             whose = Some(stamp);
-            gathered.push(Variable {
+            gathered.push(SecretVariable {
                 name,
                 fingerprint,
                 secret_len,
@@ -717,14 +733,14 @@ impl Joiner {
                 credential,
                 place,
                 1,
-                Output::default(),
+                StdoutPipe::default(),
             );
             events.push(event);
         }
     }
 
-    /// What is in one answer belongs together.
-    fn minted(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<Event>) {
+    /// All credentials of one response belong together.
+    fn minted(&mut self, rest: &mut VecDeque<Observation>, events: &mut Vec<TrailEvent>) {
         let mut answer = Vec::new();
         let mut of = None;
         while let Some(Observation::Minted {
@@ -740,7 +756,7 @@ impl Joiner {
         }
         let Some((time, connection)) = of else { return };
         for (credential, place) in self.credentials.minted(&answer) {
-            events.push(Event::Minted {
+            events.push(TrailEvent::Minted {
                 time,
                 connection,
                 credential,
@@ -749,13 +765,13 @@ impl Joiner {
         }
     }
 
-    /// Events for workloads that have been named meanwhile.
-    pub fn rename(&mut self, time: Timestamp, events: &mut Vec<Event>) {
-        let renamed = self.attribution.renamed();
+    /// Emits events for workloads that were named since the last call.
+    pub fn rename(&mut self, time: Timestamp, events: &mut Vec<TrailEvent>) {
+        let renamed = self.attribution.take_renames();
         events.extend(
             renamed
                 .into_iter()
-                .map(|Renamed { old, new }| Event::Renamed { time, old, new }),
+                .map(|WorkloadRename { old, new }| TrailEvent::Renamed { time, old, new }),
         );
     }
 
@@ -766,8 +782,8 @@ impl Joiner {
         mut credential: crate::model::Credential,
         place: Place,
         count: u64,
-        output: Output,
-    ) -> Event {
+        output: StdoutPipe,
+    ) -> TrailEvent {
         let login = self.attribution.login(subject);
         let entry = self.attribution.entry(subject);
         let usual = entry.is_some_and(|entry| {
@@ -779,11 +795,11 @@ impl Joiner {
         let given = place.source != Source::File
             || usual
             || self.attribution.is_mounted(subject, &place.place);
-        let untrusted = self.attribution.untrusted(subject);
-        let home = self.bring_home(&mut credential).map(Box::new);
-        Event::PickUp {
+        let untrusted = self.attribution.distrust_reason(subject);
+        let home = self.resolve_issued_to(&mut credential).map(Box::new);
+        TrailEvent::PickUp {
             time,
-            who: self.who(subject),
+            who: self.actor(subject),
             credential,
             count,
             stdout: output.pipe,
@@ -800,17 +816,17 @@ impl Joiner {
         }
     }
 
-    /// Says what the pod belongs to that a credential was issued to; gives that workload.
-    fn bring_home(&self, credential: &mut crate::model::Credential) -> Option<Workload> {
+    /// Adds the owner of the pod to which a credential was issued; returns that workload.
+    fn resolve_issued_to(&self, credential: &mut crate::model::Credential) -> Option<Workload> {
         let issued = credential.issued_to.as_mut()?;
-        let home = self.attribution.of_pod(&issued.pod_uid)?;
+        let home = self.attribution.pod_workload(&issued.pod_uid)?;
         issued.workload = Some(home.name.clone());
         issued.kind = Some(home.kind);
         Some(home)
     }
 
-    fn who(&self, subject: Subject) -> Who {
-        Who {
+    fn actor(&self, subject: Subject) -> Actor {
+        Actor {
             subject,
             workload: self.attribution.workload(subject),
             process: self.attribution.process(subject),
@@ -818,8 +834,8 @@ impl Joiner {
     }
 }
 
-/// A TCP connection is its socket; a UDP socket sends to many places.
-fn connection_id(cookie: u64, transport: Transport, stamp: &Stamp, port: u16) -> u64 {
+/// A TCP connection is identified by its socket; a UDP socket sends to several destinations.
+fn connection_id(cookie: u64, transport: Transport, stamp: &TaskInfo, port: u16) -> u64 {
     match transport {
         Transport::Tcp => cookie,
         Transport::Udp => {
@@ -828,31 +844,32 @@ fn connection_id(cookie: u64, transport: Transport, stamp: &Stamp, port: u16) ->
     }
 }
 
-/// What takes the outcomes.
+/// The receivers of the pipeline's output.
 #[derive(Debug)]
 pub struct Sinks {
-    pub ledger: Option<Writer>,
+    pub ledger: Option<LedgerWriter>,
     pub metrics: Arc<Metrics>,
-    pub stream: Stream,
-    /// Where events are recorded for a replay.
+    pub stream: FindingStream,
+    /// The recording for a replay.
     pub record: Option<BufWriter<File>>,
 }
 
-/// Uses and mintings that wait for a name at most, and workloads without one that are remembered.
-const HELD: usize = 4096;
-/// What can be judged without a name waits for one no longer.
-const NAMED_WITHIN: SignedDuration = SignedDuration::from_secs(5);
-/// What cannot is told as doubtful after this: names are asked for about as long.
-const IN_DOUBT: SignedDuration = SignedDuration::from_mins(11);
+/// Maximum uses and mints waiting for a name, and workloads remembered as unnamed.
+const DEFERRED_MAX: usize = 4096;
+/// How long to wait for a name where a decision is possible without one.
+const NAME_TIMEOUT: SignedDuration = SignedDuration::from_secs(5);
+/// How long to wait where it is not: about as long as names are queried. Then the finding is raised
+/// with a note.
+const PENDING_TIMEOUT: SignedDuration = SignedDuration::from_mins(11);
 
-/// What is judged by who did it.
+/// A decision that depends on the actor's name.
 #[derive(Debug)]
-enum Deed {
+enum DeferredDecision {
     Use(Box<Use>),
     Mint(Box<Mint>),
 }
 
-impl Deed {
+impl DeferredDecision {
     fn workload(&mut self) -> &mut Workload {
         match self {
             Self::Use(used) => &mut used.workload,
@@ -868,58 +885,58 @@ impl Deed {
     }
 }
 
-/// The trail, the policy, and where their outcomes go.
+/// Runs the trail and the policy, and distributes their outputs.
 #[derive(Debug)]
-pub struct Judge {
+pub struct Evaluator {
     pub trail: Trail,
     pub policy: Policy,
     pub sinks: Sinks,
-    /// Processes that talk to an authenticator, since they were last taken.
-    pub asking: Vec<u32>,
-    /// What workloads did that are going to be named in a moment.
-    held: VecDeque<Deed>,
-    /// What hangs on a name that was not told in a moment.
-    doubtful: VecDeque<Deed>,
-    /// Workloads that nobody knows a name of.
-    nameless: HashSet<Workload>,
-    /// The last gaps, for findings near them.
+    /// Processes that talk to an authenticator, since this was last drained.
+    pub authenticator_clients: Vec<u32>,
+    /// Decisions waiting for a workload that is likely to be named soon.
+    deferred: VecDeque<DeferredDecision>,
+    /// Decisions waiting for a name that did not arrive soon.
+    pending: VecDeque<DeferredDecision>,
+    /// Workloads for which no name exists.
+    unnamed: HashSet<Workload>,
+    /// Recent gaps, to attach to findings near them.
     gaps: VecDeque<Gap>,
-    /// Whether now is the time of the events: in a replay it is not.
+    /// Whether events happen now rather than in a replay.
     pub live: bool,
 }
 
-/// Gaps that are remembered.
-const GAPS: usize = 16;
+/// Maximum gaps remembered.
+const RECENT_GAPS_MAX: usize = 16;
 
-impl Judge {
+impl Evaluator {
     pub fn new(policy: Policy, sinks: Sinks, live: bool) -> Self {
         Self {
             trail: Trail::new(),
             policy,
             sinks,
-            asking: Vec::new(),
-            held: VecDeque::new(),
-            doubtful: VecDeque::new(),
-            nameless: HashSet::new(),
+            authenticator_clients: Vec::new(),
+            deferred: VecDeque::new(),
+            pending: VecDeque::new(),
+            unnamed: HashSet::new(),
             gaps: VecDeque::new(),
             live,
         }
     }
 
-    /// Takes in events, and sends on what follows.
-    pub fn take(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+    /// Processes events, and distributes the outputs.
+    pub fn process(&mut self, events: &mut Vec<TrailEvent>) -> io::Result<()> {
         let mut outcomes = Vec::new();
         for event in events.drain(..) {
             if let Some(record) = &mut self.sinks.record {
                 serde_json::to_writer(&mut *record, &event)?;
                 record.write_all(b"\n")?;
             }
-            if let Event::Tick { time } = &event {
-                self.judge_held(*time);
+            if let TrailEvent::Tick { time } = &event {
+                self.release_deferred(*time);
             }
-            self.trail.take(event, &mut outcomes);
+            self.trail.process(event, &mut outcomes);
             for outcome in outcomes.drain(..) {
-                self.judge(outcome);
+                self.evaluate(outcome);
             }
         }
         if let Some(record) = &mut self.sinks.record {
@@ -928,73 +945,73 @@ impl Judge {
         Ok(())
     }
 
-    fn judge(&mut self, outcome: Outcome) {
+    fn evaluate(&mut self, outcome: TrailOutput) {
         let (time, found) = match outcome {
-            Outcome::Use(mut used) => {
-                self.policy.name(&mut used.credential);
-                self.sinks.metrics.used(&used);
+            TrailOutput::Use(mut used) => {
+                self.policy.apply_name(&mut used.credential);
+                self.sinks.metrics.count_use(&used);
                 let time = used.time;
-                self.sinks.write(Entry::Use(used.clone()));
-                self.judge_when_named(Deed::Use(used));
+                self.sinks.write(LedgerEntry::Use(used.clone()));
+                self.decide_when_named(DeferredDecision::Use(used));
                 (time, Vec::new())
             }
-            Outcome::Hop(mut hop) => {
-                self.policy.name(&mut hop.credential);
+            TrailOutput::Hop(mut hop) => {
+                self.policy.apply_name(&mut hop.credential);
                 let (verdict, found) = self.policy.judge_hop(&hop);
-                self.sinks.metrics.hop(&hop, verdict);
+                self.sinks.metrics.count_hop(&hop, verdict);
                 let time = hop.time;
-                // In clear, what comes back is seen anyway.
+                // A plaintext response is observed anyway.
                 let inside_tls = hop.destination.name_source == NameSource::Sni
                     || hop.evidence == Evidence::Presented && !hop.clear;
                 if self.live && inside_tls && self.policy.is_authenticator(&hop.destination) {
-                    self.asking.push(hop.process.pid);
+                    self.authenticator_clients.push(hop.process.pid);
                 }
-                if let Some(mint) = self.policy.proof(&hop) {
-                    self.sinks.write(Entry::Mint(Box::new(mint)));
+                if let Some(mint) = self.policy.proof_of_identity(&hop) {
+                    self.sinks.write(LedgerEntry::Mint(Box::new(mint)));
                 }
-                self.sinks.write(Entry::Hop(hop, verdict));
+                self.sinks.write(LedgerEntry::Hop(hop, verdict));
                 (time, found)
             }
-            Outcome::Foreign(mut read) => {
-                self.policy.name(&mut read.credential);
+            TrailOutput::Foreign(mut read) => {
+                self.policy.apply_name(&mut read.credential);
                 let found = self.policy.judge_foreign(&read);
                 (read.time, found.into_iter().collect())
             }
-            Outcome::Mint(mut mint) => {
-                self.policy.name_mint(&mut mint);
+            TrailOutput::Mint(mut mint) => {
+                self.policy.apply_mint_names(&mut mint);
                 let time = mint.time;
-                self.sinks.write(Entry::Mint(mint.clone()));
-                self.judge_when_named(Deed::Mint(mint));
+                self.sinks.write(LedgerEntry::Mint(mint.clone()));
+                self.decide_when_named(DeferredDecision::Mint(mint));
                 (time, Vec::new())
             }
-            Outcome::Renamed(both) => {
+            TrailOutput::Renamed(both) => {
                 self.rename(*both);
                 return;
             }
-            Outcome::Gap(gap) => {
+            TrailOutput::Gap(gap) => {
                 self.note_gap(&gap);
                 let found = self.policy.judge_gap(&gap);
-                self.tell(found.into_iter().collect());
-                self.sinks.write(Entry::Gap(Box::new(gap)));
+                self.raise(found.into_iter().collect());
+                self.sinks.write(LedgerEntry::Gap(Box::new(gap)));
                 return;
             }
         };
-        self.tell(found);
+        self.raise(found);
         if self.live {
             let latency = Timestamp::now().duration_since(time).as_secs_f64();
             self.sinks.metrics.latency.observe(latency.max(0.0));
         }
     }
 
-    fn tell(&mut self, found: Vec<Finding>) {
+    fn raise(&mut self, found: Vec<Finding>) {
         for mut finding in found {
-            self.sinks.metrics.found(&finding);
+            self.sinks.metrics.count_finding(&finding);
             if finding.gaps.is_empty() {
                 let near = |gap: &&Gap| gap.touches(finding.time, finding.time);
                 finding.gaps = self.gaps.iter().filter(near).cloned().collect();
             }
-            let finding = self.sinks.stream.take(finding);
-            self.sinks.write(Entry::Finding(Box::new(finding)));
+            let finding = self.sinks.stream.record(finding);
+            self.sinks.write(LedgerEntry::Finding(Box::new(finding)));
         }
     }
 
@@ -1003,116 +1020,119 @@ impl Judge {
         if gap.kind == NOT_COVERED {
             return;
         }
-        if self.gaps.len() >= GAPS {
+        if self.gaps.len() >= RECENT_GAPS_MAX {
             self.gaps.pop_front();
         }
         self.gaps.push_back(gap.clone());
     }
 
-    /// What was stored is given its name, and what waited for it is judged.
+    /// Renames a workload in what was stored, and decides what waited for the name.
     fn rename(&mut self, [old, new]: [Workload; 2]) {
         if old == new {
-            if self.nameless.len() >= HELD {
-                self.nameless.clear();
+            if self.unnamed.len() >= DEFERRED_MAX {
+                self.unnamed.clear();
             }
-            self.nameless.insert(old.clone());
+            self.unnamed.insert(old.clone());
         } else {
             self.policy.rename(&old, &new);
             self.sinks.metrics.rename(&old, &new);
             self.sinks
-                .write(Entry::Renamed(Box::new([old.clone(), new.clone()])));
+                .write(LedgerEntry::Renamed(Box::new([old.clone(), new.clone()])));
         }
-        for mut deed in take_of(&mut self.held, &old) {
+        for mut deed in take_deferred_of(&mut self.deferred, &old) {
             deed.workload().clone_from(&new);
             if new.partial && old != new {
-                self.held.push_back(deed);
+                self.deferred.push_back(deed);
             } else {
-                self.judge_deed(deed);
+                self.decide(deed);
             }
         }
-        for mut deed in take_of(&mut self.doubtful, &old) {
+        for mut deed in take_deferred_of(&mut self.pending, &old) {
             deed.workload().clone_from(&new);
-            self.judge_doer(deed);
+            self.decide_actor(deed);
         }
     }
 
-    /// Whether somebody may is judged by his name, and that may come in a moment.
-    fn judge_when_named(&mut self, mut deed: Deed) {
+    /// A reader is judged by name, and the name may arrive soon.
+    fn decide_when_named(&mut self, mut deed: DeferredDecision) {
         let workload = deed.workload();
-        if workload.partial && !self.nameless.contains(workload) && self.held.len() < HELD {
-            self.held.push_back(deed);
+        if workload.partial
+            && !self.unnamed.contains(workload)
+            && self.deferred.len() < DEFERRED_MAX
+        {
+            self.deferred.push_back(deed);
         } else {
-            self.judge_deed(deed);
+            self.decide(deed);
         }
     }
 
-    fn judge_deed(&mut self, deed: Deed) {
-        if let Deed::Use(used) = &deed {
+    fn decide(&mut self, deed: DeferredDecision) {
+        if let DeferredDecision::Use(used) = &deed {
             let found = self.policy.judge_use(used);
-            self.tell(found);
+            self.raise(found);
         }
-        self.judge_doer(deed);
+        self.decide_actor(deed);
     }
 
-    fn judge_doer(&mut self, deed: Deed) {
-        match self.judged(&deed) {
-            Judged::Fine => {}
-            Judged::Breaks(found) => self.tell(vec![found]),
-            Judged::Doubtful(_) => {
-                self.doubtful.push_back(deed);
-                if self.doubtful.len() > HELD {
-                    self.tell_doubtful(Timestamp::MIN, 1);
+    fn decide_actor(&mut self, deed: DeferredDecision) {
+        match self.decision(&deed) {
+            Decision::Allowed => {}
+            Decision::Violation(found) => self.raise(vec![found]),
+            Decision::Pending(_) => {
+                self.pending.push_back(deed);
+                if self.pending.len() > DEFERRED_MAX {
+                    self.raise_pending(Timestamp::MIN, 1);
                 }
             }
         }
     }
 
-    fn judged(&self, deed: &Deed) -> Judged {
+    fn decision(&self, deed: &DeferredDecision) -> Decision {
         match deed {
-            Deed::Use(used) => self.policy.judge_reader(used),
-            Deed::Mint(mint) => self.policy.judge_mint(mint),
+            DeferredDecision::Use(used) => self.policy.judge_reader(used),
+            DeferredDecision::Mint(mint) => self.policy.judge_mint(mint),
         }
     }
 
-    /// Tells what was in doubt since before a time, and at least so many of it.
-    fn tell_doubtful(&mut self, before: Timestamp, at_least: usize) {
+    /// Raises pending findings from before a time, and at least `at_least` of them.
+    fn raise_pending(&mut self, before: Timestamp, at_least: usize) {
         let mut told = 0;
         while let Some(deed) = self
-            .doubtful
+            .pending
             .pop_front_if(|deed| told < at_least || deed.time() < before)
         {
             told += 1;
-            match self.judged(&deed) {
-                Judged::Fine => {}
-                Judged::Breaks(found) | Judged::Doubtful(found) => self.tell(vec![found]),
+            match self.decision(&deed) {
+                Decision::Allowed => {}
+                Decision::Violation(found) | Decision::Pending(found) => self.raise(vec![found]),
             }
         }
     }
 
-    /// Nothing comes any more: what has waited is judged as it is.
+    /// No more input will come: decides everything that is waiting.
     pub fn finish(&mut self) {
-        while let Some(deed) = self.held.pop_front() {
-            self.judge_deed(deed);
+        while let Some(deed) = self.deferred.pop_front() {
+            self.decide(deed);
         }
-        self.tell_doubtful(Timestamp::MAX, 0);
-        self.sinks.write(Entry::End);
+        self.raise_pending(Timestamp::MAX, 0);
+        self.sinks.write(LedgerEntry::End);
     }
 
-    /// Judges what has waited for a name for long enough.
-    fn judge_held(&mut self, now: Timestamp) {
-        // A recording may have any time.
+    /// Decides what has waited long enough for a name.
+    fn release_deferred(&mut self, now: Timestamp) {
+        // A recording may contain any time.
         let before = |wait| now.checked_sub(wait).unwrap_or(now);
-        let end = before(NAMED_WITHIN);
-        while let Some(deed) = self.held.pop_front_if(|deed| deed.time() < end) {
-            self.judge_deed(deed);
+        let end = before(NAME_TIMEOUT);
+        while let Some(deed) = self.deferred.pop_front_if(|deed| deed.time() < end) {
+            self.decide(deed);
         }
-        self.tell_doubtful(before(IN_DOUBT), 0);
+        self.raise_pending(before(PENDING_TIMEOUT), 0);
     }
 
-    /// Uses other expectations from now on.
+    /// Replaces the expectations.
     pub fn replace_policy(
         &mut self,
-        document: Document,
+        document: ConfigDocument,
         catalog: Arc<crate::credential::catalog::Catalog>,
     ) {
         self.policy.replace(document, catalog);
@@ -1120,27 +1140,30 @@ impl Judge {
 }
 
 impl Sinks {
-    fn write(&self, entry: Entry) {
+    fn write(&self, entry: LedgerEntry) {
         if let Some(ledger) = &self.ledger {
             ledger.write(entry);
         }
     }
 }
 
-/// Takes out what a workload did.
-fn take_of(deeds: &mut VecDeque<Deed>, workload: &Workload) -> VecDeque<Deed> {
+/// Removes and returns the decisions about a workload.
+fn take_deferred_of(
+    deeds: &mut VecDeque<DeferredDecision>,
+    workload: &Workload,
+) -> VecDeque<DeferredDecision> {
     let (of_it, rest) = std::mem::take(deeds)
         .into_iter()
         .partition(|deed| match deed {
-            Deed::Use(used) => used.workload == *workload,
-            Deed::Mint(mint) => mint.workload == *workload,
+            DeferredDecision::Use(used) => used.workload == *workload,
+            DeferredDecision::Mint(mint) => mint.workload == *workload,
         });
     *deeds = rest;
     of_it
 }
 
 /// A gap for events that a probe lost.
-pub fn lost(
+pub fn lost_events_gap(
     probe: Probe,
     stage: &str,
     workload: Option<&str>,
@@ -1155,11 +1178,11 @@ pub fn lost(
         detail: match stage {
             "ring" => match workload {
                 Some(workload) => {
-                    format!("the ring of the {name} probe was full for what {workload} did")
+                    format!("{name} ring buffer overflowed: records of {workload} lost")
                 }
-                None => format!("the ring of the {name} probe was full"),
+                None => format!("{name} ring buffer overflowed"),
             },
-            _ => format!("the {name} probe could not read what it saw"),
+            _ => format!("the {name} probe could not read some of its data"),
         },
         since,
         until: Some(until),

@@ -1,14 +1,14 @@
-//! A map that forgets: what was neither put in nor asked for while many others were. Whoever can make
-//! up keys at will cannot make it grow.
+//! A map that evicts entries neither inserted nor read recently, so that invented keys cannot make
+//! it grow.
 
 use std::{borrow::Borrow, collections::HashMap, hash::Hash};
 
-/// Two generations of a map; what is asked for moves to the newer one.
+/// Two generations of a map; an entry that is read moves to the newer one.
 #[derive(Clone, Debug)]
 pub struct Recent<K, V> {
     new: HashMap<K, V>,
     old: HashMap<K, V>,
-    /// Entries of a generation: at most twice as many are held.
+    /// Entries per generation: at most twice as many are held.
     most: usize,
 }
 
@@ -31,7 +31,7 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.new.get(key)
     }
 
-    /// The value of a key, which is not kept any longer for it.
+    /// The value of a key, without refreshing it.
     pub fn peek<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
@@ -54,7 +54,7 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.new.insert(key, value);
     }
 
-    /// The value of a key, which is there from now on.
+    /// The value of a key, inserted if absent.
     pub fn entry(&mut self, key: K) -> &mut V
     where
         V: Default,

@@ -1,11 +1,11 @@
-//! The reference in `docs/`, made of what the code says of itself, and kept as it is by a test.
+//! Generates the reference in `docs/` from the code, and checks in a test that it is up to date.
 //!
-//! `cargo xtask reference` writes it again.
+//! `cargo xtask reference` rewrites it.
 
 use crate::{
     cli,
     credential::catalog::Catalog,
-    policy::{RULES, document::Document},
+    policy::{RULES, document::ConfigDocument},
     report::{api, metrics::Metrics},
 };
 use std::{
@@ -25,7 +25,7 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
-/// A row of a table: what separates its cells is not in them.
+/// A table row; the cell separator is escaped.
 fn row(page: &mut String, cells: &[&str]) {
     let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
     writeln!(page, "| {} |", cells.join(" | ")).expect("a string takes it");
@@ -39,7 +39,7 @@ fn code(words: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     words.join(", ")
 }
 
-/// A command and all below it, each with its help.
+/// A command and its subcommands, each with its help.
 fn commands(page: &mut String, command: &clap::Command, above: &str) {
     let name = format!("{above}{}", command.get_name());
     if command.has_subcommands() {
@@ -68,7 +68,7 @@ fn page() -> String {
     row(&mut page, &["family", "labels", "what it counts or says"]);
     row(&mut page, &["---"; 3]);
     let metrics = Metrics::new().expect("registers");
-    for (name, labels, help) in metrics.described() {
+    for (name, labels, help) in metrics.family_docs() {
         let labels: Vec<&str> = labels
             .split(", ")
             .filter(|label| !label.is_empty())
@@ -81,7 +81,11 @@ fn page() -> String {
     for rule in RULES {
         row(
             &mut page,
-            &[&code([rule.name]), rule.about, &rule.references.join("; ")],
+            &[
+                &code([rule.name]),
+                rule.description,
+                &rule.references.join("; "),
+            ],
         );
     }
     page.push_str("\n## Classes\n\n");
@@ -98,7 +102,7 @@ fn page() -> String {
     );
     row(&mut page, &["---"; 6]);
     let catalog = Catalog::new("", &[], &[]).expect("the embedded catalog is right");
-    for class in catalog.entries() {
+    for class in catalog.class_entries() {
         let mut home = code(&class.home);
         if class.self_hosted {
             home.push_str(" or wherever it is run");
@@ -121,7 +125,7 @@ fn page() -> String {
     page
 }
 
-/// Compares a file with what it should be, or writes it where that is wanted.
+/// Compares a file with its expected text, or rewrites it if requested.
 fn check(name: &str, text: &str) {
     let path = docs().join(name);
     if std::env::var_os("KEYTRAIL_WRITE_REFERENCE").is_some() {
@@ -130,7 +134,7 @@ fn check(name: &str, text: &str) {
     let there = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         there == text,
-        "docs/{name} is not what the code says: run `cargo xtask reference`"
+        "docs/{name} is out of date: run `cargo xtask reference`"
     );
 }
 
@@ -145,7 +149,7 @@ fn the_api_is_described() {
     check("openapi.json", &(document + "\n"));
 }
 
-/// Every key that a document may have is in the guide, which is where people look for it.
+/// Every key of a document is in the guide, where people look for it.
 #[test]
 fn the_guide_has_every_key() {
     let guide = fs::read_to_string(docs().join("expectations.md")).expect("it is there");
@@ -161,9 +165,10 @@ fn the_guide_has_every_key() {
         "authenticators: [ { KEY: 1 } ]",
     ];
     for text in whole {
-        // What is read says which keys it knows when it meets one that it does not.
-        let error = Document::parse(Path::new("guide.yaml"), &text.replace("KEY", "zzzzzzzz"))
-            .expect_err("no such key");
+        // On an unknown key, the parser lists the known ones.
+        let error =
+            ConfigDocument::parse(Path::new("guide.yaml"), &text.replace("KEY", "zzzzzzzz"))
+                .expect_err("no such key");
         let said = error.to_string();
         let (_, known) = said
             .split_once("expected one of ")

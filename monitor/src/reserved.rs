@@ -1,5 +1,5 @@
-//! Files that nothing but SQLite may open in this process: POSIX drops every lock that a process
-//! holds on a file as soon as it closes any descriptor of it.
+//! Files that only SQLite may open in this process: POSIX drops all of a process's locks on a file
+//! as soon as it closes any descriptor of it.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-/// By path and not by inode number, which is another file's once one is deleted.
+/// By path, because an inode number may be reused after a deletion.
 static RESERVED: RwLock<BTreeSet<PathBuf>> = RwLock::new(BTreeSet::new());
 
 /// Reserves the file at this path for SQLite.
@@ -18,7 +18,7 @@ pub fn reserve(path: &Path) {
     reserved.insert(path.to_owned());
 }
 
-/// Whether a file may not be opened.
+/// Whether a file is reserved.
 pub fn is_reserved(metadata: &Metadata) -> bool {
     let reserved = RESERVED.read().unwrap_or_else(PoisonError::into_inner);
     reserved.iter().any(|path| {

@@ -7,10 +7,10 @@ pub fn duration(text: &str) -> Result<SignedDuration, String> {
     let span: Span = text
         .trim()
         .parse()
-        .map_err(|_| format!("`{text}` is no duration: write for example 90s, 12h or 30d"))?;
+        .map_err(|_| format!("`{text}` is not a duration: write for example 90s, 12h or 30d"))?;
     let duration = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
-        .map_err(|_| format!("`{text}` is no duration of days, hours, minutes and seconds"))?;
+        .map_err(|_| format!("`{text}` is not a duration of days, hours, minutes and seconds"))?;
     if duration.is_negative() {
         return Err(format!("`{text}` is negative"));
     }
@@ -24,7 +24,7 @@ pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     }
     let before = duration(text).map_err(|_| {
         format!(
-            "`{text}` is no time: write RFC 3339 (2026-01-02T03:04:05Z) or a duration ago (2h, 7d)"
+            "`{text}` is not a time: write RFC 3339 (2026-01-02T03:04:05Z) or a duration before now (2h, 7d)"
         )
     })?;
     now.checked_sub(before)

@@ -1,15 +1,16 @@
-//! What the agent is told to do, and whether that has changed: the configuration, the files that it names,
-//! and the expectations of the cluster.
+//! Watches what the agent is configured to do: the configuration, the files that it names, and the
+//! expectations in the cluster.
 //!
-//! Expectations are put together in this order: the configuration's own, those of the files that it names,
-//! by name, and those of the cluster, by name. Where several are about one credential, its name and owner
-//! are those of the first, and a reader or a destination is expected where any of them expects it.
+//! Expectations are combined in this order: the configuration's own, those of the files that it
+//! names, by name, and those of the cluster, by name. If several apply to one credential, its name
+//! and owner come from the first, and a reader or destination is expected if any of them expects
+//! it.
 
 use crate::{
     agent::catalog,
-    cluster::policies::Policies,
+    cluster::policies::ClusterPolicies,
     credential::catalog::Catalog,
-    policy::document::{Document, base},
+    policy::document::{ConfigDocument, base},
 };
 use std::{
     os::unix::fs::MetadataExt as _,
@@ -17,49 +18,49 @@ use std::{
     sync::Arc,
 };
 
-/// Looks whether something has changed.
+/// Detects changes.
 #[derive(Debug)]
-pub struct Watch {
+pub struct ConfigWatcher {
     config: Option<PathBuf>,
-    policies: Option<Policies>,
-    /// What of the cluster was taken last.
+    policies: Option<ClusterPolicies>,
+    /// The version of the cluster's expectations that was last used.
     version: u64,
-    /// The files as they were when they were loaded.
-    loaded: Vec<Look>,
-    /// The files as they were at the last look.
-    seen: Vec<Look>,
-    /// What an agent takes at its start, as it was loaded first and last.
+    /// The state of the files when they were loaded.
+    loaded: Vec<FileStamps>,
+    /// The state of the files at the last check.
+    seen: Vec<FileStamps>,
+    /// The settings that are read only at start, as first and as last loaded.
     settings_at_start: Option<String>,
     settings: Option<String>,
 }
 
-/// What tells one state of a file from another.
+/// Distinguishes versions of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Look {
+struct FileStamps {
     path: PathBuf,
-    /// Nothing where there is no such file.
-    state: Option<State>,
+    /// Absent if there is no such file.
+    state: Option<FileStamp>,
 }
 
-/// Size and inode too: two writes within a tick of the kernel's clock leave one time.
+/// Includes size and inode, because two writes within one clock tick have the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct State {
+struct FileStamp {
     inode: (u64, u64),
     size: u64,
     changed: (i64, i64),
 }
 
-/// What holds from now on.
+/// The configuration in force.
 #[derive(Debug)]
-pub struct Loaded {
-    pub document: Document,
+pub struct LoadedConfig {
+    pub document: ConfigDocument,
     pub catalog: Arc<Catalog>,
-    /// Resources of the cluster that are not accepted.
+    /// Number of cluster resources that are not accepted.
     pub refused: usize,
 }
 
-impl Watch {
-    pub fn new(config: Option<PathBuf>, policies: Option<Policies>) -> Self {
+impl ConfigWatcher {
+    pub fn new(config: Option<PathBuf>, policies: Option<ClusterPolicies>) -> Self {
         let mut watch = Self {
             config,
             policies,
@@ -69,15 +70,15 @@ impl Watch {
             settings_at_start: None,
             settings: None,
         };
-        watch.loaded = watch.look();
+        watch.loaded = watch.file_stamps();
         watch.seen.clone_from(&watch.loaded);
         watch
     }
 
-    /// What is to be done from now on, where it has changed since it was loaded last. Files count once
-    /// they were the same at two calls: a file that is being written is not taken by half.
-    pub fn changed(&mut self) -> Option<anyhow::Result<Loaded>> {
-        let now = self.look();
+    /// The new configuration if it changed since it was last loaded. A file counts once it was the
+    /// same at two calls, so that one being written is not loaded half-finished.
+    pub fn take_changed(&mut self) -> Option<anyhow::Result<LoadedConfig>> {
+        let now = self.file_stamps();
         let settled = now == self.seen;
         self.seen = now;
         let cluster_changed = self
@@ -92,37 +93,37 @@ impl Watch {
         if loaded.is_err()
             && let Some(cluster) = self.policies.as_ref().and_then(|all| all.since(u64::MAX))
         {
-            // What is wrong is told once.
+            // An error is reported once.
             self.version = cluster.version;
         }
         Some(loaded)
     }
 
-    /// The same at once, whether or not anything has changed.
-    pub fn reload(&mut self) -> anyhow::Result<Loaded> {
-        self.seen = self.look();
+    /// As [`take_changed`](Self::take_changed), immediately and unconditionally.
+    pub fn reload(&mut self) -> anyhow::Result<LoadedConfig> {
+        self.seen = self.file_stamps();
         self.loaded.clone_from(&self.seen);
         self.load()
     }
 
-    /// Whether settings that an agent takes at its start are others than when they were loaded first.
+    /// Whether settings that are read only at start have changed since the start.
     pub fn needs_restart(&self) -> bool {
         self.settings != self.settings_at_start
     }
 
-    /// What is to be done now.
-    pub fn load(&mut self) -> anyhow::Result<Loaded> {
+    /// Loads the configuration.
+    pub fn load(&mut self) -> anyhow::Result<LoadedConfig> {
         let config = self.config.as_deref();
         let mut document = match config {
-            Some(config) => Document::load(config)?,
-            None => Document::default(),
+            Some(config) => ConfigDocument::load(config)?,
+            None => ConfigDocument::default(),
         };
         self.settings = Some(document.settings_text());
         if self.settings_at_start.is_none() {
             self.settings_at_start.clone_from(&self.settings);
         }
         let mut refused = 0;
-        // Nothing has that version.
+        // No expectations have that version.
         if let Some(cluster) = self
             .policies
             .as_ref()
@@ -136,44 +137,44 @@ impl Watch {
             }
         }
         let catalog = catalog(&document, config)?;
-        Ok(Loaded {
+        Ok(LoadedConfig {
             document,
             catalog,
             refused,
         })
     }
 
-    fn look(&self) -> Vec<Look> {
+    fn file_stamps(&self) -> Vec<FileStamps> {
         let Some(config) = &self.config else {
             return Vec::new();
         };
         let mut paths = vec![config.clone()];
-        // A broken configuration names nothing: its own change is seen all the same.
+        // A broken configuration names no files: its own change is detected all the same.
         if config.is_dir() {
-            paths.extend(inside(config));
-        } else if let Ok(document) = Document::load(config) {
+            paths.extend(directory_entries(config));
+        } else if let Ok(document) = ConfigDocument::load(config) {
             for named in document.policies.iter().chain(&document.catalog) {
                 let named = base(config).join(named);
-                paths.extend(inside(&named));
+                paths.extend(directory_entries(&named));
                 paths.push(named);
             }
         }
         paths
             .into_iter()
             .map(|path| {
-                let state = std::fs::metadata(&path).ok().map(|metadata| State {
+                let state = std::fs::metadata(&path).ok().map(|metadata| FileStamp {
                     inode: (metadata.dev(), metadata.ino()),
                     size: metadata.size(),
                     changed: (metadata.ctime(), metadata.ctime_nsec()),
                 });
-                Look { path, state }
+                FileStamps { path, state }
             })
             .collect()
     }
 }
 
-/// What is in a directory, by name; nothing where it is none.
-fn inside(directory: &Path) -> Vec<PathBuf> {
+/// The entries of a directory, by name; empty if it is not one.
+fn directory_entries(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten();
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
@@ -182,10 +183,10 @@ fn inside(directory: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::Watch;
+    use super::ConfigWatcher;
 
-    fn names(watch: &mut Watch) -> Option<Result<Vec<String>, String>> {
-        watch.changed().map(|loaded| {
+    fn names(watch: &mut ConfigWatcher) -> Option<Result<Vec<String>, String>> {
+        watch.take_changed().map(|loaded| {
             loaded
                 .map(|loaded| {
                     let credentials = loaded.document.credentials;
@@ -202,7 +203,7 @@ mod tests {
         let text =
             |name: &str| format!("credentials:\n  - name: {name}\n    match: {{ file: /x }}\n");
         std::fs::write(&config, text("first")).unwrap();
-        let mut watch = Watch::new(Some(config.clone()), None);
+        let mut watch = ConfigWatcher::new(Some(config.clone()), None);
         assert_eq!(names(&mut watch), None);
         std::fs::write(&config, "").unwrap();
         assert_eq!(names(&mut watch), None);
@@ -219,7 +220,7 @@ mod tests {
         let text =
             |name: &str| format!("credentials:\n  - name: {name}\n    match: {{ file: /x }}\n");
         std::fs::write(&file, text("one")).unwrap();
-        let mut watch = Watch::new(Some(directory.path().to_owned()), None);
+        let mut watch = ConfigWatcher::new(Some(directory.path().to_owned()), None);
         // In place: the directory itself does not change.
         std::fs::write(&file, text("other")).unwrap();
         assert_eq!(names(&mut watch), None);
@@ -231,7 +232,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.yaml");
         std::fs::write(&config, "").unwrap();
-        let mut watch = Watch::new(Some(config.clone()), None);
+        let mut watch = ConfigWatcher::new(Some(config.clone()), None);
         let modified = std::fs::metadata(&config).unwrap().modified().unwrap();
         let text = "credentials:\n  - name: only\n    match: { file: /x }\n";
         std::fs::write(&config, text).unwrap();
@@ -250,7 +251,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.yaml");
         std::fs::write(&config, "").unwrap();
-        let mut watch = Watch::new(Some(config.clone()), None);
+        let mut watch = ConfigWatcher::new(Some(config.clone()), None);
         std::fs::write(&config, "credentials: [").unwrap();
         assert_eq!(names(&mut watch), None);
         assert!(matches!(names(&mut watch), Some(Err(error)) if error.contains("config.yaml:1")));

@@ -1,8 +1,8 @@
-//! A running agent, and questions to it.
+//! Runs an agent, and queries it.
 
 use crate::wait_for;
 use anyhow::{Context as _, Result, bail};
-use monitor_common::fingerprint::{Key, fingerprint};
+use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use serde_json::Value;
 use std::{
     fmt::Write as _,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// The `keytrail` that was built beside this program.
+/// The `keytrail` binary that was built beside this program.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("KEYTRAIL_BIN") {
         return Ok(path.into());
@@ -36,30 +36,35 @@ pub struct Agent {
     pub log: PathBuf,
 }
 
-/// What an agent runs in, besides its directory.
+/// The environment in which an agent runs, besides its directory.
 #[derive(Debug, Default)]
 pub struct Surroundings<'a> {
-    /// These capabilities and no others; all where there are none.
+    /// Limits it to these capabilities; all if empty.
     pub capabilities: &'a [&'a str],
-    /// A control group, by its directory.
+    /// A cgroup directory to run in.
     pub group: Option<&'a Path>,
-    /// What findings are written to, as standard output.
+    /// Standard output, to which findings are written.
     pub stdout: Option<&'a File>,
     pub environment: &'a [(&'a str, &'a str)],
 }
 
-/// How long an agent may take to its readiness: in an emulated machine the verifier takes its time.
-const START: Duration = Duration::from_secs(180);
+/// Timeout for an agent to become ready: in an emulated machine the verifier is slow.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 impl Agent {
     /// Starts an agent on a free port, with its state in `directory`, and waits until it is ready.
     pub fn start(directory: &Path, more: &[&str]) -> Result<Self> {
-        Self::start_able(directory, more, &[])
+        Self::start_with_capabilities(directory, more, &[])
     }
 
-    /// The same with these capabilities and no others, such as `sys_ptrace`; with all where none is given.
-    pub fn start_able(directory: &Path, more: &[&str], capabilities: &[&str]) -> Result<Self> {
-        Self::start_as(
+    /// As [`start`](Self::start), limited to these capabilities, such as `sys_ptrace`; all if
+    /// empty.
+    pub fn start_with_capabilities(
+        directory: &Path,
+        more: &[&str],
+        capabilities: &[&str],
+    ) -> Result<Self> {
+        Self::start_in(
             directory,
             more,
             &Surroundings {
@@ -69,14 +74,14 @@ impl Agent {
         )
     }
 
-    /// The same in other surroundings.
-    pub fn start_as(
+    /// As [`start`](Self::start), in the given surroundings.
+    pub fn start_in(
         directory: &Path,
         more: &[&str],
         surroundings: &Surroundings<'_>,
     ) -> Result<Self> {
         let mut agent = Self::spawn(directory, more, surroundings)?;
-        wait_for("the agent is ready", START, || {
+        wait_for("the agent is ready", START_TIMEOUT, || {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", agent.log_text());
             }
@@ -88,9 +93,9 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Starts an agent, and waits for nothing.
+    /// Starts an agent without waiting for it.
     pub fn spawn(directory: &Path, more: &[&str], surroundings: &Surroundings<'_>) -> Result<Self> {
-        // A free port; nobody else takes it in the moment between.
+        // A free port; nothing else takes it in between.
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let state_dir = directory.join("state");
         let findings = directory.join("findings.jsonl");
@@ -133,7 +138,7 @@ impl Agent {
                 None => Stdio::null(),
             })
             .stderr(File::options().create(true).append(true).open(&log)?);
-        let child = spawn_for_good(command)?;
+        let child = spawn_supervised(command)?;
         Ok(Self {
             child,
             state_dir,
@@ -147,12 +152,12 @@ impl Agent {
         self.child.id()
     }
 
-    /// What the agent wrote to standard error.
+    /// The agent's standard error.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// A GET of the agent's HTTP side: status and body.
+    /// Sends a GET request to the agent; returns status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.listen)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -172,7 +177,7 @@ impl Agent {
         Ok((status, body.to_owned()))
     }
 
-    /// Waits until it has loaded a configuration that was changed.
+    /// Waits until the agent has loaded a changed configuration.
     pub fn await_loaded(&self) -> Result<()> {
         wait_for(
             "the configuration is reloaded",
@@ -184,8 +189,8 @@ impl Agent {
         )
     }
 
-    /// A question of the CLI to this agent's ledger.
-    pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
+    /// Runs a `keytrail` command on this agent's ledger.
+    pub fn query(&self, arguments: &[&str]) -> Result<Output> {
         Ok(Command::new(binary()?)
             .args(arguments)
             .arg("--state-dir")
@@ -193,16 +198,17 @@ impl Agent {
             .output()?)
     }
 
-    /// The same as JSON; `None` where the command failed, as it does for what is not known yet.
+    /// As [`query`](Self::query), as JSON; `None` if the command failed, as it does for an unknown
+    /// credential.
     pub fn json(&self, arguments: &[&str]) -> Result<Option<Value>> {
-        let output = self.ask(&[arguments, &["--output", "json"]].concat())?;
+        let output = self.query(&[arguments, &["--output", "json"]].concat())?;
         if !output.status.success() {
             return Ok(None);
         }
         Ok(Some(serde_json::from_slice(&output.stdout)?))
     }
 
-    /// Asks until the answer is as wanted; gives it.
+    /// Queries until the answer satisfies `wanted`; returns it.
     pub fn await_json(&self, arguments: &[&str], wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = None;
         wait_for(
@@ -215,9 +221,9 @@ impl Agent {
         )
         .with_context(|| {
             let refused = self
-                .ask(arguments)
+                .query(arguments)
                 .map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
-            let known = self.ask(&["query", "timeline"]);
+            let known = self.query(&["query", "timeline"]);
             let known = known.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             format!(
                 "the last answer: {last:?}, {refused:?}\nthe agent's log:\n{}\nwhat is known:\n{}",
@@ -230,12 +236,11 @@ impl Agent {
     /// The id that this agent gives a secret.
     pub fn id_of(&self, secret: &str) -> Result<String> {
         let key = std::fs::read_to_string(self.state_dir.join("fingerprint.key"))?;
-        let key = Key::from_bytes(u128::from_str_radix(key.trim(), 16)?.to_be_bytes());
+        let key = FingerprintKey::from_bytes(u128::from_str_radix(key.trim(), 16)?.to_be_bytes());
         Ok(format!("kt-{:016x}", fingerprint(key, secret.as_bytes())))
     }
 
-    /// Where a secret was presented, and how often, as the agent says; empty while it does not know
-    /// it.
+    /// Where a secret was presented, and how often; empty while it is unknown.
     pub fn presented(&self, secret: &str) -> Result<Vec<(String, u64)>> {
         let id = self.id_of(secret)?;
         let answer = self.json(&["query", "where", &id])?;
@@ -261,7 +266,7 @@ impl Agent {
         Ok(found)
     }
 
-    /// Does something again and again, until it is known that a secret was presented.
+    /// Repeats an action until a secret is known to have been presented.
     pub fn await_presented(
         &self,
         secret: &str,
@@ -275,7 +280,7 @@ impl Agent {
         .with_context(|| self.log_text())
     }
 
-    /// Waits until it is known that somebody uses what is at a place; gives who.
+    /// Waits until something is known to use the credential at a place; returns the use.
     pub fn await_used(&self, place: &str) -> Result<Value> {
         self.await_json(&["query", "who", place], |answer| {
             answer["uses"]
@@ -284,7 +289,7 @@ impl Agent {
         })
     }
 
-    /// How often a line of the log holds all of these texts.
+    /// Number of log lines that contain all of these texts.
     pub fn logged(&self, texts: &[&str]) -> usize {
         let log = self.log_text();
         log.lines()
@@ -292,7 +297,7 @@ impl Agent {
             .count()
     }
 
-    /// The findings of the stream so far.
+    /// All findings in the stream so far.
     pub fn findings(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(&self.findings).unwrap_or_default();
         text.lines()
@@ -300,14 +305,14 @@ impl Agent {
             .collect()
     }
 
-    /// Waits for a finding of the stream.
+    /// Waits for a finding in the stream.
     pub fn await_finding(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         wait_for("a finding", Duration::from_secs(8), || {
             Ok(self.findings()?.into_iter().find(|finding| wanted(finding)))
         })
     }
 
-    /// The value of a metric, summed over the series whose line holds every one of `labels`.
+    /// The value of a metric, summed over all series that have every one of `labels`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
         let (_, text) = self.get("/metrics")?;
         Ok(text
@@ -321,14 +326,14 @@ impl Agent {
             .sum())
     }
 
-    /// Ends it as `kill -9` does.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Ends it as a service manager does, and waits.
+    /// Stops it with SIGTERM, as a service manager does, and waits.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
@@ -336,9 +341,9 @@ impl Agent {
     }
 }
 
-/// Starts a command that is killed when this process ends, however it ends. The kernel watches the
-/// thread that started it, so that thread stays.
-pub(crate) fn spawn_for_good(mut command: Command) -> Result<Child> {
+/// Starts a command that is killed when this process ends, however it ends. The kernel ties it to
+/// the starting thread, which therefore stays alive.
+pub(crate) fn spawn_supervised(mut command: Command) -> Result<Child> {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         if sender.send(command.spawn()).is_ok() {
@@ -355,7 +360,7 @@ pub(crate) fn spawn_for_good(mut command: Command) -> Result<Child> {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,9 +1,9 @@
-//! A real Kubernetes of one node, in namespaces for mounts and network that are this process's own: etcd,
-//! API server, controllers, scheduler, and a kubelet on containerd.
+//! A real single-node Kubernetes, in mount and network namespaces of its own: etcd, API server,
+//! controllers, scheduler, and a kubelet on containerd.
 
 use crate::{
-    agent::spawn_for_good,
-    containers::{Containerd, Network, SOCKET},
+    agent::spawn_supervised,
+    containers::{Containerd, PodNetwork, SOCKET},
     wait_for,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,40 +20,40 @@ use std::{
 pub const NODE: &str = "10.244.7.1";
 /// The node's name.
 pub const NODE_NAME: &str = "node1";
-/// Where the API server is for pods. Nothing translates it here: it is an address of the node.
+/// Address of the API server for pods. It is not translated here, but an address of the node.
 pub const API: &str = "10.96.0.1";
-/// Where the programs of Kubernetes are.
+/// Directory of the Kubernetes programs.
 const PROGRAMS: &str = "KEYTRAIL_KUBERNETES";
-/// Where the programs of CNI are.
+/// Directory of the CNI programs.
 const PLUGINS: &str = "KEYTRAIL_CNI";
 const CNI: &str = r#"{"cniVersion": "0.4.0", "name": "lab", "plugins": [
   {"type": "bridge", "bridge": "lab0", "isGateway": true, "ipMasq": false, "ipam":
     {"type": "host-local", "dataDir": "/run/lab-ipam", "ranges": [[{"subnet": "10.244.7.0/24"}]],
      "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "loopback"}]}"#;
-/// What kubelet changes, and the host is to have back.
+/// Settings that kubelet changes, to be restored on the host.
 const SYSCTLS: [&str; 3] = [
     "vm/overcommit_memory",
     "kernel/panic",
     "kernel/panic_on_oops",
 ];
-/// How long a part may take to be there.
-const START: Duration = Duration::from_secs(120);
+/// Timeout for a component to start.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A cluster that ends with this value.
+/// A cluster that is stopped when dropped.
 #[derive(Debug)]
-pub struct Cluster {
-    /// In the order of their start.
+pub struct TestCluster {
+    /// In start order.
     services: Vec<Child>,
-    /// Ends after the kubelet, which would start its pods again.
+    /// Stopped after the kubelet, which would restart its pods.
     pub containerd: Option<Containerd>,
     directory: tempfile::TempDir,
     programs: PathBuf,
     sysctls: Vec<(PathBuf, String)>,
 }
 
-impl Cluster {
-    /// Starts it; `None`, and why, where it is not built.
+impl TestCluster {
+    /// Starts it; `None`, with the reason, if it is not built.
     pub fn start() -> Result<Option<Self>> {
         let (Some(programs), Some(plugins)) =
             (std::env::var_os(PROGRAMS), std::env::var_os(PLUGINS))
@@ -61,7 +61,7 @@ impl Cluster {
             println!("skipped: `cargo xtask cluster` says where a Kubernetes is ({PROGRAMS})");
             return Ok(None);
         };
-        // Two lines of a heading, and the loopback interface.
+        // Two header lines, and the loopback interface.
         let interfaces = fs::read_to_string("/proc/self/net/dev")?;
         ensure!(
             interfaces.lines().count() <= 3,
@@ -86,7 +86,7 @@ impl Cluster {
                 Ok((path, value))
             })
             .collect::<Result<_>>()?;
-        let network = Network {
+        let network = PodNetwork {
             plugins: Path::new(&plugins),
             configuration: CNI,
         };
@@ -105,14 +105,14 @@ impl Cluster {
         Ok(Some(cluster))
     }
 
-    fn at(&self, name: &str) -> String {
+    fn api_url(&self, name: &str) -> String {
         self.directory.path().join(name).display().to_string()
     }
 
     fn control_plane(&mut self) -> Result<()> {
         const ETCD: &str = "http://127.0.0.1:2379";
         const PEERS: &str = "http://127.0.0.1:2380";
-        let config = self.at("kubeconfig.yaml");
+        let config = self.api_url("kubeconfig.yaml");
         fs::write(
             &config,
             r#"apiVersion: v1
@@ -124,10 +124,10 @@ current-context: lab
 "#,
         )?;
         fs::write(
-            self.at("tokens.csv"),
+            self.api_url("tokens.csv"),
             "FAKE-token-of-the-lab,admin,admin,\"system:masters\"\n",
         )?;
-        let (key, public) = (self.at("accounts.key"), self.at("accounts.pub"));
+        let (key, public) = (self.api_url("accounts.key"), self.api_url("accounts.pub"));
         sh(&format!(
             "openssl genrsa -out {key} 2048 2>/dev/null && openssl rsa -in {key} -pubout -out {public} 2>/dev/null"
         ))?;
@@ -135,7 +135,7 @@ current-context: lab
             "etcd",
             &[
                 "--data-dir",
-                &self.at("etcd"),
+                &self.api_url("etcd"),
                 "--listen-client-urls",
                 ETCD,
                 "--advertise-client-urls",
@@ -160,18 +160,18 @@ current-context: lab
                 &key,
                 "--service-cluster-ip-range=10.96.0.0/24",
                 "--cert-dir",
-                &self.at("certificates"),
+                &self.api_url("certificates"),
                 "--secure-port=443",
                 "--bind-address=0.0.0.0",
                 &format!("--advertise-address={NODE}"),
                 "--token-auth-file",
-                &self.at("tokens.csv"),
+                &self.api_url("tokens.csv"),
                 "--authorization-mode=RBAC",
                 "--endpoint-reconciler-type=none",
                 "--kubelet-preferred-address-types=InternalIP",
             ],
         )?;
-        wait_for("the API server is ready", START, || {
+        wait_for("the API server is ready", START_TIMEOUT, || {
             Ok(self.kubectl(&["get", "--raw", "/readyz"]).ok())
         })?;
         self.serve(
@@ -182,12 +182,12 @@ current-context: lab
                 "--service-account-private-key-file",
                 &key,
                 "--root-ca-file",
-                &self.at("certificates/apiserver.crt"),
+                &self.api_url("certificates/apiserver.crt"),
                 "--leader-elect=false",
                 "--bind-address=127.0.0.1",
                 "--port=0",
                 "--cert-dir",
-                &self.at("controllers"),
+                &self.api_url("controllers"),
             ],
         )?;
         self.serve(
@@ -199,7 +199,7 @@ current-context: lab
                 "--bind-address=127.0.0.1",
                 "--port=0",
                 "--cert-dir",
-                &self.at("scheduler"),
+                &self.api_url("scheduler"),
             ],
         )
     }
@@ -209,7 +209,7 @@ current-context: lab
             "kubelet",
             &[
                 "--kubeconfig",
-                &self.at("kubeconfig.yaml"),
+                &self.api_url("kubeconfig.yaml"),
                 "--container-runtime=remote",
                 &format!("--container-runtime-endpoint=unix://{SOCKET}"),
                 "--root-dir=/var/lib/kubelet",
@@ -228,7 +228,7 @@ current-context: lab
                 "--eviction-hard=",
             ],
         )?;
-        wait_for("the node is ready", START, || {
+        wait_for("the node is ready", START_TIMEOUT, || {
             let node = self.get(&["nodes", NODE_NAME]).ok();
             Ok(node.filter(|node| {
                 node["status"]["conditions"]
@@ -244,7 +244,7 @@ current-context: lab
     fn serve(&mut self, program: &str, arguments: &[&str]) -> Result<()> {
         let own = self.programs.join(program);
         let path = if own.is_file() { own } else { program.into() };
-        let log = fs::File::create(self.at(&format!("{program}.log")))?;
+        let log = fs::File::create(self.api_url(&format!("{program}.log")))?;
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL"])
@@ -254,23 +254,23 @@ current-context: lab
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let child = spawn_for_good(command).with_context(|| program.to_owned())?;
+        let child = spawn_supervised(command).with_context(|| program.to_owned())?;
         self.services.push(child);
         Ok(())
     }
 
-    /// What a part of the cluster wrote, its last lines.
+    /// The last lines of a component's log.
     pub fn log(&self, program: &str) -> String {
-        let text = fs::read_to_string(self.at(&format!("{program}.log"))).unwrap_or_default();
+        let text = fs::read_to_string(self.api_url(&format!("{program}.log"))).unwrap_or_default();
         let lines: Vec<&str> = text.lines().rev().take(30).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// Runs a client of the cluster; gives what it printed.
+    /// Runs a client of the cluster; returns its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let output = Command::new(program)
             .args(arguments)
-            .env("KUBECONFIG", self.at("kubeconfig.yaml"))
+            .env("KUBECONFIG", self.api_url("kubeconfig.yaml"))
             .env("HOME", self.directory.path())
             .stdin(Stdio::null())
             .output()
@@ -295,7 +295,7 @@ current-context: lab
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Makes the objects of some YAML, or changes them.
+    /// Creates or updates the objects in some YAML.
     pub fn apply(&self, text: &str) -> Result<()> {
         let mut file = tempfile::NamedTempFile::new()?;
         file.write_all(text.as_bytes())?;
@@ -305,10 +305,10 @@ current-context: lab
             .with_context(|| self.log("kube-apiserver"))
     }
 
-    /// Waits until all pods of a label run; gives the name of one.
+    /// Waits until all pods with a label run; returns the name of one.
     pub fn await_pod(&self, namespace: &str, label: &str) -> Result<String> {
         let arguments = ["pods", "--namespace", namespace, "--selector", label];
-        let found = wait_for("the pod is ready", START, || {
+        let found = wait_for("the pod is ready", START_TIMEOUT, || {
             let pods = self.get(&arguments)?;
             let is_ready = |pod: &Value| {
                 pod["status"]["containerStatuses"]
@@ -349,11 +349,11 @@ current-context: lab
     }
 }
 
-impl Drop for Cluster {
+impl Drop for TestCluster {
     fn drop(&mut self) {
-        // The kubelet came last; pods end while nobody is there to start them again.
+        // In reverse: the kubelet was started last, and without it pods are not restarted.
         let end = |mut child: Child| {
-            // It may have ended already.
+            // It may have exited already.
             if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
@@ -367,7 +367,7 @@ impl Drop for Cluster {
             end(service);
         }
         for (path, value) in &self.sysctls {
-            // What cannot be put back was not changed either.
+            // A setting that cannot be restored was not changed either.
             let _ = fs::write(path, value);
         }
     }

@@ -1,4 +1,4 @@
-//! A real containerd, spoken to over CRI as the kubelet does.
+//! A real containerd, controlled over CRI as the kubelet does.
 
 use crate::wait_for;
 use anyhow::{Context as _, Result, ensure};
@@ -21,12 +21,12 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-/// Where the agent looks for it.
+/// Where the agent expects it.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
-/// The image of every container: busybox, which does nothing until it is ended.
+/// The image of every container: busybox, which waits until it is stopped.
 const IMAGE: &str = "lab.example/tools:1";
 
-/// A containerd that ends with this value, and its pods with it.
+/// A containerd that is stopped when dropped, with its pods.
 #[derive(Debug)]
 pub struct Containerd {
     child: Child,
@@ -38,36 +38,36 @@ pub struct Containerd {
 
 /// A network for pods.
 #[derive(Clone, Copy, Debug)]
-pub struct Network<'a> {
-    /// Where the programs of CNI are.
+pub struct PodNetwork<'a> {
+    /// Directory of the CNI programs.
     pub plugins: &'a Path,
-    /// A list of CNI's, as JSON.
+    /// A CNI configuration list, as JSON.
     pub configuration: &'a str,
 }
 
-/// A pod that runs on the network of the host.
+/// A pod with host networking.
 #[derive(Debug)]
-pub struct Pod {
+pub struct TestPod {
     pub uid: String,
     sandbox: String,
-    config: SandboxConfig,
+    config: CriSandboxConfig,
 }
 
-/// A directory of the host that a container sees.
+/// A host directory mounted into a container.
 #[derive(Clone, Copy, Debug)]
-pub struct Bind<'a> {
+pub struct BindMount<'a> {
     pub host: &'a Path,
     pub container: &'a str,
 }
 
 impl Containerd {
-    /// Starts it with an image; `None`, and why, where it cannot run here.
+    /// Starts it with an image; `None`, with the reason, if it cannot run here.
     pub fn start() -> Result<Option<Self>> {
         Self::start_on(None)
     }
 
-    /// The same for pods with a network of their own, where there is one.
-    pub fn start_on(network: Option<&Network<'_>>) -> Result<Option<Self>> {
+    /// As [`start`](Self::start), for pods with their own network if one is given.
+    pub fn start_on(network: Option<&PodNetwork<'_>>) -> Result<Option<Self>> {
         let Some(busybox) = std::env::var_os("KEYTRAIL_BUSYBOX").map(PathBuf::from) else {
             println!("skipped: no busybox for an image (KEYTRAIL_BUSYBOX)");
             return Ok(None);
@@ -142,14 +142,15 @@ state = "{}"
             directory,
         };
         wait_for("containerd answers", Duration::from_secs(30), || {
-            let answer = this.call::<_, Version>("Version", &Version::default());
+            let answer = this.call::<_, CriVersion>("Version", &CriVersion::default());
             Ok(answer.ok().map(|_| ()))
         })?;
         this.import(IMAGE, &[])?;
         Ok(Some(this))
     }
 
-    /// Makes an image of busybox and some programs with their libraries, of which it runs the first.
+    /// Builds an image from busybox and some programs with their libraries; it runs the first of
+    /// them.
     pub fn import(&self, name: &str, programs: &[&Path]) -> Result<()> {
         let image = self.directory.path().join("image.tar");
         let made = Command::new("python3")
@@ -193,75 +194,81 @@ state = "{}"
         })
     }
 
-    /// A new pod.
-    pub fn pod(&self, namespace: &str, name: &str) -> Result<Pod> {
+    /// Creates a pod.
+    pub fn pod(&self, namespace: &str, name: &str) -> Result<TestPod> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let uid = format!("fa4e0000-0000-4000-8000-{number:012}");
-        let config = SandboxConfig {
-            metadata: Some(SandboxMetadata {
+        let config = CriSandboxConfig {
+            metadata: Some(CriSandboxMetadata {
                 name: name.to_owned(),
                 uid: uid.clone(),
                 namespace: namespace.to_owned(),
             }),
-            linux: Some(LinuxSandbox {
+            linux: Some(CriLinuxSandbox {
                 cgroup_parent: format!("/kubepods/burstable/pod{uid}"),
-                security: Some(SandboxSecurity {
-                    namespaces: Some(Namespaces { network: NODE }),
+                security: Some(CriSandboxSecurity {
+                    namespaces: Some(CriNamespaces { network: NODE }),
                 }),
             }),
         };
-        let SandboxId { id: sandbox } = self.call(
+        let CriSandboxId { id: sandbox } = self.call(
             "RunPodSandbox",
-            &RunSandbox {
+            &CriRunSandbox {
                 config: Some(config.clone()),
             },
         )?;
-        Ok(Pod {
+        Ok(TestPod {
             uid,
             sandbox,
             config,
         })
     }
 
-    /// Runs a script in a new container of a pod, and gives the container's id.
-    pub fn run(&self, pod: &Pod, name: &str, script: &str, binds: &[Bind<'_>]) -> Result<String> {
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata {
+    /// Runs a script in a new container of a pod; returns the container's id.
+    pub fn run(
+        &self,
+        pod: &TestPod,
+        name: &str,
+        script: &str,
+        binds: &[BindMount<'_>],
+    ) -> Result<String> {
+        let config = CriContainerConfig {
+            metadata: Some(CriContainerMetadata {
                 name: name.to_owned(),
             }),
-            image: Some(ImageSpec {
+            image: Some(CriImageSpec {
                 image: IMAGE.to_owned(),
             }),
             command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             mounts: binds
                 .iter()
-                .map(|bind| Mount {
+                .map(|bind| CriMount {
                     container_path: bind.container.to_owned(),
                     host_path: bind.host.display().to_string(),
                 })
                 .collect(),
             labels: HashMap::new(),
         };
-        let ContainerId { id } = self.call(
+        let CriContainerId { id } = self.call(
             "CreateContainer",
-            &CreateContainer {
+            &CriCreateContainer {
                 sandbox: pod.sandbox.clone(),
                 config: Some(config),
                 sandbox_config: Some(pod.config.clone()),
             },
         )?;
-        self.call::<_, Nothing>("StartContainer", &ContainerId { id: id.clone() })?;
+        self.call::<_, CriEmpty>("StartContainer", &CriContainerId { id: id.clone() })?;
         Ok(id)
     }
 
-    /// Waits until a container has ended well.
+    /// Waits until a container has exited successfully.
     pub fn wait(&self, container: &str) -> Result<()> {
         const EXITED: i32 = 2;
         let status = wait_for("the container ends", Duration::from_secs(30), || {
-            let answer: StatusAnswer = self.call(
+            let answer: CriStatusReply = self.call(
                 "ContainerStatus",
-                &ContainerId {
+                &CriContainerId {
                     id: container.to_owned(),
                 },
             )?;
@@ -276,15 +283,15 @@ state = "{}"
         Ok(())
     }
 
-    /// Ends a pod and forgets it.
-    pub fn remove(&self, pod: Pod) -> Result<()> {
-        let id = SandboxId { id: pod.sandbox };
-        self.call::<_, Nothing>("StopPodSandbox", &id)?;
-        self.call::<_, Nothing>("RemovePodSandbox", &id)?;
+    /// Stops and removes a pod.
+    pub fn remove(&self, pod: TestPod) -> Result<()> {
+        let id = CriSandboxId { id: pod.sandbox };
+        self.call::<_, CriEmpty>("StopPodSandbox", &id)?;
+        self.call::<_, CriEmpty>("RemovePodSandbox", &id)?;
         Ok(())
     }
 
-    /// Where it writes its log.
+    /// Its log file.
     pub fn log(&self) -> PathBuf {
         self.directory.path().join("containerd.log")
     }
@@ -292,14 +299,14 @@ state = "{}"
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Its shims live on without their containers' ends.
-        if let Ok(pods) = self.call::<_, Sandboxes>("ListPodSandbox", &Nothing {}) {
+        // Its shims survive unless their containers are removed.
+        if let Ok(pods) = self.call::<_, CriSandboxList>("ListPodSandbox", &CriEmpty {}) {
             for id in pods.items {
-                let _ = self.call::<_, Nothing>("StopPodSandbox", &id);
-                let _ = self.call::<_, Nothing>("RemovePodSandbox", &id);
+                let _ = self.call::<_, CriEmpty>("StopPodSandbox", &id);
+                let _ = self.call::<_, CriEmpty>("RemovePodSandbox", &id);
             }
         }
-        // It may have ended already.
+        // It may have exited already.
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -311,30 +318,30 @@ impl Drop for Containerd {
 const NODE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
-struct Nothing {}
+struct CriEmpty {}
 
 #[derive(Clone, PartialEq, Message)]
-struct Version {
+struct CriVersion {
     #[prost(string, tag = "1")]
     version: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct RunSandbox {
+struct CriRunSandbox {
     #[prost(message, optional, tag = "1")]
-    config: Option<SandboxConfig>,
+    config: Option<CriSandboxConfig>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SandboxConfig {
+struct CriSandboxConfig {
     #[prost(message, optional, tag = "1")]
-    metadata: Option<SandboxMetadata>,
+    metadata: Option<CriSandboxMetadata>,
     #[prost(message, optional, tag = "8")]
-    linux: Option<LinuxSandbox>,
+    linux: Option<CriLinuxSandbox>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SandboxMetadata {
+struct CriSandboxMetadata {
     #[prost(string, tag = "1")]
     name: String,
     #[prost(string, tag = "2")]
@@ -344,76 +351,76 @@ struct SandboxMetadata {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct LinuxSandbox {
+struct CriLinuxSandbox {
     #[prost(string, tag = "1")]
     cgroup_parent: String,
     #[prost(message, optional, tag = "2")]
-    security: Option<SandboxSecurity>,
+    security: Option<CriSandboxSecurity>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SandboxSecurity {
+struct CriSandboxSecurity {
     #[prost(message, optional, tag = "1")]
-    namespaces: Option<Namespaces>,
+    namespaces: Option<CriNamespaces>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Namespaces {
+struct CriNamespaces {
     #[prost(int32, tag = "1")]
     network: i32,
 }
 
-/// Of a sandbox wherever it is the only field, and the first of many.
+/// A sandbox id, wherever it is the only field or the first of several.
 #[derive(Clone, PartialEq, Message)]
-struct SandboxId {
+struct CriSandboxId {
     #[prost(string, tag = "1")]
     id: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Sandboxes {
+struct CriSandboxList {
     #[prost(message, repeated, tag = "1")]
-    items: Vec<SandboxId>,
+    items: Vec<CriSandboxId>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct CreateContainer {
+struct CriCreateContainer {
     #[prost(string, tag = "1")]
     sandbox: String,
     #[prost(message, optional, tag = "2")]
-    config: Option<ContainerConfig>,
+    config: Option<CriContainerConfig>,
     #[prost(message, optional, tag = "3")]
-    sandbox_config: Option<SandboxConfig>,
+    sandbox_config: Option<CriSandboxConfig>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerConfig {
+struct CriContainerConfig {
     #[prost(message, optional, tag = "1")]
-    metadata: Option<ContainerMetadata>,
+    metadata: Option<CriContainerMetadata>,
     #[prost(message, optional, tag = "2")]
-    image: Option<ImageSpec>,
+    image: Option<CriImageSpec>,
     #[prost(string, repeated, tag = "3")]
     command: Vec<String>,
     #[prost(message, repeated, tag = "7")]
-    mounts: Vec<Mount>,
+    mounts: Vec<CriMount>,
     #[prost(map = "string, string", tag = "9")]
     labels: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerMetadata {
+struct CriContainerMetadata {
     #[prost(string, tag = "1")]
     name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ImageSpec {
+struct CriImageSpec {
     #[prost(string, tag = "1")]
     image: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Mount {
+struct CriMount {
     #[prost(string, tag = "1")]
     container_path: String,
     #[prost(string, tag = "2")]
@@ -421,19 +428,19 @@ struct Mount {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerId {
+struct CriContainerId {
     #[prost(string, tag = "1")]
     id: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct StatusAnswer {
+struct CriStatusReply {
     #[prost(message, optional, tag = "1")]
-    status: Option<ContainerStatus>,
+    status: Option<CriContainerStatus>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerStatus {
+struct CriContainerStatus {
     #[prost(int32, tag = "3")]
     state: i32,
     #[prost(int32, tag = "7")]

@@ -1,5 +1,5 @@
-//! What the end-to-end scenarios and the demo need: a TLS server on loopback, workloads in
-//! control groups of their own, and a running agent.
+//! Shared parts of the end-to-end scenarios and the demo: a TLS server on loopback, workloads in
+//! cgroups of their own, and a running agent.
 
 pub mod agent;
 pub mod cluster;
@@ -12,7 +12,7 @@ pub mod workload;
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
-/// Asks again until there is an answer; what is awaited is named in the error.
+/// Polls until there is an answer; `what` is named in the error.
 pub fn wait_for<T>(
     what: &str,
     limit: Duration,
@@ -30,14 +30,14 @@ pub fn wait_for<T>(
     }
 }
 
-/// A port of loopback that is free; nobody else takes it in the moment between.
+/// A free port on loopback; nothing else takes it in between.
 pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?
         .local_addr()?
         .port())
 }
 
-/// The folder of the workspace.
+/// The root of the workspace.
 pub fn root() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

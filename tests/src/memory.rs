@@ -1,4 +1,4 @@
-//! What is in the memory of a process, beside what is in its files.
+//! Compares the memory of a process with its files.
 
 use anyhow::{Context as _, Result, ensure};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// What is mapped of a program: addresses, permissions, offset in the file.
+/// The mappings of a program: addresses, permissions, file offset.
 fn mapped(pid: u32, program: &Path) -> Result<Vec<(u64, u64, u64)>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let name = program.display().to_string();
@@ -24,7 +24,7 @@ fn mapped(pid: u32, program: &Path) -> Result<Vec<(u64, u64, u64)>> {
     Ok(found)
 }
 
-/// The offsets in its file at which a program's code in memory differs from the file.
+/// The file offsets at which a program's code in memory differs from the file.
 pub fn differences(pid: u32, program: &Path) -> Result<Vec<u64>> {
     let (memory, file) = (
         File::open(format!("/proc/{pid}/mem"))?,
@@ -35,7 +35,7 @@ pub fn differences(pid: u32, program: &Path) -> Result<Vec<u64>> {
         let mut here = vec![0; (end - start) as usize];
         let mut there = here.clone();
         memory.read_exact_at(&mut here, start)?;
-        // The last page may go on behind the file's end.
+        // The last page may extend past the end of the file.
         let mut read = 0;
         while read < there.len() {
             match file.read_at(&mut there[read..], offset + read as u64)? {

@@ -1,4 +1,4 @@
-//! A small HTTPS server on loopback. It takes any server name, and answers any request.
+//! A small HTTPS server on loopback. It accepts any server name, and answers any request.
 
 use anyhow::{Context as _, Result};
 use rustls::{ServerConfig, ServerConnection, Stream, pki_types::PrivateKeyDer};
@@ -16,12 +16,12 @@ pub struct TlsServer {
 }
 
 impl TlsServer {
-    /// Starts on a free port of `ip`, with a certificate of its own making.
+    /// Starts on a free port of `ip`, with a self-signed certificate.
     pub fn start(ip: &str) -> Result<Self> {
         Self::start_at(&format!("{ip}:0"))
     }
 
-    /// The same, at an address with its port.
+    /// As [`start`](Self::start), at an address with a port.
     pub fn start_at(address: &str) -> Result<Self> {
         let certified = rcgen::generate_simple_self_signed(vec!["lab.example".to_owned()])?;
         let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der())
@@ -38,7 +38,7 @@ impl TlsServer {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let config = Arc::clone(&config);
-                // A client that breaks off is its own affair.
+                // A client may close the connection at any time.
                 std::thread::spawn(move || answer(stream, config).ok());
             }
         });

@@ -1,4 +1,4 @@
-//! A web server on loopback that speaks HTTP/1.1 and HTTP/2 over TLS, keeps connections open, and
+//! A web server on loopback that supports HTTP/1.1 and HTTP/2 over TLS, keeps connections open, and
 //! answers any request.
 
 use anyhow::{Context as _, Result};
@@ -28,7 +28,7 @@ impl WebServer {
         Self::serve(ip, None)
     }
 
-    /// Starts on a free port of `ip`, with a certificate of its own making.
+    /// Starts on a free port of `ip`, with a self-signed certificate.
     pub fn start(ip: &str) -> Result<Self> {
         let certified = rcgen::generate_simple_self_signed(vec![
             "lab.example".to_owned(),
@@ -67,7 +67,7 @@ async fn serve(listener: std::net::TcpListener, acceptor: Option<TlsAcceptor>) -
             let Some(acceptor) = acceptor else {
                 return answer(stream).await;
             };
-            // A client that breaks off is its own affair.
+            // A client may close the connection at any time.
             if let Ok(stream) = acceptor.accept(stream).await {
                 answer(stream).await;
             }

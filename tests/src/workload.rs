@@ -1,4 +1,4 @@
-//! Workloads: shell commands, in a control group with the path of a systemd unit.
+//! Workloads: shell commands in a cgroup with the path of a systemd unit.
 
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -7,14 +7,14 @@ use std::{
     process::{Command, Output},
 };
 
-/// A control group that looks like a unit's, removed when dropped.
+/// A cgroup that looks like a unit's, removed when dropped.
 #[derive(Debug)]
-pub struct Unit {
+pub struct TestUnit {
     path: PathBuf,
 }
 
-impl Unit {
-    /// Makes `…/keytrail-lab.slice/NAME` at the cgroup v2 root.
+impl TestUnit {
+    /// Creates `…/keytrail-lab.slice/NAME` at the cgroup v2 root.
     pub fn new(name: &str) -> Result<Self> {
         let root = cgroup_root().context("no cgroup v2 file system is mounted")?;
         let path = root.join("keytrail-lab.slice").join(name);
@@ -22,14 +22,14 @@ impl Unit {
         Ok(Self { path })
     }
 
-    /// Runs a command of the shell in it, and waits.
+    /// Runs a shell command in it, and waits.
     pub fn sh(&self, script: &str, environment: &[(&str, &str)]) -> Result<Output> {
         run(self.command(script).envs(environment.iter().copied()))
     }
 
-    /// A command of the shell in it, still to be started.
+    /// A shell command in it, not started yet.
     pub fn command(&self, script: &str) -> Command {
-        // The shell moves itself before it becomes the workload's.
+        // The shell joins the cgroup before it becomes the workload's.
         let enter = format!(
             "echo $$ > '{}/cgroup.procs' && exec bash -c \"$0\"",
             self.path.display()
@@ -40,9 +40,9 @@ impl Unit {
     }
 }
 
-impl Drop for Unit {
+impl Drop for TestUnit {
     fn drop(&mut self) {
-        // What still runs in it keeps the directory; that is no failure of the scenario.
+        // A process still running in it keeps the directory busy; the scenario has not failed.
         let _ = fs::remove_dir(&self.path);
         if let Some(slice) = self.path.parent() {
             let _ = fs::remove_dir(slice);
@@ -50,7 +50,7 @@ impl Drop for Unit {
     }
 }
 
-/// A control group with a limit of memory, removed when dropped. Where the memory controller is.
+/// A cgroup with a memory limit, removed when dropped. Needs the memory controller.
 #[derive(Debug)]
 pub struct MemoryLimit {
     pub path: PathBuf,
@@ -74,7 +74,7 @@ impl MemoryLimit {
         Ok(Self { path })
     }
 
-    /// The most that was in use, in bytes, where the kernel keeps it.
+    /// Peak memory use in bytes, if the kernel records it.
     pub fn peak(&self) -> Option<u64> {
         ["memory.max_usage_in_bytes", "memory.peak"]
             .iter()
@@ -90,12 +90,12 @@ impl MemoryLimit {
 
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
-        // What still runs in it keeps it; that is no failure of the scenario.
+        // A process still running in it keeps it busy; the scenario has not failed.
         let _ = fs::remove_dir(&self.path);
     }
 }
 
-/// Runs a command of the shell, outside any unit.
+/// Runs a shell command outside any unit.
 pub fn sh(script: &str, environment: &[(&str, &str)]) -> Result<Output> {
     run(Command::new("bash")
         .args(["-c", script])
@@ -114,7 +114,7 @@ fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// Where cgroup v2 is mounted.
+/// The mount point of cgroup v2.
 pub fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
@@ -124,7 +124,7 @@ pub fn cgroup_root() -> Option<PathBuf> {
     })
 }
 
-/// Writes an AWS credentials file with one obviously fake key; gives its path.
+/// Writes an AWS credentials file with one obviously fake key; returns its path.
 pub fn aws_credentials(directory: &Path, key_id: &str, secret: &str) -> Result<PathBuf> {
     let path = directory.join(".aws/credentials");
     fs::create_dir_all(directory.join(".aws"))?;

@@ -1,4 +1,4 @@
-//! The API beyond loopback: TLS, a token, and no more questions than the node can bear.
+//! The API beyond loopback: TLS, a token, and a rate limit.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
@@ -15,17 +15,17 @@ use std::{
 
 const TOKEN: &str = "FAKE-token-of-the-api-0000000001";
 
-struct Running(Child);
+struct AccessLab(Child);
 
-impl Drop for Running {
+impl Drop for AccessLab {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn start(directory: &Path, listen: &str) -> Result<Running> {
+fn start(directory: &Path, listen: &str) -> Result<AccessLab> {
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
         .arg(binary()?)
@@ -36,10 +36,10 @@ fn start(directory: &Path, listen: &str) -> Result<Running> {
         .stdout(Stdio::null())
         .stderr(fs::File::create(directory.join("agent.log"))?)
         .spawn()?;
-    Ok(Running(child))
+    Ok(AccessLab(child))
 }
 
-/// The status of an answer, by curl.
+/// The status of a response, using curl.
 fn status(directory: &Path, port: u16, path: &str, more: &[&str]) -> Result<String> {
     let output = Command::new("curl")
         .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"])
@@ -55,7 +55,7 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
     let directory = tempfile::tempdir()?;
     let at = |name: &str| directory.path().join(name);
-    // Without them nobody else is served.
+    // Without these settings it does not listen beyond loopback.
     fs::write(at("keytrail.yaml"), "")?;
     let mut bare = start(directory.path(), "0.0.0.0:0")?;
     let ended = bare.0.wait()?;
@@ -105,10 +105,10 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
         ];
         assert_eq!(ask(path, &wrong)?, "401", "{path} with another");
     }
-    // The page has nothing to tell without it.
+    // Without the token the page shows no data.
     assert_eq!(ask("/", &[])?, "200");
     assert_eq!(ask("/api/v1/nothing", &with)?, "404");
-    // In clear there is no answer.
+    // There is no answer without TLS.
     let plain = Command::new("curl")
         .args([
             "-s",
@@ -118,7 +118,7 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
         ])
         .status()?;
     ensure!(!plain.success(), "the API is not served in clear");
-    // Guesses are slowed down, and honest ones answered again a moment later.
+    // Failed attempts are slowed down, and valid requests are answered again a moment later.
     let many = Command::new("curl")
         .args(["-s", "-o", "/dev/null", "-w", "%{http_code}\n", "--cacert"])
         .arg(at("certificate.pem"))
@@ -131,10 +131,10 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
         Duration::from_secs(10),
         || Ok((ask("/metrics", &with)? == "200").then_some(())),
     )
-    .context("after too many questions")
+    .context("after too many requests")
 }
 
-/// The agent's own description is right by OpenAPI, and every answer is as it says, to whatever may be asked.
+/// The agent's OpenAPI document is valid, and every response matches it, whatever is requested.
 #[test]
 fn answers_are_as_described() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
@@ -180,7 +180,7 @@ fn answers_are_as_described() -> Result<()> {
         "{}",
         String::from_utf8_lossy(&checked.stdout)
     );
-    // Names that are known, so that answers are not only refusals.
+    // Known names, so that not all responses are errors.
     let settings = directory.path().join("schemathesis.toml");
     fs::write(
         &settings,
@@ -188,7 +188,8 @@ fn answers_are_as_described() -> Result<()> {
             "seed = 20261123\n[parameters]\n\"query.credential\" = \"{credential}\"\n\"query.workload\" = \"/usr/bin/curl\"\n"
         ),
     )?;
-    // Once with those names, and once with anything at all. A text that is no time is refused, which no schema says.
+    // Once with those names, and once with arbitrary values. An invalid time is rejected, which the
+    // schema cannot express.
     for known in [true, false] {
         let mut tested = Command::new("schemathesis");
         if known {

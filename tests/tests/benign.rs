@@ -1,4 +1,4 @@
-//! A day of an honest host: nothing above `low`.
+//! A day of an honest host: no finding above `low`.
 
 use anyhow::{Result, ensure};
 use lab::{agent::Agent, server::TlsServer, wait_for};
@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, process::Command, time::Duration};
 #[test]
 fn an_honest_day_raises_nothing_above_low() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
-    // Not below a temporary directory: a home is in none.
+    // Not in a temporary directory, where home directories never are.
     let directory = tempfile::Builder::new()
         .prefix("keytrail-day-")
         .tempdir_in("/opt")?;
@@ -25,7 +25,7 @@ fn an_honest_day_raises_nothing_above_low() -> Result<()> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    // What was done last has been seen, and what waits for a settled connection too.
+    // Everything before has been processed, including hops that wait for a payload.
     let marker = directory.path().join("home/.netrc");
     std::fs::read(&marker)?;
     agent.await_json(&["query", "who", &marker.display().to_string()], |answer| {

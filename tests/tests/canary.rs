@@ -1,6 +1,6 @@
 //! No byte of a secret leaves the probe or the zeroized buffer: known secrets are planted,
-//! everything is exercised, and then state, logs, findings, metrics, answers and a core dump of
-//! the running agent are searched for them.
+//! everything is exercised, and then state, logs, findings, metrics, answers and a core dump of the
+//! running agent are searched for them.
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -13,13 +13,13 @@ use std::{
     time::Duration,
 };
 
-/// Every byte of a canary is fake, and found nowhere else. The marks are put together at run
-/// time, so that neither the test's own program nor its source is full of them.
+/// Every byte of a canary is fake, and occurs nowhere else. It is assembled at run time, so that
+/// neither the test's program nor its source contains it.
 fn canary(number: u32) -> String {
     format!("CaNaRy{number:02}{}", "qZ7x".repeat(8))
 }
 
-/// What is searched for: the middle of a canary, which also a damaged copy would hold.
+/// The search pattern: the middle of a canary, which a damaged copy would also contain.
 fn marks(numbers: std::ops::Range<u32>) -> Vec<(u32, Vec<u8>)> {
     numbers
         .map(|number| {
@@ -49,7 +49,7 @@ fn files_below(directory: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// What a map of the kernel holds; nothing where there is no bpftool to ask.
+/// The contents of a kernel map; `None` without bpftool.
 fn map_bytes(name: &str) -> Result<Option<Vec<u8>>> {
     let Ok(output) = Command::new("bpftool")
         .args(["--json", "map", "dump", "name", name])
@@ -71,8 +71,8 @@ fn map_bytes(name: &str) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// What the probes have sent, and left behind in the memory that they share with the agent: no part
-/// of a core.
+/// The contents of the ring buffers in the memory shared with the agent, which are not part of a
+/// core dump.
 fn rings_of(pid: u32) -> Result<Vec<u8>> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
@@ -149,7 +149,7 @@ fn no_secret_stays() -> Result<()> {
             format!("https://u:{}@git.example\n", canary(10)),
         ),
         ("store.p12", canary(11)),
-        // Broken on purpose: the errors of parsers quote what they do not understand.
+        // Malformed on purpose: parsers quote what they do not understand in errors.
         (
             "broken/.docker/config.json",
             format!(r#"{{"auths": {{"x": {}"#, canary(12)),
@@ -168,11 +168,11 @@ fn no_secret_stays() -> Result<()> {
         std::fs::create_dir_all(path.parent().context("a parent")?)?;
         std::fs::write(path, text)?;
     }
-    // One environment is there before the agent, and read by it.
+    // One environment exists before the agent, which reads it.
     let mut early = Command::new("sleep")
         .arg("120")
         .env("SLACK_BOT_TOKEN", canary(15))
-        // Contents, where there should be a path to them.
+        // File contents where a path is expected.
         .env("KUBECONFIG", format!("users: {{ token: {} }}", canary(25)))
         .stdout(Stdio::null())
         .spawn()?;
@@ -195,7 +195,7 @@ fn no_secret_stays() -> Result<()> {
             ("GOOGLE_APPLICATION_CREDENTIALS", &canary(26)),
         ],
     )?;
-    // Everything was seen: the readable files, both environments, the hop.
+    // Everything was observed: the readable files, both environments, the hop.
     for known in paths.iter().take(11).map(String::as_str).chain([
         "env:SLACK_BOT_TOKEN",
         "env:REDIS_URL",
@@ -212,7 +212,7 @@ fn no_secret_stays() -> Result<()> {
             .as_array()
             .is_some_and(|hops| !hops.is_empty())
     })?;
-    // Over HTTP/2 as well, where the value is coded, and through another library.
+    // Also over HTTP/2, where the value is Huffman-coded, and through another library.
     let web = WebServer::start("127.0.0.1")?;
     sh(
         &format!(
@@ -221,7 +221,7 @@ fn no_secret_stays() -> Result<()> {
         ),
         &[("ONE", &canary(18)), ("TWO", &canary(19))],
     )?;
-    // In clear, wrapped in base64, and in the sign-in of another protocol.
+    // In plaintext, wrapped in base64, and in the login of another protocol.
     let plain = WebServer::start_plain("127.0.0.1")?;
     sh(
         &format!(
@@ -235,7 +235,7 @@ fn no_secret_stays() -> Result<()> {
             ("THREE", &canary(22)),
         ],
     )?;
-    // Cut between two packets, without the name of a server.
+    // Split between two packets, without a server name.
     let (whole, cut) = (canary(23), canary(24));
     sh(
         &format!(
@@ -277,7 +277,7 @@ fn no_secret_stays() -> Result<()> {
         &["query", "timeline"],
         &["query", "who", &paths[0]],
     ] {
-        let output = agent.ask(arguments)?;
+        let output = agent.query(arguments)?;
         places.push((arguments.join(" "), [output.stdout, output.stderr].concat()));
     }
     let core = directory.path().join("core");
@@ -302,7 +302,7 @@ fn no_secret_stays() -> Result<()> {
     }
     let core_size = std::fs::metadata(&core)?.len();
     assert!(core_size > 1 << 20, "a core of {core_size} bytes is none");
-    // The search finds what is there: the core holds the id of the key, which is public.
+    // The search works: the core dump contains the key's id, which is public.
     for (place, bytes) in &places {
         for (number, mark) in marks(0..27) {
             assert!(!holds(bytes, &mark), "canary {number} is in {place}");

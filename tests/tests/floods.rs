@@ -1,10 +1,10 @@
-//! A flood of what does not matter does not hide what does, and what is lost is known to be lost.
+//! A flood of irrelevant events does not hide relevant ones, and losses are reported as such.
 
 use anyhow::{Context as _, Result};
 use lab::{
     agent::{Agent, binary},
     server::TlsServer,
-    workload::{Unit, aws_credentials},
+    workload::{TestUnit, aws_credentials},
 };
 use serde_json::Value;
 use std::{
@@ -13,14 +13,14 @@ use std::{
     process::{Child, ChildStdout, Stdio},
 };
 
-/// A storm that rages until it is told to stop.
-struct Storm {
+/// A storm that continues until it is stopped.
+struct ExecStorm {
     child: Child,
     output: BufReader<ChildStdout>,
 }
 
-impl Storm {
-    fn start(unit: &Unit, arguments: &str) -> Result<Self> {
+impl ExecStorm {
+    fn start(unit: &TestUnit, arguments: &str) -> Result<Self> {
         let actor = binary()?.with_file_name("lab-actor");
         let mut child = unit
             .command(&format!("exec {} --storm {arguments}", actor.display()))
@@ -33,7 +33,7 @@ impl Storm {
         Ok(Self { child, output })
     }
 
-    /// Ends it, or waits for its end; gives how often it did what it does.
+    /// Stops it, or waits for its end; returns the number of repetitions.
     fn count(&mut self, stop: bool) -> Result<f64> {
         if stop {
             drop(self.child.stdin.take());
@@ -45,9 +45,9 @@ impl Storm {
     }
 }
 
-impl Drop for Storm {
+impl Drop for ExecStorm {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -74,10 +74,10 @@ fn a_credential_is_found_in_a_storm_of_forks_and_opens() -> Result<()> {
     let key = key(directory.path(), 1)?;
     let innocent = directory.path().join("innocent");
     std::fs::write(&innocent, "nothing")?;
-    let storm = Unit::new("storm.service")?;
-    let mut forks = Storm::start(&storm, "forks")?;
-    let mut opens = Storm::start(&storm, &format!("opens --path {}", innocent.display()))?;
-    let quiet = Unit::new("quiet.service")?;
+    let storm = TestUnit::new("storm.service")?;
+    let mut forks = ExecStorm::start(&storm, "forks")?;
+    let mut opens = ExecStorm::start(&storm, &format!("opens --path {}", innocent.display()))?;
+    let quiet = TestUnit::new("quiet.service")?;
     let actor = binary()?.with_file_name("lab-actor");
     quiet.sh(
         &format!(
@@ -111,8 +111,8 @@ fn every_read_of_one_process_is_counted() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let key = key(directory.path(), 2)?;
-    let unit = Unit::new("reader.service")?;
-    let mut reads = Storm::start(&unit, &format!("opens --path {key} --times 20000"))?;
+    let unit = TestUnit::new("reader.service")?;
+    let mut reads = ExecStorm::start(&unit, &format!("opens --path {key} --times 20000"))?;
     let expected = reads.count(false)?;
     let answer = agent.await_json(&["query", "who", &key], |answer| {
         answer["uses"][0]["count"]
@@ -133,11 +133,11 @@ fn what_is_lost_is_counted_by_workload_and_shown_as_a_gap() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let key = key(directory.path(), 3)?;
-    let unit = Unit::new("greedy.service")?;
-    // Nobody empties the rings.
+    let unit = TestUnit::new("greedy.service")?;
+    // With the agent stopped, nothing reads the rings.
     let pid = rustix::process::Pid::from_raw(agent.pid() as i32).context("a pid")?;
     rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
-    let mut readers = Storm::start(&unit, &format!("readers --path {key} --times 6000"))?;
+    let mut readers = ExecStorm::start(&unit, &format!("readers --path {key} --times 6000"))?;
     let counted = readers.count(false);
     rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
     let counted = counted?;
@@ -154,8 +154,8 @@ fn what_is_lost_is_counted_by_workload_and_shown_as_a_gap() -> Result<()> {
     })?;
     let lost = agent.metric("keytrail_workload_events_lost_total", &labels)?;
     assert!(lost > 0.0, "the ring was full");
-    // The sum is exact, and holds what others of this machine lost meanwhile; what is counted by
-    // workload can miss what two CPUs count at once.
+    // The total is exact, and includes what other processes lost meanwhile; the counts by workload
+    // can miss events that two CPUs count at once.
     let sum = agent.metric(
         "keytrail_events_lost_total",
         &["probe=\"file\"", "stage=\"ring\""],

@@ -1,5 +1,5 @@
-//! Go programs of every shape a linker gives them: what they present is seen, they go on as if
-//! nothing were there, and a probe is at the beginning of a function or nowhere.
+//! Go programs with every link mode: what they present is observed, they run undisturbed, and
+//! probes are attached only at function entries.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{agent::Agent, client, memory::differences, wait_for, web::WebServer};
@@ -15,7 +15,7 @@ use std::{
 
 /// How a program is linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum LinkMode {
     Plain,
     Cgo,
     External,
@@ -24,23 +24,23 @@ enum Shape {
     StaticPie,
 }
 
-const SHAPES: [Shape; 6] = [
-    Shape::Plain,
-    Shape::Cgo,
-    Shape::External,
-    Shape::Pie,
-    Shape::PieExternal,
-    Shape::StaticPie,
+const SHAPES: [LinkMode; 6] = [
+    LinkMode::Plain,
+    LinkMode::Cgo,
+    LinkMode::External,
+    LinkMode::Pie,
+    LinkMode::PieExternal,
+    LinkMode::StaticPie,
 ];
 
-/// Which compiler: the oldest that Debian has, and the newest there is.
+/// The compiler: Debian's oldest, and the newest available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Go {
+enum GoCompiler {
     Debian,
     Newest,
 }
 
-impl Go {
+impl GoCompiler {
     fn program(self) -> Result<PathBuf> {
         match self {
             Self::Debian => Ok("go".into()),
@@ -51,48 +51,53 @@ impl Go {
     }
 }
 
-type Cell = (Go, Shape, bool);
+type GoMatrixCell = (GoCompiler, LinkMode, bool);
 
-/// What an ordinary run tests; `KEYTRAIL_TEST_ALL=1` tests every combination.
-const ORDINARY: [Cell; 6] = [
-    (Go::Newest, Shape::External, false),
-    (Go::Newest, Shape::Pie, true),
-    (Go::Newest, Shape::StaticPie, true),
-    (Go::Debian, Shape::Plain, true),
-    (Go::Debian, Shape::PieExternal, false),
-    (Go::Debian, Shape::StaticPie, false),
+/// The cells of an ordinary run; `KEYTRAIL_TEST_ALL=1` tests every combination.
+const ORDINARY: [GoMatrixCell; 6] = [
+    (GoCompiler::Newest, LinkMode::External, false),
+    (GoCompiler::Newest, LinkMode::Pie, true),
+    (GoCompiler::Newest, LinkMode::StaticPie, true),
+    (GoCompiler::Debian, LinkMode::Plain, true),
+    (GoCompiler::Debian, LinkMode::PieExternal, false),
+    (GoCompiler::Debian, LinkMode::StaticPie, false),
 ];
 
-fn cells() -> Vec<Cell> {
+fn cells() -> Vec<GoMatrixCell> {
     if std::env::var_os("KEYTRAIL_TEST_ALL").is_none() {
         return ORDINARY.to_vec();
     }
-    let each = [Go::Debian, Go::Newest].into_iter().flat_map(|go| {
-        SHAPES
-            .into_iter()
-            .flat_map(move |shape| [false, true].map(|stripped| (go, shape, stripped)))
-    });
+    let each = [GoCompiler::Debian, GoCompiler::Newest]
+        .into_iter()
+        .flat_map(|go| {
+            SHAPES
+                .into_iter()
+                .flat_map(move |shape| [false, true].map(|stripped| (go, shape, stripped)))
+        });
     each.collect()
 }
 
 /// Builds the client.
-fn build((go, shape, stripped): Cell, directory: &Path) -> Result<PathBuf> {
+fn build((go, shape, stripped): GoMatrixCell, directory: &Path) -> Result<PathBuf> {
     let program = directory.join(format!("{go:?}-{shape:?}-{stripped}"));
     let (mut linker, mut mode) = (Vec::new(), None);
     let cgo = matches!(
         shape,
-        Shape::Cgo | Shape::External | Shape::PieExternal | Shape::StaticPie
+        LinkMode::Cgo | LinkMode::External | LinkMode::PieExternal | LinkMode::StaticPie
     );
-    if matches!(shape, Shape::Pie | Shape::PieExternal | Shape::StaticPie) {
+    if matches!(
+        shape,
+        LinkMode::Pie | LinkMode::PieExternal | LinkMode::StaticPie
+    ) {
         mode = Some("-buildmode=pie");
     }
     if matches!(
         shape,
-        Shape::External | Shape::PieExternal | Shape::StaticPie
+        LinkMode::External | LinkMode::PieExternal | LinkMode::StaticPie
     ) {
         linker.push("-linkmode=external");
     }
-    if shape == Shape::StaticPie {
+    if shape == LinkMode::StaticPie {
         linker.push("-extldflags=-static-pie");
     }
     if stripped {
@@ -109,8 +114,8 @@ fn build((go, shape, stripped): Cell, directory: &Path) -> Result<PathBuf> {
         .env("GO111MODULE", "off")
         .env("GOTOOLCHAIN", "local")
         .env("GOFLAGS", "");
-    if shape == Shape::StaticPie {
-        // The resolver of the C library wants its shared libraries.
+    if shape == LinkMode::StaticPie {
+        // The C library's resolver requires shared libraries.
         command.args(["-tags", "netgo,osusergo"]);
     }
     command.arg("main.go");
@@ -128,8 +133,8 @@ fn build((go, shape, stripped): Cell, directory: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Whether a Go function begins at an offset of a file: behind padding or aligned, with a comparison
-/// of the stack's limit.
+/// Whether a Go function begins at a file offset: after padding or aligned, with a comparison of
+/// the stack limit.
 fn begins_function(program: &Path, offset: u64) -> Result<bool> {
     let mut bytes = [0; 16];
     File::open(program)?.read_exact_at(&mut bytes, offset)?;
@@ -139,8 +144,8 @@ fn begins_function(program: &Path, offset: u64) -> Result<bool> {
     Ok(compares && offset.is_multiple_of(16))
 }
 
-/// Where the Go tools say that the function is, in the file; `None` where it is stripped.
-fn by_go_tool(go: Go, program: &Path) -> Result<Option<u64>> {
+/// The function's file offset according to the Go tools; `None` if the program is stripped.
+fn by_go_tool(go: GoCompiler, program: &Path) -> Result<Option<u64>> {
     let output = Command::new(go.program()?)
         .args(["tool", "nm"])
         .arg(program)
@@ -173,8 +178,13 @@ fn by_go_tool(go: Go, program: &Path) -> Result<Option<u64>> {
     bail!("the address of the function is in no segment")
 }
 
-/// What one cell shows: `seen`, or why not.
-fn check(agent: &Agent, servers: &[WebServer; 2], cell: Cell, directory: &Path) -> Result<()> {
+/// The result of one cell: `seen`, or the reason why not.
+fn check(
+    agent: &Agent,
+    servers: &[WebServer; 2],
+    cell: GoMatrixCell,
+    directory: &Path,
+) -> Result<()> {
     let program = build(cell, directory)?;
     let url = |server: usize| format!("https://{}/", servers[server].address);
     let attached = format!("TLS probes attached file={} stack=go", program.display());
@@ -258,13 +268,16 @@ fn every_shape_of_a_go_program() -> Result<()> {
     Ok(())
 }
 
-/// Some linkers merge the tables with other data: there they are found by what they hold.
+/// Some linkers merge the tables with other data: then they are found by their contents.
 #[test]
 fn tables_in_a_merged_section() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let server = WebServer::start("127.0.0.1")?;
-    let built = build((Go::Newest, Shape::Plain, true), directory.path())?;
+    let built = build(
+        (GoCompiler::Newest, LinkMode::Plain, true),
+        directory.path(),
+    )?;
     let merged = directory.path().join("merged");
     let status = Command::new("objcopy")
         .args(["--rename-section", ".gopclntab=.merged"])
@@ -283,22 +296,26 @@ fn tables_in_a_merged_section() -> Result<()> {
     })
 }
 
-/// A program whose tables contradict each other gets no probe, runs on, and is named.
+/// A program whose tables contradict each other gets no probe, keeps running, and is reported by
+/// name.
 #[test]
 fn what_cannot_be_proven_is_named_and_left_alone() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let server = WebServer::start("127.0.0.1")?;
-    let built = build((Go::Newest, Shape::Plain, true), directory.path())?;
-    // The text that the module data names is another than the table's: the word stands in the data,
-    // 22 words behind the address of the table.
+    let built = build(
+        (GoCompiler::Newest, LinkMode::Plain, true),
+        directory.path(),
+    )?;
+    // The text address in the module data differs from the table's: it is in the data, 22 words
+    // after the address of the table.
     let mut bytes = fs::read(&built)?;
     let magic = [0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8];
     let table = bytes
         .windows(8)
         .position(|part| part == magic)
         .context("a table of functions")?;
-    // The number of functions: with one less the module data disagrees.
+    // The number of functions: with one less, the module data disagrees.
     let count = u64::from_le_bytes(bytes[table + 8..table + 16].try_into()?);
     bytes[table + 8..table + 16].copy_from_slice(&(count - 1).to_le_bytes());
     let broken = directory.path().join("broken");
@@ -349,7 +366,7 @@ fn what_cannot_be_proven_is_named_and_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// Programs that others have built, with all their options.
+/// Programs built by others, with all their options.
 #[test]
 fn programs_built_by_others() -> Result<()> {
     let Some(programs) = std::env::var_os("KEYTRAIL_GO_PROGRAMS") else {
@@ -399,7 +416,7 @@ fn programs_built_by_others() -> Result<()> {
             .context(name)?;
         println!("{name}: presented");
     }
-    // A server: it presents nothing, and has its probe or is named.
+    // A server: it presents nothing, and is either attached to or reported.
     let nats = programs.get("nats-server").context("no nats-server")?;
     let port = lab::free_port()?.to_string();
     let mut child = Command::new(nats)

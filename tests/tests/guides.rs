@@ -1,9 +1,10 @@
-//! The guides in `docs/`, done by the letter: their files are written, their commands run on a real agent, and what
-//! these print is what the guide shows.
+//! Executes the guides in `docs/` literally: their files are written, their commands are run on a
+//! real agent, and the output must match what the guide shows.
 //!
-//! A guide says what happens between its commands in comments, `<!-- happens: NAME -->`, which are done here. A block of
-//! YAML is the file that its first line names. Times, ages, process ids and ports are taken as equal, and so is what is
-//! under "Not seen", which is the kernel's. `KEYTRAIL_WRITE_GUIDES=1` writes what is printed into the guides.
+//! What happens between the commands is in comments, `<!-- happens: NAME -->`, which are
+//! implemented here. The first line of a YAML block names its file. Times, ages, pids and ports are
+//! treated as equal, as is everything below "Not seen", which depends on the kernel.
+//! `KEYTRAIL_WRITE_GUIDES=1` writes the output into the guides.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
@@ -11,7 +12,7 @@ use lab::{
     agent::{Agent, binary},
     server::TlsServer,
     wait_for,
-    workload::{Unit, aws_credentials},
+    workload::{TestUnit, aws_credentials},
 };
 use regex::Regex;
 use std::{
@@ -25,15 +26,15 @@ use std::{
 
 const KEY_ID: &str = "AKIAFAKEGUIDEFAKE001";
 const SECRET: &str = "FAKE/guide/secret/0000000000000000000001";
-/// One key in every run, so that ids are the same.
+/// The same fingerprint key in every run, so that ids are the same.
 const FINGERPRINTS: &str = "000102030405060708090a0b0c0d0e0f";
 
 struct Guide {
     directory: tempfile::TempDir,
     agent: Option<Agent>,
     server: TlsServer,
-    units: Vec<(&'static str, Unit)>,
-    /// When the last thing happened.
+    units: Vec<(&'static str, TestUnit)>,
+    /// Time of the last action.
     happened: Timestamp,
     write: bool,
 }
@@ -47,7 +48,7 @@ impl Guide {
         fs::write(directory.path().join("fleet.key"), FINGERPRINTS)?;
         let mut units = Vec::new();
         for name in ["payments.service", "reports.service"] {
-            units.push((name, Unit::new(name)?));
+            units.push((name, TestUnit::new(name)?));
         }
         Ok(Self {
             directory,
@@ -63,7 +64,7 @@ impl Guide {
         self.directory.path().join(name.trim_start_matches('/'))
     }
 
-    /// Does what a guide says to have happened.
+    /// Performs what a guide says has happened.
     fn happens(&mut self, what: &str) -> Result<()> {
         self.happened = Timestamp::now();
         match what.split(' ').collect::<Vec<_>>()[..] {
@@ -72,7 +73,7 @@ impl Guide {
                 let config = config.to_str().context("a name")?;
                 self.agent = Some(Agent::start(self.directory.path(), &["--config", config])?);
             }
-            // UNIT takes the key to HOST …
+            // UNIT uses the key at HOST …
             [unit, "calls", ref hosts @ ..] => {
                 let key = self.at("srv/payments/.aws/credentials");
                 let mut script = format!(
@@ -98,7 +99,7 @@ impl Guide {
         Ok(())
     }
 
-    /// Writes a file of the guide; a configuration is taken in.
+    /// Writes a file of the guide; a configuration is loaded.
     fn file(&self, text: &str) -> Result<()> {
         let name = text.lines().next().context("a first line")?;
         let name = name
@@ -135,7 +136,7 @@ impl Guide {
         Ok(())
     }
 
-    /// What a command prints.
+    /// The output of a command.
     fn run(&self, command: &str) -> Result<String> {
         let time = Regex::new(r"^\d{4}-\d\d-\d\dT")?;
         let directory = self.directory.path().display().to_string();
@@ -174,7 +175,7 @@ impl Guide {
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 
-    /// Runs a command until it prints what is shown; gives what it prints.
+    /// Runs a command until it prints what the guide shows; returns the output.
     fn show(&self, command: &str, shown: &str) -> Result<String> {
         let mut last = String::new();
         let done = wait_for(command, Duration::from_secs(10), || {
@@ -184,7 +185,7 @@ impl Guide {
             } else {
                 same(&last)? == same(shown)?
             };
-            // It is asked again when what happened has had time to be written.
+            // Retried until the last action has had time to be written.
             let late = Timestamp::now().duration_since(self.happened).as_secs() > 3;
             Ok((right && (late || !self.write)).then_some(()))
         });
@@ -195,7 +196,7 @@ impl Guide {
     }
 }
 
-/// One server for all: on the port of HTTPS, which reads better, or on any other.
+/// One server for all hosts, preferably on the HTTPS port.
 fn server() -> Result<TlsServer> {
     static SERVER: OnceLock<TlsServer> = OnceLock::new();
     if let Some(server) = SERVER.get() {
@@ -205,12 +206,12 @@ fn server() -> Result<TlsServer> {
     Ok(*SERVER.get_or_init(|| server))
 }
 
-/// A text without what is another in every run.
+/// Replaces what differs in every run.
 fn same(text: &str) -> Result<String> {
     let mut lines = Vec::new();
     let mut below = false;
     for line in text.lines() {
-        // What is not seen is a matter of the kernel.
+        // What is not seen depends on the kernel.
         if below && !line.trim().is_empty() {
             continue;
         }
@@ -235,7 +236,7 @@ fn same(text: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Does a guide from its first line to its last.
+/// Executes a guide from the first line to the last.
 fn follow(name: &str) -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
     let path: PathBuf = lab::root().join("docs").join(name);

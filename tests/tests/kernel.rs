@@ -1,5 +1,5 @@
-//! What depends on how this kernel lets uprobes be attached, and is tested on every kernel: TLS is
-//! seen, and no mount is kept busy. It needs curl and nothing else.
+//! What depends on the kernel's mechanism for attaching uprobes, tested on every kernel: TLS is
+//! observed, and no mount is kept busy. Needs only curl.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{agent::Agent, memory::differences, wait_for, web::WebServer};
@@ -12,10 +12,10 @@ use std::{
     time::Duration,
 };
 
-/// In an emulated machine everything takes its time.
+/// An emulated machine is slow.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The libraries of curl, as its loader finds them.
+/// curl's libraries, as its loader finds them.
 fn libraries() -> Result<Vec<PathBuf>> {
     let curl = std::env::split_paths(&std::env::var_os("PATH").context("a PATH")?)
         .map(|directory| directory.join("curl"))
@@ -38,7 +38,7 @@ fn copy_libraries(into: &Path) -> Result<PathBuf> {
     let mut ssl = None;
     for library in libraries()? {
         let name = library.file_name().context("a name")?;
-        // The loader's own and the C library belong together.
+        // The loader and the C library belong together.
         if name.to_string_lossy().starts_with("libssl") {
             ssl = Some(into.join(name));
             fs::copy(&library, into.join(name))?;
@@ -76,7 +76,7 @@ fn what_curl_presents_is_seen_with_probes_at_functions_only() -> Result<()> {
     )?;
     drop(stdin);
     ensure!(curl.wait()?.success());
-    // One byte for each function: SSL_write, SSL_write_ex, SSL_free, and SSL_ctrl where it is used.
+    // One byte per function: SSL_write, SSL_write_ex, SSL_free, and SSL_ctrl if it is used.
     ensure!(
         (3..=4).contains(&differing.len()),
         "probes at {differing:x?}"

@@ -1,10 +1,10 @@
-//! From what was learned to expectations: recorded, drawn, checked, tried, and in force.
+//! From recorded history to expectations: recorded, suggested, checked, tested, and in force.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, binary},
     server::TlsServer,
-    workload::{Unit, aws_credentials},
+    workload::{TestUnit, aws_credentials},
 };
 use serde_json::Value;
 use std::{fs, path::Path, process::Command};
@@ -13,7 +13,7 @@ fn text(output: &[u8]) -> String {
     String::from_utf8_lossy(output).into_owned()
 }
 
-/// Runs `keytrail policy …`; gives what it wrote to standard output.
+/// Runs `keytrail policy …`; returns its standard output.
 fn policy(arguments: &[&str]) -> Result<String> {
     let output = Command::new(binary()?)
         .arg("policy")
@@ -58,14 +58,14 @@ fn what_was_learned_becomes_expectations() -> Result<()> {
         "FAKE/learn/secret/00000000000000000001",
     )?;
     let key = key.display().to_string();
-    let unit = Unit::new("lab-learner.service")?;
+    let unit = TestUnit::new("lab-learner.service")?;
     let visit = |host: &str| {
         format!(
             "curl -sS --insecure --connect-to ::127.0.0.1:{} https://{host}/ >/dev/null",
             server.address.port()
         )
     };
-    // Home, one partner, and many servers of another.
+    // Its home, one partner, and many servers of another.
     let mut script = format!("K=$(cat {key}); {}", visit("s3.eu-central-1.amazonaws.com"));
     for host in (0..6)
         .map(|n| format!("n{n}.partner.example"))
@@ -123,7 +123,7 @@ fn what_was_learned_becomes_expectations() -> Result<()> {
     let hop =
         |(rule, _): &(String, String)| rule == "unexpected-hop" || rule == "unexpected-reader";
     ensure!(!rules(&tried, "findings").iter().any(hop), "{tried}");
-    // One that forgot the partner.
+    // Expectations without the partner.
     let strict = directory.path().join("strict.yaml");
     fs::write(
         &strict,
@@ -141,7 +141,7 @@ fn what_was_learned_becomes_expectations() -> Result<()> {
     };
     assert_eq!(count("unexpected-hop", "medium"), 6, "{tried}");
     assert_eq!(count("unexpected-reader", "high"), 1, "{tried}");
-    // A thing that is wrong is said with what was meant, and what is in force stays.
+    // An error is reported with a suggestion, and the expectations in force stay.
     let wrong = directory.path().join("wrong.yaml");
     fs::write(&wrong, "credentials:\n- name: k\n  match: { flie: /x }\n")?;
     let output = Command::new(binary()?)
@@ -155,7 +155,7 @@ fn what_was_learned_becomes_expectations() -> Result<()> {
         text(&output.stderr)
     );
 
-    // In force: the partner is expected, and a stranger is not.
+    // In force: the partner is expected, and an unknown host is not.
     fs::write(&config, format!("policies: [ {file} ]\n"))?;
     agent.await_loaded()?;
     let before = Command::new("date").args(["-u", "+%FT%T.%NZ"]).output()?;
@@ -191,7 +191,7 @@ fn what_was_learned_becomes_expectations() -> Result<()> {
     back_up(&agent, &copy, &id)
 }
 
-/// Each graph is one that is read by whatever reads DOT: balanced, and with what it is about in it.
+/// Each graph is valid DOT: balanced, and about the right subject.
 fn answers_as_graphs(agent: &Agent, id: &str) -> Result<()> {
     for question in [
         vec!["query", "who", id],
@@ -202,7 +202,7 @@ fn answers_as_graphs(agent: &Agent, id: &str) -> Result<()> {
     ] {
         let mut arguments = question.clone();
         arguments.extend(["--output", "dot"]);
-        let output = agent.ask(&arguments)?;
+        let output = agent.query(&arguments)?;
         let drawn = text(&output.stdout);
         ensure!(
             drawn.starts_with("digraph ") && drawn.ends_with("}\n") && drawn.contains(id),
@@ -218,7 +218,7 @@ fn answers_as_graphs(agent: &Agent, id: &str) -> Result<()> {
 
 fn back_up(agent: &Agent, to: &Path, id: &str) -> Result<()> {
     let file = to.join("ledger.sqlite");
-    let output = agent.ask(&["backup", &file.display().to_string()])?;
+    let output = agent.query(&["backup", &file.display().to_string()])?;
     ensure!(output.status.success(), "{}", text(&output.stderr));
     let output = Command::new(binary()?)
         .args(["query", "where", id, "--output", "json", "--state-dir"])

@@ -1,5 +1,6 @@
-//! A full node: what is bounded stays bounded, and nothing is forgotten. One credential at 50,000 places, held there and
-//! presented, which makes 100,000 edges; and 5,000 credentials of 500 workloads, with 50,000 hops.
+//! A full node: limits hold, and nothing is forgotten. One credential at 50,000 destinations, both
+//! held and presented there, which makes 100,000 edges; and 5,000 credentials of 500 workloads,
+//! with 50,000 hops.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{agent::Agent, wait_for, workload::cgroup_root};
@@ -13,22 +14,22 @@ use std::{
 };
 
 const PLACES: usize = 50_000;
-/// A place is an edge of each evidence: `sole` as soon as it is connected to, then `presented`.
+/// A destination has an edge per evidence: `sole` when connecting, then `presented`.
 const EDGES: usize = 2 * PLACES;
-/// Connections a second.
+/// Connections per second.
 const RATE: usize = 2_500;
-/// Series of one family, as the agent has it, and those that count the rest.
+/// Series per family that the agent allows, and those that count the remainder.
 const SERIES: usize = 5_000 + 10;
 
 const WORKLOADS: usize = 500;
-/// Credentials of each, and places where each is used.
+/// Credentials per workload, and destinations of each.
 const CREDENTIALS: usize = 10;
 const DESTINATIONS: usize = 10;
-/// What the agent may have in memory then, in kB. The budget of 64 MiB is not met, as `docs/benchmarks.md` says; this
-/// holds what was reached.
+/// Maximum resident memory of the agent in kB. The budget of 64 MiB is not met, as
+/// `docs/benchmarks.md` says; this is what was reached.
 const RESIDENT: u64 = 96 * 1024;
 
-/// A line of the agent's status: `VmRSS` is what it has in memory, `VmHWM` the most that it ever had, in kB.
+/// A field of the agent's status in kB: `VmRSS` is its resident memory, `VmHWM` the peak.
 fn memory(agent: &Agent, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -62,7 +63,7 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
         .status()?;
     ensure!(status.success(), "python3: {status}");
     let counted = || -> Result<f64> {
-        // `other` where the series are used up.
+        // `other` once the series are used up.
         let named = agent.metric("keytrail_hops_total", &["credential=\"many\""])?;
         Ok(named + agent.metric("keytrail_hops_total", &["credential=\"other\""])?)
     };
@@ -78,7 +79,7 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
         memory(&agent, "VmHWM")?
     );
 
-    // The metrics are bounded, and say what they leave out.
+    // The metrics are bounded, and report what they fold.
     let asked = Instant::now();
     let (_, text) = agent.get("/metrics")?;
     let scraped = asked.elapsed();
@@ -120,7 +121,7 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
         .context("an id")?
         .to_owned();
 
-    // The API gives a part at a time, and says so.
+    // The API returns one page at a time, and says so.
     let part = |offset: usize| -> Result<Value> {
         let asked = Instant::now();
         let (status, body) =

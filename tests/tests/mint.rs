@@ -1,4 +1,4 @@
-//! Credentials that are minted: what was shown for them, what came back, and where that went.
+//! Minted credentials: what was presented for them, what was issued, and where that went.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{agent::Agent, client};
@@ -11,7 +11,7 @@ const SECRET: &str = "FAKE/minted/secret/000000000000000000001";
 const SESSION: &str = "IQoJFAKEsessionTOKEN00000000000000000000001";
 const ACCESS: &str = "ya29.FAKEaccessTOKEN000000000000000001";
 
-/// A network in which the metadata service is here, and a script in it.
+/// Runs a script in a network namespace with a metadata service.
 fn with_metadata(script: &str) -> Result<()> {
     let setup = format!(
         "set -e; ip link set lo up; ip addr add 169.254.169.254/32 dev lo; ip addr add 10.99.0.3/32 dev lo
@@ -95,7 +95,7 @@ fn from_the_metadata_service_to_the_store() -> Result<()> {
         .find(|used| used["source"] == "metadata")
         .context("it was picked up from the metadata service")?;
     assert_eq!(picked_up["place"], "answer:AccessKeyId");
-    // Asking the metadata service in clear is what everybody does.
+    // Querying the metadata service in plaintext is normal.
     let findings = agent.findings()?;
     ensure!(
         !findings.iter().any(|finding| {
@@ -103,7 +103,7 @@ fn from_the_metadata_service_to_the_store() -> Result<()> {
         }),
         "{findings:#?}"
     );
-    let table = agent.ask(&["query", "chain", &token])?;
+    let table = agent.query(&["query", "chain", &token])?;
     let table = String::from_utf8(table.stdout)?;
     ensure!(
         table.contains(&format!(
@@ -146,7 +146,7 @@ curl -sS -o /dev/null -u client:FAKE-client-secret-1 -d grant_type=client_creden
         ensure!(summary.contains(name), "{summary}");
         ensure!(!finding["expected"].as_array().is_none_or(Vec::is_empty));
     }
-    // What was shown for it is in the chain.
+    // What was presented for it is in the chain.
     let access = agent.id_of(ACCESS)?;
     let chain = agent.await_json(&["query", "chain", &access], |answer| {
         answer["links"]
@@ -163,7 +163,7 @@ curl -sS -o /dev/null -u client:FAKE-client-secret-1 -d grant_type=client_creden
     Ok(())
 }
 
-/// Inside TLS, what comes back is seen of a process that is known to ask.
+/// Inside TLS, responses are observed for a process that is known to talk to an authenticator.
 #[test]
 fn inside_tls() -> Result<()> {
     const SHOWN: &str = "hvs.FAKEshownInsideTls00000000001";

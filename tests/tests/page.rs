@@ -47,7 +47,7 @@ fn a_responder_finds_the_hop() -> Result<()> {
         .arg(&credential)
         .current_dir(&modules)
         .stdin(fs::File::open(lab::client("page.mjs"))?);
-    // `KEYTRAIL_SCREENSHOTS=docs/images cargo xtask scenarios page` keeps what is seen.
+    // `KEYTRAIL_SCREENSHOTS=docs/images cargo xtask scenarios page` keeps the screenshots.
     page.args(std::env::var_os("KEYTRAIL_SCREENSHOTS"));
     let output = page.output()?;
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,5 +1,5 @@
-//! Real clients against real servers: every credential that they present is seen, with its proof, at
-//! its own destination and at no other.
+//! Real clients with real servers: every credential that they present is observed, with proof, at
+//! its own destination and no other.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{agent::Agent, client, wait_for, web::WebServer};
@@ -16,21 +16,21 @@ use std::{
 };
 use tempfile::TempDir;
 
-struct Scene {
+struct PresentLab {
     agent: Agent,
     servers: [WebServer; 2],
     directory: TempDir,
 }
 
-static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
-    let build = || -> Result<Scene> {
+static SCENE: LazyLock<Mutex<PresentLab>> = LazyLock::new(|| {
+    let build = || -> Result<PresentLab> {
         ensure!(
             lab::is_root(),
             "the scenarios need root; `cargo xtask test` skips them without"
         );
         let directory = tempfile::tempdir()?;
         let agent = Agent::start(directory.path(), &[])?;
-        let scene = Scene {
+        let scene = PresentLab {
             agent,
             servers: [
                 WebServer::start("127.0.0.1")?,
@@ -53,7 +53,7 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
     Mutex::new(build().expect("the scene is set"))
 });
 
-fn scene() -> MutexGuard<'static, Scene> {
+fn scene() -> MutexGuard<'static, PresentLab> {
     SCENE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -61,7 +61,7 @@ fn scene() -> MutexGuard<'static, Scene> {
 
 /// One request: to which server, with which header, and the secret in it.
 #[derive(Clone, Debug)]
-struct Request {
+struct ClientRequest {
     server: usize,
     header: &'static str,
     value: String,
@@ -69,10 +69,10 @@ struct Request {
     scheme: &'static str,
 }
 
-/// Numbers that no two secrets share.
+/// Makes secrets unique.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-impl Request {
+impl ClientRequest {
     fn new(scheme: &'static str, server: usize) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (header, secret, value) = match scheme {
@@ -109,13 +109,13 @@ impl Request {
 const SCHEMES: [&str; 4] = ["Bearer", "Basic", "API key", "SigV4"];
 
 /// A client, and how it makes requests that are given as URL, header and value.
-struct Client {
+struct HttpClient {
     name: &'static str,
     stack: &'static str,
     http: &'static str,
-    /// Whether what it presents can be seen; where not, it is a declared gap.
+    /// Whether its use can be observed; otherwise it is a declared gap.
     seen: bool,
-    run: fn(&Scene, &[String]) -> Option<Command>,
+    run: fn(&PresentLab, &[String]) -> Option<Command>,
 }
 
 fn with_arguments(program: &str, first: &[&str], requests: &[String]) -> Option<Command> {
@@ -128,7 +128,7 @@ fn node(how: &str, requests: &[String]) -> Option<Command> {
     with_arguments("node", &[&client("node_client.js"), how], requests)
 }
 
-/// A library of Python, or nothing where it is not installed.
+/// A Python library, or `None` if it is not installed.
 fn python(how: &str, requests: &[String]) -> Option<Command> {
     let module = how.trim_end_matches('2');
     let there = Command::new("python3")
@@ -138,7 +138,7 @@ fn python(how: &str, requests: &[String]) -> Option<Command> {
     there.then(|| with_arguments("python3", &[&client("python_http.py"), how], requests))?
 }
 
-/// Git asks a server that has no repository, which ends it with 128.
+/// Git requests a repository that does not exist, so it exits with 128.
 fn git(version: &str, requests: &[String]) -> Option<Command> {
     each(
         &format!(
@@ -148,15 +148,14 @@ fn git(version: &str, requests: &[String]) -> Option<Command> {
     )
 }
 
-/// One call for each request, in a shell.
+/// One call per request, in a shell.
 fn each(script: &str, requests: &[String]) -> Option<Command> {
     let script = format!("while [ $# -ge 3 ]; do {script} || exit 1; shift 3; done");
     with_arguments("bash", &["-c", &script, "client"], requests)
 }
 
-/// Runs a program until it is watched: what one does in the first moments after it was first seen is
-/// a declared gap.
-fn watched(scene: &Scene, program: &str, run: impl Fn() -> bool) -> Result<()> {
+/// Runs a program until it is observed: the first moments of a new program are a declared gap.
+fn watched(scene: &PresentLab, program: &str, run: impl Fn() -> bool) -> Result<()> {
     let line = format!("TLS probes attached file={program} ");
     wait_for(
         "the new program is watched",
@@ -168,16 +167,16 @@ fn watched(scene: &Scene, program: &str, run: impl Fn() -> bool) -> Result<()> {
     )
 }
 
-/// A request without a credential, by which a program becomes known.
-fn plain(scene: &Scene, program: &Path) -> Command {
+/// A request without a credential, which makes the program known.
+fn plain(scene: &PresentLab, program: &Path) -> Command {
     let mut command = Command::new(program);
     let address = format!("https://{}/", scene.servers[0].address);
     command.args(["1.1", &address, "X-Plain", "x"]);
     command
 }
 
-/// The program built from `clients/go`, or nothing where there is no Go.
-fn go(scene: &Scene, flags: &[&str], version: &str, requests: &[String]) -> Option<Command> {
+/// The program built from `clients/go`, or `None` without Go.
+fn go(scene: &PresentLab, flags: &[&str], version: &str, requests: &[String]) -> Option<Command> {
     let program = scene
         .directory
         .path()
@@ -206,8 +205,8 @@ fn go(scene: &Scene, flags: &[&str], version: &str, requests: &[String]) -> Opti
     with_arguments(&program.display().to_string(), &[version], requests)
 }
 
-const CLIENTS: &[Client] = &[
-    Client {
+const CLIENTS: &[HttpClient] = &[
+    HttpClient {
         name: "curl",
         stack: "OpenSSL 3",
         http: "1.1",
@@ -219,7 +218,7 @@ const CLIENTS: &[Client] = &[
             )
         },
     },
-    Client {
+    HttpClient {
         name: "curl",
         stack: "OpenSSL 3",
         http: "2",
@@ -231,42 +230,42 @@ const CLIENTS: &[Client] = &[
             )
         },
     },
-    Client {
+    HttpClient {
         name: "Python http.client",
         stack: "OpenSSL 3",
         http: "1.1",
         seen: true,
         run: |_, requests| with_arguments("python3", &[&client("python_client.py")], requests),
     },
-    Client {
+    HttpClient {
         name: "Python asyncio",
         stack: "OpenSSL 3",
         http: "1.1",
         seen: true,
         run: |_, requests| with_arguments("python3", &[&client("python_parallel.py")], requests),
     },
-    Client {
+    HttpClient {
         name: "Python requests",
         stack: "OpenSSL 3",
         http: "1.1",
         seen: true,
         run: |_, requests| python("requests", requests),
     },
-    Client {
+    HttpClient {
         name: "Python httpx",
         stack: "OpenSSL 3",
         http: "1.1",
         seen: true,
         run: |_, requests| python("httpx", requests),
     },
-    Client {
+    HttpClient {
         name: "Python httpx",
         stack: "OpenSSL 3",
         http: "2",
         seen: true,
         run: |_, requests| python("httpx2", requests),
     },
-    Client {
+    HttpClient {
         name: "wget",
         stack: "GnuTLS",
         http: "1.1",
@@ -278,56 +277,56 @@ const CLIENTS: &[Client] = &[
             )
         },
     },
-    Client {
+    HttpClient {
         name: "git",
         stack: "GnuTLS",
         http: "1.1",
         seen: true,
         run: |_, requests| git("HTTP/1.1", requests),
     },
-    Client {
+    HttpClient {
         name: "git",
         stack: "GnuTLS",
         http: "2",
         seen: true,
         run: |_, requests| git("HTTP/2", requests),
     },
-    Client {
+    HttpClient {
         name: "Node.js https",
         stack: "OpenSSL, static",
         http: "1.1",
         seen: true,
         run: |_, requests| node("https", requests),
     },
-    Client {
+    HttpClient {
         name: "Node.js fetch",
         stack: "OpenSSL, static",
         http: "1.1",
         seen: true,
         run: |_, requests| node("fetch", requests),
     },
-    Client {
+    HttpClient {
         name: "Node.js http2",
         stack: "OpenSSL, static",
         http: "2",
         seen: true,
         run: |_, requests| node("http2", requests),
     },
-    Client {
+    HttpClient {
         name: "Go net/http",
         stack: "crypto/tls",
         http: "1.1",
         seen: true,
         run: |scene, requests| go(scene, &[], "1", requests),
     },
-    Client {
+    HttpClient {
         name: "Go net/http, stripped",
         stack: "crypto/tls",
         http: "2",
         seen: true,
         run: |scene, requests| go(scene, &["-ldflags=-s -w"], "2", requests),
     },
-    Client {
+    HttpClient {
         name: "Java HttpClient",
         stack: "its own",
         http: "2",
@@ -350,8 +349,8 @@ fn succeed(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-impl Scene {
-    fn arguments(&self, requests: &[Request]) -> Vec<String> {
+impl PresentLab {
+    fn arguments(&self, requests: &[ClientRequest]) -> Vec<String> {
         requests
             .iter()
             .flat_map(|request| {
@@ -364,20 +363,21 @@ impl Scene {
             .collect()
     }
 
-    /// Runs a client, and looks whether what it presents is seen, or is not where that is declared.
+    /// Runs a client, and checks that its use is observed, or that it is not where that is
+    /// declared.
     fn check(
         &self,
-        client: &Client,
+        client: &HttpClient,
         command: Command,
-        requests: &[Request],
+        requests: &[ClientRequest],
     ) -> Result<&'static str> {
         if client.seen {
             self.run(command, requests)?;
             return Ok("seen");
         }
         succeed(command)?;
-        // What goes behind it has come: it would have come too.
-        let last = [Request::new("API key", 0)];
+        // A later request was observed, so this one would have been too.
+        let last = [ClientRequest::new("API key", 0)];
         let curl = each(
             "curl -sSk -o /dev/null -H \"$2: $3\" \"$1\"",
             &self.arguments(&last),
@@ -392,9 +392,9 @@ impl Scene {
         Ok("not seen")
     }
 
-    /// Runs a client, and waits until each secret is known where it went. The error tells what was
-    /// not as it should be.
-    fn run(&self, command: Command, requests: &[Request]) -> Result<()> {
+    /// Runs a client, and waits until each secret is known at its destination. The error tells what
+    /// differs.
+    fn run(&self, command: Command, requests: &[ClientRequest]) -> Result<()> {
         succeed(command)?;
         for request in requests {
             let expected = self.servers[request.server].address.to_string();
@@ -431,9 +431,9 @@ fn every_client_with_every_scheme() -> Result<()> {
             client.name, client.stack, client.http
         )?;
         for scheme in SCHEMES {
-            // To both servers, and to the first again, on the same connection where it is kept.
-            let first = Request::new(scheme, 0);
-            let requests = [first.clone(), Request::new(scheme, 1), first];
+            // To both servers, and to the first again, on the same connection if it is kept open.
+            let first = ClientRequest::new(scheme, 0);
+            let requests = [first.clone(), ClientRequest::new(scheme, 1), first];
             let cell = match (client.run)(&scene, &scene.arguments(&requests)) {
                 None => "not here".to_owned(),
                 Some(command) => match scene.check(client, command, &requests) {
@@ -464,10 +464,12 @@ fn every_client_with_every_scheme() -> Result<()> {
     Ok(())
 }
 
-/// Fifty connections at once to two servers: none is mixed up with another.
+/// Fifty concurrent connections to two servers: none is confused with another.
 fn parallel(run: impl Fn(&[String]) -> Option<Command>) -> Result<()> {
     let scene = scene();
-    let requests: Vec<Request> = (0..50).map(|i| Request::new("Bearer", i % 2)).collect();
+    let requests: Vec<ClientRequest> = (0..50)
+        .map(|i| ClientRequest::new("Bearer", i % 2))
+        .collect();
     let command = run(&scene.arguments(&requests)).context("no such client")?;
     scene.run(command, &requests)
 }
@@ -482,7 +484,7 @@ fn fifty_connections_of_asyncio() -> Result<()> {
     parallel(|requests| with_arguments("python3", &[&client("python_parallel.py")], requests))
 }
 
-/// A program may write a head as it likes, and Go writes 4,096 bytes at a time.
+/// A program may write a head in any pieces, and Go writes 4,096 bytes at a time.
 #[test]
 fn a_head_in_any_pieces() -> Result<()> {
     let scene = scene();
@@ -501,7 +503,7 @@ for _ in range(often):
     connection.recv(4096)";
     for size in [1, 2, 7, 30, 50, 60, 70] {
         for scheme in SCHEMES {
-            let request = Request::new(scheme, 0);
+            let request = ClientRequest::new(scheme, 0);
             let mut command = Command::new("python3");
             command
                 .args(["-c", script, &scene.servers[0].address.to_string()])
@@ -517,7 +519,8 @@ for _ in range(often):
         }
     }
     for filler in [3940, 3970, 3985] {
-        let requests: Vec<Request> = (0..4).map(|_| Request::new("Bearer", 0)).collect();
+        let requests: Vec<ClientRequest> =
+            (0..4).map(|_| ClientRequest::new("Bearer", 0)).collect();
         let Some(mut command) = go(&scene, &[], "1", &scene.arguments(&requests)) else {
             println!("Go is not here");
             return Ok(());
@@ -553,8 +556,8 @@ fn a_leaked_token_is_a_critical_finding() -> Result<()> {
     Ok(())
 }
 
-/// Runs a script with a file that holds a token (`$0`), and a server (`$1`), and waits until both are
-/// named: who picked the token up, by which source, and that it was presented by another.
+/// Runs a script with a token file (`$0`) and a server (`$1`), and waits until both processes are
+/// known: the one that picked the token up, by which source, and the other one that presented it.
 fn passed_on(token: &str, script: &str, picked_up: (&str, &str), presenter: &str) -> Result<()> {
     let scene = scene();
     let home = scene.directory.path().join(token);
@@ -609,7 +612,7 @@ fn a_token_passed_through_a_pipe() -> Result<()> {
 
 #[test]
 fn a_token_passed_over_a_unix_socket() -> Result<()> {
-    // The one that listens presents; the one that connects has read.
+    // The listening one presents; the connecting one has read.
     passed_on(
         "hvs.FAKEpassedoverasocket000000001",
         "socket=$(dirname \"$0\")/socket; mkfifo \"$socket.ready\"
@@ -675,7 +678,7 @@ kill $victim",
     )
 }
 
-/// A key pair from a file, of which only the id is shown on the wire.
+/// A key pair from a file, of which only the id is sent.
 #[test]
 fn a_key_pair_from_a_file_is_known_by_its_id() -> Result<()> {
     let scene = scene();
@@ -701,7 +704,8 @@ fn a_key_pair_from_a_file_is_known_by_its_id() -> Result<()> {
     Ok(())
 }
 
-/// A program that is gone is let go of: its file could not be freed, and there is no end of new ones.
+/// A deleted program is detached: otherwise its file could never be freed, and new ones keep
+/// coming.
 #[test]
 fn a_deleted_program_is_let_go() -> Result<()> {
     let scene = scene();
@@ -724,12 +728,12 @@ fn a_deleted_program_is_let_go() -> Result<()> {
     })
 }
 
-/// It runs for a few milliseconds, and is to be looked at before it is gone, whatever the agent does
-/// just then.
+/// It runs for a few milliseconds, and must be inspected before it exits, whatever the agent is
+/// doing.
 #[test]
 fn a_program_of_a_few_milliseconds_is_looked_at() -> Result<()> {
-    /// The machine may be busy: so many runs of a new program may be missed, and no more.
-    const RUNS: usize = 10;
+    /// On a busy machine at most this many runs of a new program may be missed.
+    const RUNS_MAX: usize = 10;
     let scene = scene();
     if go(&scene, &[], "1.1", &[]).is_none() {
         println!("not here: Go");
@@ -747,7 +751,7 @@ fn a_program_of_a_few_milliseconds_is_looked_at() -> Result<()> {
             runs.set(runs.get() + 1);
             plain(&scene, &program).status().is_ok()
         })?;
-        ensure!(runs.get() <= RUNS, "{} runs were missed", runs.get());
+        ensure!(runs.get() <= RUNS_MAX, "{} runs were missed", runs.get());
     }
     Ok(())
 }

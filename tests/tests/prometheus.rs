@@ -1,4 +1,4 @@
-//! From the hop to the page: a real Prometheus scrapes the agent, a real Alertmanager calls a webhook.
+//! From hop to pager: a real Prometheus scrapes the agent, and a real Alertmanager calls a webhook.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{agent::Agent, free_port, wait_for, web::WebServer};
@@ -15,21 +15,21 @@ use std::{
 
 /// As in the configuration below.
 const SCRAPE: Duration = Duration::from_secs(5);
-/// After the scrape, an alert takes no longer than this.
+/// After the scrape, an alert takes at most this long.
 const ALERT: Duration = Duration::from_secs(10);
 
-/// A server that ends with this value.
-struct Server(Child);
+/// A server that is stopped when dropped.
+struct PrometheusServer(Child);
 
-impl Drop for Server {
+impl Drop for PrometheusServer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn start(program: &str, arguments: &[String], log: &Path) -> Result<Server> {
+fn start(program: &str, arguments: &[String], log: &Path) -> Result<PrometheusServer> {
     let log = fs::File::create(log)?;
     let child = Command::new(program)
         .args(arguments)
@@ -37,11 +37,11 @@ fn start(program: &str, arguments: &[String], log: &Path) -> Result<Server> {
         .stderr(log)
         .spawn()
         .with_context(|| program.to_owned())?;
-    Ok(Server(child))
+    Ok(PrometheusServer(child))
 }
 
-/// Alertmanager looks for its templates where its package puts them: one that is only unpacked is shown them there,
-/// in a mount namespace of its own.
+/// Alertmanager expects its templates where its package installs them: for an unpacked one they are
+/// mounted there, in a separate mount namespace.
 const ALERTMANAGER: &str = r#"
 program=$(command -v prometheus-alertmanager)
 if [ ! -e /usr/share/prometheus/alertmanager/default.tmpl ]; then
@@ -171,7 +171,7 @@ fn a_hop_becomes_an_alert() -> Result<()> {
         let answers = std::net::TcpStream::connect(("127.0.0.1", alertmanager)).is_ok();
         Ok(answers.then_some(()))
     })?;
-    // The hop: a key of AWS, to a server that is not Amazon's.
+    // The hop: an AWS key, to a server that is not Amazon's.
     let server = WebServer::start_plain("127.0.0.1")?;
     let sent = Instant::now();
     let status = Command::new("bash")
@@ -209,7 +209,7 @@ fn a_hop_becomes_an_alert() -> Result<()> {
         next.contains("keytrail query blast-radius '/usr/bin/curl'"),
         "{alert}"
     );
-    // What it says to run answers.
+    // The suggested command works.
     agent.await_json(&["query", "blast-radius", "/usr/bin/curl"], |answer| {
         answer["credentials"]
             .as_array()
@@ -218,7 +218,7 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     ensure!(took < SCRAPE + ALERT, "it took {took:?}");
     let credential = alert_credential(&agent)?;
     every_panel(&ask, &credential)?;
-    // What the guide says of owners is a query that answers.
+    // The owner query in the guide works.
     let guide = fs::read_to_string(lab::root().join("docs/operating.md"))?;
     let joined = guide
         .split('`')
@@ -231,13 +231,13 @@ fn a_hop_becomes_an_alert() -> Result<()> {
             .is_some_and(|series| !series.is_empty()),
         "{joined}: {answer}"
     );
-    // Pictures are to have something to show.
+    // Screenshots need data.
     let kept = std::env::var_os("KEYTRAIL_SCREENSHOTS").is_some();
     work(&key, server.address, if kept { 12 } else { 3 } * SCRAPE)?;
     draw(prometheus, &credential, directory.path())
 }
 
-/// Lets programs use the key for a while, at home and elsewhere.
+/// Runs programs that use the key for a while, at home and elsewhere.
 fn work(key: &Path, server: std::net::SocketAddr, length: Duration) -> Result<()> {
     let began = Instant::now();
     let mut round = 0;
@@ -264,7 +264,7 @@ fn work(key: &Path, server: std::net::SocketAddr, length: Duration) -> Result<()
     Ok(())
 }
 
-/// What the hop was of.
+/// The credential in the alert.
 fn alert_credential(agent: &Agent) -> Result<String> {
     let finding = agent.await_finding(|finding| finding["rule"] == "unexpected-hop")?;
     Ok(finding["credential"]["id"]
@@ -273,10 +273,11 @@ fn alert_credential(agent: &Agent) -> Result<String> {
         .to_owned())
 }
 
-/// Panels that honestly have nothing to show here: nothing expires, is lost, or is folded.
+/// Panels that are empty here for a good reason: nothing expires, is lost, or is folded.
 const EMPTY: [&str; 1] = ["Expires"];
 
-/// Asks every query of every dashboard, as Grafana would with this credential and this workload chosen.
+/// Runs every query of every dashboard, as Grafana would with this credential and workload
+/// selected.
 fn every_panel(ask: &impl Fn(&str) -> Result<Value>, credential: &str) -> Result<()> {
     let mut count = 0;
     for file in fs::read_dir(lab::root().join("dashboards/grafana"))?.flatten() {
@@ -293,7 +294,7 @@ fn every_panel(ask: &impl Fn(&str) -> Result<Value>, credential: &str) -> Result
                     .replace("$workload", "/usr/bin/curl")
                     .replace("$instance", ".*")
                     .replace("$__rate_interval", "1m");
-                // A rate wants two scrapes.
+                // A rate needs two scrapes.
                 wait_for(
                     &format!("{name}, {title}: `{query}` has something to show"),
                     Duration::from_secs(30),
@@ -313,8 +314,8 @@ fn every_panel(ask: &impl Fn(&str) -> Result<Value>, credential: &str) -> Result
     Ok(())
 }
 
-/// Draws every dashboard with Grafana's own components, from what this Prometheus has. With `KEYTRAIL_SCREENSHOTS` the
-/// pictures are kept there.
+/// Draws every dashboard with Grafana's own components, from the data of this Prometheus. With
+/// `KEYTRAIL_SCREENSHOTS` the images are kept there.
 fn draw(prometheus: u16, credential: &str, directory: &Path) -> Result<()> {
     let (Some(page), Some(modules)) = (
         std::env::var_os("KEYTRAIL_RENDER"),

@@ -1,11 +1,11 @@
-//! What honest and dishonest programs do, seen by a real agent on this kernel. Every scenario has
-//! credentials of its own, and one agent watches them all.
+//! Honest and dishonest programs, observed by a real agent on this kernel. Every scenario has its
+//! own credentials, and one agent observes them all.
 
 use anyhow::{Context as _, Result};
 use lab::{
     agent::Agent,
     server::TlsServer,
-    workload::{Unit, aws_credentials, sh},
+    workload::{TestUnit, aws_credentials, sh},
 };
 use serde_json::Value;
 use std::{
@@ -14,14 +14,14 @@ use std::{
 };
 use tempfile::TempDir;
 
-struct Scene {
+struct ScenarioLab {
     agent: Agent,
     server: TlsServer,
     six: TlsServer,
     directory: TempDir,
 }
 
-/// The policy of the scenarios: places that only they have.
+/// The policy of the scenarios: places that only they use.
 const POLICY: &str = "
 credentials:
   - name: lab-stripe
@@ -34,8 +34,8 @@ credentials:
     destinations: [ 'good.example' ]
 ";
 
-static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
-    let build = || -> Result<Scene> {
+static SCENE: LazyLock<Mutex<ScenarioLab>> = LazyLock::new(|| {
+    let build = || -> Result<ScenarioLab> {
         assert!(
             lab::is_root(),
             "the scenarios need root; `cargo xtask test` skips them without"
@@ -44,7 +44,7 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
         let config = directory.path().join("config.yaml");
         std::fs::write(&config, POLICY)?;
         let config = config.display().to_string();
-        Ok(Scene {
+        Ok(ScenarioLab {
             agent: Agent::start(directory.path(), &["--config", &config])?,
             server: TlsServer::start("127.0.0.1")?,
             six: TlsServer::start("::1")?,
@@ -54,20 +54,20 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| {
     Mutex::new(build().expect("the scene is set"))
 });
 
-/// One scenario at a time: each is judged by what it does alone.
-fn scene() -> MutexGuard<'static, Scene> {
+/// One scenario at a time: each is evaluated by its own effects.
+fn scene() -> MutexGuard<'static, ScenarioLab> {
     SCENE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-impl Scene {
+impl ScenarioLab {
     fn curl(&self, host: &str) -> String {
         let port = self.server.address.port();
         format!("curl -sS --insecure --connect-to ::127.0.0.1:{port} https://{host}/ >/dev/null")
     }
 
-    /// A new AWS credentials file; its number makes the key unlike any other.
+    /// A new AWS credentials file; its number makes the key unique.
     fn key(&self, number: u32) -> Result<PathBuf> {
         let home = self.directory.path().join(format!("home-{number}"));
         std::fs::create_dir_all(&home)?;
@@ -113,8 +113,8 @@ fn names(hops: &[Value]) -> Vec<&str> {
 fn a_key_goes_home_and_elsewhere() -> Result<()> {
     let scene = scene();
     let key = scene.key(1)?.display().to_string();
-    let good = Unit::new("lab-good.service")?;
-    let bad = Unit::new("lab-bad.service")?;
+    let good = TestUnit::new("lab-good.service")?;
+    let bad = TestUnit::new("lab-bad.service")?;
     good.sh(
         &format!(
             "K=$(cat {key}); {}",
@@ -180,7 +180,7 @@ fn a_token_in_the_environment_is_fingerprinted_in_the_kernel() -> Result<()> {
     let hops = scene.hops("env:GH_TOKEN", |hops| !hops.is_empty())?;
     assert_eq!(names(&hops), ["api.github.com"]);
     assert_eq!(hops[0]["verdict"], "expected");
-    // The same token in a file has the same id: kernel and agent agree on the fingerprint.
+    // The same token in a file has the same id: kernel and agent compute the same fingerprint.
     let home = scene.directory.path().join("gh/.config/gh");
     std::fs::create_dir_all(&home)?;
     let file = home.join("hosts.yml");
@@ -419,8 +419,8 @@ fn written_expectations() -> Result<()> {
     let path = PathBuf::from("/run/secrets/keytrail-lab");
     std::fs::create_dir_all(&path)?;
     std::fs::write(path.join("stripe"), "sk_live_FAKElabFAKElabFAKElab0010\n")?;
-    let api = Unit::new("lab-api.service")?;
-    let thief = Unit::new("lab-thief.service")?;
+    let api = TestUnit::new("lab-api.service")?;
+    let thief = TestUnit::new("lab-thief.service")?;
     let read = |host: &str| {
         format!(
             "K=$(cat /run/secrets/keytrail-lab/stripe); {}",
@@ -580,7 +580,7 @@ fn what_is_no_credential_is_not_reported() -> Result<()> {
         ),
         &[],
     )?;
-    // What comes after them in the same ring has been judged after them.
+    // Later records in the same ring have been evaluated, so these were too.
     let key = scene.key(13)?.display().to_string();
     sh(&format!("cat {key} >/dev/null"), &[])?;
     scene.id(&key)?;
@@ -669,7 +669,8 @@ fn loss_is_counted_and_there_is_none() -> Result<()> {
     Ok(())
 }
 
-/// Neither its name nor its place is a credential's; a variable says what it is, by a link and in a list.
+/// Neither its name nor its place is a credential's; a variable points to it, through a link and in
+/// a list.
 #[test]
 fn a_file_that_a_variable_points_to() -> Result<()> {
     let scene = scene();
@@ -683,7 +684,7 @@ fn a_file_that_a_variable_points_to() -> Result<()> {
     std::os::unix::fs::symlink(&real, &link)?;
     let key = directory.join("sa.json");
     std::fs::write(&key, r#"{ "private_key": "FAKE-pointed-key-0002" }"#)?;
-    let unit = Unit::new("lab-pointed.service")?;
+    let unit = TestUnit::new("lab-pointed.service")?;
     let list = format!("/nonexistent/config:{}", link.display());
     // Each twice: the first program with such a value may be faster than the agent.
     unit.sh(
@@ -715,11 +716,12 @@ fn a_file_that_a_variable_points_to() -> Result<()> {
     Ok(())
 }
 
-/// What is handed out at a socket is held by whoever asked there, by whatever name of the socket.
+/// What is issued at a socket is held by the process that connected, whatever name of the socket it
+/// used.
 #[test]
 fn an_identity_from_a_unix_socket() -> Result<()> {
     let scene = scene();
-    let unit = Unit::new("lab-svid.service")?;
+    let unit = TestUnit::new("lab-svid.service")?;
     let asks = "
 import os, socket
 def listen(path):

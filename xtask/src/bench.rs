@@ -1,24 +1,24 @@
-//! What the probes cost, on the machine at hand and in a virtual machine.
+//! Measures the cost of the probes, on this machine and in a virtual machine.
 
 use crate::{
-    build::{self, cargo, succeed},
+    build::{self, cargo, run_checked},
     root, vm,
 };
 use anyhow::{Context as _, Result, bail};
 use std::{path::PathBuf, process::Command};
 
-/// The probes, as the build leaves them: the benchmark loads the programs that do nothing from it.
+/// The probes' object file: the benchmark loads the empty programs from it.
 pub fn probes() -> PathBuf {
     root().join("target/bpf/bpfel-unknown-none/release/keytrail-probes")
 }
 
-/// Runs a command, and prints the most memory that it ever had.
+/// Runs a command, and prints its peak memory use.
 const PEAK: &str = "import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)";
 
-/// Asks every question of a ledger of ten million records, and prints how long that took, and how much memory a
-/// process took for it that did nothing else.
+/// Runs every query on a ledger of ten million records, and prints its duration, and the memory of
+/// a process that did nothing else.
 pub fn ledger() -> Result<()> {
     let programs = build::programs()?;
     let (_, keytrail) = programs
@@ -26,7 +26,7 @@ pub fn ledger() -> Result<()> {
         .find(|(name, _)| name == "keytrail")
         .context("no agent was built")?;
     let directory = tempfile::tempdir()?;
-    succeed(
+    run_checked(
         cargo()
             .args(["test", "--release", "--package", "keytrail"])
             .args(["ten_million_records", "--", "--ignored", "--nocapture"])
@@ -59,7 +59,7 @@ pub fn ledger() -> Result<()> {
     Ok(())
 }
 
-/// Measures here, and then on a kernel of another kind where one is named.
+/// Runs the benchmark here, or on another kernel if one is named.
 pub fn run(
     rounds: usize,
     seconds: u64,
@@ -75,7 +75,7 @@ pub fn run(
             .iter()
             .find(|(name, _)| name == "lab-bench")
             .context("no benchmark was built")?;
-        return succeed(
+        return run_checked(
             Command::new(bench)
                 .arg("--probes")
                 .arg(probes())
@@ -85,7 +85,7 @@ pub fn run(
                 .args(["--seconds", &seconds.to_string()]),
         );
     };
-    vm::run(&vm::Choice {
+    vm::run(&vm::VmSelection {
         kernels: vec![kernel],
         variant: Some(variant.unwrap_or_else(|| "lsm".to_owned())),
         script: Some(format!(

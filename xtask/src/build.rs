@@ -1,20 +1,20 @@
-//! Building and running.
+//! Builds and runs the agent.
 
 use crate::{root, setup};
 use anyhow::{Context as _, Result, bail};
 use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
-/// A cargo in the root of the workspace, without what the outer cargo put in the environment.
+/// A cargo command in the workspace root, without the outer cargo's environment.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
-    as_from_a_shell(&mut cargo);
+    clear_cargo_environment(&mut cargo);
     cargo
 }
 
-/// Takes away what the outer cargo tells this program about itself: build scripts that ask for the same names
-/// would run again each time, and what depends on them would be built again.
-pub fn as_from_a_shell(command: &mut Command) {
+/// Removes the outer cargo's environment variables: build scripts that depend on them would run
+/// again each time, and rebuild their dependents.
+pub fn clear_cargo_environment(command: &mut Command) {
     const NAMES: [&str; 4] = [
         "CARGO_MANIFEST_",
         "CARGO_PKG_",
@@ -29,8 +29,8 @@ pub fn as_from_a_shell(command: &mut Command) {
     }
 }
 
-/// Runs a command to its end; a failure names it.
-pub fn succeed(command: &mut Command) -> Result<()> {
+/// Runs a command; a failure names it.
+pub fn run_checked(command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;
@@ -48,16 +48,16 @@ pub fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent with its probes; gives its path.
+/// Builds the agent with its probes; returns its path.
 pub fn run() -> Result<PathBuf> {
     setup::run()?;
-    succeed(cargo().args(["build", "--release", "--package", "keytrail"]))?;
+    run_checked(cargo().args(["build", "--release", "--package", "keytrail"]))?;
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join("release").join("keytrail"))
 }
 
-/// Builds the agent and the end-to-end tests; gives their names and paths.
+/// Builds the agent and the end-to-end tests; returns their names and paths.
 pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     let mut programs = vec![("keytrail".to_owned(), run()?)];
     let output = cargo()
@@ -84,7 +84,7 @@ pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     Ok(programs)
 }
 
-/// Builds, and becomes the agent.
+/// Builds the agent, and replaces this process with it.
 pub fn run_agent(arguments: &[String]) -> Result<()> {
     let binary = run()?;
     let error = Command::new(&binary).arg("run").args(arguments).exec();

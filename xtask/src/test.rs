@@ -1,12 +1,12 @@
-//! Everything that must hold.
+//! Runs all checks.
 
 use crate::{
-    build::{self, cargo, succeed},
+    build::{self, cargo, run_checked},
     cluster, dashboards, deploy, setup, vm,
 };
 use anyhow::{Result, bail};
 
-/// Set for the scenarios where everything is tested, and not only what fits an ordinary run.
+/// Set to test everything in the scenarios, not only what fits an ordinary run.
 const ALL: &str = "KEYTRAIL_TEST_ALL";
 
 /// The end-to-end scenarios need root. Without it they are skipped, and counted; in CI nothing
@@ -18,11 +18,11 @@ pub fn run(all: bool) -> Result<()> {
     }
     setup::run()?;
     step("format");
-    succeed(cargo().args(["fmt", "--all", "--check"]))?;
+    run_checked(cargo().args(["fmt", "--all", "--check"]))?;
     step("build");
     build::run()?;
     step("lints");
-    succeed(cargo().args([
+    run_checked(cargo().args([
         "clippy",
         "--release",
         "--workspace",
@@ -34,7 +34,7 @@ pub fn run(all: bool) -> Result<()> {
         "warnings",
     ]))?;
     step("lints of the probes");
-    succeed(
+    run_checked(
         cargo()
             .args(["clippy", "--release", "--package", "monitor-ebpf"])
             .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
@@ -47,10 +47,10 @@ pub fn run(all: bool) -> Result<()> {
     step("rules of Prometheus");
     dashboards::check()?;
     step("unit and property tests");
-    // One by one: what is built for a package alone, as the agent and this program were, is there already,
-    // and for several at once it would have the features of all.
+    // One by one: the agent and this program are built already for their package alone; a common
+    // build would unify features and rebuild them.
     for package in ["keytrail", "xtask", "monitor-common"] {
-        succeed(cargo().args(["test", "--release", "--package", package]))?;
+        run_checked(cargo().args(["test", "--release", "--package", package]))?;
     }
     step("end-to-end scenarios");
     if root {
@@ -83,23 +83,23 @@ pub fn run(all: bool) -> Result<()> {
     }
     step("other kernels");
     if root && cfg!(target_arch = "x86_64") {
-        vm::run(&vm::Choice::default())
+        vm::run(&vm::VmSelection::default())
     } else {
         println!("12 virtual machines skipped: they need root, and are of x86_64");
         Ok(())
     }
 }
 
-/// Lets the test of the reference write what it would compare.
+/// Has the reference test write its expected text.
 pub fn write_reference() -> Result<()> {
-    succeed(
+    run_checked(
         cargo()
             .args(["test", "--release", "--package", "keytrail", "reference::"])
             .env("KEYTRAIL_WRITE_REFERENCE", "1"),
     )
 }
 
-/// The end-to-end scenarios on this machine, of these files or of all.
+/// Runs the end-to-end scenarios on this machine, of the given files or all.
 pub fn scenarios(files: &[String], all: bool) -> Result<()> {
     let mut scenarios = cargo();
     let mut path = std::env::var("PATH").unwrap_or_default();
@@ -154,12 +154,12 @@ pub fn scenarios(files: &[String], all: bool) -> Result<()> {
         Err(error) => println!("the scenarios with containers are skipped: {error:#}"),
     }
     scenarios.env("PATH", path);
-    // One at a time: agents that run side by side would see each other read.
+    // One at a time: concurrent agents would observe each other's reads.
     scenarios.args(["test", "--release", "--package", "lab"]);
     for file in files {
         scenarios.args(["--test", file]);
     }
-    succeed(scenarios.args(["--", "--test-threads=1"]))
+    run_checked(scenarios.args(["--", "--test-threads=1"]))
 }
 
 fn step(name: &str) {

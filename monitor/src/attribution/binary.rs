@@ -1,4 +1,5 @@
-//! Executables that nobody installed: in memory, deleted, or put into a container after its image.
+//! Executables that were not installed: in memory only, deleted, or added to a container after its
+//! image.
 
 use crate::{host, model::Untrusted, recent::Recent};
 use procfs::process::{MountInfo, Process};
@@ -8,46 +9,47 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Executables of containers whose origin is remembered.
-const REMEMBERED: usize = 4096;
-/// Where anybody may leave a program.
-const TEMPORARY: [&str; 4] = ["/tmp/", "/var/tmp/", "/dev/shm/", "/run/shm/"];
-/// Low-level runtimes run a copy of themselves from memory until the container's own program starts.
+/// Number of container executables whose origin is cached.
+const CACHED: usize = 4096;
+/// Directories in which anyone may create a program.
+const TEMPORARY_DIRECTORIES: [&str; 4] = ["/tmp/", "/var/tmp/", "/dev/shm/", "/run/shm/"];
+/// Low-level runtimes run a copy of themselves from memory until the container's own program
+/// starts.
 const RUNTIMES: [&str; 4] = ["runc", "crun", "youki", "runsc"];
 
-/// What tells whether an executable is to be trusted.
+/// A running executable, as far as it matters for trust.
 #[derive(Clone, Copy, Debug)]
-pub struct Running<'a> {
+pub struct RunningBinary<'a> {
     pub pid: u32,
-    /// As the process sees it.
+    /// Path as the process sees it.
     pub exe: &'a str,
     /// It had no name when it was started.
     pub unlinked: bool,
-    /// The executable of the parent.
+    /// The executable of the parent process.
     pub parent: Option<&'a str>,
     /// The container that it runs in.
     pub container: Option<&'a str>,
 }
 
-/// Remembers what was looked up.
+/// Decides whether executables can be trusted, and caches lookups.
 #[derive(Debug)]
-pub struct Binaries {
-    /// By container and executable: whether it was added.
+pub struct BinaryTrust {
+    /// Whether it was added after the image, by container and executable.
     added: Recent<(String, String), bool>,
 }
 
-impl Default for Binaries {
+impl Default for BinaryTrust {
     fn default() -> Self {
         Self {
-            added: Recent::new(REMEMBERED),
+            added: Recent::new(CACHED),
         }
     }
 }
 
-impl Binaries {
-    /// Why an executable is not to be trusted. Of a process that is gone only what was seen at its start
-    /// is known.
-    pub fn untrusted(&mut self, running: Running<'_>) -> Option<Untrusted> {
+impl BinaryTrust {
+    /// Why an executable cannot be trusted. For a process that exited, only what was seen at its
+    /// start is known.
+    pub fn distrust_reason(&mut self, running: RunningBinary<'_>) -> Option<Untrusted> {
         let exe = running.exe;
         if running.unlinked {
             let in_memory = exe.trim_start_matches('/').starts_with("memfd:");
@@ -72,20 +74,21 @@ impl Binaries {
                 return Some(Untrusted::Added);
             }
         }
-        TEMPORARY
+        TEMPORARY_DIRECTORIES
             .iter()
             .any(|place| exe.starts_with(place))
             .then_some(Untrusted::Temporary)
     }
 }
 
-/// Whether it is the copy of a runtime: outside a container yet, and started by the runtime.
-fn is_runtime(running: Running<'_>) -> bool {
+/// Whether it is a runtime's copy of itself: not in a container yet, and started by the runtime.
+fn is_runtime(running: RunningBinary<'_>) -> bool {
     let parent = running.parent.and_then(|exe| exe.rsplit('/').next());
     running.container.is_none() && parent.is_some_and(|name| RUNTIMES.contains(&name))
 }
 
-/// Whether the file of a running program is gone and nothing has its name: an upgrade puts another there.
+/// Whether the file of a running program was deleted without a replacement; an upgrade puts another
+/// file at the same path.
 fn is_deleted(pid: u32, exe: &str) -> bool {
     let gone = std::fs::read_link(format!("/proc/{pid}/exe"))
         .is_ok_and(|link| link.to_string_lossy().ends_with(" (deleted)"));
@@ -94,8 +97,8 @@ fn is_deleted(pid: u32, exe: &str) -> bool {
         .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// Whether a program is in the layer that a container writes to, and not as its image has it; `None` where
-/// that cannot be told.
+/// Whether a program is in a container's writable layer and differs from its image; `None` if that
+/// cannot be determined.
 fn is_added(pid: u32, exe: &Path) -> Option<bool> {
     let mounts = Process::new(i32::try_from(pid).ok()?)
         .ok()?
@@ -105,11 +108,11 @@ fn is_added(pid: u32, exe: &Path) -> Option<bool> {
         .0
         .iter()
         .filter(|mount| exe.starts_with(&mount.mount_point))
-        // The last of several at one place is on top.
+        // If several mounts are at one place, the last is on top.
         .max_by_key(|mount| mount.mount_point.components().count())?;
-    let layers = Layers::of(mount)?;
+    let layers = OverlayLayers::read(mount)?;
     let inner = exe.strip_prefix(&mount.mount_point).ok()?;
-    // It is the kernel's path: without links, and without `..`.
+    // It is the kernel's path: no links, and no `..`.
     if inner
         .components()
         .any(|part| !matches!(part, Component::Normal(_)))
@@ -120,7 +123,7 @@ fn is_added(pid: u32, exe: &Path) -> Option<bool> {
     let Some(upper) = there(&layers.upper) else {
         return Some(false);
     };
-    // Whoever only changes the owner or the mode of a file gets a copy of it, with its time.
+    // Changing only the owner or mode of a file creates a copy of it with the same times.
     let same = |lower: &Metadata| {
         (lower.len(), lower.mtime(), lower.mtime_nsec())
             == (upper.len(), upper.mtime(), upper.mtime_nsec())
@@ -133,15 +136,15 @@ fn is_added(pid: u32, exe: &Path) -> Option<bool> {
     )
 }
 
-/// The directories of an overlay, as whoever mounted it sees them.
+/// The directories of an overlay, as its mounter sees them.
 #[derive(Debug, PartialEq, Eq)]
-struct Layers {
+struct OverlayLayers {
     upper: PathBuf,
     lower: Vec<PathBuf>,
 }
 
-impl Layers {
-    fn of(mount: &MountInfo) -> Option<Self> {
+impl OverlayLayers {
+    fn read(mount: &MountInfo) -> Option<Self> {
         if mount.fs_type != "overlay" {
             return None;
         }
@@ -153,7 +156,8 @@ impl Layers {
             if layer.is_absolute() {
                 lower.push(layer.to_owned());
             } else if !layer.as_os_str().is_empty() {
-                // Given from where the mounter stood, which is above the other layers.
+                // Relative to the mounter's working directory, which is a parent of the other
+                // layers.
                 lower.extend(upper.ancestors().skip(1).map(|above| above.join(layer)));
             }
         }
@@ -165,9 +169,9 @@ impl Layers {
 mod tests {
     use super::*;
 
-    fn running(exe: &str, unlinked: bool) -> Running<'_> {
-        Running {
-            // No process has it.
+    fn running(exe: &str, unlinked: bool) -> RunningBinary<'_> {
+        RunningBinary {
+            // No process has this pid.
             pid: 0x7000_0001,
             exe,
             unlinked,
@@ -178,7 +182,7 @@ mod tests {
 
     #[test]
     fn what_an_executable_is() {
-        let mut binaries = Binaries::default();
+        let mut binaries = BinaryTrust::default();
         for (exe, unlinked, expected) in [
             ("/usr/bin/curl", false, None),
             ("/memfd:x", true, Some(Untrusted::Memory)),
@@ -189,14 +193,14 @@ mod tests {
             ("/dev/shm/a", false, Some(Untrusted::Temporary)),
             ("/tmpfiles/a", false, None),
         ] {
-            let found = binaries.untrusted(running(exe, unlinked));
+            let found = binaries.distrust_reason(running(exe, unlinked));
             assert_eq!(found, expected, "{exe} {unlinked}");
         }
         let mut copy = running("/memfd:runc_cloned:/proc/self/exe", true);
         copy.parent = Some("/usr/sbin/runc");
-        assert_eq!(binaries.untrusted(copy), None);
+        assert_eq!(binaries.distrust_reason(copy), None);
         copy.container = Some("c");
-        assert_eq!(binaries.untrusted(copy), Some(Untrusted::Memory));
+        assert_eq!(binaries.distrust_reason(copy), Some(Untrusted::Memory));
     }
 
     #[test]
@@ -209,14 +213,14 @@ mod tests {
         fs::copy("/bin/sleep", &program).expect("copied");
         let mut child = Command::new(&program).arg("60").spawn().expect("it runs");
         let exe = program.display().to_string();
-        // Whoever builds below /tmp runs a temporary program.
-        let named = TEMPORARY
+        // A program built below /tmp is a temporary program.
+        let named = TEMPORARY_DIRECTORIES
             .iter()
             .any(|place| exe.starts_with(place))
             .then_some(Untrusted::Temporary);
-        let mut binaries = Binaries::default();
+        let mut binaries = BinaryTrust::default();
         let mut look = || {
-            binaries.untrusted(Running {
+            binaries.distrust_reason(RunningBinary {
                 pid: child.id(),
                 ..running(&exe, false)
             })
@@ -237,7 +241,8 @@ mod tests {
 
     #[test]
     fn the_layers_of_an_overlay() {
-        let layers = |line: &str| Layers::of(&MountInfo::from_line(line).expect("a mount"));
+        let layers =
+            |line: &str| OverlayLayers::read(&MountInfo::from_line(line).expect("a mount"));
         let found = layers(
             "40 39 0:50 / / rw,relatime - overlay overlay rw,lowerdir=/s/2/fs:1/fs,upperdir=/s/3/fs,workdir=/s/3/work",
         );

@@ -1,6 +1,6 @@
-//! What a cgroup path tells: container, pod, systemd unit.
+//! What a cgroup path reveals: container, pod, systemd unit.
 
-use super::groups::{Paths, follow};
+use super::groups::{CgroupPaths, watch_cgroups};
 use std::{
     collections::HashMap,
     os::unix::fs::MetadataExt as _,
@@ -8,24 +8,25 @@ use std::{
     sync::Arc,
 };
 
-/// What is known of a control group.
+/// What is known about a cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
-    /// The path that told it.
+pub struct Cgroup {
+    /// The path from which it was derived.
     pub path: String,
-    /// The runtime's id of the container, 64 hex digits.
+    /// The runtime's container id, 64 hex digits.
     pub container: Option<String>,
     pub pod_uid: Option<String>,
-    /// The innermost systemd service; sessions are none.
+    /// The innermost systemd service; sessions do not count.
     pub unit: Option<String>,
     /// A login session.
     pub session: bool,
-    /// Its id, where it was gone before anybody looked: nothing else is known of it.
+    /// The cgroup's id, if it was removed before it could be examined: nothing else is known about
+    /// it.
     pub gone: Option<u64>,
 }
 
-impl Group {
-    fn gone(id: u64) -> Self {
+impl Cgroup {
+    fn vanished(id: u64) -> Self {
         Self {
             path: format!("(cgroup {id})"),
             gone: Some(id),
@@ -34,17 +35,17 @@ impl Group {
     }
 }
 
-/// Reads what a path tells, whatever runtime and driver made it.
+/// Parses a cgroup path of any runtime and cgroup driver.
 ///
 /// `kubepods.slice/kubepods-burstable-podUID.slice/cri-containerd-ID.scope` (systemd driver),
-/// `/kubepods/burstable/podUID/ID` (cgroupfs), `/docker/ID`, `docker-ID.scope`,
-/// `libpod-ID.scope`, `crio-ID.scope`, and units below `system.slice` and `user.slice`.
-pub fn parse(path: &str) -> Group {
-    let mut group = Group {
+/// `/kubepods/burstable/podUID/ID` (cgroupfs), `/docker/ID`, `docker-ID.scope`, `libpod-ID.scope`,
+/// `crio-ID.scope`, and units below `system.slice` and `user.slice`.
+pub fn parse(path: &str) -> Cgroup {
+    let mut group = Cgroup {
         path: path.to_owned(),
-        ..Group::default()
+        ..Cgroup::default()
     };
-    // A user's own groups have the names that the user likes: no kubelet has pods there.
+    // Users choose the names of their own cgroups: no kubelet keeps pods there.
     let mut of_user = false;
     for part in path.split('/').filter(|part| !part.is_empty()) {
         of_user |= part.starts_with("user@") || part.starts_with("user-");
@@ -77,7 +78,7 @@ fn container_id(part: &str) -> Option<String> {
     (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
-/// `podUID`, `kubepods-besteffort-podUID.slice` with `_` for `-`.
+/// `podUID`, or `kubepods-besteffort-podUID.slice` with `_` for `-`.
 fn pod_uid(part: &str) -> Option<String> {
     let name = part.strip_suffix(".slice").unwrap_or(part);
     let uid = if let Some(rest) = name.strip_prefix("pod") {
@@ -94,37 +95,37 @@ fn pod_uid(part: &str) -> Option<String> {
     .then_some(uid)
 }
 
-/// Groups by the id that BPF gives, with `/proc/PID/cgroup` where the id says nothing.
+/// Cgroups by the id that BPF reports, with `/proc/PID/cgroup` as a fallback.
 #[derive(Debug, Default)]
-pub struct Groups {
+pub struct CgroupIndex {
     root: Option<PathBuf>,
     root_id: u64,
-    /// Paths of groups that may be gone.
-    paths: Option<Paths>,
-    /// Groups of which nothing was known any more.
+    /// Paths of cgroups, including removed ones.
+    paths: Option<CgroupPaths>,
+    /// Number of cgroups that were removed before they could be examined.
     pub gone: u64,
-    /// Where `/proc` has its root: the agent's own group, where a container gave it a namespace
-    /// of control groups. Empty where that is the root of all.
+    /// The cgroup that `/proc` shows as its root: the agent's own, if its container has a cgroup
+    /// namespace. Empty if it is the real root.
     namespace: String,
-    known: HashMap<u64, Arc<Group>>,
-    by_path: HashMap<String, Arc<Group>>,
+    known: HashMap<u64, Arc<Cgroup>>,
+    by_path: HashMap<String, Arc<Cgroup>>,
 }
 
-/// Groups remembered before the memory is cleared: more than a node has, and less than hurts.
-const REMEMBERED: usize = 8192;
+/// Number of cgroups cached before the cache is cleared: more than a node has.
+const CACHED: usize = 8192;
 
-impl Groups {
-    /// `root` is where cgroup v2 is mounted.
+impl CgroupIndex {
+    /// `root` is the mount point of cgroup v2.
     pub fn new(root: Option<PathBuf>) -> Self {
         let root_id = root
             .as_deref()
             .and_then(|path| path.metadata().ok())
             .map_or(0, |metadata| metadata.ino());
         let namespace = root.as_deref().and_then(namespace_of).unwrap_or_default();
-        let paths = root.as_deref().and_then(|root| match follow(root) {
+        let paths = root.as_deref().and_then(|root| match watch_cgroups(root) {
             Ok(paths) => Some(paths),
             Err(error) => {
-                tracing::warn!(%error, "control groups cannot be followed: what ends at once may have no name");
+                tracing::warn!(%error, "cannot watch cgroups: short-lived workloads may have no name");
                 None
             }
         });
@@ -138,18 +139,18 @@ impl Groups {
         }
     }
 
-    /// The group of a process.
+    /// The cgroup of a process.
     ///
-    /// On a hybrid host every process can be in the root of cgroup v2 while the v1 hierarchies
-    /// tell more, so the root's id is never an answer. `parent` serves for a process that is
-    /// gone: groups are inherited.
-    pub fn of(&mut self, id: u64, pid: u32, parent: Option<&Arc<Group>>) -> Arc<Group> {
+    /// On a hybrid host every process can be in the root of cgroup v2 while the v1 hierarchies hold
+    /// the information, so the root's id is never used. `parent` is used for a process that exited,
+    /// because cgroups are inherited.
+    pub fn get(&mut self, id: u64, pid: u32, parent: Option<&Arc<Cgroup>>) -> Arc<Cgroup> {
         if id != self.root_id
             && let Some(known) = self.known.get(&id)
         {
             return Arc::clone(known);
         }
-        if self.by_path.len() > REMEMBERED || self.known.len() > REMEMBERED {
+        if self.by_path.len() > CACHED || self.known.len() > CACHED {
             self.by_path.clear();
             self.known.clear();
         }
@@ -159,10 +160,11 @@ impl Groups {
             .or_else(|| read_proc(pid, &self.namespace));
         let path = match (found, parent) {
             (Some(path), _) => path,
-            // What has a group of its own is not in its parent's: a runtime starts a container's first process.
+            // A process in a cgroup of its own is not in its parent's: a runtime starts a
+            // container's first process this way.
             (None, _) if own => {
                 self.gone += 1;
-                return Arc::new(Group::gone(id));
+                return Arc::new(Cgroup::vanished(id));
             }
             (None, Some(parent)) => parent.path.clone(),
             (None, None) => String::new(),
@@ -178,7 +180,7 @@ impl Groups {
         group
     }
 
-    /// The path of a cgroup v2 directory by its inode number, which is the id of BPF.
+    /// The path of a cgroup v2 directory by its inode number, which is the id that BPF reports.
     fn path_by_id(&self, id: u64) -> Option<String> {
         let root = self.root.as_deref()?;
         if id == self.root_id || id == 0 {
@@ -196,11 +198,11 @@ impl Groups {
     }
 }
 
-/// Directories this deep are looked through.
-const DEPTH: usize = 16;
+/// Maximum directory depth searched.
+const DEPTH_MAX: usize = 16;
 
 fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
-    if depth > DEPTH {
+    if depth > DEPTH_MAX {
         return None;
     }
     let entries = std::fs::read_dir(directory).ok()?;
@@ -217,7 +219,7 @@ fn find(directory: &Path, id: u64, depth: usize) -> Option<PathBuf> {
     below.iter().find_map(|path| find(path, id, depth + 1))
 }
 
-/// The paths of a process in every hierarchy, as `/proc` shows them; none where it is gone.
+/// The paths of a process in every hierarchy, as `/proc` shows them; empty if it exited.
 pub fn paths_of(pid: u32) -> Vec<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     text.lines()
@@ -226,13 +228,13 @@ pub fn paths_of(pid: u32) -> Vec<String> {
         .collect()
 }
 
-/// The path of a process that tells the most: a container's, a unit's, or the longest.
+/// The most informative path of a process: a container's, a unit's, or the longest.
 fn read_proc(pid: u32, namespace: &str) -> Option<String> {
-    // A zombie is in the root of every v1 hierarchy, whatever it was in while it lived; so the
-    // root says nothing, and the parent's group is the better answer.
+    // A zombie is in the root of every v1 hierarchy, whatever it was in before; so the root is no
+    // information, and the parent's cgroup is the better answer.
     paths_of(pid)
         .iter()
-        .map(|path| absolute(namespace, path))
+        .map(|path| host_path(namespace, path))
         .filter(|path| path != "/")
         .max_by_key(|path| {
             let group = parse(path);
@@ -245,20 +247,20 @@ fn read_proc(pid: u32, namespace: &str) -> Option<String> {
         })
 }
 
-/// The group that `/proc` shows as its root, by the tree that is mounted at `root`.
+/// The cgroup that `/proc` shows as its root, determined from the tree mounted at `root`.
 fn namespace_of(root: &Path) -> Option<String> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let shown = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     let own = std::process::id().to_string();
-    let here = holder_of(root, &own, 0)?;
+    let here = containing_directory(root, &own, 0)?;
     let here = format!("/{}", here.strip_prefix(root).ok()?.display());
     let namespace = here.strip_suffix(shown.trim_end_matches('/'))?;
     Some(namespace.trim_end_matches('/').to_owned())
 }
 
-/// The directory of control groups that has a process.
-fn holder_of(directory: &Path, pid: &str, depth: usize) -> Option<PathBuf> {
-    if depth > DEPTH {
+/// The cgroup directory that contains a process.
+fn containing_directory(directory: &Path, pid: &str, depth: usize) -> Option<PathBuf> {
+    if depth > DEPTH_MAX {
         return None;
     }
     let has = std::fs::read_to_string(directory.join("cgroup.procs"))
@@ -269,11 +271,12 @@ fn holder_of(directory: &Path, pid: &str, depth: usize) -> Option<PathBuf> {
     let below = std::fs::read_dir(directory).ok()?.flatten();
     below
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .find_map(|entry| holder_of(&entry.path(), pid, depth + 1))
+        .find_map(|entry| containing_directory(&entry.path(), pid, depth + 1))
 }
 
-/// A path as the host has it, of one that is shown from a namespace: each `..` at its front goes one up.
-fn absolute(namespace: &str, path: &str) -> String {
+/// Converts a path shown inside a cgroup namespace to the host's: each leading `..` goes up one
+/// level.
+fn host_path(namespace: &str, path: &str) -> String {
     if namespace.is_empty() {
         return path.to_owned();
     }
@@ -395,10 +398,10 @@ mod tests {
                 "/system.slice/a.service",
             ),
             (&own, "/../../podx/y", "/kubepods/burstable/podx/y"),
-            // More of them than there is above.
+            // More of them than there are levels.
             (&own, "/../../../../../../a", "/a"),
         ] {
-            assert_eq!(absolute(namespace, shown), host, "{shown} in {namespace}");
+            assert_eq!(host_path(namespace, shown), host, "{shown} in {namespace}");
         }
     }
 

@@ -1,32 +1,32 @@
-//! Files that somebody mounted into a container for it to read.
+//! Files that were mounted into a container on purpose.
 
 use crate::recent::Recent;
 use procfs::process::Process;
 use std::path::Path;
 
-/// Files of containers that are remembered.
-const REMEMBERED: usize = 4096;
+/// Number of container files cached.
+const CACHED: usize = 4096;
 
-/// Remembers what was looked up.
+/// Detects such mounts, and caches lookups.
 #[derive(Debug)]
-pub struct Mounted {
+pub struct MountedFiles {
     /// By container and path.
     alone: Recent<(String, String), bool>,
 }
 
-impl Default for Mounted {
+impl Default for MountedFiles {
     fn default() -> Self {
         Self {
-            alone: Recent::new(REMEMBERED),
+            alone: Recent::new(CACHED),
         }
     }
 }
 
-impl Mounted {
-    /// Whether a file, or the directory that it is in, is a mount of its own: not one with much else
-    /// below it. Of a process that is gone it is known only where another one of its container was asked
-    /// about.
-    pub fn alone(&mut self, container: &str, pid: u32, path: &str) -> bool {
+impl MountedFiles {
+    /// Whether a file, or its directory, is a mount of its own: not one with much else below it.
+    /// For a process that exited the answer is known only if another process of its container was
+    /// checked before.
+    pub fn check_alone(&mut self, container: &str, pid: u32, path: &str) -> bool {
         let key = (container.to_owned(), path.to_owned());
         if let Some(known) = self.alone.get(&key) {
             return *known;
@@ -38,15 +38,15 @@ impl Mounted {
             return false;
         };
         let points = mounts.0.iter().map(|mount| mount.mount_point.as_path());
-        let alone = is_alone(Path::new(path), points);
+        let alone = check_alone(Path::new(path), points);
         self.alone.insert(key, alone);
         alone
     }
 }
 
-fn is_alone<'a>(path: &Path, mut points: impl Iterator<Item = &'a Path>) -> bool {
+fn check_alone<'a>(path: &Path, mut points: impl Iterator<Item = &'a Path>) -> bool {
     let parent = path.parent().unwrap_or(path);
-    // The kubelet has each edition of a volume in a directory such as `..2026_11_23`.
+    // The kubelet puts each version of a volume into a directory such as `..2026_11_23`.
     let edition = parent
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with(".."));
@@ -74,7 +74,7 @@ mod tests {
             ("/host/root/.aws/credentials", vec!["/", "/host"], false),
             ("/.netrc", vec!["/"], false),
         ] {
-            let found = is_alone(Path::new(path), points.iter().map(Path::new));
+            let found = check_alone(Path::new(path), points.iter().map(Path::new));
             assert_eq!(found, alone, "{path} {points:?}");
         }
     }

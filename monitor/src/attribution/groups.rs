@@ -1,7 +1,7 @@
-//! The paths of control groups by their ids, those that are gone among them.
+//! The paths of cgroups by their ids, including removed ones.
 //!
-//! A container can be gone when its events are looked at, and its group with it. So a thread of its own follows the
-//! directories of cgroup v2 as they come, and remembers.
+//! A container can be gone when its events are processed, and its cgroup with it. Therefore a
+//! separate thread watches the directories of cgroup v2 and remembers them.
 
 use crate::recent::Recent;
 use rustix::{
@@ -16,16 +16,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Groups remembered, the gone among them: at most twice as many.
-const REMEMBERED: usize = 16_384;
-/// Directories this deep are looked through: a pod's container in a nested cluster has nine.
-const DEPTH: usize = 16;
+/// Number of cgroups remembered, including removed ones.
+const CACHED: usize = 16_384;
+/// Maximum directory depth watched: a pod's container in a nested cluster has nine levels.
+const DEPTH_MAX: usize = 16;
 
-/// Paths below the root of cgroup v2, by inode number, which is the id that BPF gives. No two groups have one.
+/// Paths below the root of cgroup v2, by inode number, which is the id that BPF reports. It is
+/// never reused.
 #[derive(Clone, Debug)]
-pub struct Paths(Arc<Mutex<Recent<u64, String>>>);
+pub struct CgroupPaths(Arc<Mutex<Recent<u64, String>>>);
 
-impl Paths {
+impl CgroupPaths {
     fn lock(&self) -> MutexGuard<'_, Recent<u64, String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -35,35 +36,36 @@ impl Paths {
     }
 }
 
-/// Follows the groups below a root, for as long as this program runs.
-pub fn follow(root: &Path) -> std::io::Result<Paths> {
-    let paths = Paths(Arc::new(Mutex::new(Recent::new(REMEMBERED))));
-    let mut follower = Follower {
+/// Watches the cgroups below a root, for as long as this program runs.
+pub fn watch_cgroups(root: &Path) -> std::io::Result<CgroupPaths> {
+    let paths = CgroupPaths(Arc::new(Mutex::new(Recent::new(CACHED))));
+    let mut follower = CgroupWatcher {
         inotify: inotify::init(CreateFlags::CLOEXEC)?,
         root: root.to_owned(),
         watched: HashMap::new(),
         paths: paths.clone(),
     };
-    // What is there is known before this returns.
-    follower.enter(root, 0);
+    // Existing cgroups are known before this returns.
+    follower.watch_directory(root, 0);
     std::thread::Builder::new()
         .name("control-groups".to_owned())
         .spawn(move || follower.run())?;
     Ok(paths)
 }
 
-struct Follower {
+struct CgroupWatcher {
     inotify: OwnedFd,
     root: PathBuf,
-    /// Directories by the number of their watch.
+    /// Directories by inotify watch.
     watched: HashMap<i32, PathBuf>,
-    paths: Paths,
+    paths: CgroupPaths,
 }
 
-impl Follower {
-    /// Watches a directory, and then looks what is in it: what comes between is seen twice, and not missed.
-    fn enter(&mut self, directory: &Path, depth: usize) {
-        if depth > DEPTH {
+impl CgroupWatcher {
+    /// Watches a directory and then lists it: a subdirectory created in between is seen twice
+    /// rather than missed.
+    fn watch_directory(&mut self, directory: &Path, depth: usize) {
+        if depth > DEPTH_MAX {
             return;
         }
         let flags = WatchFlags::CREATE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
@@ -75,7 +77,7 @@ impl Follower {
             Err(error) => tracing::warn!(
                 directory = %directory.display(),
                 %error,
-                "a control group cannot be watched: what is in it may end without a name"
+                "cannot watch a cgroup: short-lived workloads in it may have no name"
             ),
         }
         let Ok(entries) = std::fs::read_dir(directory) else {
@@ -84,13 +86,13 @@ impl Follower {
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let path = entry.path();
-                self.note(entry.ino(), &path);
-                self.enter(&path, depth + 1);
+                self.record_path(entry.ino(), &path);
+                self.watch_directory(&path, depth + 1);
             }
         }
     }
 
-    fn note(&self, id: u64, path: &Path) {
+    fn record_path(&self, id: u64, path: &Path) {
         let inner = path.strip_prefix(&self.root).unwrap_or(path);
         let path = format!("/{}", inner.display());
         self.paths.lock().insert(id, path);
@@ -118,7 +120,7 @@ impl Follower {
                     }
                     Err(Errno::INTR) => continue,
                     Err(error) => {
-                        tracing::error!(%error, "control groups are not followed any more");
+                        tracing::error!(%error, "stopped watching cgroups");
                         return;
                     }
                 }
@@ -138,15 +140,15 @@ impl Follower {
                         };
                         let depth = path.components().count() - self.root.components().count();
                         if let Ok(metadata) = std::fs::symlink_metadata(&path) {
-                            self.note(std::os::unix::fs::MetadataExt::ino(&metadata), &path);
-                            self.enter(&path, depth);
+                            self.record_path(std::os::unix::fs::MetadataExt::ino(&metadata), &path);
+                            self.watch_directory(&path, depth);
                         }
                     }
                 }
             }
             if overflow {
                 let root = self.root.clone();
-                self.enter(&root, 0);
+                self.watch_directory(&root, 0);
             }
         }
     }
@@ -167,7 +169,7 @@ mod tests {
         fs::create_dir_all(root.path().join("there/already")).expect("made");
         let ino = |path: &str| fs::metadata(root.path().join(path)).expect("there").ino();
         let already = ino("there/already");
-        let paths = follow(root.path()).expect("followed");
+        let paths = watch_cgroups(root.path()).expect("followed");
         assert_eq!(paths.get(already).as_deref(), Some("/there/already"));
         let known = |id: u64| {
             let end = Instant::now() + Duration::from_secs(10);
@@ -179,11 +181,11 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        // Several levels at once, as runtimes make them, and gone again.
+        // Several levels at once, as runtimes create them, and removed again.
         fs::create_dir_all(root.path().join("kubepods/pod1/container")).expect("made");
         let id = ino("kubepods/pod1/container");
         assert_eq!(known(id), "/kubepods/pod1/container");
-        // Another file system may use a number again; that of control groups does not.
+        // Other file systems may reuse an inode number; cgroupfs does not.
         fs::create_dir(root.path().join("there/later")).expect("made");
         assert_eq!(known(ino("there/later")), "/there/later");
         fs::remove_dir_all(root.path().join("kubepods")).expect("removed");

@@ -1,7 +1,8 @@
-//! Process to workload: lineage, executable, user, cgroup.
+//! Attributes processes to workloads: lineage, executable, user, cgroup.
 //!
-//! The table is fed by the process probes, and by `/proc` at start and wherever a record names a
-//! process that is not in it. What the dead did is still attributed: entries stay for a while.
+//! The process table is filled by the process probes, and from `/proc` at start and whenever a
+//! record names an unknown process. Entries of exited processes are kept for a while, because what
+//! they did is still being attributed.
 
 mod binary;
 pub mod cgroup;
@@ -14,14 +15,14 @@ use crate::{
     model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind},
     sensor::{
         decode::BootClock,
-        observation::{Stamp, Target},
+        observation::{ReadTarget, TaskInfo},
     },
 };
-use binary::{Binaries, Running};
-use cgroup::{Group, Groups};
-use given::Mounted;
+use binary::{BinaryTrust, RunningBinary};
+use cgroup::{Cgroup, CgroupIndex};
+use given::MountedFiles;
 use jiff::{SignedDuration, Timestamp};
-use names::{Images, Names, Renamed};
+use names::{ContainerImages, NameResolver, WorkloadRename};
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
@@ -30,20 +31,22 @@ use std::{
     time::Duration,
 };
 
-/// How long the dead are remembered where somebody below them lives, who is shown with his ancestors.
-const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
-/// How long the others are: what they did is told within this. A storm of forks is nothing but such.
-const ECHO: SignedDuration = SignedDuration::from_secs(10);
-/// After ends of processes were lost, the table is compared with `/proc`, but not more often than this.
-const COMPARED: SignedDuration = SignedDuration::from_secs(10);
-/// And so often anyhow: of whom something was told when he had ended, no end is told any more.
-const ANYHOW: SignedDuration = SignedDuration::from_mins(5);
-/// Ancestors shown with a process.
-const ANCESTORS: usize = 8;
+/// How long exited processes are kept if a descendant lives, which is shown with its ancestors.
+const EXITED_PARENT_TTL: SignedDuration = SignedDuration::from_secs(120);
+/// How long other exited processes are kept: their last records arrive within this time. A fork
+/// storm consists of these.
+const EXITED_TTL: SignedDuration = SignedDuration::from_secs(10);
+/// After exit records were lost, the table is compared with `/proc`, at most this often.
+const COMPARE_AFTER_LOSS: SignedDuration = SignedDuration::from_secs(10);
+/// Interval of that comparison otherwise: a process that was added after its exit gets no exit
+/// record.
+const COMPARE_INTERVAL: SignedDuration = SignedDuration::from_mins(5);
+/// Number of ancestors shown with a process.
+const ANCESTORS_MAX: usize = 8;
 
-/// A process of the table.
+/// A process in the table.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ProcessEntry {
     pub subject: Subject,
     pub parent: Option<Subject>,
     pub exe: Arc<str>,
@@ -51,49 +54,50 @@ pub struct Entry {
     pub comm: String,
     pub uid: u32,
     pub tty: bool,
-    pub group: Arc<Group>,
-    /// The control group of the last record, by the id that the kernel gives; 0 before the first.
+    pub group: Arc<Cgroup>,
+    /// The cgroup id of its last record; 0 before the first.
     cgroup: u64,
     exited: Option<Timestamp>,
 }
 
-/// Who is who.
+/// Attributes processes to workloads.
 #[derive(Debug)]
 pub struct Attribution {
-    table: HashMap<Subject, Entry>,
-    groups: Groups,
-    names: Names,
-    homes: Homes,
+    table: HashMap<Subject, ProcessEntry>,
+    groups: CgroupIndex,
+    names: NameResolver,
+    homes: HomeDirectories,
     clock: BootClock,
-    binaries: Binaries,
-    mounted: Mounted,
-    /// Processes with this program's name, and whether they are agents.
+    binaries: BinaryTrust,
+    mounted: MountedFiles,
+    /// Processes running this program, and whether they are agents.
     agents: HashMap<Subject, bool>,
-    /// Records of processes were lost, ends among them, since the table was compared with `/proc`.
-    lost: bool,
-    compared: Option<Timestamp>,
-    /// Processes that could not be found any more when they were asked for.
+    /// Whether process records, possibly exits, were lost since the table was last compared with
+    /// `/proc`.
+    records_lost: bool,
+    last_comparison: Option<Timestamp>,
+    /// Number of processes that had exited before they could be looked up.
     pub unattributed: u64,
 }
 
 impl Attribution {
-    pub fn new(cgroup_root: Option<PathBuf>, names: Names) -> Self {
+    pub fn new(cgroup_root: Option<PathBuf>, names: NameResolver) -> Self {
         Self {
             table: HashMap::new(),
-            groups: Groups::new(cgroup_root),
+            groups: CgroupIndex::new(cgroup_root),
             names,
-            homes: Homes::default(),
+            homes: HomeDirectories::default(),
             clock: BootClock::now(),
-            binaries: Binaries::default(),
-            mounted: Mounted::default(),
+            binaries: BinaryTrust::default(),
+            mounted: MountedFiles::default(),
             agents: HashMap::new(),
-            lost: false,
-            compared: None,
+            records_lost: false,
+            last_comparison: None,
             unattributed: 0,
         }
     }
 
-    /// Takes in every process that already runs; gives them.
+    /// Adds every running process; returns them.
     pub fn scan(&mut self) -> Vec<Subject> {
         let Ok(processes) = procfs::process::all_processes() else {
             return Vec::new();
@@ -107,7 +111,7 @@ impl Attribution {
         found
     }
 
-    /// Takes in one process from `/proc`, by number.
+    /// Adds one process from `/proc`, by pid.
     fn adopt(&mut self, pid: u32) -> Option<Subject> {
         let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
         let stat = process.stat().ok()?;
@@ -116,19 +120,19 @@ impl Attribution {
             start: stat.starttime,
         };
         let parent = (stat.ppid > 0)
-            .then(|| self.live(stat.ppid as u32))
+            .then(|| self.live_subject(stat.ppid as u32))
             .flatten();
         let (exe, unlinked) = executable(pid, &stat.comm);
-        let group = self.groups.of(0, pid, None);
-        // Between two looks the number may have gone to another.
-        if self.live(pid) != Some(subject) {
+        let group = self.groups.get(0, pid, None);
+        // The pid may have been reused between the two reads.
+        if self.live_subject(pid) != Some(subject) {
             return None;
         }
-        self.names.want(&group);
+        self.names.request(&group);
         let uid = process.uid().unwrap_or(0);
         self.table.insert(
             subject,
-            Entry {
+            ProcessEntry {
                 subject,
                 parent,
                 exe: exe.into(),
@@ -144,8 +148,8 @@ impl Attribution {
         Some(subject)
     }
 
-    /// The process that has a number now, if the table has it.
-    fn live(&self, pid: u32) -> Option<Subject> {
+    /// The process that has a pid now, if it is in the table.
+    fn live_subject(&self, pid: u32) -> Option<Subject> {
         let stat = procfs::process::Process::new(i32::try_from(pid).ok()?)
             .and_then(|process| process.stat())
             .ok()?;
@@ -155,19 +159,19 @@ impl Attribution {
         })
     }
 
-    /// A process became another program.
-    pub fn exec(&mut self, stamp: &Stamp, exe: &Path, unlinked: bool) {
+    /// Records an exec.
+    pub fn exec(&mut self, stamp: &TaskInfo, exe: &Path, unlinked: bool) {
         self.agents.remove(&stamp.subject);
         self.ensure(stamp);
-        // Between fork and exec a runtime moves a process to its own group.
+        // A runtime moves a process to its own cgroup between fork and exec.
         let parent = stamp
             .parent
             .and_then(|parent| self.table.get(&parent))
             .map(|parent| Arc::clone(&parent.group));
         let group = self
             .groups
-            .of(stamp.cgroup, stamp.subject.pid, parent.as_ref());
-        self.names.want(&group);
+            .get(stamp.cgroup, stamp.subject.pid, parent.as_ref());
+        self.names.request(&group);
         if let Some(entry) = self.table.get_mut(&stamp.subject) {
             entry.exe = exe.to_string_lossy().into();
             entry.unlinked = unlinked;
@@ -179,11 +183,11 @@ impl Attribution {
         }
     }
 
-    /// A process was born: it has what its parent has.
-    pub fn fork(&mut self, stamp: &Stamp) {
+    /// Records a fork: the child inherits its parent's properties.
+    pub fn fork(&mut self, stamp: &TaskInfo) {
         let parent = stamp.parent.and_then(|parent| self.table.get(&parent));
         let entry = match parent {
-            Some(parent) => Entry {
+            Some(parent) => ProcessEntry {
                 subject: stamp.subject,
                 parent: stamp.parent,
                 exited: None,
@@ -198,23 +202,23 @@ impl Attribution {
         self.table.insert(stamp.subject, entry);
     }
 
-    /// A process ended.
-    pub fn exit(&mut self, stamp: &Stamp) {
+    /// Records an exit.
+    pub fn exit(&mut self, stamp: &TaskInfo) {
         if let Some(entry) = self.table.get_mut(&stamp.subject) {
             entry.exited = Some(stamp.time);
         }
     }
 
-    /// Makes sure that the subject of a record is in the table, from `/proc` or, where it is
-    /// gone already, from the record itself.
-    pub fn ensure(&mut self, stamp: &Stamp) {
+    /// Ensures that the subject of a record is in the table, from `/proc` or, if it exited, from
+    /// the record itself.
+    pub fn ensure(&mut self, stamp: &TaskInfo) {
         if let Some(entry) = self.table.get_mut(&stamp.subject) {
-            // A fork that runs no other program may be given to another user, and to another group.
+            // A forked process that does not exec may change its user and cgroup.
             entry.uid = stamp.uid;
             let moved = entry.cgroup != stamp.cgroup && stamp.cgroup != 0;
             entry.cgroup = stamp.cgroup;
             if moved {
-                self.moved(stamp);
+                self.update_cgroup(stamp);
             }
             return;
         }
@@ -228,15 +232,15 @@ impl Attribution {
         if parent.is_none() {
             self.unattributed += 1;
         }
-        let group = self.groups.of(
+        let group = self.groups.get(
             stamp.cgroup,
             stamp.subject.pid,
             parent.as_ref().map(|parent| &parent.group),
         );
-        self.names.want(&group);
+        self.names.request(&group);
         self.table.insert(
             stamp.subject,
-            Entry {
+            ProcessEntry {
                 subject: stamp.subject,
                 parent: stamp.parent,
                 exe: parent.map_or_else(|| Arc::from(format!("({})", stamp.comm)), |p| p.exe),
@@ -251,22 +255,22 @@ impl Attribution {
         );
     }
 
-    /// A record of a process comes from another group than the one before.
-    fn moved(&mut self, stamp: &Stamp) {
-        let group = self.groups.of(stamp.cgroup, stamp.subject.pid, None);
-        // What was a group when the process was last looked at tells more than that it has gone.
+    /// Updates the cgroup if a record shows that the process was moved.
+    fn update_cgroup(&mut self, stamp: &TaskInfo) {
+        let group = self.groups.get(stamp.cgroup, stamp.subject.pid, None);
+        // The previously known cgroup tells more than the fact that it was removed.
         if group.gone.is_none() && !group.path.is_empty() {
-            self.names.want(&group);
+            self.names.request(&group);
             if let Some(entry) = self.table.get_mut(&stamp.subject) {
                 entry.group = group;
             }
         }
     }
 
-    /// A stamp for what a process of the table had done before it was watched.
-    pub fn stamp(&self, subject: Subject, time: Timestamp) -> Stamp {
+    /// The task information of a process in the table, for what it did before it was observed.
+    pub fn task_info(&self, subject: Subject, time: Timestamp) -> TaskInfo {
         let entry = self.table.get(&subject);
-        Stamp {
+        TaskInfo {
             time,
             subject,
             parent: entry.and_then(|entry| entry.parent),
@@ -278,9 +282,9 @@ impl Attribution {
         }
     }
 
-    /// The name of a control group: its unit, its container, or its path.
+    /// The name of a cgroup: its unit, its container, or its path.
     pub fn group_name(&mut self, id: u64) -> String {
-        let group = self.groups.of(id, 0, None);
+        let group = self.groups.get(id, 0, None);
         if let Some(workload) = self.names.workload(&group) {
             return workload.key();
         }
@@ -295,17 +299,17 @@ impl Attribution {
             .to_owned()
     }
 
-    /// The process that another one looked at, where it is known who that is.
-    pub fn target(&mut self, from: Subject, target: Target) -> Option<Subject> {
+    /// The process that was read by another one, if it can be identified.
+    pub fn resolve_target(&mut self, from: Subject, target: ReadTarget) -> Option<Subject> {
         let subject = match target {
-            Target::Subject(subject) => subject,
-            Target::Number(number) => {
+            ReadTarget::Subject(subject) => subject,
+            ReadTarget::Number(number) => {
                 let contained = self
                     .table
                     .get(&from)
                     .is_none_or(|entry| entry.group.container.is_some());
-                let found = in_namespace_of(from.pid, number, contained)
-                    .and_then(|number| self.live(number));
+                let found = pid_from_namespace(from.pid, number, contained)
+                    .and_then(|number| self.live_subject(number));
                 if found.is_none() {
                     self.unattributed += 1;
                 }
@@ -318,8 +322,8 @@ impl Attribution {
         self.table.contains_key(&subject).then_some(subject)
     }
 
-    /// Whether a process has the user and the control group of its parent.
-    pub fn is_with_parent(&self, subject: Subject) -> bool {
+    /// Whether a process has the user and cgroup of its parent.
+    pub fn matches_parent(&self, subject: Subject) -> bool {
         let Some(entry) = self.table.get(&subject) else {
             return false;
         };
@@ -327,7 +331,7 @@ impl Attribution {
         parent.is_some_and(|parent| parent.uid == entry.uid && parent.group == entry.group)
     }
 
-    pub fn entry(&self, subject: Subject) -> Option<&Entry> {
+    pub fn entry(&self, subject: Subject) -> Option<&ProcessEntry> {
         self.table.get(&subject)
     }
 
@@ -341,7 +345,7 @@ impl Attribution {
             return workload;
         }
         if let Some(id) = group.gone {
-            return unknown(id);
+            return vanished_workload(id);
         }
         let mut workload = Workload::host(&entry.exe);
         if let Some(unit) = &group.unit {
@@ -352,15 +356,15 @@ impl Attribution {
         workload
     }
 
-    /// The workload of a pod that was named before.
-    pub fn of_pod(&self, uid: &str) -> Option<Workload> {
-        self.names.of_pod(uid).cloned()
+    /// The workload of a pod, if it was named before.
+    pub fn pod_workload(&self, uid: &str) -> Option<Workload> {
+        self.names.pod_workload(uid).cloned()
     }
 
     /// Whether a process is another agent of this host.
     pub fn is_agent(&mut self, subject: Subject) -> bool {
-        /// Processes that are remembered.
-        const AGENTS: usize = 256;
+        /// Number of processes cached.
+        const AGENTS_CACHED: usize = 256;
         let named = self
             .entry(subject)
             .is_some_and(|entry| entry.exe.ends_with("/keytrail") && entry.uid == 0);
@@ -373,40 +377,40 @@ impl Attribution {
         let Some(is_agent) = peer::is_agent(subject.pid) else {
             return false;
         };
-        if self.agents.len() >= AGENTS {
+        if self.agents.len() >= AGENTS_CACHED {
             self.agents.clear();
         }
         self.agents.insert(subject, is_agent);
         is_agent
     }
 
-    /// What is known of images, now and later.
-    pub fn images(&self) -> &Images {
+    /// Images of containers, shared and kept up to date.
+    pub fn images(&self) -> &ContainerImages {
         self.names.images()
     }
 
-    /// What a cluster has at an address.
+    /// The cluster object at an address.
     pub fn object_at(&self, address: IpAddr) -> Option<String> {
         self.names.object_at(address)
     }
 
-    /// Waits until a cluster has told what is at which address, no longer than `most`.
+    /// Waits until the cluster's addresses are known, at most `most`.
     pub fn await_objects(&self, most: Duration) {
         self.names.await_objects(most);
     }
 
-    /// Whether there is a cluster to tell addresses, and it has told them all.
-    pub fn objects_are_told(&self) -> Option<bool> {
-        self.names.objects_are_told()
+    /// Whether all addresses of the cluster are known; `None` without a cluster.
+    pub fn objects_synced(&self) -> Option<bool> {
+        self.names.objects_synced()
     }
 
     /// Workloads that were named since the last call.
-    pub fn renamed(&mut self) -> Vec<Renamed> {
-        self.names.answered()
+    pub fn take_renames(&mut self) -> Vec<WorkloadRename> {
+        self.names.take_replies()
     }
 
-    /// Workloads that got no name, by reason.
-    pub fn unnamed(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// Number of workloads without a name, by reason.
+    pub fn take_unnamed(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.names
             .unnamed
             .iter()
@@ -414,13 +418,13 @@ impl Attribution {
             .chain([("group-gone", self.groups.gone)])
     }
 
-    /// The process of a subject, with those above it.
+    /// The process of a subject, with its ancestors.
     pub fn process(&self, subject: Subject) -> Process {
         let entry = self.table.get(&subject);
         let mut ancestors = Vec::new();
         let mut above = entry.and_then(|entry| entry.parent);
         while let Some(parent) = above.and_then(|parent| self.table.get(&parent)) {
-            if ancestors.len() == ANCESTORS {
+            if ancestors.len() == ANCESTORS_MAX {
                 break;
             }
             ancestors.push(Ancestor {
@@ -440,7 +444,7 @@ impl Attribution {
         }
     }
 
-    /// The interactive login that a subject belongs to, if it has a terminal.
+    /// The interactive login of a subject, if it has a terminal.
     pub fn login(&mut self, subject: Subject) -> Option<Login> {
         let entry = self.table.get(&subject)?;
         entry.tty.then(|| Login {
@@ -449,11 +453,11 @@ impl Attribution {
         })
     }
 
-    /// Why the executable of a subject is not to be trusted.
-    pub fn untrusted(&mut self, subject: Subject) -> Option<Untrusted> {
+    /// Why the executable of a subject cannot be trusted.
+    pub fn distrust_reason(&mut self, subject: Subject) -> Option<Untrusted> {
         let entry = self.table.get(&subject)?;
         let parent = entry.parent.and_then(|parent| self.table.get(&parent));
-        self.binaries.untrusted(Running {
+        self.binaries.distrust_reason(RunningBinary {
             pid: subject.pid,
             exe: &entry.exe,
             unlinked: entry.unlinked,
@@ -462,18 +466,18 @@ impl Attribution {
         })
     }
 
-    /// Whether a file was mounted by itself into the container of a subject.
+    /// Whether a file was mounted individually into the container of a subject.
     pub fn is_mounted(&mut self, subject: Subject, path: &str) -> bool {
         let container = self
             .table
             .get(&subject)
             .and_then(|entry| entry.group.container.as_deref());
-        container.is_some_and(|container| self.mounted.alone(container, subject.pid, path))
+        container.is_some_and(|container| self.mounted.check_alone(container, subject.pid, path))
     }
 
-    /// Another live process of the same group, through whose root a file of a dead one's
+    /// Another live process of the same cgroup, through whose root a file of an exited process's
     /// container can still be read.
-    pub fn peer(&self, subject: Subject) -> Option<u32> {
+    pub fn live_peer(&self, subject: Subject) -> Option<u32> {
         let group = &self.table.get(&subject)?.group;
         self.table
             .values()
@@ -485,23 +489,27 @@ impl Attribution {
             .map(|entry| entry.subject.pid)
     }
 
-    /// Records of processes were lost: some of the table may have ended without a word.
-    pub fn lost(&mut self) {
-        self.lost = true;
+    /// Records that process records were lost: some processes may have exited unnoticed.
+    pub fn note_lost_records(&mut self) {
+        self.records_lost = true;
     }
 
-    /// Those of the table that have ended without a word. They are dead from now on.
-    pub fn missing(&mut self, now: Timestamp) -> Vec<Subject> {
-        let often = if self.lost { COMPARED } else { ANYHOW };
-        let compared = *self.compared.get_or_insert(now);
+    /// Processes that exited unnoticed; marks them as exited.
+    pub fn take_missing(&mut self, now: Timestamp) -> Vec<Subject> {
+        let often = if self.records_lost {
+            COMPARE_AFTER_LOSS
+        } else {
+            COMPARE_INTERVAL
+        };
+        let compared = *self.last_comparison.get_or_insert(now);
         if compared <= now && now.duration_since(compared) < often {
             return Vec::new();
         }
-        (self.lost, self.compared) = (false, Some(now));
+        (self.records_lost, self.last_comparison) = (false, Some(now));
         let alive = self.table.values().filter(|entry| entry.exited.is_none());
         let missing: Vec<Subject> = alive
             .map(|entry| entry.subject)
-            .filter(|subject| self.live(subject.pid) != Some(*subject))
+            .filter(|subject| self.live_subject(subject.pid) != Some(*subject))
             .collect();
         for subject in &missing {
             if let Some(entry) = self.table.get_mut(subject) {
@@ -511,8 +519,9 @@ impl Attribution {
         missing
     }
 
-    /// Forgets those who died long ago, and those who died lately and left nobody behind; gives them.
-    pub fn bury(&mut self, now: Timestamp) -> Vec<Subject> {
+    /// Removes processes that exited long ago, and those without descendants that exited recently;
+    /// returns them.
+    pub fn evict_exited(&mut self, now: Timestamp) -> Vec<Subject> {
         let mut has_heirs = HashSet::new();
         for alive in self.table.values().filter(|entry| entry.exited.is_none()) {
             let mut above = alive.parent;
@@ -525,9 +534,9 @@ impl Attribution {
         let mut dead = Vec::new();
         self.table.retain(|subject, entry| {
             let kept = if has_heirs.contains(subject) {
-                TOMBSTONE
+                EXITED_PARENT_TTL
             } else {
-                ECHO
+                EXITED_TTL
             };
             let stays = entry
                 .exited
@@ -537,18 +546,19 @@ impl Attribution {
             }
             stays
         });
-        // What a storm took is given back.
+        // Returns the memory of a fork storm.
         if self.table.capacity() > 1024 + 8 * self.table.len() {
             self.table.shrink_to_fit();
         }
         self.names
-            .keep(self.table.values().map(|entry| &*entry.group));
+            .retain(self.table.values().map(|entry| &*entry.group));
         dead
     }
 }
 
-/// What was in a group of its own that is gone: a container most likely, and nobody knows which.
-fn unknown(id: u64) -> Workload {
+/// The workload of a process in a cgroup that was removed: most likely a container, but unknown
+/// which.
+fn vanished_workload(id: u64) -> Workload {
     Workload {
         kind: WorkloadKind::Container,
         partial: true,
@@ -556,9 +566,9 @@ fn unknown(id: u64) -> Workload {
     }
 }
 
-/// The number that a process of another's PID namespace has here. Of one that has ended, only
-/// that it was in no container says that its numbers are ours.
-fn in_namespace_of(pid: u32, number: u32, contained: bool) -> Option<u32> {
+/// The host pid of a process that is known by its pid in a PID namespace. If that process exited,
+/// its pid is taken as the host's only if the reader is not in a container.
+fn pid_from_namespace(pid: u32, number: u32, contained: bool) -> Option<u32> {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let Some(theirs) = namespace(&pid.to_string()) else {
         return (!contained).then_some(number);
@@ -594,12 +604,12 @@ fn executable(pid: u32, comm: &str) -> (String, bool) {
 
 /// Home directories, read again only when `/etc/passwd` changes.
 #[derive(Debug, Default)]
-struct Homes {
+struct HomeDirectories {
     read: Option<std::time::SystemTime>,
     homes: HashMap<u32, String>,
 }
 
-impl Homes {
+impl HomeDirectories {
     fn of(&mut self, uid: u32) -> Option<String> {
         let modified = std::fs::metadata("/etc/passwd")
             .and_then(|metadata| metadata.modified())
@@ -624,8 +634,8 @@ impl Homes {
 mod tests {
     use super::*;
 
-    fn stamp(pid: u32, parent: u32) -> Stamp {
-        Stamp {
+    fn task_info(pid: u32, parent: u32) -> TaskInfo {
+        TaskInfo {
             time: Timestamp::UNIX_EPOCH,
             subject: Subject {
                 pid,
@@ -650,10 +660,10 @@ mod tests {
 
     #[test]
     fn a_child_has_its_parents_executable_until_it_execs() {
-        let mut attribution = Attribution::new(None, Names::none());
-        let parent = stamp(A, 0x7000_0000);
+        let mut attribution = Attribution::new(None, NameResolver::empty());
+        let parent = task_info(A, 0x7000_0000);
         attribution.exec(&parent, Path::new("/bin/sh"), false);
-        let child = stamp(B, A);
+        let child = task_info(B, A);
         attribution.fork(&child);
         assert_eq!(attribution.process(child.subject).exe, "/bin/sh");
         attribution.exec(&child, Path::new("/usr/bin/curl"), false);
@@ -671,14 +681,14 @@ mod tests {
         use std::{hint::black_box, time::Instant};
         const EVENTS: u32 = 200_000;
         let root = crate::sensor::cgroup_root();
-        let mut attribution = Attribution::new(root, Names::none());
+        let mut attribution = Attribution::new(root, NameResolver::empty());
         let subjects = attribution.scan();
         let own = std::process::id();
         let subject = subjects
             .into_iter()
             .find(|subject| subject.pid == own)
             .expect("it runs");
-        let mut stamp = attribution.stamp(subject, Timestamp::now());
+        let mut stamp = attribution.task_info(subject, Timestamp::now());
         stamp.cgroup = 1;
         let mut measure = |what: &str, act: &mut dyn FnMut(&mut Attribution)| {
             let began = Instant::now();
@@ -700,51 +710,55 @@ mod tests {
         measure(
             "whether the executable is to be trusted",
             &mut |attribution| {
-                black_box(attribution.untrusted(subject));
+                black_box(attribution.distrust_reason(subject));
             },
         );
     }
 
     #[test]
     fn the_dead_are_remembered_for_a_while_and_longer_where_somebody_below_them_lives() {
-        let mut attribution = Attribution::new(None, Names::none());
-        let (process, below) = (stamp(A, B), stamp(C, A));
+        let mut attribution = Attribution::new(None, NameResolver::empty());
+        let (process, below) = (task_info(A, B), task_info(C, A));
         attribution.exec(&process, Path::new("/bin/true"), false);
         attribution.fork(&below);
         attribution.exit(&process);
         let after = |seconds| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds);
-        assert!(attribution.bury(after(60)).is_empty());
+        assert!(attribution.evict_exited(after(60)).is_empty());
         assert_eq!(attribution.process(process.subject).exe, "/bin/true");
         attribution.exit(&below);
-        assert_eq!(attribution.bury(after(9)), []);
-        let mut dead = attribution.bury(after(11));
+        assert_eq!(attribution.evict_exited(after(9)), []);
+        let mut dead = attribution.evict_exited(after(11));
         dead.sort();
         assert_eq!(dead, [process.subject, below.subject]);
     }
 
     #[test]
     fn who_ended_without_a_word_is_missed_where_records_were_lost() {
-        let mut attribution = Attribution::new(None, Names::none());
+        let mut attribution = Attribution::new(None, NameResolver::empty());
         let own = attribution
             .adopt(std::process::id())
             .expect("this process runs");
-        let gone = stamp(C, A);
+        let gone = task_info(C, A);
         attribution.exec(&gone, Path::new("/bin/true"), false);
         let after = |seconds| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds);
         for second in [0, 30] {
-            assert_eq!(attribution.missing(after(second)), [], "nothing was lost");
+            assert_eq!(
+                attribution.take_missing(after(second)),
+                [],
+                "nothing was lost"
+            );
         }
-        attribution.lost();
-        assert_eq!(attribution.missing(after(31)), [gone.subject]);
+        attribution.note_lost_records();
+        assert_eq!(attribution.take_missing(after(31)), [gone.subject]);
         attribution.exec(&gone, Path::new("/bin/true"), false);
         if let Some(entry) = attribution.table.get_mut(&gone.subject) {
             entry.exited = None;
         }
-        attribution.lost();
-        assert_eq!(attribution.missing(after(35)), [], "not each second");
-        attribution.lost = false;
+        attribution.note_lost_records();
+        assert_eq!(attribution.take_missing(after(35)), [], "not each second");
+        attribution.records_lost = false;
         assert_eq!(
-            attribution.missing(after(335)),
+            attribution.take_missing(after(335)),
             [gone.subject],
             "but some time"
         );

@@ -1,14 +1,14 @@
-//! Other agents of this host, whose duty is what this one's is: one that is tried beside the one
-//! before it, or `keytrail doctor`.
+//! Other agents on this host, which do the same as this one: an agent tried out beside the
+//! installed one, or `keytrail doctor`.
 
 use std::{collections::HashSet, fs, os::unix::fs::MetadataExt as _};
 
-/// Whether a process is an agent like this one, by what other users cannot choose: root runs it, in
-/// the mount namespace of this agent or of the host; its program is the very file of this one; and no
-/// code is mapped into it that is not mapped into this process. `None` where it is gone.
+/// Whether a process is an agent like this one, judged by what other users cannot control: it runs
+/// as root, in the mount namespace of this agent or of the host; its program is the same file; and
+/// it has mapped no code that this process has not. `None` if it exited.
 ///
-/// A library that is preloaded is mapped before the program's first instruction, so one look after
-/// each execution is enough.
+/// A preloaded library is mapped before the program's first instruction, so one check after each
+/// exec is sufficient.
 pub fn is_agent(pid: u32) -> Option<bool> {
     let id = |path: &str| {
         fs::metadata(path)
@@ -26,8 +26,8 @@ pub fn is_agent(pid: u32) -> Option<bool> {
     Some(code.is_subset(&code_of("self")?))
 }
 
-/// The files that a process has mapped executable, by device and inode; executable memory that comes
-/// from no file is one of them, but for what the kernel maps into every process.
+/// The files that a process has mapped executable, by device and inode; anonymous executable memory
+/// counts as one, apart from what the kernel maps into every process.
 fn code_of(process: &str) -> Option<HashSet<(String, u64)>> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).ok()?;
     let code = maps.lines().filter_map(|line| {

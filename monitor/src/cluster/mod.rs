@@ -1,5 +1,5 @@
-//! The Kubernetes API: one client, in a thread of its own, and the watches that keep small memories up to
-//! date. Whoever needs something reads a memory, and never waits for the API.
+//! The Kubernetes API: one client in a separate thread, and watches that maintain indexes. Other
+//! threads read an index and never wait for the API.
 
 pub mod names;
 pub mod policies;
@@ -12,8 +12,8 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{WatchStreamExt as _, watcher},
 };
-use names::{Addresses, Kubernetes};
-use policies::{Policies, Reviewer};
+use names::{AddressIndex, KubernetesNames};
+use policies::{ClusterPolicies, PolicyReviewer};
 use serde::de::DeserializeOwned;
 use std::{
     collections::HashSet,
@@ -22,33 +22,33 @@ use std::{
     time::Duration,
 };
 
-/// This node's name, as the DaemonSet gives it.
+/// This node's name, set by the DaemonSet.
 pub const NODE_NAME: &str = "KEYTRAIL_NODE_NAME";
 /// Set in every pod.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
-/// Between two attempts to reach an API that was not to be had at the start.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Interval between attempts to reach an API that was unavailable at start.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What is known from the API.
+/// The data obtained from the API.
 #[derive(Debug)]
-pub struct Cluster {
-    pub names: Kubernetes,
-    pub addresses: Addresses,
-    pub policies: Policies,
+pub struct KubernetesClient {
+    pub names: KubernetesNames,
+    pub addresses: AddressIndex,
+    pub policies: ClusterPolicies,
 }
 
-/// Where the API is, and which node this is.
+/// How to reach the API, and the name of this node.
 #[derive(Clone, Debug)]
-struct Place {
+struct ApiLocation {
     kubeconfig: Option<PathBuf>,
     node: String,
 }
 
-/// Begins to watch, where there is an API to be asked: in a pod, or with a kubeconfig.
+/// Starts the watches if an API is configured: in a pod, or with a kubeconfig.
 pub fn start(
-    document: &document::Kubernetes,
+    document: &document::KubernetesSettings,
     state_dir: &Path,
-) -> std::io::Result<Option<Cluster>> {
+) -> std::io::Result<Option<KubernetesClient>> {
     if document.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
         return Ok(None);
     }
@@ -60,12 +60,12 @@ pub fn start(
             let name = rustix::system::uname();
             name.nodename().to_string_lossy().to_lowercase()
         });
-    let place = Place {
+    let place = ApiLocation {
         kubeconfig: document.kubeconfig.clone(),
         node,
     };
-    let known = names::Shared::default();
-    let policies = Policies::restore(state_dir);
+    let known = names::SharedNameIndex::default();
+    let policies = ClusterPolicies::restore(state_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -73,28 +73,28 @@ pub fn start(
     std::thread::Builder::new()
         .name("kubernetes".to_owned())
         .spawn(move || runtime.block_on(watch(&place, &watched, &held)))?;
-    let (names, addresses) = Kubernetes::new(&known);
-    Ok(Some(Cluster {
+    let (names, addresses) = KubernetesNames::new(&known);
+    Ok(Some(KubernetesClient {
         names,
         addresses,
         policies,
     }))
 }
 
-/// Watches for good.
-async fn watch(place: &Place, known: &names::Shared, policies: &Policies) {
+/// Runs the watches; never returns.
+async fn watch(place: &ApiLocation, known: &names::SharedNameIndex, policies: &ClusterPolicies) {
     let client = loop {
         match client(place).await {
             Ok(client) => break client,
             Err(reason) => {
-                tracing::warn!(%reason, "the Kubernetes API cannot be asked; it is tried again");
-                tokio::time::sleep(AGAIN).await;
+                tracing::warn!(%reason, "cannot reach the Kubernetes API; retrying");
+                tokio::time::sleep(RECONNECT_INTERVAL).await;
             }
         }
     };
     let own = watcher::Config::default().fields(&format!("spec.nodeName={}", place.node));
     let all = watcher::Config::default;
-    let mut reviewer = Reviewer::new(policies.clone(), client.clone());
+    let mut reviewer = PolicyReviewer::new(policies.clone(), client.clone());
     let api = || client.clone();
     tokio::join!(
         follow::<Pod>("pods", Api::all(api()), own, known.clone()),
@@ -104,7 +104,7 @@ async fn watch(place: &Place, known: &names::Shared, policies: &Policies) {
     );
 }
 
-async fn client(place: &Place) -> Result<Client, String> {
+async fn client(place: &ApiLocation) -> Result<Client, String> {
     let config = match &place.kubeconfig {
         Some(path) => {
             let text = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
@@ -118,24 +118,24 @@ async fn client(place: &Place) -> Result<Client, String> {
     Client::try_from(config).map_err(|error| error.to_string())
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Debug)]
-enum Told<'a, K> {
-    /// An object is there, or has changed.
+enum WatchEvent<'a, K> {
+    /// An object exists, or has changed.
     There(&'a K),
     Gone(&'a K),
-    /// Everything that there is has been told, by uid.
+    /// Every existing object was listed, by uid.
     All(&'a HashSet<String>),
-    /// The watch begins anew, and why.
+    /// The watch restarts, and why.
     Down(String),
 }
 
-/// Whoever wants to know.
-trait Watched<K> {
-    fn told(&mut self, told: Told<'_, K>);
+/// Receives the events of a watch.
+trait WatchHandler<K> {
+    fn deliver(&mut self, told: WatchEvent<'_, K>);
 }
 
-async fn follow<K>(what: &str, api: Api<K>, config: watcher::Config, mut who: impl Watched<K>)
+async fn follow<K>(what: &str, api: Api<K>, config: watcher::Config, mut who: impl WatchHandler<K>)
 where
     K: Resource + Clone + Debug + Send + DeserializeOwned + 'static,
 {
@@ -148,34 +148,30 @@ where
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => {
                 listed.extend(object.meta().uid.clone());
-                who.told(Told::There(&object));
+                who.deliver(WatchEvent::There(&object));
             }
             Ok(watcher::Event::InitDone) => {
                 if std::mem::take(&mut down) {
-                    tracing::info!(what, "the Kubernetes API is watched again");
+                    tracing::info!(what, "watching the Kubernetes API again");
                 }
-                who.told(Told::All(&listed));
+                who.deliver(WatchEvent::All(&listed));
             }
-            Ok(watcher::Event::Apply(object)) => who.told(Told::There(&object)),
-            Ok(watcher::Event::Delete(object)) => who.told(Told::Gone(&object)),
+            Ok(watcher::Event::Apply(object)) => who.deliver(WatchEvent::There(&object)),
+            Ok(watcher::Event::Delete(object)) => who.deliver(WatchEvent::Gone(&object)),
             Err(error) => {
                 let reason = with_causes(&error);
                 if std::mem::replace(&mut down, true) {
-                    tracing::debug!(what, reason, "a watch of the Kubernetes API begins anew");
+                    tracing::debug!(what, reason, "restarting a watch of the Kubernetes API");
                 } else {
-                    tracing::warn!(
-                        what,
-                        reason,
-                        "the Kubernetes API cannot be watched; it is tried again"
-                    );
+                    tracing::warn!(what, reason, "cannot watch the Kubernetes API; retrying");
                 }
-                who.told(Told::Down(reason));
+                who.deliver(WatchEvent::Down(reason));
             }
         }
     }
 }
 
-/// An error with what caused it, each once: libraries repeat their causes.
+/// An error with its causes, each once: libraries repeat their causes.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

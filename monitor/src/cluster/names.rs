@@ -1,14 +1,14 @@
-//! Names from the Kubernetes API: the pods of this node with their owners, and what is at which
-//! address.
+//! Names from the Kubernetes API: the pods of this node with their owners, and the objects at
+//! addresses.
 //!
-//! Three watches (pods of this node, services, nodes) keep a small memory up to date, in a thread of
-//! their own; whoever asks reads that memory. Only names are kept of what the API tells. What was
-//! deleted keeps its names for a while: its uid is nobody else's. Its address is given up at once.
+//! Three watches (pods of this node, services, nodes) maintain an index in a separate thread. Only
+//! names are kept. A deleted object keeps its names for a while, because its uid is never reused.
+//! Its address is released at once.
 
-use super::{Told, Watched};
+use super::{WatchEvent, WatchHandler};
 use crate::{
-    attribution::names::{Named, Owner, Source, SourceError},
-    model::{ANOTHER, WorkloadKind},
+    attribution::names::{ContainerNames, NameProvider, PodOwner, ProviderError},
+    model::{UNKNOWN_NAME, WorkloadKind},
 };
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Node, Pod, Service},
@@ -23,116 +23,117 @@ use std::{
 use tokio::runtime::Runtime;
 
 /// How long the names of a deleted pod are kept.
-const TOMBSTONE: Duration = Duration::from_secs(3600);
+const DELETED_POD_TTL: Duration = Duration::from_secs(3600);
 
-/// The API, as far as it was heard of.
+/// Names of pods and containers, from the API.
 #[derive(Debug)]
-pub struct Kubernetes {
-    known: Shared,
+pub struct KubernetesNames {
+    known: SharedNameIndex,
 }
 
-/// What is known, by those who are told and those who ask.
+/// The index, shared by the watches and its readers.
 #[derive(Clone, Debug, Default)]
-pub struct Shared(Arc<Memory>);
+pub struct SharedNameIndex(Arc<NameIndex>);
 
 #[derive(Debug, Default)]
-struct Memory {
-    known: Mutex<Known>,
-    /// All of a kind has been told.
+struct NameIndex {
+    known: Mutex<ClusterObjects>,
+    /// Signalled when all objects of a kind were listed.
     all: Condvar,
 }
 
-/// What is at an address.
+/// The objects at addresses.
 #[derive(Clone, Debug)]
-pub struct Addresses(Shared);
+pub struct AddressIndex(SharedNameIndex);
 
-impl Addresses {
-    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`; [`ANOTHER`] where an address can be a
-    /// cluster's, and what the cluster has has not been told yet.
-    pub fn at(&self, address: IpAddr) -> Option<String> {
+impl AddressIndex {
+    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`; [`UNKNOWN_NAME`] if the address
+    /// may belong to the cluster and its objects are not listed yet.
+    pub fn object_at(&self, address: IpAddr) -> Option<String> {
         let known = lock(&self.0);
         match known.addresses.get(&address).map(Vec::as_slice) {
             Some([(_, name)]) => Some(name.clone()),
-            // Two pods have one address only while one of them goes: then it is neither's.
+            // Two pods share an address only while one of them is being deleted: then it belongs to
+            // neither.
             Some(_) => None,
-            None => (!known.are_told() && may_be_inside(address)).then(|| ANOTHER.to_owned()),
+            None => (!known.is_synced() && may_be_inside(address)).then(|| UNKNOWN_NAME.to_owned()),
         }
     }
 
-    /// Waits until everything has been told, no longer than `most`.
-    pub fn wait(&self, most: Duration) {
+    /// Waits until everything was listed, at most `most`.
+    pub fn await_sync(&self, most: Duration) {
         let known = lock(&self.0);
         let all = &self.0.0.all;
-        drop(all.wait_timeout_while(known, most, |known| !known.are_told()));
+        drop(all.wait_timeout_while(known, most, |known| !known.is_synced()));
     }
 
-    /// Whether everything that a cluster has addresses for has been told.
-    pub fn are_told(&self) -> bool {
-        lock(&self.0).are_told()
+    /// Whether all objects with addresses were listed.
+    pub fn is_synced(&self) -> bool {
+        lock(&self.0).is_synced()
     }
 }
 
-/// Whether a cluster may have given an address: those of the Internet it does not give.
+/// Whether a cluster may have assigned an address: it does not assign public ones.
 fn may_be_inside(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             let [first, second, ..] = address.octets();
-            // 100.64/10 is what providers use behind their own translation.
+            // 100.64/10 is used by providers behind their own NAT.
             address.is_private() || (first == 100 && second & 0xc0 == 64)
         }
         IpAddr::V6(address) => address.is_unique_local(),
     }
 }
 
-/// What the watches have told.
+/// The objects reported by the watches.
 #[derive(Debug, Default)]
-pub struct Known {
+pub struct ClusterObjects {
     /// By uid.
-    pods: HashMap<String, Vec<Named>>,
-    /// Pods that are gone, and since when.
+    pods: HashMap<String, Vec<ContainerNames>>,
+    /// Deleted pods, and when they were deleted.
     gone: HashMap<String, Instant>,
-    /// By address: what has it, by uid.
+    /// By address: the object's uid and name.
     addresses: HashMap<IpAddr, Vec<(String, String)>>,
-    /// What each object has.
+    /// The addresses of each object.
     has: HashMap<String, Vec<IpAddr>>,
-    /// The pods are all there.
+    /// Whether all pods were listed.
     synced: bool,
-    /// And the services, and the nodes.
+    /// Whether all services and all nodes were listed.
     services: bool,
     nodes: bool,
-    /// Why they are not, or may be old.
+    /// Why they are missing or may be outdated.
     error: Option<String>,
 }
 
-fn lock(shared: &Shared) -> MutexGuard<'_, Known> {
+fn lock(shared: &SharedNameIndex) -> MutexGuard<'_, ClusterObjects> {
     let known = &shared.0.known;
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Kubernetes {
-    /// What is known by `known`, and at which addresses.
-    pub fn new(known: &Shared) -> (Self, Addresses) {
+impl KubernetesNames {
+    /// Creates the readers of an index.
+    pub fn new(known: &SharedNameIndex) -> (Self, AddressIndex) {
         let this = Self {
             known: known.clone(),
         };
-        (this, Addresses(known.clone()))
+        (this, AddressIndex(known.clone()))
     }
 }
 
-impl Source for Kubernetes {
+impl NameProvider for KubernetesNames {
     fn is_here(&self) -> bool {
         true
     }
 
-    fn list(&mut self, _: &Runtime) -> Result<Vec<Named>, SourceError> {
+    fn list(&mut self, _: &Runtime) -> Result<Vec<ContainerNames>, ProviderError> {
         let known = lock(&self.known);
         if !known.synced {
-            return Err(SourceError {
+            return Err(ProviderError {
                 asked: "the Kubernetes API".to_owned(),
                 reason: known
                     .error
                     .clone()
-                    .unwrap_or_else(|| "its pods are not listed yet".to_owned()),
+                    .unwrap_or_else(|| "pods are not listed yet".to_owned()),
             });
         }
         Ok(known.pods.values().flatten().cloned().collect())
@@ -143,65 +144,65 @@ impl Source for Kubernetes {
     }
 }
 
-/// What a watch of pods, services or nodes tells goes to the memory of names.
-impl<K: Names> Watched<K> for Shared {
-    fn told(&mut self, told: Told<'_, K>) {
+/// Events of the watches of pods, services and nodes update the index.
+impl<K: NamedObject> WatchHandler<K> for SharedNameIndex {
+    fn deliver(&mut self, told: WatchEvent<'_, K>) {
         let mut known = lock(self);
         match told {
-            Told::There(object) => object.put(&mut known),
-            Told::Gone(object) => object.remove(&mut known),
-            Told::All(uids) => {
-                K::told(uids, &mut known);
-                K::state(None, &mut known);
+            WatchEvent::There(object) => object.put(&mut known),
+            WatchEvent::Gone(object) => object.remove(&mut known),
+            WatchEvent::All(uids) => {
+                K::synced(uids, &mut known);
+                K::set_error(None, &mut known);
                 self.0.all.notify_all();
             }
-            Told::Down(reason) => K::state(Some(reason), &mut known),
+            WatchEvent::Down(reason) => K::set_error(Some(reason), &mut known),
         }
     }
 }
 
 /// A kind of object that has names.
-pub trait Names {
-    /// It is there, or has changed.
-    fn put(&self, known: &mut Known);
-    /// It is gone.
-    fn remove(&self, known: &mut Known);
-    /// Everything that there is has been told; what is not among it is gone.
-    fn told(uids: &HashSet<String>, known: &mut Known);
-    /// The watch has an error, or none any more.
-    fn state(_: Option<String>, _: &mut Known) {}
+pub trait NamedObject {
+    /// It exists, or has changed.
+    fn put(&self, known: &mut ClusterObjects);
+    /// It was deleted.
+    fn remove(&self, known: &mut ClusterObjects);
+    /// All existing objects were listed; any other was deleted.
+    fn synced(uids: &HashSet<String>, known: &mut ClusterObjects);
+    /// The watch failed, or recovered.
+    fn set_error(_: Option<String>, _: &mut ClusterObjects) {}
 }
 
-impl Names for Pod {
-    fn put(&self, known: &mut Known) {
+impl NamedObject for Pod {
+    fn put(&self, known: &mut ClusterObjects) {
         let Some(uid) = self.metadata.uid.clone() else {
             return;
         };
-        known.give(&uid, addresses_of(self));
-        for (uid, named) in names(self) {
+        known.set_addresses(&uid, addresses_of(self));
+        for (uid, named) in container_names(self) {
             known.gone.remove(&uid);
             known.pods.insert(uid, named);
         }
     }
 
-    fn remove(&self, known: &mut Known) {
+    fn remove(&self, known: &mut ClusterObjects) {
         let now = Instant::now();
-        known.bury(now);
+        known.evict_deleted(now);
         if let Some(uid) = &self.metadata.uid {
-            known.give(uid, Vec::new());
+            known.set_addresses(uid, Vec::new());
         }
-        for (uid, _) in names(self) {
+        for (uid, _) in container_names(self) {
             known.gone.insert(uid, now);
         }
     }
 
-    fn told(uids: &HashSet<String>, known: &mut Known) {
+    fn synced(uids: &HashSet<String>, known: &mut ClusterObjects) {
         let now = Instant::now();
-        known.bury(now);
+        known.evict_deleted(now);
         let missing: Vec<String> = known
             .pods
             .iter()
-            // A static pod is known by two uids; that of the API is in what was told.
+            // A static pod has two uids; the API's is in its listing.
             .filter(|(uid, named)| {
                 let api = named.iter().find_map(|named| named.api_uid.as_ref());
                 !uids.contains(api.unwrap_or(uid))
@@ -209,19 +210,19 @@ impl Names for Pod {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in missing {
-            known.give(&uid, Vec::new());
+            known.set_addresses(&uid, Vec::new());
             known.gone.entry(uid).or_insert(now);
         }
     }
 
-    fn state(error: Option<String>, known: &mut Known) {
+    fn set_error(error: Option<String>, known: &mut ClusterObjects) {
         known.synced |= error.is_none();
         known.error = error;
     }
 }
 
-impl Names for Service {
-    fn put(&self, known: &mut Known) {
+impl NamedObject for Service {
+    fn put(&self, known: &mut ClusterObjects) {
         let meta = &self.metadata;
         let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace)
         else {
@@ -242,23 +243,23 @@ impl Names for Service {
             })
             .chain(balancers);
         let name = format!("{name}.{namespace}.svc");
-        known.give(uid, at(addresses, &name));
+        known.set_addresses(uid, named_addresses(addresses, &name));
     }
 
-    fn remove(&self, known: &mut Known) {
+    fn remove(&self, known: &mut ClusterObjects) {
         if let Some(uid) = &self.metadata.uid {
-            known.give(uid, Vec::new());
+            known.set_addresses(uid, Vec::new());
         }
     }
 
-    fn told(uids: &HashSet<String>, known: &mut Known) {
-        known.keep(".svc", uids);
+    fn synced(uids: &HashSet<String>, known: &mut ClusterObjects) {
+        known.retain(".svc", uids);
         known.services = true;
     }
 }
 
-impl Names for Node {
-    fn put(&self, known: &mut Known) {
+impl NamedObject for Node {
+    fn put(&self, known: &mut ClusterObjects) {
         let (Some(uid), Some(name)) = (&self.metadata.uid, &self.metadata.name) else {
             return;
         };
@@ -268,23 +269,26 @@ impl Names for Node {
             .filter_map(|status| status.addresses.as_ref())
             .flatten()
             .map(|address| &address.address);
-        known.give(uid, at(addresses, &format!("{name}.node")));
+        known.set_addresses(uid, named_addresses(addresses, &format!("{name}.node")));
     }
 
-    fn remove(&self, known: &mut Known) {
+    fn remove(&self, known: &mut ClusterObjects) {
         if let Some(uid) = &self.metadata.uid {
-            known.give(uid, Vec::new());
+            known.set_addresses(uid, Vec::new());
         }
     }
 
-    fn told(uids: &HashSet<String>, known: &mut Known) {
-        known.keep(".node", uids);
+    fn synced(uids: &HashSet<String>, known: &mut ClusterObjects) {
+        known.retain(".node", uids);
         known.nodes = true;
     }
 }
 
-/// Those of some texts that are addresses, with the name of what has them.
-fn at<'a>(texts: impl Iterator<Item = &'a String>, name: &str) -> Vec<(IpAddr, String)> {
+/// Parses addresses, and pairs each with the name of their object.
+fn named_addresses<'a>(
+    texts: impl Iterator<Item = &'a String>,
+    name: &str,
+) -> Vec<(IpAddr, String)> {
     let mut addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -292,13 +296,13 @@ fn at<'a>(texts: impl Iterator<Item = &'a String>, name: &str) -> Vec<(IpAddr, S
     named.map(|address| (address, name.to_owned())).collect()
 }
 
-impl Known {
-    fn are_told(&self) -> bool {
+impl ClusterObjects {
+    fn is_synced(&self) -> bool {
         self.synced && self.services && self.nodes
     }
 
-    /// An object has these addresses from now on, and no others.
-    fn give(&mut self, uid: &str, addresses: Vec<(IpAddr, String)>) {
+    /// Replaces the addresses of an object.
+    fn set_addresses(&mut self, uid: &str, addresses: Vec<(IpAddr, String)>) {
         for address in self.has.remove(uid).unwrap_or_default() {
             if let Some(objects) = self.addresses.get_mut(&address) {
                 objects.retain(|(owner, _)| owner != uid);
@@ -320,8 +324,8 @@ impl Known {
         }
     }
 
-    /// Of the objects whose name ends so, only these are still there.
-    fn keep(&mut self, suffix: &str, uids: &HashSet<String>) {
+    /// Of the objects whose name has this suffix, keeps only the listed ones.
+    fn retain(&mut self, suffix: &str, uids: &HashSet<String>) {
         let gone: Vec<String> = self
             .addresses
             .values()
@@ -330,15 +334,15 @@ impl Known {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in gone {
-            self.give(&uid, Vec::new());
+            self.set_addresses(&uid, Vec::new());
         }
     }
 
-    /// Forgets those who are gone for long.
-    fn bury(&mut self, now: Instant) {
+    /// Evicts objects that were deleted long ago.
+    fn evict_deleted(&mut self, now: Instant) {
         let Self { pods, gone, .. } = self;
         gone.retain(|uid, since| {
-            let stays = now.duration_since(*since) < TOMBSTONE;
+            let stays = now.duration_since(*since) < DELETED_POD_TTL;
             if !stays {
                 pods.remove(uid);
             }
@@ -347,7 +351,7 @@ impl Known {
     }
 }
 
-/// The addresses of a pod that runs, with its name; a pod in the node's network has none of its own.
+/// The addresses of a running pod, with its name; a pod with host networking has none of its own.
 fn addresses_of(pod: &Pod) -> Vec<(IpAddr, String)> {
     let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else {
         return Vec::new();
@@ -356,23 +360,23 @@ fn addresses_of(pod: &Pod) -> Vec<(IpAddr, String)> {
     if spec.host_network == Some(true) || over {
         return Vec::new();
     }
-    let name = match owner(&pod.metadata) {
+    let name = match pod_owner(&pod.metadata) {
         Some(owner) => owner.name,
         None => pod.metadata.name.clone().unwrap_or_default(),
     };
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let many = status.pod_ips.iter().flatten().map(|address| &address.ip);
-    at(
+    named_addresses(
         status.pod_ip.iter().chain(many),
         &format!("{name}.{namespace}.pod"),
     )
 }
 
-/// The uid that the kubelet has for a pod that it was given in a file.
+/// The kubelet's uid of a static pod.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
 
-/// The names of a pod and of its containers, by each uid that a path may have for it.
-fn names(pod: &Pod) -> Vec<(String, Vec<Named>)> {
+/// The names of a pod and its containers, by each uid that a cgroup path may contain.
+fn container_names(pod: &Pod) -> Vec<(String, Vec<ContainerNames>)> {
     let meta = &pod.metadata;
     let Some(api_uid) = &meta.uid else {
         return Vec::new();
@@ -380,7 +384,7 @@ fn names(pod: &Pod) -> Vec<(String, Vec<Named>)> {
     let mut uids = vec![api_uid.clone()];
     let annotated = meta.annotations.as_ref();
     uids.extend(annotated.and_then(|all| all.get(STATIC_UID)).cloned());
-    let owner = owner(meta);
+    let owner = pod_owner(meta);
     let account = pod
         .spec
         .as_ref()
@@ -388,21 +392,21 @@ fn names(pod: &Pod) -> Vec<(String, Vec<Named>)> {
         .filter(|name| !name.is_empty());
     uids.into_iter()
         .map(|uid| {
-            let whole = Named {
+            let whole = ContainerNames {
                 pod_uid: Some(uid.clone()),
                 api_uid: Some(api_uid.clone()),
                 namespace: meta.namespace.clone(),
                 pod: meta.name.clone(),
                 owner: owner.clone(),
                 service_account: account.clone(),
-                ..Named::default()
+                ..ContainerNames::default()
             };
             let mut named = vec![whole.clone()];
             for status in statuses(pod) {
-                named.extend(ids(status).map(|id| Named {
+                named.extend(container_ids(status).map(|id| ContainerNames {
                     id,
                     container: Some(status.name.clone()),
-                    image: image(pod, status),
+                    image: container_image(pod, status),
                     ..whole.clone()
                 }));
             }
@@ -411,9 +415,9 @@ fn names(pod: &Pod) -> Vec<(String, Vec<Named>)> {
         .collect()
 }
 
-/// What a container was made from: the name that the kubelet gives, or that was asked for where it gives none but
-/// a digest.
-fn image(pod: &Pod, status: &ContainerStatus) -> Option<String> {
+/// The image of a container: as named by the kubelet, or as requested if the kubelet gives only a
+/// digest.
+fn container_image(pod: &Pod, status: &ContainerStatus) -> Option<String> {
     let told =
         Some(&status.image).filter(|image| !image.is_empty() && !image.starts_with("sha256:"));
     let asked = || {
@@ -440,8 +444,8 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     })
 }
 
-/// The ids of a container, now and before its last restart, without the runtime's name.
-fn ids(status: &ContainerStatus) -> impl Iterator<Item = String> {
+/// The ids of a container, current and before its last restart, without the runtime's name.
+fn container_ids(status: &ContainerStatus) -> impl Iterator<Item = String> {
     let last = status
         .last_state
         .as_ref()
@@ -453,9 +457,9 @@ fn ids(status: &ContainerStatus) -> impl Iterator<Item = String> {
         .filter_map(|id| Some(id.split_once("://")?.1.to_owned()))
 }
 
-/// Who controls a pod: of a ReplicaSet the Deployment that made it, of a Job the CronJob. Both are
-/// told by the names that their controllers give, so that nothing else has to be asked for.
-fn owner(meta: &ObjectMeta) -> Option<Owner> {
+/// The controller of a pod: for a ReplicaSet its Deployment, for a Job its CronJob. Both are
+/// derived from the names that controllers generate, so no further query is needed.
+fn pod_owner(meta: &ObjectMeta) -> Option<PodOwner> {
     let controller = meta
         .owner_references
         .iter()
@@ -469,7 +473,7 @@ fn owner(meta: &ObjectMeta) -> Option<Owner> {
         (!name.is_empty()).then(|| name.to_owned())
     };
     let (kind, name) = match (group, controller.kind.as_str()) {
-        // A pod that a node was given in a file is the node's own.
+        // A static pod belongs to its node.
         ("v1", "Node") => return None,
         ("apps", "ReplicaSet") => {
             if let Some(name) = before(label("rollouts-pod-template-hash")) {
@@ -482,18 +486,18 @@ fn owner(meta: &ObjectMeta) -> Option<Owner> {
         }
         ("apps", "StatefulSet") => (WorkloadKind::StatefulSet, name.clone()),
         ("apps", "DaemonSet") => (WorkloadKind::DaemonSet, name.clone()),
-        ("batch", "Job") => match scheduled(name, meta) {
+        ("batch", "Job") => match cron_job_name(name, meta) {
             Some(name) => (WorkloadKind::CronJob, name),
             None => (WorkloadKind::Job, name.clone()),
         },
         _ => (WorkloadKind::Owner, name.clone()),
     };
-    Some(Owner { kind, name })
+    Some(PodOwner { kind, name })
 }
 
-/// The CronJob of a Job: its name ends with the minute that it was scheduled for, which is close to
-/// when its pod was made.
-fn scheduled(job: &str, meta: &ObjectMeta) -> Option<String> {
+/// The CronJob of a Job: the Job's name ends with the minute for which it was scheduled, which is
+/// close to the pod's creation time.
+fn cron_job_name(job: &str, meta: &ObjectMeta) -> Option<String> {
     const DAY: i64 = 24 * 60;
     let (name, minute) = job.rsplit_once('-')?;
     let minute: i64 = minute.parse().ok()?;
@@ -529,7 +533,7 @@ mod tests {
         serde_json::from_value(pod).expect("a pod")
     }
 
-    /// Objects are merged, and everything else is replaced.
+    /// Merges objects, and replaces everything else.
     fn merge(value: &mut Value, more: Value) {
         match (value, more) {
             (Value::Object(value), Value::Object(more)) => {
@@ -545,7 +549,7 @@ mod tests {
         let reference = json!([{ "apiVersion": version, "kind": kind, "name": name, "uid": "o",
             "controller": true }]);
         let pod = pod(json!({ "metadata": { "ownerReferences": reference } }));
-        owner(&pod.metadata).map(|owner| (owner.kind, owner.name))
+        pod_owner(&pod.metadata).map(|owner| (owner.kind, owner.name))
     }
 
     #[test]
@@ -596,7 +600,7 @@ mod tests {
 
     #[test]
     fn a_restarted_container_keeps_the_name_of_its_former_id() {
-        let all = names(&pod(json!({})));
+        let all = container_names(&pod(json!({})));
         let [(uid, named)] = &all[..] else {
             panic!("one uid");
         };
@@ -611,35 +615,35 @@ mod tests {
     #[test]
     fn a_static_pod_is_known_by_the_kubelets_uid_too() {
         let annotations = json!({ "metadata": { "annotations": { (STATIC_UID): "hash" } } });
-        let uids: Vec<String> = names(&pod(annotations))
+        let uids: Vec<String> = container_names(&pod(annotations))
             .into_iter()
             .map(|(uid, _)| uid)
             .collect();
         assert_eq!(uids, ["u-1", "hash"]);
     }
 
-    /// A cluster of nothing.
-    fn all_told() -> (Shared, Addresses) {
-        let known = Shared::default();
-        let addresses = Addresses(known.clone());
-        for (told, address) in [("10.1.0.7", Some(ANOTHER)), ("203.0.113.7", None)] {
-            let at = addresses.at(told.parse().expect("an address"));
+    /// An empty, synced cluster.
+    fn all_told() -> (SharedNameIndex, AddressIndex) {
+        let known = SharedNameIndex::default();
+        let addresses = AddressIndex(known.clone());
+        for (told, address) in [("10.1.0.7", Some(UNKNOWN_NAME)), ("203.0.113.7", None)] {
+            let at = addresses.object_at(told.parse().expect("an address"));
             assert_eq!(at.as_deref(), address, "{told}, before anything was told");
         }
         let nothing = || HashSet::new();
-        Watched::<Pod>::told(&mut known.clone(), Told::All(&nothing()));
-        Watched::<Service>::told(&mut known.clone(), Told::All(&nothing()));
-        assert!(!addresses.are_told());
-        Watched::<Node>::told(&mut known.clone(), Told::All(&nothing()));
-        addresses.wait(Duration::from_secs(60));
-        assert!(addresses.are_told());
+        WatchHandler::<Pod>::deliver(&mut known.clone(), WatchEvent::All(&nothing()));
+        WatchHandler::<Service>::deliver(&mut known.clone(), WatchEvent::All(&nothing()));
+        assert!(!addresses.is_synced());
+        WatchHandler::<Node>::deliver(&mut known.clone(), WatchEvent::All(&nothing()));
+        addresses.await_sync(Duration::from_secs(60));
+        assert!(addresses.is_synced());
         (known, addresses)
     }
 
     #[test]
     fn an_address_is_of_who_has_it_now() {
         let (known, addresses) = all_told();
-        let at = |text: &str| addresses.at(text.parse().expect("an address"));
+        let at = |text: &str| addresses.object_at(text.parse().expect("an address"));
         let first = pod(json!({}));
         first.put(&mut lock(&known));
         assert_eq!(at("10.1.0.7").as_deref(), Some("api.payments.pod"));
@@ -654,7 +658,7 @@ mod tests {
             lock(&known).pods.contains_key("u-1"),
             "names of the dead are kept"
         );
-        Pod::told(&HashSet::new(), &mut lock(&known));
+        Pod::synced(&HashSet::new(), &mut lock(&known));
         assert_eq!(at("10.1.0.7"), None);
         let over = pod(json!({ "status": { "phase": "Succeeded" } }));
         over.put(&mut lock(&known));
@@ -664,7 +668,7 @@ mod tests {
     #[test]
     fn services_and_nodes_have_addresses() {
         let (known, addresses) = all_told();
-        let at = |text: &str| addresses.at(text.parse().expect("an address"));
+        let at = |text: &str| addresses.object_at(text.parse().expect("an address"));
         let service: Service = serde_json::from_value(json!({
             "metadata": { "name": "ledger", "namespace": "payments", "uid": "s-1" },
             "spec": { "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "externalIPs": ["192.0.2.1"] },
@@ -683,20 +687,20 @@ mod tests {
             assert_eq!(at(address).as_deref(), Some("ledger.payments.svc"));
         }
         assert_eq!(at("10.0.0.5").as_deref(), Some("n1.node"));
-        Service::told(&HashSet::new(), &mut lock(&known));
+        Service::synced(&HashSet::new(), &mut lock(&known));
         assert_eq!(at("10.96.0.9"), None);
         assert_eq!(at("10.0.0.5").as_deref(), Some("n1.node"));
     }
 
     proptest! {
-        /// Names of any shape give no panic, and an owner's name is part of its controller's.
+        /// No name causes a panic, and an owner's name is part of its controller's.
         #[test]
         fn any_names(name in "[a-z0-9-]{0,20}", hash in "[a-z0-9]{0,8}", kind in "ReplicaSet|Job|Node|X") {
             let version = if kind == "Job" { "batch/v1" } else { "apps/v1" };
             let pod = pod(json!({ "metadata": { "labels": { "pod-template-hash": hash },
                 "ownerReferences": [{ "apiVersion": version, "kind": kind, "name": name, "uid": "o",
                     "controller": true }] } }));
-            if let Some(owner) = owner(&pod.metadata) {
+            if let Some(owner) = pod_owner(&pod.metadata) {
                 prop_assert!(name.starts_with(&owner.name));
             }
         }

@@ -1,12 +1,12 @@
 //! Expectations in the cluster: the custom resource `CredentialPolicy`.
 //!
-//! Every agent reads all of them. What one of them says is taken where it can be understood; the last
-//! that could stays where it cannot, and the resource's status says why. All agents come to the same
-//! status, so that only the first has to write it. What holds is kept in the state directory: an agent that
-//! starts while the API is away expects what it expected before.
+//! Every agent reads all of them. A resource that cannot be parsed keeps its last accepted version
+//! in force, and its status says why. All agents compute the same status, so only the first one has
+//! to write it. Accepted resources are kept in the state directory: an agent that starts while the
+//! API is unavailable uses them.
 
-use super::{Told, Watched, follow};
-use crate::{credential::catalog::Catalog, policy::document::Document};
+use super::{WatchEvent, WatchHandler, follow};
+use crate::{credential::catalog::Catalog, policy::document::ConfigDocument};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
@@ -28,43 +28,44 @@ const GROUP: &str = "keytrail.dev";
 const VERSION: &str = "v1alpha1";
 const KIND: &str = "CredentialPolicy";
 const PLURAL: &str = "credentialpolicies";
-/// Where what holds is kept, in the state directory: specs by name.
-const FILE: &str = "policies.json";
-/// The one condition of a status.
-const ACCEPTED: &str = "Accepted";
+/// File in the state directory with the accepted resources: specs by name.
+const STATE_FILE: &str = "policies.json";
+/// The only condition of a status.
+const ACCEPTED_CONDITION: &str = "Accepted";
 
-/// The expectations that the cluster has.
+/// The expectations of the cluster.
 #[derive(Clone, Debug, Default)]
-pub struct Policies(Arc<Mutex<Held>>);
+pub struct ClusterPolicies(Arc<Mutex<PolicyState>>);
 
 #[derive(Debug, Default)]
-struct Held {
-    /// Spec and what it says by name; ordered, so that every agent has them in one order.
-    accepted: BTreeMap<String, (Value, Document)>,
-    /// Names of those that are not accepted as they are now.
+struct PolicyState {
+    /// Accepted spec and its parsed form, by name; ordered, so that every agent uses the same
+    /// order.
+    accepted: BTreeMap<String, (Value, ConfigDocument)>,
+    /// Names of resources whose current version is not accepted.
     refused: BTreeSet<String>,
     version: u64,
-    /// Where it is kept, if anywhere.
+    /// Where they are stored, if anywhere.
     file: Option<PathBuf>,
 }
 
-/// What holds now.
+/// The expectations in force.
 #[derive(Debug)]
-pub struct Expected {
-    /// Changes whenever something does.
+pub struct PolicySnapshot {
+    /// Changes whenever the expectations do.
     pub version: u64,
-    pub documents: Vec<Document>,
-    /// Resources that are not accepted as they are now.
+    pub documents: Vec<ConfigDocument>,
+    /// Number of resources whose current version is not accepted.
     pub refused: usize,
 }
 
-impl Policies {
-    /// With what held when the agent ran last.
+impl ClusterPolicies {
+    /// Restores the expectations stored by the previous run.
     pub fn restore(state_dir: &Path) -> Self {
-        let file = state_dir.join(FILE);
+        let file = state_dir.join(STATE_FILE);
         let kept = match fs::read(&file) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::warn!(file = %file.display(), %error, "what the cluster expected before is not readable; it is asked anew");
+                tracing::warn!(file = %file.display(), %error, "cannot read the stored expectations of the cluster; fetching them again");
                 BTreeMap::new()
             }),
             Err(_) => BTreeMap::<String, Value>::new(),
@@ -72,11 +73,11 @@ impl Policies {
         let accepted: BTreeMap<_, _> = kept
             .into_iter()
             .filter_map(|(name, spec)| {
-                let document = judge(&name, &spec).ok()?;
+                let document = parse_policy(&name, &spec).ok()?;
                 Some((name, (spec, document)))
             })
             .collect();
-        Self(Arc::new(Mutex::new(Held {
+        Self(Arc::new(Mutex::new(PolicyState {
             version: u64::from(!accepted.is_empty()),
             accepted,
             refused: BTreeSet::new(),
@@ -84,10 +85,10 @@ impl Policies {
         })))
     }
 
-    /// What holds now, where it is not what held at `version`.
-    pub fn since(&self, version: u64) -> Option<Expected> {
+    /// The current expectations, if they differ from those at `version`.
+    pub fn since(&self, version: u64) -> Option<PolicySnapshot> {
         let held = self.lock();
-        (held.version != version).then(|| Expected {
+        (held.version != version).then(|| PolicySnapshot {
             version: held.version,
             documents: held
                 .accepted
@@ -98,12 +99,12 @@ impl Policies {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, PolicyState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, name: &str, spec: &Value, judged: &Result<Document, String>) {
-        self.change(|held| match judged {
+    fn put(&self, name: &str, spec: &Value, judged: &Result<ConfigDocument, String>) {
+        self.publish(|held| match judged {
             Ok(document) => {
                 let same = held.accepted.get(name).is_some_and(|(old, _)| old == spec);
                 let entry = (spec.clone(), document.clone());
@@ -114,8 +115,8 @@ impl Policies {
         });
     }
 
-    fn keep(&self, is_there: impl Fn(&str) -> bool) {
-        self.change(|held| {
+    fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        self.publish(|held| {
             let before = (held.accepted.len(), held.refused.len());
             held.accepted.retain(|name, _| is_there(name));
             held.refused.retain(|name| is_there(name));
@@ -123,8 +124,8 @@ impl Policies {
         });
     }
 
-    /// Says to the pipeline, and keeps, what has changed.
-    fn change(&self, make: impl FnOnce(&mut Held) -> bool) {
+    /// Publishes a change to the pipeline, and stores it.
+    fn publish(&self, make: impl FnOnce(&mut PolicyState) -> bool) {
         let mut held = self.lock();
         if !make(&mut held) {
             return;
@@ -138,7 +139,7 @@ impl Policies {
             .iter()
             .map(|(name, (spec, _))| (name.clone(), spec.clone()))
             .collect();
-        // The pipeline looks every second, and is not to wait for a disk.
+        // The pipeline reads every second, and must not wait for a disk.
         drop(held);
         let new = file.with_extension("new");
         let written = OpenOptions::new()
@@ -150,20 +151,20 @@ impl Policies {
             .and_then(|mut out| out.write_all(json!(specs).to_string().as_bytes()))
             .and_then(|()| fs::rename(&new, &file));
         if let Err(error) = written {
-            tracing::warn!(file = %file.display(), %error, "what the cluster expects is not kept for the next start");
+            tracing::warn!(file = %file.display(), %error, "cannot store the expectations of the cluster for the next start");
         }
     }
 }
 
-/// Reads the resources, and writes what came of them.
+/// Watches the resources, and writes their statuses.
 #[derive(Debug)]
-pub struct Reviewer {
-    policies: Policies,
+pub struct PolicyReviewer {
+    policies: ClusterPolicies,
     api: Api<DynamicObject>,
 }
 
-impl Reviewer {
-    pub fn new(policies: Policies, client: Client) -> Self {
+impl PolicyReviewer {
+    pub fn new(policies: ClusterPolicies, client: Client) -> Self {
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, KIND), PLURAL);
         Self {
@@ -172,10 +173,10 @@ impl Reviewer {
         }
     }
 
-    /// For good.
+    /// Never returns.
     pub async fn follow(&mut self, config: watcher::Config) {
         let (tell, told) = unbounded_channel();
-        let memory = Memory {
+        let memory = PolicyWatch {
             policies: self.policies.clone(),
             names: BTreeMap::new(),
             tell,
@@ -194,91 +195,92 @@ impl Reviewer {
                 .patch_status(&name, &PatchParams::default(), &patch)
                 .await;
             if let Err(error) = written {
-                tracing::warn!(policy = name, %error, "the status of a CredentialPolicy is not written");
+                tracing::warn!(policy = name, %error, "cannot write the status of a CredentialPolicy");
             }
         }
     }
 }
 
-/// What is remembered of the resources, and where statuses go to be written.
+/// The known resources, and the queue of statuses to write.
 #[derive(Debug)]
-struct Memory {
-    policies: Policies,
+struct PolicyWatch {
+    policies: ClusterPolicies,
     /// Names by uid.
     names: BTreeMap<String, String>,
     tell: UnboundedSender<(String, Value)>,
 }
 
-impl Watched<DynamicObject> for Memory {
-    fn told(&mut self, told: Told<'_, DynamicObject>) {
+impl WatchHandler<DynamicObject> for PolicyWatch {
+    fn deliver(&mut self, told: WatchEvent<'_, DynamicObject>) {
         match told {
-            Told::There(object) => {
+            WatchEvent::There(object) => {
                 let (Some(name), Some(uid)) = (&object.metadata.name, &object.metadata.uid) else {
                     return;
                 };
                 let spec = object.data.get("spec").unwrap_or(&Value::Null);
-                let judged = judge(name, spec);
+                let judged = parse_policy(name, spec);
                 self.names.insert(uid.clone(), name.clone());
                 self.policies.put(name, spec, &judged);
                 if let Err(reason) = &judged {
-                    tracing::error!(policy = name, %reason, "a CredentialPolicy is not accepted; what it said before stays");
+                    tracing::error!(policy = name, %reason, "CredentialPolicy rejected; its previous version stays in force");
                 }
                 let generation = object.metadata.generation.unwrap_or(0);
                 let before = object.data.get("status");
-                if let Some(status) = status(before, generation, &judged, Timestamp::now()) {
-                    // The other end is gone only with the agent.
+                if let Some(status) = status_update(before, generation, &judged, Timestamp::now()) {
+                    // The receiver is dropped only with the agent.
                     let _ = self.tell.send((name.clone(), status));
                 }
             }
-            Told::Gone(object) => {
+            WatchEvent::Gone(object) => {
                 if let Some(name) = &object.metadata.name {
-                    self.policies.keep(|there| there != name);
+                    self.policies.retain(|there| there != name);
                 }
             }
-            Told::All(uids) => self.keep(uids),
-            Told::Down(_) => {}
+            WatchEvent::All(uids) => self.retain(uids),
+            WatchEvent::Down(_) => {}
         }
     }
 }
 
-impl Memory {
-    fn keep(&mut self, uids: &HashSet<String>) {
+impl PolicyWatch {
+    fn retain(&mut self, uids: &HashSet<String>) {
         self.names.retain(|uid, _| uids.contains(uid));
         let there: HashSet<&String> = self.names.values().collect();
-        self.policies.keep(|name| there.contains(&name.to_owned()));
+        self.policies
+            .retain(|name| there.contains(&name.to_owned()));
     }
 }
 
-/// What a resource says, or what is wrong with it.
-fn judge(name: &str, spec: &Value) -> Result<Document, String> {
-    // Settings of an agent are not the cluster's to change.
+/// Parses a resource, or says what is wrong with it.
+fn parse_policy(name: &str, spec: &Value) -> Result<ConfigDocument, String> {
+    // The cluster must not change an agent's settings.
     const FIELDS: [&str; 2] = ["credentials", "authenticators"];
-    let fields = spec.as_object().ok_or("it has no spec")?;
+    let fields = spec.as_object().ok_or("spec is missing")?;
     if let Some(field) = fields
         .keys()
         .find(|field| !FIELDS.contains(&field.as_str()))
     {
-        return Err(format!("spec.{field} is none of {}", FIELDS.join(", ")));
+        return Err(format!("spec.{field} is not one of {}", FIELDS.join(", ")));
     }
     let place = Path::new("spec");
-    let document =
-        Document::parse(place, &spec.to_string()).map_err(|error| plain(&error.to_string()))?;
+    let document = ConfigDocument::parse(place, &spec.to_string())
+        .map_err(|error| without_position(&error.to_string()))?;
     let (files, variables) = document.places();
     Catalog::new("", &files, &variables).map_err(|error| format!("{name}: {error}"))?;
     Ok(document)
 }
 
-/// Without line and column: those of the text that it was made into say nothing.
-fn plain(error: &str) -> String {
+/// Removes line and column, which refer to a text that the user has never seen.
+fn without_position(error: &str) -> String {
     let reason = error.splitn(4, ':').nth(3).unwrap_or(error);
     reason.trim().to_owned()
 }
 
-/// The status that a resource is to have; `None` where it has it.
-fn status(
+/// The status that a resource should have; `None` if it has it already.
+fn status_update(
     before: Option<&Value>,
     generation: i64,
-    judged: &Result<Document, String>,
+    judged: &Result<ConfigDocument, String>,
     now: Timestamp,
 ) -> Option<Value> {
     let (status, reason, message, credentials) = match judged {
@@ -296,7 +298,7 @@ fn status(
         .and_then(|before| before.get("conditions")?.as_array())
         .into_iter()
         .flatten()
-        .find(|condition| condition["type"] == ACCEPTED);
+        .find(|condition| condition["type"] == ACCEPTED_CONDITION);
     let same = condition.is_some_and(|condition| {
         condition["status"] == status
             && condition["reason"] == reason
@@ -314,7 +316,7 @@ fn status(
         "observedGeneration": generation,
         "credentials": credentials,
         "conditions": [{
-            "type": ACCEPTED,
+            "type": ACCEPTED_CONDITION,
             "status": status,
             "reason": reason,
             "message": message,
@@ -348,22 +350,22 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_and_does_not_replace_what_was_right() {
-        let policies = Policies::default();
+        let policies = ClusterPolicies::default();
         let (tell, mut told) = unbounded_channel();
-        let mut memory = Memory {
+        let mut memory = PolicyWatch {
             policies: policies.clone(),
             names: BTreeMap::new(),
             tell,
         };
-        memory.told(Told::There(&object("a", &good(), None)));
+        memory.deliver(WatchEvent::There(&object("a", &good(), None)));
         let held = policies.since(0).expect("it has changed");
         assert_eq!((held.documents.len(), held.refused), (1, 0));
         let (name, status) = told.try_recv().expect("a status");
         assert_eq!(name, "a");
         assert_eq!(status["conditions"][0]["status"], "True");
         assert_eq!(status["credentials"], 1);
-        // The same again needs no writing.
-        memory.told(Told::There(&object("a", &good(), Some(&status))));
+        // An identical resource needs no status update.
+        memory.deliver(WatchEvent::There(&object("a", &good(), Some(&status))));
         assert!(told.try_recv().is_err());
         for wrong in [
             json!({ "credentials": [{ "name": "x", "match": { "file": "/a" }, "readerz": [] }] }),
@@ -371,7 +373,7 @@ mod tests {
             json!({ "state_dir": "/etc" }),
             Value::Null,
         ] {
-            memory.told(Told::There(&object("a", &wrong, Some(&status))));
+            memory.deliver(WatchEvent::There(&object("a", &wrong, Some(&status))));
             let held = policies.since(0).expect("it has changed");
             assert_eq!((held.documents.len(), held.refused), (1, 1), "{wrong}");
             let (_, status) = told.try_recv().expect("a status");
@@ -379,7 +381,7 @@ mod tests {
             assert_eq!(condition["status"], "False", "{wrong}");
             assert_ne!(condition["message"], "", "{wrong}");
         }
-        memory.told(Told::Gone(&object("a", &good(), None)));
+        memory.deliver(WatchEvent::Gone(&object("a", &good(), None)));
         let held = policies.since(0).expect("it has changed");
         assert_eq!((held.documents.len(), held.refused), (0, 0));
         assert!(policies.since(held.version).is_none());
@@ -388,44 +390,44 @@ mod tests {
     #[test]
     fn what_held_before_holds_until_the_cluster_says_otherwise() {
         let state = tempfile::tempdir().expect("a directory");
-        let remember = |policies: &Policies| Memory {
+        let remember = |policies: &ClusterPolicies| PolicyWatch {
             policies: policies.clone(),
             names: BTreeMap::new(),
             tell: unbounded_channel().0,
         };
-        let first = Policies::restore(state.path());
+        let first = ClusterPolicies::restore(state.path());
         assert!(first.since(0).is_none());
         let mut memory = remember(&first);
-        memory.told(Told::There(&object("a", &good(), None)));
-        memory.told(Told::There(&object("b", &good(), None)));
+        memory.deliver(WatchEvent::There(&object("a", &good(), None)));
+        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
         let version = first.since(0).expect("it has changed").version;
-        // A status that was written is no change of what is expected.
-        memory.told(Told::There(&object("b", &good(), None)));
+        // A status update does not change the expectations.
+        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
         assert!(first.since(version).is_none());
-        let second = Policies::restore(state.path());
+        let second = ClusterPolicies::restore(state.path());
         let held = second.since(0).expect("what was kept");
         assert_eq!(held.documents.len(), 2);
         let mut memory = remember(&second);
-        memory.told(Told::There(&object("b", &good(), None)));
-        memory.told(Told::All(&HashSet::from(["uid-b".to_owned()])));
-        let third = Policies::restore(state.path());
+        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
+        memory.deliver(WatchEvent::All(&HashSet::from(["uid-b".to_owned()])));
+        let third = ClusterPolicies::restore(state.path());
         assert_eq!(third.since(0).expect("what was kept").documents.len(), 1);
-        fs::write(state.path().join(FILE), "[1,").expect("a file");
-        assert!(Policies::restore(state.path()).since(0).is_none());
+        fs::write(state.path().join(STATE_FILE), "[1,").expect("a file");
+        assert!(ClusterPolicies::restore(state.path()).since(0).is_none());
     }
 
     #[test]
     fn what_went_while_nobody_watched_is_gone() {
-        let policies = Policies::default();
+        let policies = ClusterPolicies::default();
         let (tell, _told) = unbounded_channel();
-        let mut memory = Memory {
+        let mut memory = PolicyWatch {
             policies: policies.clone(),
             names: BTreeMap::new(),
             tell,
         };
-        memory.told(Told::There(&object("a", &good(), None)));
-        memory.told(Told::There(&object("b", &good(), None)));
-        memory.told(Told::All(&HashSet::from(["uid-b".to_owned()])));
+        memory.deliver(WatchEvent::There(&object("a", &good(), None)));
+        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
+        memory.deliver(WatchEvent::All(&HashSet::from(["uid-b".to_owned()])));
         let held = policies.since(0).expect("it has changed");
         assert_eq!(held.documents.len(), 1);
     }
@@ -433,8 +435,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_judged(text in "\\PC{0,40}", field in "[a-z]{0,12}") {
-            let _ = judge("x", &json!({ "credentials": text }));
-            let _ = judge("x", &json!({ field: [text] }));
+            let _ = parse_policy("x", &json!({ "credentials": text }));
+            let _ = parse_policy("x", &json!({ field: [text] }));
         }
     }
 }

@@ -1,16 +1,16 @@
-//! The catalog: what is a credential, by place, by name and by form.
+//! The catalog: recognises credentials by place, by name and by form.
 
 use crate::{
     model::{Lifetime, Role},
-    sensor::Rules,
+    sensor::FilterRules,
 };
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use monitor_common::{
     answer::field_key,
     environ::word_key,
     filter::{
-        HOST, JWT_VALUE, Kind, NEEDS_PAIR, PLAIN, URL_WORD, hash_of, key, pair_key, value_key,
-        word_of,
+        FilterKind, HOST, JWT_VALUE, NEEDS_PAIR, PLAIN, URL_WORD, hash_of_name, key, pair_key,
+        prefix_word, value_key,
     },
     http2::coded_header_key,
     scan::{HEADER_MAX, header_key},
@@ -21,12 +21,12 @@ use thiserror::Error;
 
 const EMBEDDED: &str = include_str!("catalog.yaml");
 
-/// Why a catalog is not usable.
+/// Why a catalog cannot be used.
 #[derive(Debug, Error)]
 pub enum CatalogError {
     #[error("catalog: {0}")]
     Syntax(String),
-    #[error("catalog: class {class}: `{glob}` is no glob: {source}")]
+    #[error("catalog: class {class}: `{glob}` is not a valid glob: {source}")]
     Glob {
         class: String,
         glob: String,
@@ -36,11 +36,11 @@ pub enum CatalogError {
     Header(String),
 }
 
-/// How secrets stand in a file.
+/// How secrets are stored in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// The file is one token, with white space around it.
+pub enum FileFormat {
+    /// The file is one token, possibly surrounded by white space.
     #[default]
     Token,
     Pem,
@@ -49,10 +49,10 @@ pub enum Format {
     Yaml,
     Netrc,
     Pgpass,
-    /// A line is a URL with user info.
+    /// Each line is a URL with user info.
     Urls,
     Dotenv,
-    /// AWS profiles: key pairs named by their access key id.
+    /// AWS profiles: key pairs, named by their access key id.
     Aws,
     /// Docker's registry credentials.
     Docker,
@@ -62,10 +62,10 @@ pub enum Format {
     Opaque,
 }
 
-/// A class as the catalog has it.
+/// A class of credentials, as written in the catalog.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Class {
+pub struct CredentialClass {
     pub class: String,
     pub role: Role,
     pub lifetime: Lifetime,
@@ -76,7 +76,7 @@ pub struct Class {
     #[serde(default)]
     pub sockets: Vec<String>,
     #[serde(default)]
-    pub format: Format,
+    pub format: FileFormat,
     #[serde(default)]
     pub keys: Vec<String>,
     #[serde(default)]
@@ -99,9 +99,9 @@ pub struct Class {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct CatalogDocument {
     #[serde(default)]
-    classes: Vec<Class>,
+    classes: Vec<CredentialClass>,
     #[serde(default)]
     never_files: Vec<String>,
     #[serde(default)]
@@ -111,43 +111,43 @@ struct Document {
     #[serde(default)]
     headers: Vec<String>,
     #[serde(default)]
-    authenticators: Vec<Authenticator>,
+    authenticators: Vec<CatalogAuthenticator>,
     #[serde(default)]
-    answers: Vec<Answer>,
+    answers: Vec<IssuedField>,
     #[serde(default)]
-    pointers: Vec<Pointer>,
+    pointers: Vec<PathVariable>,
 }
 
-/// A variable whose value is where a credential is.
+/// A variable whose value is the path of a credential.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pointer {
+pub struct PathVariable {
     pub variable: String,
     pub class: String,
-    /// The file in the directory that the variable names.
+    /// File name, if the variable names its directory.
     #[serde(default)]
     pub below: Option<String>,
 }
 
-/// A system that mints credentials, or before which one proves who one is.
+/// A system that issues credentials, or performs primary authentication.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Authenticator {
+struct CatalogAuthenticator {
     name: String,
     hosts: Vec<String>,
     #[serde(default)]
     port: Option<u16>,
 }
 
-/// A field of an answer whose value is a credential.
+/// A response field whose value is a credential.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Answer {
+pub struct IssuedField {
     pub field: String,
-    /// Its class; without one a value counts only by its form.
+    /// Its class; without one a value is recognised only by its form.
     #[serde(default)]
     pub class: Option<String>,
-    /// The field that stands for the whole key.
+    /// The field that identifies the whole key pair.
     #[serde(default)]
     pub of: Option<String>,
 }
@@ -155,48 +155,49 @@ pub struct Answer {
 /// The compiled catalog.
 #[derive(Debug)]
 pub struct Catalog {
-    classes: Vec<Class>,
+    classes: Vec<CredentialClass>,
     files: GlobSet,
-    /// Class of each glob in `files`.
+    /// The class of each glob in `files`.
     file_class: Vec<usize>,
     sockets: GlobSet,
     socket_class: Vec<usize>,
     never_files: GlobSet,
     variables: GlobSet,
-    /// Class of each glob in `variables`, and whether its value is the secret, or a URL that may have one in it.
+    /// The class of each glob in `variables`, and whether its value is the secret itself rather
+    /// than a URL that may contain one.
     variable_class: Vec<(usize, bool)>,
     never_variables: GlobSet,
-    /// `(prefix, class)`; the index is what the probes send.
+    /// `(prefix, class)`; probes send the index.
     prefixes: Vec<(String, usize)>,
-    /// Names of headers, each with its class where it has one; the index is what the probes send.
+    /// Header names, with their class if they have one; probes send the index.
     headers: Vec<(String, Option<usize>)>,
     homes: Vec<GlobSet>,
     usual: Vec<GlobSet>,
     metadata: Vec<std::net::IpAddr>,
     file_globs: Vec<String>,
-    authenticators: Vec<(Authenticator, GlobSet)>,
-    /// The index is what the probes send.
-    answers: Vec<Answer>,
-    pointers: Vec<Pointer>,
+    authenticators: Vec<(CatalogAuthenticator, GlobSet)>,
+    /// Probes send the index.
+    answers: Vec<IssuedField>,
+    pointers: Vec<PathVariable>,
 }
 
-/// A secret shorter than this has no form that could be trusted.
-const SHORTEST_FORM: usize = 16;
+/// A shorter secret has no reliable form.
+const FORM_MIN: usize = 16;
 
-/// The class under which a file is known that only an expectation names.
-pub const WRITTEN: &str = "named-secret";
+/// The class of a file that only an expectation names.
+pub const EXPECTATION_CLASS: &str = "named-secret";
 
 impl Catalog {
-    /// The embedded catalog, what a configuration adds before it, and the places that
-    /// expectations name after it.
+    /// Compiles the embedded catalog, preceded by the additions of a configuration and followed by
+    /// the places that expectations name.
     pub fn new(
         added: &str,
         written_files: &[String],
         written_variables: &[String],
     ) -> Result<Self, CatalogError> {
-        let parse = |text: &str| -> Result<Document, CatalogError> {
+        let parse = |text: &str| -> Result<CatalogDocument, CatalogError> {
             if text.trim().is_empty() {
-                return Ok(Document::default());
+                return Ok(CatalogDocument::default());
             }
             serde_saphyr::from_str(text).map_err(|error| CatalogError::Syntax(error.to_string()))
         };
@@ -212,14 +213,14 @@ impl Catalog {
         document.authenticators.extend(embedded.authenticators);
         document.answers.extend(embedded.answers);
         document.pointers.extend(embedded.pointers);
-        document.classes.push(Class {
-            class: WRITTEN.to_owned(),
+        document.classes.push(CredentialClass {
+            class: EXPECTATION_CLASS.to_owned(),
             role: Role::Access,
             lifetime: Lifetime::Static,
             short_form: false,
             files: written_files.to_vec(),
             sockets: written_files.to_vec(),
-            format: Format::Token,
+            format: FileFormat::Token,
             keys: Vec::new(),
             environment: written_variables.to_vec(),
             url_environment: Vec::new(),
@@ -233,7 +234,7 @@ impl Catalog {
         Self::compile(document)
     }
 
-    fn compile(document: Document) -> Result<Self, CatalogError> {
+    fn compile(document: CatalogDocument) -> Result<Self, CatalogError> {
         let classes = document.classes;
         let mut files = GlobSetBuilder::new();
         let mut file_class = Vec::new();
@@ -331,55 +332,56 @@ impl Catalog {
     }
 
     /// The class of a file, by its normalised path.
-    pub fn file(&self, path: &str) -> Option<&Class> {
+    pub fn file(&self, path: &str) -> Option<&CredentialClass> {
         let matched = self.files.matches(path);
         let first = matched.iter().map(|glob| self.file_class[*glob]).min()?;
         let class = &self.classes[first];
-        // What a person wrote down is a credential, even where the list says that such are not.
+        // What an expectation names is a credential even if the catalog excludes it.
         if self.never_files.is_match(path)
             && !matched
                 .iter()
-                .any(|glob| self.classes[self.file_class[*glob]].class == WRITTEN)
+                .any(|glob| self.classes[self.file_class[*glob]].class == EXPECTATION_CLASS)
         {
             return None;
         }
         Some(class)
     }
 
-    /// The class of what is handed out at a socket, by its normalised path.
-    pub fn socket(&self, path: &str) -> Option<&Class> {
+    /// The class of what is issued at a socket, by its normalised path.
+    pub fn socket(&self, path: &str) -> Option<&CredentialClass> {
         let matched = self.sockets.matches(path);
         let first = matched.iter().map(|glob| self.socket_class[*glob]).min()?;
         Some(&self.classes[first])
     }
 
-    /// Whether a path is never a credential's, whoever says so.
-    pub fn is_never(&self, path: &str) -> bool {
+    /// Whether a path never holds a credential, even if a variable points to it.
+    pub fn is_excluded_path(&self, path: &str) -> bool {
         self.never_files.is_match(path)
     }
 
-    /// What a variable points to, where it is one that does.
-    pub fn pointers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Pointer> {
+    /// The paths that a variable's value refers to, if it is such a variable.
+    pub fn pointers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a PathVariable> {
         self.pointers
             .iter()
             .filter(move |pointer| pointer.variable == name)
     }
 
-    /// The class of a variable by its name.
-    pub fn variable(&self, name: &str) -> Option<&Class> {
+    /// The class of a variable, by its name.
+    pub fn variable(&self, name: &str) -> Option<&CredentialClass> {
         let matched = self.variables.matches(name);
         let first = matched
             .iter()
             .map(|glob| self.variable_class[*glob].0)
             .min()?;
         let class = &self.classes[first];
-        if self.never_variables.is_match(name) && class.class != WRITTEN {
+        if self.never_variables.is_match(name) && class.class != EXPECTATION_CLASS {
             return None;
         }
         Some(class)
     }
 
-    /// Whether the value of a variable is the secret itself, by the class that has the variable.
+    /// Whether the value of a variable is the secret itself, according to the class that lists the
+    /// variable.
     pub fn is_plain(&self, name: &str) -> bool {
         let matched = self.variables.matches(name);
         let all = matched.iter().map(|glob| self.variable_class[*glob]);
@@ -388,14 +390,14 @@ impl Catalog {
             .any(|(class, plain)| plain && Some(class) == first)
     }
 
-    /// Whether a secret begins as those of a class do, however short it is.
+    /// Whether a secret begins like those of a class, however short it is.
     pub fn is_marked(&self, class: &str, secret: &[u8]) -> bool {
         self.prefixes.iter().any(|(prefix, of)| {
             self.classes[*of].class == class && secret.starts_with(prefix.as_bytes())
         })
     }
 
-    /// The same, by the index of its prefix that a probe sends.
+    /// As [`is_marked`](Self::is_marked), by the prefix index that a probe sends.
     pub fn is_prefix_of(&self, class: &str, prefix: Option<u32>) -> bool {
         let known = prefix.and_then(|index| self.prefix(index));
         known.is_some_and(|(_, of)| of.class == class)
@@ -403,48 +405,48 @@ impl Catalog {
 
     /// Every entry; a class may have several.
     #[cfg(test)]
-    pub fn entries(&self) -> &[Class] {
+    pub fn class_entries(&self) -> &[CredentialClass] {
         &self.classes
     }
 
-    /// Whether anybody can run an issuer of a class, anywhere.
+    /// Whether anyone can run an issuer of this class, anywhere.
     pub fn is_self_hosted(&self, class: &str) -> bool {
         self.classes
             .iter()
             .any(|candidate| candidate.class == class && candidate.self_hosted)
     }
 
-    /// The class of a prefix by the index that a probe sends.
-    pub fn prefix(&self, index: u32) -> Option<(&str, &Class)> {
+    /// The class of a prefix, by the index that a probe sends.
+    pub fn prefix(&self, index: u32) -> Option<(&str, &CredentialClass)> {
         let (prefix, class) = self.prefixes.get(index as usize)?;
         Some((prefix, &self.classes[*class]))
     }
 
-    /// A header by the index that a probe sends: its name, and its class where it has one.
-    pub fn header(&self, index: u32) -> Option<(&str, Option<&Class>)> {
+    /// A header by the index that a probe sends: its name, and its class if it has one.
+    pub fn header(&self, index: u32) -> Option<(&str, Option<&CredentialClass>)> {
         let (name, class) = self.headers.get(index as usize)?;
         Some((name, class.map(|class| &self.classes[class])))
     }
 
-    /// The class of a secret by its first bytes; the longest prefix counts.
-    pub fn form(&self, secret: &[u8]) -> Option<&Class> {
-        let index = self.form_index(secret)?;
+    /// The class of a secret by its first bytes; the longest prefix wins.
+    pub fn class_of_secret(&self, secret: &[u8]) -> Option<&CredentialClass> {
+        let index = self.prefix_index(secret)?;
         Some(&self.classes[self.prefixes[index as usize].1])
     }
 
     /// The index of the longest prefix that a secret begins with.
-    pub fn form_index(&self, secret: &[u8]) -> Option<u32> {
+    pub fn prefix_index(&self, secret: &[u8]) -> Option<u32> {
         self.prefixes
             .iter()
             .enumerate()
             .filter(|(_, (prefix, _))| {
-                secret.starts_with(prefix.as_bytes()) && secret.len() >= SHORTEST_FORM
+                secret.starts_with(prefix.as_bytes()) && secret.len() >= FORM_MIN
             })
             .max_by_key(|(_, (prefix, _))| prefix.len())
             .map(|(index, _)| index as u32)
     }
 
-    pub fn class(&self, name: &str) -> Option<&Class> {
+    pub fn class(&self, name: &str) -> Option<&CredentialClass> {
         self.classes.iter().find(|class| class.class == name)
     }
 
@@ -453,7 +455,7 @@ impl Catalog {
         self.classes.iter().map(|class| class.class.as_str())
     }
 
-    /// Whether a class has a home at all, and whether the host is in it.
+    /// Whether a host belongs to the home of a class; `None` if the class has no home.
     pub fn at_home(&self, class: &str, host: &str) -> Option<bool> {
         let mut known = false;
         for (index, candidate) in self.classes.iter().enumerate() {
@@ -476,14 +478,14 @@ impl Catalog {
             .collect()
     }
 
-    /// Whether an executable reads such a credential in the course of its duty.
+    /// Whether an executable reads this class as part of its normal operation.
     pub fn is_usual(&self, class: &str, executable: &str) -> bool {
         self.classes.iter().enumerate().any(|(index, candidate)| {
             candidate.class == class && self.usual[index].is_match(executable)
         })
     }
 
-    /// Whether an address is a metadata service.
+    /// Whether an address belongs to a metadata service.
     pub fn is_metadata(&self, address: std::net::IpAddr) -> bool {
         self.metadata.contains(&address)
     }
@@ -503,22 +505,23 @@ impl Catalog {
         &self.metadata
     }
 
-    /// A field of an answer by the index that a probe sends.
-    pub fn answer(&self, index: u64) -> Option<&Answer> {
+    /// A response field, by the index that a probe sends.
+    pub fn issued_field(&self, index: u64) -> Option<&IssuedField> {
         self.answers.get(usize::try_from(index).ok()?)
     }
 
-    /// The rules for the kernel's filter.
+    /// The entries of the kernel filter.
     ///
-    /// A rule is about the last component, or about the one or two directories before it: what is
-    /// deeper below a directory of secrets than that is known only once its inode is.
+    /// A rule concerns the last component, or one of the two directories above it: files deeper
+    /// below a directory of secrets are recognised only once their inode is known.
     ///
-    /// `pointed` are paths that variables named: they may be anywhere, and links, so that their last component decides.
-    pub fn rules<'a>(&self, pointed: impl IntoIterator<Item = &'a str>) -> Rules {
+    /// `pointed` are paths that variables named: they may be anywhere, and be links, so only their
+    /// last component is used.
+    pub fn filter_rules<'a>(&self, pointed: impl IntoIterator<Item = &'a str>) -> FilterRules {
         let mut rules = BTreeMap::new();
         for path in pointed {
             let name = path.rsplit('/').next().unwrap_or_default();
-            rules.insert(key(Kind::Name, hash_of(name.as_bytes())), PLAIN);
+            rules.insert(key(FilterKind::Name, hash_of_name(name.as_bytes())), PLAIN);
         }
         for pointer in &self.pointers {
             if let Some(word) = longest_word(&pointer.variable) {
@@ -530,26 +533,26 @@ impl Catalog {
         }
         for class in &self.classes {
             for name in &class.environment {
-                if let Some(word) = telling_word(name) {
+                if let Some(word) = filter_word(name) {
                     rules.entry(word).or_insert(PLAIN);
                 }
             }
             for name in &class.url_environment {
-                if let Some(word) = telling_word(name) {
+                if let Some(word) = filter_word(name) {
                     rules.insert(word, URL_WORD);
                 }
             }
         }
         for (index, (prefix, _)) in self.prefixes.iter().enumerate() {
-            // A PEM block may be a certificate: in a variable its name decides.
+            // A PEM block may be a certificate: for variables the name decides.
             if prefix.starts_with('-') || prefix.len() < 3 {
                 continue;
             }
             let value = index as u32 | if prefix == "eyJ" { JWT_VALUE } else { 0 };
             let len = prefix.len().min(8);
-            rules.insert(value_key(word_of(prefix.as_bytes()), len as u64), value);
+            rules.insert(value_key(prefix_word(prefix.as_bytes()), len as u64), value);
         }
-        // The first to claim a header has it.
+        // The first entry that lists a header owns it.
         for (index, (header, _)) in self.headers.iter().enumerate().rev() {
             rules.insert(header_key(header), index as u32);
             let mut coded = Vec::new();
@@ -564,11 +567,11 @@ impl Catalog {
         for header in ["host", ":authority"] {
             rules.insert(header_key(header), HOST);
         }
-        Rules(rules)
+        FilterRules(rules)
     }
 }
 
-/// `~/x` is `x` in any directory: a home can be anywhere.
+/// `~/x` means `x` in any directory, because a home directory can be anywhere.
 pub fn in_any_home(glob: &str) -> String {
     match glob.strip_prefix("~/") {
         Some(rest) => format!("/**/{rest}"),
@@ -587,7 +590,7 @@ fn path_glob(class: &str, glob: &str) -> Result<Glob, CatalogError> {
         })
 }
 
-/// A glob over names of variables: programs take them in lower case as well.
+/// A glob over variable names, ignoring case, because programs accept lower case as well.
 fn name_glob(class: &str, glob: &str) -> Result<Glob, CatalogError> {
     GlobBuilder::new(glob)
         .case_insensitive(true)
@@ -599,7 +602,7 @@ fn name_glob(class: &str, glob: &str) -> Result<Glob, CatalogError> {
         })
 }
 
-/// Globs over paths; `*` in `*/sshd` stands for any directory.
+/// Globs over paths; a leading `*` as in `*/sshd` matches any directory.
 fn path_globs(class: &str, globs: &[String]) -> Result<GlobSet, CatalogError> {
     let mut builder = GlobSetBuilder::new();
     for glob in globs {
@@ -640,18 +643,20 @@ fn is_literal(text: &str) -> bool {
     !text.contains(['*', '?', '[', '{'])
 }
 
-/// The kernel's rule for a file glob.
+/// The kernel filter's rule for a file glob.
 fn file_rule(glob: &str, rules: &mut BTreeMap<u64, u32>) {
     let (directory, name) = glob.rsplit_once('/').unwrap_or(("", glob));
     let parent = directory.rsplit('/').next().unwrap_or_default();
     if is_literal(name) {
-        let hash = hash_of(name.as_bytes());
-        // One rule that holds alone makes pairs of the same name moot.
+        let hash = hash_of_name(name.as_bytes());
+        // A rule that matches alone makes pairs with the same name unnecessary.
         if is_literal(parent) && !parent.is_empty() {
-            rules.entry(key(Kind::Name, hash)).or_insert(NEEDS_PAIR);
-            rules.insert(pair_key(hash_of(parent.as_bytes()), hash), PLAIN);
+            rules
+                .entry(key(FilterKind::Name, hash))
+                .or_insert(NEEDS_PAIR);
+            rules.insert(pair_key(hash_of_name(parent.as_bytes()), hash), PLAIN);
         } else {
-            rules.insert(key(Kind::Name, hash), PLAIN);
+            rules.insert(key(FilterKind::Name, hash), PLAIN);
         }
         return;
     }
@@ -659,22 +664,25 @@ fn file_rule(glob: &str, rules: &mut BTreeMap<u64, u32>) {
     let literal_start = name.split(['*', '?', '[', '{']).next().unwrap_or_default();
     if literal_end.len() >= 4 {
         let last = &literal_end.as_bytes()[literal_end.len() - 4..];
-        rules.insert(key(Kind::Suffix, word_of(last)), PLAIN);
+        rules.insert(key(FilterKind::Suffix, prefix_word(last)), PLAIN);
     } else if literal_start.len() >= 4 {
         let first = &literal_start.as_bytes()[..4];
-        rules.insert(key(Kind::Prefix, word_of(first)), PLAIN);
+        rules.insert(key(FilterKind::Prefix, prefix_word(first)), PLAIN);
     } else {
-        // Any name: the directory decides, or the one above where that has any name, too.
+        // Any file name: the directory decides, or its parent if the directory is a wildcard too.
         let named = directory.split('/').rev().find(|part| is_literal(part));
         if let Some(named) = named.filter(|named| !named.is_empty()) {
-            rules.insert(key(Kind::Parent, hash_of(named.as_bytes())), PLAIN);
+            rules.insert(
+                key(FilterKind::Parent, hash_of_name(named.as_bytes())),
+                PLAIN,
+            );
         }
     }
 }
 
-/// The key of the word of a variable's name by which the kernel picks it out: the last, unless every
-/// environment has that word.
-fn telling_word(glob: &str) -> Option<u64> {
+/// The key of the word in a variable's name by which the kernel recognises it: the last one, unless
+/// every environment contains it.
+fn filter_word(glob: &str) -> Option<u64> {
     let words: Vec<String> = glob
         .split(['_', '-', '.', '*', '?', '[', ']', '{', '}'])
         .filter(|word| !word.is_empty())
@@ -685,14 +693,14 @@ fn telling_word(glob: &str) -> Option<u64> {
     (word != "pwd").then(|| word_key(word)).flatten()
 }
 
-/// The key of the longest word of a name, which most names do not have.
+/// The key of the longest word of a name, which most names do not contain.
 fn longest_word(name: &str) -> Option<u64> {
     let longest = name.split('_').rev().max_by_key(|word| word.len())?;
     word_key(&longest.to_ascii_lowercase())
 }
 
-/// A path as the catalog knows it: `/var/run` is `/run`, and the `..data` and `..<timestamp>`
-/// parts of a projected volume are dropped.
+/// Normalises a path: `/var/run` becomes `/run`, and the `..data` and `..<timestamp>` parts of a
+/// projected volume are removed.
 pub fn normalise(path: &str) -> String {
     let path = path
         .strip_prefix("/var/run/")
@@ -819,11 +827,11 @@ mod tests {
         }
         assert_eq!(
             catalog
-                .form(b"ghs_fakefakefakefakefake")
+                .class_of_secret(b"ghs_fakefakefakefakefake")
                 .map(|c| c.class.as_str()),
             Some("github-app-token")
         );
-        assert!(catalog.form(b"plain text of no form").is_none());
+        assert!(catalog.class_of_secret(b"plain text of no form").is_none());
         assert_eq!(
             catalog.at_home("aws-access-key", "s3.eu-central-1.amazonaws.com"),
             Some(true)
@@ -838,20 +846,26 @@ mod tests {
     #[test]
     fn every_file_class_reaches_the_kernel() {
         let catalog = catalog();
-        let rules = catalog.rules([]).0;
-        let has = |kind, text: &str| rules.contains_key(&key(kind, hash_of(text.as_bytes())));
-        assert!(has(Kind::Name, "credentials") && has(Kind::Name, ".netrc"));
-        assert_eq!(rules[&key(Kind::Name, hash_of(b"credentials"))], NEEDS_PAIR);
-        assert!(rules.contains_key(&pair_key(hash_of(b".aws"), hash_of(b"credentials"))));
-        assert!(has(Kind::Parent, "secrets") && has(Kind::Parent, "credentials"));
-        assert!(rules.contains_key(&key(Kind::Suffix, word_of(b".p12"))));
-        assert!(rules.contains_key(&key(Kind::Prefix, word_of(b".env"))));
+        let rules = catalog.filter_rules([]).0;
+        let has = |kind, text: &str| rules.contains_key(&key(kind, hash_of_name(text.as_bytes())));
+        assert!(has(FilterKind::Name, "credentials") && has(FilterKind::Name, ".netrc"));
+        assert_eq!(
+            rules[&key(FilterKind::Name, hash_of_name(b"credentials"))],
+            NEEDS_PAIR
+        );
+        assert!(rules.contains_key(&pair_key(
+            hash_of_name(b".aws"),
+            hash_of_name(b"credentials")
+        )));
+        assert!(has(FilterKind::Parent, "secrets") && has(FilterKind::Parent, "credentials"));
+        assert!(rules.contains_key(&key(FilterKind::Suffix, prefix_word(b".p12"))));
+        assert!(rules.contains_key(&key(FilterKind::Prefix, prefix_word(b".env"))));
         assert!(
             !rules.contains_key(&word_key("pwd").expect("a word")),
             "PWD is everywhere"
         );
         assert_eq!(rules[&word_key("url").expect("a word")], URL_WORD);
-        assert!(rules.contains_key(&value_key(word_of(b"ghp_"), 4)));
+        assert!(rules.contains_key(&value_key(prefix_word(b"ghp_"), 4)));
     }
 
     proptest! {

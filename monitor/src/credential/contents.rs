@@ -1,58 +1,63 @@
-//! The secrets inside a file, and what is public about them.
+//! Finds the secrets inside a file, and their public properties.
 
 use super::{
-    catalog::{Catalog, Class, Format},
+    catalog::{Catalog, CredentialClass, FileFormat},
     dotenv, ini,
 };
 use crate::model::IssuedTo;
 use base64::Engine as _;
 use jiff::Timestamp;
-use monitor_common::fingerprint::{Key, fingerprint, trimmed};
+use monitor_common::fingerprint::{FingerprintKey, fingerprint, trimmed};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// One secret of a file: its fingerprint and what is public. The secret itself is not kept.
+/// One secret of a file: its fingerprint and its public properties. The secret itself is not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundSecret {
     pub class: String,
-    /// It begins as the secrets of some issuer do.
+    /// It has an issuer's mark.
     pub marked: bool,
-    /// It is every byte of its file, which has no form that could be read.
+    /// It is the whole content of a file without a known format.
     pub whole: bool,
     pub fingerprint: u64,
-    /// Other forms of the same credential: the secret half of a key pair, `user:password` in
-    /// base64.
+    /// Fingerprints of other forms of the same credential: the secret half of a key pair,
+    /// `user:password` in base64.
     pub aliases: Vec<u64>,
     pub label: Option<String>,
-    pub facts: Facts,
+    pub facts: SecretFacts,
 }
 
-impl Found {
-    /// Whether it has claims, as a JWT does.
+impl FoundSecret {
+    /// Whether it has claims, like a JWT.
     pub fn is_jwt(&self) -> bool {
-        self.facts != Facts::default()
+        self.facts != SecretFacts::default()
     }
 }
 
-/// What a credential says of itself.
+/// What a credential says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct SecretFacts {
     pub issued_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
-    /// Namespace and name of a Kubernetes service account, a subject, …
+    /// Namespace and name of a Kubernetes service account, a JWT subject, …
     pub subject: Option<String>,
     pub audience: Vec<String>,
     pub issued_to: Option<IssuedTo>,
 }
 
-/// Secrets taken from one file at most.
-const MOST: usize = 256;
-/// What is shorter is no secret.
-const SHORTEST: usize = 4;
+/// Maximum number of secrets per file.
+const SECRETS_MAX: usize = 256;
+/// Shorter values are not secrets.
+const SECRET_MIN: usize = 4;
 
-/// Finds the secrets in a file of a class.
-pub fn secrets(catalog: &Catalog, class: &Class, key: Key, bytes: &[u8]) -> Vec<Found> {
-    let mut finder = Finder {
+/// Finds the secrets in a file of a given class.
+pub fn find_secrets(
+    catalog: &Catalog,
+    class: &CredentialClass,
+    key: FingerprintKey,
+    bytes: &[u8],
+) -> Vec<FoundSecret> {
+    let mut finder = SecretFinder {
         catalog,
         class,
         key,
@@ -60,55 +65,55 @@ pub fn secrets(catalog: &Catalog, class: &Class, key: Key, bytes: &[u8]) -> Vec<
     };
     let text = std::str::from_utf8(bytes).ok();
     match (class.format, text) {
-        (Format::Opaque, _) => {}
-        (Format::Whole, _) | (_, None) => finder.whole(bytes),
-        (Format::Token, Some(text)) => finder.token(text),
-        (Format::Pem, Some(text)) => finder.pem(text),
-        (Format::Ini, Some(text)) => finder.ini(text),
-        (Format::Json, Some(text)) => finder.json(text),
-        (Format::Yaml, Some(text)) => finder.yaml(text),
-        (Format::Netrc, Some(text)) => finder.netrc(text),
-        (Format::Pgpass, Some(text)) => finder.pgpass(text),
-        (Format::Urls, Some(text)) => finder.urls(text),
-        (Format::Dotenv, Some(text)) => finder.dotenv(text),
-        (Format::Aws, Some(text)) => finder.aws(text),
-        (Format::Docker, Some(text)) => finder.docker(text),
+        (FileFormat::Opaque, _) => {}
+        (FileFormat::Whole, _) | (_, None) => finder.whole_file(bytes),
+        (FileFormat::Token, Some(text)) => finder.token(text),
+        (FileFormat::Pem, Some(text)) => finder.pem(text),
+        (FileFormat::Ini, Some(text)) => finder.ini(text),
+        (FileFormat::Json, Some(text)) => finder.json(text),
+        (FileFormat::Yaml, Some(text)) => finder.yaml(text),
+        (FileFormat::Netrc, Some(text)) => finder.netrc(text),
+        (FileFormat::Pgpass, Some(text)) => finder.pgpass(text),
+        (FileFormat::Urls, Some(text)) => finder.urls(text),
+        (FileFormat::Dotenv, Some(text)) => finder.dotenv(text),
+        (FileFormat::Aws, Some(text)) => finder.aws(text),
+        (FileFormat::Docker, Some(text)) => finder.docker(text),
     }
-    // It is kept for as long as the file is known.
+    // The result is kept as long as the file is known.
     finder.found.shrink_to_fit();
     finder.found
 }
 
-/// What a profile of AWS has.
+/// The fields of an AWS profile.
 #[derive(Debug, Default)]
-struct Profile<'a> {
+struct AwsProfile<'a> {
     name: Option<&'a str>,
     id: Option<&'a str>,
     secret: Option<&'a str>,
     token: Option<&'a str>,
 }
 
-struct Finder<'a> {
+struct SecretFinder<'a> {
     catalog: &'a Catalog,
-    class: &'a Class,
-    key: Key,
-    found: Vec<Found>,
+    class: &'a CredentialClass,
+    key: FingerprintKey,
+    found: Vec<FoundSecret>,
 }
 
-impl Finder<'_> {
-    fn print(&self, secret: &[u8]) -> u64 {
+impl SecretFinder<'_> {
+    fn fingerprint(&self, secret: &[u8]) -> u64 {
         fingerprint(self.key, secret)
     }
 
-    /// Adds a secret; its form can tell a class that the place does not.
-    fn add(&mut self, secret: &str, label: Option<String>, aliases: Vec<u64>) {
+    /// Adds a secret; its form may identify a class that the place does not.
+    fn add_secret(&mut self, secret: &str, label: Option<String>, aliases: Vec<u64>) {
         let secret = trimmed(secret.as_bytes());
-        if secret.len() < SHORTEST || self.found.len() >= MOST {
+        if secret.len() < SECRET_MIN || self.found.len() >= SECRETS_MAX {
             return;
         }
         let facts = jwt(secret).unwrap_or_default();
         let class = self.class_of(secret, &facts);
-        let fingerprint = self.print(secret);
+        let fingerprint = self.fingerprint(secret);
         if self
             .found
             .iter()
@@ -117,7 +122,7 @@ impl Finder<'_> {
             return;
         }
         let label = label.or_else(|| facts.subject.clone());
-        self.found.push(Found {
+        self.found.push(FoundSecret {
             marked: self.catalog.is_marked(&class, secret),
             whole: false,
             class,
@@ -128,7 +133,7 @@ impl Finder<'_> {
         });
     }
 
-    fn class_of(&self, secret: &[u8], facts: &Facts) -> String {
+    fn class_of(&self, secret: &[u8], facts: &SecretFacts) -> String {
         if facts
             .subject
             .as_deref()
@@ -140,10 +145,10 @@ impl Finder<'_> {
         {
             return "k8s-service-account-token".to_owned();
         }
-        match self.catalog.form(secret) {
-            // Anything JSON in base64 begins like a JWT; and a place knows better what it is for.
+        match self.catalog.class_of_secret(secret) {
+            // Any base64-encoded JSON begins like a JWT; and the place tells its purpose better.
             Some(form) if form.class == "jwt" => {
-                if facts == &Facts::default() || !self.is_general() {
+                if facts == &SecretFacts::default() || !self.is_general() {
                     self.class.class.clone()
                 } else {
                     form.class.clone()
@@ -154,7 +159,7 @@ impl Finder<'_> {
         }
     }
 
-    /// Whether the place says only that there is a secret, and not of which kind.
+    /// Whether the place tells only that it is a secret, not of which kind.
     fn is_general(&self) -> bool {
         matches!(
             self.class.class.as_str(),
@@ -167,16 +172,16 @@ impl Finder<'_> {
         )
     }
 
-    fn whole(&mut self, bytes: &[u8]) {
-        if bytes.len() >= SHORTEST {
-            self.found.push(Found {
+    fn whole_file(&mut self, bytes: &[u8]) {
+        if bytes.len() >= SECRET_MIN {
+            self.found.push(FoundSecret {
                 class: self.class.class.clone(),
                 marked: self.catalog.is_marked(&self.class.class, bytes),
                 whole: true,
-                fingerprint: self.print(bytes),
+                fingerprint: self.fingerprint(bytes),
                 aliases: Vec::new(),
                 label: None,
-                facts: Facts::default(),
+                facts: SecretFacts::default(),
             });
         }
     }
@@ -188,11 +193,12 @@ impl Finder<'_> {
         }
         match serde_json::from_str(text) {
             Ok(Value::Object(object)) => self.json_fields(&Value::Object(object), None),
-            _ => self.add(text, None, Vec::new()),
+            _ => self.add_secret(text, None, Vec::new()),
         }
     }
 
-    /// Private keys by the base64 body without line breaks; a certificate beside a key dates it.
+    /// Private keys, by their base64 body without line breaks; an adjacent certificate provides the
+    /// dates.
     fn pem(&mut self, text: &str) {
         let blocks = pem_blocks(text);
         let dates = blocks
@@ -206,8 +212,8 @@ impl Finder<'_> {
             if !tag.contains("PRIVATE KEY") {
                 continue;
             }
-            let fingerprint = self.print(body.as_bytes());
-            self.found.push(Found {
+            let fingerprint = self.fingerprint(body.as_bytes());
+            self.found.push(FoundSecret {
                 class: if self.is_general() {
                     "private-key".to_owned()
                 } else {
@@ -218,20 +224,20 @@ impl Finder<'_> {
                 fingerprint,
                 aliases: Vec::new(),
                 label: None,
-                facts: Facts {
+                facts: SecretFacts {
                     issued_at: dates.0,
                     expires_at: dates.1,
-                    ..Facts::default()
+                    ..SecretFacts::default()
                 },
             });
         }
-        if !any && self.class.format == Format::Pem {
-            self.whole(trimmed(text.as_bytes()));
+        if !any && self.class.format == FileFormat::Pem {
+            self.whole_file(trimmed(text.as_bytes()));
         }
     }
 
     fn ini(&mut self, text: &str) {
-        for entry in ini::entries(text) {
+        for entry in ini::parse(text) {
             // `.npmrc` has `//registry.example/:_authToken=…`.
             let (scope, field) = match entry.name.rsplit_once("/:") {
                 Some((scope, field)) if scope.starts_with("//") => (Some(scope), field),
@@ -240,7 +246,7 @@ impl Finder<'_> {
             if self.class.keys.iter().any(|key| key == field) {
                 let scope = scope.map(|scope| scope.trim_matches('/'));
                 let label = entry.section.or(scope).map(str::to_owned);
-                self.add(entry.value, label, Vec::new());
+                self.add_secret(entry.value, label, Vec::new());
             }
         }
     }
@@ -255,16 +261,16 @@ impl Finder<'_> {
     }
 
     fn yaml(&mut self, text: &str) {
-        /// Far more than people write in a file of credentials, and less than hurts.
-        const NODES: usize = 50_000;
+        /// Far more than a credential file has, and cheap enough to parse.
+        const YAML_NODES_MAX: usize = 50_000;
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! {
-                max_events: 4 * NODES,
-                max_recorded_anchor_events: NODES,
-                max_nodes: NODES,
+                max_events: 4 * YAML_NODES_MAX,
+                max_recorded_anchor_events: YAML_NODES_MAX,
+                max_nodes: YAML_NODES_MAX,
             },
             alias_limits: serde_saphyr::alias_limits! {
-                max_total_replayed_events: NODES,
+                max_total_replayed_events: YAML_NODES_MAX,
             },
         };
         if let Ok(value) = serde_saphyr::from_str_with_options::<Value>(text, options) {
@@ -272,24 +278,24 @@ impl Finder<'_> {
         }
     }
 
-    /// An AWS key pair as JSON: one credential, named by its access key id.
+    /// An AWS key pair in JSON: one credential, named by its access key id.
     fn key_pair(&mut self, value: &Value) -> bool {
         let credentials = value.get("Credentials").unwrap_or(value);
         let text = |name| credentials.get(name).and_then(Value::as_str);
         let (Some(id), Some(secret)) = (text("AccessKeyId"), text("SecretAccessKey")) else {
             return false;
         };
-        let mut aliases = vec![self.print(secret.as_bytes())];
-        aliases.extend(text("SessionToken").map(|token| self.print(token.as_bytes())));
+        let mut aliases = vec![self.fingerprint(secret.as_bytes())];
+        aliases.extend(text("SessionToken").map(|token| self.fingerprint(token.as_bytes())));
         let expires_at = text("Expiration").and_then(|time| time.parse().ok());
-        self.add(id, None, aliases);
+        self.add_secret(id, None, aliases);
         if let Some(found) = self.found.last_mut() {
             found.facts.expires_at = expires_at;
         }
         true
     }
 
-    /// The fields with the names of secrets, at any depth; what stands beside tells which.
+    /// Fields named like secrets, at any depth; adjacent fields tell which secret it is.
     fn json_fields(&mut self, value: &Value, label: Option<&str>) {
         match value {
             Value::Object(object) => {
@@ -338,21 +344,21 @@ impl Finder<'_> {
         if secret.contains("-----BEGIN ") {
             for (tag, body) in pem_blocks(secret) {
                 if tag.contains("PRIVATE KEY") {
-                    self.add(&body, label.clone(), Vec::new());
+                    self.add_secret(&body, label.clone(), Vec::new());
                 }
             }
         } else if name.ends_with("-data") {
-            // A key of a kubeconfig is PEM in base64.
+            // A key in a kubeconfig is base64-encoded PEM.
             let decoded = base64::engine::general_purpose::STANDARD
                 .decode(secret.trim())
                 .ok()
                 .and_then(|bytes| String::from_utf8(bytes).ok());
             match decoded {
                 Some(text) => self.json_secret("", &text, label.as_deref()),
-                None => self.add(secret, label, Vec::new()),
+                None => self.add_secret(secret, label, Vec::new()),
             }
         } else {
-            self.add(secret, label, Vec::new());
+            self.add_secret(secret, label, Vec::new());
         }
     }
 
@@ -380,30 +386,36 @@ impl Finder<'_> {
         };
         let hosts: BTreeMap<_, _> = netrc.hosts.iter().collect();
         for (host, entry) in hosts {
-            let alias = self.basic(&entry.login, &entry.password);
+            let alias = self.basic_form(&entry.login, &entry.password);
             let password = entry.password.clone();
-            self.add_of(host, &password, Some(host.clone()), vec![alias]);
+            self.add_for_host(host, &password, Some(host.clone()), vec![alias]);
         }
     }
 
-    /// Adds a secret that stands beside the host that it is for.
-    fn add_of(&mut self, place: &str, secret: &str, label: Option<String>, aliases: Vec<u64>) {
+    /// Adds a secret that is valid for the adjacent host.
+    fn add_for_host(
+        &mut self,
+        place: &str,
+        secret: &str,
+        label: Option<String>,
+        aliases: Vec<u64>,
+    ) {
         let before = self.found.len();
-        self.add(secret, label, aliases);
-        // What has a home by its form is at home there, whatever a file says.
+        self.add_secret(secret, label, aliases);
+        // A form with a home takes precedence over a host named in the file.
         if let Some(found) = self.found.get_mut(before)
             && found.facts.audience.is_empty()
             && found.class == self.class.class
             && self.catalog.home(&found.class).is_empty()
         {
-            found.facts.audience = hosts_of(place);
+            found.facts.audience = hosts_in_name(place);
         }
     }
 
-    /// The form of a pair in `Authorization: Basic`.
-    fn basic(&self, user: &str, password: &str) -> u64 {
+    /// Fingerprint of the pair as sent in `Authorization: Basic`.
+    fn basic_form(&self, user: &str, password: &str) -> u64 {
         let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-        self.print(pair.as_bytes())
+        self.fingerprint(pair.as_bytes())
     }
 
     /// `host:port:database:user:password`, with `\:` and `\\` escaped.
@@ -432,7 +444,7 @@ impl Finder<'_> {
                 }
             }
             if let [host, _, database, user, password] = fields.as_slice() {
-                self.add_of(
+                self.add_for_host(
                     host,
                     password,
                     Some(format!("{user}@{host}/{database}")),
@@ -449,8 +461,8 @@ impl Finder<'_> {
             };
             if let (Some(password), Some(host)) = (url.password(), url.host_str()) {
                 let password = percent_decode(password);
-                let alias = self.basic(&percent_decode(url.username()), &password);
-                self.add_of(host, &password, Some(host.to_owned()), vec![alias]);
+                let alias = self.basic_form(&percent_decode(url.username()), &password);
+                self.add_for_host(host, &password, Some(host.to_owned()), vec![alias]);
             }
         }
     }
@@ -461,17 +473,17 @@ impl Finder<'_> {
             variables.get("AWS_ACCESS_KEY_ID"),
             variables.get("AWS_SECRET_ACCESS_KEY"),
         ) {
-            let mut aliases = vec![self.print(secret.as_bytes())];
+            let mut aliases = vec![self.fingerprint(secret.as_bytes())];
             aliases.extend(
                 variables
                     .get("AWS_SESSION_TOKEN")
-                    .map(|token| self.print(token.as_bytes())),
+                    .map(|token| self.fingerprint(token.as_bytes())),
             );
-            self.add(id, Some("AWS_ACCESS_KEY_ID".to_owned()), aliases);
+            self.add_secret(id, Some("AWS_ACCESS_KEY_ID".to_owned()), aliases);
             variables.retain(|name, _| !name.starts_with("AWS_"));
         }
         for (name, value) in &variables {
-            let form = self.catalog.form(value.as_bytes());
+            let form = self.catalog.class_of_secret(value.as_bytes());
             let Some(class) = form
                 .filter(|form| form.class != "jwt")
                 .or_else(|| self.catalog.variable(name))
@@ -493,7 +505,7 @@ impl Finder<'_> {
             let class_name = class.class.clone();
             let before = self.found.len();
             if secret.len() >= 8 {
-                self.add(&secret, Some(name.clone()), Vec::new());
+                self.add_secret(&secret, Some(name.clone()), Vec::new());
             }
             for found in &mut self.found[before..] {
                 if class_name != "generic-secret" {
@@ -504,9 +516,9 @@ impl Finder<'_> {
     }
 
     fn aws(&mut self, text: &str) {
-        let mut profile = Profile::default();
+        let mut profile = AwsProfile::default();
         let mut heading = 0;
-        for entry in ini::entries(text) {
+        for entry in ini::parse(text) {
             if entry.heading != heading {
                 self.profile(&std::mem::take(&mut profile));
                 heading = entry.heading;
@@ -523,15 +535,15 @@ impl Finder<'_> {
     }
 
     /// The key pair of one profile.
-    fn profile(&mut self, profile: &Profile<'_>) {
+    fn profile(&mut self, profile: &AwsProfile<'_>) {
         let label = profile.name.map(|name| format!("profile {name}"));
         let halves = [profile.secret, profile.token].into_iter().flatten();
         let aliases = halves
-            .map(|secret| self.print(trimmed(secret.as_bytes())))
+            .map(|secret| self.fingerprint(trimmed(secret.as_bytes())))
             .collect();
         match (profile.id, profile.secret) {
-            (Some(id), _) => self.add(id, label, aliases),
-            (None, Some(secret)) => self.add(secret, label, Vec::new()),
+            (Some(id), _) => self.add_secret(id, label, aliases),
+            (None, Some(secret)) => self.add_secret(secret, label, Vec::new()),
             (None, None) => {}
         }
     }
@@ -540,7 +552,7 @@ impl Finder<'_> {
         let Ok(value) = serde_json::from_str::<Value>(text) else {
             return;
         };
-        // `.dockercfg` has the registries at the top.
+        // `.dockercfg` has the registries at the top level.
         let registries = value.get("auths").unwrap_or(&value);
         let Some(registries) = registries.as_object() else {
             return;
@@ -549,7 +561,7 @@ impl Finder<'_> {
             let label = Some(registry.clone());
             for field in ["identitytoken", "registrytoken"] {
                 if let Some(token) = entry.get(field).and_then(Value::as_str) {
-                    self.add_of(registry, token, label.clone(), Vec::new());
+                    self.add_for_host(registry, token, label.clone(), Vec::new());
                 }
             }
             let Some(auth) = entry.get("auth").and_then(Value::as_str) else {
@@ -563,25 +575,26 @@ impl Finder<'_> {
                     pair.split_once(':')
                         .map(|(_, password)| password.to_owned())
                 });
-            let as_sent = self.print(auth.trim().as_bytes());
+            let as_sent = self.fingerprint(auth.trim().as_bytes());
             match password {
                 Some(password) => {
                     let password = password.trim_end_matches('\0').to_owned();
-                    self.add_of(registry, &password, label, vec![as_sent]);
+                    self.add_for_host(registry, &password, label, vec![as_sent]);
                 }
-                None => self.add_of(registry, auth, label, Vec::new()),
+                None => self.add_for_host(registry, auth, label, Vec::new()),
             }
         }
     }
 }
 
-/// The hosts that an entry is for, of a name with or without a scheme, a port and a path; none where it is for any.
-fn hosts_of(place: &str) -> Vec<String> {
+/// The hosts that an entry is valid for, from a name with or without scheme, port and path; empty
+/// if it is valid for any.
+fn hosts_in_name(place: &str) -> Vec<String> {
     let place = place.split_once("://").map_or(place, |(_, rest)| rest);
     let host = place.split(['/', ':']).next().unwrap_or_default();
     match host {
         "" | "*" | "default" => Vec::new(),
-        // One registry, by all its names.
+        // One registry with several names.
         "docker.io" | "index.docker.io" => [
             "docker.io",
             "index.docker.io",
@@ -617,7 +630,7 @@ fn percent_decode(text: &str) -> String {
 
 /// `(tag, base64 body without line breaks)` of every block.
 fn pem_blocks(text: &str) -> Vec<(String, String)> {
-    // Keys of kubeconfigs and of JSON can have `\n` written out.
+    // Keys in kubeconfigs and JSON may contain a literal `\n`.
     let text = text.replace("\\n", "\n");
     match pem::parse_many(text.as_bytes()) {
         Ok(blocks) => blocks
@@ -643,9 +656,9 @@ fn certificate_dates(body: &str) -> Option<(Option<Timestamp>, Option<Timestamp>
     ))
 }
 
-/// The public claims of a JWT. Its signature is not checked: nothing is decided by it but what
-/// the token says of itself.
-fn jwt(secret: &[u8]) -> Option<Facts> {
+/// The public claims of a JWT. Its signature is not verified: the claims are used only to describe
+/// the token.
+fn jwt(secret: &[u8]) -> Option<SecretFacts> {
     if !secret.starts_with(b"eyJ") {
         return None;
     }
@@ -664,7 +677,7 @@ fn jwt(secret: &[u8]) -> Option<Facts> {
             .collect(),
         _ => Vec::new(),
     };
-    Some(Facts {
+    Some(SecretFacts {
         issued_at: time("iat").or_else(|| time("nbf")),
         expires_at: time("exp"),
         subject: claims.get("sub").and_then(Value::as_str).map(printable),
@@ -673,7 +686,7 @@ fn jwt(secret: &[u8]) -> Option<Facts> {
     })
 }
 
-/// The pod that a token of a service account is bound to.
+/// The pod that a service-account token is bound to.
 fn issued_to(claims: &Value) -> Option<IssuedTo> {
     let claims = claims.get("kubernetes.io")?;
     let text = |path: &str| claims.pointer(path).and_then(Value::as_str).map(printable);
@@ -687,7 +700,7 @@ fn issued_to(claims: &Value) -> Option<IssuedTo> {
     })
 }
 
-/// Claims go to terminals and logs.
+/// Claims are shown in terminals and logs.
 fn printable(text: &str) -> String {
     text.chars()
         .filter(|character| !character.is_control())
@@ -701,10 +714,10 @@ mod tests {
     use crate::peak;
     use proptest::prelude::*;
 
-    /// What a file of a megabyte may cost at most, whatever is in it.
+    /// Maximum memory that parsing a one-megabyte file may use, whatever its contents.
     const PEAK: usize = 48 << 20;
 
-    /// Files that anyone can write, of the size that is read, each in every format.
+    /// Files of the maximum size that anyone can write, each in every format.
     #[test]
     fn a_hostile_file_costs_bounded_memory() {
         const SIZE: usize = 1 << 20;
@@ -752,7 +765,7 @@ mod tests {
         ] {
             let class = catalog.file(path).expect("a class");
             for input in &inputs {
-                let bytes = peak::of(|| drop(secrets(&catalog, class, KEY, input.as_bytes())));
+                let bytes = peak::of(|| drop(find_secrets(&catalog, class, KEY, input.as_bytes())));
                 assert!(
                     bytes < PEAK,
                     "{path}: {} MiB for {:?}…",
@@ -763,15 +776,15 @@ mod tests {
         }
     }
 
-    const KEY: Key = Key { k0: 1, k1: 2 };
+    const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };
 
-    fn find(path: &str, text: &str) -> Vec<Found> {
+    fn find(path: &str, text: &str) -> Vec<FoundSecret> {
         let catalog = Catalog::new("", &[], &[]).expect("embedded");
         let class = catalog.file(path).expect("a credential file").clone();
-        secrets(&catalog, &class, KEY, text.as_bytes())
+        find_secrets(&catalog, &class, KEY, text.as_bytes())
     }
 
-    fn print(secret: &str) -> u64 {
+    fn fingerprint_of(secret: &str) -> u64 {
         fingerprint(KEY, secret.as_bytes())
     }
 
@@ -794,11 +807,14 @@ mod tests {
         );
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].class, "aws-access-key");
-        assert_eq!(found[0].fingerprint, print("AKIAFAKEFAKEFAKEFAKE"));
-        assert_eq!(found[0].aliases, [print("fake/secret+half")]);
+        assert_eq!(found[0].fingerprint, fingerprint_of("AKIAFAKEFAKEFAKEFAKE"));
+        assert_eq!(found[0].aliases, [fingerprint_of("fake/secret+half")]);
         assert_eq!(found[0].label.as_deref(), Some("profile default"));
         assert_eq!(found[1].class, "aws-session-key");
-        assert_eq!(found[1].aliases, [print("other"), print("faketoken")]);
+        assert_eq!(
+            found[1].aliases,
+            [fingerprint_of("other"), fingerprint_of("faketoken")]
+        );
     }
 
     #[test]
@@ -810,7 +826,7 @@ mod tests {
             "/run/secrets/kubernetes.io/serviceaccount/token",
             &format!("{jwt}\n"),
         );
-        assert_eq!(found[0].fingerprint, print(&jwt));
+        assert_eq!(found[0].fingerprint, fingerprint_of(&jwt));
         assert_eq!(found[0].class, "k8s-service-account-token");
         assert_eq!(
             found[0].facts.expires_at,
@@ -864,7 +880,7 @@ mod tests {
             ),
         ] {
             let found = find(path, text);
-            assert_eq!(found[0].fingerprint, print("FAKE-one"), "{text}");
+            assert_eq!(found[0].fingerprint, fingerprint_of("FAKE-one"), "{text}");
             assert_eq!(found[0].facts.audience, hosts, "{text}");
         }
     }
@@ -879,8 +895,8 @@ mod tests {
                 .map(|f| (f.fingerprint, f.label.clone()))
                 .collect::<Vec<_>>(),
             [
-                (print("faketoken-a"), Some("a".into())),
-                (print("fakepass-b"), Some("b".into()))
+                (fingerprint_of("faketoken-a"), Some("a".into())),
+                (fingerprint_of("fakepass-b"), Some("b".into()))
             ]
         );
         let auth = base64::engine::general_purpose::STANDARD.encode("user:fakepass");
@@ -893,45 +909,50 @@ mod tests {
         assert!(
             found
                 .iter()
-                .any(|f| f.fingerprint == print("fakepass") && f.aliases == [print(&auth)])
+                .any(|f| f.fingerprint == fingerprint_of("fakepass")
+                    && f.aliases == [fingerprint_of(&auth)])
         );
-        assert!(found.iter().any(|f| f.fingerprint == print("fakeidentity")));
+        assert!(
+            found
+                .iter()
+                .any(|f| f.fingerprint == fingerprint_of("fakeidentity"))
+        );
         let found = find(
             "/root/.netrc",
             "machine a.example login u password fakepw-a\nmachine b.example login v password fakepw-b\n",
         );
         assert_eq!(found.len(), 2);
         assert!(
-            found[0].fingerprint == print("fakepw-a")
+            found[0].fingerprint == fingerprint_of("fakepw-a")
                 && found[0].label.as_deref() == Some("a.example")
         );
         let found = find(
             "/root/.npmrc",
             "//registry.example/:_authToken=npm_fakefakefakefake\nfoo=bar\n",
         );
-        assert_eq!(found[0].fingerprint, print("npm_fakefakefakefake"));
+        assert_eq!(found[0].fingerprint, fingerprint_of("npm_fakefakefakefake"));
         assert_eq!(found[0].class, "npm-token");
         let found = find("/root/.pgpass", "db:5432:shop:app:fake\\:pass\n");
-        assert_eq!(found[0].fingerprint, print("fake:pass"));
+        assert_eq!(found[0].fingerprint, fingerprint_of("fake:pass"));
         let found = find(
             "/root/.git-credentials",
             "https://user:fakepass@git.example\n",
         );
-        assert_eq!(found[0].fingerprint, print("fakepass"));
+        assert_eq!(found[0].fingerprint, fingerprint_of("fakepass"));
         let found = find(
             "/srv/.env",
             "PORT=80\nexport GITHUB_TOKEN=\"ghp_fakefakefakefakefake\"\nDATABASE_URL=postgres://u:fakedbpass@db/x\nDEBUG=true\n",
         );
         let classes: Vec<_> = found.iter().map(|f| f.class.as_str()).collect();
         assert_eq!(classes, ["database-password", "github-token"]);
-        assert_eq!(found[0].fingerprint, print("fakedbpass"));
+        assert_eq!(found[0].fingerprint, fingerprint_of("fakedbpass"));
     }
 
     #[test]
     fn pem_keys_and_their_dates() {
         let text = "-----BEGIN PRIVATE KEY-----\nRkFLRQ==\n-----END PRIVATE KEY-----\n";
         let found = find("/srv/tls/server.key", text);
-        assert_eq!(found[0].fingerprint, print("RkFLRQ=="));
+        assert_eq!(found[0].fingerprint, fingerprint_of("RkFLRQ=="));
         let found = find(
             "/etc/ssl/private/snake.pem",
             "-----BEGIN CERTIFICATE-----\nRkFLRQ==\n-----END CERTIFICATE-----\n",
@@ -952,8 +973,8 @@ mod tests {
                          "/root/.npmrc", "/srv/.env", "/root/.pgpass", "/root/.git-credentials", "/srv/x.key", "/srv/x.p12",
                          "/run/secrets/x", "/root/.aws/cli/cache/x.json"] {
                 let class = catalog.file(path).expect("a credential file");
-                let _ = secrets(&catalog, class, KEY, &bytes);
-                let _ = secrets(&catalog, class, KEY, text.as_bytes());
+                let _ = find_secrets(&catalog, class, KEY, &bytes);
+                let _ = find_secrets(&catalog, class, KEY, text.as_bytes());
             }
         }
     }

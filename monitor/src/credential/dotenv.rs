@@ -1,10 +1,10 @@
-//! `.env` files, line by line. A bad line costs that line, and nothing is ever expanded: `$NAME` in
-//! a value stays as it is, since what it would be depends on who reads the file.
+//! Parses `.env` files line by line. A malformed line is skipped, and nothing is expanded: `$NAME`
+//! in a value stays unchanged, because its expansion depends on the program that reads the file.
 
-/// Variables of one file.
+/// Maximum variables per file.
 const VARIABLES_MAX: usize = 4096;
 
-/// The variables of a file, in their order.
+/// The variables of a file, in order.
 pub fn parse(text: &str) -> Vec<(String, String)> {
     let mut variables = Vec::new();
     let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Vec<(String, String)> {
     variables
 }
 
-/// `export NAME = value`, and the same with a colon.
+/// `export NAME = value`, or with a colon.
 fn assignment(line: &str) -> Option<(&str, &str)> {
     let line = line.trim();
     let line = line.strip_prefix("export ").unwrap_or(line);
@@ -36,8 +36,8 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     (!name.is_empty() && name.chars().all(fits)).then(|| (name, value.trim_start()))
 }
 
-/// A value in quotes, which may go on in the lines behind, and what follows it. `None` where it is
-/// in no quotes, or they do not end.
+/// A quoted value, which may span several lines, and the text after it. `None` if the value is not
+/// quoted, or the quotes are not closed.
 fn multiline<'a>(value: &str, behind: &'a str) -> Option<(String, &'a str)> {
     let quote = value
         .chars()
@@ -45,14 +45,14 @@ fn multiline<'a>(value: &str, behind: &'a str) -> Option<(String, &'a str)> {
         .filter(|char| matches!(char, '"' | '\'' | '`'))?;
     let (mut inside, mut escaped) = (String::new(), false);
     for char in value[1..].chars() {
-        if end_of(quote, char, &mut escaped, &mut inside) {
-            // What follows the closing quote on its line is a comment, or wrong.
+        if push_quoted(quote, char, &mut escaped, &mut inside) {
+            // After the closing quote, the rest of the line is a comment or invalid.
             return Some((inside, behind));
         }
     }
     inside.push('\n');
     for (at, char) in behind.char_indices() {
-        if end_of(quote, char, &mut escaped, &mut inside) {
+        if push_quoted(quote, char, &mut escaped, &mut inside) {
             let after = &behind[at + 1..];
             return Some((inside, after.split_once('\n').map_or("", |(_, next)| next)));
         }
@@ -60,8 +60,8 @@ fn multiline<'a>(value: &str, behind: &'a str) -> Option<(String, &'a str)> {
     None
 }
 
-/// Takes one character of a value in quotes; whether it ends the value.
-fn end_of(quote: char, char: char, escaped: &mut bool, inside: &mut String) -> bool {
+/// Adds one character of a quoted value; returns whether it ends the value.
+fn push_quoted(quote: char, char: char, escaped: &mut bool, inside: &mut String) -> bool {
     if *escaped {
         *escaped = false;
         match char {
@@ -76,7 +76,7 @@ fn end_of(quote: char, char: char, escaped: &mut bool, inside: &mut String) -> b
     if char == quote {
         return true;
     }
-    // Other quotes take everything as it is.
+    // Other quotes take everything literally.
     if char == '\\' && quote == '"' {
         *escaped = true;
     } else {
@@ -85,7 +85,7 @@ fn end_of(quote: char, char: char, escaped: &mut bool, inside: &mut String) -> b
     false
 }
 
-/// A value up to its comment, which begins behind a blank.
+/// A value without its comment, which begins after white space.
 fn unquoted(value: &str) -> &str {
     let end = value
         .match_indices('#')
@@ -146,7 +146,7 @@ EMPTY=
         }
     }
 
-    /// Each of these ended an agent, or was replaced from its environment.
+    /// Each of these once crashed an agent, or was expanded from its environment.
     #[test]
     fn nothing_is_expanded() {
         let mut text = String::from("A0=x\n");

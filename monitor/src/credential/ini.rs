@@ -1,19 +1,19 @@
-//! Sections of `name = value`, line by line and without a copy: libraries build trees that take two
-//! hundred times the room of a hostile file.
+//! Parses sections of `name = value` line by line without copying: libraries build trees that use
+//! two hundred times the size of a hostile file.
 
 /// One assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry<'a> {
-    /// The heading above it.
+pub struct IniEntry<'a> {
+    /// The section heading above it.
     pub section: Option<&'a str>,
-    /// How many headings stand above it: two sections may have one name.
+    /// Number of headings above it: two sections may have the same name.
     pub heading: usize,
     pub name: &'a str,
     pub value: &'a str,
 }
 
-/// The assignments of a file, in their order. A line that is none costs that line.
-pub fn entries(text: &str) -> impl Iterator<Item = Entry<'_>> {
+/// The assignments of a file, in order. A malformed line is skipped.
+pub fn parse(text: &str) -> impl Iterator<Item = IniEntry<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (mut section, mut heading) = (None, 0);
     text.lines().filter_map(move |line| {
@@ -30,7 +30,7 @@ pub fn entries(text: &str) -> impl Iterator<Item = Entry<'_>> {
             return None;
         }
         let (name, value) = line.split_once('=').or_else(|| line.split_once(':'))?;
-        Some(Entry {
+        Some(IniEntry {
             section,
             heading,
             name: name.trim(),
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn sections_and_values() {
         let text = "\u{feff}first = 1\n[ a ]\n# x = 2\n  b=\"3\" \nnothing\n[c]\nd : 'e=f'\n";
-        let found: Vec<_> = entries(text)
+        let found: Vec<_> = parse(text)
             .map(|entry| (entry.section, entry.heading, entry.name, entry.value))
             .collect();
         assert_eq!(
@@ -63,14 +63,14 @@ mod tests {
                 (Some("c"), 2, "d : 'e", "f'"),
             ]
         );
-        let colon: Vec<_> = entries("a: b").collect();
+        let colon: Vec<_> = parse("a: b").collect();
         assert_eq!((colon[0].name, colon[0].value), ("a", "b"));
     }
 
     proptest! {
         #[test]
         fn any_text(text in "(\\PC|[\\n=:\\[\\]\"'#]){0,80}") {
-            for entry in entries(&text) {
+            for entry in parse(&text) {
                 prop_assert!(text.contains(entry.name) && text.contains(entry.value));
             }
         }

@@ -1,7 +1,7 @@
-//! What was picked up: class, fingerprint, lifetime.
+//! Identifies what was picked up: class, fingerprint, lifetime.
 //!
-//! A file is read once for each version of it, through the root of the process that opened it; a
-//! variable's fingerprint comes from the kernel. What leaves this module is public.
+//! A file is read once per version, through the root of the process that opened it; a variable's
+//! fingerprint comes from the kernel. Only public data leaves this module.
 
 pub mod catalog;
 pub mod contents;
@@ -15,18 +15,18 @@ use crate::{
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
     recent::Recent,
     sensor::{
-        Rules,
-        observation::{FileId, Shown},
+        FilterRules,
+        observation::{FileId, ObservedSecret},
         running,
     },
 };
-use catalog::{Catalog, Format, normalise};
-use contents::{Facts, Found};
+use catalog::{Catalog, FileFormat, normalise};
+use contents::{FoundSecret, SecretFacts};
 use jiff::Timestamp;
 use monitor_common::{
-    answer::{FIELD, WHOLE},
-    fingerprint::{Key, fingerprint},
-    login::{LOGIN, speaks},
+    answer::{RESPONSE_FIELD, WHOLE_BODY},
+    fingerprint::{FingerprintKey, fingerprint},
+    login::{LOGIN, protocol},
 };
 use secret::SecretBuffer;
 use std::{
@@ -40,101 +40,102 @@ use std::{
 
 /// Bytes of a credential file that are read.
 const FILE_MAX: usize = 1 << 20;
-/// Files whose contents are remembered.
-const FILES: usize = 20_000;
+/// Number of files whose contents are cached.
+const FILES_CACHED: usize = 20_000;
 
-/// Credentials that are remembered, at least, and at most twice as many.
-const REMEMBERED: usize = 16_384;
-/// Places that variables pointed to which are remembered. Whoever starts programs can make up any number of them: no
-/// more are taken.
-const POINTED: usize = 1024;
-/// The same of one container, or of the host.
-const POINTED_IN_ONE: usize = 256;
-/// Places that one environment can point to.
-const OF_ONE: usize = 16;
-/// Values of such variables that are remembered.
-const FOLLOWED: usize = 4096;
-/// Places of a credential that are remembered.
-const PLACES: usize = 32;
+/// Number of credentials cached.
+const CREDENTIALS_CACHED: usize = 16_384;
+/// Maximum places named by variables. Anyone who can start programs can invent any number of them,
+/// so any more are ignored.
+const POINTED_PLACES_MAX: usize = 1024;
+/// As [`POINTED_PLACES_MAX`], per container, and for the host.
+const POINTED_PER_CONTAINER_MAX: usize = 256;
+/// Maximum places named by one environment.
+const POINTED_PER_PROCESS_MAX: usize = 16;
+/// Number of values of such variables cached.
+const FOLLOWED_CACHED: usize = 4096;
+/// Maximum places remembered per credential.
+const PLACES_MAX: usize = 32;
 
 /// Turns places and fingerprints into credentials.
 #[derive(Debug)]
 pub struct Credentials {
     catalog: Arc<Catalog>,
-    key: Key,
+    key: FingerprintKey,
     buffer: SecretBuffer,
-    files: HashMap<FileId, Known>,
-    /// Another form of a credential to its id.
+    files: HashMap<FileId, KnownCredential>,
+    /// From the fingerprint of another form of a credential to its id.
     aliases: Recent<u64, CredentialId>,
-    /// What is known of a credential by its id, for what only its fingerprint is seen of later.
+    /// Credentials by id, to recognise them later by fingerprint only.
     known: Recent<CredentialId, Credential>,
-    /// The same of what was only seen in use or on its way: anybody can make that up.
+    /// As `known`, for credentials seen only in use or in a response: anyone can invent those.
     shown: Recent<CredentialId, Credential>,
-    /// Under which path a file was first known as a credential's: it is one under any other.
+    /// The path under which a file was first recognised as a credential's: it remains one under any
+    /// other path.
     homes: HashMap<FileId, String>,
-    /// Where variables said that credentials are, by container and path, and their class.
+    /// Places of credentials according to variables, by container and path, and their class.
     pointed: BTreeMap<(String, String), String>,
-    /// Fingerprints of values of such variables that were looked at.
+    /// Fingerprints of values of such variables that were followed.
     followed: Recent<u64, ()>,
-    /// Places that a variable pointed to, and for which there was no room.
+    /// Number of places named by a variable that were ignored for lack of room.
     pub unfollowed: u64,
-    /// Files that could not be read any more when their turn came.
+    /// Number of files that could no longer be read when their turn came.
     pub unreadable: u64,
 }
 
 #[derive(Debug)]
-struct Known {
-    /// Modification, change, and size: another version is read anew.
+struct KnownCredential {
+    /// Modification and change time, and size: another version is read again.
     version: (i64, i64, i64, i64, u64),
     modified: Option<Timestamp>,
-    found: Arc<Vec<Found>>,
+    found: Arc<Vec<FoundSecret>>,
 }
 
 /// What was found in a file.
 #[derive(Debug)]
-pub struct InFile {
+pub struct FileCredentials {
     pub credentials: Vec<Credential>,
     pub place: Place,
     pub modified: Option<Timestamp>,
-    /// The pod whose volume it is.
+    /// The pod whose volume it is in.
     pub volume_of: Option<String>,
 }
 
 /// A file that was opened.
 #[derive(Clone, Copy, Debug)]
-pub struct Opened<'a> {
-    /// As the process sees it.
+pub struct OpenedFile<'a> {
+    /// Path as the process sees it.
     pub path: &'a Path,
-    /// In its own file system, where a mount shows it under another path.
+    /// Path inside its own file system, if a mount shows it under another path.
     pub source: Option<&'a Path>,
     pub file: FileId,
-    /// The probe knew it by its inode.
+    /// The probe recognised it by its inode.
     pub known: bool,
 }
 
-/// Which process's view of the file system a path is in.
+/// The process whose view of the file system a path refers to.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub struct MountView<'a> {
     pub pid: u32,
     /// Another process with the same view.
     pub peer: Option<u32>,
-    /// Tells the same path in two containers apart; empty on the host.
+    /// Distinguishes the same path in two containers; empty on the host.
     pub container: &'a str,
 }
 
 impl Credentials {
-    pub fn new(catalog: Arc<Catalog>, key: Key) -> io::Result<Self> {
+    pub fn new(catalog: Arc<Catalog>, key: FingerprintKey) -> io::Result<Self> {
         Ok(Self {
             catalog,
             key,
             buffer: SecretBuffer::new(FILE_MAX)?,
             files: HashMap::new(),
-            aliases: Recent::new(REMEMBERED),
-            known: Recent::new(REMEMBERED),
-            shown: Recent::new(REMEMBERED),
+            aliases: Recent::new(CREDENTIALS_CACHED),
+            known: Recent::new(CREDENTIALS_CACHED),
+            shown: Recent::new(CREDENTIALS_CACHED),
             homes: HashMap::new(),
             pointed: BTreeMap::new(),
-            followed: Recent::new(FOLLOWED),
+            followed: Recent::new(FOLLOWED_CACHED),
             unfollowed: 0,
             unreadable: 0,
         })
@@ -144,15 +145,19 @@ impl Credentials {
         &self.catalog
     }
 
-    /// Uses another catalog from now on; what is known stays.
+    /// Replaces the catalog; known credentials stay.
     pub fn set_catalog(&mut self, catalog: Arc<Catalog>) {
         self.catalog = catalog;
         self.files.clear();
     }
 
-    /// What is in a file that was opened; `None` where its place is no credential's.
-    pub fn in_file(&mut self, opened: Opened<'_>, view: View<'_>) -> Option<InFile> {
-        let Opened {
+    /// The credentials in an opened file; `None` if its place is not a credential's.
+    pub fn in_file(
+        &mut self,
+        opened: OpenedFile<'_>,
+        view: MountView<'_>,
+    ) -> Option<FileCredentials> {
+        let OpenedFile {
             path, source, file, ..
         } = opened;
         let catalog = Arc::clone(&self.catalog);
@@ -169,7 +174,7 @@ impl Credentials {
         } else {
             path
         };
-        let read = match open::as_seen(path, source, file, view) {
+        let read = match open::as_seen_by_process(path, source, file, view) {
             Ok(mut opened) => self.read(&mut opened, file, class),
             Err(error) => Err(error),
         };
@@ -181,21 +186,22 @@ impl Credentials {
                 (Arc::new(Vec::new()), None)
             }
         };
-        // A file is a credential because a variable says so only where it has the form of one.
-        let has_form = |found: &Found| {
-            !by_pointer || (!found.whole && (class.format != Format::Token || found.is_jwt()))
+        // A file to which a variable points is a credential only if its contents have the form of
+        // one.
+        let has_form = |found: &FoundSecret| {
+            !by_pointer || (!found.whole && (class.format != FileFormat::Token || found.is_jwt()))
         };
         let mut credentials: Vec<Credential> = found
             .iter()
             .filter(|found| has_form(found))
             .map(|found| self.credential(found, &place))
             .collect();
-        let by_place = class.format == Format::Opaque || modified.is_none();
+        let by_place = class.format == FileFormat::Opaque || modified.is_none();
         if credentials.is_empty() && by_place && !by_pointer {
             credentials.push(self.by_place(class, &place, view.container));
         }
         if home != normal {
-            // It is still asked for by the name that it is known by.
+            // It can still be queried by its original place.
             let home = Place {
                 source: Source::File,
                 place: home.clone(),
@@ -204,7 +210,7 @@ impl Credentials {
                 self.is_also_at(credential, std::slice::from_ref(&home));
             }
         }
-        (!credentials.is_empty()).then_some(InFile {
+        (!credentials.is_empty()).then_some(FileCredentials {
             credentials,
             place,
             modified,
@@ -212,8 +218,7 @@ impl Credentials {
         })
     }
 
-    /// What a process is given at a socket, or has done for it there; which secret that is shows when
-    /// it is presented.
+    /// A credential issued at a socket; its secret becomes known when it is presented.
     pub fn at_socket(&self, path: &Path, container: &str) -> Option<(Credential, Place)> {
         let normal = normalise(&path.to_string_lossy());
         let pointed = || {
@@ -230,12 +235,17 @@ impl Credentials {
         Some((self.by_place(class, &place, container), place))
     }
 
-    /// A credential that is known by its place only.
-    fn by_place(&self, class: &catalog::Class, place: &Place, container: &str) -> Credential {
+    /// A credential known by its place only.
+    fn by_place(
+        &self,
+        class: &catalog::CredentialClass,
+        place: &Place,
+        container: &str,
+    ) -> Credential {
         let mut named = container.as_bytes().to_vec();
         named.extend_from_slice(place.place.as_bytes());
         Credential {
-            id: CredentialId::of_place(fingerprint(self.key, &named)),
+            id: CredentialId::from_place(fingerprint(self.key, &named)),
             name: None,
             class: class.class.clone(),
             role: class.role,
@@ -251,20 +261,20 @@ impl Credentials {
         }
     }
 
-    /// Whether a path of the host is a credential's.
+    /// Whether a path on the host is a credential's.
     pub fn is_place(&self, path: &Path) -> bool {
         let path = normalise(&path.to_string_lossy());
         self.class_at(&self.catalog, &path, "").is_some()
     }
 
-    /// The class of a file by its path: by the catalog, or because a variable pointed there, which says more than that
-    /// something is secret.
+    /// The class of a file by its path: from the catalog, or because a variable pointed there,
+    /// which is more specific than a general class.
     fn class_at<'a>(
         &self,
         catalog: &'a Catalog,
         path: &str,
         container: &str,
-    ) -> Option<&'a catalog::Class> {
+    ) -> Option<&'a catalog::CredentialClass> {
         let by_place = catalog.file(path);
         if by_place.is_some_and(|class| !is_general(&class.class)) {
             return by_place;
@@ -276,26 +286,26 @@ impl Credentials {
         pointed().or(by_place)
     }
 
-    /// The rules for the kernel's filter.
-    pub fn rules(&self) -> Rules {
+    /// The entries of the kernel filter.
+    pub fn rules(&self) -> FilterRules {
         let paths = self.pointed.keys().map(|(_, path)| path.as_str());
-        self.catalog.rules(paths)
+        self.catalog.filter_rules(paths)
     }
 
-    /// What tells a value of a variable that points to a credential from others, where it has not been followed.
-    pub fn points(&mut self, variable: &Variable, container: &str) -> Option<u64> {
+    /// Whether a variable points to a credential and its value was not followed before.
+    pub fn points(&mut self, variable: &SecretVariable, container: &str) -> Option<u64> {
         self.catalog.pointers(&variable.name).next()?;
         let value = format!("{}\0{container}\0{}", variable.name, variable.fingerprint);
         let print = self.print_of(&value);
         self.followed.get(&print).is_none().then_some(print)
     }
 
-    /// Follows what the environment of a process points to: from now on what is there is a credential's, in its
-    /// container. Gives the files that are there, and whether any place is new; nothing where there is no environment
-    /// any more. `values` are then done with.
+    /// Follows the paths in a process's environment: files there become credentials of its
+    /// container. Returns the files that exist, and whether any place is new; `None` if the process
+    /// has no environment any more.
     ///
-    /// Anybody can point anywhere: what is not there, what is never a credential's, and what is more than a few places
-    /// is left out, and what is there is one only where it has the form of it.
+    /// Anyone can point anywhere: paths that do not exist, excluded paths, and paths beyond the
+    /// limits are ignored, and a file counts only if its contents have the form of a credential.
     pub fn follow(
         &mut self,
         pid: u32,
@@ -308,7 +318,7 @@ impl Credentials {
             bytes
                 .split(|byte| *byte == 0)
                 .flat_map(|entry| targets(&catalog, entry))
-                .take(OF_ONE)
+                .take(POINTED_PER_PROCESS_MAX)
                 .collect::<Vec<_>>()
         });
         let targets = targets.ok()?;
@@ -327,19 +337,23 @@ impl Credentials {
             };
             let normal = normalise(&path.to_string_lossy());
             let known = catalog.file(&normal);
-            if catalog.is_never(&normal) || known.is_some_and(|known| !is_general(&known.class)) {
+            if catalog.is_excluded_path(&normal)
+                || known.is_some_and(|known| !is_general(&known.class))
+            {
                 continue;
             }
-            let Some(there) = running::at(pid, &path) else {
+            let Some(there) = running::path_target(pid, &path) else {
                 continue;
             };
-            if catalog.is_never(&normalise(&there.path.to_string_lossy())) {
+            if catalog.is_excluded_path(&normalise(&there.path.to_string_lossy())) {
                 continue;
             }
             let place = (container.to_owned(), normal.clone());
             if !self.pointed.contains_key(&place) {
                 let own = self.pointed.keys().filter(|known| known.0 == container);
-                if self.pointed.len() >= POINTED || own.count() >= POINTED_IN_ONE {
+                if self.pointed.len() >= POINTED_PLACES_MAX
+                    || own.count() >= POINTED_PER_CONTAINER_MAX
+                {
                     self.unfollowed += 1;
                     continue;
                 }
@@ -354,20 +368,21 @@ impl Credentials {
         Some((files, is_new))
     }
 
-    /// Remembers files that were found again.
-    pub fn recovered(&mut self, found: &recover::Recovered) {
+    /// Remembers recovered files.
+    pub fn recovered(&mut self, found: &recover::RecoveredFile) {
         let path = normalise(&found.path.to_string_lossy());
         self.homes.entry(found.file).or_insert(path);
     }
 
-    /// Remembers a file that was written under a credential's name; `false` where it is none.
+    /// Remembers a file that was written under a credential's name; returns `false` if it is not
+    /// one.
     pub fn written(&mut self, path: &Path, source: Option<&Path>, file: FileId) -> bool {
         let catalog = Arc::clone(&self.catalog);
         self.placed(&catalog, path, source, file, "").is_some()
     }
 
-    /// The path to show for a file, and the one by which the catalog knows it. They differ where
-    /// it is a credential's by another name: through a mount, or a link.
+    /// The path to show for a file, and the one by which the catalog knows it. They differ if a
+    /// credential is accessed under another name: through a mount, or a link.
     fn placed(
         &mut self,
         catalog: &Catalog,
@@ -385,9 +400,9 @@ impl Credentials {
         {
             return Some((source.clone(), source));
         } else {
-            // What a process was started with comes without a path.
+            // Inherited descriptors are reported without a path.
             let home = self.homes.get(&file).or_else(|| {
-                // Recovered, from a file system that tells its generations to the probes alone.
+                // Recovered from a file system whose generation only the probes can read.
                 self.homes.get(&FileId {
                     generation: 0,
                     ..file
@@ -396,7 +411,7 @@ impl Credentials {
             let seen = if seen == "/" { home.clone() } else { seen };
             return Some((seen, home.clone()));
         };
-        if self.homes.len() >= FILES * 4 {
+        if self.homes.len() >= FILES_CACHED * 4 {
             self.homes.clear();
         }
         self.homes.entry(file).or_insert_with(|| known.clone());
@@ -407,8 +422,8 @@ impl Credentials {
         &mut self,
         opened: &mut File,
         file: FileId,
-        class: &catalog::Class,
-    ) -> io::Result<(Arc<Vec<Found>>, Option<Timestamp>)> {
+        class: &catalog::CredentialClass,
+    ) -> io::Result<(Arc<Vec<FoundSecret>>, Option<Timestamp>)> {
         let metadata = opened.metadata()?;
         let version = (
             metadata.mtime(),
@@ -424,21 +439,21 @@ impl Credentials {
         }
         let catalog = Arc::clone(&self.catalog);
         let key = self.key;
-        let found = if class.format == Format::Opaque {
+        let found = if class.format == FileFormat::Opaque {
             Vec::new()
         } else {
             self.buffer.with_file(opened, |bytes| {
-                contents::secrets(&catalog, class, key, bytes)
+                contents::find_secrets(&catalog, class, key, bytes)
             })?
         };
         let found = Arc::new(found);
         let modified = Timestamp::from_second(metadata.mtime()).ok();
-        if self.files.len() >= FILES {
+        if self.files.len() >= FILES_CACHED {
             self.files.clear();
         }
         self.files.insert(
             file,
-            Known {
+            KnownCredential {
                 version,
                 modified,
                 found: Arc::clone(&found),
@@ -448,7 +463,7 @@ impl Credentials {
     }
 
     /// The secrets of an environment, each with its variable: an AWS key pair is one credential.
-    pub fn in_environment(&mut self, variables: &[Variable]) -> Vec<(Credential, Place)> {
+    pub fn in_environment(&mut self, variables: &[SecretVariable]) -> Vec<(Credential, Place)> {
         let named = |name: &str| variables.iter().find(|variable| variable.name == name);
         let mut aliases = Vec::new();
         let mut alias_places = Vec::new();
@@ -461,7 +476,7 @@ impl Credentials {
                 if let Some(other) = named(other) {
                     self.alias(
                         other.fingerprint,
-                        &CredentialId::of_fingerprint(id.fingerprint),
+                        &CredentialId::from_fingerprint(id.fingerprint),
                     );
                     aliases.push(other.fingerprint);
                     alias_places.push(variable_place(&other.name));
@@ -478,14 +493,14 @@ impl Credentials {
                 continue;
             };
             let place = variable_place(&variable.name);
-            let found = Found {
+            let found = FoundSecret {
                 class: class.class.clone(),
                 marked: catalog.is_prefix_of(&class.class, variable.prefix),
                 whole: false,
                 fingerprint: variable.fingerprint,
                 aliases: Vec::new(),
                 label: None,
-                facts: Facts::default(),
+                facts: SecretFacts::default(),
             };
             let mut credential = self.credential(&found, &place);
             if variable.name == "AWS_ACCESS_KEY_ID" {
@@ -496,13 +511,13 @@ impl Credentials {
         picked
     }
 
-    /// The fingerprint of a text that is no secret, as a probe takes it.
+    /// The fingerprint of a non-secret text, as a probe computes it.
     pub fn print_of(&self, text: &str) -> u64 {
         fingerprint(self.key, text.as_bytes())
     }
 
-    /// A secret that was seen in the bytes of a connection, and where in them.
-    pub fn presented(&mut self, shown: Shown) -> (Credential, Place) {
+    /// A secret found in the bytes of a connection, and its position in them.
+    pub fn presented(&mut self, shown: ObservedSecret) -> (Credential, Place) {
         let catalog = Arc::clone(&self.catalog);
         let (place, by_header) = match u64::from(shown.header) & !LOGIN {
             _ if u64::from(shown.header) & LOGIN == 0 => {
@@ -519,17 +534,19 @@ impl Credentials {
             place,
         };
         let by_form = by_form(&catalog, shown.prefix, shown.secret_len, shown.dots);
-        let class = by_form.or(by_header).map_or(GENERIC, |class| &class.class);
-        let found = Found {
+        let class = by_form
+            .or(by_header)
+            .map_or(GENERIC_CLASS, |class| &class.class);
+        let found = FoundSecret {
             class: class.to_owned(),
             marked: catalog.is_prefix_of(class, shown.prefix),
             whole: false,
             fingerprint: shown.fingerprint,
             aliases: Vec::new(),
             label: None,
-            facts: Facts::default(),
+            facts: SecretFacts::default(),
         };
-        // A password that is known is the credential, whatever user goes with it.
+        // A known password is the credential, whatever user is sent with it.
         if let Some(inner) = shown.inner {
             let id = self.id_of(inner);
             if self.is_known(&id) && !self.aliases.contains(&shown.fingerprint) {
@@ -537,13 +554,13 @@ impl Credentials {
             }
         }
         let id = self.id_of(shown.fingerprint);
-        // Where it was picked up tells more than where it is shown.
+        // The place where it was picked up tells more than where it is presented.
         let credential = self.as_known(&id, &found, &place);
         (credential, place)
     }
 
-    /// What is known of a credential already holds, whatever the place says where it shows up.
-    fn as_known(&mut self, id: &CredentialId, found: &Found, place: &Place) -> Credential {
+    /// Applies what is already known about a credential, whatever the place suggests.
+    fn as_known(&mut self, id: &CredentialId, found: &FoundSecret, place: &Place) -> Credential {
         match self.known(id) {
             Some(mut known) if !is_general(&known.class) => {
                 let before = std::mem::replace(&mut known.sources, vec![place.clone()]);
@@ -554,22 +571,23 @@ impl Credentials {
         }
     }
 
-    /// The credentials in one answer of an authenticator.
-    pub fn minted(&mut self, answer: &[Shown]) -> Vec<(Credential, Place)> {
+    /// The credentials in one response of an authenticator.
+    pub fn minted(&mut self, answer: &[ObservedSecret]) -> Vec<(Credential, Place)> {
         let catalog = Arc::clone(&self.catalog);
-        let field = |shown: &Shown| u64::from(shown.header) & !FIELD;
-        let name = |shown: &Shown| catalog.answer(field(shown)).map(|known| &known.field);
+        let field = |shown: &ObservedSecret| u64::from(shown.header) & !RESPONSE_FIELD;
+        let name =
+            |shown: &ObservedSecret| catalog.issued_field(field(shown)).map(|known| &known.field);
         let mut minted = Vec::new();
         for shown in answer {
-            let known = catalog.answer(field(shown));
+            let known = catalog.issued_field(field(shown));
             let whole = known.and_then(|known| known.of.as_ref()).and_then(|of| {
                 answer
                     .iter()
                     .find(|other| name(other).is_some_and(|name| name.eq_ignore_ascii_case(of)))
             });
             if let Some(whole) = whole {
-                // A server may say what it likes: what was known before is what it was.
-                let own = CredentialId::of_fingerprint(shown.fingerprint);
+                // A server may send anything: a credential known before keeps its identity.
+                let own = CredentialId::from_fingerprint(shown.fingerprint);
                 if !self.is_known(&own) {
                     let id = self.id_of(whole.fingerprint);
                     self.alias(shown.fingerprint, &id);
@@ -578,11 +596,11 @@ impl Credentials {
             }
             let by_form = by_form(&catalog, shown.prefix, shown.secret_len, shown.dots);
             let (field, class) = match known {
-                _ if field(shown) == WHOLE => ("body", Some(IMDS_TOKEN)),
+                _ if field(shown) == WHOLE_BODY => ("body", Some(IMDS_TOKEN_CLASS)),
                 Some(known) => (known.field.as_str(), known.class.as_deref()),
                 None => continue,
             };
-            // A name that means little elsewhere counts by what is behind it.
+            // A field with a common name is recognised by its value's form.
             let Some(class) = by_form.map(|class| class.class.as_str()).or(class) else {
                 continue;
             };
@@ -590,14 +608,14 @@ impl Credentials {
                 source: Source::Metadata,
                 place: format!("answer:{field}"),
             };
-            let found = Found {
+            let found = FoundSecret {
                 class: class.to_owned(),
                 marked: catalog.is_prefix_of(class, shown.prefix),
                 whole: false,
                 fingerprint: shown.fingerprint,
                 aliases: Vec::new(),
                 label: None,
-                facts: Facts::default(),
+                facts: SecretFacts::default(),
             };
             let id = self.id_of(shown.fingerprint);
             minted.push((self.as_known(&id, &found, &place), place));
@@ -605,7 +623,7 @@ impl Credentials {
         minted
     }
 
-    /// The secrets in the environment of a process that ran before the agent.
+    /// The secrets in the environment of a process that started before the agent.
     pub fn in_running(&mut self, pid: u32) -> Vec<(Credential, Place)> {
         let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else {
             return Vec::new();
@@ -615,7 +633,7 @@ impl Credentials {
         let variables = self.buffer.with_file(&mut file, |bytes| {
             bytes
                 .split(|byte| *byte == 0)
-                .filter_map(|entry| Variable::from_entry(&catalog, key, entry))
+                .filter_map(|entry| SecretVariable::from_entry(&catalog, key, entry))
                 .collect::<Vec<_>>()
         });
         match variables {
@@ -628,15 +646,15 @@ impl Credentials {
         self.aliases.insert(fingerprint, id.clone());
     }
 
-    /// The id of a secret, in whatever form it shows up.
+    /// The id of a secret, in whatever form it appears.
     fn id_of(&mut self, fingerprint: u64) -> CredentialId {
         self.aliases
             .get(&fingerprint)
             .cloned()
-            .unwrap_or_else(|| CredentialId::of_fingerprint(fingerprint))
+            .unwrap_or_else(|| CredentialId::from_fingerprint(fingerprint))
     }
 
-    fn credential(&mut self, found: &Found, place: &Place) -> Credential {
+    fn credential(&mut self, found: &FoundSecret, place: &Place) -> Credential {
         let id = self.id_of(found.fingerprint);
         for alias in &found.aliases {
             self.alias(*alias, &id);
@@ -646,14 +664,14 @@ impl Credentials {
         let mut label = found.label.clone();
         let mut sources = vec![place.clone()];
         let mut marked = found.marked;
-        // A file told more of it than a variable can, and an expectation may be about any of its places.
+        // A file tells more than a variable, and an expectation may name any of its places.
         if let Some(known) = self.known(&id) {
             add_places(&mut sources, &known.sources);
             if is_general(&class) && !is_general(&known.class) {
                 class.clone_from(&known.class);
             }
-            // The mark is in the secret that the id is of, and not in its other half.
-            let is_other_half = id != CredentialId::of_fingerprint(found.fingerprint);
+            // The mark is in the secret that gives the id, not in its other half.
+            let is_other_half = id != CredentialId::from_fingerprint(found.fingerprint);
             marked |= is_other_half && class == known.class && !known.unmarked;
             facts.issued_at = facts.issued_at.or(known.issued_at);
             facts.expires_at = facts.expires_at.or(known.expires_at);
@@ -697,10 +715,11 @@ impl Credentials {
         credential
     }
 
-    /// Takes in what was known before the agent started: a program that holds a credential does not read it again.
+    /// Restores what was known before the agent started: a program that holds a credential does not
+    /// read it again.
     pub fn remember(&mut self, credentials: Vec<Credential>) {
         for mut credential in credentials {
-            // Names are those of the expectations that are in force now.
+            // Names come from the expectations in force now.
             (credential.name, credential.owner) = (None, None);
             let made_up =
                 |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
@@ -714,7 +733,7 @@ impl Credentials {
         }
     }
 
-    /// Adds places to a credential that was picked up, for what is seen of it later as well.
+    /// Adds places to a credential that was picked up, also for later observations of it.
     fn is_also_at(&mut self, credential: &mut Credential, places: &[Place]) {
         add_places(&mut credential.sources, places);
         if self.known.contains(&credential.id) {
@@ -732,16 +751,16 @@ impl Credentials {
     }
 }
 
-/// Adds those places that are not there, as far as there is room.
+/// Adds missing places, as far as there is room.
 fn add_places(sources: &mut Vec<Place>, places: &[Place]) {
     for place in places {
-        if sources.len() < PLACES && !sources.contains(place) {
+        if sources.len() < PLACES_MAX && !sources.contains(place) {
             sources.push(place.clone());
         }
     }
 }
 
-/// Where the value of a variable says that credentials are, and of which class.
+/// The paths that a variable's value names, with their classes.
 fn targets(catalog: &Catalog, entry: &[u8]) -> Vec<(PathBuf, String)> {
     let Some((name, value)) = std::str::from_utf8(entry)
         .ok()
@@ -754,7 +773,7 @@ fn targets(catalog: &Catalog, entry: &[u8]) -> Vec<(PathBuf, String)> {
         let value = value
             .strip_prefix("unix:")
             .map_or(value, |path| path.strip_prefix("//").unwrap_or(path));
-        // Some have the contents in place of a path: no part of that is to be kept.
+        // Some contain the secret itself instead of a path: no part of that may be kept.
         let is_path = |path: &&str| {
             !path.is_empty()
                 && path.len() < 1024
@@ -779,42 +798,42 @@ fn variable_place(name: &str) -> Place {
     }
 }
 
-/// The class of what nothing else is known of.
-const GENERIC: &str = "generic-secret";
+/// The class of a credential about which nothing else is known.
+const GENERIC_CLASS: &str = "generic-secret";
 
-/// Classes that say only that something is secret.
+/// Classes that tell only that something is secret.
 pub fn is_general(class: &str) -> bool {
     matches!(
         class,
         "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
-    ) || class == catalog::WRITTEN
+    ) || class == catalog::EXPECTATION_CLASS
 }
 
-/// A variable that may be a secret, as the probe or `/proc` tells of it.
+/// A variable that may hold a secret, reported by a probe or read from `/proc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Variable {
+pub struct SecretVariable {
     pub name: String,
     pub fingerprint: u64,
     pub secret_len: u32,
-    /// Index in the prefix table of the catalog.
+    /// Index in the catalog's prefix table.
     pub prefix: Option<u32>,
     pub dots: u32,
     pub url: bool,
 }
 
-/// What is shorter is a setting, not a secret.
-const SHORTEST: u32 = 8;
-/// After a prefix of few bytes chance matches are likely: a real token is longer.
-const SHORTEST_BY_FORM: u32 = 20;
+/// A shorter value is a setting, not a secret.
+const SECRET_MIN: u32 = 8;
+/// Short prefixes match by chance; a real token is at least this long.
+const FORM_SECRET_MIN: u32 = 20;
 
-impl Variable {
-    fn from_entry(catalog: &Catalog, key: Key, entry: &[u8]) -> Option<Self> {
+impl SecretVariable {
+    fn from_entry(catalog: &Catalog, key: FingerprintKey, entry: &[u8]) -> Option<Self> {
         let at = entry.iter().position(|byte| *byte == b'=')?;
         let name = std::str::from_utf8(&entry[..at]).ok()?;
         let value = &entry[at + 1..];
         let class = catalog.variable(name);
         let is_url = class.is_some_and(|class| !class.url_environment.is_empty());
-        let password = monitor_common::environ::marks(value).password();
+        let password = monitor_common::environ::value_marks(value).password();
         let url = is_url && password.is_some();
         let secret = match password {
             Some((start, len)) if url => &value[start as usize..(start + len) as usize],
@@ -824,19 +843,22 @@ impl Variable {
             name: name.to_owned(),
             fingerprint: fingerprint(key, secret),
             secret_len: secret.len() as u32,
-            prefix: catalog.form_index(secret),
+            prefix: catalog.prefix_index(secret),
             dots: value.iter().filter(|byte| **byte == b'.').count() as u32,
             url,
         })
     }
 }
 
-fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog::Class> {
+fn classify<'a>(
+    catalog: &'a Catalog,
+    variable: &SecretVariable,
+) -> Option<&'a catalog::CredentialClass> {
     let by_name = catalog.variable(&variable.name).filter(|class| {
-        // A variable that may hold a URL is a secret only by the password in it.
+        // A variable that may hold a URL is a secret only if the URL contains a password.
         let needs_url = !catalog.is_plain(&variable.name) && !class.url_environment.is_empty();
         (!needs_url || variable.url)
-            && variable.secret_len >= if variable.url { 1 } else { SHORTEST }
+            && variable.secret_len >= if variable.url { 1 } else { SECRET_MIN }
     });
     let by_form = by_form(catalog, variable.prefix, variable.secret_len, variable.dots)
         .filter(|_| !variable.url);
@@ -847,35 +869,35 @@ fn classify<'a>(catalog: &'a Catalog, variable: &Variable) -> Option<&'a catalog
     }
 }
 
-/// The class of what AWS's metadata service gives first.
-const IMDS_TOKEN: &str = "imds-token";
+/// The class of the AWS metadata service's session token.
+const IMDS_TOKEN_CLASS: &str = "imds-token";
 
-/// The name of a protocol in which one signs in, and the class of what is sent there.
+/// The name of a login protocol, and the class of the secret sent in it.
 fn protocol_of(speaks: u64) -> (&'static str, &'static str) {
     const PASSWORD: &str = "database-password";
     match speaks {
-        speaks::REDIS => ("redis", PASSWORD),
-        speaks::POSTGRES => ("postgresql", PASSWORD),
-        speaks::MYSQL => ("mysql", PASSWORD),
-        speaks::MQTT => ("mqtt", GENERIC),
-        speaks::LDAP => ("ldap", GENERIC),
-        _ => ("mail", GENERIC),
+        protocol::REDIS => ("redis", PASSWORD),
+        protocol::POSTGRES => ("postgresql", PASSWORD),
+        protocol::MYSQL => ("mysql", PASSWORD),
+        protocol::MQTT => ("mqtt", GENERIC_CLASS),
+        protocol::LDAP => ("ldap", GENERIC_CLASS),
+        _ => ("mail", GENERIC_CLASS),
     }
 }
 
-/// The class of a secret by its first bytes. A JWT has two dots as well.
+/// The class of a secret by its first bytes. A JWT also has two dots.
 fn by_form(
     catalog: &Catalog,
     prefix: Option<u32>,
     secret_len: u32,
     dots: u32,
-) -> Option<&catalog::Class> {
+) -> Option<&catalog::CredentialClass> {
     let (_, class) = catalog.prefix(prefix?)?;
-    (secret_len >= SHORTEST_BY_FORM && (class.class != "jwt" || dots >= 2)).then_some(class)
+    (secret_len >= FORM_SECRET_MIN && (class.class != "jwt" || dots >= 2)).then_some(class)
 }
 
-/// The uid of the pod whose volume a path is in, wherever the kubelet's directory is seen: it has
-/// `pods/UID/volumes/kubernetes.io~KIND` in it.
+/// The uid of the pod whose volume a path is in, wherever the kubelet's directory is mounted: the
+/// path contains `pods/UID/volumes/kubernetes.io~KIND`.
 pub fn volume_of(path: &str) -> Option<String> {
     let (before, _) = path.split_once("/volumes/kubernetes.io~")?;
     let (above, uid) = before.rsplit_once('/')?;
@@ -886,16 +908,16 @@ pub fn volume_of(path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const KEY: Key = Key { k0: 3, k1: 4 };
+    const KEY: FingerprintKey = FingerprintKey { k0: 3, k1: 4 };
 
     fn credentials() -> Credentials {
         let catalog = Arc::new(Catalog::new("", &[], &[]).expect("embedded"));
         Credentials::new(catalog, KEY).expect("a buffer")
     }
 
-    fn variable(name: &str, secret: &str) -> Variable {
+    fn variable(name: &str, secret: &str) -> SecretVariable {
         let catalog = Catalog::new("", &[], &[]).expect("embedded");
-        Variable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes())
+        SecretVariable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes())
             .expect("an entry")
     }
 
@@ -903,7 +925,7 @@ mod tests {
     fn what_is_presented_is_where_it_was_picked_up_too() {
         let mut credentials = credentials();
         let token = variable("GITHUB_TOKEN", "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0001");
-        let shown = Shown {
+        let shown = ObservedSecret {
             fingerprint: token.fingerprint,
             inner: None,
             secret_len: 40,
@@ -914,7 +936,7 @@ mod tests {
         credentials.in_environment(&[token]);
         let (presented, place) = credentials.presented(shown);
         assert_eq!(presented.sources, [place, variable_place("GITHUB_TOKEN")]);
-        // Another agent, that remembers what this one knew.
+        // Another agent that restores what this one knew.
         let mut later = super::tests::credentials();
         let named = Credential {
             name: Some("before".to_owned()),
@@ -928,8 +950,8 @@ mod tests {
         );
     }
 
-    fn own_view() -> View<'static> {
-        View {
+    fn own_view() -> MountView<'static> {
+        MountView {
             pid: std::process::id(),
             peer: None,
             container: "",
@@ -944,8 +966,8 @@ mod tests {
         }
     }
 
-    fn opened(path: &Path) -> Opened<'_> {
-        Opened {
+    fn opened(path: &Path) -> OpenedFile<'_> {
+        OpenedFile {
             path,
             source: None,
             file: file_id(path),
@@ -1031,7 +1053,7 @@ mod tests {
         };
         let found = credentials
             .in_file(
-                Opened {
+                OpenedFile {
                     path,
                     source: None,
                     file,
@@ -1093,7 +1115,7 @@ mod tests {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("started");
-        // It has become the program once it answers.
+        // Once it responds, it has executed the program.
         use std::io::{Read as _, Write as _};
         child
             .stdin

@@ -1,8 +1,7 @@
-//! The file that a process opened, for the agent to open too: by the process's own view, by another's
-//! of the same container, or by where its file system is mounted on the host, as a container that
-//! lives a moment is gone by then.
+//! Opens the file that a process opened: through the process's own view, that of another process of
+//! the container, or the host's mounts, because a short-lived container may be gone by then.
 
-use super::View;
+use super::MountView;
 use crate::{
     host, reserved,
     sensor::observation::{FileId, kernel_device},
@@ -16,13 +15,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Opens a file as the process that opened it saw it. `source` is its path in its own file system,
-/// where that is another.
-pub fn as_seen(
+/// Opens a file as the process saw it. `source` is its path inside its own file system, if that
+/// differs.
+pub fn as_seen_by_process(
     path: &Path,
     source: Option<&Path>,
     file: FileId,
-    view: View<'_>,
+    view: MountView<'_>,
 ) -> io::Result<File> {
     let inner = inside(path);
     let contained = !view.container.is_empty();
@@ -38,7 +37,7 @@ pub fn as_seen(
     }
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for view in views {
-        // In a container the file of an overlay has another number than the probe saw.
+        // In a container, an overlay's file has another inode number than the probe reported.
         match open(&view, |metadata| contained || metadata.ino() == file.inode) {
             Ok(opened) => return Ok(opened),
             Err(error) => last = error,
@@ -57,32 +56,32 @@ fn inside(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Whether it is the very file that the probe saw.
+/// Whether it is exactly the file that the probe reported.
 fn is(metadata: &std::fs::Metadata, file: FileId) -> bool {
     (metadata.ino(), kernel_device(metadata.dev())) == (file.inode, file.device)
 }
 
 fn open(path: &Path, is_right: impl Fn(&std::fs::Metadata) -> bool) -> io::Result<File> {
-    // The kernel's path has no links left; whoever put one there since gets nothing. What is no file
-    // is not opened: a device or a pipe may do something then.
+    // The kernel's path contains no links; if someone created one since, the open fails. Only
+    // regular files are opened, because opening a device or pipe may have side effects.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let metadata = place.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file any more"));
+        return Err(io::Error::other("no longer a regular file"));
     }
     if !is_right(&metadata) {
-        return Err(io::Error::other("another file has taken its place"));
+        return Err(io::Error::other("it was replaced by another file"));
     }
     if reserved::is_reserved(&metadata) {
-        return Err(io::Error::other("a file of the agent's own ledger"));
+        return Err(io::Error::other("it belongs to the agent's own ledger"));
     }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let opened = rustix::fs::open(host::descriptor_path(&place), flags, Mode::empty())?;
     Ok(File::from(opened))
 }
 
-/// Where the host has mounted what shows a file, by its path in its own file system.
+/// Paths at which the host has mounted a file's file system, from its path inside that file system.
 fn mounted_at(source: &Path, file: FileId) -> Vec<PathBuf> {
     let places = places(&host::mounts(), source, file.device);
     places.iter().map(|place| host::path(place)).collect()
@@ -150,20 +149,20 @@ mod tests {
             inode: metadata.ino(),
             generation: 0,
         };
-        let gone = View {
+        let gone = MountView {
             pid: u32::MAX,
             peer: None,
             container: "gone",
         };
         let source = path.canonicalize().expect("a path");
-        // As the process saw it, which is nowhere now.
+        // As the process saw it; the path no longer exists.
         let seen = Path::new("/run/secrets/token");
-        let opened = as_seen(seen, Some(&source), file, gone);
-        // Where the directory is in a mount whose root is not the host's, there is no such place.
+        let opened = as_seen_by_process(seen, Some(&source), file, gone);
+        // A mount whose root does not contain the directory has no such path.
         let places = mounted_at(&source, file);
         assert_eq!(opened.is_ok(), places.iter().any(|place| place.exists()));
         file.inode += 1;
-        assert!(as_seen(seen, Some(&source), file, gone).is_err());
+        assert!(as_seen_by_process(seen, Some(&source), file, gone).is_err());
     }
 
     proptest! {

@@ -1,8 +1,9 @@
-//! Files that are credentials' by where they are on the host, found again after a restart.
+//! Finds credential files again after a restart, by their place on the host.
 //!
-//! A process in a pod opens a file of a Secret by a path that says nothing: what tells it is that
-//! the kubelet wrote it under a volume's path. An agent that was there remembers the inode. One that
-//! starts later finds it through the host's mounts, the kubelet's directory, and the ledger.
+//! A process in a pod opens a Secret's file under a path that reveals nothing: it is recognised
+//! because the kubelet wrote it under a volume's path. An agent running at that time remembers the
+//! inode. One started later finds it through the host's mounts, the kubelet's directory, and the
+//! ledger.
 
 use super::catalog::{Catalog, normalise};
 use crate::{
@@ -17,37 +18,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where kubelets keep their pods.
-const PODS: [&str; 3] = [
+/// Directories in which kubelets keep their pods.
+const POD_DIRECTORIES: [&str; 3] = [
     "/var/lib/kubelet/pods",
     "/var/lib/k0s/kubelet/pods",
     "/var/snap/microk8s/common/var/lib/kubelet/pods",
 ];
-/// What is between a pod's directory and the names of its volumes, for volumes that hold secrets.
+/// Paths between a pod's directory and the names of its volumes, for volumes that hold secrets.
 const VOLUMES: [&str; 3] = [
     "kubernetes.io~secret",
     "kubernetes.io~projected",
     "kubernetes.io~csi",
 ];
-/// Directories below a volume.
-const DEPTH: usize = 4;
+/// Maximum directory depth below a volume.
+const DEPTH_MAX: usize = 4;
 /// Programs that keep volumes.
 const KUBELETS: [&str; 5] = ["kubelet", "k3s", "rke2", "k0s", "kubelite"];
-/// Entries of one directory that are read.
+/// Maximum entries read per directory.
 const ENTRIES_MAX: usize = 4096;
-/// Files of one volume, and of all.
-const FILES_OF_ONE: usize = 1024;
+/// Maximum files per volume, and in total.
+const FILES_PER_VOLUME_MAX: usize = 1024;
 const FILES_MAX: usize = 40_000;
 
-/// A file, and the path by which the catalog knows it.
+/// A file, and the path by which the catalog recognises it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recovered {
+pub struct RecoveredFile {
     pub file: FileId,
     pub path: PathBuf,
 }
 
-/// Looks for credential files: in volumes of pods, and at places that are known from before.
-pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<Recovered> {
+/// Finds credential files in volumes of pods, and at previously known places.
+pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
     let mut recovered = Vec::new();
     let mut seen = HashSet::new();
     let mut add = |path: PathBuf, identify: &dyn Fn(&Path) -> Option<FileId>| {
@@ -56,13 +57,13 @@ pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<Recovered> {
             && let Some(file) = identify(&path)
             && seen.insert(file)
         {
-            recovered.push(Recovered { file, path });
+            recovered.push(RecoveredFile { file, path });
         }
     };
     for view in views() {
         for volume in view.volumes() {
             let mut files = Vec::new();
-            view.walk(&volume, DEPTH, &mut files);
+            view.walk(&volume, DEPTH_MAX, &mut files);
             for path in files {
                 add(path, &|path| view.identify(path));
             }
@@ -76,17 +77,17 @@ pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<Recovered> {
     recovered
 }
 
-/// A mount namespace: a kubelet may have one of its own, as the whole node has where it is a container.
-/// Its directories are opened below its root and through no link: whoever makes links there chooses
-/// where they lead.
-struct View {
+/// A mount namespace: a kubelet may have its own, as does a node that is a container. Its
+/// directories are opened below its root without following links, because whoever creates links
+/// there chooses their targets.
+struct MountNamespace {
     root: OwnedFd,
     points: Vec<PathBuf>,
 }
 
-/// The mount namespaces in which kubelets keep volumes: the host's, the agent's own, and those of root's
-/// kubelets.
-fn views() -> Vec<View> {
+/// The mount namespaces in which kubelets keep volumes: the host's, the agent's own, and those of
+/// kubelets that run as root.
+fn views() -> Vec<MountNamespace> {
     let processes = procfs::process::all_processes()
         .into_iter()
         .flatten()
@@ -111,7 +112,7 @@ fn views() -> Vec<View> {
         if let (Ok(namespace), Ok(root)) = (namespace, root)
             && seen.insert(namespace)
         {
-            views.push(View {
+            views.push(MountNamespace {
                 root,
                 points: mount_points(&process)
                     .filter(|point| is_volume(point))
@@ -122,7 +123,7 @@ fn views() -> Vec<View> {
     views
 }
 
-impl View {
+impl MountNamespace {
     fn open(&self, path: &Path, flags: OFlags) -> Option<OwnedFd> {
         let inside = path.strip_prefix("/").unwrap_or(path);
         let resolve =
@@ -131,7 +132,7 @@ impl View {
         rustix::fs::openat2(&self.root, inside, flags, Mode::empty(), resolve).ok()
     }
 
-    /// What the probes know of a file.
+    /// Identifies a file, as the probes do.
     fn identify(&self, path: &Path) -> Option<FileId> {
         let opened = self.open(path, OFlags::PATH)?;
         running::identify(Path::new(&host::descriptor_path(&opened)))
@@ -140,8 +141,9 @@ impl View {
     /// The directories of volumes with secrets.
     fn volumes(&self) -> BTreeSet<PathBuf> {
         let mut volumes: BTreeSet<PathBuf> = self.points.iter().cloned().collect();
-        let mut directories: BTreeSet<PathBuf> = PODS.iter().map(PathBuf::from).collect();
-        // A kubelet that keeps them elsewhere shows it by its mounts.
+        let mut directories: BTreeSet<PathBuf> =
+            POD_DIRECTORIES.iter().map(PathBuf::from).collect();
+        // Kubelets with another directory are found by their mounts.
         directories.extend(
             volumes
                 .iter()
@@ -158,7 +160,7 @@ impl View {
         volumes
     }
 
-    /// What is in a directory, as far as it is read.
+    /// The entries of a directory, up to the limit.
     fn entries(&self, directory: &Path) -> Vec<(PathBuf, FileType)> {
         let Some(opened) = self.open(directory, OFlags::RDONLY | OFlags::DIRECTORY) else {
             return Vec::new();
@@ -179,10 +181,10 @@ impl View {
 
     fn walk(&self, directory: &Path, depth: usize, into: &mut Vec<PathBuf>) {
         for (path, kind) in self.entries(directory) {
-            if into.len() >= FILES_OF_ONE {
+            if into.len() >= FILES_PER_VOLUME_MAX {
                 return;
             }
-            // The file that a link of a volume leads to is in the volume too.
+            // The target of a link in a volume is in the volume too.
             match kind {
                 FileType::Directory if depth > 0 => self.walk(&path, depth - 1, into),
                 FileType::RegularFile => into.push(path),
@@ -192,7 +194,7 @@ impl View {
     }
 }
 
-/// Whether a path is `…/pods/UID/volumes/kubernetes.io~secret/NAME`, or of another such kind.
+/// Whether a path is `…/pods/UID/volumes/kubernetes.io~secret/NAME`, or of a similar kind.
 fn is_volume(path: &Path) -> bool {
     let mut parts = path.iter().rev().skip(1);
     let kind = parts.next();

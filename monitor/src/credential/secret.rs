@@ -1,8 +1,7 @@
 //! The only place where a secret may be in the agent: a locked, zeroized buffer.
 //!
-//! Parsers make copies of what they parse. So the allocator of the program zeroes every block
-//! that it takes back (see `main.rs`), and this buffer, which lives longest, is kept out of swap
-//! and out of core dumps as well.
+//! Parsers copy what they parse. Therefore the program's allocator zeroes every freed block (see
+//! `main.rs`), and this buffer, which lives longest, is also kept out of swap and core dumps.
 
 use std::{
     fs::File,
@@ -19,15 +18,15 @@ pub struct SecretBuffer {
     len: usize,
 }
 
-// SAFETY: the pages belong to this value alone.
+// SAFETY: this value alone owns the pages.
 unsafe impl Send for SecretBuffer {}
 
 impl SecretBuffer {
-    /// Maps `size` bytes. That they could not be locked (a limit of the service) is logged and
-    /// no error: they are zeroized all the same.
+    /// Maps `size` bytes. If they cannot be locked (a limit of the service), that is logged but not
+    /// an error: they are zeroized all the same.
     pub fn new(size: usize) -> io::Result<Self> {
         use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous};
-        // SAFETY: a new private mapping at an address of the kernel's choice aliases nothing.
+        // SAFETY: a new private mapping at an address chosen by the kernel aliases nothing.
         let pages = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
@@ -39,10 +38,10 @@ impl SecretBuffer {
         // SAFETY: the range is the mapping just made.
         unsafe {
             if let Err(error) = mlock(pages, size) {
-                tracing::warn!(%error, "the buffer for secrets cannot be locked into memory");
+                tracing::warn!(%error, "cannot lock the buffer for secrets into memory");
             }
             if let Err(error) = madvise(pages, size, Advice::LinuxDontDump) {
-                tracing::warn!(%error, "the buffer for secrets cannot be kept out of core dumps");
+                tracing::warn!(%error, "cannot exclude the buffer for secrets from core dumps");
             }
         }
         let pages = NonNull::new(pages.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -58,7 +57,7 @@ impl SecretBuffer {
         unsafe { std::slice::from_raw_parts_mut(self.pages.as_ptr(), self.size) }
     }
 
-    /// Reads a file, as much as fits, gives it to `look`, and zeroizes it.
+    /// Reads a file, up to the buffer's size, passes the bytes to `look`, and zeroizes them.
     pub fn with_file<T>(
         &mut self,
         file: &mut File,
@@ -92,9 +91,9 @@ impl SecretBuffer {
 impl Drop for SecretBuffer {
     fn drop(&mut self) {
         self.clear();
-        // SAFETY: the mapping is this value's, and nobody can use it any more.
+        // SAFETY: this value owns the mapping, and nothing uses it any more.
         if let Err(error) = unsafe { rustix::mm::munmap(self.pages.as_ptr().cast(), self.size) } {
-            tracing::warn!(%error, "the buffer for secrets cannot be unmapped");
+            tracing::warn!(%error, "cannot unmap the buffer for secrets");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     from_micros,
-    read::{HopRow, QueryError, Range, Reader, from_json},
+    read::{HopRow, LedgerReader, QueryError, TimeRange, from_json},
 };
 use crate::model::{Credential, CredentialId, Destination, Gap, Process, Workload};
 use jiff::Timestamp;
@@ -15,17 +15,17 @@ const LINKS: &str = "SELECT presented, d.json, minted, w.json, max(process), sum
     FROM mint_hour JOIN workload w ON w.id = workload JOIN destination d ON d.id = destination";
 const GROUPED: &str = "GROUP BY presented, minted, workload, destination";
 
-/// Credentials of one chain at most.
-const LONGEST: usize = 1000;
+/// Maximum credentials in a chain.
+const CHAIN_MAX: usize = 1000;
 
-/// A link: what was shown to an authenticator, and what came back.
+/// A link: what was presented to an authenticator, and what it issued.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Link {
-    /// Absent where nothing was shown, or nothing was seen.
+pub struct MintLink {
+    /// Absent if nothing was presented, or nothing was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presented: Option<CredentialId>,
     pub authenticator: Destination,
-    /// Absent where the answer could not be read.
+    /// Absent if the response could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minted: Option<CredentialId>,
     pub workload: Workload,
@@ -35,23 +35,24 @@ pub struct Link {
     pub last_seen: Timestamp,
 }
 
-/// Everything that a credential was minted from, was used to mint, and where all of it went.
+/// Everything that a credential was minted from or used to mint, and where all of that went.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Chain {
     pub query: &'static str,
     pub credentials: Vec<Credential>,
-    pub links: Vec<Link>,
+    pub links: Vec<MintLink>,
     pub hops: Vec<HopRow>,
     pub gaps: Vec<Gap>,
 }
 
-impl Reader {
+impl LedgerReader {
     /// The chain of a credential, upstream and downstream.
-    pub fn chain(&self, text: &str, range: Range) -> Result<Chain, QueryError> {
+    pub fn chain(&self, text: &str, range: TimeRange) -> Result<Chain, QueryError> {
         let ids = self.resolve(text)?;
-        let mut links: Vec<Link> = Vec::new();
+        let mut links: Vec<MintLink> = Vec::new();
         let mut known: BTreeSet<CredentialId> = ids.iter().cloned().collect();
-        // Not all that a common ancestor minted: upstream from here, and downstream from here.
+        // Excludes what else a common ancestor minted: follows links upstream only, then downstream
+        // only.
         for upstream in [true, false] {
             let mut open: VecDeque<CredentialId> = ids.iter().cloned().collect();
             let mut seen: BTreeSet<CredentialId> = ids.iter().cloned().collect();
@@ -63,7 +64,7 @@ impl Reader {
                         &link.minted
                     };
                     if let Some(next) = next
-                        && seen.len() < LONGEST
+                        && seen.len() < CHAIN_MAX
                         && seen.insert(next.clone())
                     {
                         open.push_back(next.clone());
@@ -73,7 +74,7 @@ impl Reader {
             }
             known.extend(seen);
         }
-        // What came back says more than that something was shown.
+        // A known response supersedes the bare fact that something was presented.
         let told: Vec<(Option<CredentialId>, Workload, Destination)> = links
             .iter()
             .filter(|link| link.minted.is_some())
@@ -106,49 +107,53 @@ impl Reader {
     }
 
     /// Every link of a range.
-    pub(super) fn all_links(&self, range: Range) -> Result<Vec<Link>, QueryError> {
+    pub(super) fn all_links(&self, range: TimeRange) -> Result<Vec<MintLink>, QueryError> {
         Ok(self.rows(
             &format!("{LINKS} WHERE last_seen >= ?1 AND first_seen <= ?2 {GROUPED}"),
             params![range.since(), range.until()],
-            link,
+            link_from_row,
         )?)
     }
 
-    /// What a workload got, or showed to get something.
-    pub(super) fn links_by(&self, workload: i64, range: Range) -> Result<Vec<Link>, QueryError> {
+    /// What a workload obtained, or presented to obtain something.
+    pub(super) fn links_by(
+        &self,
+        workload: i64,
+        range: TimeRange,
+    ) -> Result<Vec<MintLink>, QueryError> {
         Ok(self.rows(
             &format!(
                 "{LINKS} WHERE workload = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
             ),
             params![workload, range.since(), range.until()],
-            link,
+            link_from_row,
         )?)
     }
 
-    /// Links that end in a credential, or begin with it.
+    /// Links that end or begin with a credential.
     fn links(
         &self,
         id: &CredentialId,
         upstream: bool,
-        range: Range,
-    ) -> Result<Vec<Link>, QueryError> {
+        range: TimeRange,
+    ) -> Result<Vec<MintLink>, QueryError> {
         let side = if upstream { "minted" } else { "presented" };
         Ok(self.rows(
             &format!(
                 "{LINKS} WHERE {side} = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
             ),
             params![id.0, range.since(), range.until()],
-            link,
+            link_from_row,
         )?)
     }
 }
 
-fn link(row: &Row<'_>) -> rusqlite::Result<Link> {
+fn link_from_row(row: &Row<'_>) -> rusqlite::Result<MintLink> {
     let side = |index| -> rusqlite::Result<Option<CredentialId>> {
         let id: String = row.get(index)?;
         Ok((!id.is_empty()).then_some(CredentialId(id)))
     };
-    Ok(Link {
+    Ok(MintLink {
         presented: side(0)?,
         authenticator: from_json(row, 1)?,
         minted: side(2)?,

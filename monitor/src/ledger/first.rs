@@ -1,6 +1,7 @@
-//! Who was new after a time: of a credential that leaked, the first use by anybody who did not use it before.
+//! First uses after a time: for a leaked credential, the first use by each workload that did not
+//! use it before.
 
-use super::read::{Event, HopRow, QueryError, Range, Reader};
+use super::read::{HopRow, LedgerReader, QueryError, TimeRange, TimelineEvent};
 use crate::model::{Credential, Gap, Workload};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,20 +16,20 @@ pub struct FirstUse {
     pub credentials: Vec<Credential>,
     /// Workloads that used it before, which are not new.
     pub known: Vec<String>,
-    /// The first use or hop of each workload that was new, the earliest first.
-    pub new: Vec<Event>,
-    /// Hops to destinations that it had not been taken to before, by whomever, the earliest first.
+    /// The first use or hop of each new workload, the earliest first.
+    pub new: Vec<TimelineEvent>,
+    /// Hops to destinations where it was not seen before, by any workload, the earliest first.
     pub new_destinations: Vec<HopRow>,
     pub gaps: Vec<Gap>,
 }
 
-impl Reader {
+impl LedgerReader {
     pub fn first_use(&self, text: &str, after: Timestamp) -> Result<FirstUse, QueryError> {
         let ids = self.resolve(text)?;
-        let all = Range::default();
+        let all = TimeRange::default();
         let mut hops = self.hops_of(&ids, all)?;
         let mut uses = self.uses_of(&ids, all)?;
-        // Who it was that was the first, and not who was the last.
+        // Shows the process of the first use, not of the last.
         for row in &mut uses {
             let first = self.first_process("use_hour", row.edge, row.first_seen)?;
             if let Some(first) = first {
@@ -41,24 +42,24 @@ impl Reader {
                 row.process = first;
             }
         }
-        let mut events: Vec<Event> = uses
+        let mut events: Vec<TimelineEvent> = uses
             .into_iter()
-            .map(|row| Event::Use {
+            .map(|row| TimelineEvent::Use {
                 time: row.first_seen,
                 row: Box::new(row),
             })
             .collect();
-        events.extend(hops.iter().map(|row| Event::Hop {
+        events.extend(hops.iter().map(|row| TimelineEvent::Hop {
             time: row.first_seen,
             row: Box::new(row.clone()),
         }));
-        events.sort_by_key(Event::time);
+        events.sort_by_key(TimelineEvent::time);
         let known: BTreeSet<String> = events
             .iter()
             .filter(|event| event.time() <= after)
             .filter_map(|event| workload(event).map(Workload::key))
             .collect();
-        let mut new: BTreeMap<String, Event> = BTreeMap::new();
+        let mut new: BTreeMap<String, TimelineEvent> = BTreeMap::new();
         for event in events {
             let Some(key) = workload(&event).map(Workload::key) else {
                 continue;
@@ -67,8 +68,8 @@ impl Reader {
                 new.entry(key).or_insert(event);
             }
         }
-        let mut new: Vec<Event> = new.into_values().collect();
-        new.sort_by_key(Event::time);
+        let mut new: Vec<TimelineEvent> = new.into_values().collect();
+        new.sort_by_key(TimelineEvent::time);
         hops.sort_by_key(|row| row.first_seen);
         let mut places = BTreeSet::new();
         let new_destinations = hops
@@ -82,16 +83,16 @@ impl Reader {
             known: known.into_iter().collect(),
             new,
             new_destinations,
-            gaps: self.gaps(Range::default())?,
+            gaps: self.gaps(TimeRange::default())?,
         })
     }
 }
 
-/// Who did it, of uses and hops.
-fn workload(event: &Event) -> Option<&Workload> {
+/// The workload of a use or hop.
+fn workload(event: &TimelineEvent) -> Option<&Workload> {
     match event {
-        Event::Use { row, .. } => Some(&row.workload),
-        Event::Hop { row, .. } => Some(&row.workload),
-        Event::Finding { .. } | Event::Gap { .. } => None,
+        TimelineEvent::Use { row, .. } => Some(&row.workload),
+        TimelineEvent::Hop { row, .. } => Some(&row.workload),
+        TimelineEvent::Finding { .. } | TimelineEvent::Gap { .. } => None,
     }
 }

@@ -1,8 +1,8 @@
-//! What was recorded, for expectations to be tried on and to be drawn from.
+//! Recorded history, as input for testing and suggesting expectations.
 
 use super::{
-    chain::Link,
-    read::{About, HopRow, QueryError, Range, Reader, UseRow},
+    chain::MintLink,
+    read::{HopRow, LedgerReader, QueryError, QueryFilter, TimeRange, UseRow},
 };
 use crate::model::{Credential, CredentialId, Finding, Gap};
 use std::collections::HashMap;
@@ -10,17 +10,17 @@ use std::collections::HashMap;
 /// Everything that was recorded in a range, by edge.
 #[derive(Debug)]
 pub struct History {
-    pub range: Range,
+    pub range: TimeRange,
     pub credentials: HashMap<CredentialId, Credential>,
     pub uses: Vec<UseRow>,
     pub hops: Vec<HopRow>,
-    pub mints: Vec<Link>,
+    pub mints: Vec<MintLink>,
     pub findings: Vec<Finding>,
     pub gaps: Vec<Gap>,
 }
 
-impl Reader {
-    pub fn history(&self, range: Range) -> Result<History, QueryError> {
+impl LedgerReader {
+    pub fn history(&self, range: TimeRange) -> Result<History, QueryError> {
         let uses = self.uses(self.use_edges("?3", &1, range)?)?;
         let hops = self.hops_from(self.hop_edges("?3", &1, range)?)?;
         let mints = self.all_links(range)?;
@@ -47,7 +47,9 @@ impl Reader {
             uses,
             hops,
             mints,
-            findings: self.findings(About::default(), None, None, range)?.findings,
+            findings: self
+                .findings(QueryFilter::default(), None, None, range)?
+                .findings,
             gaps: self.gaps(range)?,
         })
     }

@@ -1,4 +1,4 @@
-//! The ledger: what Keytrail remembers. SQLite, by edge and hour. The only module that knows SQL.
+//! The ledger: Keytrail's storage. SQLite, by edge and hour. The only module that contains SQL.
 
 pub mod chain;
 pub mod first;
@@ -9,18 +9,18 @@ mod schema;
 mod tidy;
 mod write;
 
-pub use write::{Before, Last, Writer};
+pub use write::{LastShutdown, LedgerWriter, PreviousState};
 
 use crate::{
-    done::Done,
+    done::Completion,
     model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload},
 };
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// The file's name in the state directory.
-pub const FILE: &str = "ledger.sqlite";
+/// File name in the state directory.
+pub const FILE_NAME: &str = "ledger.sqlite";
 
 /// Why the ledger cannot be used.
 #[derive(Debug, Error)]
@@ -30,14 +30,14 @@ pub enum LedgerError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("there is no ledger at {0}; has the agent run with this --state-dir?")]
+    #[error("no ledger at {0}; has the agent run with this --state-dir?")]
     Absent(PathBuf),
     #[error(
         "the ledger {path} is damaged ({reason}); the agent sets it aside when it starts, or restore a copy"
     )]
     Damaged { path: PathBuf, reason: String },
     #[error(
-        "the ledger {path} has schema {found}, and this Keytrail knows up to {known}: use the newer Keytrail that wrote it"
+        "the ledger {path} has schema {found}, and this Keytrail supports up to {known}: use the newer Keytrail that wrote it"
     )]
     Newer {
         path: PathBuf,
@@ -45,14 +45,14 @@ pub enum LedgerError {
         known: i64,
     },
     #[error(
-        "the ledger {path} has schema {found}, of an older Keytrail: start the agent once, and it is brought to {known}"
+        "the ledger {path} has schema {found}, of an older Keytrail: start the agent once to migrate it to {known}"
     )]
     Older {
         path: PathBuf,
         found: i64,
         known: i64,
     },
-    #[error("there is something at {0} already: a copy is written to a new file")]
+    #[error("{0} already exists: a backup is written to a new file")]
     Exists(PathBuf),
     #[error("another agent is writing to the ledger {0}: one state directory serves one agent")]
     InUse(PathBuf),
@@ -63,20 +63,20 @@ pub enum LedgerError {
     },
 }
 
-/// What is written down.
+/// An entry to be written.
 #[derive(Clone, Debug)]
-pub enum Entry {
+pub enum LedgerEntry {
     Use(Box<Use>),
     Hop(Box<Hop>, Verdict),
     Finding(Box<Finding>),
     Mint(Box<Mint>),
-    /// What is there of the first workload is of the second.
+    /// Everything about the first workload now belongs to the second.
     Renamed(Box<[Workload; 2]>),
     Gap(Box<Gap>),
-    /// The agent has started: from now on it is alive. An attempt that fails before leaves no trace.
-    /// What it carries is dropped when that is written.
-    Started(#[expect(dead_code, reason = "it is dropped, not read")] Done),
-    /// The agent ends as it was told to.
+    /// The agent has started: from now on it counts as alive. An attempt that fails earlier leaves
+    /// no trace. The value is dropped once this is written.
+    Started(#[expect(dead_code, reason = "it is dropped, not read")] Completion),
+    /// The agent stops in an orderly way.
     End,
 }
 
@@ -89,12 +89,12 @@ fn from_micros(micros: i64) -> Timestamp {
     Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// The hour that a time is in, as hours since the epoch.
+/// The hour of a time, as hours since the epoch.
 fn hour(time: Timestamp) -> i64 {
     time.as_second().div_euclid(3600)
 }
 
-/// Tells a damaged file from other trouble.
+/// Distinguishes a damaged file from other errors.
 fn explain(path: &Path, source: rusqlite::Error) -> LedgerError {
     if is_damage(&source) {
         LedgerError::Damaged {
@@ -109,8 +109,8 @@ fn explain(path: &Path, source: rusqlite::Error) -> LedgerError {
     }
 }
 
-/// Keytrail's statements fit its schema, and what they read Keytrail wrote: where one cannot be understood, or
-/// what it reads cannot, the file is not what it was.
+/// Keytrail's statements match its schema, and it wrote all data itself: if a statement or value is
+/// invalid, the file was altered.
 fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::{Error, ErrorCode};
     match error {
@@ -128,7 +128,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
         | Error::IntegralValueOutOfRange(..)
         | Error::InvalidColumnType(..)
         | Error::Utf8Error(..)
-        // What one record says of another is not there.
+        // A row that another one refers to is missing.
         | Error::QueryReturnedNoRows => true,
         _ => false,
     }

@@ -1,6 +1,6 @@
-//! Reading: the answers of the CLI and of the API.
+//! Reading: the answers of the CLI and the API.
 
-use super::{FILE, LedgerError, chain::Link, explain, from_micros, micros, schema};
+use super::{FILE_NAME, LedgerError, chain::MintLink, explain, from_micros, micros, schema};
 use crate::{
     credential::catalog::normalise,
     model::{
@@ -24,24 +24,24 @@ use std::{
 use thiserror::Error;
 use utoipa::ToSchema;
 
-/// Why a question has no answer.
+/// Why a query has no answer.
 #[derive(Debug, Error)]
 pub enum QueryError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(
-        "no credential is known by `{0}`: it takes an id, the beginning of one, a name of the policy, a path, or env:NAME; `keytrail inventory` lists them"
+        "no credential matches `{0}`: give an id, a unique prefix of one, a policy name, a path, or env:NAME; `keytrail inventory` lists them"
     )]
     NoCredential(String),
-    #[error("`{text}` is the beginning of {} ids: {}", .ids.len(), listed(.ids))]
+    #[error("`{text}` is a prefix of {} ids: {}", .ids.len(), listed(.ids))]
     Ambiguous { text: String, ids: Vec<String> },
     #[error(
-        "no workload is known by `{0}`: it takes namespace/name, a unit, a container, or the path of an executable"
+        "no workload matches `{0}`: give namespace/name, a unit, a container, or the path of an executable"
     )]
     NoWorkload(String),
 }
 
-/// The first ids of many.
+/// The first few of many ids.
 fn listed(ids: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown = ids.iter().take(SHOWN).map(String::as_str);
@@ -49,15 +49,15 @@ fn listed(ids: &[String]) -> String {
     shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
-/// From when to when an answer goes; open ends where not given.
+/// The time range of an answer; open-ended where not given.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Range {
+pub struct TimeRange {
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,
 }
 
-impl Range {
-    /// Whether its end is before its beginning.
+impl TimeRange {
+    /// Whether it ends before it begins.
     pub fn is_reversed(self) -> bool {
         self.since
             .zip(self.until)
@@ -80,26 +80,26 @@ impl Range {
         )
     }
 
-    /// The first of two times, or the last where only that is in it.
-    fn inner(self, first: Timestamp, last: Timestamp) -> Timestamp {
-        if !self.holds(first, first) && self.holds(last, last) {
+    /// The first of two times, or the last if only that is inside.
+    fn first_inside(self, first: Timestamp, last: Timestamp) -> Timestamp {
+        if !self.contains(first, first) && self.contains(last, last) {
             last
         } else {
             first
         }
     }
 
-    /// Whether everything between two times is in it.
-    fn holds(self, first: Timestamp, last: Timestamp) -> bool {
+    /// Whether everything between two times is inside.
+    fn contains(self, first: Timestamp, last: Timestamp) -> bool {
         self.since.is_none_or(|since| since <= first)
             && self.until.is_none_or(|until| last <= until)
     }
 }
 
-/// Who used a credential.
+/// One use of a credential by a workload.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct UseRow {
-    /// The row of its edge.
+    /// Row of its edge.
     #[serde(skip)]
     pub(super) edge: i64,
     pub credential: CredentialId,
@@ -110,19 +110,19 @@ pub struct UseRow {
     pub count: u64,
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
-    /// The range has a part of this: of an hour at its edge only the whole is known, so that the count is the most that
-    /// it can be, and a time may lie outside.
+    /// Only part of this is in the range: hours at its boundary are known only as a whole, so the
+    /// count is an upper bound, and a time may lie outside.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
-    /// When the file was written.
+    /// When the file was last written.
     #[serde(skip)]
     pub modified: Option<Timestamp>,
 }
 
-/// Where a credential went.
+/// One hop of a credential.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HopRow {
-    /// The row of its edge.
+    /// Row of its edge.
     #[serde(skip)]
     pub(super) edge: i64,
     pub credential: CredentialId,
@@ -133,8 +133,8 @@ pub struct HopRow {
     pub count: u64,
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
-    /// The range has a part of this: of an hour at its edge only the whole is known, so that the count is the most that
-    /// it can be, and a time may lie outside.
+    /// Only part of this is in the range: hours at its boundary are known only as a whole, so the
+    /// count is an upper bound, and a time may lie outside.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
     pub process: Process,
@@ -156,9 +156,9 @@ pub struct WhereAnswer {
     pub gaps: Vec<Gap>,
 }
 
-/// One credential within the reach of a workload.
+/// One credential within a workload's reach.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Reach {
+pub struct ReachableCredential {
     pub credential: Credential,
     pub uses: Vec<UseRow>,
     pub hops: Vec<HopRow>,
@@ -168,16 +168,16 @@ pub struct Reach {
 pub struct BlastRadius {
     pub query: &'static str,
     pub workloads: Vec<Workload>,
-    pub credentials: Vec<Reach>,
-    /// What these workloads had minted, and with what.
-    pub minted: Vec<Link>,
+    pub credentials: Vec<ReachableCredential>,
+    /// What these workloads obtained from authenticators, and with what.
+    pub minted: Vec<MintLink>,
     pub gaps: Vec<Gap>,
 }
 
-/// Something that happened.
+/// An event of a timeline.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Event {
+pub enum TimelineEvent {
     Use {
         time: Timestamp,
         #[serde(flatten)]
@@ -198,7 +198,7 @@ pub enum Event {
     },
 }
 
-impl Event {
+impl TimelineEvent {
     pub fn time(&self) -> Timestamp {
         match self {
             Self::Use { time, .. }
@@ -212,40 +212,40 @@ impl Event {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Timeline {
     pub query: &'static str,
-    pub events: Vec<Event>,
-    /// There are older ones in the range that are not shown: ask for less of it.
+    pub events: Vec<TimelineEvent>,
+    /// The range contains older events that are not shown: choose a smaller one.
     pub older: bool,
     pub gaps: Vec<Gap>,
 }
 
-/// What findings or hops are about; everything where nothing is given.
+/// Filter for findings or hops; without any field everything matches.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct About<'a> {
+pub struct QueryFilter<'a> {
     pub credential: Option<&'a str>,
     pub workload: Option<&'a str>,
 }
 
-/// What a timeline is about; everything where neither is given.
-struct Wanted<'a> {
+/// Filter for a timeline; without any field everything matches.
+struct TimelineFilter<'a> {
     credentials: Option<&'a [CredentialId]>,
     workloads: Option<Vec<i64>>,
 }
 
 /// A credential of the inventory.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Item {
+pub struct InventoryItem {
     #[serde(flatten)]
     pub credential: Credential,
     pub first_seen: Timestamp,
     pub last_used: Timestamp,
-    /// Seconds since it was issued, or since it was first seen.
+    /// Seconds since it was issued, or else first seen.
     pub age_seconds: i64,
     pub workloads: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Inventory {
-    pub credentials: Vec<Item>,
+    pub credentials: Vec<InventoryItem>,
     pub gaps: Vec<Gap>,
 }
 
@@ -256,7 +256,8 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Says of the first findings which gaps touch each; of many the last.
+    /// Adds to the first `most` findings the gaps that touch them; the most recent gaps if there
+    /// are many.
     pub fn mark_gaps(&mut self, most: usize) {
         const SHOWN: usize = 16;
         for finding in self.findings.iter_mut().take(most) {
@@ -284,29 +285,29 @@ pub struct Hops {
 
 /// A ledger opened for reading.
 #[derive(Debug)]
-pub struct Reader {
+pub struct LedgerReader {
     connection: Connection,
     path: PathBuf,
-    workloads: Interned<Workload>,
-    destinations: Interned<Destination>,
-    processes: Interned<Process>,
-    /// Which rows of a list are read whole, and how many were left out so far.
+    workloads: InternedRows<Workload>,
+    destinations: InternedRows<Destination>,
+    processes: InternedRows<Process>,
+    /// Number of rows to skip in a list, the maximum to read, and the number omitted so far.
     skip: usize,
     most: usize,
     omitted: Cell<usize>,
-    /// What was asked of SQLite, for the tests of how it answers.
+    /// The statements executed, for tests of their query plans.
     #[cfg(test)]
-    asked: RefCell<BTreeSet<String>>,
+    statements: RefCell<BTreeSet<String>>,
 }
 
-/// Values that many records share, each read once.
+/// Values shared by many records, each read once.
 #[derive(Debug)]
-struct Interned<T> {
+struct InternedRows<T> {
     sql: &'static str,
     known: RefCell<HashMap<i64, T>>,
 }
 
-impl<T: serde::de::DeserializeOwned + Clone> Interned<T> {
+impl<T: serde::de::DeserializeOwned + Clone> InternedRows<T> {
     fn new(sql: &'static str) -> Self {
         Self {
             sql,
@@ -326,48 +327,48 @@ impl<T: serde::de::DeserializeOwned + Clone> Interned<T> {
     }
 }
 
-/// What the hours of an edge say of a range.
+/// What the hours of an edge say about a range.
 #[derive(Debug)]
-struct Part {
+struct EdgePart {
     verdict: Option<Verdict>,
     process: i64,
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
-    /// Some of it may lie outside of the range.
+    /// Part of it may lie outside the range.
     partial: bool,
 }
 
-/// An edge without what it is between: of many, those that are wanted are read whole.
+/// The part of an edge needed for ranking; only the selected ones are read completely.
 #[derive(Debug)]
-pub(super) struct Edge {
+pub(super) struct EdgeRank {
     id: i64,
     verdict: Verdict,
     evidence: Evidence,
     first_seen: Timestamp,
     last_seen: Timestamp,
-    /// Where the range has not all of it.
-    part: Option<Part>,
+    /// Set if only part of the edge is in the range.
+    part: Option<EdgePart>,
 }
 
-/// Edges, with what [`Interned`] keeps of each only where it was not read before.
+/// Edges; details kept in [`InternedRows`] are read only once.
 const USES: &str =
     "SELECT e.id, e.credential, e.workload, e.process, e.source, e.place, e.count, e.first_seen,
     e.last_seen, e.modified FROM use_edge e";
 const HOPS: &str = "SELECT e.id, e.credential, e.workload, e.process, e.destination, e.evidence, e.verdict, e.count,
     e.first_seen, e.last_seen FROM hop_edge e";
 /// Edges that may have been seen in a range.
-const WITHIN: &str = "e.last_seen >= ?1 AND e.first_seen <= ?2";
+const EDGES_IN_RANGE: &str = "e.last_seen >= ?1 AND e.first_seen <= ?2";
 
-/// Events of a timeline at most; the newest are kept.
-const EVENTS: usize = 10_000;
+/// Maximum events of a timeline; the newest are kept.
+const EVENTS_MAX: usize = 10_000;
 
-impl Reader {
+impl LedgerReader {
     /// Opens the ledger of a state directory.
     pub fn open(directory: &Path) -> Result<Self, LedgerError> {
-        let path = directory.join(FILE);
-        // Without opening it: closing a descriptor of the file drops every lock that SQLite holds on
-        // it in this process.
+        let path = directory.join(FILE_NAME);
+        // Without opening it: closing a descriptor of the file would drop every lock that SQLite
+        // holds on it in this process.
         match std::fs::metadata(&path) {
             Ok(_) => {}
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
@@ -378,8 +379,9 @@ impl Reader {
         let failed = |source| explain(&path, source);
         let mut connection =
             Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
-        if is_still(&connection, &path) {
-            // Of a file to which nobody writes, and nothing can be written beside: a copy for forensics.
+        if is_unused_wal(&connection, &path) {
+            // For a file that nothing writes to and beside which nothing can be created: a copy for
+            // forensics.
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
             connection = url::Url::from_file_path(std::path::absolute(&path).unwrap_or_default())
                 .ok()
@@ -392,45 +394,45 @@ impl Reader {
             .busy_timeout(Duration::from_secs(5))
             .map_err(failed)?;
         let version = schema::version(&connection, &path)?;
-        if version != schema::KNOWN {
+        if version != schema::CURRENT_VERSION {
             return Err(LedgerError::Older {
                 path,
                 found: version,
-                known: schema::KNOWN,
+                known: schema::CURRENT_VERSION,
             });
         }
-        // In one view of the file: what is written meanwhile is in the next answer.
+        // One read transaction: what is written meanwhile appears in the next answer.
         connection
             .execute_batch("PRAGMA temp_store = MEMORY; PRAGMA query_only = 1; BEGIN")
             .map_err(failed)?;
         Ok(Self {
             connection,
             path,
-            workloads: Interned::new("SELECT json FROM workload WHERE id = ?1"),
-            destinations: Interned::new("SELECT json FROM destination WHERE id = ?1"),
-            processes: Interned::new("SELECT json FROM process WHERE id = ?1"),
+            workloads: InternedRows::new("SELECT json FROM workload WHERE id = ?1"),
+            destinations: InternedRows::new("SELECT json FROM destination WHERE id = ?1"),
+            processes: InternedRows::new("SELECT json FROM process WHERE id = ?1"),
             skip: 0,
             most: usize::MAX,
             omitted: Cell::new(0),
             #[cfg(test)]
-            asked: RefCell::default(),
+            statements: RefCell::default(),
         })
     }
 
-    /// The same, but of each list of uses or of hops it reads so many rows, after leaving out some.
+    /// Limits each list of uses or hops to `most` rows, after skipping some.
     pub fn limited(mut self, skip: usize, most: usize) -> Self {
         (self.skip, self.most) = (skip, most);
         self
     }
 
-    /// Uses and hops that were left out so far.
+    /// Number of uses and hops omitted so far.
     pub fn omitted(&self) -> usize {
         self.omitted.get()
     }
 
-    /// How SQLite answers what was asked so far, step by step.
+    /// SQLite's query plans for the statements executed so far.
     #[cfg(test)]
-    pub fn plans(&self) -> BTreeMap<String, Vec<String>> {
+    pub fn query_plans(&self) -> BTreeMap<String, Vec<String>> {
         let plan = |sql: &String| -> rusqlite::Result<Vec<String>> {
             let mut statement = self
                 .connection
@@ -440,14 +442,14 @@ impl Reader {
                 .query_map(rusqlite::params_from_iter(unbound), |row| row.get(3))?
                 .collect()
         };
-        let asked = self.asked.borrow();
-        asked
+        let statements = self.statements.borrow();
+        statements
             .iter()
             .map(|sql| (sql.clone(), plan(sql).expect("explained")))
             .collect()
     }
 
-    /// Writes a copy of the whole ledger to a file, while the agent goes on writing to this one.
+    /// Writes a copy of the whole ledger to a file while the agent keeps writing.
     pub fn back_up(&self, to: &Path) -> Result<(), LedgerError> {
         let failed = |source| explain(&self.path, source);
         let unusable = |source: std::io::Error| match source.kind() {
@@ -457,7 +459,7 @@ impl Reader {
                 source,
             },
         };
-        // SQLite fills an empty file, and nobody else reads it meanwhile.
+        // SQLite fills an empty file, which no other user can read meanwhile.
         std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -471,14 +473,13 @@ impl Reader {
             .execute("VACUUM INTO ?1", [to.to_string_lossy()])
             .map(drop)
             .map_err(|source| {
-                // Half a copy is none.
+                // An incomplete copy is useless.
                 drop(std::fs::remove_file(to));
                 failed(source)
             })
     }
 
-    /// The ids that a text stands for: one by id or the beginning of one, all that a name, a
-    /// path or a variable holds.
+    /// Resolves a text to credential ids: one by id or prefix, several by name, path or variable.
     pub fn resolve(&self, text: &str) -> Result<Vec<CredentialId>, QueryError> {
         let exact: Option<String> = self
             .connection
@@ -499,12 +500,12 @@ impl Reader {
             } else {
                 text.to_owned()
             };
-            let ids = self.strings(sql, &place)?;
+            let ids = self.query_strings(sql, &place)?;
             if !ids.is_empty() {
                 return Ok(ids.into_iter().map(CredentialId).collect());
             }
         }
-        // `kt-` and `loc-` may be left out.
+        // `kt-` and `loc-` may be omitted.
         let mut ids = BTreeSet::new();
         if !text.is_empty() {
             for prefix in ["", "kt-", "loc-"] {
@@ -531,7 +532,7 @@ impl Reader {
         }
     }
 
-    fn strings(&self, sql: &str, parameter: &str) -> Result<Vec<String>, LedgerError> {
+    fn query_strings(&self, sql: &str, parameter: &str) -> Result<Vec<String>, LedgerError> {
         self.connection
             .prepare(sql)
             .and_then(|mut statement| {
@@ -542,7 +543,7 @@ impl Reader {
             .map_err(|source| explain(&self.path, source))
     }
 
-    /// The rows of workloads that a text stands for.
+    /// The rows of the workloads that a text matches.
     fn workloads_by(&self, text: &str) -> Result<Vec<(i64, Workload)>, QueryError> {
         let rows: Vec<(i64, Workload)> = self.rows(
             "SELECT id, json FROM workload WHERE key = ?1
@@ -558,7 +559,7 @@ impl Reader {
         } else {
             rows
         };
-        // A container or a pod by its id, a program by its name.
+        // A container or pod by id, a program by name.
         let is = |workload: &Workload| {
             workload.key() == text
                 || workload.unit.as_deref() == Some(text)
@@ -572,8 +573,8 @@ impl Reader {
                     .is_some_and(|id| id == text || (text.len() >= 6 && id.starts_with(text)))
                 || (!text.contains('/') && workload.name.rsplit('/').next() == Some(text))
         };
-        // An executable's path is a host workload's own name; in a unit or a container it says
-        // which program of it ran, and then the whole unit is meant.
+        // An executable's path names a host workload; in a unit or container it is one of its
+        // programs, and then the whole unit is meant.
         let by_program = text.starts_with('/');
         let found: Vec<(i64, Workload)> = all
             .into_iter()
@@ -592,7 +593,7 @@ impl Reader {
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, LedgerError> {
         #[cfg(test)]
-        self.asked.borrow_mut().insert(sql.to_owned());
+        self.statements.borrow_mut().insert(sql.to_owned());
         self.connection
             .prepare_cached(sql)
             .and_then(|mut statement| statement.query_map(parameters, read)?.collect())
@@ -619,7 +620,7 @@ impl Reader {
             [&id.0],
             |row| {
                 Ok(Place {
-                    source: word(row, 0)?,
+                    source: from_word(row, 0)?,
                     place: row.get(1)?,
                 })
             },
@@ -634,11 +635,11 @@ impl Reader {
         Ok(found)
     }
 
-    /// Uses of credentials in a range, the last first.
+    /// Uses of credentials in a range, the most recent first.
     pub(super) fn uses_of(
         &self,
         ids: &[CredentialId],
-        range: Range,
+        range: TimeRange,
     ) -> Result<Vec<UseRow>, LedgerError> {
         let mut edges = Vec::new();
         for id in ids {
@@ -651,7 +652,7 @@ impl Reader {
     pub(super) fn hops_of(
         &self,
         ids: &[CredentialId],
-        range: Range,
+        range: TimeRange,
     ) -> Result<Vec<HopRow>, LedgerError> {
         let mut edges = Vec::new();
         for id in ids {
@@ -660,20 +661,20 @@ impl Reader {
         self.hops_from(edges)
     }
 
-    /// Uses of a range for which a condition on `?3` holds.
+    /// Use edges in a range that satisfy a condition on `?3`.
     pub(super) fn use_edges(
         &self,
         condition: &str,
         parameter: &dyn ToSql,
-        range: Range,
-    ) -> Result<Vec<Edge>, LedgerError> {
+        range: TimeRange,
+    ) -> Result<Vec<EdgeRank>, LedgerError> {
         let edges = self.rows(
             &format!(
-                "SELECT e.id, e.first_seen, e.last_seen FROM use_edge e WHERE {WITHIN} AND {condition}"
+                "SELECT e.id, e.first_seen, e.last_seen FROM use_edge e WHERE {EDGES_IN_RANGE} AND {condition}"
             ),
             &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
             |row| {
-                Ok(Edge {
+                Ok(EdgeRank {
                     id: row.get(0)?,
                     first_seen: from_micros(row.get(1)?),
                     last_seen: from_micros(row.get(2)?),
@@ -683,40 +684,40 @@ impl Reader {
                 })
             },
         )?;
-        self.narrow(edges, "use_hour", range)
+        self.narrow_to_range(edges, "use_hour", range)
     }
 
-    /// Hops of a range for which a condition on `?3` holds.
+    /// Hop edges in a range that satisfy a condition on `?3`.
     pub(super) fn hop_edges(
         &self,
         condition: &str,
         parameter: &dyn ToSql,
-        range: Range,
-    ) -> Result<Vec<Edge>, LedgerError> {
+        range: TimeRange,
+    ) -> Result<Vec<EdgeRank>, LedgerError> {
         let edges = self.rows(
             &format!(
                 "SELECT e.id, e.first_seen, e.last_seen, e.verdict, e.evidence FROM hop_edge e
-                 WHERE {WITHIN} AND {condition}"
+                 WHERE {EDGES_IN_RANGE} AND {condition}"
             ),
             &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
             |row| {
-                Ok(Edge {
+                Ok(EdgeRank {
                     id: row.get(0)?,
                     first_seen: from_micros(row.get(1)?),
                     last_seen: from_micros(row.get(2)?),
-                    verdict: word(row, 3)?,
-                    evidence: word(row, 4)?,
+                    verdict: from_word(row, 3)?,
+                    evidence: from_word(row, 4)?,
                     part: None,
                 })
             },
         )?;
-        self.narrow(edges, "hop_hour", range)
+        self.narrow_to_range(edges, "hop_hour", range)
     }
 
-    /// Reads those uses of edges that are wanted, the last first.
-    pub(super) fn uses(&self, edges: Vec<Edge>) -> Result<Vec<UseRow>, LedgerError> {
+    /// Reads the selected use edges, the most recent first.
+    pub(super) fn uses(&self, edges: Vec<EdgeRank>) -> Result<Vec<UseRow>, LedgerError> {
         let mut found = Vec::new();
-        for edge in self.wanted(edges) {
+        for edge in self.select_edges(edges) {
             let read = self.rows(&format!("{USES} WHERE e.id = ?1"), [edge.id], |row| {
                 self.use_row(row)
             })?;
@@ -733,10 +734,10 @@ impl Reader {
         Ok(found)
     }
 
-    /// Reads those hops of edges that are wanted, the worst first.
-    pub(super) fn hops_from(&self, edges: Vec<Edge>) -> Result<Vec<HopRow>, LedgerError> {
+    /// Reads the selected hop edges, the worst first.
+    pub(super) fn hops_from(&self, edges: Vec<EdgeRank>) -> Result<Vec<HopRow>, LedgerError> {
         let mut found = Vec::new();
-        for edge in self.wanted(edges) {
+        for edge in self.select_edges(edges) {
             let read = self.rows(&format!("{HOPS} WHERE e.id = ?1"), [edge.id], |row| {
                 self.hop_row(row)
             })?;
@@ -754,9 +755,9 @@ impl Reader {
         Ok(found)
     }
 
-    /// Unexpected before unproven before expected, strong evidence first, then the newest; as many as are wanted,
-    /// and the others are counted.
-    fn wanted(&self, mut edges: Vec<Edge>) -> Vec<Edge> {
+    /// Orders edges (unexpected before unproven before expected, strong evidence first, then the
+    /// newest), selects as many as requested, and counts the others.
+    fn select_edges(&self, mut edges: Vec<EdgeRank>) -> Vec<EdgeRank> {
         edges.sort_by_key(|edge| std::cmp::Reverse((edge.verdict, edge.evidence, edge.last_seen)));
         let all = edges.len();
         edges.drain(..self.skip.min(all));
@@ -765,17 +766,17 @@ impl Reader {
         edges
     }
 
-    /// Leaves of each edge what a range has of it, and drops those that were not seen in it.
-    fn narrow(
+    /// Reduces each edge to its part in a range, and drops those not seen in it.
+    fn narrow_to_range(
         &self,
-        edges: Vec<Edge>,
+        edges: Vec<EdgeRank>,
         hours: &str,
-        range: Range,
-    ) -> Result<Vec<Edge>, LedgerError> {
+        range: TimeRange,
+    ) -> Result<Vec<EdgeRank>, LedgerError> {
         let mut kept = Vec::with_capacity(edges.len());
         for mut edge in edges {
-            if !range.holds(edge.first_seen, edge.last_seen) {
-                let Some(part) = self.part(hours, edge.id, range)? else {
+            if !range.contains(edge.first_seen, edge.last_seen) {
+                let Some(part) = self.edge_part(hours, edge.id, range)? else {
                     continue;
                 };
                 edge.last_seen = part.last_seen;
@@ -787,8 +788,13 @@ impl Reader {
         Ok(kept)
     }
 
-    /// What the hours of an edge say of a range; `None` where it was not seen in it.
-    fn part(&self, hours: &str, edge: i64, range: Range) -> Result<Option<Part>, LedgerError> {
+    /// What the hours of an edge say about a range; `None` if it was not seen in it.
+    fn edge_part(
+        &self,
+        hours: &str,
+        edge: i64,
+        range: TimeRange,
+    ) -> Result<Option<EdgePart>, LedgerError> {
         let (from, to) = range.hours();
         let rows = "edge = ?1 AND hour BETWEEN ?2 AND ?3 AND last_seen >= ?4 AND first_seen <= ?5";
         let parameters = params![edge, from, to, range.since(), range.until()];
@@ -816,7 +822,7 @@ impl Reader {
             ),
             parameters,
             |row| {
-                Ok(Part {
+                Ok(EdgePart {
                     verdict,
                     process,
                     count: row.get::<_, i64>(0)?.max(0) as u64,
@@ -826,13 +832,13 @@ impl Reader {
                 })
             },
         )?;
-        Ok(sums.into_iter().next().map(|part| Part {
-            partial: !range.holds(part.first_seen, part.last_seen),
+        Ok(sums.into_iter().next().map(|part| EdgePart {
+            partial: !range.contains(part.first_seen, part.last_seen),
             ..part
         }))
     }
 
-    /// Who was the first of an edge, where its first hour is still there.
+    /// The first process of an edge, if its first hour is still stored.
     pub(super) fn first_process(
         &self,
         hours: &str,
@@ -870,7 +876,7 @@ impl Reader {
             credential: CredentialId(row.get(1)?),
             workload: self.workloads.get(&self.connection, row.get(2)?)?,
             process: self.processes.get(&self.connection, row.get(3)?)?,
-            source: word(row, 4)?,
+            source: from_word(row, 4)?,
             place: row.get(5)?,
             count: row.get::<_, i64>(6)?.max(0) as u64,
             first_seen: from_micros(row.get(7)?),
@@ -887,8 +893,8 @@ impl Reader {
             workload: self.workloads.get(&self.connection, row.get(2)?)?,
             process: self.processes.get(&self.connection, row.get(3)?)?,
             destination: self.destinations.get(&self.connection, row.get(4)?)?,
-            evidence: word(row, 5)?,
-            verdict: word(row, 6)?,
+            evidence: from_word(row, 5)?,
+            verdict: from_word(row, 6)?,
             count: row.get::<_, i64>(7)?.max(0) as u64,
             first_seen: from_micros(row.get(8)?),
             last_seen: from_micros(row.get(9)?),
@@ -897,7 +903,7 @@ impl Reader {
     }
 
     /// Gaps that touch a range.
-    pub fn gaps(&self, range: Range) -> Result<Vec<Gap>, LedgerError> {
+    pub fn gaps(&self, range: TimeRange) -> Result<Vec<Gap>, LedgerError> {
         self.rows(
             "SELECT kind, probe, detail, since, until, count FROM gap
              WHERE since <= ?2 AND (until IS NULL OR until >= ?1) ORDER BY since",
@@ -916,7 +922,7 @@ impl Reader {
         )
     }
 
-    pub fn who(&self, text: &str, range: Range) -> Result<WhoAnswer, QueryError> {
+    pub fn who(&self, text: &str, range: TimeRange) -> Result<WhoAnswer, QueryError> {
         let ids = self.resolve(text)?;
         Ok(WhoAnswer {
             query: "who",
@@ -926,7 +932,7 @@ impl Reader {
         })
     }
 
-    pub fn where_to(&self, text: &str, range: Range) -> Result<WhereAnswer, QueryError> {
+    pub fn where_to(&self, text: &str, range: TimeRange) -> Result<WhereAnswer, QueryError> {
         let ids = self.resolve(text)?;
         Ok(WhereAnswer {
             query: "where",
@@ -936,8 +942,8 @@ impl Reader {
         })
     }
 
-    /// What a workload picked up or took somewhere, and everywhere it went with it.
-    pub fn blast_radius(&self, text: &str, range: Range) -> Result<BlastRadius, QueryError> {
+    /// Everything that a workload picked up or presented, and where it went.
+    pub fn blast_radius(&self, text: &str, range: TimeRange) -> Result<BlastRadius, QueryError> {
         let rows = self.workloads_by(text)?;
         let mut reach: BTreeMap<String, (Vec<UseRow>, Vec<HopRow>)> = BTreeMap::new();
         let (mut uses, mut hops) = (Vec::new(), Vec::new());
@@ -956,7 +962,7 @@ impl Reader {
         let mut credentials = Vec::new();
         for (id, (uses, hops)) in reach {
             if let Some(credential) = self.credential(&CredentialId(id))? {
-                credentials.push(Reach {
+                credentials.push(ReachableCredential {
                     credential,
                     uses,
                     hops,
@@ -976,26 +982,26 @@ impl Reader {
         })
     }
 
-    /// What happened, oldest first, gaps in their place.
+    /// What happened, oldest first, with gaps in their place.
     pub fn timeline(
         &self,
         credential: Option<&str>,
         workload: Option<&str>,
-        range: Range,
+        range: TimeRange,
     ) -> Result<Timeline, QueryError> {
         let ids = credential.map(|text| self.resolve(text)).transpose()?;
         let rows = workload.map(|text| self.workloads_by(text)).transpose()?;
         let keys: Option<BTreeSet<String>> = rows
             .as_ref()
             .map(|rows| rows.iter().map(|(_, workload)| workload.key()).collect());
-        let wanted = Wanted {
+        let wanted = TimelineFilter {
             credentials: ids.as_deref(),
             workloads: rows
                 .as_ref()
                 .map(|rows| rows.iter().map(|(row, _)| *row).collect()),
         };
-        let mut events: Vec<Event> = Vec::new();
-        // By the hour, as the ledger has it.
+        let mut events: Vec<TimelineEvent> = Vec::new();
+        // By hour, as stored.
         let uses = self.hours(
             "SELECT e.id, e.credential, e.workload, iif(h.first_process = 0, h.process, h.first_process), e.source, e.place, h.count, h.first_seen,
              h.last_seen, e.modified",
@@ -1005,9 +1011,9 @@ impl Reader {
             |row| self.use_row(row),
         )?;
         events.extend(uses.into_iter().map(|mut row| {
-            row.partial = !range.holds(row.first_seen, row.last_seen);
-            Event::Use {
-                time: range.inner(row.first_seen, row.last_seen),
+            row.partial = !range.contains(row.first_seen, row.last_seen);
+            TimelineEvent::Use {
+                time: range.first_inside(row.first_seen, row.last_seen),
                 row: Box::new(row),
             }
         }));
@@ -1020,9 +1026,9 @@ impl Reader {
             |row| self.hop_row(row),
         )?;
         events.extend(hops.into_iter().map(|mut row| {
-            row.partial = !range.holds(row.first_seen, row.last_seen);
-            Event::Hop {
-                time: range.inner(row.first_seen, row.last_seen),
+            row.partial = !range.contains(row.first_seen, row.last_seen);
+            TimelineEvent::Hop {
+                time: range.first_inside(row.first_seen, row.last_seen),
                 row: Box::new(row),
             }
         }));
@@ -1038,18 +1044,18 @@ impl Reader {
                     keys.as_ref()
                         .is_none_or(|keys| keys.contains(&finding.workload.key()))
                 })
-                .map(|finding| Event::Finding {
+                .map(|finding| TimelineEvent::Finding {
                     time: finding.first_seen,
                     finding: Box::new(finding),
                 }),
         );
         let gaps = self.gaps(range)?;
-        events.extend(gaps.iter().cloned().map(|gap| Event::Gap {
+        events.extend(gaps.iter().cloned().map(|gap| TimelineEvent::Gap {
             time: gap.since,
             gap,
         }));
-        events.sort_by_key(Event::time);
-        let surplus = events.len().saturating_sub(EVENTS);
+        events.sort_by_key(TimelineEvent::time);
+        let surplus = events.len().saturating_sub(EVENTS_MAX);
         events.drain(..surplus);
         Ok(Timeline {
             query: "timeline",
@@ -1059,13 +1065,13 @@ impl Reader {
         })
     }
 
-    /// The newest hours of edges in a range, one more than are shown.
+    /// The newest hours of edges in a range, one more than shown.
     fn hours<T>(
         &self,
         select: &str,
         (hours, edges): (&str, &str),
-        wanted: &Wanted<'_>,
-        range: Range,
+        wanted: &TimelineFilter<'_>,
+        range: TimeRange,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, LedgerError> {
         let (from, to) = range.hours();
@@ -1094,8 +1100,8 @@ impl Reader {
             let rows = rows.iter().map(|row| Box::new(*row) as Box<dyn ToSql>);
             among("e.workload", rows.collect());
         }
-        // The order of a CROSS JOIN is kept: from the few edges that are wanted to their hours, or from the
-        // newest hours to their edges.
+        // A CROSS JOIN fixes the join order: from the few matching edges to their hours, or from
+        // the newest hours to their edges.
         let tables = if conditions.is_empty() {
             format!(" FROM {hours} h CROSS JOIN {edges} e ON e.id = h.edge")
         } else {
@@ -1105,12 +1111,12 @@ impl Reader {
         sql.push_str(&format!(
             " WHERE h.hour BETWEEN ?1 AND ?2 AND h.last_seen >= ?3 AND h.first_seen <= ?4{conditions}
              ORDER BY h.hour DESC LIMIT {}",
-            EVENTS + 1
+            EVENTS_MAX + 1
         ));
         self.rows(&sql, rusqlite::params_from_iter(parameters), read)
     }
 
-    fn findings_in(&self, range: Range) -> Result<Vec<Finding>, LedgerError> {
+    fn findings_in(&self, range: TimeRange) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
             "SELECT json, process FROM finding WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen DESC",
             params![range.since(), range.until()],
@@ -1118,13 +1124,13 @@ impl Reader {
         )
     }
 
-    /// Findings, the worst first and then the newest.
+    /// Findings, the worst first, then the newest.
     pub fn findings(
         &self,
-        about: About<'_>,
+        about: QueryFilter<'_>,
         rule: Option<&str>,
         severity: Option<Severity>,
-        range: Range,
+        range: TimeRange,
     ) -> Result<Findings, QueryError> {
         let keys = match about.workload {
             None => None,
@@ -1173,7 +1179,7 @@ impl Reader {
         &self,
         column: &str,
         value: &str,
-        range: Range,
+        range: TimeRange,
     ) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
             &format!(
@@ -1184,7 +1190,7 @@ impl Reader {
         )
     }
 
-    /// Findings with their counts, those that were seen last.
+    /// Findings with their counts, the most recently seen.
     pub fn last_findings(&self, most: usize) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
             "SELECT json, process FROM finding ORDER BY last_seen DESC LIMIT ?1",
@@ -1193,7 +1199,8 @@ impl Reader {
         )
     }
 
-    /// Credentials with a fingerprint, those that were used last, with their places, and when each was first seen.
+    /// Credentials with a fingerprint, the most recently used, with their places and first-seen
+    /// times.
     pub fn last_used(&self, most: usize) -> Result<Vec<(Credential, Timestamp)>, LedgerError> {
         let ids = self.rows(
             "SELECT id, first_seen FROM credential WHERE id >= 'kt-' AND id < 'kt.' ORDER BY last_used DESC LIMIT ?1",
@@ -1223,14 +1230,14 @@ impl Reader {
         let mut credentials = Vec::new();
         for (mut credential, first_seen, last_used) in rows {
             credential.sources = self.sources(&credential.id)?;
-            let workloads = self.strings(
+            let workloads = self.query_strings(
                 "SELECT DISTINCT key FROM workload WHERE id IN (
                     SELECT workload FROM use_edge WHERE credential = ?1
                     UNION SELECT workload FROM hop_edge WHERE credential = ?1) ORDER BY key",
                 &credential.id.0,
             )?;
             let since = credential.issued_at.unwrap_or(first_seen);
-            credentials.push(Item {
+            credentials.push(InventoryItem {
                 age_seconds: now.duration_since(since).as_secs().max(0),
                 credential,
                 first_seen,
@@ -1240,7 +1247,7 @@ impl Reader {
         }
         Ok(Inventory {
             credentials,
-            gaps: self.gaps(Range::default())?,
+            gaps: self.gaps(TimeRange::default())?,
         })
     }
 
@@ -1249,20 +1256,20 @@ impl Reader {
             workloads: self.rows("SELECT json FROM workload ORDER BY key", params![], |row| {
                 from_json(row, 0)
             })?,
-            gaps: self.gaps(Range::default())?,
+            gaps: self.gaps(TimeRange::default())?,
         })
     }
 
-    /// Hops, or those of a credential, by a workload, to a destination: by its label, by `host:port`, by its host
-    /// alone, or by address.
+    /// Hops, optionally of a credential, by a workload, or to a destination: by its label,
+    /// `host:port`, host, or address.
     pub fn hops(
         &self,
-        about: About<'_>,
+        about: QueryFilter<'_>,
         destination: Option<&str>,
-        range: Range,
+        range: TimeRange,
     ) -> Result<Hops, QueryError> {
-        let mut edges: Option<Vec<Edge>> = None;
-        let mut narrow = |these: Vec<Edge>| match &mut edges {
+        let mut edges: Option<Vec<EdgeRank>> = None;
+        let mut narrow = |these: Vec<EdgeRank>| match &mut edges {
             None => edges = Some(these),
             Some(edges) => {
                 let ids: BTreeSet<i64> = these.iter().map(|edge| edge.id).collect();
@@ -1300,7 +1307,7 @@ impl Reader {
         })
     }
 
-    /// The rows of destinations that a text stands for.
+    /// The rows of the destinations that a text matches.
     fn destinations_by(&self, text: &str) -> Result<Vec<i64>, LedgerError> {
         let rows: Vec<(i64, String, Destination)> = self.rows(
             "SELECT id, label, json FROM destination",
@@ -1325,8 +1332,8 @@ impl Reader {
     }
 }
 
-/// Whether a file cannot be read as it is used by an agent, for want of a place for its log, and nobody uses it.
-fn is_still(connection: &Connection, path: &Path) -> bool {
+/// Whether a file needs a write-ahead log that cannot be created here, and no agent uses it.
+fn is_unused_wal(connection: &Connection, path: &Path) -> bool {
     let log = format!("{}-wal", path.display());
     connection
         .query_row("SELECT 1 FROM sqlite_schema LIMIT 1", [], |_| Ok(()))
@@ -1344,7 +1351,7 @@ pub(super) fn from_json<T: serde::de::DeserializeOwned>(
     })
 }
 
-fn word<T: FromStr<Err = String>>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
+fn from_word<T: FromStr<Err = String>>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
     let text: String = row.get(index)?;
     text.parse().map_err(|error: String| {
         rusqlite::Error::FromSqlConversionFailure(
@@ -1359,8 +1366,8 @@ fn credential_row(row: &Row<'_>) -> rusqlite::Result<Credential> {
     Ok(Credential {
         id: CredentialId(row.get(0)?),
         class: row.get(1)?,
-        role: word(row, 2)?,
-        lifetime: word(row, 3)?,
+        role: from_word(row, 2)?,
+        lifetime: from_word(row, 3)?,
         name: row.get(4)?,
         owner: row.get(5)?,
         label: row.get(6)?,

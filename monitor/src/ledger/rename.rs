@@ -1,26 +1,26 @@
-//! What was stored under a workload's ids is given to its name.
+//! Moves what was stored under a workload's ids to its name.
 
-use super::write::{interned, json};
+use super::write::{intern, json};
 use crate::model::{Finding, Workload};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-/// A kind of edge: its tables, what tells one from another besides credential and workload, and the columns of
-/// its hours after edge and hour.
-struct Kind {
+/// The tables of one kind of edge: the columns that identify it besides credential and workload,
+/// and the columns of its hours after edge and hour.
+struct EdgeTables {
     edges: &'static str,
     hours: &'static str,
     apart: [&'static str; 2],
     columns: &'static str,
 }
 
-const KINDS: [Kind; 2] = [
-    Kind {
+const KINDS: [EdgeTables; 2] = [
+    EdgeTables {
         edges: "use_edge",
         hours: "use_hour",
         apart: ["source", "place"],
         columns: "count, first_seen, last_seen, process, first_process",
     },
-    Kind {
+    EdgeTables {
         edges: "hop_edge",
         hours: "hop_hour",
         apart: ["destination", "evidence"],
@@ -28,16 +28,16 @@ const KINDS: [Kind; 2] = [
     },
 ];
 
-/// Sums where both have it.
+/// Adds both counts if both exist.
 const SUM: &str = "ON CONFLICT DO UPDATE SET count = count + excluded.count,
     first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)";
 
-/// The first of both is the first.
+/// Keeps the earlier first process.
 const FIRST: &str = ", first_process = iif(excluded.first_seen < first_seen,
     iif(excluded.first_process = 0, excluded.process, excluded.first_process),
     iif(first_process = 0, process, first_process))";
 
-/// Gives what is there of one workload to another: sums where both have it.
+/// Moves everything about one workload to another; adds the counts where both exist.
 pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqlite::Result<()> {
     rename_findings(connection, old, new)?;
     let known: Option<(i64, String)> = connection
@@ -47,7 +47,7 @@ pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqli
     let Some((from, exe)) = known else {
         return Ok(());
     };
-    let to = interned(
+    let to = intern(
         connection,
         "SELECT id FROM workload WHERE json = ?1",
         "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
@@ -75,9 +75,9 @@ pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqli
     Ok(())
 }
 
-/// Gives the edges of one workload to another.
-fn merge(connection: &Connection, kind: &Kind, from: i64, to: i64) -> rusqlite::Result<()> {
-    let Kind {
+/// Moves the edges of one workload to another.
+fn merge(connection: &Connection, kind: &EdgeTables, from: i64, to: i64) -> rusqlite::Result<()> {
+    let EdgeTables {
         edges,
         hours,
         apart: [one, other],
@@ -133,7 +133,7 @@ fn rename_findings(
         .query_map([&old_key], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     for text in found {
-        // What is there was written by this program.
+        // The stored finding was written by this program.
         let Ok(mut finding) = serde_json::from_str::<Finding>(&text) else {
             continue;
         };

@@ -1,11 +1,11 @@
-//! The tables, and how an older file becomes a newer one.
+//! The tables, and the migration of older files.
 
 use super::{LedgerError, explain};
 use rusqlite::Connection;
 use std::path::Path;
 
-/// Step `n` brings a file from schema `n` to `n + 1`.
-pub const STEPS: [&str; 5] = [
+/// Step `n` migrates a file from schema `n` to `n + 1`.
+pub const MIGRATIONS: [&str; 5] = [
     r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
@@ -60,8 +60,8 @@ CREATE TABLE mint_hour (
 CREATE INDEX mint_by_minted ON mint_hour (minted);
 CREATE INDEX mint_by_hour ON mint_hour (hour);
 ",
-    // What is the same at each hour is said once, by edge: an answer over all time reads edges, and one
-    // over some time the hours of those that were there before or after as well.
+    // Splits what is the same in every hour into edges: an answer over all time reads edges, and
+    // one over a range also reads the hours of edges that extend beyond it.
     r"
 CREATE TABLE process (id INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE, hour INTEGER NOT NULL);
 CREATE INDEX process_by_hour ON process (hour);
@@ -134,14 +134,15 @@ CREATE INDEX finding_by_workload ON finding (workload);
 CREATE INDEX finding_by_rule ON finding (rule, last_seen);
 CREATE INDEX credential_last_used ON credential (last_used);
 ",
-    // Who was the first of an hour, where that is another than the last; 0 where it is not.
+    // The first process of an hour, if it differs from the last; otherwise 0.
     r"
 ALTER TABLE use_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE hop_hour ADD COLUMN first_process INTEGER NOT NULL DEFAULT 0;
 ",
-    // What expectations are judged by when they are tried on what was recorded: whether a credential has its issuer's
-    // mark, and when its file was written. Which programs ran in a workload, all of them. And findings in little room:
-    // rows with a number of their own take half as much where they are long, and processes are known by number.
+    // What testing expectations on history needs: whether a credential has its issuer's mark, when
+    // its file was written, and all programs that ran in a workload. Findings become compact: rows
+    // with a number of their own take half the space if they are long, and processes are referenced
+    // by number.
     r"
 ALTER TABLE credential ADD COLUMN unmarked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE use_edge ADD COLUMN modified INTEGER;
@@ -171,28 +172,28 @@ CREATE INDEX finding_by_rule ON finding (rule, last_seen);
 ];
 
 /// The schema that this program writes.
-pub const KNOWN: i64 = STEPS.len() as i64;
+pub const CURRENT_VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// The schema of a file; an error where it is newer than this program.
+/// The schema of a file; an error if it is newer than this program.
 pub fn version(connection: &Connection, path: &Path) -> Result<i64, LedgerError> {
     let found: i64 = connection
         .query_row("PRAGMA user_version", [], |row| row.get(0))
         .map_err(|source| explain(path, source))?;
-    if found > KNOWN {
+    if found > CURRENT_VERSION {
         return Err(LedgerError::Newer {
             path: path.to_owned(),
             found,
-            known: KNOWN,
+            known: CURRENT_VERSION,
         });
     }
     Ok(found)
 }
 
-/// Brings a file to the known schema, each step in a transaction of its own.
+/// Migrates a file to the current schema, each step in its own transaction.
 pub fn migrate(connection: &mut Connection, path: &Path) -> Result<(), LedgerError> {
     let failed = |source| explain(path, source);
     let found = version(connection, path)?;
-    for (step, sql) in STEPS.iter().enumerate().skip(found.max(0) as usize) {
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(found.max(0) as usize) {
         let transaction = connection.transaction().map_err(failed)?;
         transaction.execute_batch(sql).map_err(failed)?;
         transaction

@@ -4,7 +4,7 @@ use crate::{
         Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process,
         Role, Source, Transport, Workload,
     },
-    policy::document::Retention,
+    policy::document::RetentionLimits,
 };
 use jiff::SignedDuration;
 use std::sync::{Arc, atomic::Ordering};
@@ -30,7 +30,7 @@ fn credential(id: u64, path: &str) -> (Credential, Place) {
         place: path.into(),
     };
     let credential = Credential {
-        id: CredentialId::of_fingerprint(id),
+        id: CredentialId::from_fingerprint(id),
         name: None,
         class: "aws-access-key".into(),
         role: Role::Access,
@@ -47,9 +47,9 @@ fn credential(id: u64, path: &str) -> (Credential, Place) {
     (credential, place)
 }
 
-fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> Entry {
+fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> LedgerEntry {
     let (credential, place) = credential(id, path);
-    Entry::Use(Box::new(Use {
+    LedgerEntry::Use(Box::new(Use {
         time,
         workload: Workload::host(exe),
         process: process(exe),
@@ -66,7 +66,7 @@ fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> Entry {
     }))
 }
 
-fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> Entry {
+fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
     let hop = Hop {
         time,
         workload: Workload::host("/usr/bin/curl"),
@@ -88,19 +88,19 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> Entry {
         clear: false,
         again: false,
     };
-    Entry::Hop(Box::new(hop), verdict)
+    LedgerEntry::Hop(Box::new(hop), verdict)
 }
 
-fn write(directory: &Path, retention: Retention, entries: Vec<Entry>) {
-    let (writer, _) = Writer::open(directory, retention).expect("opens");
+fn write(directory: &Path, retention: RetentionLimits, entries: Vec<LedgerEntry>) {
+    let (writer, _) = LedgerWriter::open(directory, retention).expect("opens");
     for entry in entries {
         writer.write(entry);
     }
 }
 
-/// Kept for a hundred years: the tests' times are in the past.
-fn forever() -> Retention {
-    Retention {
+/// Retention of a hundred years, because the tests use times in the past.
+fn forever() -> RetentionLimits {
+    RetentionLimits {
         max_age: SignedDuration::from_hours(24 * 36_500),
         max_bytes: u64::MAX,
     }
@@ -122,13 +122,13 @@ fn what_gets_its_name_late_is_stored_under_it() {
     };
     let by = |workload: &Workload, time| {
         let mut entry = used(1, "/run/secrets/key", "/bin/cat", time);
-        if let Entry::Use(used) = &mut entry {
+        if let LedgerEntry::Use(used) = &mut entry {
             used.workload = workload.clone();
         }
         entry
     };
     let mut hop = hop(1, "paste.example", at(3), Verdict::Unexpected);
-    if let Entry::Hop(hop, _) = &mut hop {
+    if let LedgerEntry::Hop(hop, _) = &mut hop {
         hop.workload = old.clone();
     }
     write(
@@ -138,14 +138,14 @@ fn what_gets_its_name_late_is_stored_under_it() {
             by(&old, at(0)),
             hop,
             by(&new, at(10)),
-            Entry::Renamed(Box::new([old.clone(), new.clone()])),
-            // Nobody has this one.
-            Entry::Renamed(Box::new([old, new.clone()])),
+            LedgerEntry::Renamed(Box::new([old.clone(), new.clone()])),
+            // An unknown workload.
+            LedgerEntry::Renamed(Box::new([old, new.clone()])),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     let who = reader
-        .who("kt-0000000000000001", Range::default())
+        .who("kt-0000000000000001", TimeRange::default())
         .expect("known");
     assert_eq!(who.uses.len(), 1);
     assert_eq!(who.uses[0].workload, new);
@@ -155,12 +155,12 @@ fn what_gets_its_name_late_is_stored_under_it() {
         (at(0), at(10))
     );
     let hops = reader
-        .where_to("kt-0000000000000001", Range::default())
+        .where_to("kt-0000000000000001", TimeRange::default())
         .expect("known")
         .hops;
     assert_eq!(hops[0].workload, new);
     let radius = reader
-        .blast_radius("payments/api-0", Range::default())
+        .blast_radius("payments/api-0", TimeRange::default())
         .expect("known");
     assert!(!radius.credentials.is_empty());
 }
@@ -180,9 +180,9 @@ fn what_is_written_is_read() {
             hop(1, "paste.example", at(7203), Verdict::Unexpected),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     let who = reader
-        .who("/root/.aws/credentials", Range::default())
+        .who("/root/.aws/credentials", TimeRange::default())
         .expect("known");
     assert_eq!(who.uses.len(), 1);
     assert_eq!(who.uses[0].count, 4);
@@ -191,7 +191,7 @@ fn what_is_written_is_read() {
         (at(0), at(7200))
     );
     let all = reader
-        .where_to("kt-0000000000000001", Range::default())
+        .where_to("kt-0000000000000001", TimeRange::default())
         .expect("known");
     let shown: Vec<_> = all
         .hops
@@ -205,7 +205,7 @@ fn what_is_written_is_read() {
             ("s3.amazonaws.com:443".to_owned(), 1)
         ]
     );
-    let late = Range {
+    let late = TimeRange {
         since: Some(at(7000)),
         until: None,
     };
@@ -218,15 +218,15 @@ fn what_is_written_is_read() {
         1
     );
     let radius = reader
-        .blast_radius("/usr/bin/curl", Range::default())
+        .blast_radius("/usr/bin/curl", TimeRange::default())
         .expect("known");
     assert_eq!(radius.credentials.len(), 2);
-    assert!(reader.blast_radius("curl", Range::default()).is_ok());
+    assert!(reader.blast_radius("curl", TimeRange::default()).is_ok());
     let timeline = reader
-        .timeline(Some("kt-0000000000000001"), None, Range::default())
+        .timeline(Some("kt-0000000000000001"), None, TimeRange::default())
         .expect("known");
     assert_eq!(timeline.events.len(), 5);
-    assert!(timeline.events.is_sorted_by_key(Event::time));
+    assert!(timeline.events.is_sorted_by_key(TimelineEvent::time));
     assert_eq!(
         reader.inventory(at(9000)).expect("read").credentials.len(),
         2
@@ -245,8 +245,8 @@ fn what_is_asked_for_together_holds_together() {
             hop(2, "a.example", at(3), Verdict::Expected),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
-    let one = CredentialId::of_fingerprint(1).0;
+    let reader = LedgerReader::open(directory.path()).expect("opens");
+    let one = CredentialId::from_fingerprint(1).0;
     let by = "/usr/bin/curl";
     for (credential, workload, destination, expected) in [
         (None, None, None, 3),
@@ -256,21 +256,21 @@ fn what_is_asked_for_together_holds_together() {
         (Some(one.as_str()), Some(by), Some("a.example"), 1),
         (Some(one.as_str()), None, Some("c.example"), 0),
     ] {
-        let about = About {
+        let about = QueryFilter {
             credential,
             workload,
         };
         let found = reader
-            .hops(about, destination, Range::default())
+            .hops(about, destination, TimeRange::default())
             .expect("known");
         assert_eq!(found.hops.len(), expected, "{about:?} {destination:?}");
     }
-    let nobody = About {
+    let nobody = QueryFilter {
         workload: Some("nobody"),
-        ..About::default()
+        ..QueryFilter::default()
     };
     assert!(matches!(
-        reader.hops(nobody, None, Range::default()),
+        reader.hops(nobody, None, TimeRange::default()),
         Err(QueryError::NoWorkload(_))
     ));
 }
@@ -286,7 +286,7 @@ fn ids_by_prefix_and_what_is_not_known() {
             used(0x1234_9999_0000_0001, "/b", "/x", at(0)),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     assert_eq!(reader.resolve("kt-12345").expect("one").len(), 1);
     assert_eq!(reader.resolve("12349").expect("one").len(), 1);
     assert!(
@@ -302,7 +302,7 @@ fn ids_by_prefix_and_what_is_not_known() {
         );
     }
     assert!(matches!(
-        reader.blast_radius("/nowhere", Range::default()),
+        reader.blast_radius("/nowhere", TimeRange::default()),
         Err(QueryError::NoWorkload(_))
     ));
 }
@@ -314,8 +314,10 @@ fn growth_is_by_edge_and_hour() {
         .map(|i| used(1, "/a", "/x", at(i % 3000)))
         .collect();
     write(directory.path(), forever(), many);
-    let reader = Reader::open(directory.path()).expect("opens");
-    let timeline = reader.timeline(None, None, Range::default()).expect("read");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
+    let timeline = reader
+        .timeline(None, None, TimeRange::default())
+        .expect("read");
     assert!(timeline.events.len() <= 2, "{} rows", timeline.events.len());
 }
 
@@ -326,7 +328,7 @@ fn the_old_is_dropped_by_age_and_by_size() {
     let old = now
         .checked_sub(SignedDuration::from_hours(48))
         .expect("in range");
-    let retention = Retention {
+    let retention = RetentionLimits {
         max_age: SignedDuration::from_hours(24),
         max_bytes: u64::MAX,
     };
@@ -337,15 +339,15 @@ fn the_old_is_dropped_by_age_and_by_size() {
     );
     write(directory.path(), retention, vec![]);
     let places = |directory: &Path| -> Vec<String> {
-        let timeline = Reader::open(directory)
+        let timeline = LedgerReader::open(directory)
             .expect("opens")
-            .timeline(None, None, Range::default())
+            .timeline(None, None, TimeRange::default())
             .expect("read");
         timeline
             .events
             .iter()
             .filter_map(|event| match event {
-                Event::Use { row, .. } => Some(row.place.clone()),
+                TimelineEvent::Use { row, .. } => Some(row.place.clone()),
                 _ => None,
             })
             .collect()
@@ -358,16 +360,16 @@ fn the_old_is_dropped_by_age_and_by_size() {
     );
     write(
         directory.path(),
-        Retention {
+        RetentionLimits {
             max_bytes: 1,
             ..forever()
         },
         vec![],
     );
     assert_eq!(places(directory.path()), ["/new"], "the current hour stays");
-    let gaps = Reader::open(directory.path())
+    let gaps = LedgerReader::open(directory.path())
         .expect("opens")
-        .gaps(Range::default())
+        .gaps(TimeRange::default())
         .expect("read");
     assert!(
         gaps.iter().any(|gap| gap.kind == "dropped-for-size"),
@@ -389,9 +391,9 @@ fn a_range_that_cuts_an_hour_says_so() {
             used(2, "/b", "/x", ten(35)),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     let asked = |id: &str, since: i64, until: i64| -> Vec<(u64, bool)> {
-        let range = Range {
+        let range = TimeRange {
             since: Some(ten(since)),
             until: Some(ten(until)),
         };
@@ -403,12 +405,12 @@ fn a_range_that_cuts_an_hour_says_so() {
     assert_eq!(asked(one, 30, 40), [(4, true)], "at most");
     assert_eq!(asked(other, 30, 40), [(2, false)]);
     assert_eq!(asked(other, 36, 40), []);
-    let range = Range {
+    let range = TimeRange {
         since: Some(ten(30)),
         until: None,
     };
     let timeline = reader.timeline(Some(one), None, range).expect("read");
-    let times: Vec<Timestamp> = timeline.events.iter().map(Event::time).collect();
+    let times: Vec<Timestamp> = timeline.events.iter().map(TimelineEvent::time).collect();
     assert_eq!(times, [ten(59)], "the one that is in the range");
 }
 
@@ -430,18 +432,18 @@ fn what_is_dropped_for_age_is_one_gap() {
         directory.path(),
         forever(),
         vec![
-            Entry::Gap(Box::new(old)),
+            LedgerEntry::Gap(Box::new(old)),
             used(1, "/old", "/x", ago(120)),
             used(2, "/new", "/x", ago(1)),
         ],
     );
     // Twice: the gap grows.
     for _ in 0..2 {
-        write(directory.path(), Retention::default(), vec![]);
+        write(directory.path(), RetentionLimits::default(), vec![]);
     }
-    let gaps = Reader::open(directory.path())
+    let gaps = LedgerReader::open(directory.path())
         .expect("opens")
-        .gaps(Range {
+        .gaps(TimeRange {
             since: Some(ago(125)),
             until: Some(ago(100)),
         })
@@ -459,22 +461,23 @@ fn a_clock_that_was_wrong_before_the_start_drops_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();
     write(directory.path(), forever(), vec![used(1, "/a", "/x", now)]);
-    let mut connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
-    let later = |days: i64| tidy::Moment {
+    let mut connection =
+        rusqlite::Connection::open(directory.path().join(FILE_NAME)).expect("opens");
+    let later = |days: i64| tidy::ClockReading {
         steady: std::time::Duration::from_secs(60 + 86_400 * (days as u64 - 365)),
         time: now + SignedDuration::from_hours(24 * days),
     };
     let begun = later(365);
-    let mut tidy = tidy::Tidy::new(Retention::default(), Some(now), begun);
-    tidy.tidy(&mut connection, begun).expect("tidied");
+    let mut tidy = tidy::RetentionTask::new(RetentionLimits::default(), Some(now), begun);
+    tidy.run(&mut connection, begun).expect("tidied");
     let uses = |connection: &rusqlite::Connection| -> i64 {
         connection
             .query_row("SELECT count(*) FROM use_hour", [], |row| row.get(0))
             .expect("counted")
     };
     assert_eq!(uses(&connection), 1);
-    // It was right after all.
-    tidy.tidy(&mut connection, later(367)).expect("tidied");
+    // The clock was right after all.
+    tidy.run(&mut connection, later(367)).expect("tidied");
     assert_eq!(uses(&connection), 0);
 }
 
@@ -483,7 +486,7 @@ fn an_edge_keeps_its_process_when_the_clock_was_set_back() {
     let directory = tempfile::tempdir().expect("a directory");
     let later = at(86_400);
     let mut before = used(1, "/a", "/y", at(0));
-    if let Entry::Use(used) = &mut before {
+    if let LedgerEntry::Use(used) = &mut before {
         used.workload = Workload::host("/x");
     }
     write(
@@ -495,16 +498,20 @@ fn an_edge_keeps_its_process_when_the_clock_was_set_back() {
             used(2, "/b", "/x", at(0)),
         ],
     );
-    // What was before noon goes.
-    let since_noon = Retention {
+    // Everything before noon is dropped.
+    let since_noon = RetentionLimits {
         max_age: Timestamp::now().duration_since(at(43_200)),
         ..forever()
     };
     write(directory.path(), since_noon, vec![]);
-    let reader = Reader::open(directory.path()).expect("opens");
-    let who = reader.who("kt-0000000000000001", Range::default());
+    let reader = LedgerReader::open(directory.path()).expect("opens");
+    let who = reader.who("kt-0000000000000001", TimeRange::default());
     assert_eq!(who.expect("known").uses.len(), 1);
-    assert!(reader.who("kt-0000000000000002", Range::default()).is_err());
+    assert!(
+        reader
+            .who("kt-0000000000000002", TimeRange::default())
+            .is_err()
+    );
 }
 
 #[test]
@@ -520,20 +527,20 @@ fn a_file_that_is_too_large_shrinks() {
         entries(0).chain(entries(5)).collect(),
     );
     let size = || {
-        std::fs::metadata(directory.path().join(FILE))
+        std::fs::metadata(directory.path().join(FILE_NAME))
             .expect("there")
             .len()
     };
     let before = size();
-    let small = Retention {
+    let small = RetentionLimits {
         max_bytes: 100_000,
         ..forever()
     };
     write(directory.path(), small, vec![]);
     assert!(size() < before / 4, "{before} to {}", size());
-    let gaps = Reader::open(directory.path())
+    let gaps = LedgerReader::open(directory.path())
         .expect("opens")
-        .gaps(Range::default())
+        .gaps(TimeRange::default())
         .expect("read");
     let dropped = gaps
         .iter()
@@ -547,7 +554,7 @@ fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
     let directory = tempfile::tempdir().expect("a directory");
     let by = |exe: &str, workload: &Workload| {
         let mut entry = used(1, "/a", exe, at(0));
-        if let Entry::Use(used) = &mut entry {
+        if let LedgerEntry::Use(used) = &mut entry {
             used.workload = workload.clone();
         }
         entry
@@ -572,7 +579,7 @@ fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
             by("/app", &pod),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     for asked in [
         "/usr/bin/cat",
         "/usr/bin/curl",
@@ -582,13 +589,13 @@ fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
         "api-6c9f-xyz",
     ] {
         assert!(
-            reader.blast_radius(asked, Range::default()).is_ok(),
+            reader.blast_radius(asked, TimeRange::default()).is_ok(),
             "{asked}"
         );
     }
     for asked in ["/usr/bin/wget", "shop/api-6c9f-xyz"] {
         assert!(
-            reader.blast_radius(asked, Range::default()).is_err(),
+            reader.blast_radius(asked, TimeRange::default()).is_err(),
             "{asked}"
         );
     }
@@ -598,27 +605,27 @@ fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
 fn damaged_newer_and_absent_files() {
     let directory = tempfile::tempdir().expect("a directory");
     assert!(matches!(
-        Reader::open(directory.path()),
+        LedgerReader::open(directory.path()),
         Err(LedgerError::Absent(_))
     ));
     std::fs::write(
-        directory.path().join(FILE),
+        directory.path().join(FILE_NAME),
         b"this is no database, and never was one",
     )
     .expect("written");
     assert!(matches!(
-        Reader::open(directory.path()),
+        LedgerReader::open(directory.path()),
         Err(LedgerError::Damaged { .. })
     ));
-    // It is set aside, whole, and the new one says so.
+    // It is set aside completely, and the new one reports it.
     write(
         directory.path(),
         forever(),
         vec![used(1, "/a", "/x", at(0))],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
-    assert!(reader.who("/a", Range::default()).is_ok());
-    let gaps = reader.gaps(Range::default()).expect("read");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
+    assert!(reader.who("/a", TimeRange::default()).is_ok());
+    let gaps = reader.gaps(TimeRange::default()).expect("read");
     assert!(
         gaps.iter().any(|gap| gap.kind == "ledger-damaged"),
         "{gaps:?}"
@@ -634,32 +641,33 @@ fn damaged_newer_and_absent_files() {
     );
     drop(reader);
     for suffix in ["-wal", "-shm"] {
-        let path = directory.path().join(format!("{FILE}{suffix}"));
+        let path = directory.path().join(format!("{FILE_NAME}{suffix}"));
         if path.exists() {
             std::fs::remove_file(path).expect("removed");
         }
     }
-    std::fs::remove_file(directory.path().join(FILE)).expect("removed");
-    let connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
+    std::fs::remove_file(directory.path().join(FILE_NAME)).expect("removed");
+    let connection = rusqlite::Connection::open(directory.path().join(FILE_NAME)).expect("opens");
     connection
         .pragma_update(None, "user_version", 99)
         .expect("set");
     drop(connection);
-    let error = Writer::open(directory.path(), forever()).expect_err("newer");
+    let error = LedgerWriter::open(directory.path(), forever()).expect_err("newer");
     assert!(
         matches!(error, LedgerError::Newer { found: 99, .. }),
         "{error}"
     );
 }
 
-/// Whichever page is damaged, and however: an agent starts, and what it writes then is there.
+/// Whatever page is damaged, and in whatever way: an agent starts, and stores what it writes
+/// afterwards.
 #[test]
 fn a_ledger_damaged_anywhere_stops_no_agent() {
     const PAGE: usize = 4096;
     let whole = tempfile::tempdir().expect("a directory");
     let many = (0..400).map(|n| used(n, &format!("/key-{n}"), &format!("/bin/{n}"), at(n as i64)));
     write(whole.path(), forever(), many.collect());
-    let sound = std::fs::read(whole.path().join(FILE)).expect("read");
+    let sound = std::fs::read(whole.path().join(FILE_NAME)).expect("read");
     let pages = sound.len() / PAGE;
     assert!(pages > 50, "{pages} pages");
     let mut aside = 0;
@@ -667,32 +675,32 @@ fn a_ledger_damaged_anywhere_stops_no_agent() {
         for junk in [0x00, 0x5a, 0xff] {
             let directory = tempfile::tempdir().expect("a directory");
             let mut bytes = sound.clone();
-            // The end of a page holds its records, its beginning what they are.
+            // The end of a page contains its records, the beginning their layout.
             let from = if junk == 0xff { PAGE / 2 } else { 0 };
             bytes[page * PAGE + from..(page + 1) * PAGE].fill(junk);
-            std::fs::write(directory.path().join(FILE), &bytes).expect("written");
-            let (writer, _) = Writer::open(directory.path(), forever())
+            std::fs::write(directory.path().join(FILE_NAME), &bytes).expect("written");
+            let (writer, _) = LedgerWriter::open(directory.path(), forever())
                 .unwrap_or_else(|error| panic!("page {page} of {junk:#x}: {error}"));
             let lost = Arc::clone(&writer.lost);
             writer.write(used(9_999, "/new-key", "/bin/new", at(9_999)));
             drop(writer);
             assert_eq!(lost.load(Ordering::Relaxed), 0, "page {page} of {junk:#x}");
-            match Reader::open(directory.path()).and_then(|reader| {
+            match LedgerReader::open(directory.path()).and_then(|reader| {
                 aside += usize::from(
                     reader
-                        .gaps(Range::default())?
+                        .gaps(TimeRange::default())?
                         .iter()
                         .any(|gap| gap.kind == "ledger-damaged"),
                 );
                 reader
-                    .who("/new-key", Range::default())
+                    .who("/new-key", TimeRange::default())
                     .map_err(|error| match error {
                         QueryError::Ledger(error) => error,
                         other => panic!("page {page} of {junk:#x}: {other}"),
                     })
             }) {
                 Ok(answer) => assert_eq!(answer.uses.len(), 1, "page {page} of {junk:#x}"),
-                // Not all of a large file is looked at before the first answer.
+                // A large file is not checked completely before the first answer.
                 Err(LedgerError::Damaged { .. }) => {}
                 Err(error) => panic!("page {page} of {junk:#x}: {error}"),
             }
@@ -701,10 +709,10 @@ fn a_ledger_damaged_anywhere_stops_no_agent() {
     assert!(aside > pages, "{aside} of {} were set aside", 3 * pages);
 }
 
-/// A file as the release before wrote it.
+/// A file written by the previous release.
 fn of_schema_2(path: &Path) {
     let connection = rusqlite::Connection::open(path).expect("opens");
-    for (step, sql) in schema::STEPS.iter().take(2).enumerate() {
+    for (step, sql) in schema::MIGRATIONS.iter().take(2).enumerate() {
         connection.execute_batch(sql).expect("made");
         connection
             .pragma_update(None, "user_version", step as i64 + 1)
@@ -712,7 +720,7 @@ fn of_schema_2(path: &Path) {
     }
     let workload = write::json(&Workload::host("/usr/bin/curl"));
     let (credential, _) = credential(1, "/x");
-    let Entry::Hop(hop, _) = hop(1, "paste.example", at(0), Verdict::Unexpected) else {
+    let LedgerEntry::Hop(hop, _) = hop(1, "paste.example", at(0), Verdict::Unexpected) else {
         unreachable!("it is one");
     };
     let first = hour(at(0));
@@ -768,11 +776,11 @@ fn of_schema_2(path: &Path) {
 #[test]
 fn an_older_file_is_brought_up_to_date() {
     let directory = tempfile::tempdir().expect("a directory");
-    of_schema_2(&directory.path().join(FILE));
+    of_schema_2(&directory.path().join(FILE_NAME));
     write(directory.path(), forever(), vec![]);
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     let all = reader
-        .where_to("kt-0000000000000001", Range::default())
+        .where_to("kt-0000000000000001", TimeRange::default())
         .expect("known");
     let [hop] = &all.hops[..] else {
         panic!("{:?}", all.hops);
@@ -780,8 +788,8 @@ fn an_older_file_is_brought_up_to_date() {
     assert_eq!(hop.count, 6);
     assert_eq!((hop.first_seen, hop.last_seen), (at(0), at(7200)));
     assert_eq!((hop.verdict, hop.process.pid), (Verdict::Expected, 102));
-    // Of a part of the time, what was so then.
-    let early = Range {
+    // In part of the range, only what was true then.
+    let early = TimeRange {
         since: None,
         until: Some(at(4000)),
     };
@@ -793,18 +801,20 @@ fn an_older_file_is_brought_up_to_date() {
     assert_eq!(part.hops[0].verdict, Verdict::Unexpected);
     assert_eq!(part.hops[0].process.pid, 101);
     let who = reader
-        .who("kt-0000000000000001", Range::default())
+        .who("kt-0000000000000001", TimeRange::default())
         .expect("known");
     assert_eq!((who.uses.len(), who.uses[0].count), (1, 15));
-    let timeline = reader.timeline(None, None, Range::default()).expect("read");
+    let timeline = reader
+        .timeline(None, None, TimeRange::default())
+        .expect("read");
     assert_eq!(timeline.events.len(), 6);
 }
 
-fn by_pid(pid: u32, entry: Entry) -> Entry {
+fn by_pid(pid: u32, entry: LedgerEntry) -> LedgerEntry {
     match entry {
-        Entry::Use(mut used) => {
+        LedgerEntry::Use(mut used) => {
             used.process.pid = pid;
-            Entry::Use(used)
+            LedgerEntry::Use(used)
         }
         other => other,
     }
@@ -826,13 +836,13 @@ fn who_was_new_after_a_time() {
             hop(1, "paste.example", at(6500), Verdict::Unexpected),
         ],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
+    let reader = LedgerReader::open(directory.path()).expect("opens");
     let answer = reader.first_use("/srv/key", at(4000)).expect("known");
     assert_eq!(answer.known, ["/usr/bin/app", "/usr/bin/curl"]);
-    let times: Vec<_> = answer.new.iter().map(Event::time).collect();
+    let times: Vec<_> = answer.new.iter().map(TimelineEvent::time).collect();
     assert_eq!(times, [at(6000)], "the first use of the one who is new");
-    let by = |event: &Event| match event {
-        Event::Use { row, .. } => row.process.pid,
+    let by = |event: &TimelineEvent| match event {
+        TimelineEvent::Use { row, .. } => row.process.pid,
         other => panic!("{other:?}"),
     };
     assert_eq!(
@@ -841,14 +851,18 @@ fn who_was_new_after_a_time() {
         "whoever was the first, not the last"
     );
     let begun: Vec<_> = reader
-        .timeline(Some("/srv/key"), Some("/usr/bin/thief"), Range::default())
+        .timeline(
+            Some("/srv/key"),
+            Some("/usr/bin/thief"),
+            TimeRange::default(),
+        )
         .expect("known")
         .events
         .iter()
         .map(|event| (event.time(), by(event)))
         .collect();
     assert_eq!(begun, [(at(6000), 41)]);
-    let last = reader.who("/srv/key", Range::default()).expect("known");
+    let last = reader.who("/srv/key", TimeRange::default()).expect("known");
     assert_eq!(last.uses[0].process.pid, 43);
     let labels: Vec<_> = answer
         .new_destinations
@@ -867,13 +881,13 @@ fn a_copy_is_whole() {
     write(&state, forever(), vec![used(1, "/a", "/x", at(0))]);
     let copy = directory.path().join("copy");
     std::fs::create_dir(&copy).expect("made");
-    let reader = Reader::open(&state).expect("opens");
-    reader.back_up(&copy.join(FILE)).expect("copied");
-    // Not over another one.
-    let again = Reader::open(&state).expect("opens");
-    assert!(again.back_up(&copy.join(FILE)).is_err());
-    let copied = Reader::open(&copy).expect("opens");
-    assert!(copied.who("/a", Range::default()).is_ok());
+    let reader = LedgerReader::open(&state).expect("opens");
+    reader.back_up(&copy.join(FILE_NAME)).expect("copied");
+    // An existing file is not overwritten.
+    let again = LedgerReader::open(&state).expect("opens");
+    assert!(again.back_up(&copy.join(FILE_NAME)).is_err());
+    let copied = LedgerReader::open(&copy).expect("opens");
+    assert!(copied.who("/a", TimeRange::default()).is_ok());
 }
 
 #[test]
@@ -882,13 +896,14 @@ fn a_clock_that_is_set_drops_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();
     write(directory.path(), forever(), vec![used(1, "/a", "/x", now)]);
-    let mut connection = rusqlite::Connection::open(directory.path().join(FILE)).expect("opens");
-    let begun = tidy::Moment {
+    let mut connection =
+        rusqlite::Connection::open(directory.path().join(FILE_NAME)).expect("opens");
+    let begun = tidy::ClockReading {
         steady: Duration::ZERO,
         time: at(0),
     };
-    let mut tidy = tidy::Tidy::new(Retention::default(), None, begun);
-    let moment = |seconds: u64, days: i64| tidy::Moment {
+    let mut tidy = tidy::RetentionTask::new(RetentionLimits::default(), None, begun);
+    let moment = |seconds: u64, days: i64| tidy::ClockReading {
         steady: Duration::from_secs(1000 + seconds),
         time: now
             + SignedDuration::from_secs(seconds as i64)
@@ -899,30 +914,29 @@ fn a_clock_that_is_set_drops_nothing() {
             .query_row("SELECT count(*) FROM use_hour", [], |row| row.get(0))
             .expect("counted")
     };
-    tidy.tidy(&mut connection, moment(0, 0)).expect("tidied");
+    tidy.run(&mut connection, moment(0, 0)).expect("tidied");
     // A year ahead, for ten minutes.
-    tidy.tidy(&mut connection, moment(600, 365))
-        .expect("tidied");
-    tidy.tidy(&mut connection, moment(1200, 365))
+    tidy.run(&mut connection, moment(600, 365)).expect("tidied");
+    tidy.run(&mut connection, moment(1200, 365))
         .expect("tidied");
     assert_eq!(uses(&connection), 1, "nothing is dropped by such a clock");
-    tidy.tidy(&mut connection, moment(1800, 0)).expect("tidied");
-    let gaps = Reader::open(directory.path())
+    tidy.run(&mut connection, moment(1800, 0)).expect("tidied");
+    let gaps = LedgerReader::open(directory.path())
         .expect("opens")
-        .gaps(Range::default())
+        .gaps(TimeRange::default())
         .expect("read");
     let set = gaps.iter().filter(|gap| gap.kind == "clock-set").count();
     assert_eq!(set, 2, "{gaps:?}");
-    // A day later it is believed: what is older than the retention goes.
-    let later = tidy::Moment {
+    // A day later the clock is trusted: what exceeds the retention is dropped.
+    let later = tidy::ClockReading {
         steady: Duration::from_secs(200 * 86_400),
         time: now + SignedDuration::from_hours(24 * 200),
     };
-    tidy.tidy(&mut connection, later).expect("tidied");
+    tidy.run(&mut connection, later).expect("tidied");
     assert_eq!(uses(&connection), 0);
 }
 
-/// Every question at a large size is answered from an index.
+/// Every question is answered from an index at a large size.
 #[test]
 fn answers_come_from_an_index() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -931,9 +945,9 @@ fn answers_come_from_an_index() {
         forever(),
         vec![used(1, "/a", "/x", at(0))],
     );
-    let reader = Reader::open(directory.path()).expect("opens");
-    let (id, whole) = ("kt-0000000000000001", Range::default());
-    let part = Range {
+    let reader = LedgerReader::open(directory.path()).expect("opens");
+    let (id, whole) = ("kt-0000000000000001", TimeRange::default());
+    let part = TimeRange {
         since: Some(at(-10)),
         until: Some(at(10)),
     };
@@ -946,28 +960,30 @@ fn answers_come_from_an_index() {
         reader.timeline(Some(id), None, range).expect("read");
         reader.timeline(None, Some("/x"), range).expect("read");
         reader
-            .findings(About::default(), None, None, range)
+            .findings(QueryFilter::default(), None, None, range)
             .expect("read");
-        let about = About {
+        let about = QueryFilter {
             credential: Some(id),
-            ..About::default()
+            ..QueryFilter::default()
         };
         reader.findings(about, None, None, range).expect("read");
         reader.hops(about, Some("x.example"), range).expect("read");
-        let by = About {
+        let by = QueryFilter {
             workload: Some("/x"),
-            ..About::default()
+            ..QueryFilter::default()
         };
         reader.hops(by, None, range).expect("read");
-        reader.hops(About::default(), None, range).expect("read");
+        reader
+            .hops(QueryFilter::default(), None, range)
+            .expect("read");
     }
     reader.first_use(id, at(0)).expect("known");
     reader.inventory(at(0)).expect("read");
-    let plans = reader.plans();
+    let plans = reader.query_plans();
     assert!(plans.len() >= 6, "{plans:?}");
     for (sql, plan) in plans {
         for line in plan {
-            // These are small, whatever the history.
+            // These tables are small, however long the history.
             let small = [
                 "SCAN gap",
                 "SCAN credential",
@@ -981,23 +997,23 @@ fn answers_come_from_an_index() {
     }
 }
 
-/// Ten million records of ninety days: 500 workloads, 5,000 credentials, 50,000 edges of which each was seen in 200
-/// hours, but for one credential that a hundred edges have used in every hour.
+/// Ten million records of ninety days: 500 workloads, 5,000 credentials, 50,000 edges each seen in
+/// 200 hours, except one credential that a hundred edges used in every hour.
 #[test]
 #[ignore = "takes minutes; `cargo xtask bench --ledger` runs it and prints what it measured"]
 fn ten_million_records() {
     use std::time::Instant;
-    // Whoever asks more of it afterwards says where it is to be.
+    // Can be set to keep the ledger for further queries.
     let kept = std::env::var_os("KEYTRAIL_BENCH_LEDGER").map(std::path::PathBuf::from);
     let temporary = tempfile::tempdir().expect("a directory");
     let directory = kept.as_deref().unwrap_or(temporary.path());
     write(directory, forever(), vec![used(1, "/a", "/x", at(0))]);
-    let path = directory.join(FILE);
+    let path = directory.join(FILE_NAME);
     let connection = rusqlite::Connection::open(&path).expect("opens");
     let began = Instant::now();
     let now = hour(Timestamp::now());
     let first = now - 90 * 24;
-    let Entry::Hop(hop, _) = hop(1, "HOST", at(0), Verdict::Expected) else {
+    let LedgerEntry::Hop(hop, _) = hop(1, "HOST", at(0), Verdict::Expected) else {
         unreachable!("it is one");
     };
     connection
@@ -1045,13 +1061,13 @@ COMMIT; ANALYZE;"#,
     );
     assert!(count >= 10_000_000);
     let (cold, hot, workload) = ("kt-0000000000000007", "kt-0000000000001387", "ns7/app-7");
-    let since = |hours: i64| Range {
+    let since = |hours: i64| TimeRange {
         since: Some(from_micros((now - hours) * 3_600_000_000)),
         until: None,
     };
-    let whole = Range::default();
-    type Ask<'a> = Box<dyn Fn(&Reader) -> usize + 'a>;
-    let questions: Vec<(&str, Ask<'_>)> = vec![
+    let whole = TimeRange::default();
+    type QuestionFn<'a> = Box<dyn Fn(&LedgerReader) -> usize + 'a>;
+    let questions: Vec<(&str, QuestionFn<'_>)> = vec![
         (
             "who",
             Box::new(|r| r.who(cold, whole).expect("known").uses.len()),
@@ -1133,7 +1149,7 @@ COMMIT; ANALYZE;"#,
         (
             "findings",
             Box::new(|r| {
-                r.findings(About::default(), None, None, whole)
+                r.findings(QueryFilter::default(), None, None, whole)
                     .expect("read")
                     .findings
                     .len()
@@ -1154,12 +1170,12 @@ COMMIT; ANALYZE;"#,
     );
     let mut slow = Vec::new();
     for (name, ask) in questions {
-        // As the command line does it: a reader for each question.
+        // As the command line does: a new reader for each question.
         let mut times = Vec::new();
         let mut rows = 0;
         for _ in 0..11 {
             let began = Instant::now();
-            rows = ask(&Reader::open(directory).expect("opens"));
+            rows = ask(&LedgerReader::open(directory).expect("opens"));
             times.push(began.elapsed().as_secs_f64() * 1000.0);
         }
         let most = times[1..].iter().copied().fold(0.0, f64::max);
@@ -1173,7 +1189,7 @@ COMMIT; ANALYZE;"#,
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
-    /// Whatever is asked for, there is an answer or a refusal; and nothing is another's for a wildcard in it.
+    /// Any text yields an answer or an error, and wildcards in it match nothing else.
     #[test]
     fn any_text_is_answered(text in "\\PC{0,40}") {
         static DIRECTORY: std::sync::LazyLock<tempfile::TempDir> = std::sync::LazyLock::new(|| {
@@ -1185,8 +1201,8 @@ proptest::proptest! {
             write(directory.path(), forever(), entries);
             directory
         });
-        let reader = Reader::open(DIRECTORY.path()).expect("opens");
-        let whole = Range::default();
+        let reader = LedgerReader::open(DIRECTORY.path()).expect("opens");
+        let whole = TimeRange::default();
         let known = ["/srv/key", "kt-", "0", "k"].iter().any(|start| text.starts_with(start));
         if let Ok(ids) = reader.resolve(&text) {
             proptest::prop_assert!(known, "{text:?} is {ids:?}");
@@ -1196,7 +1212,7 @@ proptest::proptest! {
         drop(reader.timeline(Some(&text), Some(&text), whole));
         let radius = reader.blast_radius(&text, whole);
         proptest::prop_assert!(radius.is_err() || ["app", "curl"].iter().any(|name| text.ends_with(name)));
-        let hops = reader.hops(About::default(), Some(&text), whole).expect("read").hops;
+        let hops = reader.hops(QueryFilter::default(), Some(&text), whole).expect("read").hops;
         proptest::prop_assert!(hops.is_empty() || text.contains("paste.example") || text.contains("10.0.0.1"));
     }
 }

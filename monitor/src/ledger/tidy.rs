@@ -1,34 +1,34 @@
-//! What is dropped: by age, and by size. What goes before its time is a gap.
+//! Enforces retention by age and size. What is dropped early becomes a gap.
 
 use super::{from_micros, hour, micros, write::write_gap};
-use crate::{model::Gap, policy::document::Retention};
+use crate::{model::Gap, policy::document::RetentionLimits};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, params};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-/// How often age and size are looked at.
-pub const EVERY: Duration = Duration::from_secs(600);
-/// A clock that goes so much further than time did has been set.
-const JUMP: SignedDuration = SignedDuration::from_hours(1);
-/// An agent that was away for longer, by a clock that nobody has watched, may have one that is wrong.
-const AWAY: SignedDuration = SignedDuration::from_hours(24);
-/// After that nothing is dropped by age for so long: the clock may be set back.
-const DISTRUST: Duration = Duration::from_secs(24 * 3600);
-/// Microseconds of an hour.
-const HOUR: i64 = 3_600_000_000;
-/// Pages given back to the file system at a time.
-const PAGES: u32 = 4000;
+/// Interval of the checks of age and size.
+pub const INTERVAL: Duration = Duration::from_secs(600);
+/// A clock that advances this much more than real time was set.
+const CLOCK_JUMP_MIN: SignedDuration = SignedDuration::from_hours(1);
+/// After an agent was down for longer than this, by an unobserved clock, the clock may be wrong.
+const DOWNTIME_MIN: SignedDuration = SignedDuration::from_hours(24);
+/// After such an event nothing is dropped by age for this long, because the clock may be set back.
+const CLOCK_DISTRUST: Duration = Duration::from_secs(24 * 3600);
+/// Microseconds per hour.
+const HOUR_MICROS: i64 = 3_600_000_000;
+/// Pages returned to the file system at a time.
+const VACUUM_PAGES: u32 = 4000;
 
-/// When something was, by two clocks.
+/// A point in time on two clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// Since boot: nobody sets it.
+pub struct ClockReading {
+    /// Time since boot, which cannot be set.
     pub steady: Duration,
     pub time: Timestamp,
 }
 
-impl Moment {
+impl ClockReading {
     pub fn now() -> Self {
         let since_boot = clock_gettime(ClockId::Boottime);
         Self {
@@ -38,21 +38,21 @@ impl Moment {
     }
 }
 
-/// Keeps a ledger within its retention.
+/// Keeps a ledger within its retention limits.
 #[derive(Debug)]
-pub struct Tidy {
-    retention: Retention,
-    last: Option<Moment>,
-    /// When the clock was set, by the steady one.
+pub struct RetentionTask {
+    retention: RetentionLimits,
+    last: Option<ClockReading>,
+    /// When the clock was set, by the steady clock.
     jumped: Option<Duration>,
 }
 
-impl Tidy {
-    /// For a ledger to which was last written at a time, if ever.
-    pub fn new(retention: Retention, alive: Option<Timestamp>, now: Moment) -> Self {
+impl RetentionTask {
+    /// For a ledger that was last written at a given time, if ever.
+    pub fn new(retention: RetentionLimits, alive: Option<Timestamp>, now: ClockReading) -> Self {
         let doubtful = alive.is_some_and(|alive| {
             let away = now.time.duration_since(alive);
-            away > AWAY || away < -JUMP
+            away > DOWNTIME_MIN || away < -CLOCK_JUMP_MIN
         });
         Self {
             retention,
@@ -61,18 +61,18 @@ impl Tidy {
         }
     }
 
-    /// Whether it is time to.
-    pub fn is_due(&self, now: Moment) -> bool {
+    /// Whether a check is due.
+    pub fn is_due(&self, now: ClockReading) -> bool {
         self.last
-            .is_none_or(|last| now.steady.saturating_sub(last.steady) > EVERY)
+            .is_none_or(|last| now.steady.saturating_sub(last.steady) > INTERVAL)
     }
 
     /// Drops what is too old, and the oldest hours while the file is too large.
-    pub fn tidy(&mut self, connection: &mut Connection, now: Moment) -> rusqlite::Result<()> {
+    pub fn run(&mut self, connection: &mut Connection, now: ClockReading) -> rusqlite::Result<()> {
         self.watch_clock(connection, now)?;
         let trusted = self
             .jumped
-            .is_none_or(|jumped| now.steady.saturating_sub(jumped) > DISTRUST);
+            .is_none_or(|jumped| now.steady.saturating_sub(jumped) > CLOCK_DISTRUST);
         if trusted {
             let oldest = now
                 .time
@@ -86,17 +86,17 @@ impl Tidy {
                 [],
                 |row| row.get(0),
             )?;
-            // The hour that is being written stays.
+            // The current hour is kept.
             let Some(first) = first.filter(|first| *first < hour(now.time)) else {
                 break;
             };
-            drop_before(connection, first + 1, (first + 1) * HOUR, FOR_SIZE)?;
+            drop_before(connection, first + 1, (first + 1) * HOUR_MICROS, FOR_SIZE)?;
         }
         Ok(())
     }
 
-    /// Notes where the clock was set: what is stored around that has times that do not fit together.
-    fn watch_clock(&mut self, connection: &Connection, now: Moment) -> rusqlite::Result<()> {
+    /// Records when the clock was set: stored times around that moment are inconsistent.
+    fn watch_clock(&mut self, connection: &Connection, now: ClockReading) -> rusqlite::Result<()> {
         let Some(last) = self.last.replace(now) else {
             return Ok(());
         };
@@ -104,7 +104,7 @@ impl Tidy {
             .unwrap_or(SignedDuration::MAX);
         let shown = now.time.duration_since(last.time);
         let off = shown.saturating_sub(passed);
-        if off.abs() < JUMP {
+        if off.abs() < CLOCK_JUMP_MIN {
             return Ok(());
         }
         self.jumped = Some(now.steady);
@@ -115,7 +115,7 @@ impl Tidy {
                 kind: "clock-set".to_owned(),
                 probe: None,
                 detail: format!(
-                    "the machine's clock was set {direction} by {} min: times before and after do not fit together",
+                    "the machine's clock was set {direction} by {} min: times before and after are not comparable",
                     off.abs().as_mins()
                 ),
                 since: last.time.min(now.time),
@@ -127,21 +127,21 @@ impl Tidy {
     }
 }
 
-/// Why something was dropped: the kind of the gap that it is, and what is said of it.
-type Why = (&'static str, &'static str);
-const FOR_SIZE: Why = (
+/// Why something was dropped: the kind of the gap, and its description.
+type DropReason = (&'static str, &'static str);
+const FOR_SIZE: DropReason = (
     "dropped-for-size",
-    "the oldest records were dropped to keep the ledger below its size",
+    "the oldest records were dropped to keep the ledger below its size limit limit",
 );
-const FOR_AGE: Why = (
+const FOR_AGE: DropReason = (
     "dropped-for-age",
-    "older records were dropped, as the configuration's retention says",
+    "older records were dropped according to the configured retention",
 );
 
-/// One gap of a kind for all that was dropped: it grows.
+/// Records dropped data in one gap per kind, which grows.
 fn note_dropped(
     connection: &Connection,
-    (kind, detail): Why,
+    (kind, detail): DropReason,
     since: i64,
     until: i64,
 ) -> rusqlite::Result<()> {
@@ -166,12 +166,12 @@ fn note_dropped(
     )
 }
 
-/// Drops what ended before a time, and notes since when nothing is there any more.
+/// Drops what ended before a time, and records since when nothing is stored any more.
 fn drop_before(
     connection: &mut Connection,
     hour: i64,
     time: i64,
-    why: Why,
+    why: DropReason,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     let since: Option<i64> = transaction.query_row(
@@ -181,7 +181,7 @@ fn drop_before(
             UNION ALL SELECT min(hour) * ?3 FROM mint_hour WHERE hour < ?1
             UNION ALL SELECT min(first_seen) FROM finding WHERE last_seen < ?2
             UNION ALL SELECT min(since) FROM gap WHERE until < ?2 AND kind NOT IN (?4, ?5))",
-        params![hour, time, HOUR, FOR_SIZE.0, FOR_AGE.0],
+        params![hour, time, HOUR_MICROS, FOR_SIZE.0, FOR_AGE.0],
         |row| row.get(0),
     )?;
     for (sql, before) in [
@@ -215,8 +215,9 @@ fn drop_before(
         )?;
     }
     transaction.commit()?;
-    // It gives back one page a step.
-    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    // It returns one page per step.
+    let mut statement =
+        connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
     let mut pages = statement.query([])?;
     while pages.next()?.is_some() {}
     Ok(())

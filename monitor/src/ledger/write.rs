@@ -1,11 +1,11 @@
-//! Writing: batches in a thread of its own, off the path of events.
+//! Writes batches in a separate thread, so that the pipeline never waits.
 
 use super::{
-    Entry, FILE, LedgerError, explain, from_micros, hour, is_damage, micros,
-    read::Reader,
+    FILE_NAME, LedgerEntry, LedgerError, explain, from_micros, hour, is_damage, micros,
+    read::LedgerReader,
     rename::rename,
     schema,
-    tidy::{Moment, Tidy},
+    tidy::{ClockReading, RetentionTask},
 };
 use crate::{
     done,
@@ -13,7 +13,7 @@ use crate::{
         Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
         Workload,
     },
-    policy::document::Retention,
+    policy::document::RetentionLimits,
     reserved::reserve,
 };
 use jiff::Timestamp;
@@ -31,50 +31,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Entries that wait at most; more are counted as lost.
-const QUEUE: usize = 32_768;
-/// A batch is committed after this: what a `kill -9` can take.
-const BATCH: Duration = Duration::from_millis(250);
-/// The start is written within this, or later.
-const STARTED_WITHIN: Duration = Duration::from_secs(2);
-/// Findings and credentials of before that an agent takes up when it starts.
-const REMEMBERED: usize = 4_096;
+/// Maximum queued entries; any more are counted as lost.
+const QUEUE_MAX: usize = 32_768;
+/// A batch is committed after this time: the most that a `kill -9` can lose.
+const BATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Maximum time to wait for the start to be written.
+const START_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum findings and credentials restored at start.
+const RESTORED_MAX: usize = 4_096;
 
 const SET_META: &str = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2";
 
-/// What the agent of before left, for the one that starts.
+/// What the previous agent stored, for the one that starts.
 #[derive(Debug, Default)]
-pub struct Before {
+pub struct PreviousState {
     /// How it ended, if there was one.
-    pub last: Option<Last>,
-    /// Its last findings, with their counts.
+    pub last: Option<LastShutdown>,
+    /// Its most recent findings, with their counts.
     pub findings: Vec<Finding>,
-    /// The credentials that were used last, with their places, and when each was first seen.
+    /// The most recently used credentials, with their places and first-seen times.
     pub credentials: Vec<(Credential, Timestamp)>,
 }
 
 /// How an agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Last {
+pub struct LastShutdown {
     /// When it last wrote.
     pub alive: Timestamp,
-    /// It was told to end, and did.
+    /// It stopped in an orderly way.
     pub in_order: bool,
 }
 
-/// The end of the queue that the pipeline holds.
+/// The pipeline's end of the queue.
 #[derive(Debug)]
-pub struct Writer {
-    queue: Option<SyncSender<Entry>>,
+pub struct LedgerWriter {
+    queue: Option<SyncSender<LedgerEntry>>,
     thread: Option<JoinHandle<()>>,
-    /// Entries that found the queue full or that could not be written.
+    /// Number of entries that found the queue full or could not be written.
     pub lost: Arc<AtomicU64>,
 }
 
-impl Writer {
-    /// Opens the ledger of a state directory, making both where they are not there; one that is damaged is set
-    /// aside, wherever that shows. Gives what the agent left that last wrote to it.
-    pub fn open(directory: &Path, retention: Retention) -> Result<(Self, Before), LedgerError> {
+impl LedgerWriter {
+    /// Opens the ledger of a state directory, creating both if needed; a damaged one is set aside,
+    /// whenever that is noticed. Returns what the previous agent stored.
+    pub fn open(
+        directory: &Path,
+        retention: RetentionLimits,
+    ) -> Result<(Self, PreviousState), LedgerError> {
         let trouble = |source| LedgerError::Directory {
             path: directory.to_owned(),
             source,
@@ -84,24 +87,28 @@ impl Writer {
             .mode(0o700)
             .create(directory)
             .map_err(trouble)?;
-        let path = directory.join(FILE);
-        let (connection, before) = match begin(directory, &path) {
+        let path = directory.join(FILE_NAME);
+        let (connection, before) = match open_and_resume(directory, &path) {
             Err(LedgerError::Damaged { reason, .. }) => {
                 let gap = set_aside(&path, &reason)?;
-                let begun = begin(directory, &path)?;
+                let begun = open_and_resume(directory, &path)?;
                 write_gap(&begun.0, &gap).map_err(|source| explain(&path, source))?;
                 begun
             }
             begun => begun?,
         };
-        let (queue, entries) = sync_channel(QUEUE);
+        let (queue, entries) = sync_channel(QUEUE_MAX);
         let lost = Arc::new(AtomicU64::new(0));
-        let damage = look_for_damage(&path).map_err(trouble)?;
-        let work = Work {
+        let damage = check_in_background(&path).map_err(trouble)?;
+        let work = WriterThread {
             connection,
             path,
             damage,
-            tidy: Tidy::new(retention, before.last.map(|last| last.alive), Moment::now()),
+            tidy: RetentionTask::new(
+                retention,
+                before.last.map(|last| last.alive),
+                ClockReading::now(),
+            ),
             lost: Arc::clone(&lost),
             lost_since: None,
             to_begin: None,
@@ -120,18 +127,19 @@ impl Writer {
         Ok((writer, before))
     }
 
-    /// Says that the agent has started, and waits until that is written, as a kill may come next.
+    /// Records that the agent has started, and waits until that is written, because a kill may come
+    /// next.
     pub fn started(&self) {
-        let (written, waiter) = done::pair();
-        self.write(Entry::Started(written));
-        // A file that is locked is written later.
-        waiter.wait_for(STARTED_WITHIN);
+        let (written, waiter) = done::completion();
+        self.write(LedgerEntry::Started(written));
+        // A locked file is written later.
+        waiter.wait_timeout(START_TIMEOUT);
     }
 
-    /// Hands over an entry; never waits, but for the last one.
-    pub fn write(&self, entry: Entry) {
+    /// Queues an entry; never waits, except for the last one.
+    pub fn write(&self, entry: LedgerEntry) {
         let sent = self.queue.as_ref().is_some_and(|queue| match entry {
-            Entry::End => queue.send(entry).is_ok(),
+            LedgerEntry::End => queue.send(entry).is_ok(),
             entry => queue.try_send(entry).is_ok(),
         });
         if !sent {
@@ -140,20 +148,23 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
-    /// Writes what waits.
+impl Drop for LedgerWriter {
+    /// Writes everything queued.
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread of the ledger ended in a panic");
+            tracing::error!("the ledger thread panicked");
         }
     }
 }
 
-/// Opens the file, and reads what is to be known of before.
-fn begin(directory: &Path, path: &Path) -> Result<(Connection, Before), LedgerError> {
+/// Opens the file, and reads the state of the previous run.
+fn open_and_resume(
+    directory: &Path,
+    path: &Path,
+) -> Result<(Connection, PreviousState), LedgerError> {
     let connection = connect(path)?;
     let failed = |source| explain(path, source);
     let meta = |name: &str| {
@@ -165,21 +176,21 @@ fn begin(directory: &Path, path: &Path) -> Result<(Connection, Before), LedgerEr
             .map_err(failed)
     };
     let alive = meta("alive")?;
-    // Files of before do not say it.
+    // Older files do not contain it.
     let in_order = meta("in_order")?.is_none_or(|told| told != 0);
-    let reader = Reader::open(directory)?;
-    let before = Before {
-        last: alive.map(|alive| Last {
+    let reader = LedgerReader::open(directory)?;
+    let before = PreviousState {
+        last: alive.map(|alive| LastShutdown {
             alive: from_micros(alive),
             in_order,
         }),
-        findings: reader.last_findings(REMEMBERED)?,
-        credentials: reader.last_used(REMEMBERED)?,
+        findings: reader.last_findings(RESTORED_MAX)?,
+        credentials: reader.last_used(RESTORED_MAX)?,
     };
     Ok((connection, before))
 }
 
-/// A connection for writing, to a file of the known schema.
+/// A connection for writing, to a file with the current schema.
 fn connect(path: &Path) -> Result<Connection, LedgerError> {
     let failed = |source| explain(path, source);
     let mut connection = Connection::open(path).map_err(failed)?;
@@ -193,8 +204,8 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
         )
         .map_err(failed)?;
     schema::migrate(&mut connection, path)?;
-    // What a statement sorts stays in memory: a container may have nowhere else to put it. Steps of
-    // a migration may have more.
+    // Sorting happens in memory, because a container may have no other place. Migration steps may
+    // use more.
     connection
         .execute_batch("PRAGMA temp_store = MEMORY;")
         .map_err(failed)?;
@@ -210,7 +221,7 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
     Ok(connection)
 }
 
-/// Moves a damaged ledger out of the way, with its log; gives the gap to be noted in the new one.
+/// Moves a damaged ledger and its log out of the way; returns the gap to record in the new one.
 fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
     let now = Timestamp::now();
     let aside = format!("{}.damaged-{}", path.display(), now.as_second());
@@ -229,13 +240,13 @@ fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
     tracing::error!(
         aside,
         reason,
-        "the ledger is damaged; it was set aside, and a new one begins"
+        "the ledger is damaged: set it aside and started a new one"
     );
     Ok(Gap {
         kind: "ledger-damaged".to_owned(),
         probe: None,
         detail: format!(
-            "the ledger was damaged ({reason}) and set aside as {aside}: what it held is not in any answer"
+            "the ledger was damaged ({reason}) and set aside as {aside}: its contents are missing from every answer"
         ),
         since: Timestamp::UNIX_EPOCH,
         until: Some(now),
@@ -244,9 +255,9 @@ fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
     })
 }
 
-/// Looks through the whole file, in a thread of its own, as that takes long at a large size; what is wrong
-/// with it arrives, or nothing.
-fn look_for_damage(path: &Path) -> std::io::Result<Receiver<String>> {
+/// Checks the whole file in a separate thread, because that takes long for a large file; damage is
+/// sent, otherwise nothing.
+fn check_in_background(path: &Path) -> std::io::Result<Receiver<String>> {
     let (tell, told) = std::sync::mpsc::channel();
     let path = path.to_owned();
     std::thread::Builder::new()
@@ -263,46 +274,46 @@ fn look_for_damage(path: &Path) -> std::io::Result<Receiver<String>> {
                 Err(_) => return,
             };
             let reason = reason.lines().next().unwrap_or_default().to_owned();
-            // Nobody listens any more where the agent has ended.
+            // The receiver is gone if the agent has stopped.
             drop(tell.send(reason));
         })?;
     Ok(told)
 }
 
-struct Work {
+struct WriterThread {
     connection: Connection,
     path: PathBuf,
-    /// What was found to be wrong with the file.
+    /// Receives damage found in the file.
     damage: Receiver<String>,
-    tidy: Tidy,
+    tidy: RetentionTask,
     lost: Arc<AtomicU64>,
-    /// Since when nothing could be written, and how much was lost by that.
+    /// Since when writing has failed, and how many entries that has lost.
     lost_since: Option<(Timestamp, u64)>,
-    /// Why a new file is to be begun, where that has failed so far.
+    /// Why a new file must be started, if that has failed so far.
     to_begin: Option<String>,
-    /// The agent is alive, and not only trying to be.
+    /// Whether the agent has started, rather than only trying to.
     started: bool,
-    /// It has started, and that is still to be written.
+    /// Whether the start is still to be written.
     starting: bool,
 }
 
-impl Work {
-    fn run(mut self, entries: &Receiver<Entry>) {
+impl WriterThread {
+    fn run(mut self, entries: &Receiver<LedgerEntry>) {
         let mut batch = Vec::new();
         loop {
-            let open = gather(entries, &mut batch);
+            let open = collect_batch(entries, &mut batch);
             let damage = self.damage.try_recv().ok();
             if let Some(reason) = self.to_begin.take().or(damage) {
-                self.begin_anew(&reason);
+                self.replace_damaged(&reason);
             }
             self.write(&batch);
             batch.clear();
-            let now = Moment::now();
+            let now = ClockReading::now();
             if self.tidy.is_due(now)
-                && let Err(source) = self.tidy.tidy(&mut self.connection, now)
+                && let Err(source) = self.tidy.run(&mut self.connection, now)
             {
                 let error = explain(&self.path, source);
-                tracing::error!(%error, "old records could not be dropped");
+                tracing::error!(%error, "cannot drop old records");
             }
             if !open {
                 return;
@@ -310,9 +321,10 @@ impl Work {
         }
     }
 
-    /// Sets a damaged file aside, and goes on with a new one.
-    fn begin_anew(&mut self, reason: &str) -> bool {
-        // Whoever closes a file last removes its log by name: before another has that name.
+    /// Sets a damaged file aside, and continues with a new one.
+    fn replace_damaged(&mut self, reason: &str) -> bool {
+        // Closing the last connection removes the log by name: do it before a new log has that
+        // name.
         if let Ok(nothing) = Connection::open_in_memory() {
             self.connection = nothing;
         }
@@ -327,9 +339,9 @@ impl Work {
                 true
             }
             Err(error) => {
-                // Once for an outage.
+                // Once per outage.
                 if self.lost_since.is_none() {
-                    tracing::error!(%error, "no new ledger can be begun; it is tried again");
+                    tracing::error!(%error, "cannot start a new ledger; retrying");
                 }
                 self.to_begin = Some(reason.to_owned());
                 false
@@ -337,15 +349,17 @@ impl Work {
         }
     }
 
-    /// Writes a batch; one that cannot be written is lost, and that is written as soon as it can be.
-    fn write(&mut self, batch: &[Entry]) {
-        self.starting |= batch.iter().any(|entry| matches!(entry, Entry::Started(_)));
+    /// Writes a batch; if that fails it is lost, and the loss is written as soon as possible.
+    fn write(&mut self, batch: &[LedgerEntry]) {
+        self.starting |= batch
+            .iter()
+            .any(|entry| matches!(entry, LedgerEntry::Started(_)));
         let lost = self.lost_since.take();
         let gap = lost.map(|(since, count)| {
-            Entry::Gap(Box::new(Gap {
+            LedgerEntry::Gap(Box::new(Gap {
                 kind: "lost-events".to_owned(),
                 probe: None,
-                detail: "the ledger could not be written".to_owned(),
+                detail: "cannot write to the ledger".to_owned(),
                 since,
                 until: Some(Timestamp::now()),
                 count,
@@ -355,7 +369,7 @@ impl Work {
         let mut written = self.commit(batch, gap.as_ref());
         if let Err(source) = &written
             && is_damage(source)
-            && self.begin_anew(&source.to_string())
+            && self.replace_damaged(&source.to_string())
         {
             written = self.commit(batch, gap.as_ref());
         }
@@ -363,33 +377,33 @@ impl Work {
             self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
             let (since, before) = lost.unwrap_or((Timestamp::now(), 0));
             self.lost_since = Some((since, before + batch.len() as u64));
-            // Once for an outage: a full disk is full for long.
+            // Once per outage, because a full disk stays full for long.
             if lost.is_none() {
                 let error = explain(&self.path, source);
-                tracing::error!(%error, "records cannot be written; they are lost until they can be");
+                tracing::error!(%error, "cannot write records: they are lost until writing succeeds");
             }
         }
     }
 
-    fn commit(&mut self, batch: &[Entry], gap: Option<&Entry>) -> rusqlite::Result<()> {
+    fn commit(&mut self, batch: &[LedgerEntry], gap: Option<&LedgerEntry>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         if self.starting {
-            take_over(&transaction)?;
+            close_previous_run(&transaction)?;
         }
         for entry in batch.iter().chain(gap) {
             match entry {
-                Entry::Use(used) => write_use(&transaction, used)?,
-                Entry::Hop(hop, verdict) => write_hop(&transaction, hop, *verdict)?,
-                Entry::Mint(mint) => write_mint(&transaction, mint)?,
-                Entry::Finding(finding) => write_finding(&transaction, finding)?,
-                Entry::Renamed(both) => {
+                LedgerEntry::Use(used) => write_use(&transaction, used)?,
+                LedgerEntry::Hop(hop, verdict) => write_hop(&transaction, hop, *verdict)?,
+                LedgerEntry::Mint(mint) => write_mint(&transaction, mint)?,
+                LedgerEntry::Finding(finding) => write_finding(&transaction, finding)?,
+                LedgerEntry::Renamed(both) => {
                     let [old, new] = &**both;
                     rename(&transaction, old, new)?;
                 }
-                Entry::Gap(gap) => write_gap(&transaction, gap)?,
-                // Before everything else, and again where that failed.
-                Entry::Started(_) => {}
-                Entry::End => {
+                LedgerEntry::Gap(gap) => write_gap(&transaction, gap)?,
+                // Written before everything else, and again if that failed.
+                LedgerEntry::Started(_) => {}
+                LedgerEntry::End => {
                     transaction
                         .prepare_cached(SET_META)?
                         .execute(params!["in_order", 1])?;
@@ -408,15 +422,15 @@ impl Work {
     }
 }
 
-/// Ends what the agent of before left open.
-fn take_over(connection: &Connection) -> rusqlite::Result<()> {
+/// Closes what the previous agent left open.
+fn close_previous_run(connection: &Connection) -> rusqlite::Result<()> {
     let alive: Option<i64> = connection
         .query_row("SELECT value FROM meta WHERE name = 'alive'", [], |row| {
             row.get(0)
         })
         .optional()?;
     connection.execute(SET_META, params!["in_order", 0])?;
-    // A gap that stood open ended with the agent that had it; this one reports its own.
+    // An open gap ended with the agent that reported it; this one reports its own.
     connection.execute(
         "UPDATE gap SET until = max(since, ?1) WHERE until IS NULL AND kind <> 'not-covered'",
         [alive.unwrap_or_default()],
@@ -425,13 +439,13 @@ fn take_over(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Waits for entries until a batch is due; `false` where no more will come.
-fn gather(entries: &Receiver<Entry>, batch: &mut Vec<Entry>) -> bool {
-    let end = Instant::now() + BATCH;
+/// Waits for entries until a batch is due; returns `false` when no more will come.
+fn collect_batch(entries: &Receiver<LedgerEntry>, batch: &mut Vec<LedgerEntry>) -> bool {
+    let end = Instant::now() + BATCH_INTERVAL;
     loop {
         match entries.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(entry @ Entry::Started(_)) => {
-                // It is waited for.
+            Ok(entry @ LedgerEntry::Started(_)) => {
+                // Another thread waits for it.
                 batch.push(entry);
                 return true;
             }
@@ -439,7 +453,7 @@ fn gather(entries: &Receiver<Entry>, batch: &mut Vec<Entry>) -> bool {
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) => return false,
         }
-        if batch.len() >= QUEUE {
+        if batch.len() >= QUEUE_MAX {
             return true;
         }
     }
@@ -489,7 +503,7 @@ fn place(connection: &Connection, credential: &Credential, place: &Place) -> rus
 fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
     credential(connection, &used.credential, used.time)?;
     place(connection, &used.credential, &used.place)?;
-    // Where else it is known was written when it was picked up there.
+    // Its other places were written when it was picked up there.
     if used.place.source != Source::Presented {
         for source in &used.credential.sources {
             place(connection, &used.credential, source)?;
@@ -533,7 +547,7 @@ fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
 fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::Result<()> {
     credential(connection, &hop.credential, hop.time)?;
     let workload = workload(connection, &hop.workload, &hop.process)?;
-    let destination = place_of(connection, &hop.destination)?;
+    let destination = place_index(connection, &hop.destination)?;
     let process = process(connection, &hop.process, hop.time)?;
     let time = micros(hop.time);
     let edge: i64 = connection
@@ -574,7 +588,7 @@ fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::
     Ok(())
 }
 
-/// The row of a process, which is kept as long as an hour says that it was there.
+/// The row of a process, which is kept as long as an hour refers to it.
 fn process(connection: &Connection, process: &Process, time: Timestamp) -> rusqlite::Result<i64> {
     connection
         .prepare_cached(
@@ -589,14 +603,14 @@ fn workload(
     workload: &Workload,
     process: &Process,
 ) -> rusqlite::Result<i64> {
-    let id = interned(
+    let id = intern(
         connection,
         "SELECT id FROM workload WHERE json = ?1",
         "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
         &json(workload),
         &[&workload.key(), &process.exe],
     )?;
-    if !is_passing(&process.exe) {
+    if !is_transient_program(&process.exe) {
         connection
             .prepare_cached("INSERT OR IGNORE INTO program VALUES (?1, ?2)")?
             .execute(params![process.exe, id])?;
@@ -604,15 +618,15 @@ fn workload(
     Ok(id)
 }
 
-/// Whether a program is one of many that are never the same again, as what a build makes and runs once.
-fn is_passing(exe: &str) -> bool {
+/// Whether a program is a one-off, such as one that a build creates and runs once.
+fn is_transient_program(exe: &str) -> bool {
     ["/tmp/", "/var/tmp/", "/dev/shm/", "/memfd:"]
         .iter()
         .any(|start| exe.starts_with(start))
 }
 
-/// The row of a value that many records share.
-pub(super) fn interned(
+/// The row of a value shared by many records.
+pub(super) fn intern(
     connection: &Connection,
     find: &str,
     insert: &str,
@@ -633,8 +647,8 @@ pub(super) fn interned(
     Ok(connection.last_insert_rowid())
 }
 
-fn place_of(transaction: &Connection, destination: &Destination) -> rusqlite::Result<i64> {
-    interned(
+fn place_index(transaction: &Connection, destination: &Destination) -> rusqlite::Result<i64> {
+    intern(
         transaction,
         "SELECT id FROM destination WHERE json = ?1",
         "INSERT INTO destination (json, label) VALUES (?1, ?2)",
@@ -653,7 +667,7 @@ fn write_mint(transaction: &Connection, mint: &Mint) -> rusqlite::Result<()> {
             .map_or_else(String::new, |known| known.id.0.clone())
     };
     let workload = workload(transaction, &mint.workload, &mint.process)?;
-    let destination = place_of(transaction, &mint.authenticator)?;
+    let destination = place_index(transaction, &mint.authenticator)?;
     transaction
         .prepare_cached(
             "INSERT INTO mint_hour VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?6, ?7)
@@ -672,7 +686,7 @@ fn write_mint(transaction: &Connection, mint: &Mint) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// A finding without what is told elsewhere: its process, and gaps that are not its own.
+/// Writes a finding without what is stored elsewhere: its process, and gaps that are not its own.
 fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result<()> {
     let process = match &finding.process {
         Some(known) => process(connection, known, finding.last_seen)?,
@@ -700,7 +714,7 @@ fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result
     Ok(())
 }
 
-/// A gap without an end that is there already goes on; its count grows.
+/// An open gap that exists already continues; its count grows.
 pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
     let known: Option<i64> = connection
         .prepare_cached(

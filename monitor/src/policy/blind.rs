@@ -1,10 +1,10 @@
-//! The agent itself: what it lost, and who looked into it.
+//! Findings about the agent itself: what it lost, and who read it.
 
-use super::{BLIND, Policy, Raise, finding};
+use super::{BLIND, FindingDraft, Policy, finding};
 use crate::model::{Finding, Gap, Severity, Workload};
 
 impl Policy {
-    /// A probe that is lost, detached or overrun, or an agent that was tampered with.
+    /// A probe that was lost, detached or overrun, or an agent that was tampered with.
     pub fn judge_gap(&self, gap: &Gap) -> Option<Finding> {
         if !gap.blind {
             return None;
@@ -16,15 +16,15 @@ impl Policy {
             &agent,
             None,
             None,
-            Raise {
+            FindingDraft {
                 rule: BLIND,
                 severity: Severity::High,
                 summary: gap.detail.clone(),
                 evidence: None,
                 destination: None,
                 expected: Vec::new(),
-                same: format!("{} {probe} {}", gap.kind, gap.detail),
-                for_all: false,
+                dedup_key: format!("{} {probe} {}", gap.kind, gap.detail),
+                any_credential: false,
             },
         );
         found.gaps.push(gap.clone());

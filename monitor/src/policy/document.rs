@@ -1,12 +1,12 @@
-//! The configuration and the expectations as people write them, in YAML.
+//! Configuration and expectations as written in YAML.
 //!
-//! Patterns are checked while they are read, so that an error names its line and column.
+//! Patterns are checked while they are parsed, so that an error names its line and column.
 
 use crate::{
     credential::catalog::{Catalog, in_any_home, normalise},
     model::{Credential, Destination, Role, Source, Workload, WorkloadKind},
-    report::findings::Format,
-    sensor::exclude::Exclude,
+    report::findings::FindingsFormat,
+    sensor::exclude::ExcludePattern,
     time,
 };
 use globset::{GlobBuilder, GlobMatcher};
@@ -20,9 +20,9 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why a document is not used.
+/// Why a document cannot be used.
 #[derive(Debug, Error)]
-pub enum DocumentError {
+pub enum ConfigError {
     #[error("cannot read {path}: {source}")]
     Unreadable {
         path: PathBuf,
@@ -41,41 +41,42 @@ pub enum DocumentError {
 /// The file of `--config`, and every file of expectations: all keys are optional.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Document {
+pub struct ConfigDocument {
     pub credentials: Vec<Expectation>,
-    pub authenticators: Vec<Authenticator>,
-    /// Of several files the first that says one; [`Mode::Alert`] where none does.
-    pub mode: Option<Mode>,
+    pub authenticators: Vec<AuthenticatorEntry>,
+    /// The first of several files that sets it wins; default [`PolicyMode::Alert`].
+    pub mode: Option<PolicyMode>,
     /// Files and directories with more expectations.
     pub policies: Vec<PathBuf>,
-    /// A file with classes that go before the embedded ones.
+    /// A file with classes that take precedence over the embedded ones.
     pub catalog: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
     pub listen: Option<String>,
-    /// Another address, on which there are metrics and health checks only.
+    /// Another address, for metrics and health checks only.
     pub metrics_listen: Option<String>,
-    /// With both of these the API is served beyond loopback.
-    pub tls: Option<Tls>,
-    /// A file with the token that a question has to bring.
+    /// With both of these the API may be served beyond loopback.
+    pub tls: Option<TlsFiles>,
+    /// A file with the token that API requests must present.
     pub token_file: Option<PathBuf>,
     /// A file for findings, or `-`.
     pub findings: Option<String>,
     /// `json` or `ocsf`.
-    pub findings_format: Option<Format>,
-    /// A file with the 32 hex digits of the fingerprint key of a fleet.
+    pub findings_format: Option<FindingsFormat>,
+    /// A file with the 32 hex digits of a fleet's fingerprint key.
     pub fingerprint_key_file: Option<PathBuf>,
-    pub retention: Retention,
-    pub kubernetes: Kubernetes,
-    pub inspect: Inspect,
-    /// Settings of the agent in files of expectations, which are for the file of `--config`.
+    pub retention: RetentionLimits,
+    pub kubernetes: KubernetesSettings,
+    pub inspect: InspectSettings,
+    /// Agent settings found in files of expectations, which are only valid in the file of
+    /// `--config`.
     #[serde(skip)]
     pub ignored: Vec<String>,
 }
 
-/// The custom resource, as it is given to kubectl.
+/// The custom resource, as passed to kubectl.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Manifest {
+struct PolicyManifest {
     #[serde(rename = "apiVersion")]
     _api_version: String,
     #[serde(rename = "kind")]
@@ -84,64 +85,64 @@ struct Manifest {
     _metadata: IgnoredAny,
     #[serde(rename = "status", default)]
     _status: IgnoredAny,
-    spec: Spec,
+    spec: PolicySpec,
 }
 
-/// What a custom resource may say.
+/// What a custom resource may contain.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Spec {
+struct PolicySpec {
     credentials: Vec<Expectation>,
-    authenticators: Vec<Authenticator>,
+    authenticators: Vec<AuthenticatorEntry>,
 }
 
 /// Enough of a YAML document to tell which of the two it is.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Kind {
+struct DocumentKind {
     kind: Option<String>,
 }
 
 /// The kind of the custom resource.
 const MANIFEST: &str = "CredentialPolicy";
 
-/// How the Kubernetes API is reached. In a pod, with its service account, nothing has to be said.
+/// How to reach the Kubernetes API. In a pod with a service account nothing needs to be set.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
-pub struct Kubernetes {
-    /// A kubeconfig. It is never looked for by itself: an administrator's is not the agent's.
+pub struct KubernetesSettings {
+    /// A kubeconfig. None is used by default: an administrator's is not meant for the agent.
     pub kubeconfig: Option<PathBuf>,
-    /// This node's name; `KEYTRAIL_NODE_NAME` goes before it, and the host's name comes after it.
+    /// This node's name; `KEYTRAIL_NODE_NAME` takes precedence, and the host name is the default.
     pub node: Option<String>,
 }
 
-/// Which programs are inspected for what they present inside TLS.
+/// Which programs are inspected for credentials presented inside TLS.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Inspect {
-    /// Programs that no uprobe is attached to.
-    pub exclude: Vec<Exclude>,
+pub struct InspectSettings {
+    /// Programs to which no uprobe is attached.
+    pub exclude: Vec<ExcludePattern>,
 }
 
-/// Files in PEM: a certificate with those above it, and its key. They are read again each minute.
+/// PEM files: a certificate chain and its key. They are reloaded every minute.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Tls {
+pub struct TlsFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
 
-/// What the ledger keeps.
+/// How much the ledger keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Retention {
+pub struct RetentionLimits {
     #[serde(deserialize_with = "a_duration")]
     pub max_age: SignedDuration,
-    /// Bytes of the ledger's file; the oldest hours go first.
+    /// Maximum size of the ledger's file in bytes; the oldest hours are dropped first.
     pub max_bytes: u64,
 }
 
-impl Default for Retention {
+impl Default for RetentionLimits {
     fn default() -> Self {
         Self {
             max_age: SignedDuration::from_hours(90 * 24),
@@ -150,10 +151,10 @@ impl Default for Retention {
     }
 }
 
-/// What happens to hops that nobody expects.
+/// How unexpected hops are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum PolicyMode {
     Alert,
     /// Record, and raise nothing that an expectation would settle.
     Learn,
@@ -165,7 +166,7 @@ pub enum Mode {
 pub struct Expectation {
     pub name: String,
     #[serde(rename = "match")]
-    pub matches: Match,
+    pub matches: CredentialMatch,
     #[serde(default)]
     pub owner: Option<String>,
     #[serde(default, deserialize_with = "maybe_duration")]
@@ -173,37 +174,37 @@ pub struct Expectation {
     #[serde(default)]
     pub revoked_at: Option<Timestamp>,
     #[serde(default)]
-    pub readers: Vec<Reader>,
+    pub readers: Vec<ReaderPattern>,
     #[serde(default)]
     pub destinations: Vec<DestinationPattern>,
 }
 
-/// Which credentials an expectation is about: any of these.
+/// Which credentials an expectation applies to: any of these.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Match {
+pub struct CredentialMatch {
     pub file: Option<OneOrMany<PathPattern>>,
-    pub environment: Option<OneOrMany<Pattern>>,
-    pub class: Option<OneOrMany<Pattern>>,
-    pub id: Option<OneOrMany<Pattern>>,
+    pub environment: Option<OneOrMany<NamePattern>>,
+    pub class: Option<OneOrMany<NamePattern>>,
+    pub id: Option<OneOrMany<NamePattern>>,
 }
 
 /// A system that mints credentials.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Authenticator {
+pub struct AuthenticatorEntry {
     pub name: String,
     pub destinations: Vec<DestinationPattern>,
-    /// The role of what it mints, or both; anything where it is not written.
+    /// The role or roles of what it mints; any if not given.
     #[serde(default)]
     pub mints: Option<OneOrMany<Role>>,
-    /// Who may have something minted; anybody where none is written.
+    /// Who may obtain credentials from it; anyone if empty.
     #[serde(default)]
-    pub readers: Vec<Reader>,
+    pub readers: Vec<ReaderPattern>,
 }
 
-impl Authenticator {
-    /// Whether it is expected to mint credentials of a role.
+impl AuthenticatorEntry {
+    /// Whether it may mint credentials of a role.
     pub fn may_mint(&self, role: Role) -> bool {
         self.mints
             .as_ref()
@@ -216,12 +217,14 @@ impl Authenticator {
             .any(|pattern| pattern.matches(destination))
     }
 
-    /// Its addresses, where they are written as such.
+    /// Its destinations that are addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.destinations
             .iter()
             .filter_map(|pattern| match &pattern.target {
-                Target::Network(network) if network.prefix_len() == network.max_prefix_len() => {
+                DestinationTarget::Network(network)
+                    if network.prefix_len() == network.max_prefix_len() =>
+                {
                     Some(network.addr())
                 }
                 _ => None,
@@ -229,16 +232,16 @@ impl Authenticator {
     }
 }
 
-/// A workload that may read: everything that is written must hold.
+/// A workload that may read: every given field must match.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Reader {
-    pub namespace: Option<Pattern>,
-    pub workload: Option<Pattern>,
-    pub unit: Option<Pattern>,
+pub struct ReaderPattern {
+    pub namespace: Option<NamePattern>,
+    pub workload: Option<NamePattern>,
+    pub unit: Option<NamePattern>,
     pub executable: Option<PathPattern>,
-    pub container: Option<Pattern>,
-    pub service_account: Option<Pattern>,
+    pub container: Option<NamePattern>,
+    pub service_account: Option<NamePattern>,
 }
 
 /// A pattern or a list of them.
@@ -250,9 +253,9 @@ pub enum OneOrMany<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<T>(std::marker::PhantomData<T>);
-        // By hand, because an untagged enum hides what is wrong with the one pattern.
-        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Either<T> {
+        struct OneOrManyVisitor<T>(std::marker::PhantomData<T>);
+        // Written by hand, because an untagged enum hides the error of a single pattern.
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for OneOrManyVisitor<T> {
             type Value = OneOrMany<T>;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a pattern or a list of patterns")
@@ -268,7 +271,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
                     .map(OneOrMany::Many)
             }
         }
-        deserializer.deserialize_any(Either(std::marker::PhantomData))
+        deserializer.deserialize_any(OneOrManyVisitor(std::marker::PhantomData))
     }
 }
 
@@ -283,21 +286,21 @@ impl<T> OneOrMany<T> {
 
 /// A glob over names.
 #[derive(Clone, Debug)]
-pub struct Pattern {
+pub struct NamePattern {
     pub text: String,
     glob: GlobMatcher,
 }
 
 /// A glob over paths: `*` stays in one directory, `**` does not.
 #[derive(Clone, Debug)]
-pub struct PathPattern(Pattern);
+pub struct PathPattern(NamePattern);
 
-impl Pattern {
+impl NamePattern {
     fn new(text: &str, paths: bool) -> Result<Self, String> {
         let glob = GlobBuilder::new(text)
             .literal_separator(paths)
             .build()
-            .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))?;
+            .map_err(|error| format!("`{text}` is not a valid glob: {}", error.kind()))?;
         Ok(Self {
             text: text.to_owned(),
             glob: glob.compile_matcher(),
@@ -319,7 +322,7 @@ impl PathPattern {
     }
 }
 
-impl<'de> Deserialize<'de> for Pattern {
+impl<'de> Deserialize<'de> for NamePattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::new(&text, false).map_err(serde::de::Error::custom)
@@ -329,9 +332,9 @@ impl<'de> Deserialize<'de> for Pattern {
 impl<'de> Deserialize<'de> for PathPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        // The catalog knows `/run` only, and a home by what is below it.
+        // The catalog uses only `/run`, and matches homes by what is below them.
         let normal = in_any_home(&normalise(&text));
-        Pattern::new(&normal, true)
+        NamePattern::new(&normal, true)
             .map(Self)
             .map_err(serde::de::Error::custom)
     }
@@ -341,17 +344,17 @@ impl<'de> Deserialize<'de> for PathPattern {
 #[derive(Clone, Debug)]
 pub struct DestinationPattern {
     pub text: String,
-    target: Target,
-    /// The same in the domain of a cluster, where the name is that of a service.
+    target: DestinationTarget,
+    /// The same name inside the cluster's domain, if it is that of a service.
     in_cluster: Option<GlobMatcher>,
     port: Option<u16>,
 }
 
-/// What clusters have behind the names of services unless somebody chose another domain.
+/// The default DNS domain of clusters.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
 #[derive(Clone, Debug)]
-enum Target {
+enum DestinationTarget {
     Name(GlobMatcher),
     Network(IpNet),
 }
@@ -366,7 +369,7 @@ impl DestinationPattern {
                 port.parse()
                     .ok()
                     .filter(|port| *port != 0)
-                    .ok_or_else(|| format!("`{text}`: `{port}` is no port"))?,
+                    .ok_or_else(|| format!("`{text}`: `{port}` is not a port"))?,
             ),
         };
         let bare = target.trim_start_matches('[').trim_end_matches(']');
@@ -374,29 +377,29 @@ impl DestinationPattern {
             GlobBuilder::new(&name.to_ascii_lowercase())
                 .build()
                 .map(|glob| glob.compile_matcher())
-                .map_err(|error| format!("`{text}` is no glob: {}", error.kind()))
+                .map_err(|error| format!("`{text}` is not a valid glob: {}", error.kind()))
         };
         let mut in_cluster = None;
         let target =
             if target.contains('/') {
                 let network = target.replace(['[', ']'], "");
-                Target::Network(network.parse().map_err(|_| {
-                    format!("`{text}`: `{target}` is no network such as 10.0.0.0/8")
+                DestinationTarget::Network(network.parse().map_err(|_| {
+                    format!("`{text}`: `{target}` is not a network such as 10.0.0.0/8")
                 })?)
             } else if let Ok(address) = bare.parse::<IpAddr>() {
-                Target::Network(IpNet::from(address))
+                DestinationTarget::Network(IpNet::from(address))
             } else {
-                // Names are known without the dot of the root.
+                // Names are compared without the trailing dot of the root.
                 let name = target.trim_end_matches('.');
                 if name.is_empty() || name.contains(char::is_whitespace) || bare.contains(':') {
                     return Err(format!(
-                        "`{text}`: `{target}` is no name, address or network"
+                        "`{text}`: `{target}` is not a name, address or network"
                     ));
                 }
                 if name.to_ascii_lowercase().ends_with(".svc") {
                     in_cluster = Some(glob(&format!("{name}.{CLUSTER_DOMAIN}"))?);
                 }
-                Target::Name(glob(name)?)
+                DestinationTarget::Name(glob(name)?)
             };
         Ok(Self {
             text: text.to_owned(),
@@ -411,17 +414,17 @@ impl DestinationPattern {
             return false;
         }
         match &self.target {
-            Target::Name(glob) => destination.name.as_deref().is_some_and(|name| {
+            DestinationTarget::Name(glob) => destination.name.as_deref().is_some_and(|name| {
                 let in_cluster = self.in_cluster.as_ref();
                 glob.is_match(name) || in_cluster.is_some_and(|glob| glob.is_match(name))
             }),
-            Target::Network(network) => network.contains(&destination.address),
+            DestinationTarget::Network(network) => network.contains(&destination.address),
         }
     }
 }
 
-/// The port of a destination, if there is one: the text after the last `:` outside brackets,
-/// unless the whole is an IPv6 address.
+/// The port of a destination, if any: the text after the last `:` outside brackets, unless the
+/// whole is an IPv6 address.
 fn split_port(text: &str) -> Result<(&str, Option<&str>), String> {
     if text.is_empty() {
         return Err("a destination is empty".to_owned());
@@ -458,9 +461,9 @@ fn maybe_duration<'de, D: Deserializer<'de>>(
 }
 
 impl Expectation {
-    /// Whether it is about a credential.
+    /// Whether it applies to a credential.
     pub fn is_about(&self, credential: &Credential) -> bool {
-        let any = |patterns: &Option<OneOrMany<Pattern>>, text: &str| {
+        let any = |patterns: &Option<OneOrMany<NamePattern>>, text: &str| {
             patterns
                 .as_ref()
                 .is_some_and(|patterns| patterns.iter().any(|pattern| pattern.matches(text)))
@@ -477,18 +480,18 @@ impl Expectation {
             })
     }
 
-    /// Whether a file is one of those that it names.
+    /// Whether it names a file.
     pub fn names_file(&self, path: &str) -> bool {
         let mut files = self.matches.file.iter().flat_map(OneOrMany::iter);
         files.any(|file| file.matches(path))
     }
 
-    /// Whether a workload is among its readers; an expectation without readers has no say.
-    pub fn allows_reader(&self, workload: &Workload, executable: &str) -> Option<Fit> {
+    /// Whether a workload is among its readers; `None` if it lists no readers.
+    pub fn allows_reader(&self, workload: &Workload, executable: &str) -> Option<ReaderMatch> {
         allows(&self.readers, workload, executable)
     }
 
-    /// The files and the variables that it names.
+    /// The files and variables that it names.
     pub fn places(&self) -> (Vec<String>, Vec<String>) {
         let files = self
             .matches
@@ -508,33 +511,37 @@ impl Expectation {
     }
 }
 
-/// Whether a workload is what somebody wrote; the order is from least to most.
+/// Whether a workload matches a reader pattern, ordered from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fit {
-    No,
-    /// What is asked for has not been told of the workload, and may still be.
+pub enum ReaderMatch {
+    Differs,
+    /// It depends on a part of the name that is not known yet.
     Unknown,
-    Yes,
+    Matches,
 }
 
-/// Whether a workload is among readers; where none is written they have no say.
-pub fn allows(readers: &[Reader], workload: &Workload, executable: &str) -> Option<Fit> {
+/// Whether a workload is among readers; `None` if there are none.
+pub fn allows(
+    readers: &[ReaderPattern],
+    workload: &Workload,
+    executable: &str,
+) -> Option<ReaderMatch> {
     readers
         .iter()
         .map(|reader| reader.fits(workload, executable))
         .max()
 }
 
-impl Reader {
-    fn fits(&self, workload: &Workload, executable: &str) -> Fit {
-        let fit = |pattern: &Option<Pattern>, text: Option<&str>, known: bool| match pattern {
-            None => Fit::Yes,
-            Some(pattern) if text.is_some_and(|text| pattern.matches(text)) => Fit::Yes,
-            Some(_) if known => Fit::No,
-            Some(_) => Fit::Unknown,
+impl ReaderPattern {
+    fn fits(&self, workload: &Workload, executable: &str) -> ReaderMatch {
+        let fit = |pattern: &Option<NamePattern>, text: Option<&str>, known: bool| match pattern {
+            None => ReaderMatch::Matches,
+            Some(pattern) if text.is_some_and(|text| pattern.matches(text)) => ReaderMatch::Matches,
+            Some(_) if known => ReaderMatch::Differs,
+            Some(_) => ReaderMatch::Unknown,
         };
-        // A part of a name has the runtime's words right, and the owner's not yet. A pod has names,
-        // also where nobody tells them; a container alone has none but its own.
+        // In a partial name the runtime's parts are correct, and the owner is missing. A pod has
+        // names even if no provider knows them; a plain container has only its own.
         let runtime = if workload.partial || workload.kind == WorkloadKind::Pod {
             !workload.is_unnamed()
         } else {
@@ -543,8 +550,8 @@ impl Reader {
         let whole = runtime && !workload.partial;
         let account = whole && (workload.service_account.is_some() || workload.pod.is_none());
         let executable = match &self.executable {
-            Some(pattern) if !pattern.matches(executable) => Fit::No,
-            _ => Fit::Yes,
+            Some(pattern) if !pattern.matches(executable) => ReaderMatch::Differs,
+            _ => ReaderMatch::Matches,
         };
         [
             fit(&self.namespace, workload.namespace.as_deref(), runtime),
@@ -560,10 +567,10 @@ impl Reader {
         ]
         .into_iter()
         .min()
-        .unwrap_or(Fit::Yes)
+        .unwrap_or(ReaderMatch::Matches)
     }
 
-    /// As it is shown in a finding.
+    /// As shown in a finding.
     pub fn text(&self) -> String {
         let parts = [
             ("namespace", self.namespace.as_ref()),
@@ -581,10 +588,10 @@ impl Reader {
     }
 }
 
-impl Document {
-    /// Reads a document and the expectations of the files that it names, in order; of a directory all of
-    /// its files.
-    pub fn load(path: &Path) -> Result<Self, DocumentError> {
+impl ConfigDocument {
+    /// Reads a document and the expectations of the files that it names, in order; for a directory,
+    /// all of its files.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut document = if path.is_dir() {
             Self {
                 policies: vec![PathBuf::new()],
@@ -600,7 +607,7 @@ impl Document {
                 let settings = more.settings();
                 if !settings.is_empty() {
                     document.ignored.push(format!(
-                        "{}: `{}` has no effect here: settings of the agent stand in the file of --config",
+                        "{}: `{}` has no effect here: agent settings belong in the file of --config",
                         file.display(),
                         settings.join("`, `")
                     ));
@@ -611,14 +618,14 @@ impl Document {
         Ok(document)
     }
 
-    /// Takes in the expectations of another, behind its own.
+    /// Appends the expectations of another document.
     fn take(&mut self, more: Self) {
         self.credentials.extend(more.credentials);
         self.authenticators.extend(more.authenticators);
         self.mode = self.mode.or(more.mode);
     }
 
-    /// The settings that an agent takes at its start, to be compared.
+    /// The settings that an agent reads only at start, for comparison.
     pub fn settings_text(&self) -> String {
         format!(
             "{:?}",
@@ -639,7 +646,7 @@ impl Document {
         )
     }
 
-    /// The settings of the agent that it has.
+    /// The agent settings that it contains.
     fn settings(&self) -> Vec<&'static str> {
         [
             ("policies", !self.policies.is_empty()),
@@ -652,8 +659,11 @@ impl Document {
             ("findings", self.findings.is_some()),
             ("findings_format", self.findings_format.is_some()),
             ("fingerprint_key_file", self.fingerprint_key_file.is_some()),
-            ("retention", self.retention != Retention::default()),
-            ("kubernetes", self.kubernetes != Kubernetes::default()),
+            ("retention", self.retention != RetentionLimits::default()),
+            (
+                "kubernetes",
+                self.kubernetes != KubernetesSettings::default(),
+            ),
             ("inspect", !self.inspect.exclude.is_empty()),
         ]
         .into_iter()
@@ -661,24 +671,24 @@ impl Document {
         .collect()
     }
 
-    fn read(path: &Path) -> Result<Self, DocumentError> {
-        let text = std::fs::read_to_string(path).map_err(|source| DocumentError::Unreadable {
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
             path: path.to_owned(),
             source,
         })?;
         Self::parse(path, &text)
     }
 
-    /// Reads a document from its text, which may be several, or manifests of the custom resource; `path` is for
-    /// messages.
-    pub fn parse(path: &Path, text: &str) -> Result<Self, DocumentError> {
+    /// Parses a document from text, which may contain several, or manifests of the custom resource;
+    /// `path` is for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let kinds: Vec<Kind> = serde_saphyr::from_multiple(text).unwrap_or_default();
-        let is_manifest = |kind: &Kind| kind.kind.as_deref() == Some(MANIFEST);
+        let kinds: Vec<DocumentKind> = serde_saphyr::from_multiple(text).unwrap_or_default();
+        let is_manifest = |kind: &DocumentKind| kind.kind.as_deref() == Some(MANIFEST);
         let read = if kinds.iter().any(is_manifest) {
-            serde_saphyr::from_multiple::<Manifest>(text)
+            serde_saphyr::from_multiple::<PolicyManifest>(text)
                 .map(|manifests| manifests.into_iter().map(Self::from).collect())
         } else if kinds.len() > 1 {
             serde_saphyr::from_multiple(text)
@@ -692,7 +702,7 @@ impl Document {
             if let Some(meant) = meant(&reason) {
                 reason.push_str(&format!("; did you mean `{meant}`?"));
             }
-            DocumentError::Syntax {
+            ConfigError::Syntax {
                 path: path.to_owned(),
                 line: location.map_or(1, |location| location.line()),
                 column: location.map_or(1, |location| location.column()),
@@ -710,7 +720,7 @@ impl Document {
         Ok(whole)
     }
 
-    /// What can be meant, and most likely is not.
+    /// Valid but probably unintended content.
     pub fn doubts(&self, catalog: &Catalog) -> Vec<String> {
         let mut doubts = self.ignored.clone();
         let mut names = HashSet::new();
@@ -718,7 +728,7 @@ impl Document {
             let name = &expectation.name;
             if !names.insert(name) {
                 doubts.push(format!(
-                    "there are several credentials `{name}`: what is about both is called by the first"
+                    "several credentials are named `{name}`: if two match, the first one applies"
                 ));
             }
             let of = &expectation.matches;
@@ -733,7 +743,7 @@ impl Document {
             }
             if name.trim().is_empty() {
                 doubts.push(
-                    "a credential has an empty name: findings and answers call it by that"
+                    "a credential has an empty name, which findings and answers would show"
                         .to_owned(),
                 );
             }
@@ -743,7 +753,7 @@ impl Document {
                 .any(|reader| reader.text().is_empty())
             {
                 doubts.push(format!(
-                    "`{name}` has a reader that says nothing about itself: every workload is that one"
+                    "`{name}` has an empty reader: it matches every workload"
                 ));
             }
             for unit in expectation
@@ -753,7 +763,7 @@ impl Document {
             {
                 if !unit.text.contains(['.', '*', '?', '[', '{']) {
                     doubts.push(format!(
-                        "`{name}` has the unit `{unit}` as a reader, and units end in what they are: write `{unit}.service`",
+                        "`{name}` has the reader unit `{unit}` without a suffix: write `{unit}.service`",
                         unit = unit.text
                     ));
                 }
@@ -761,7 +771,7 @@ impl Document {
             for file in of.file.iter().flat_map(OneOrMany::iter) {
                 if !file.text().starts_with(['/', '*', '?', '[', '{']) {
                     doubts.push(format!(
-                        "`{name}` is about the file `{}`, and paths begin with `/`: it matches none; write `/**/{}` where it may be anywhere",
+                        "`{name}` matches the file `{}`, but paths begin with `/`: it never matches; write `/**/{}` to match it anywhere",
                         file.text(),
                         file.text().trim_start_matches("./")
                     ));
@@ -770,7 +780,7 @@ impl Document {
             for id in of.id.iter().flat_map(OneOrMany::iter) {
                 if !may_be_an_id(&id.text) {
                     doubts.push(format!(
-                        "`{name}` is about the id `{}`, and an id is `kt-` or `loc-` with 16 hex digits: `keytrail inventory` lists them",
+                        "`{name}` matches the id `{}`, but an id is `kt-` or `loc-` and 16 hex digits: `keytrail inventory` lists them",
                         id.text
                     ));
                 }
@@ -783,7 +793,7 @@ impl Document {
                 let like = nearest(&class.text, known.into_iter())
                     .map_or_else(String::new, |like| format!("; did you mean `{like}`?"));
                 doubts.push(format!(
-                    "`{name}` is about the class `{}`, which the catalog does not have{like}",
+                    "`{name}` matches the class `{}`, which the catalog does not have{like}",
                     class.text
                 ));
             }
@@ -804,8 +814,8 @@ impl Document {
     }
 }
 
-impl From<Manifest> for Document {
-    fn from(manifest: Manifest) -> Self {
+impl From<PolicyManifest> for ConfigDocument {
+    fn from(manifest: PolicyManifest) -> Self {
         Self {
             credentials: manifest.spec.credentials,
             authenticators: manifest.spec.authenticators,
@@ -814,7 +824,7 @@ impl From<Manifest> for Document {
     }
 }
 
-/// Where the relative paths of a configuration start: its directory, or itself where it is one.
+/// The base of a configuration's relative paths: its directory, or itself if it is one.
 pub fn base(config: &Path) -> &Path {
     if config.is_dir() {
         config
@@ -823,7 +833,7 @@ pub fn base(config: &Path) -> &Path {
     }
 }
 
-/// Whether a pattern of ids can be that of one.
+/// Whether a pattern can match an id.
 fn may_be_an_id(pattern: &str) -> bool {
     let digits = ["kt-", "loc-"]
         .iter()
@@ -834,7 +844,7 @@ fn may_be_an_id(pattern: &str) -> bool {
     whole || pattern.contains(['*', '?', '[', '{'])
 }
 
-/// What somebody meant by a word that is not known, by the message that lists the known ones.
+/// The word that was probably meant by an unknown one, from the message that lists the known ones.
 fn meant(message: &str) -> Option<&str> {
     let (said, known) = message
         .strip_prefix("unknown ")?
@@ -850,7 +860,7 @@ fn meant(message: &str) -> Option<&str> {
     )
 }
 
-/// The known word that is most like another, if one is.
+/// The known word most similar to another, if there is one.
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     known
@@ -860,12 +870,12 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
         .map(|(_, known)| known)
 }
 
-/// A file, or the `.yaml` and `.yml` files of a directory by name; those that are hidden are an editor's.
-fn files_in(path: &Path) -> Result<Vec<PathBuf>, DocumentError> {
+/// A file, or the `.yaml` and `.yml` files of a directory by name; hidden files belong to editors.
+fn files_in(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let entries = std::fs::read_dir(path).map_err(|source| DocumentError::Unreadable {
+    let entries = std::fs::read_dir(path).map_err(|source| ConfigError::Unreadable {
         path: path.to_owned(),
         source,
     })?;
@@ -922,7 +932,7 @@ mode: alert
 
     #[test]
     fn the_sample_of_the_documentation() {
-        let document = Document::parse(Path::new("x.yaml"), SAMPLE).expect("parses");
+        let document = ConfigDocument::parse(Path::new("x.yaml"), SAMPLE).expect("parses");
         let expectation = &document.credentials[0];
         assert_eq!(expectation.max_age, Some(SignedDuration::from_hours(720)));
         assert_eq!(document.places().0, ["/run/secrets/payments/stripe"]);
@@ -959,8 +969,8 @@ mode: alert
             ("mode: maybe\n", 1, "maybe"),
             ("credentials: [\n", 2, ""),
         ] {
-            match Document::parse(Path::new("p.yaml"), text) {
-                Err(DocumentError::Syntax {
+            match ConfigDocument::parse(Path::new("p.yaml"), text) {
+                Err(ConfigError::Syntax {
                     line: found,
                     reason,
                     ..
@@ -984,7 +994,7 @@ mode: alert
             ("credentails: []\n", Some("credentials")),
             ("entirely: []\n", None),
         ] {
-            let error = Document::parse(Path::new("p.yaml"), text).expect_err("wrong");
+            let error = ConfigDocument::parse(Path::new("p.yaml"), text).expect_err("wrong");
             let said = error.to_string();
             match meant {
                 Some(meant) => {
@@ -998,7 +1008,7 @@ mode: alert
         }
         let catalog = Catalog::new("", &[], &[]).expect("compiles");
         let text = "credentials:\n- { name: a, match: { class: aws-acess-key } }\n- { name: a, match: {} }\n- { name: b, match: { class: 'aws-*' } }\n";
-        let doubts = Document::parse(Path::new("p.yaml"), text)
+        let doubts = ConfigDocument::parse(Path::new("p.yaml"), text)
             .expect("parses")
             .doubts(&catalog);
         assert_eq!(doubts.len(), 3, "{doubts:?}");
@@ -1013,7 +1023,7 @@ mode: alert
         let catalog = Catalog::new("", &[], &[]).expect("compiles");
         let doubts = |text: &str| {
             let text = format!("credentials: [ {{ {text} }} ]");
-            Document::parse(Path::new("p.yaml"), &text)
+            ConfigDocument::parse(Path::new("p.yaml"), &text)
                 .unwrap_or_else(|error| panic!("{error}"))
                 .doubts(&catalog)
         };
@@ -1058,7 +1068,7 @@ mode: alert
         std::fs::write(directory.join("a.yml"), one("a")).expect("written");
         std::fs::write(directory.join(".#a.yaml"), one("hidden")).expect("written");
         for path in [directory.clone(), directory.join("."), directory.join("")] {
-            let names: Vec<String> = Document::load(&path)
+            let names: Vec<String> = ConfigDocument::load(&path)
                 .expect("read")
                 .credentials
                 .into_iter()
@@ -1079,8 +1089,12 @@ mode: alert
         .expect("written");
         write("b.yaml", "mode: learn\n").expect("written");
         write("c.yaml", "mode: alert\n").expect("written");
-        let document = Document::load(directory.path()).expect("read");
-        assert_eq!(document.mode, Some(Mode::Learn), "the first that says one");
+        let document = ConfigDocument::load(directory.path()).expect("read");
+        assert_eq!(
+            document.mode,
+            Some(PolicyMode::Learn),
+            "the first that says one"
+        );
         let catalog = Catalog::new("", &[], &[]).expect("compiles");
         let [doubt] = &document.doubts(&catalog)[..] else {
             panic!("one doubt");
@@ -1099,7 +1113,7 @@ mode: alert
             )
         };
         let names = |text: &str| -> Result<Vec<String>, String> {
-            Document::parse(Path::new("p.yaml"), text)
+            ConfigDocument::parse(Path::new("p.yaml"), text)
                 .map(|document| {
                     document
                         .credentials
@@ -1190,7 +1204,7 @@ mode: alert
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "\\PC{0,80}") {
-            let _ = Document::parse(Path::new("x"), &text);
+            let _ = ConfigDocument::parse(Path::new("x"), &text);
             let _ = DestinationPattern::new(&text);
         }
     }

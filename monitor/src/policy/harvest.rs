@@ -1,50 +1,50 @@
-//! One workload that picks up credentials of one kind after the other.
+//! A workload that picks up credentials of several classes in a short time.
 
-use super::{HARVEST, Policy, Raise, finding, shown};
+use super::{FindingDraft, HARVEST, Policy, credential_label, finding};
 use crate::{
     model::{CredentialId, Evidence, Finding, Hop, Severity, Source, Use},
     recent::Recent,
 };
 use jiff::{SignedDuration, Timestamp};
 
-/// So many classes,
-const CLASSES: usize = 3;
-/// within this, are a harvest.
-const WITHIN: SignedDuration = SignedDuration::from_mins(10);
-/// What was harvested is remembered for this.
-const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
-/// Workloads, and credentials, that are remembered.
-const MANY: usize = 4096;
-/// Pick-ups of one workload that are remembered.
-const TAKEN: usize = 64;
+/// Number of classes
+const HARVEST_CLASSES: usize = 3;
+/// picked up within this time that make a harvest.
+const HARVEST_WINDOW: SignedDuration = SignedDuration::from_mins(10);
+/// How long a harvested credential is remembered.
+const HARVEST_MEMORY: SignedDuration = SignedDuration::from_hours(24);
+/// Maximum number of workloads, and of credentials, remembered.
+const ENTRIES_MAX: usize = 4096;
+/// Maximum pick-ups remembered per workload.
+const PICK_UPS_MAX: usize = 64;
 
 /// One pick-up.
 #[derive(Debug)]
-struct Taken {
+struct RecentPickUp {
     time: Timestamp,
     class: String,
     credential: CredentialId,
 }
 
-/// What workloads have picked up lately that was not theirs.
+/// Recent pick-ups of credentials that do not belong to the workload.
 #[derive(Debug)]
-pub struct Harvests {
-    by_workload: Recent<String, Vec<Taken>>,
-    /// Credentials of a harvest: whose it was, and when.
-    taken: Recent<CredentialId, (String, Timestamp)>,
+pub struct HarvestState {
+    by_workload: Recent<String, Vec<RecentPickUp>>,
+    /// Harvested credentials: by which workload, and when.
+    harvested: Recent<CredentialId, (String, Timestamp)>,
 }
 
-impl Default for Harvests {
+impl Default for HarvestState {
     fn default() -> Self {
         Self {
-            by_workload: Recent::new(MANY),
-            taken: Recent::new(MANY),
+            by_workload: Recent::new(ENTRIES_MAX),
+            harvested: Recent::new(ENTRIES_MAX),
         }
     }
 }
 
-impl Harvests {
-    /// A workload is called something else.
+impl HarvestState {
+    /// A workload was renamed.
     pub fn rename(&mut self, old: &str, new: &str) {
         if self.by_workload.contains(old) {
             let taken = std::mem::take(self.by_workload.entry(old.to_owned()));
@@ -52,18 +52,18 @@ impl Harvests {
         }
     }
 
-    /// Takes in what was picked up; gives the classes where that makes a harvest.
-    fn take(&mut self, used: &Use) -> Option<Vec<String>> {
+    /// Records a pick-up; returns the classes if it completes a harvest.
+    fn record(&mut self, used: &Use) -> Option<Vec<String>> {
         let workload = used.workload.key();
         let known = self.by_workload.entry(workload.clone());
-        known.retain(|taken| used.time.duration_since(taken.time) <= WITHIN);
+        known.retain(|taken| used.time.duration_since(taken.time) <= HARVEST_WINDOW);
         let credential = &used.credential;
         if !known.iter().any(|taken| taken.credential == credential.id) {
-            if known.len() >= TAKEN {
-                // Many of one kind are not to hide the others.
+            if known.len() >= PICK_UPS_MAX {
+                // Many of one class must not displace the others.
                 make_room(known);
             }
-            known.push(Taken {
+            known.push(RecentPickUp {
                 time: used.time,
                 class: credential.class.clone(),
                 credential: credential.id.clone(),
@@ -72,19 +72,19 @@ impl Harvests {
         let mut classes: Vec<String> = known.iter().map(|taken| taken.class.clone()).collect();
         classes.sort();
         classes.dedup();
-        if classes.len() < CLASSES {
+        if classes.len() < HARVEST_CLASSES {
             return None;
         }
         for taken in known {
-            self.taken
+            self.harvested
                 .insert(taken.credential.clone(), (workload.clone(), used.time));
         }
         Some(classes)
     }
 }
 
-/// Drops the oldest pick-up of the class that has most of them.
-fn make_room(known: &mut Vec<Taken>) {
+/// Drops the oldest pick-up of the most frequent class.
+fn make_room(known: &mut Vec<RecentPickUp>) {
     let of_class = |class: &str| known.iter().filter(|taken| taken.class == class).count();
     let commonest = known.iter().map(|taken| of_class(&taken.class)).max();
     let oldest = known
@@ -108,14 +108,14 @@ impl Policy {
         if own {
             return None;
         }
-        let classes = self.harvests.take(used)?;
+        let classes = self.harvests.record(used)?;
         let workload = used.workload.key();
         Some(finding(
             used.time,
             &used.workload,
             Some(&used.process),
             Some(&used.credential),
-            Raise {
+            FindingDraft {
                 rule: HARVEST,
                 severity: if used.workload.is_contained() {
                     Severity::High
@@ -125,26 +125,26 @@ impl Policy {
                 summary: format!(
                     "{workload} picked up credentials of {} classes within {} minutes: {}",
                     classes.len(),
-                    WITHIN.as_mins(),
+                    HARVEST_WINDOW.as_mins(),
                     classes.join(", ")
                 ),
                 evidence: None,
                 destination: None,
                 expected: Vec::new(),
-                // One harvest, and not one for each credential of it.
-                same: workload,
-                for_all: true,
+                // One harvest, rather than one for each of its credentials.
+                dedup_key: workload,
+                any_credential: true,
             },
         ))
     }
 
-    /// What was harvested is presented where it should not be.
-    pub(super) fn taken_out(&self, hop: &Hop) -> Option<Finding> {
+    /// A harvested credential is presented at an unexpected destination.
+    pub(super) fn harvested_presented(&self, hop: &Hop) -> Option<Finding> {
         if hop.evidence != Evidence::Presented {
             return None;
         }
-        let (by, when) = self.harvests.taken.peek(&hop.credential.id)?;
-        if hop.time.duration_since(*when) > REMEMBERED {
+        let (by, when) = self.harvests.harvested.peek(&hop.credential.id)?;
+        if hop.time.duration_since(*when) > HARVEST_MEMORY {
             return None;
         }
         Some(finding(
@@ -152,20 +152,20 @@ impl Policy {
             &hop.workload,
             Some(&hop.process),
             Some(&hop.credential),
-            Raise {
+            FindingDraft {
                 rule: HARVEST,
                 severity: Severity::Critical,
                 summary: format!(
-                    "{} presented {} to {}; it was among what {by} had picked up at {when}",
+                    "{} presented {} to {}, one of the credentials that {by} harvested at {when}",
                     hop.workload.key(),
-                    shown(&hop.credential),
+                    credential_label(&hop.credential),
                     hop.destination.label()
                 ),
                 evidence: Some(hop.evidence),
                 destination: Some(&hop.destination),
                 expected: Vec::new(),
-                same: format!("{} {}", hop.workload.key(), hop.destination.label()),
-                for_all: false,
+                dedup_key: format!("{} {}", hop.workload.key(), hop.destination.label()),
+                any_credential: false,
             },
         ))
     }

@@ -1,4 +1,4 @@
-//! The policy: says of uses and hops whether they should be there. Pure, as the trail is.
+//! The policy: decides whether uses and hops are expected. Pure, like the trail.
 
 mod blind;
 pub mod document;
@@ -10,29 +10,29 @@ pub mod trial;
 use crate::{
     credential::catalog::Catalog,
     model::{
-        ANOTHER, Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop,
-        IssuedTo, Lifetime, Look, Mint, NameSource, Named, Process, Role, Severity, Source,
-        Untrusted, Use, Verdict, Workload, WorkloadKind,
+        Credential, CredentialId, Destination, Evidence, Finding, ForeignRead, Hop, IssuedTo,
+        Lifetime, Look, Mint, NameSource, Process, Role, Severity, Source, SourcedName,
+        UNKNOWN_NAME, Untrusted, Use, Verdict, Workload, WorkloadKind,
     },
     recent::Recent,
 };
-use document::{Document, Expectation, Fit, Mode};
-use harvest::Harvests;
+use document::{ConfigDocument, Expectation, PolicyMode, ReaderMatch};
+use harvest::HarvestState;
 use jiff::{SignedDuration, Timestamp};
-use monitor_common::fingerprint::{Key, fingerprint};
+use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use rules::{
     BLIND, CLEARTEXT, CREDENTIAL_COPIED, EXPIRED, FOREIGN_PROCESS_READ, HARVEST, HUMAN_USE,
-    LONG_LIVED, REVOKED, Rule, UNEXPECTED_HOP, UNEXPECTED_MINT, UNEXPECTED_READER,
+    LONG_LIVED, REVOKED, RuleMeta, UNEXPECTED_HOP, UNEXPECTED_MINT, UNEXPECTED_READER,
     UNTRUSTED_BINARY,
 };
 use std::{net::IpAddr, sync::Arc};
 
 pub use rules::RULES;
 
-/// How the Kubernetes API is called as an object of its cluster.
+/// The Kubernetes API's object in its cluster.
 const API_OBJECT: &str = "kubernetes.default.svc";
 
-/// Processes that keep the volumes of pods: kubelets, also those that are part of a whole distribution.
+/// Programs that manage the volumes of pods: kubelets, including those built into a distribution.
 const VOLUME_KEEPERS: [&str; 14] = [
     "kubelet",
     "k3s",
@@ -50,72 +50,72 @@ const VOLUME_KEEPERS: [&str; 14] = [
     "dockerd",
 ];
 
-/// Places remembered of one credential.
-const PLACES: usize = 64;
+/// Maximum places remembered per credential.
+const PLACES_MAX: usize = 64;
 
-/// Credentials that are remembered, at least, and at most twice as many.
-const SEEN: usize = 16_384;
+/// Number of credentials remembered.
+const CREDENTIALS_CACHED: usize = 16_384;
 
 /// Where a credential was seen, for `credential-copied`.
 #[derive(Debug, Default)]
-struct Seen {
+struct CredentialPlaces {
     files: Vec<Box<str>>,
     workloads: Vec<Box<str>>,
 }
 
-/// Added to what is said of a workload whose whole name nobody has told.
-const NOT_TOLD: &str = " by what is known of its name; the rest was not told";
+/// Appended if part of a workload's name is not known.
+const NAME_INCOMPLETE: &str = " according to the known part of its name";
 
-/// Whether somebody may do what he did.
+/// Whether an action is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Judged {
-    Fine,
-    /// It hangs on a name that has not been told yet; the finding is for when none comes.
-    Doubtful(Finding),
-    Breaks(Finding),
+pub enum Decision {
+    Allowed,
+    /// It depends on a name that is not known yet; the finding is raised if none arrives.
+    Pending(Finding),
+    Violation(Finding),
 }
 
-/// The expectations in force, and what has been seen.
+/// The expectations in force, and what was observed before.
 #[derive(Debug)]
 pub struct Policy {
-    document: Document,
+    document: ConfigDocument,
     catalog: Arc<Catalog>,
-    seen: Recent<CredentialId, Seen>,
-    harvests: Harvests,
+    seen: Recent<CredentialId, CredentialPlaces>,
+    harvests: HarvestState,
 }
 
-/// One finding, before it is counted.
-struct Raise<'a> {
-    rule: Rule,
+/// A finding before it is counted.
+struct FindingDraft<'a> {
+    rule: RuleMeta,
     severity: Severity,
     summary: String,
     evidence: Option<Evidence>,
     destination: Option<&'a crate::model::Destination>,
     expected: Vec<String>,
-    /// What makes it the same finding again, besides rule and credential.
-    same: String,
-    /// It is one finding, whatever the credential.
-    for_all: bool,
+    /// Identifies repetitions of the finding, together with rule and credential.
+    dedup_key: String,
+    /// One finding, regardless of the credential.
+    any_credential: bool,
 }
 
 impl Policy {
-    pub fn new(document: Document, catalog: Arc<Catalog>) -> Self {
+    pub fn new(document: ConfigDocument, catalog: Arc<Catalog>) -> Self {
         Self {
             document,
             catalog,
-            seen: Recent::new(SEEN),
-            harvests: Harvests::default(),
+            seen: Recent::new(CREDENTIALS_CACHED),
+            harvests: HarvestState::default(),
         }
     }
 
-    /// Takes other expectations; what has been seen stays.
-    pub fn replace(&mut self, document: Document, catalog: Arc<Catalog>) {
+    /// Replaces the expectations; what was observed before is kept.
+    pub fn replace(&mut self, document: ConfigDocument, catalog: Arc<Catalog>) {
         self.document = document;
         self.catalog = catalog;
     }
 
-    /// Gives a credential the name and owner that its expectation has.
-    pub fn name(&self, credential: &mut Credential) {
+    /// Applies the name and owner of its expectation to a credential.
+    pub fn apply_name(&self, credential: &mut Credential) {
         let named = self
             .expectations(credential)
             .next()
@@ -136,17 +136,17 @@ impl Policy {
             .filter(move |expectation| expectation.is_about(credential))
     }
 
-    /// Gives the credentials of a minting the names that their expectations have.
-    pub fn name_mint(&self, mint: &mut Mint) {
+    /// Applies the names of their expectations to the credentials of a mint.
+    pub fn apply_mint_names(&self, mint: &mut Mint) {
         for credential in [&mut mint.presented, &mut mint.minted]
             .into_iter()
             .flatten()
         {
-            self.name(credential);
+            self.apply_name(credential);
         }
     }
 
-    /// The authenticator at a destination: one that is written, or one of the catalog.
+    /// The authenticator at a destination, from the expectations or the catalog.
     fn authenticator(&self, destination: &Destination) -> Option<&str> {
         self.document
             .authenticators
@@ -164,9 +164,8 @@ impl Policy {
         self.authenticator(destination).is_some()
     }
 
-    /// A credential that was presented to an authenticator is a proof of who somebody is, whatever
-    /// came back.
-    pub fn proof(&self, hop: &Hop) -> Option<Mint> {
+    /// A credential presented to an authenticator proves an identity, whatever the response.
+    pub fn proof_of_identity(&self, hop: &Hop) -> Option<Mint> {
         let known = hop.evidence == Evidence::Presented && hop.others.is_empty();
         (known && self.authenticator(&hop.destination).is_some()).then(|| Mint {
             time: hop.time,
@@ -178,13 +177,13 @@ impl Policy {
         })
     }
 
-    /// A credential obtained by a workload that is not expected to.
-    pub fn judge_mint(&self, mint: &Mint) -> Judged {
+    /// A credential obtained by a workload that is not expected to obtain it.
+    pub fn judge_mint(&self, mint: &Mint) -> Decision {
         let Some(minted) = &mint.minted else {
-            return Judged::Fine;
+            return Decision::Allowed;
         };
-        if self.document.mode == Some(Mode::Learn) {
-            return Judged::Fine;
+        if self.document.mode == Some(PolicyMode::Learn) {
+            return Decision::Allowed;
         }
         let at = &mint.authenticator;
         let exe = &mint.process.exe;
@@ -193,7 +192,8 @@ impl Policy {
             .authenticators
             .iter()
             .filter(|authenticator| authenticator.is_at(at));
-        // Who may mint is written with the authenticator, or with the credential that it mints.
+        // Permitted workloads are written with the authenticator, or with the credential that it
+        // mints.
         let by_authenticator = here
             .clone()
             .filter_map(|known| document::allows(&known.readers, &mint.workload, exe))
@@ -207,9 +207,9 @@ impl Policy {
             .into_iter()
             .flatten()
             .min()
-            .unwrap_or(Fit::Yes);
-        if fit == Fit::Yes && !wrong_role {
-            return Judged::Fine;
+            .unwrap_or(ReaderMatch::Matches);
+        if fit == ReaderMatch::Matches && !wrong_role {
+            return Decision::Allowed;
         }
         let readers = here
             .flat_map(|known| &known.readers)
@@ -217,21 +217,21 @@ impl Policy {
                 self.expectations(minted)
                     .flat_map(|expectation| &expectation.readers),
             )
-            .map(document::Reader::text)
+            .map(document::ReaderPattern::text)
             .collect();
         let workload = mint.workload.key();
         let name = self.authenticator(at).unwrap_or("an authenticator");
         let summary = if wrong_role {
             format!(
-                "{workload} got {}, of role {}, from {name} at {}, which is not to mint it",
-                shown(minted),
+                "{workload} obtained {}, of role {}, from {name} at {}, which may not mint it",
+                credential_label(minted),
                 minted.role,
                 at.label()
             )
         } else {
             format!(
-                "{workload} got {} from {name} at {}, and is not expected to",
-                shown(minted),
+                "{workload} obtained {} from {name} at {}, and is not expected to",
+                credential_label(minted),
                 at.label()
             )
         };
@@ -241,22 +241,22 @@ impl Policy {
                 &mint.workload,
                 Some(&mint.process),
                 Some(minted),
-                Raise {
+                FindingDraft {
                     rule: UNEXPECTED_MINT,
                     severity,
                     summary,
                     evidence: None,
                     destination: Some(at),
                     expected: readers,
-                    same: format!("{workload} {}", at.label()),
-                    for_all: false,
+                    dedup_key: format!("{workload} {}", at.label()),
+                    any_credential: false,
                 },
             )
         };
-        if fit == Fit::Unknown && !wrong_role {
-            return Judged::Doubtful(raise(Severity::Low, format!("{summary}{NOT_TOLD}")));
+        if fit == ReaderMatch::Unknown && !wrong_role {
+            return Decision::Pending(raise(Severity::Low, format!("{summary}{NAME_INCOMPLETE}")));
         }
-        Judged::Breaks(raise(Severity::High, summary))
+        Decision::Violation(raise(Severity::High, summary))
     }
 
     /// Addresses at which credentials are minted.
@@ -266,15 +266,15 @@ impl Policy {
             .metadata()
             .iter()
             .copied()
-            .chain(written.flat_map(document::Authenticator::addresses))
+            .chain(written.flat_map(document::AuthenticatorEntry::addresses))
             .collect()
     }
 
-    /// What a use breaks, whoever it was that used it.
+    /// The rules that a use violates, whoever the reader is.
     pub fn judge_use(&mut self, used: &Use) -> Vec<Finding> {
         let mut findings = Vec::new();
         findings.extend(self.untrusted(used));
-        findings.extend(self.human(used));
+        findings.extend(self.human_use(used));
         findings.extend(self.long_lived(used));
         let revoked = self.revoked(&used.credential, used.time, &used.workload, None);
         findings.extend(revoked.map(|raise| {
@@ -294,62 +294,69 @@ impl Policy {
         findings
     }
 
-    /// A use after the time at which an expectation says that it was revoked; each workload and each
-    /// destination is news.
+    /// A use after its expectation's `revoked_at`; each workload and each destination is a separate
+    /// finding.
     fn revoked<'a>(
         &self,
         credential: &Credential,
         time: Timestamp,
         workload: &Workload,
         destination: Option<&'a Destination>,
-    ) -> Option<Raise<'a>> {
+    ) -> Option<FindingDraft<'a>> {
         let revoked = self
             .expectations(credential)
             .filter_map(|expectation| expectation.revoked_at)
             .min()
             .filter(|revoked| time > *revoked)?;
-        let (who, what) = (workload.key(), shown(credential));
+        let (who, what) = (workload.key(), credential_label(credential));
         let to = destination.map(Destination::label);
         let summary = match &to {
-            Some(to) => format!("{who} used {what} with {to}, and it was revoked at {revoked}"),
+            Some(to) => {
+                format!("{who} used {what} with {to}, although it was revoked at {revoked}")
+            }
             None => format!("{who} picked up {what}, which was revoked at {revoked}"),
         };
-        Some(Raise {
+        Some(FindingDraft {
             rule: REVOKED,
             severity: Severity::Critical,
             summary,
             evidence: None,
             destination,
             expected: Vec::new(),
-            same: format!("{who} {}", to.unwrap_or_default()),
-            for_all: false,
+            dedup_key: format!("{who} {}", to.unwrap_or_default()),
+            any_credential: false,
         })
     }
 
-    /// Whether whoever used a credential may.
-    pub fn judge_reader(&self, used: &Use) -> Judged {
+    /// Whether the reader of a credential is permitted.
+    pub fn judge_reader(&self, used: &Use) -> Decision {
         let credential = &used.credential;
         let mut expected = Vec::new();
         let mut written = None;
         for expectation in self.expectations(credential) {
             let fit = expectation.allows_reader(&used.workload, &used.process.exe);
-            if fit == Some(Fit::Yes) {
-                return Judged::Fine;
+            if fit == Some(ReaderMatch::Matches) {
+                return Decision::Allowed;
             }
             if fit.is_some() {
-                expected.extend(expectation.readers.iter().map(document::Reader::text));
+                expected.extend(
+                    expectation
+                        .readers
+                        .iter()
+                        .map(document::ReaderPattern::text),
+                );
             }
             written = written.max(fit);
         }
-        if self.document.mode == Some(Mode::Learn) {
-            return Judged::Fine;
+        if self.document.mode == Some(PolicyMode::Learn) {
+            return Decision::Allowed;
         }
         let reader = used.workload.key();
-        let what = shown(credential);
+        let what = credential_label(credential);
         let (severity, summary) = match written {
             Some(fit) => {
                 let (severity, and) = match fit {
-                    Fit::Unknown => (Severity::Low, NOT_TOLD),
+                    ReaderMatch::Unknown => (Severity::Low, NAME_INCOMPLETE),
                     _ => (Severity::High, ""),
                 };
                 let summary =
@@ -357,16 +364,16 @@ impl Policy {
                 (severity, summary)
             }
             None => {
-                let Some(owner) = anothers(used) else {
-                    return Judged::Fine;
+                let Some(owner) = foreign_pod_owner(used) else {
+                    return Decision::Allowed;
                 };
                 let keeper = used.process.exe.rsplit('/').next().unwrap_or_default();
-                // In a container anything may have such a name.
+                // In a container any program can have such a name.
                 let on_host = used.pod_uid.is_none()
                     && !used.workload.is_contained()
                     && used.untrusted.is_none();
                 if on_host && VOLUME_KEEPERS.contains(&keeper) {
-                    return Judged::Fine;
+                    return Decision::Allowed;
                 }
                 (Severity::High, format!("{reader} read {what} {owner}"))
             }
@@ -376,29 +383,29 @@ impl Policy {
             &used.workload,
             Some(&used.process),
             Some(credential),
-            Raise {
+            FindingDraft {
                 rule: UNEXPECTED_READER,
                 severity,
                 summary,
                 evidence: None,
                 destination: None,
                 expected,
-                same: reader,
-                for_all: false,
+                dedup_key: reader,
+                any_credential: false,
             },
         );
         found.count = used.count.max(1);
-        if written == Some(Fit::Unknown) {
-            Judged::Doubtful(found)
+        if written == Some(ReaderMatch::Unknown) {
+            Decision::Pending(found)
         } else {
-            Judged::Breaks(found)
+            Decision::Violation(found)
         }
     }
 
-    /// The same credential in another file, or in another container, pod or unit. A host's
-    /// programs that read one file share it; a variable of the process that read the file, or of
-    /// its children, is the same credential on its way. Where somebody wrote that a workload reads it, or that it
-    /// is in a file, it was brought there on purpose.
+    /// The same credential in another file, or in another container, pod or unit. Host programs
+    /// that read one file share it; a variable of the process that read the file, or of its
+    /// children, is the same credential in transit. If an expectation permits the reader, or names
+    /// the file, it was copied on purpose.
     fn copied(&mut self, used: &Use) -> Option<Finding> {
         if used.volume_of.is_some() || used.credential.id.0.starts_with("loc-") {
             return None;
@@ -406,17 +413,17 @@ impl Policy {
         let (mut a_reader, mut at_home, mut written) = (false, false, false);
         for expectation in self.expectations(&used.credential) {
             let fit = expectation.allows_reader(&used.workload, &used.process.exe);
-            // Whoever turns out to be another than was written is found for that.
-            a_reader |= fit.is_some_and(|fit| fit >= Fit::Unknown);
+            // A reader that turns out not to be permitted is reported for that.
+            a_reader |= fit.is_some_and(|fit| fit >= ReaderMatch::Unknown);
             at_home |= expectation.names_file(&used.place.place);
             written |= fit.is_some();
         }
         let seen = self.seen.entry(used.credential.id.clone());
         let mut what = None;
         if used.place.source == Source::File {
-            let file = format!("{}{}", inside(&used.workload), used.place.place);
-            if !seen.files.iter().any(|known| **known == *file) && seen.files.len() < PLACES {
-                // What is mounted into a container is under a name of its own there.
+            let file = format!("{}{}", container_prefix(&used.workload), used.place.place);
+            if !seen.files.iter().any(|known| **known == *file) && seen.files.len() < PLACES_MAX {
+                // A file mounted into a container has another path there.
                 let brought = a_reader && (at_home || used.given);
                 if let Some(first) = seen.files.first()
                     && !brought
@@ -429,7 +436,7 @@ impl Policy {
         if used.workload.kind != WorkloadKind::Host {
             let workload = used.workload.key();
             if !seen.workloads.iter().any(|known| **known == *workload)
-                && seen.workloads.len() < PLACES
+                && seen.workloads.len() < PLACES_MAX
             {
                 if let Some(first) = seen.workloads.first()
                     && !a_reader
@@ -445,31 +452,34 @@ impl Policy {
             &used.workload,
             Some(&used.process),
             Some(&used.credential),
-            Raise {
+            FindingDraft {
                 rule: CREDENTIAL_COPIED,
                 severity: if written {
                     Severity::Medium
                 } else {
                     Severity::Low
                 },
-                summary: format!("{} was picked up in {what}", shown(&used.credential)),
+                summary: format!(
+                    "{} was picked up from {what}",
+                    credential_label(&used.credential)
+                ),
                 evidence: None,
                 destination: None,
                 expected: Vec::new(),
-                same: format!("{} {}", used.place.place, used.workload.key()),
-                for_all: false,
+                dedup_key: format!("{} {}", used.place.place, used.workload.key()),
+                any_credential: false,
             },
         ))
     }
 
-    /// Read by an executable that nobody installed.
+    /// Read by an executable that was not installed.
     fn untrusted(&self, used: &Use) -> Option<Finding> {
         let why = used.untrusted?;
         let (severity, what) = match why {
-            Untrusted::Memory => (Severity::High, "lives in memory"),
+            Untrusted::Memory => (Severity::High, "exists only in memory"),
             Untrusted::Deleted => (Severity::High, "was deleted"),
             Untrusted::Added => (Severity::High, "is not in its container's image"),
-            Untrusted::Temporary => (Severity::Low, "lies in a temporary directory"),
+            Untrusted::Temporary => (Severity::Low, "is in a temporary directory"),
         };
         let exe = &used.process.exe;
         Some(finding(
@@ -477,33 +487,34 @@ impl Policy {
             &used.workload,
             Some(&used.process),
             Some(&used.credential),
-            Raise {
+            FindingDraft {
                 rule: UNTRUSTED_BINARY,
                 severity,
                 summary: format!(
                     "{} picked up {} with {exe}, which {what}",
                     used.workload.key(),
-                    shown(&used.credential)
+                    credential_label(&used.credential)
                 ),
                 evidence: None,
                 destination: None,
                 expected: Vec::new(),
-                same: format!("{} {exe}", used.workload.key()),
-                for_all: false,
+                dedup_key: format!("{} {exe}", used.workload.key()),
+                any_credential: false,
             },
         ))
     }
 
-    /// Whether somebody wrote that a reader may.
+    /// Whether an expectation permits a reader.
     fn is_reader(&self, used: &Use) -> bool {
         self.expectations(&used.credential).any(|expectation| {
-            expectation.allows_reader(&used.workload, &used.process.exe) == Some(Fit::Yes)
+            expectation.allows_reader(&used.workload, &used.process.exe)
+                == Some(ReaderMatch::Matches)
         })
     }
 
-    /// A workload is called something else from now on.
+    /// A workload was renamed.
     pub fn rename(&mut self, old: &Workload, new: &Workload) {
-        let (old_key, old_inside) = (old.key(), inside(old));
+        let (old_key, old_inside) = (old.key(), container_prefix(old));
         self.harvests.rename(&old_key, &new.key());
         let key: Box<str> = new.key().into();
         for seen in self.seen.values_mut() {
@@ -517,14 +528,14 @@ impl Policy {
             }
             for file in &mut seen.files {
                 if let Some(path) = file.strip_prefix(&*old_inside) {
-                    *file = (inside(new) + path).into();
+                    *file = (container_prefix(new) + path).into();
                 }
             }
         }
     }
 
-    /// A machine's credential read from a terminal: one outside the home of the person.
-    fn human(&self, used: &Use) -> Option<Finding> {
+    /// A machine's credential read from a terminal: one outside the user's home directory.
+    fn human_use(&self, used: &Use) -> Option<Finding> {
         let login = used.login.as_ref()?;
         if used.place.source != Source::File
             || self
@@ -548,7 +559,7 @@ impl Policy {
             &used.workload,
             Some(&used.process),
             Some(&used.credential),
-            Raise {
+            FindingDraft {
                 rule: HUMAN_USE,
                 severity: if written {
                     Severity::Medium
@@ -557,15 +568,15 @@ impl Policy {
                 },
                 summary: format!(
                     "{} at {} was read from a terminal by uid {}",
-                    shown(&used.credential),
+                    credential_label(&used.credential),
                     used.place.place,
                     login.uid
                 ),
                 evidence: None,
                 destination: None,
                 expected: Vec::new(),
-                same: login.uid.to_string(),
-                for_all: false,
+                dedup_key: login.uid.to_string(),
+                any_credential: false,
             },
         ))
     }
@@ -584,8 +595,8 @@ impl Policy {
             .filter(|(max_age, since)| used.time.duration_since(*since) > *max_age);
         let summary = if let Some((max_age, since)) = too_old {
             format!(
-                "{} is {} old; {} was expected at most",
-                shown(credential),
+                "{} is {} old; the maximum is {}",
+                credential_label(credential),
                 days(used.time.duration_since(since)),
                 days(max_age)
             )
@@ -596,8 +607,8 @@ impl Policy {
                 .is_some_and(|class| class.short_form)
         {
             format!(
-                "{} is static, and there is a short-lived form of {}",
-                shown(credential),
+                "{} is static, although {} has a short-lived form",
+                credential_label(credential),
                 credential.class
             )
         } else {
@@ -608,29 +619,29 @@ impl Policy {
             &used.workload,
             Some(&used.process),
             Some(credential),
-            Raise {
+            FindingDraft {
                 rule: LONG_LIVED,
                 severity: Severity::Low,
                 summary,
                 evidence: None,
                 destination: None,
                 expected: Vec::new(),
-                same: String::new(),
-                for_all: false,
+                dedup_key: String::new(),
+                any_credential: false,
             },
         ))
     }
 
-    /// A look at the environment or the memory of a process that holds a credential.
+    /// A read of the environment or memory of a process that holds a credential.
     pub fn judge_foreign(&self, read: &ForeignRead) -> Option<Finding> {
         let same_workload = read.workload == read.victim;
         let host =
             read.workload.kind == WorkloadKind::Host || read.workload.kind == WorkloadKind::Unit;
-        // Who started a process gave it its environment; a package manager asks which programs
-        // still run from files that it replaced.
+        // The parent gave a process its environment; a package manager checks which programs still
+        // run from files that it replaced.
         let upgrade = || {
             let unit = read.workload.unit.as_deref().unwrap_or_default();
-            // Anybody may have a unit of that name below his own manager.
+            // Anyone can have a unit of that name below their own service manager.
             (read.process.uid == 0 && UPGRADES.iter().any(|start| unit.starts_with(start)))
                 || read
                     .process
@@ -642,14 +653,14 @@ impl Policy {
         let what = match read.look {
             Look::Environ => "the environment",
             Look::Memory => "the memory",
-            Look::Trace => "the memory, by tracing it,",
+            Look::Trace => "the memory, by tracing,",
         };
         Some(finding(
             read.time,
             &read.workload,
             Some(&read.process),
             Some(&read.credential),
-            Raise {
+            FindingDraft {
                 rule: FOREIGN_PROCESS_READ,
                 severity: if same_workload || read.ancestor || duty {
                     Severity::Low
@@ -657,28 +668,28 @@ impl Policy {
                     Severity::High
                 },
                 summary: format!(
-                    "{} looked into {what} of {} (pid {}, {}), which holds {}",
+                    "{} read {what} of {} (pid {}, {}), which holds {}",
                     read.workload.key(),
                     read.victim.key(),
                     read.victim_process.pid,
                     read.victim_process.exe,
-                    shown(&read.credential)
+                    credential_label(&read.credential)
                 ),
                 evidence: Some(read.evidence),
                 destination: None,
                 expected: Vec::new(),
-                same: format!("{} {}", read.workload.key(), read.victim.key()),
-                for_all: false,
+                dedup_key: format!("{} {}", read.workload.key(), read.victim.key()),
+                any_credential: false,
             },
         ))
     }
 
-    /// Whether a credential may go to a destination, by each name that is said of it: the head of a
-    /// request may name another server than the connection, and both have to be right; of the names
-    /// that name servers gave the address, one.
+    /// Whether a credential may go to a destination, checked for each name claimed for it: the head
+    /// of a request may name another server than the connection, and both must be allowed; of the
+    /// names that DNS gave for the address, one must be.
     fn allows(&self, credential: &Credential, destination: &Destination) -> bool {
-        let by = |named: &Named| {
-            named.name != ANOTHER
+        let by = |named: &SourcedName| {
+            named.name != UNKNOWN_NAME
                 && self.allows_name(
                     credential,
                     &Destination {
@@ -695,11 +706,14 @@ impl Policy {
         let by_names = self.allows_name(credential, destination)
             && by_host.into_iter().all(by)
             && (by_dns.is_empty() || by_dns.into_iter().any(by));
-        // What the cluster has there is what is there, whatever it is called on the way. Anybody may have
-        // a service: only the API's own is a home, and others are expected where somebody wrote them.
+        // The cluster's object decides, whatever name is used for it. Anyone can create a service:
+        // only the API's own is a home, and others are expected only if an expectation names them.
         let object = || {
             let there = Destination {
-                name: destination.object.clone().filter(|name| name != ANOTHER),
+                name: destination
+                    .object
+                    .clone()
+                    .filter(|name| name != UNKNOWN_NAME),
                 name_source: NameSource::Kubernetes,
                 ..destination.clone()
             };
@@ -708,36 +722,40 @@ impl Policy {
         by_names || object()
     }
 
-    /// The same for the name that the destination has.
+    /// As [`allows`](Self::allows), for the destination's own name only.
     fn allows_name(&self, credential: &Credential, destination: &Destination) -> bool {
         let host = host(destination);
         let stranger = destination.name_source == NameSource::Kubernetes && host != API_OBJECT;
         (!stranger && self.catalog.at_home(&credential.class, &host) == Some(true))
-            || names_host(&credential.audience, &host)
+            || has_host_name(&credential.audience, &host)
             || self
                 .expectations(credential)
                 .flat_map(|expectation| &expectation.destinations)
                 .any(|pattern| pattern.matches(destination))
             || self.document.authenticators.iter().any(|authenticator| {
-                self.takes(authenticator, credential) && authenticator.is_at(destination)
+                self.destination_fits(authenticator, credential) && authenticator.is_at(destination)
             })
     }
 
-    /// Whether a credential may go to an authenticator: whoever proves who he is goes there first, and then with what
-    /// was minted there, unless it is somebody else's by its home.
-    fn takes(&self, authenticator: &document::Authenticator, credential: &Credential) -> bool {
+    /// Whether a credential may go to an authenticator: a workload presents its identity there
+    /// first, and then what was minted there, unless the credential's home is elsewhere.
+    fn destination_fits(
+        &self,
+        authenticator: &document::AuthenticatorEntry,
+        credential: &Credential,
+    ) -> bool {
         credential.role == Role::Identity
             || (authenticator.may_mint(credential.role) && !self.has_a_home(credential))
     }
 
-    /// Whether a credential belongs somewhere, so that anywhere else is wrong.
+    /// Whether a credential has a home, so that any other place is wrong.
     fn has_a_home(&self, credential: &Credential) -> bool {
         !credential.unmarked
             && !self.catalog.is_self_hosted(&credential.class)
             && !self.catalog.home(&credential.class).is_empty()
     }
 
-    /// Where a credential may go, for a person to read.
+    /// Where a credential may go, in readable form.
     fn expected(&self, credential: &Credential) -> Vec<String> {
         let mut expected = self.catalog.home(&credential.class);
         for expectation in self.expectations(credential) {
@@ -749,7 +767,7 @@ impl Policy {
             );
         }
         for authenticator in &self.document.authenticators {
-            if self.takes(authenticator, credential) {
+            if self.destination_fits(authenticator, credential) {
                 expected.extend(
                     authenticator
                         .destinations
@@ -761,11 +779,11 @@ impl Policy {
         expected
     }
 
-    /// The verdict on a hop, and what it breaks.
+    /// The verdict on a hop, and the rules that it violates.
     pub fn judge_hop(&self, hop: &Hop) -> (Verdict, Vec<Finding>) {
         let (verdict, mut findings) = self.judge_destination(hop);
-        if verdict == Verdict::Unexpected && self.document.mode != Some(Mode::Learn) {
-            findings.extend(self.taken_out(hop));
+        if verdict == Verdict::Unexpected && self.document.mode != Some(PolicyMode::Learn) {
+            findings.extend(self.harvested_presented(hop));
         }
         (verdict, findings)
     }
@@ -774,15 +792,16 @@ impl Policy {
         let credential = &hop.credential;
         let destination = &hop.destination;
         let allowed = self.allows(credential, destination);
-        // Which of several it was is not known: all of them would have to be wrong. And what a cluster
-        // has there may be right.
-        let untold = |there: &Destination| there.name.is_none() && there.is_untold();
+        // If it is not known which of several destinations it was, all must be wrong. An unknown
+        // cluster object may be allowed.
+        let untold = |there: &Destination| there.name.is_none() && there.is_object_pending();
         let excused = hop
             .others
             .iter()
             .any(|other| self.allows(credential, other) != allowed || untold(other))
             || (!allowed && (untold(destination) || is_kubelet(credential, destination)))
-            // An address that no name server gave for the name, where they gave others: a lie, or an old answer.
+            // An address that DNS did not return for the name, although it returned others: a
+            // forged name, or an old response.
             || (allowed && destination.disputed.iter().any(is_unconfirmed));
         let written = self
             .expectations(credential)
@@ -802,8 +821,8 @@ impl Policy {
             Verdict::Unproven
         };
         let mut findings = Vec::new();
-        let raise = |raise: Raise<'_>| {
-            // What is told as it is presented only was not told before.
+        let raise = |raise: FindingDraft<'_>| {
+            // Only what is first reported as `presented` is new.
             let again = hop.again && raise.rule.name != CLEARTEXT.name;
             let mut found = finding(
                 hop.time,
@@ -815,7 +834,7 @@ impl Policy {
             found.count = u64::from(!again);
             found
         };
-        if verdict == Verdict::Unexpected && self.document.mode != Some(Mode::Learn) {
+        if verdict == Verdict::Unexpected && self.document.mode != Some(PolicyMode::Learn) {
             let severity = match hop.evidence {
                 Evidence::Presented => Severity::Critical,
                 _ if written => Severity::Medium,
@@ -827,54 +846,54 @@ impl Policy {
             };
             let action = match hop.evidence {
                 Evidence::Presented if !hop.others.is_empty() => {
-                    "to one of several destinations, perhaps"
+                    "to one of several possible destinations,"
                 }
                 Evidence::Presented => "to",
                 _ => "and connected to",
             };
-            findings.push(raise(Raise {
+            findings.push(raise(FindingDraft {
                 rule: UNEXPECTED_HOP,
                 severity,
                 summary: format!(
                     "{} {verb} {} {action} {}{}",
                     hop.workload.key(),
-                    shown(credential),
+                    credential_label(credential),
                     destination.label(),
-                    and_whose(credential, &hop.workload)
+                    issued_to_suffix(credential, &hop.workload)
                 ),
                 evidence: Some(hop.evidence),
                 destination: Some(destination),
                 expected,
-                same: format!("{} {}", hop.workload.key(), destination.label()),
-                for_all: false,
+                dedup_key: format!("{} {}", hop.workload.key(), destination.label()),
+                any_credential: false,
             }));
         }
         if hop.clear
             && !destination.address.is_loopback()
             && !self.catalog.is_metadata(destination.address)
         {
-            findings.push(raise(Raise {
+            findings.push(raise(FindingDraft {
                 rule: CLEARTEXT,
                 severity: Severity::High,
                 summary: format!(
-                    "{} sent {} in clear to {}{}",
+                    "{} sent {} in plaintext to {}{}",
                     hop.workload.key(),
-                    shown(credential),
+                    credential_label(credential),
                     destination.label(),
-                    and_whose(credential, &hop.workload)
+                    issued_to_suffix(credential, &hop.workload)
                 ),
                 evidence: Some(hop.evidence),
                 destination: Some(destination),
                 expected: Vec::new(),
-                same: format!("{} {}", hop.workload.key(), destination.label()),
-                for_all: false,
+                dedup_key: format!("{} {}", hop.workload.key(), destination.label()),
+                any_credential: false,
             }));
         }
         if proven
             && let Some(revoked) =
                 self.revoked(credential, hop.time, &hop.workload, Some(destination))
         {
-            findings.push(raise(Raise {
+            findings.push(raise(FindingDraft {
                 evidence: Some(hop.evidence),
                 ..revoked
             }));
@@ -883,7 +902,7 @@ impl Policy {
             && hop.time > expiry
             && proven
         {
-            findings.push(raise(Raise {
+            findings.push(raise(FindingDraft {
                 rule: EXPIRED,
                 severity: if hop.evidence == Evidence::Presented {
                     Severity::Medium
@@ -893,29 +912,29 @@ impl Policy {
                 summary: format!(
                     "{} used {}, which expired at {expiry}, with {}",
                     hop.workload.key(),
-                    shown(credential),
+                    credential_label(credential),
                     destination.label()
                 ),
                 evidence: Some(hop.evidence),
                 destination: Some(destination),
                 expected: Vec::new(),
-                same: format!("{} {}", hop.workload.key(), destination.label()),
-                for_all: false,
+                dedup_key: format!("{} {}", hop.workload.key(), destination.label()),
+                any_credential: false,
             }));
         }
         (verdict, findings)
     }
 }
 
-/// Whether name servers gave a name other addresses, and the address no name.
-fn is_unconfirmed(named: &Named) -> bool {
-    named.name_source == NameSource::Dns && named.name == ANOTHER
+/// Whether DNS resolved a name to other addresses, and returned no name for this address.
+fn is_unconfirmed(named: &SourcedName) -> bool {
+    named.name_source == NameSource::Dns && named.name == UNKNOWN_NAME
 }
 
-/// Whether a service account's token goes to a kubelet, or to the API by its node: both ask the API whose it is, and
-/// who scrapes nodes has nothing else to show.
+/// Whether a service-account token goes to a kubelet, or to the API by its node: both verify it
+/// with the API, and node scrapers have no other credential.
 fn is_kubelet(credential: &Credential, destination: &Destination) -> bool {
-    // What the cluster says is there, and not what somebody calls it.
+    // The cluster's object, not a claimed name.
     let node = destination.object.as_deref();
     credential.class == "k8s-service-account-token"
         && [443, 6443, 10250].contains(&destination.port)
@@ -930,7 +949,7 @@ fn host(destination: &Destination) -> String {
         .unwrap_or_else(|| destination.address.to_string())
 }
 
-/// Programs of the host whose duty is to look into others.
+/// Host programs that inspect others as part of their normal operation.
 const INSPECTORS: [&str; 11] = [
     "/usr/lib/systemd/systemd",
     "/lib/systemd/systemd",
@@ -944,8 +963,8 @@ const INSPECTORS: [&str; 11] = [
     "/usr/bin/lsof",
     "/usr/sbin/needrestart",
 ];
-/// Units that upgrade packages by themselves, with whatever interpreter they are written for: what their names begin
-/// with.
+/// Name prefixes of units that upgrade packages automatically, in whatever language they are
+/// written.
 const UPGRADES: [&str; 6] = [
     "unattended-upgrades",
     "apt-daily",
@@ -954,7 +973,7 @@ const UPGRADES: [&str; 6] = [
     "needrestart",
     "zypp-",
 ];
-/// Programs below which a look into others is part of an upgrade.
+/// Programs below which a read of another process is part of an upgrade.
 const PACKAGE_TOOLS: [&str; 8] = [
     "/usr/bin/apt",
     "/usr/bin/apt-get",
@@ -967,7 +986,7 @@ const PACKAGE_TOOLS: [&str; 8] = [
 ];
 
 /// Whether an audience is the host, alone or as a URL.
-fn names_host(audience: &[String], host: &str) -> bool {
+fn has_host_name(audience: &[String], host: &str) -> bool {
     audience.iter().any(|audience| {
         audience.eq_ignore_ascii_case(host)
             || url::Url::parse(audience)
@@ -977,17 +996,18 @@ fn names_host(audience: &[String], host: &str) -> bool {
     })
 }
 
-/// How a credential is called in a sentence.
-fn shown(credential: &Credential) -> String {
+/// The credential in the text of a finding.
+fn credential_label(credential: &Credential) -> String {
     match &credential.name {
         Some(name) => format!("{name} ({})", credential.id),
         None => format!("{} {}", credential.class, credential.id),
     }
 }
 
-/// Whose pod's a credential is, where the reader is in no such pod: by the volume that the file is in,
-/// or by what the token says. What is only passed on, as a proxy does, is not picked up.
-fn anothers(used: &Use) -> Option<String> {
+/// The owner of the pod that a credential belongs to, if the reader is in another pod: from the
+/// file's volume, or from the token's claims. A credential that is only forwarded, as by a proxy,
+/// is not picked up.
+fn foreign_pod_owner(used: &Use) -> Option<String> {
     let issued = (used.place.source != Source::Presented)
         .then_some(used.credential.issued_to.as_ref())
         .flatten();
@@ -999,7 +1019,7 @@ fn anothers(used: &Use) -> Option<String> {
     if used.pod_uid.as_ref() == Some(uid) {
         return None;
     }
-    // A path that has no uid says nothing against the names.
+    // A path without a uid does not contradict the names.
     if used.pod_uid.is_none()
         && used.workload.is_contained()
         && let Some(issued) = issued
@@ -1020,14 +1040,14 @@ fn anothers(used: &Use) -> Option<String> {
                 .map_or_else(String::new, |name| format!(", service account {name}"));
             format!("{} ({}, pod {pod}{account})", home.key(), home.kind)
         }
-        (None, Some(issued)) => names_of(issued),
+        (None, Some(issued)) => issued_to_names(issued),
         (None, None) => format!("pod {uid}"),
     };
     Some(format!("{how} {whose}"))
 }
 
-/// Whom a token was issued to, by all the names that are known.
-fn names_of(issued: &IssuedTo) -> String {
+/// The pod to which a token was issued, by all known names.
+fn issued_to_names(issued: &IssuedTo) -> String {
     let IssuedTo {
         namespace,
         pod,
@@ -1042,8 +1062,8 @@ fn names_of(issued: &IssuedTo) -> String {
     }
 }
 
-/// Whose a credential is that somebody else used; empty where it is his own, or nobody knows.
-fn and_whose(credential: &Credential, workload: &Workload) -> String {
+/// The owner of a credential used by another workload; empty if it is its own, or unknown.
+fn issued_to_suffix(credential: &Credential, workload: &Workload) -> String {
     credential
         .issued_to
         .as_ref()
@@ -1051,12 +1071,12 @@ fn and_whose(credential: &Credential, workload: &Workload) -> String {
             let pod = workload.pod.as_ref();
             let own = pod == Some(&issued.pod)
                 && workload.namespace.as_ref() == Some(&issued.namespace)
-                // So it is called until it has a name.
+                // The pod's name until it is resolved.
                 || pod == Some(&issued.pod_uid);
             !own && (pod.is_some() || !workload.is_unnamed())
         })
         .map_or_else(String::new, |issued| {
-            format!("; it was issued to {}", names_of(issued))
+            format!("; it was issued to {}", issued_to_names(issued))
         })
 }
 
@@ -1069,8 +1089,8 @@ fn days(duration: SignedDuration) -> String {
     }
 }
 
-/// What stands before a path that only a container has.
-fn inside(workload: &Workload) -> String {
+/// A prefix for paths that exist only inside a container.
+fn container_prefix(workload: &Workload) -> String {
     if !workload.is_contained() {
         return String::new();
     }
@@ -1078,19 +1098,19 @@ fn inside(workload: &Workload) -> String {
     format!("{} {container}:", workload.key())
 }
 
-/// The id of a finding is the hash of what makes it the same again.
+/// The id of a finding is the hash of its deduplication key.
 fn finding(
     time: Timestamp,
     workload: &Workload,
     process: Option<&Process>,
     credential: Option<&Credential>,
-    raise: Raise<'_>,
+    raise: FindingDraft<'_>,
 ) -> Finding {
     let whose = credential
-        .filter(|_| !raise.for_all)
+        .filter(|_| !raise.any_credential)
         .map_or("", |credential| &credential.id.0);
-    let same = format!("{}\n{whose}\n{}", raise.rule.name, raise.same);
-    let id = fingerprint(Key { k0: 0, k1: 0 }, same.as_bytes());
+    let same = format!("{}\n{whose}\n{}", raise.rule.name, raise.dedup_key);
+    let id = fingerprint(FingerprintKey { k0: 0, k1: 0 }, same.as_bytes());
     Finding {
         id: format!("kf-{id:016x}"),
         time,

@@ -1,66 +1,66 @@
-//! The rules, and what they refer to.
+//! The rules, and their references.
 
-/// A rule and what it refers to.
+/// A rule and its references.
 #[derive(Clone, Copy, Debug)]
-pub struct Rule {
+pub struct RuleMeta {
     pub name: &'static str,
-    /// What it says, in a sentence.
-    pub about: &'static str,
+    /// Its meaning, in one sentence.
+    pub description: &'static str,
     pub references: &'static [&'static str],
 }
 
-pub const UNEXPECTED_HOP: Rule = Rule {
+pub const UNEXPECTED_HOP: RuleMeta = RuleMeta {
     name: "unexpected-hop",
-    about: "A credential at a destination that neither its class's home nor an expectation allows.",
+    description: "A credential at a destination that neither its class's home nor an expectation allows.",
     references: &[
         "OWASP NHI2:2025 Secret Leakage",
         "ATT&CK T1567",
         "ATT&CK T1528",
     ],
 };
-pub const UNEXPECTED_READER: Rule = Rule {
+pub const UNEXPECTED_READER: RuleMeta = RuleMeta {
     name: "unexpected-reader",
-    about: "A workload outside the written readers; one pod that reads another's credential.",
+    description: "A workload outside the written readers, or one pod reading another's credential.",
     references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552.001"],
 };
-pub const CREDENTIAL_COPIED: Rule = Rule {
+pub const CREDENTIAL_COPIED: RuleMeta = RuleMeta {
     name: "credential-copied",
-    about: "The same fingerprint in a second place or workload.",
+    description: "The same fingerprint in a second place or workload.",
     references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552"],
 };
-pub const FOREIGN_PROCESS_READ: Rule = Rule {
+pub const FOREIGN_PROCESS_READ: RuleMeta = RuleMeta {
     name: "foreign-process-read",
-    about: "The environment or memory of a process that holds a credential, read by another.",
+    description: "The environment or memory of a process that holds a credential, read by another.",
     references: &[
         "OWASP NHI2:2025 Secret Leakage",
         "ATT&CK T1003.007",
         "ATT&CK T1055.008",
     ],
 };
-pub const HUMAN_USE: Rule = Rule {
+pub const HUMAN_USE: RuleMeta = RuleMeta {
     name: "human-use",
-    about: "A machine's credential read from an interactive login.",
+    description: "A machine's credential read from an interactive login.",
     references: &["OWASP NHI10:2025 Human Use of NHI", "ATT&CK T1078"],
 };
-pub const EXPIRED: Rule = Rule {
+pub const EXPIRED: RuleMeta = RuleMeta {
     name: "expired-credential-used",
-    about: "A credential that was used after its expiry.",
+    description: "A credential used after its expiry.",
     references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1550.001"],
 };
-pub const LONG_LIVED: Rule = Rule {
+pub const LONG_LIVED: RuleMeta = RuleMeta {
     name: "long-lived-credential",
-    about: "Older than it may be, or static where the class has a short-lived form.",
+    description: "A credential older than its maximum age, or static although its class has a short-lived form.",
     references: &["OWASP NHI7:2025 Long-Lived Secrets"],
 };
-pub const REVOKED: Rule = Rule {
+pub const REVOKED: RuleMeta = RuleMeta {
     name: "revoked-credential-used",
-    about: "A credential that was used after it was revoked.",
+    description: "A credential used after it was revoked.",
     references: &["OWASP NHI1:2025 Improper Offboarding", "ATT&CK T1078"],
 };
 
-pub const CLEARTEXT: Rule = Rule {
+pub const CLEARTEXT: RuleMeta = RuleMeta {
     name: "cleartext-credential",
-    about: "A credential presented outside TLS, loopback excepted.",
+    description: "A credential presented outside TLS, except on loopback.",
     references: &[
         "OWASP NHI4:2025 Insecure Authentication",
         "ATT&CK T1040",
@@ -68,9 +68,9 @@ pub const CLEARTEXT: Rule = Rule {
     ],
 };
 
-pub const UNEXPECTED_MINT: Rule = Rule {
+pub const UNEXPECTED_MINT: RuleMeta = RuleMeta {
     name: "unexpected-mint",
-    about: "A credential obtained from an authenticator by a workload that is not expected to.",
+    description: "A credential obtained from an authenticator by a workload that is not expected to obtain it.",
     references: &[
         "OWASP NHI5:2025 Overprivileged NHI",
         "ATT&CK T1552.005",
@@ -78,15 +78,15 @@ pub const UNEXPECTED_MINT: Rule = Rule {
     ],
 };
 
-pub const UNTRUSTED_BINARY: Rule = Rule {
+pub const UNTRUSTED_BINARY: RuleMeta = RuleMeta {
     name: "untrusted-binary",
-    about: "A credential read by an executable that lives in memory, was deleted, was added to a container after its image, or lies in a temporary directory.",
+    description: "A credential read by an executable that exists only in memory, was deleted, was added to a container after its image, or is in a temporary directory.",
     references: &["ATT&CK T1620", "ATT&CK T1036", "ATT&CK T1552.001"],
 };
 
-pub const HARVEST: Rule = Rule {
+pub const HARVEST: RuleMeta = RuleMeta {
     name: "harvest",
-    about: "Credentials of three classes that are not its own, picked up by one workload in ten minutes.",
+    description: "Credentials of three classes that are not its own, picked up by one workload within ten minutes.",
     references: &[
         "OWASP NHI2:2025 Secret Leakage",
         "ATT&CK T1552",
@@ -94,14 +94,14 @@ pub const HARVEST: Rule = Rule {
     ],
 };
 
-pub const BLIND: Rule = Rule {
+pub const BLIND: RuleMeta = RuleMeta {
     name: "blind",
-    about: "A probe that is lost, detached or overrun, or an agent that was tampered with.",
+    description: "A probe that was lost, detached or overrun, or an agent that was tampered with.",
     references: &["ATT&CK T1562.001", "ATT&CK T1562.006"],
 };
 
 /// The rules of this release.
-pub const RULES: [Rule; 13] = [
+pub const RULES: [RuleMeta; 13] = [
     UNEXPECTED_HOP,
     UNEXPECTED_READER,
     CREDENTIAL_COPIED,
@@ -117,11 +117,14 @@ pub const RULES: [Rule; 13] = [
     BLIND,
 ];
 
-/// Refuses a name that no rule has, and says which there are.
-pub fn known(name: &str) -> Result<(), String> {
+/// Rejects a name that no rule has, and lists the rules.
+pub fn check_rule_name(name: &str) -> Result<(), String> {
     if RULES.iter().any(|rule| rule.name == name) {
         return Ok(());
     }
     let known: Vec<&str> = RULES.iter().map(|rule| rule.name).collect();
-    Err(format!("no rule `{name}`; there are {}", known.join(", ")))
+    Err(format!(
+        "no rule `{name}`; the rules are {}",
+        known.join(", ")
+    ))
 }

@@ -1,10 +1,10 @@
-//! Expectations drawn from what was recorded, for a person to review.
+//! Suggests expectations from what was recorded, for review.
 //!
-//! What is the same again is said once: names under one domain become a glob, addresses of one network a
-//! network, workloads of one namespace the namespace, each with what it would newly allow. What was flagged
-//! is left out, and said to be.
+//! Similar entries are merged: names under one domain become a glob, addresses of one network a
+//! network, workloads of one namespace the namespace, each with a comment on what it would
+//! additionally allow. Flagged entries are left out, with a comment.
 
-use super::{Policy, document::Document};
+use super::{Policy, document::ConfigDocument};
 use crate::{
     credential::catalog::Catalog,
     ledger::{
@@ -26,25 +26,25 @@ use std::{
     sync::Arc,
 };
 
-/// More names, addresses or workloads than this are put together.
-const FEW: usize = 3;
-/// Of what was put together so many are named.
-const NAMED: usize = 5;
-/// Tokens that the rule out of the box judges better than any list: each is its own pod's.
+/// More names, addresses or workloads than this are merged.
+const LISTED_MAX: usize = 3;
+/// Number of merged entries that are named.
+const EXAMPLES_MAX: usize = 5;
+/// Tokens that the built-in rule checks better than a list: each belongs to its own pod.
 const OWN_PODS: &str = "k8s-service-account-token";
 
-/// A line of a list, and what a person should know of it.
+/// A line of a list, and a comment for the reviewer.
 #[derive(Debug, PartialEq, Eq)]
-struct Line {
+struct SuggestedLine {
     text: String,
     note: String,
-    /// It was flagged: it is shown, and not allowed.
+    /// It was flagged: it is shown, but not allowed.
     flagged: bool,
 }
 
-/// Credentials that one expectation is about.
+/// Credentials covered by one expectation.
 #[derive(Default)]
-struct Group<'a> {
+struct ExpectationGroup<'a> {
     credentials: Vec<&'a Credential>,
     files: BTreeSet<String>,
     variables: BTreeSet<String>,
@@ -54,7 +54,7 @@ struct Group<'a> {
 
 /// The text of a file of expectations.
 pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
-    let mut groups: BTreeMap<(String, String), Group<'_>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, String), ExpectationGroup<'_>> = BTreeMap::new();
     let mut placeless = 0;
     let mut keys: BTreeMap<&CredentialId, (String, String)> = BTreeMap::new();
     let sorted: BTreeMap<&CredentialId, &Credential> = history.credentials.iter().collect();
@@ -87,8 +87,8 @@ pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
             group.hops.push(hop);
         }
     }
-    let flagged = Flagged::of(history);
-    let plain = Policy::new(Document::default(), Arc::clone(catalog));
+    let flagged = FlaggedItems::of(history);
+    let plain = Policy::new(ConfigDocument::default(), Arc::clone(catalog));
     let mut out = heading(history);
     let mut names = BTreeSet::new();
     if groups.is_empty() {
@@ -110,7 +110,9 @@ pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
         }
         let _ = writeln!(out, "    match: {{ {} }}", of.join(", "));
         if class == OWN_PODS {
-            out.push_str("    # readers are left to the rule: a token is for its own pod\n");
+            out.push_str(
+                "    # no readers: the built-in rule checks that a token is used by its own pod\n",
+            );
         } else {
             write_lines(&mut out, "    ", "readers", &readers(&group.uses, &flagged));
         }
@@ -127,19 +129,19 @@ pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
     if placeless > 0 {
         let _ = writeln!(
             out,
-            "# {placeless} credentials were seen only as they were presented: without a place there is nothing to match by but their ids, which change with them."
+            "# {placeless} credentials were seen only when presented: without a place they can be matched only by id, which changes with each rotation."
         );
     }
     out
 }
 
-/// What was flagged, by what it was about.
-struct Flagged {
+/// What was flagged, by subject.
+struct FlaggedItems {
     hops: BTreeSet<(String, String)>,
     readers: BTreeSet<(String, String)>,
 }
 
-impl Flagged {
+impl FlaggedItems {
     fn of(history: &History) -> Self {
         let mut this = Self {
             hops: BTreeSet::new(),
@@ -154,7 +156,7 @@ impl Flagged {
                 ("unexpected-hop", Some(destination)) => {
                     this.hops.insert((id, destination.label()));
                 }
-                // What somebody did with a program that nobody installed is no example either.
+                // What an untrusted program did is not an example either.
                 ("unexpected-reader" | "untrusted-binary" | "harvest", _)
                     if finding.severity >= Severity::High =>
                 {
@@ -188,13 +190,13 @@ fn heading(history: &History) -> String {
         .filter(|gap| gap.kind != crate::model::NOT_COVERED)
         .count();
     format!(
-        "# Drawn by `keytrail policy suggest` from what was recorded, {} to {}.\n# Review it: it allows what happened, whether or not it should have, and nothing that did not happen yet.\n# {gaps} gaps touch that time: what was not seen is not in here.\n",
+        "# Suggested by `keytrail policy suggest` from what was recorded, {} to {}.\n# Review it: it allows what happened, whether or not it should have, and nothing else.\n# {gaps} gaps overlap that time: what was not observed is not included.\n",
         when(history.range.since.or(first)),
         when(history.range.until.or(last)),
     )
 }
 
-/// The files and the variables that a credential was found in.
+/// The files and variables in which a credential was found.
 fn places(credential: &Credential) -> (Vec<String>, Vec<String>) {
     let mut files = Vec::new();
     let mut variables = Vec::new();
@@ -210,7 +212,7 @@ fn places(credential: &Credential) -> (Vec<String>, Vec<String>) {
     (files, variables)
 }
 
-/// A path whose part that is another for each pod or process is a `*`.
+/// Replaces the parts of a path that differ per pod or process by `*`.
 fn lasting(path: &str) -> String {
     let mut before = "";
     let parts: Vec<String> = path
@@ -229,13 +231,13 @@ fn lasting(path: &str) -> String {
     parts.join("/")
 }
 
-/// A text as a glob that matches only it.
+/// A glob that matches only this text.
 fn literal(text: &str) -> String {
-    // It leaves backslashes alone, which escape what comes after them.
+    // It does not escape backslashes, which escape the next character.
     globset::escape(text).replace('\\', "\\\\")
 }
 
-fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
+fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
     let mut by: BTreeMap<String, (&Workload, u64, bool)> = BTreeMap::new();
     for row in uses {
         let key = row.workload.key();
@@ -249,10 +251,10 @@ fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut namespaces: BTreeMap<&str, Vec<(&Workload, u64)>> = BTreeMap::new();
     for (key, (workload, count, bad)) in &by {
-        let simple = |text: String| Line {
+        let simple = |text: String| SuggestedLine {
             text,
             note: if *bad {
-                format!("{count} ×; what it did was flagged")
+                format!("{count} ×; flagged")
             } else {
                 format!("{count} ×")
             },
@@ -279,10 +281,10 @@ fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
                     quoted(&literal(key))
                 )));
             }
-            (None, _) => lines.push(Line {
+            (None, _) => lines.push(SuggestedLine {
                 text: format!("{{ workload: {} }}", quoted(&literal(&workload.name))),
                 note: format!(
-                    "{count} ×; a container that nobody has named: it is another next time"
+                    "{count} ×; a container without a name: its id changes with each start"
                 ),
                 flagged: *bad,
             }),
@@ -290,9 +292,9 @@ fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
     }
     for (namespace, workloads) in namespaces {
         let total: u64 = workloads.iter().map(|(_, count)| count).sum();
-        if workloads.len() > FEW {
+        if workloads.len() > LISTED_MAX {
             let names = workloads.iter().map(|(workload, _)| workload.name.as_str());
-            lines.push(Line {
+            lines.push(SuggestedLine {
                 text: format!("{{ namespace: {} }}", quoted(&literal(namespace))),
                 note: format!(
                     "{total} ×, by {}; newly allows every other workload of {namespace}",
@@ -301,24 +303,32 @@ fn readers(uses: &[&UseRow], flagged: &Flagged) -> Vec<Line> {
                 flagged: false,
             });
         } else {
-            lines.extend(workloads.into_iter().map(|(workload, count)| Line {
-                text: format!(
-                    "{{ namespace: {}, workload: {} }}",
-                    quoted(&literal(namespace)),
-                    quoted(&literal(&workload.name))
-                ),
-                note: format!("{count} ×"),
-                flagged: false,
-            }));
+            lines.extend(
+                workloads
+                    .into_iter()
+                    .map(|(workload, count)| SuggestedLine {
+                        text: format!(
+                            "{{ namespace: {}, workload: {} }}",
+                            quoted(&literal(namespace)),
+                            quoted(&literal(&workload.name))
+                        ),
+                        note: format!("{count} ×"),
+                        flagged: false,
+                    }),
+            );
         }
     }
     lines
 }
 
-fn destinations(group: &Group<'_>, plain: &Policy, flagged: &Flagged) -> Vec<Line> {
-    let mut names: BTreeMap<u16, Seen> = BTreeMap::new();
-    let mut addresses: BTreeMap<u16, BTreeMap<IpAddr, Tally>> = BTreeMap::new();
-    let mut bad: BTreeMap<String, Tally> = BTreeMap::new();
+fn destinations(
+    group: &ExpectationGroup<'_>,
+    plain: &Policy,
+    flagged: &FlaggedItems,
+) -> Vec<SuggestedLine> {
+    let mut names: BTreeMap<u16, NameTree> = BTreeMap::new();
+    let mut addresses: BTreeMap<u16, BTreeMap<IpAddr, EvidenceTally>> = BTreeMap::new();
+    let mut bad: BTreeMap<String, EvidenceTally> = BTreeMap::new();
     for row in &group.hops {
         let destination = &row.destination;
         let certain = row.evidence != Evidence::Held && destination.one_of == 0;
@@ -330,29 +340,29 @@ fn destinations(group: &Group<'_>, plain: &Policy, flagged: &Flagged) -> Vec<Lin
             .contains(&(row.credential.0.clone(), destination.label()))
         {
             let known = bad.entry(pattern(destination));
-            known.or_default().add(Tally::of(row));
+            known.or_default().add(EvidenceTally::of(row));
             continue;
         }
         match &destination.name {
             Some(name) => names
                 .entry(destination.port)
                 .or_default()
-                .add(name, Tally::of(row)),
+                .add(name, EvidenceTally::of(row)),
             None => {
                 let known = addresses
                     .entry(destination.port)
                     .or_default()
                     .entry(destination.address)
                     .or_default();
-                known.add(Tally::of(row));
+                known.add(EvidenceTally::of(row));
             }
         }
     }
-    let mut lines: Vec<Line> = bad
+    let mut lines: Vec<SuggestedLine> = bad
         .into_iter()
-        .map(|(text, tally)| Line {
+        .map(|(text, tally)| SuggestedLine {
             text: quoted(&text),
-            note: format!("{tally}; it was flagged as unexpected-hop"),
+            note: format!("{tally}; flagged as unexpected-hop"),
             flagged: true,
         })
         .collect();
@@ -366,8 +376,8 @@ fn destinations(group: &Group<'_>, plain: &Policy, flagged: &Flagged) -> Vec<Lin
     lines
 }
 
-/// Whether a hop is allowed without any expectation.
-fn is_home(group: &Group<'_>, row: &HopRow, plain: &Policy) -> bool {
+/// Whether a hop is allowed without an expectation.
+fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Policy) -> bool {
     let credential = group
         .credentials
         .iter()
@@ -397,14 +407,15 @@ fn pattern(destination: &Destination) -> String {
     }
 }
 
-/// How often something was seen, with the strongest evidence that there is of it: what is presented was held before.
+/// How often something was seen, counted for its strongest evidence: what is presented was also
+/// held.
 #[derive(Clone, Copy, Default)]
-struct Tally {
+struct EvidenceTally {
     evidence: Option<Evidence>,
     count: u64,
 }
 
-impl Tally {
+impl EvidenceTally {
     fn of(row: &HopRow) -> Self {
         Self {
             evidence: Some(row.evidence),
@@ -428,7 +439,7 @@ impl Tally {
     }
 }
 
-impl fmt::Display for Tally {
+impl fmt::Display for EvidenceTally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(evidence) = self.evidence {
             write!(f, "{evidence}, ")?;
@@ -437,20 +448,20 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Names on one port, as a tree of their labels from the last to the first.
+/// Names on one port, as a tree of their labels from last to first.
 #[derive(Default)]
-struct Seen {
-    names: BTreeMap<String, Tally>,
+struct NameTree {
+    names: BTreeMap<String, EvidenceTally>,
 }
 
-impl Seen {
-    fn add(&mut self, name: &str, tally: Tally) {
+impl NameTree {
+    fn add(&mut self, name: &str, tally: EvidenceTally) {
         let known = self.names.entry(name.to_ascii_lowercase());
         known.or_default().add(tally);
     }
 
-    fn lines(&self, port: u16) -> Vec<Line> {
-        // From the longest domains to the shortest: what has become one pattern counts as one above.
+    fn lines(&self, port: u16) -> Vec<SuggestedLine> {
+        // From the longest domains to the shortest: a merged pattern counts as one entry above.
         let mut patterns: BTreeMap<String, Vec<&String>> = self
             .names
             .keys()
@@ -458,7 +469,8 @@ impl Seen {
             .collect();
         let mut domains: BTreeSet<(usize, String)> = BTreeSet::new();
         for name in self.names.keys() {
-            // Nobody owns what is above it: `co.uk` is no domain of one, nor is a cloud's `s3` region.
+            // Public suffixes belong to no one: `co.uk` is not a company's domain, nor is a cloud's
+            // `s3` region.
             let Some(root) = psl::domain_str(name) else {
                 continue;
             };
@@ -478,7 +490,7 @@ impl Seen {
                 .filter(|pattern| pattern.ends_with(&suffix))
                 .cloned()
                 .collect();
-            if below.len() <= FEW {
+            if below.len() <= LISTED_MAX {
                 continue;
             }
             let mut names: Vec<&String> = below
@@ -492,7 +504,8 @@ impl Seen {
         patterns
             .into_iter()
             .map(|(text, names)| {
-                let tally = Tally::sum(names.iter().filter_map(|name| self.names.get(*name)));
+                let tally =
+                    EvidenceTally::sum(names.iter().filter_map(|name| self.names.get(*name)));
                 let note = match text.strip_prefix("*.") {
                     Some(domain) => format!(
                         "{tally}, {} names: {}; newly allows every other name under {domain}",
@@ -505,7 +518,7 @@ impl Seen {
                     Some(domain) => format!("*.{}", literal(domain)),
                     None => literal(&text),
                 };
-                Line {
+                SuggestedLine {
                     text: quoted(&format!("{text}:{port}")),
                     note,
                     flagged: false,
@@ -515,8 +528,8 @@ impl Seen {
     }
 }
 
-/// Addresses that have no names: by network where there are many in one.
-fn networks(port: u16, all: &BTreeMap<IpAddr, Tally>) -> Vec<Line> {
+/// Addresses without names, merged to a network if there are many in one.
+fn networks(port: u16, all: &BTreeMap<IpAddr, EvidenceTally>) -> Vec<SuggestedLine> {
     let mut by: BTreeMap<IpNet, Vec<&IpAddr>> = BTreeMap::new();
     for address in all.keys() {
         let length = if address.is_ipv4() { 24 } else { 64 };
@@ -533,9 +546,10 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, Tally>) -> Vec<Line> {
                 format!("{text}:{port}")
             }
         };
-        if addresses.len() > FEW {
-            let tally = Tally::sum(addresses.iter().filter_map(|address| all.get(*address)));
-            lines.push(Line {
+        if addresses.len() > LISTED_MAX {
+            let tally =
+                EvidenceTally::sum(addresses.iter().filter_map(|address| all.get(*address)));
+            lines.push(SuggestedLine {
                 text: quoted(&bracketed(network.to_string(), network.addr().is_ipv6())),
                 note: format!(
                     "{tally}, {} addresses; newly allows every other address of the network",
@@ -544,7 +558,7 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, Tally>) -> Vec<Line> {
                 flagged: false,
             });
         } else {
-            lines.extend(addresses.into_iter().map(|address| Line {
+            lines.extend(addresses.into_iter().map(|address| SuggestedLine {
                 text: quoted(&bracketed(address.to_string(), address.is_ipv6())),
                 note: all.get(address).copied().unwrap_or_default().to_string(),
                 flagged: false,
@@ -554,7 +568,7 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, Tally>) -> Vec<Line> {
     lines
 }
 
-/// Systems that minted something and that the catalog does not know, as entries of a list.
+/// Systems that minted something and are missing from the catalog, as list entries.
 fn authenticators(history: &History, catalog: &Catalog) -> Vec<String> {
     let mut known: BTreeMap<String, (BTreeSet<Role>, &Destination)> = BTreeMap::new();
     for link in &history.mints {
@@ -587,7 +601,7 @@ fn authenticators(history: &History, catalog: &Catalog) -> Vec<String> {
         .collect()
 }
 
-fn write_lines(out: &mut String, indent: &str, key: &str, lines: &[Line]) {
+fn write_lines(out: &mut String, indent: &str, key: &str, lines: &[SuggestedLine]) {
     if lines.iter().all(|line| line.flagged) {
         for line in lines {
             let _ = writeln!(
@@ -608,19 +622,19 @@ fn write_lines(out: &mut String, indent: &str, key: &str, lines: &[Line]) {
     }
 }
 
-/// The first of some names, and how many more.
+/// The first of some names, and the number of others.
 fn some<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let all: Vec<&str> = names.collect();
     let mut text = all
         .iter()
-        .take(NAMED)
+        .take(EXAMPLES_MAX)
         .copied()
         .collect::<Vec<_>>()
         .join(", ");
-    if all.len() > NAMED {
-        let _ = write!(text, ", +{}", all.len() - NAMED);
+    if all.len() > EXAMPLES_MAX {
+        let _ = write!(text, ", +{}", all.len() - EXAMPLES_MAX);
     }
-    // It ends up in a comment: names are chosen by whoever is watched.
+    // For a comment: names are controlled by the observed workloads.
     text.chars()
         .filter(|character| !character.is_control())
         .collect()
@@ -634,12 +648,12 @@ fn list(texts: &BTreeSet<String>) -> String {
     }
 }
 
-/// A text as YAML takes it, whatever is in it: JSON is YAML.
+/// A text quoted for YAML, whatever it contains: JSON is YAML.
 fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// A short name for a place: the last two parts of it.
+/// A short name for a place: its last two parts.
 fn slug(place: &str) -> String {
     let parts: Vec<&str> = place.split('/').filter(|part| !part.is_empty()).collect();
     let last = parts[parts.len().saturating_sub(2)..].join("-");
@@ -675,9 +689,9 @@ mod tests {
     use proptest::prelude::*;
     use std::path::Path;
 
-    fn tally(evidence: Evidence, count: u64) -> Tally {
+    fn tally(evidence: Evidence, count: u64) -> EvidenceTally {
         let evidence = Some(evidence);
-        Tally { evidence, count }
+        EvidenceTally { evidence, count }
     }
 
     #[test]
@@ -688,11 +702,11 @@ mod tests {
             tally(Evidence::Presented, 3),
             tally(Evidence::Sole, 1),
         ];
-        assert_eq!(Tally::sum(all.iter()).to_string(), "presented, 5 ×");
+        assert_eq!(EvidenceTally::sum(all.iter()).to_string(), "presented, 5 ×");
     }
 
     fn lines(names: &[&str]) -> Vec<String> {
-        let mut seen = Seen::default();
+        let mut seen = NameTree::default();
         for name in names {
             seen.add(name, tally(Evidence::Presented, 1));
         }
@@ -708,7 +722,7 @@ mod tests {
             lines(&names),
             ["\"*.api.example.com:443\"", "\"other.test:443\""]
         );
-        // Not what nobody owns as a whole.
+        // Not merged at a public suffix.
         let shops = ["a.co.uk", "b.co.uk", "c.co.uk", "d.co.uk", "e.co.uk"];
         assert_eq!(lines(&shops).len(), 5);
         let few = ["a.example.com", "b.example.com", "c.example.com"];
@@ -717,7 +731,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network() {
-        let all: BTreeMap<IpAddr, Tally> = (1..=4)
+        let all: BTreeMap<IpAddr, EvidenceTally> = (1..=4)
             .map(|last| IpAddr::from([10, 0, 0, last]))
             .chain([IpAddr::from([10, 9, 0, 1])])
             .map(|address| (address, tally(Evidence::Sole, 1)))
@@ -740,14 +754,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a place or a name is called, what is suggested can be read, and matches it.
+        /// For any place and name, the suggestion can be parsed and matches it.
         #[test]
         fn any_place(place in "/[ -~]{1,30}", name in "[a-z*\\[\\]#:-]{1,20}") {
             let text = format!(
                 "credentials:\n  - name: {}\n    match: {{ file: {} }}\n    readers:\n      - {{ workload: {} }} # {}\n",
                 quoted(&slug(&place)), quoted(&lasting(&place)), quoted(&literal(&name)), some([place.as_str()].into_iter())
             );
-            prop_assert!(Document::parse(Path::new("x"), &text).is_ok(), "{}", text);
+            prop_assert!(ConfigDocument::parse(Path::new("x"), &text).is_ok(), "{}", text);
         }
     }
 }

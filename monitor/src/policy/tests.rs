@@ -10,7 +10,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn policy(text: &str) -> Policy {
-    let document = Document::parse(Path::new("test.yaml"), text).expect("parses");
+    let document = ConfigDocument::parse(Path::new("test.yaml"), text).expect("parses");
     let (files, variables) = document.places();
     let catalog = Catalog::new("", &files, &variables).expect("compiles");
     Policy::new(document, Arc::new(catalog))
@@ -18,7 +18,7 @@ fn policy(text: &str) -> Policy {
 
 fn credential(class: &str, place: &str) -> Credential {
     Credential {
-        id: CredentialId::of_fingerprint(7),
+        id: CredentialId::from_fingerprint(7),
         name: None,
         class: class.into(),
         role: Role::Access,
@@ -108,10 +108,10 @@ impl Policy {
     }
 }
 
-fn told(judged: Judged) -> Vec<Finding> {
+fn told(judged: Decision) -> Vec<Finding> {
     match judged {
-        Judged::Fine => vec![],
-        Judged::Doubtful(finding) | Judged::Breaks(finding) => vec![finding],
+        Decision::Allowed => vec![],
+        Decision::Pending(finding) | Decision::Violation(finding) => vec![finding],
     }
 }
 
@@ -283,7 +283,7 @@ fn a_disputed_name_is_not_enough() {
         );
         hop.destination.disputed = disputed
             .iter()
-            .map(|(name, name_source)| Named {
+            .map(|(name, name_source)| SourcedName {
                 name: (*name).to_owned(),
                 name_source: *name_source,
             })
@@ -298,7 +298,7 @@ fn a_disputed_name_is_not_enough() {
         Verdict::Expected
     );
     assert_eq!(verdict(&[("paste.example", host)]), Verdict::Unexpected);
-    assert_eq!(verdict(&[(ANOTHER, host)]), Verdict::Unexpected);
+    assert_eq!(verdict(&[(UNKNOWN_NAME, host)]), Verdict::Unexpected);
     assert_eq!(verdict(&[("paste.example", dns)]), Verdict::Unexpected);
     assert_eq!(
         verdict(&[("edge.example", dns), ("s3-1.amazonaws.com", dns)]),
@@ -366,10 +366,10 @@ fn unexpected_mint() {
             mint.authenticator.label()
         );
     }
-    // A role that it is not to mint.
+    // A role that it may not mint.
     let mut identity = mint("oidc-token", "/usr/bin/x", "10.0.0.9", 8200);
     identity.workload.unit = Some("good.service".into());
-    assert_eq!(with.judge_mint(&identity), Judged::Fine);
+    assert_eq!(with.judge_mint(&identity), Decision::Allowed);
     if let Some(minted) = &mut identity.minted {
         minted.role = Role::Identity;
     }
@@ -442,36 +442,36 @@ fn what_is_not_told_of_a_name_is_in_doubt() {
         ..pod(Some("payments"), Some(account), false)
     };
     for doubtful in [
-        // Nothing was told, it may come, or nobody is there to tell it.
+        // Nothing is known yet, or no provider exists.
         pod(None, None, true),
         pod(None, None, false),
-        // What the runtime says agrees; the owner is to come.
+        // The runtime's part of the name matches; the owner is not known yet.
         pod(Some("payments"), None, true),
     ] {
         let judged = judge(doubtful.clone());
         assert!(
-            matches!(&judged, Judged::Doubtful(low) if low.severity == Severity::Low),
+            matches!(&judged, Decision::Pending(low) if low.severity == Severity::Low),
             "{doubtful:?}: {judged:?}"
         );
     }
     for breaks in [
-        // The namespace alone says no.
+        // The namespace alone differs.
         pod(Some("default"), None, true),
-        // The whole name says no.
+        // The complete name differs.
         pod(Some("payments"), Some("payer"), false),
         owned("web", "payer"),
         owned("api", "default"),
         Workload::host("/app"),
-        // A container alone has no namespace that could still be told.
+        // A plain container has no namespace that could become known.
         container("a"),
     ] {
         let judged = judge(breaks.clone());
         assert!(
-            matches!(&judged, Judged::Breaks(high) if high.severity == Severity::High),
+            matches!(&judged, Decision::Violation(high) if high.severity == Severity::High),
             "{breaks:?}: {judged:?}"
         );
     }
-    assert_eq!(judge(owned("api", "payer")), Judged::Fine);
+    assert_eq!(judge(owned("api", "payer")), Decision::Allowed);
 }
 
 #[test]
@@ -571,7 +571,7 @@ fn a_hop_says_whose_the_token_was() {
     }
 }
 
-/// Anybody may have a service in a cluster: it is no home for what belongs at the API.
+/// Anyone can create a service in a cluster: it is not a home for the API's credentials.
 #[test]
 fn a_service_of_the_cluster_is_no_home() {
     let at = |object: &str, written: &str| {
@@ -587,10 +587,10 @@ fn a_service_of_the_cluster_is_no_home() {
     assert_eq!(at("kubernetes.default.svc", ""), Verdict::Expected);
     assert_eq!(at("evil.attacker.svc", ""), Verdict::Unexpected);
     // It may be the API's, as far as is known.
-    assert_eq!(at(ANOTHER, ""), Verdict::Unproven);
+    assert_eq!(at(UNKNOWN_NAME, ""), Verdict::Unproven);
     let written = "credentials:\n  - name: own\n    match: { file: /srv/key }\n    destinations: [\"vault.vault.svc:443\"]\n";
     assert_eq!(at("vault.vault.svc", written), Verdict::Expected);
-    // Whatever the connection calls it.
+    // Whatever name the connection uses.
     let mut named = hop(
         "k8s-service-account-token",
         Some("paste.example"),
@@ -893,7 +893,7 @@ fn honest_looks_into_others_are_low() {
         let found = policy.judge_foreign(&read).expect("a finding");
         assert_eq!(found.severity, Severity::Low, "{}", found.summary);
     }
-    // The same name inside a container has no duty there.
+    // The same program name inside a container is not an inspector.
     let mut contained = foreign("/usr/bin/ps", "/usr/bin/app", Look::Environ);
     contained.workload.kind = WorkloadKind::Container;
     let found = policy.judge_foreign(&contained).expect("a finding");
@@ -903,7 +903,7 @@ fn honest_looks_into_others_are_low() {
     unattended.workload.unit = Some("apt-daily-upgrade.service".into());
     let found = policy.judge_foreign(&unattended).expect("a finding");
     assert_eq!(found.severity, Severity::Low);
-    // No expectation settles it: it is told while others are learned, too.
+    // No expectation settles it, so it is raised in learn mode too.
     let learning = self::policy("mode: learn");
     let thief = foreign("/tmp/thief", "/usr/bin/app", Look::Memory);
     let found = learning.judge_foreign(&thief).expect("a finding");
@@ -958,8 +958,8 @@ fn a_name_that_name_servers_have_elsewhere_is_not_confirmed() {
         Evidence::Presented,
     );
     assert_eq!(policy.judge_hop(&hop).0, Verdict::Expected);
-    hop.destination.disputed.push(Named {
-        name: ANOTHER.into(),
+    hop.destination.disputed.push(SourcedName {
+        name: UNKNOWN_NAME.into(),
         name_source: NameSource::Dns,
     });
     let (verdict, findings) = policy.judge_hop(&hop);
@@ -975,7 +975,7 @@ fn a_token_at_a_kubelet_is_unproven() {
         let class = "k8s-service-account-token";
         let mut hop = hop(class, None, "10.0.0.10", Evidence::Presented);
         hop.destination.port = port;
-        hop.destination.take_object(object);
+        hop.destination.set_object(object);
         policy.judge_hop(&hop).0
     };
     assert_eq!(verdict(10250, "n1.node"), Verdict::Unproven);
@@ -1005,11 +1005,11 @@ fn untrusted_binary() {
     assert_eq!(with(None), None);
 }
 
-/// A pick-up of one class by a workload, so many minutes after the first.
+/// A pick-up of one class by a workload, a number of minutes after the first.
 fn picked(workload: &Workload, number: u64, class: &str, minutes: i64) -> Use {
     let mut read = used(class, &format!("/srv/{class}"), "/usr/bin/cat");
     read.workload = workload.clone();
-    read.credential.id = CredentialId::of_fingerprint(number);
+    read.credential.id = CredentialId::from_fingerprint(number);
     read.time = at(minutes * 60);
     read
 }
@@ -1037,7 +1037,7 @@ fn harvest() {
     let mut plain = policy("");
     assert_eq!(harvests(&mut plain, &three(&pod, 9)), [Severity::High]);
     assert_eq!(harvests(&mut policy(""), &three(&host, 9)), [Severity::Low]);
-    // Honest ones: slowly, of two classes, each its own, or of two workloads.
+    // Honest ones: slow, of two classes, its own, or of two workloads.
     assert_eq!(harvests(&mut policy(""), &three(&pod, 12)), []);
     let same = [1, 2, 3].map(|number| picked(&pod, number, "github-token", 0));
     assert_eq!(harvests(&mut policy(""), &same), []);
@@ -1052,7 +1052,7 @@ fn harvest() {
         read
     });
     assert_eq!(harvests(&mut policy(""), &volumes), []);
-    // Many of one class do not hide the others.
+    // Many of one class do not displace the others.
     let decoys = (10..200).map(|number| picked(&pod, number, "dotenv-secret", 0));
     let hidden: Vec<Use> = decoys.chain(three(&pod, 2)).collect();
     assert!(harvests(&mut policy(""), &hidden).contains(&Severity::High));
@@ -1061,14 +1061,14 @@ fn harvest() {
     assert_eq!(harvests(&mut policy(""), &shared), []);
     let written = "credentials:\n- name: k\n  match: { class: kubeconfig }\n  readers: [ { executable: /usr/bin/cat } ]\n";
     assert_eq!(harvests(&mut policy(written), &three(&pod, 2)), []);
-    // What was taken shows up where it should not.
+    // A harvested credential appears where it should not.
     let mut out = hop(
         "aws-access-key",
         Some("paste.example"),
         "203.0.113.9",
         Evidence::Presented,
     );
-    out.credential.id = CredentialId::of_fingerprint(1);
+    out.credential.id = CredentialId::from_fingerprint(1);
     out.time = at(3600);
     let (_, found) = plain.judge_hop(&out);
     assert!(rules(&found).contains(&("harvest", Severity::Critical)));
@@ -1076,7 +1076,7 @@ fn harvest() {
     assert_eq!(rules(&plain.judge_hop(&out).1), []);
     let mut other = out.clone();
     other.destination.name = Some("paste.example".into());
-    other.credential.id = CredentialId::of_fingerprint(9);
+    other.credential.id = CredentialId::from_fingerprint(9);
     assert_eq!(
         rules(&plain.judge_hop(&other).1),
         [("unexpected-hop", Severity::Critical)]
@@ -1088,7 +1088,7 @@ fn blind() {
     let gap = |blind| Gap {
         kind: "lost-events".into(),
         probe: Some("file".into()),
-        detail: "the ring of the file probe was full".into(),
+        detail: "file ring buffer overflowed".into(),
         since: at(0),
         until: Some(at(1)),
         count: 3,

@@ -1,6 +1,7 @@
-//! Expectations tried on what was recorded: what they would have flagged, and what they would not have.
+//! Tests expectations on what was recorded: what they would flag, and what they would no longer
+//! flag.
 
-use super::{Judged, Policy, rules};
+use super::{Decision, Policy, rules};
 use crate::{
     credential::volume_of,
     ledger::history::History,
@@ -13,8 +14,8 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
 };
 
-/// Rules that are judged again: what the others need is not in the ledger.
-const JUDGED: [rules::Rule; 6] = [
+/// Rules that can be evaluated again: the others need data that the ledger does not contain.
+const REPLAYED_RULES: [rules::RuleMeta; 6] = [
     rules::UNEXPECTED_HOP,
     rules::UNEXPECTED_READER,
     rules::UNEXPECTED_MINT,
@@ -23,7 +24,7 @@ const JUDGED: [rules::Rule; 6] = [
     rules::LONG_LIVED,
 ];
 
-/// What expectations make of what was recorded.
+/// The result of testing expectations on what was recorded.
 #[derive(Clone, Debug, Serialize)]
 pub struct Trial {
     pub query: &'static str,
@@ -34,21 +35,21 @@ pub struct Trial {
     pub uses: usize,
     pub hops: usize,
     pub mints: usize,
-    /// What would have been flagged, the worst first.
+    /// What would be flagged, the worst first.
     pub findings: Vec<Finding>,
-    /// What was flagged, and would not have been.
+    /// What was flagged, and would no longer be.
     pub settled: Vec<Finding>,
-    /// Rules that this says nothing of.
+    /// Rules about which this says nothing.
     pub not_judged: Vec<&'static str>,
     pub gaps: Vec<Gap>,
 }
 
-/// Tries a policy on what was recorded.
-pub fn try_on(policy: &mut Policy, history: History) -> Trial {
+/// Evaluates a policy on what was recorded.
+pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
     let mut found: BTreeMap<String, Finding> = BTreeMap::new();
     let mut note = |raised: Vec<Finding>, count: u64, first: Timestamp, last: Timestamp| {
         for mut finding in raised {
-            if !JUDGED.iter().any(|rule| rule.name == finding.rule) {
+            if !REPLAYED_RULES.iter().any(|rule| rule.name == finding.rule) {
                 continue;
             }
             finding.count = count;
@@ -67,9 +68,9 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
     } = history;
     let credential = |policy: &Policy, id: &CredentialId| -> Option<Credential> {
         let mut known = credentials.get(id)?.clone();
-        // Its name is what these expectations call it.
+        // Its name comes from the expectations under test.
         (known.name, known.owner) = (None, None);
-        policy.name(&mut known);
+        policy.apply_name(&mut known);
         Some(known)
     };
     for row in &uses {
@@ -81,7 +82,7 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
             workload: row.workload.clone(),
             process: row.process.clone(),
             credential,
-            // Which pod a container is of was not kept.
+            // The pod of a container was not stored.
             volume_of: (!row.workload.is_contained())
                 .then(|| volume_of(&row.place))
                 .flatten(),
@@ -116,7 +117,7 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
             clear: false,
             again: false,
         };
-        // Which of several it was is not known, and what the others were was not kept.
+        // The other possible destinations were not stored.
         let (_, raised) = policy.judge_hop(&hop);
         let certain = row.destination.one_of == 0;
         note(
@@ -162,23 +163,23 @@ pub fn try_on(policy: &mut Policy, history: History) -> Trial {
         not_judged: rules::RULES
             .iter()
             .map(|rule| rule.name)
-            .filter(|name| !JUDGED.iter().any(|rule| rule.name == *name))
+            .filter(|name| !REPLAYED_RULES.iter().any(|rule| rule.name == *name))
             .collect(),
         gaps,
     }
 }
 
-/// Whether what led to a finding is in the ledger, so that its absence says something.
+/// Whether the cause of a finding is in the ledger, so that its absence is meaningful.
 fn is_judged(old: &Finding) -> bool {
-    // Without written readers it was a matter of pods, and those are not kept.
+    // Without written readers it was about pods, whose ids are not stored.
     let of_pods = old.rule == rules::UNEXPECTED_READER.name
         && old.expected.is_empty()
         && old.workload.is_contained();
     let one_of_several = old.destination.as_ref().is_some_and(|to| to.one_of > 0);
-    !of_pods && !one_of_several && JUDGED.iter().any(|rule| rule.name == old.rule)
+    !of_pods && !one_of_several && REPLAYED_RULES.iter().any(|rule| rule.name == old.rule)
 }
 
-/// What was presented was told as held too: how often is said of the worst only.
+/// What was presented was also reported as held: the count is that of the worst only.
 fn add(found: &mut BTreeMap<String, Finding>, finding: Finding) {
     let (first, last) = (finding.first_seen, finding.last_seen);
     match found.entry(finding.id.clone()) {
@@ -202,10 +203,10 @@ fn add(found: &mut BTreeMap<String, Finding>, finding: Finding) {
     }
 }
 
-fn of(judged: Judged) -> Vec<Finding> {
+fn of(judged: Decision) -> Vec<Finding> {
     match judged {
-        Judged::Fine => Vec::new(),
-        Judged::Doubtful(finding) | Judged::Breaks(finding) => vec![finding],
+        Decision::Allowed => Vec::new(),
+        Decision::Pending(finding) | Decision::Violation(finding) => vec![finding],
     }
 }
 

@@ -1,7 +1,8 @@
-//! Who may ask: loopback without more, beyond it TLS and a token, and nobody more often than the node can bear.
+//! Access control: loopback without a token; beyond it TLS and a token; and a rate limit for
+//! everyone.
 
 use super::api::problem;
-use crate::policy::document::Tls;
+use crate::policy::document::TlsFiles;
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
@@ -26,7 +27,7 @@ use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// Why the API is not protected as it is to be.
+/// Why the API cannot be protected as configured.
 #[derive(Debug, Error)]
 pub enum AccessError {
     #[error("cannot read the token file {path}: {source}")]
@@ -35,26 +36,26 @@ pub enum AccessError {
         source: std::io::Error,
     },
     #[error(
-        "the token in {0} is shorter than {LEAST} characters: make one with `openssl rand -hex 32`"
+        "the token in {0} is shorter than {TOKEN_LEN_MIN} characters: make one with `openssl rand -hex 32`"
     )]
     ShortToken(PathBuf),
     #[error("the certificate {path} cannot be used: {reason}")]
     Certificate { path: PathBuf, reason: String },
 }
 
-/// Characters of a token.
-const LEAST: usize = 16;
-/// Questions a second, and at once.
-const RATE: NonZeroU32 = NonZeroU32::new(50).expect("it is not zero");
+/// Minimum number of characters of a token.
+const TOKEN_LEN_MIN: usize = 16;
+/// Requests per second, and burst size.
+const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("it is not zero");
 const BURST: NonZeroU32 = NonZeroU32::new(100).expect("it is not zero");
-/// How often the files of the certificate are read again: whoever renews them does not restart the agent.
-const RENEWED: Duration = Duration::from_secs(60);
+/// How often the certificate files are reloaded: renewing them needs no restart.
+const CERTIFICATE_RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The token that a question has to bring.
+/// The token that a request must present.
 #[derive(Debug)]
-pub struct Token(Zeroizing<String>);
+pub struct ApiToken(Zeroizing<String>);
 
-impl Token {
+impl ApiToken {
     pub fn read(path: &Path) -> Result<Self, AccessError> {
         let text = fs::read_to_string(path).map_err(|source| AccessError::TokenFile {
             path: path.to_owned(),
@@ -62,7 +63,7 @@ impl Token {
         })?;
         let text = Zeroizing::new(text);
         let token = text.trim();
-        if token.len() < LEAST {
+        if token.len() < TOKEN_LEN_MIN {
             return Err(AccessError::ShortToken(path.to_owned()));
         }
         Ok(Self(Zeroizing::new(token.to_owned())))
@@ -78,57 +79,60 @@ impl Token {
     }
 }
 
-/// What stands before every answer.
+/// Checks applied to every request.
 #[derive(Debug)]
-pub struct Gate {
-    token: Option<Token>,
-    /// Only names of loopback are answered.
+pub struct AccessGate {
+    token: Option<ApiToken>,
+    /// Only loopback host names are accepted.
     local: bool,
     rate: DefaultDirectRateLimiter,
 }
 
-impl Gate {
-    pub fn new(token: Option<Token>, local: bool) -> Arc<Self> {
+impl AccessGate {
+    pub fn new(token: Option<ApiToken>, local: bool) -> Arc<Self> {
         Arc::new(Self {
             token,
             local,
-            rate: RateLimiter::direct(Quota::per_second(RATE).allow_burst(BURST)),
+            rate: RateLimiter::direct(Quota::per_second(REQUESTS_PER_SECOND).allow_burst(BURST)),
         })
     }
 }
 
-/// A page of another site can make a browser call a loopback address by a name of its own: such
-/// names are refused.
+/// Another site's page can make a browser send requests to loopback under a name of its own: such
+/// names are rejected.
 pub async fn names(
-    State(gate): State<Arc<Gate>>,
+    State(gate): State<Arc<AccessGate>>,
     headers: HeaderMap,
     request: Request,
     next: Next,
 ) -> Response {
     if gate.local && !is_local(&headers) {
-        return problem(StatusCode::FORBIDDEN, "ask for a loopback address");
+        return problem(
+            StatusCode::FORBIDDEN,
+            "use a loopback host name, or configure `token_file`",
+        );
     }
     next.run(request).await
 }
 
-/// What says something of credentials is told to those who may know, and not too often.
+/// Protects answers about credentials: checks the token and the rate limit.
 pub async fn questions(
-    State(gate): State<Arc<Gate>>,
+    State(gate): State<Arc<AccessGate>>,
     headers: HeaderMap,
     request: Request,
     next: Next,
 ) -> Response {
-    // Guesses count as well.
+    // Failed attempts count too.
     if gate.rate.check().is_err() {
         let again = [(header::RETRY_AFTER, "1")];
-        let refused = problem(StatusCode::TOO_MANY_REQUESTS, "too many questions");
+        let refused = problem(StatusCode::TOO_MANY_REQUESTS, "too many requests");
         return (again, refused).into_response();
     }
     if let Some(token) = &gate.token
         && !token.is_in(&headers)
     {
         let how = [(header::WWW_AUTHENTICATE, "Bearer")];
-        let refused = problem(StatusCode::UNAUTHORIZED, "bring the token");
+        let refused = problem(StatusCode::UNAUTHORIZED, "missing or invalid bearer token");
         return (how, refused).into_response();
     }
     next.run(request).await
@@ -153,24 +157,24 @@ fn is_local(headers: &HeaderMap) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// TLS by the files of a configuration, which are read again now and then.
-pub fn tls(files: &Tls) -> Result<RustlsConfig, AccessError> {
+/// Loads TLS from the configured files, and reloads them regularly.
+pub fn tls(files: &TlsFiles) -> Result<RustlsConfig, AccessError> {
     let config = RustlsConfig::from_config(load(files)?);
     let (renewed, files) = (config.clone(), files.clone());
     tokio::spawn(async move {
-        let mut every = tokio::time::interval(RENEWED);
+        let mut every = tokio::time::interval(CERTIFICATE_RELOAD_INTERVAL);
         loop {
             every.tick().await;
             match load(&files) {
                 Ok(config) => renewed.reload_from_config(config),
-                Err(error) => tracing::warn!(%error, "the certificate before stays in use"),
+                Err(error) => tracing::warn!(%error, "the previous certificate stays in use"),
             }
         }
     });
     Ok(config)
 }
 
-fn load(files: &Tls) -> Result<Arc<ServerConfig>, AccessError> {
+fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, AccessError> {
     let wrong = |path: &Path| {
         let path = path.to_owned();
         move |reason: String| AccessError::Certificate { path, reason }
@@ -179,9 +183,10 @@ fn load(files: &Tls) -> Result<Arc<ServerConfig>, AccessError> {
         CertificateDer::pem_file_iter(&files.certificate)
             .and_then(Iterator::collect)
             .map_err(|error| wrong(&files.certificate)(error.to_string()))?;
-    // The error of a parser may quote: of a key only that it is none is said.
+    // The parser's error may quote the file: for a key only the fact that it is invalid is
+    // reported.
     let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|_| wrong(&files.key)("it holds no private key in PEM".to_owned()))?;
+        .map_err(|_| wrong(&files.key)("it contains no private key in PEM".to_owned()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

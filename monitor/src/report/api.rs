@@ -1,13 +1,14 @@
-//! Questions: the CLI's answers as JSON, and the document that describes them.
+//! The query API: the CLI's answers as JSON, and the OpenAPI document that describes them.
 
-use super::http::App;
+use super::http::AppState;
 use crate::{
     ledger::{
         chain::Chain,
         first::FirstUse,
         read::{
-            About, BlastRadius, Event, Findings, HopRow, Hops, Inventory, Item, QueryError, Range,
-            Reader, Timeline, UseRow, WhereAnswer, WhoAnswer, Workloads,
+            BlastRadius, Findings, HopRow, Hops, Inventory, InventoryItem, LedgerReader,
+            QueryError, QueryFilter, TimeRange, Timeline, TimelineEvent, UseRow, WhereAnswer,
+            WhoAnswer, Workloads,
         },
     },
     model::{Finding, Severity, Workload},
@@ -37,25 +38,25 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Where the questions are; another version would be beside it.
+/// Prefix of all routes; another version would be beside it.
 pub const PREFIX: &str = "/api/v1";
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Keytrail",
-        description = "What was seen on one node: which credentials were used by whom, and where they went. Lists are the worst or the newest first, and every answer says in `gaps` what was not seen.",
+        description = "What was observed on one node: which workloads used which credentials, and where they went. Lists are ordered worst or newest first, and every answer lists in `gaps` what was not observed.",
     ),
-    components(schemas(Problem)),
-    modifiers(&Bearer),
+    components(schemas(ErrorBody)),
+    modifiers(&BearerScheme),
     security((), ("token" = [])),
 )]
-struct Description;
+struct ApiDescription;
 
-/// The token of `token_file`, where there is one.
-struct Bearer;
+/// The token of `token_file`, if one is configured.
+struct BearerScheme;
 
-impl Modify for Bearer {
+impl Modify for BearerScheme {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         document
             .components
@@ -67,7 +68,7 @@ impl Modify for Bearer {
     }
 }
 
-fn described() -> OpenApiRouter<Arc<App>> {
+fn described() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new()
         .routes(routes!(credentials))
         .routes(routes!(workloads))
@@ -82,20 +83,20 @@ fn described() -> OpenApiRouter<Arc<App>> {
 }
 
 /// The routes below [`PREFIX`].
-pub fn routes() -> Router<Arc<App>> {
+pub fn routes() -> Router<Arc<AppState>> {
     let (router, described) = described().split_for_parts();
-    let known = Arc::new(Parameters::of(&described));
+    let known = Arc::new(ParameterNames::of(&described));
     let document = document();
     router
         .route("/openapi.json", get(async move || Json(document)))
         .route_layer(middleware::from_fn_with_state(known, refuse_unknown))
 }
 
-/// The parameters that each question takes, by its path.
+/// The parameters that each route accepts, by path.
 #[derive(Debug)]
-struct Parameters(HashMap<String, BTreeSet<String>>);
+struct ParameterNames(HashMap<String, BTreeSet<String>>);
 
-impl Parameters {
+impl ParameterNames {
     fn of(described: &utoipa::openapi::OpenApi) -> Self {
         let names = |item: &utoipa::openapi::PathItem| {
             let question = item.get.iter();
@@ -116,9 +117,9 @@ impl Parameters {
     }
 }
 
-/// Refuses a question with a parameter that it does not take: what it was to narrow would be answered whole.
+/// Rejects a request with an unknown parameter: ignoring it would return more than was asked for.
 async fn refuse_unknown(
-    State(known): State<Arc<Parameters>>,
+    State(known): State<Arc<ParameterNames>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -130,8 +131,8 @@ async fn refuse_unknown(
     if let Some((name, _)) = unknown {
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let there_are = match &known[..] {
-            [] => "there are none".to_owned(),
-            known => format!("there are {}", known.join(", ")),
+            [] => "it takes none".to_owned(),
+            known => format!("it takes {}", known.join(", ")),
         };
         let name = name.escape_debug();
         return problem(
@@ -142,173 +143,173 @@ async fn refuse_unknown(
     next.run(request).await
 }
 
-/// The description of every question and answer, by OpenAPI 3.1.
+/// The OpenAPI 3.1 description of every route.
 pub fn document() -> utoipa::openapi::OpenApi {
     let (_, paths) = described().split_for_parts();
-    Description::openapi().nest(PREFIX, paths)
+    ApiDescription::openapi().nest(PREFIX, paths)
 }
 
-/// When.
+/// A time range.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-struct Within {
-    /// From when on: RFC 3339, or how long ago, such as `2h` or `7d`.
+struct RangeParams {
+    /// Start: RFC 3339, or a duration before now, such as `2h` or `7d`.
     since: Option<String>,
-    /// Until when, in the same forms.
+    /// End, in the same forms.
     until: Option<String>,
 }
 
-impl Within {
-    fn range(&self) -> Result<Range, Refusal> {
+impl RangeParams {
+    fn range(&self) -> Result<TimeRange, ApiError> {
         let now = Timestamp::now();
         let moment = |text: &Option<String>| {
             text.as_deref()
                 .map(|text| time::moment(text, now))
                 .transpose()
-                .map_err(Refusal::Parameter)
+                .map_err(ApiError::Parameter)
         };
-        let range = Range {
+        let range = TimeRange {
             since: moment(&self.since)?,
             until: moment(&self.until)?,
         };
         if range.is_reversed() {
-            return Err(Refusal::Parameter("`since` is after `until`".to_owned()));
+            return Err(ApiError::Parameter("`since` is after `until`".to_owned()));
         }
         Ok(range)
     }
 }
 
-/// Which part of a list.
+/// A page of a list.
 #[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-struct Cut {
-    /// Rows at most; 10000 where nothing is said.
+struct PageParams {
+    /// Maximum number of rows; 10000 by default.
     #[param(minimum = 1, maximum = 10000)]
     limit: Option<usize>,
-    /// Rows to leave out before them.
+    /// Number of rows to skip.
     offset: Option<usize>,
 }
 
-/// How much.
+/// A limit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-struct Limit {
-    /// Uses at most, and hops at most; 10000 of each where nothing is said.
+struct LimitParam {
+    /// Maximum number of uses, and of hops; 10000 each by default.
     #[param(minimum = 1, maximum = 10000)]
     limit: Option<usize>,
 }
 
-/// Which credential.
+/// A credential.
 #[derive(Clone, Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct OfCredential {
-    /// An id, the beginning of one, a name of the policy, a path, or `env:NAME`.
+struct CredentialParam {
+    /// An id, a unique prefix of one, a policy name, a path, or `env:NAME`.
     credential: String,
 }
 
-/// Which workload.
+/// A workload.
 #[derive(Clone, Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct OfWorkload {
+struct WorkloadParam {
     /// `namespace/name`, a unit, a container, or an executable's path.
     workload: String,
 }
 
-/// After when.
+/// A point in time.
 #[derive(Clone, Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct After {
-    /// RFC 3339, or how long ago, such as `2h` or `7d`.
+struct AfterParam {
+    /// RFC 3339, or a duration before now, such as `2h` or `7d`.
     after: String,
 }
 
-/// To where.
+/// A destination.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-struct To {
-    /// `name:port`, a name, or an address; everywhere where nothing is said.
+struct DestinationParam {
+    /// `name:port`, a name, or an address; any by default.
     destination: Option<String>,
 }
 
-/// About what.
+/// Filters.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-struct Of {
-    /// An id, the beginning of one, a name of the policy, a path, or `env:NAME`.
+struct FilterParams {
+    /// An id, a unique prefix of one, a policy name, a path, or `env:NAME`.
     credential: Option<String>,
     /// `namespace/name`, a unit, a container, or an executable's path.
     workload: Option<String>,
 }
 
-impl Of {
-    fn about(&self) -> About<'_> {
-        About {
+impl FilterParams {
+    fn about(&self) -> QueryFilter<'_> {
+        QueryFilter {
             credential: self.credential.as_deref(),
             workload: self.workload.as_deref(),
         }
     }
 }
 
-/// By which rule, and how bad.
+/// Filters for findings.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-struct By {
+struct RuleParams {
     /// A rule's name, such as `unexpected-hop`.
     rule: Option<String>,
     /// `low`, `medium`, `high` or `critical`.
     severity: Option<Severity>,
 }
 
-/// Rows of one answer at most.
-const MOST: usize = 10_000;
+/// Maximum rows of one answer.
+const LIMIT_MAX: usize = 10_000;
 
-/// Rows that are wanted.
-fn rows(limit: Option<usize>) -> Result<usize, Refusal> {
-    let wanted = limit.unwrap_or(MOST);
-    if (1..=MOST).contains(&wanted) {
+/// Validates the requested number of rows.
+fn rows(limit: Option<usize>) -> Result<usize, ApiError> {
+    let wanted = limit.unwrap_or(LIMIT_MAX);
+    if (1..=LIMIT_MAX).contains(&wanted) {
         return Ok(wanted);
     }
-    Err(Refusal::Parameter(format!(
-        "`limit` is from 1 to {MOST}; `offset` gives what comes after"
+    Err(ApiError::Parameter(format!(
+        "`limit` must be between 1 and {LIMIT_MAX}; use `offset` for the next page"
     )))
 }
 
-/// A part of a list, and how much there is.
+/// A page of a list, and the size of the whole list.
 #[derive(Debug, Serialize, ToSchema)]
-struct Part<T> {
+struct ListPage<T> {
     #[serde(flatten)]
     answer: T,
     /// Rows of the whole list.
     total: usize,
-    /// What `offset` gives the next part, where there is one.
+    /// The `offset` of the next page, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_offset: Option<usize>,
 }
 
-/// An answer with several lists, each no longer than was asked for.
+/// An answer with several lists, each limited to the requested number of rows.
 #[derive(Debug, Serialize, ToSchema)]
-struct Bounded<T> {
+struct BoundedAnswer<T> {
     #[serde(flatten)]
     answer: T,
-    /// Uses and hops that were left out, none of them worse than those that are there.
+    /// Number of uses and hops left out, none of them worse than those included.
     omitted: usize,
 }
 
 /// An answer that is a list.
-trait List: Serialize + Send + 'static {
+trait ListAnswer: Serialize + Send + 'static {
     type Row;
     fn rows(&mut self) -> &mut Vec<Self::Row>;
 }
 
 macro_rules! lists {
     ($($answer:ty, $row:ty, $field:ident;)+) => {$(
-        impl List for $answer {
+        impl ListAnswer for $answer {
             type Row = $row;
             fn rows(&mut self) -> &mut Vec<$row> {
                 &mut self.$field
@@ -317,19 +318,19 @@ macro_rules! lists {
     )+};
 }
 lists! {
-    Inventory, Item, credentials;
+    Inventory, InventoryItem, credentials;
     Workloads, Workload, workloads;
     Hops, HopRow, hops;
     Findings, Finding, findings;
-    Timeline, Event, events;
+    Timeline, TimelineEvent, events;
     WhoAnswer, UseRow, uses;
     WhereAnswer, HopRow, hops;
 }
 
-/// A part of a list of so many rows, from `offset` on.
-fn part<T>(answer: T, total: usize, offset: usize, limit: usize) -> Part<T> {
+/// A page of a list that starts at `offset`.
+fn part<T>(answer: T, total: usize, offset: usize, limit: usize) -> ListPage<T> {
     let end = offset.saturating_add(limit);
-    Part {
+    ListPage {
         answer,
         total,
         next_offset: (end < total).then_some(end),
@@ -338,52 +339,52 @@ fn part<T>(answer: T, total: usize, offset: usize, limit: usize) -> Part<T> {
 
 /// Why a request is not answered.
 #[derive(Debug)]
-enum Refusal {
+enum ApiError {
     Parameter(String),
     Query(QueryError),
     Internal(String),
 }
 
-/// What a refusal says.
+/// The body of an error.
 #[derive(Serialize, ToSchema)]
-pub struct Problem {
+pub struct ErrorBody {
     error: String,
 }
 
-/// A refusal with a status.
+/// An error with a status.
 pub fn problem(status: StatusCode, error: impl Into<String>) -> Response {
     let error = error.into();
-    (status, Json(Problem { error })).into_response()
+    (status, Json(ErrorBody { error })).into_response()
 }
 
-/// The refusals that every question may have, for the document.
+/// The errors that every route may return, for the OpenAPI document.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it describes what other types answer")]
-enum Refused {
-    /// A parameter is missing or wrong.
+enum ErrorResponses {
+    /// A parameter is missing or invalid.
     #[response(status = 400)]
-    Parameter(Problem),
-    /// The token is missing or wrong.
+    Parameter(ErrorBody),
+    /// The bearer token is missing or invalid.
     #[response(status = 401)]
-    Token(Problem),
-    /// Asked by another name than one of loopback, while there is no token.
+    Token(ErrorBody),
+    /// The host name is not a loopback name, and no token is configured.
     #[response(status = 403)]
-    Name(Problem),
+    Name(ErrorBody),
     /// Nothing is known by that name.
     #[response(status = 404)]
-    Unknown(Problem),
-    /// It is the beginning of several ids.
+    Unknown(ErrorBody),
+    /// The prefix matches several ids.
     #[response(status = 409)]
-    Ambiguous(Problem),
-    /// Too many questions; `Retry-After` says when to ask again.
+    Ambiguous(ErrorBody),
+    /// Too many requests; `Retry-After` says when to retry.
     #[response(status = 429)]
-    TooMany(Problem),
+    TooMany(ErrorBody),
     /// The ledger cannot be read.
     #[response(status = 500)]
-    Ledger(Problem),
+    Ledger(ErrorBody),
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::Parameter(error) => problem(StatusCode::BAD_REQUEST, error),
@@ -401,45 +402,45 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Parameters of a question; others are left to who knows them.
-struct Asked<T>(T);
+/// Query parameters; unknown ones are left to another extractor.
+struct QueryParams<T>(T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
-    type Rejection = Refusal;
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryParams<T> {
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         Query::try_from_uri(&parts.uri)
             .map(|Query(asked)| Self(asked))
-            .map_err(|error| Refusal::Parameter(error.body_text()))
+            .map_err(|error| ApiError::Parameter(error.body_text()))
     }
 }
 
-/// Asks the ledger, off the threads that serve.
-async fn ask<T, F>(app: Arc<App>, question: F) -> Answer<T>
+/// Runs a query on the ledger, outside the serving threads.
+async fn ask<T, F>(app: Arc<AppState>, question: F) -> Answer<T>
 where
     T: Serialize + Send + 'static,
-    F: FnOnce(Reader) -> Result<T, QueryError> + Send + 'static,
+    F: FnOnce(LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let _turn = app
         .turns
         .acquire()
         .await
-        .map_err(|error| Refusal::Internal(error.to_string()))?;
+        .map_err(|error| ApiError::Internal(error.to_string()))?;
     let app = Arc::clone(&app);
     tokio::task::spawn_blocking(move || {
-        question(Reader::open(&app.state_dir).map_err(QueryError::from)?)
+        question(LedgerReader::open(&app.state_dir).map_err(QueryError::from)?)
     })
     .await
-    .map_err(|error| Refusal::Internal(error.to_string()))?
+    .map_err(|error| ApiError::Internal(error.to_string()))?
     .map(Json)
-    .map_err(Refusal::Query)
+    .map_err(ApiError::Query)
 }
 
-/// Asks for a list, and gives the part of it that is wanted.
-async fn list<T, F>(app: Arc<App>, cut: Cut, question: F) -> Answer<Part<T>>
+/// Runs a query for a list, and returns the requested page.
+async fn list<T, F>(app: Arc<AppState>, cut: PageParams, question: F) -> Answer<ListPage<T>>
 where
-    T: List,
-    F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
+    T: ListAnswer,
+    F: FnOnce(&LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let (offset, limit) = (cut.offset.unwrap_or_default(), rows(cut.limit)?);
     ask(app, move |reader| {
@@ -453,11 +454,11 @@ where
     .await
 }
 
-/// The same for uses and hops, of which no more is read than is wanted.
-async fn ranked<T, F>(app: Arc<App>, cut: Cut, question: F) -> Answer<Part<T>>
+/// As [`list`], for uses and hops: only the requested rows are read.
+async fn ranked<T, F>(app: Arc<AppState>, cut: PageParams, question: F) -> Answer<ListPage<T>>
 where
-    T: List,
-    F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
+    T: ListAnswer,
+    F: FnOnce(&LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let (offset, limit) = (cut.offset.unwrap_or_default(), rows(cut.limit)?);
     ask(app, move |reader| {
@@ -469,49 +470,59 @@ where
     .await
 }
 
-/// Asks for several lists, each no longer than is wanted.
-async fn bounded<T, F>(app: Arc<App>, limit: Limit, question: F) -> Answer<Bounded<T>>
+/// Runs a query with several lists, each limited to the requested number of rows.
+async fn bounded<T, F>(
+    app: Arc<AppState>,
+    limit: LimitParam,
+    question: F,
+) -> Answer<BoundedAnswer<T>>
 where
     T: Serialize + Send + 'static,
-    F: FnOnce(&Reader) -> Result<T, QueryError> + Send + 'static,
+    F: FnOnce(&LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let limit = rows(limit.limit)?;
     ask(app, move |reader| {
         let reader = reader.limited(0, limit);
         let answer = question(&reader)?;
         let omitted = reader.omitted();
-        Ok(Bounded { answer, omitted })
+        Ok(BoundedAnswer { answer, omitted })
     })
     .await
 }
 
-type Ours = State<Arc<App>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+type Ours = State<Arc<AppState>>;
+type Answer<T> = Result<Json<T>, ApiError>;
 
 /// Every credential: class, role, lifetime, age, expiry, owner, workloads, last use
-#[utoipa::path(get, path = "/credentials", params(Cut),
-    responses((status = OK, description = "The answer.", body = Part<Inventory>), Refused))]
-async fn credentials(State(app): Ours, Asked(cut): Asked<Cut>) -> Answer<Part<Inventory>> {
+#[utoipa::path(get, path = "/credentials", params(PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<Inventory>), ErrorResponses))]
+async fn credentials(
+    State(app): Ours,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<Inventory>> {
     list(app, cut, |reader| reader.inventory(Timestamp::now())).await
 }
 
 /// Every workload
-#[utoipa::path(get, path = "/workloads", params(Cut),
-    responses((status = OK, description = "The answer.", body = Part<Workloads>), Refused))]
-async fn workloads(State(app): Ours, Asked(cut): Asked<Cut>) -> Answer<Part<Workloads>> {
-    list(app, cut, Reader::workloads).await
+#[utoipa::path(get, path = "/workloads", params(PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<Workloads>), ErrorResponses))]
+async fn workloads(
+    State(app): Ours,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<Workloads>> {
+    list(app, cut, LedgerReader::workloads).await
 }
 
-/// Every hop, or those of a credential, by a workload, to a destination
-#[utoipa::path(get, path = "/hops", params(Of, To, Within, Cut),
-    responses((status = OK, description = "The answer.", body = Part<Hops>), Refused))]
+/// Every hop, optionally of a credential, by a workload, to a destination
+#[utoipa::path(get, path = "/hops", params(FilterParams, DestinationParam, RangeParams, PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<Hops>), ErrorResponses))]
 async fn hops(
     State(app): Ours,
-    Asked(of): Asked<Of>,
-    Asked(to): Asked<To>,
-    Asked(within): Asked<Within>,
-    Asked(cut): Asked<Cut>,
-) -> Answer<Part<Hops>> {
+    QueryParams(of): QueryParams<FilterParams>,
+    QueryParams(to): QueryParams<DestinationParam>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<Hops>> {
     let range = within.range()?;
     ranked(app, cut, move |reader| {
         reader.hops(of.about(), to.destination.as_deref(), range)
@@ -519,19 +530,19 @@ async fn hops(
     .await
 }
 
-/// What breaks an expectation or a rule
-#[utoipa::path(get, path = "/findings", params(By, Of, Within, Cut),
-    responses((status = OK, description = "The answer.", body = Part<Findings>), Refused))]
+/// Violations of expectations and rules
+#[utoipa::path(get, path = "/findings", params(RuleParams, FilterParams, RangeParams, PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<Findings>), ErrorResponses))]
 async fn findings(
     State(app): Ours,
-    Asked(by): Asked<By>,
-    Asked(of): Asked<Of>,
-    Asked(within): Asked<Within>,
-    Asked(cut): Asked<Cut>,
-) -> Answer<Part<Findings>> {
+    QueryParams(by): QueryParams<RuleParams>,
+    QueryParams(of): QueryParams<FilterParams>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<Findings>> {
     let range = within.range()?;
     if let Some(rule) = &by.rule {
-        rules::known(rule).map_err(Refusal::Parameter)?;
+        rules::check_rule_name(rule).map_err(ApiError::Parameter)?;
     }
     let shown = cut
         .offset
@@ -546,14 +557,14 @@ async fn findings(
 }
 
 /// What happened, oldest first
-#[utoipa::path(get, path = "/timeline", params(Of, Within, Cut),
-    responses((status = OK, description = "The answer.", body = Part<Timeline>), Refused))]
+#[utoipa::path(get, path = "/timeline", params(FilterParams, RangeParams, PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<Timeline>), ErrorResponses))]
 async fn timeline(
     State(app): Ours,
-    Asked(of): Asked<Of>,
-    Asked(within): Asked<Within>,
-    Asked(cut): Asked<Cut>,
-) -> Answer<Part<Timeline>> {
+    QueryParams(of): QueryParams<FilterParams>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<Timeline>> {
     let range = within.range()?;
     list(app, cut, move |reader| {
         reader.timeline(of.credential.as_deref(), of.workload.as_deref(), range)
@@ -561,28 +572,28 @@ async fn timeline(
     .await
 }
 
-/// Who used a credential, when, and how it is known
-#[utoipa::path(get, path = "/who", params(OfCredential, Within, Cut),
-    responses((status = OK, description = "The answer.", body = Part<WhoAnswer>), Refused))]
+/// Which workloads used a credential, when, and how it is known
+#[utoipa::path(get, path = "/who", params(CredentialParam, RangeParams, PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<WhoAnswer>), ErrorResponses))]
 async fn who(
     State(app): Ours,
-    Asked(of): Asked<OfCredential>,
-    Asked(within): Asked<Within>,
-    Asked(cut): Asked<Cut>,
-) -> Answer<Part<WhoAnswer>> {
+    QueryParams(of): QueryParams<CredentialParam>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<WhoAnswer>> {
     let range = within.range()?;
     ranked(app, cut, move |reader| reader.who(&of.credential, range)).await
 }
 
 /// Where a credential went
-#[utoipa::path(get, path = "/where", params(OfCredential, Within, Cut),
-    responses((status = OK, description = "The answer.", body = Part<WhereAnswer>), Refused))]
+#[utoipa::path(get, path = "/where", params(CredentialParam, RangeParams, PageParams),
+    responses((status = OK, description = "The answer.", body = ListPage<WhereAnswer>), ErrorResponses))]
 async fn where_to(
     State(app): Ours,
-    Asked(of): Asked<OfCredential>,
-    Asked(within): Asked<Within>,
-    Asked(cut): Asked<Cut>,
-) -> Answer<Part<WhereAnswer>> {
+    QueryParams(of): QueryParams<CredentialParam>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(cut): QueryParams<PageParams>,
+) -> Answer<ListPage<WhereAnswer>> {
     let range = within.range()?;
     ranked(app, cut, move |reader| {
         reader.where_to(&of.credential, range)
@@ -591,14 +602,14 @@ async fn where_to(
 }
 
 /// What a credential was minted from, what was minted with it, and where all of that went
-#[utoipa::path(get, path = "/chain", params(OfCredential, Within, Limit),
-    responses((status = OK, description = "The answer.", body = Bounded<Chain>), Refused))]
+#[utoipa::path(get, path = "/chain", params(CredentialParam, RangeParams, LimitParam),
+    responses((status = OK, description = "The answer.", body = BoundedAnswer<Chain>), ErrorResponses))]
 async fn chain(
     State(app): Ours,
-    Asked(of): Asked<OfCredential>,
-    Asked(within): Asked<Within>,
-    Asked(limit): Asked<Limit>,
-) -> Answer<Bounded<Chain>> {
+    QueryParams(of): QueryParams<CredentialParam>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(limit): QueryParams<LimitParam>,
+) -> Answer<BoundedAnswer<Chain>> {
     let range = within.range()?;
     bounded(app, limit, move |reader| {
         reader.chain(&of.credential, range)
@@ -606,27 +617,27 @@ async fn chain(
     .await
 }
 
-/// Who was new to a credential after a time, and where it was newly taken
-#[utoipa::path(get, path = "/first-use", params(OfCredential, After),
-    responses((status = OK, description = "The answer.", body = FirstUse), Refused))]
+/// Which workloads first used a credential after a time, and at which new destinations
+#[utoipa::path(get, path = "/first-use", params(CredentialParam, AfterParam),
+    responses((status = OK, description = "The answer.", body = FirstUse), ErrorResponses))]
 async fn first_use(
     State(app): Ours,
-    Asked(of): Asked<OfCredential>,
-    Asked(after): Asked<After>,
+    QueryParams(of): QueryParams<CredentialParam>,
+    QueryParams(after): QueryParams<AfterParam>,
 ) -> Answer<FirstUse> {
-    let after = time::moment(&after.after, Timestamp::now()).map_err(Refusal::Parameter)?;
+    let after = time::moment(&after.after, Timestamp::now()).map_err(ApiError::Parameter)?;
     ask(app, move |reader| reader.first_use(&of.credential, after)).await
 }
 
-/// Which credentials a workload held, and where it took them
-#[utoipa::path(get, path = "/blast-radius", params(OfWorkload, Within, Limit),
-    responses((status = OK, description = "The answer.", body = Bounded<BlastRadius>), Refused))]
+/// Which credentials a workload held, and where it presented them
+#[utoipa::path(get, path = "/blast-radius", params(WorkloadParam, RangeParams, LimitParam),
+    responses((status = OK, description = "The answer.", body = BoundedAnswer<BlastRadius>), ErrorResponses))]
 async fn blast_radius(
     State(app): Ours,
-    Asked(of): Asked<OfWorkload>,
-    Asked(within): Asked<Within>,
-    Asked(limit): Asked<Limit>,
-) -> Answer<Bounded<BlastRadius>> {
+    QueryParams(of): QueryParams<WorkloadParam>,
+    QueryParams(within): QueryParams<RangeParams>,
+    QueryParams(limit): QueryParams<LimitParam>,
+) -> Answer<BoundedAnswer<BlastRadius>> {
     let range = within.range()?;
     bounded(app, limit, move |reader| {
         reader.blast_radius(&of.workload, range)

@@ -2,9 +2,9 @@
 
 use crate::{
     ledger::{
-        chain::{Chain, Link},
+        chain::{Chain, MintLink},
         first::FirstUse,
-        read::{BlastRadius, Event, HopRow, Timeline, UseRow, WhereAnswer, WhoAnswer},
+        read::{BlastRadius, HopRow, Timeline, TimelineEvent, UseRow, WhereAnswer, WhoAnswer},
     },
     model::{Credential, CredentialId, Evidence, Gap, NOT_COVERED, Verdict},
 };
@@ -13,14 +13,14 @@ use std::{
     fmt::Write as _,
 };
 
-/// Nodes and edges, each once, in the order of their names.
+/// Nodes and edges, each once, sorted by name.
 #[derive(Debug, Default)]
-struct Graph {
+struct DotGraph {
     nodes: BTreeMap<String, String>,
     edges: BTreeSet<String>,
 }
 
-impl Graph {
+impl DotGraph {
     fn node(&mut self, kind: &str, name: &str, label: &str, look: &str) -> String {
         let id = quoted(&format!("{kind} {name}"));
         let line = format!("{id} [label={}, {look}]", quoted(label));
@@ -74,7 +74,7 @@ impl Graph {
             let credential = self.credential(&row.credential, all);
             let destination = self.destination(&row.destination.label());
             self.edge(&workload, &credential, "", ", style=dotted, arrowhead=none");
-            // Told by form as well as by colour.
+            // Shown by shape as well as by colour.
             let verdict = match row.verdict {
                 Verdict::Unexpected => ", color=\"#b3261e\", penwidth=2.5",
                 Verdict::Unproven => ", color=\"#8a6d00\", style=dashed",
@@ -94,7 +94,7 @@ impl Graph {
         }
     }
 
-    fn links(&mut self, links: &[Link], all: &[Credential]) {
+    fn links(&mut self, links: &[MintLink], all: &[Credential]) {
         for link in links {
             let authenticator = self.node(
                 "authenticator",
@@ -124,7 +124,7 @@ impl Graph {
         }
     }
 
-    /// What is missing from the answer belongs into the picture.
+    /// What is missing from the answer is part of the picture.
     fn gaps(&mut self, gaps: &[Gap]) {
         const SHOWN: usize = 6;
         let (standing, own): (Vec<&Gap>, Vec<&Gap>) =
@@ -142,7 +142,7 @@ impl Graph {
         if !standing.is_empty() {
             let _ = write!(
                 label,
-                "\n{} kinds of use and traffic at any time",
+                "\n{} kinds of use and traffic are never observed",
                 standing.len()
             );
         }
@@ -166,7 +166,7 @@ impl Graph {
     }
 }
 
-/// A string of DOT. Names are chosen by whoever is watched.
+/// A quoted DOT string. Names are controlled by the observed workloads.
 fn quoted(text: &str) -> String {
     let mut out = "\"".to_owned();
     for character in text.chars() {
@@ -175,7 +175,7 @@ fn quoted(text: &str) -> String {
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
             character if character.is_control() => {
-                // As text, and not as what a viewer would obey.
+                // As text, so that a viewer does not interpret it.
                 let _ = write!(out, "\\\\u{{{:x}}}", u32::from(character));
             }
             character => out.push(character),
@@ -186,21 +186,21 @@ fn quoted(text: &str) -> String {
 }
 
 pub fn who(answer: &WhoAnswer) -> String {
-    let mut graph = Graph::default();
+    let mut graph = DotGraph::default();
     graph.uses(&answer.uses, &answer.credentials);
     graph.gaps(&answer.gaps);
     graph.show()
 }
 
 pub fn where_to(answer: &WhereAnswer) -> String {
-    let mut graph = Graph::default();
+    let mut graph = DotGraph::default();
     graph.hops(&answer.hops, &answer.credentials);
     graph.gaps(&answer.gaps);
     graph.show()
 }
 
 pub fn chain(answer: &Chain) -> String {
-    let mut graph = Graph::default();
+    let mut graph = DotGraph::default();
     for credential in &answer.credentials {
         graph.credential(&credential.id, &answer.credentials);
     }
@@ -211,7 +211,7 @@ pub fn chain(answer: &Chain) -> String {
 }
 
 pub fn blast_radius(answer: &BlastRadius) -> String {
-    let mut graph = Graph::default();
+    let mut graph = DotGraph::default();
     let all: Vec<Credential> = answer
         .credentials
         .iter()
@@ -227,7 +227,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
 }
 
 pub fn first_use(answer: &FirstUse) -> String {
-    let mut graph = Graph::default();
+    let mut graph = DotGraph::default();
     events(&mut graph, &answer.new, &answer.credentials);
     graph.hops(&answer.new_destinations, &answer.credentials);
     graph.gaps(&answer.gaps);
@@ -235,18 +235,18 @@ pub fn first_use(answer: &FirstUse) -> String {
 }
 
 pub fn timeline(answer: &Timeline) -> String {
-    let mut graph = Graph::default();
+    let mut graph = DotGraph::default();
     events(&mut graph, &answer.events, &[]);
     graph.gaps(&answer.gaps);
     graph.show()
 }
 
-fn events(graph: &mut Graph, events: &[Event], all: &[Credential]) {
+fn events(graph: &mut DotGraph, events: &[TimelineEvent], all: &[Credential]) {
     for event in events {
         match event {
-            Event::Use { row, .. } => graph.uses(std::slice::from_ref(row), all),
-            Event::Hop { row, .. } => graph.hops(std::slice::from_ref(row), all),
-            Event::Finding { .. } | Event::Gap { .. } => {}
+            TimelineEvent::Use { row, .. } => graph.uses(std::slice::from_ref(row), all),
+            TimelineEvent::Hop { row, .. } => graph.hops(std::slice::from_ref(row), all),
+            TimelineEvent::Finding { .. } | TimelineEvent::Gap { .. } => {}
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A family of metrics with many series: the labels of each are kept once and in little room, and there is a limit
-//! to them.
+//! A metric family with many series: labels are stored once and compactly, and the number of series
+//! is limited.
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use std::{
@@ -8,23 +8,23 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Series of one family at most, but for those under which the rest is counted.
-pub const SERIES: usize = 5_000;
-/// Between the labels of a series; none of them has it.
-const APART: char = '\0';
+/// Maximum series per family, apart from those that count the remainder.
+pub const SERIES_MAX: usize = 5_000;
+/// Separates the labels of a series; no label contains it.
+const LABEL_SEPARATOR: char = '\0';
 
-/// What is said of a family, and its series.
+/// A family's description, and its series.
 #[derive(Debug)]
-pub struct Family {
+pub struct BoundedFamily {
     pub name: &'static str,
     pub help: &'static str,
     pub labels: &'static [&'static str],
     kind: MetricType,
-    /// Values by the labels of each series, one after the other.
+    /// Values, by the concatenated labels of each series.
     series: Mutex<BTreeMap<Box<str>, f64>>,
 }
 
-impl Family {
+impl BoundedFamily {
     pub fn counter(
         name: &'static str,
         help: &'static str,
@@ -46,50 +46,52 @@ impl Family {
         }
     }
 
-    /// A value has no half: whoever panicked left it whole.
+    /// A value is a single number: a panic elsewhere cannot leave it half-written.
     fn series(&self) -> MutexGuard<'_, BTreeMap<Box<str>, f64>> {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds to a series, or to another where the family is full; whether it was the first.
+    /// Adds to a series, or to the remainder if the family is full; returns whether the series is
+    /// new.
     pub fn add(&self, labels: &[&str], rest: &[&str], by: u64) -> bool {
         let mut series = self.series();
-        let key = joined(labels);
+        let key = join_labels(labels);
         if let Some(value) = series.get_mut(&*key) {
             *value += by as f64;
             return true;
         }
-        let room = series.len() < SERIES;
-        let key = if room { key } else { joined(rest) };
+        let room = series.len() < SERIES_MAX;
+        let key = if room { key } else { join_labels(rest) };
         *series.entry(key.into()).or_default() += by as f64;
         room
     }
 
-    /// Sets a series, unless the family is full; whether it did.
+    /// Sets a series unless the family is full; returns whether it was set.
     pub fn set(&self, labels: &[&str], value: f64) -> bool {
-        self.put(labels, |_| value)
+        self.set_value(labels, |_| value)
     }
 
-    /// Sets a series that is not there, unless the family is full; whether it is there now.
+    /// Sets a series if it does not exist and the family is not full; returns whether it exists
+    /// now.
     pub fn set_first(&self, labels: &[&str], value: f64) -> bool {
-        self.put(labels, |known| known.unwrap_or(value))
+        self.set_value(labels, |known| known.unwrap_or(value))
     }
 
-    fn put(&self, labels: &[&str], value: impl FnOnce(Option<f64>) -> f64) -> bool {
+    fn set_value(&self, labels: &[&str], value: impl FnOnce(Option<f64>) -> f64) -> bool {
         let mut series = self.series();
-        let key = joined(labels);
+        let key = join_labels(labels);
         if let Some(known) = series.get_mut(&*key) {
             *known = value(Some(*known));
             return true;
         }
-        let room = series.len() < SERIES;
+        let room = series.len() < SERIES_MAX;
         if room {
             series.insert(key.into(), value(None));
         }
         room
     }
 
-    /// Gives what was counted under some values of labels to others: sums where both have it.
+    /// Moves what was counted under some label values to others; adds the values where both exist.
     pub fn rename(&self, labels: [&str; 2], old: &[String; 2], new: &[String; 2]) {
         let place = labels.map(|label| self.labels.iter().position(|known| *known == label));
         let [Some(one), Some(other)] = place else {
@@ -97,23 +99,23 @@ impl Family {
         };
         let mut series = self.series();
         let is_old = |key: &str| {
-            let values: Vec<&str> = key.split(APART).collect();
+            let values: Vec<&str> = key.split(LABEL_SEPARATOR).collect();
             values.get(one) == Some(&&*old[0]) && values.get(other) == Some(&&*old[1])
         };
         let renamed: Vec<Box<str>> = series.keys().filter(|key| is_old(key)).cloned().collect();
         for key in renamed {
             let value = series.remove(&key).unwrap_or_default();
-            let mut values: Vec<&str> = key.split(APART).collect();
+            let mut values: Vec<&str> = key.split(LABEL_SEPARATOR).collect();
             (values[one], values[other]) = (&new[0], &new[1]);
-            *series.entry(joined(&values).into()).or_default() += value;
+            *series.entry(join_labels(&values).into()).or_default() += value;
         }
     }
 
-    /// Sets a series in place of all others that have the same first label, unless the family is full; whether it
-    /// did.
+    /// Sets a series in place of all others with the same first label, unless the family is full;
+    /// returns whether it was set.
     pub fn set_alone(&self, labels: &[&str], value: f64) -> bool {
-        let key = joined(labels);
-        let same = format!("{}{APART}", joined(&labels[..1]));
+        let key = join_labels(labels);
+        let same = format!("{}{LABEL_SEPARATOR}", join_labels(&labels[..1]));
         let mut series = self.series();
         let from = (Bound::Included(&*same), Bound::Unbounded);
         let others: Vec<Box<str>> = series
@@ -130,7 +132,7 @@ impl Family {
         self.set(labels, value)
     }
 
-    /// As the library writes it; nothing where there is no series.
+    /// In the prometheus library's form; `None` without series.
     pub fn collect(&self) -> Option<MetricFamily> {
         let series = self.series();
         if series.is_empty() {
@@ -148,7 +150,7 @@ impl Family {
     }
 
     fn metric(&self, labels: &str, value: f64) -> Metric {
-        let pairs = self.labels.iter().zip(labels.split(APART));
+        let pairs = self.labels.iter().zip(labels.split(LABEL_SEPARATOR));
         let pairs = pairs.map(|(name, value)| {
             let mut pair = LabelPair::default();
             pair.set_name((*name).to_owned());
@@ -169,13 +171,13 @@ impl Family {
     }
 }
 
-fn joined(labels: &[&str]) -> String {
+fn join_labels(labels: &[&str]) -> String {
     let mut joined = String::with_capacity(labels.iter().map(|label| label.len() + 1).sum());
     for (number, label) in labels.iter().enumerate() {
         if number > 0 {
-            joined.push(APART);
+            joined.push(LABEL_SEPARATOR);
         }
-        joined.extend(label.chars().filter(|letter| *letter != APART));
+        joined.extend(label.chars().filter(|letter| *letter != LABEL_SEPARATOR));
     }
     joined
 }
@@ -184,7 +186,7 @@ fn joined(labels: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn shown(family: &Family) -> String {
+    fn rendered_series(family: &BoundedFamily) -> String {
         let families: Vec<MetricFamily> = family.collect().into_iter().collect();
         prometheus::TextEncoder::new()
             .encode_to_string(&families)
@@ -193,17 +195,17 @@ mod tests {
 
     #[test]
     fn a_family_has_a_limit() {
-        let family = Family::counter("n_total", "Help.", &["a", "b"]);
-        for number in 0..SERIES + 10 {
+        let family = BoundedFamily::counter("n_total", "Help.", &["a", "b"]);
+        for number in 0..SERIES_MAX + 10 {
             let label = number.to_string();
             let own = family.add(&[&label, "x"], &["other", "x"], 2);
-            assert_eq!(own, number < SERIES);
+            assert_eq!(own, number < SERIES_MAX);
         }
         assert!(
             family.add(&["3", "x"], &["other", "x"], 1),
             "a known one stays"
         );
-        let text = shown(&family);
+        let text = rendered_series(&family);
         assert!(text.starts_with("# HELP n_total Help.\n# TYPE n_total counter\n"));
         for line in [
             "n_total{a=\"3\",b=\"x\"} 3",
@@ -215,7 +217,8 @@ mod tests {
 
     #[test]
     fn what_was_counted_under_an_id_is_counted_under_the_name() {
-        let family = Family::counter("n_total", "Help.", &["namespace", "workload", "class"]);
+        let family =
+            BoundedFamily::counter("n_total", "Help.", &["namespace", "workload", "class"]);
         family.add(&["", "pod-1", "a"], &[], 2);
         family.add(&["", "pod-1", "b"], &[], 3);
         family.add(&["", "pod-2", "a"], &[], 5);
@@ -226,7 +229,7 @@ mod tests {
             &of("", "pod-1"),
             &of("shop", "api"),
         );
-        let text = shown(&family);
+        let text = rendered_series(&family);
         let told: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(
             told,
@@ -240,16 +243,19 @@ mod tests {
 
     #[test]
     fn a_gauge_is_set_once_or_again_or_in_place_of_others() {
-        let family = Family::gauge("g", "Help.", &["a", "b"]);
-        assert_eq!(shown(&family), "");
+        let family = BoundedFamily::gauge("g", "Help.", &["a", "b"]);
+        assert_eq!(rendered_series(&family), "");
         assert!(family.set_first(&["\0x\"y\n", ""], 1.5) && family.set_first(&["x\"y\n", ""], 2.5));
         let series = |text: &str| text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(series(&shown(&family)), ["g{a=\"x\\\"y\\n\",b=\"\"} 1.5"]);
+        assert_eq!(
+            series(&rendered_series(&family)),
+            ["g{a=\"x\\\"y\\n\",b=\"\"} 1.5"]
+        );
         family.set(&["x\"y\n", ""], 3.0);
         family.set(&["x", "1"], 4.0);
         assert!(family.set_alone(&["x", "2"], 5.0));
         assert_eq!(
-            series(&shown(&family)),
+            series(&rendered_series(&family)),
             ["g{a=\"x\",b=\"2\"} 5", "g{a=\"x\\\"y\\n\",b=\"\"} 3"]
         );
     }

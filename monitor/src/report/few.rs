@@ -1,4 +1,4 @@
-//! So many connections at a time, and no more.
+//! Limits the number of concurrent connections.
 
 use axum_server::accept::Accept;
 use std::{
@@ -16,40 +16,40 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-/// Connections at a time: a Prometheus, some browsers, and room.
-const CONNECTIONS: usize = 64;
-/// Of one other machine: none is to keep the rest out.
-const OF_ONE: usize = 16;
+/// Maximum concurrent connections: enough for Prometheus and several browsers.
+const CONNECTIONS_MAX: usize = 64;
+/// Maximum per remote machine, so that one cannot exclude the others.
+const CONNECTIONS_PER_PEER_MAX: usize = 16;
 
-/// Accepts as another does, while there is room; whoever comes then is let go at once.
+/// Accepts connections while there is room; any more are closed at once.
 #[derive(Clone, Debug)]
-pub struct Few<A> {
+pub struct ConnectionLimit<A> {
     inner: A,
     room: Arc<Semaphore>,
     peers: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-impl<A> Few<A> {
+impl<A> ConnectionLimit<A> {
     pub fn new(inner: A) -> Self {
         Self {
             inner,
-            room: Arc::new(Semaphore::new(CONNECTIONS)),
+            room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             peers: Arc::default(),
         }
     }
 
-    /// A place for a connection from a peer; nothing where there is no room.
-    fn place(&self, peer: IpAddr) -> Option<Place> {
+    /// Reserves a slot for a connection from a peer; `None` if there is no room.
+    fn reserve_slot(&self, peer: IpAddr) -> Option<ConnectionSlot> {
         let room = Arc::clone(&self.room).try_acquire_owned().ok()?;
         if !peer.is_loopback() {
             let mut peers = self.peers.lock().ok()?;
             let count = peers.entry(peer).or_default();
-            if *count >= OF_ONE {
+            if *count >= CONNECTIONS_PER_PEER_MAX {
                 return None;
             }
             *count += 1;
         }
-        Some(Place {
+        Some(ConnectionSlot {
             _room: room,
             peer,
             peers: Arc::clone(&self.peers),
@@ -57,15 +57,15 @@ impl<A> Few<A> {
     }
 }
 
-/// A place is given back when its connection is over.
+/// A slot is released when its connection ends.
 #[derive(Debug)]
-struct Place {
+struct ConnectionSlot {
     _room: OwnedSemaphorePermit,
     peer: IpAddr,
     peers: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         if let Ok(mut peers) = self.peers.lock()
             && let Some(count) = peers.get_mut(&self.peer)
@@ -78,19 +78,19 @@ impl Drop for Place {
     }
 }
 
-impl<A, S> Accept<TcpStream, S> for Few<A>
+impl<A, S> Accept<TcpStream, S> for ConnectionLimit<A>
 where
     A: Accept<TcpStream, S>,
     A::Future: Send + 'static,
 {
-    type Stream = Held<A::Stream>;
+    type Stream = LimitedConnection<A::Stream>;
     type Service = A::Service;
     type Future =
         Pin<Box<dyn Future<Output = io::Result<(Self::Stream, Self::Service)>> + Send + 'static>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let peer = stream.peer_addr().map(|peer| peer.ip().to_canonical());
-        let Some(place) = peer.ok().and_then(|peer| self.place(peer)) else {
+        let Some(place) = peer.ok().and_then(|peer| self.reserve_slot(peer)) else {
             return Box::pin(async {
                 Err(io::Error::new(
                     io::ErrorKind::ResourceBusy,
@@ -101,7 +101,7 @@ where
         let accepted = self.inner.accept(stream, service);
         Box::pin(async {
             let (stream, service) = accepted.await?;
-            let held = Held {
+            let held = LimitedConnection {
                 inner: stream,
                 _place: place,
             };
@@ -110,14 +110,14 @@ where
     }
 }
 
-/// A connection that has its place for as long as it is open.
+/// A connection that keeps its slot while it is open.
 #[derive(Debug)]
-pub struct Held<I> {
+pub struct LimitedConnection<I> {
     inner: I,
-    _place: Place,
+    _place: ConnectionSlot,
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Held<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for LimitedConnection<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -127,7 +127,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Held<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Held<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for LimitedConnection<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -151,17 +151,17 @@ mod tests {
 
     #[test]
     fn one_machine_does_not_take_the_place_of_the_others() {
-        let few = Few::new(());
+        let few = ConnectionLimit::new(());
         let peer = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let mut held: Vec<Place> = (0..20)
-            .filter_map(|_| few.place(peer("10.0.0.1")))
+        let mut held: Vec<ConnectionSlot> = (0..20)
+            .filter_map(|_| few.reserve_slot(peer("10.0.0.1")))
             .collect();
-        assert_eq!(held.len(), OF_ONE);
-        held.extend((0..100).filter_map(|_| few.place(peer("127.0.0.1"))));
-        assert_eq!(held.len(), CONNECTIONS);
-        assert!(few.place(peer("10.0.0.2")).is_none());
+        assert_eq!(held.len(), CONNECTIONS_PER_PEER_MAX);
+        held.extend((0..100).filter_map(|_| few.reserve_slot(peer("127.0.0.1"))));
+        assert_eq!(held.len(), CONNECTIONS_MAX);
+        assert!(few.reserve_slot(peer("10.0.0.2")).is_none());
         held.clear();
-        assert!(few.place(peer("10.0.0.1")).is_some());
+        assert!(few.reserve_slot(peer("10.0.0.1")).is_some());
         assert!(few.peers.lock().expect("whole").is_empty());
     }
 }

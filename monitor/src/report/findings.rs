@@ -1,7 +1,7 @@
-//! The stream of findings: one JSON object a line, repeats as one finding with a count.
+//! The findings stream: one JSON object per line, repetitions as one finding with a count.
 
 use super::{
-    lines::{Delivery, Lines},
+    lines::{Delivery, LineWriter},
     ocsf,
 };
 use crate::model::{Evidence, Finding, Severity};
@@ -15,49 +15,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A finding that goes on is told again after this.
-const AGAIN: SignedDuration = SignedDuration::from_secs(60);
-/// Findings remembered, the oldest forgotten first.
-const REMEMBERED: usize = 20_000;
+/// A continuing finding is written again after this time.
+const REPEAT_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
+/// Number of findings remembered; the oldest are evicted first.
+const FINDINGS_CACHED: usize = 20_000;
 
-/// How findings are written.
+/// The format of findings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// As Keytrail's own answers have them
+pub enum FindingsFormat {
+    /// Keytrail's own format
     #[default]
     Json,
     /// OCSF Detection Finding (2004)
     Ocsf,
 }
 
-/// Counts findings, and writes those that are news.
-pub struct Stream {
-    format: Format,
-    out: Lines,
-    /// Where it is a file.
+/// Counts findings, and writes new ones.
+pub struct FindingStream {
+    format: FindingsFormat,
+    out: LineWriter,
+    /// Set if it is a file.
     path: Option<PathBuf>,
-    known: HashMap<String, Box<Known>>,
+    known: HashMap<String, Box<KnownFinding>>,
 }
 
-struct Known {
-    /// The worst that was told of it: what comes later and is less does not take that back.
-    worst: Worst,
+struct KnownFinding {
+    /// The worst version that was written: a later, milder one does not replace it.
+    worst: FindingRank,
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
     told: Option<Timestamp>,
 }
 
-/// How bad a finding is, how sure, and its words for that.
+/// A finding's severity and evidence, and their texts.
 #[derive(Clone, Debug)]
-struct Worst {
+struct FindingRank {
     severity: Severity,
     evidence: Option<Evidence>,
     summary: Box<str>,
 }
 
-impl Worst {
+impl FindingRank {
     fn of(finding: &Finding) -> Self {
         Self {
             severity: finding.severity,
@@ -67,7 +67,7 @@ impl Worst {
     }
 }
 
-impl std::fmt::Debug for Stream {
+impl std::fmt::Debug for FindingStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stream")
             .field("known", &self.known.len())
@@ -75,9 +75,9 @@ impl std::fmt::Debug for Stream {
     }
 }
 
-impl Stream {
-    /// A stream to `-`, standard output, or to a file that only its owner reads.
-    pub fn open(target: &str, format: Format, delivery: Delivery) -> io::Result<Self> {
+impl FindingStream {
+    /// Opens a stream to `-`, standard output, or to a file that only its owner can read.
+    pub fn open(target: &str, format: FindingsFormat, delivery: Delivery) -> io::Result<Self> {
         if target == "-" {
             return Self::new(Box::new(io::stdout()), format, delivery);
         }
@@ -88,27 +88,31 @@ impl Stream {
         })
     }
 
-    pub fn new(out: Box<dyn Write + Send>, format: Format, delivery: Delivery) -> io::Result<Self> {
+    pub fn new(
+        out: Box<dyn Write + Send>,
+        format: FindingsFormat,
+        delivery: Delivery,
+    ) -> io::Result<Self> {
         Ok(Self {
             format,
-            out: Lines::start("findings", out, delivery)?,
+            out: LineWriter::start("findings", out, delivery)?,
             path: None,
             known: HashMap::new(),
         })
     }
 
-    /// Lines that could not be written, or that nobody read in time.
+    /// Number of lines that could not be written, or were not read in time.
     pub fn lost(&self) -> u64 {
         self.out.lost()
     }
 
-    /// Takes up the counts of an earlier run.
-    pub fn remember(&mut self, findings: Vec<Finding>) {
+    /// Restores the counts of an earlier run.
+    pub fn restore(&mut self, findings: Vec<Finding>) {
         for finding in findings {
             self.known.insert(
                 finding.id.clone(),
-                Box::new(Known {
-                    worst: Worst::of(&finding),
+                Box::new(KnownFinding {
+                    worst: FindingRank::of(&finding),
                     count: finding.count,
                     first_seen: finding.first_seen,
                     last_seen: finding.last_seen,
@@ -118,15 +122,15 @@ impl Stream {
         }
     }
 
-    /// Counts a finding; gives it with its count, and writes it where it is new, worse than it was, or goes on
-    /// since a while.
-    pub fn take(&mut self, mut finding: Finding) -> Finding {
-        if self.known.len() >= REMEMBERED {
-            self.forget();
+    /// Counts a finding; returns it with its count, and writes it if it is new, worse than before,
+    /// or has continued for a while.
+    pub fn record(&mut self, mut finding: Finding) -> Finding {
+        if self.known.len() >= FINDINGS_CACHED {
+            self.evict();
         }
-        let now = Worst::of(&finding);
+        let now = FindingRank::of(&finding);
         let known = self.known.entry(finding.id.clone()).or_insert_with(|| {
-            Box::new(Known {
+            Box::new(KnownFinding {
                 worst: now.clone(),
                 count: 0,
                 first_seen: finding.time,
@@ -148,18 +152,18 @@ impl Stream {
             finding.evidence = known.worst.evidence;
             finding.summary = known.worst.summary.to_string();
         }
-        let again = |told| finding.time.duration_since(told) >= AGAIN;
+        let again = |told| finding.time.duration_since(told) >= REPEAT_INTERVAL;
         let news = worse || known.told.is_none_or(again);
         if news {
             let told = known.told.replace(finding.time).is_some();
             if let Err(error) = self.write(&finding, told) {
-                tracing::error!(%error, id = finding.id, "a finding could not be written as JSON");
+                tracing::error!(%error, id = finding.id, "cannot serialise a finding");
             }
         }
         finding
     }
 
-    /// Begins the file of findings anew, where somebody has moved it away.
+    /// Reopens the file of findings, after it was moved away.
     pub fn reopen(&mut self) -> io::Result<()> {
         if let Some(path) = &self.path {
             self.out.set_target(to_file(path)?);
@@ -169,15 +173,15 @@ impl Stream {
 
     fn write(&self, finding: &Finding, told: bool) -> serde_json::Result<()> {
         let mut line = match self.format {
-            Format::Json => serde_json::to_vec(finding)?,
-            Format::Ocsf => serde_json::to_vec(&ocsf::detection(finding, told))?,
+            FindingsFormat::Json => serde_json::to_vec(finding)?,
+            FindingsFormat::Ocsf => serde_json::to_vec(&ocsf::detection(finding, told))?,
         };
         line.push(b'\n');
         self.out.write_line(line);
         Ok(())
     }
 
-    fn forget(&mut self) {
+    fn evict(&mut self) {
         let mut times: Vec<Timestamp> = self.known.values().map(|known| known.last_seen).collect();
         times.sort();
         let middle = times[times.len() / 2];
@@ -200,11 +204,11 @@ mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
 
-    /// What was written, for whoever holds the other end.
+    /// The written output, as its reader sees it.
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
+    struct FindingOutput(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Page {
+    impl Write for FindingOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().expect("nobody panicked").write(bytes)
         }
@@ -225,21 +229,25 @@ mod tests {
 
     #[test]
     fn what_gets_worse_is_told_at_once_and_not_taken_back() {
-        let page = Page::default();
-        let mut stream = Stream::new(Box::new(page.clone()), Format::Json, Delivery::Complete)
-            .expect("a thread");
-        stream.take(finding(0, "medium", "sole"));
-        stream.take(finding(1, "critical", "presented"));
+        let page = FindingOutput::default();
+        let mut stream = FindingStream::new(
+            Box::new(page.clone()),
+            FindingsFormat::Json,
+            Delivery::Complete,
+        )
+        .expect("a thread");
+        stream.record(finding(0, "medium", "sole"));
+        stream.record(finding(1, "critical", "presented"));
         let mut same_use = finding(1, "critical", "presented");
         same_use.count = 0;
-        stream.take(same_use);
-        let kept = stream.take(finding(2, "medium", "sole"));
+        stream.record(same_use);
+        let kept = stream.record(finding(2, "medium", "sole"));
         assert_eq!(
             (kept.severity, kept.evidence),
             (Severity::Critical, Some(Evidence::Presented))
         );
         assert_eq!((kept.summary.as_str(), kept.count), ("by presented", 3));
-        // It ends when everything is written.
+        // Ends once everything is written.
         drop(stream);
         let written = page.0.lock().expect("nobody panicked").clone();
         let told: Vec<Finding> = written

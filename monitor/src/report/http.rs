@@ -1,13 +1,13 @@
-//! The HTTP side: where it listens, metrics and health; the questions are in `api`, the page in `page`.
+//! The HTTP server: listeners, metrics and health checks; queries are in `api`, the page in `page`.
 
 use super::{
-    access::{self, Gate, Token},
+    access::{self, AccessGate, ApiToken},
     api,
-    few::Few,
+    few::ConnectionLimit,
     metrics::Metrics,
     page,
 };
-use crate::policy::document::Tls;
+use crate::policy::document::TlsFiles;
 use axum::{
     Router,
     extract::State,
@@ -39,10 +39,10 @@ use tokio::{
     sync::Semaphore,
 };
 
-/// Why the agent does not listen.
+/// Why the agent cannot listen.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    #[error("`{0}` is no address to listen on: write for example 127.0.0.1:9477")]
+    #[error("`{0}` is not an address to listen on: write for example 127.0.0.1:9477")]
     Address(String),
     #[error(
         "{0} is not a loopback address: beyond it the API needs `tls` and `token_file` in the configuration; metrics and health checks alone are served by --metrics-listen"
@@ -57,30 +57,30 @@ pub enum ListenError {
     },
 }
 
-/// What the handlers share.
+/// State shared by the handlers.
 #[derive(Debug)]
-pub struct App {
+pub struct AppState {
     pub metrics: Arc<Metrics>,
     pub state_dir: PathBuf,
     pub ready: Arc<AtomicBool>,
-    /// Questions that are answered at a time: each reads a ledger that may be large.
+    /// Limits concurrent queries: each reads a ledger that may be large.
     pub turns: Semaphore,
 }
 
-/// Questions that are answered at a time.
-pub const TURNS: usize = 4;
+/// Maximum concurrent queries.
+pub const CONCURRENT_QUERIES: usize = 4;
 
-/// How long a connection may take for the head of a request, the first one too, or be idle.
-const SILENCE: Duration = Duration::from_secs(10);
+/// How long a connection may take to send the head of a request, including the first, or be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the API is protected.
 #[derive(Debug, Default)]
-pub struct Security {
-    pub tls: Option<Tls>,
-    pub token: Option<Token>,
+pub struct ListenSecurity {
+    pub tls: Option<TlsFiles>,
+    pub token: Option<ApiToken>,
 }
 
-impl Security {
+impl ListenSecurity {
     /// Whether it may be served to other machines.
     fn is_whole(&self) -> bool {
         self.tls.is_some() && self.token.is_some()
@@ -88,7 +88,7 @@ impl Security {
 }
 
 /// Binds the address of `--listen`.
-pub async fn bind(listen: &str, security: &Security) -> Result<TcpListener, ListenError> {
+pub async fn bind(listen: &str, security: &ListenSecurity) -> Result<TcpListener, ListenError> {
     let address = parse(listen)?;
     if !address.ip().is_loopback() && !security.is_whole() {
         return Err(ListenError::Public(address));
@@ -114,8 +114,12 @@ async fn bind_to(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Serves until the program ends.
-pub async fn serve(listener: TcpListener, app: Arc<App>, security: Security) -> anyhow::Result<()> {
-    let gate = Gate::new(security.token, security.tls.is_none());
+pub async fn serve(
+    listener: TcpListener,
+    app: Arc<AppState>,
+    security: ListenSecurity,
+) -> anyhow::Result<()> {
+    let gate = AccessGate::new(security.token, security.tls.is_none());
     let router = routes(&gate).with_state(app);
     match security.tls {
         None => serve_by(listener, DefaultAcceptor::new(), router).await?,
@@ -127,8 +131,8 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, security: Security) -> 
     Ok(())
 }
 
-/// Serves so many connections at a time, none of which may say nothing for long: whoever holds them open is not to take
-/// the descriptors with which files are read.
+/// Serves a limited number of connections with timeouts: held-open connections must not use up the
+/// descriptors needed to read files.
 async fn serve_by<A>(listener: TcpListener, accept: A, router: Router) -> std::io::Result<()>
 where
     A: Accept<TcpStream, Router> + Clone + Send + Sync + 'static,
@@ -137,21 +141,22 @@ where
     A::Future: Send + 'static,
 {
     let mut server = axum_server::from_tcp(listener.into_std()?)?
-        .acceptor(Few::new(accept))
+        .acceptor(ConnectionLimit::new(accept))
         .http1_only()
-        .first_request_timeout(SILENCE);
+        .first_request_timeout(HEAD_TIMEOUT);
     server
         .http_builder()
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE);
+        .header_read_timeout(HEAD_TIMEOUT);
     server.serve(router.into_make_service()).await
 }
 
-fn routes(gate: &Arc<Gate>) -> Router<Arc<App>> {
+fn routes(gate: &Arc<AccessGate>) -> Router<Arc<AppState>> {
     let asked = || middleware::from_fn_with_state(Arc::clone(gate), access::questions);
     let questions = api::routes().route_layer(asked());
-    // With a token everything but the page's own files asks for it; without one they are local anyway.
+    // With a token, everything except the page's own files requires it; without one, all requests
+    // are local anyway.
     health()
         .route_layer(asked())
         .merge(page::routes())
@@ -162,19 +167,20 @@ fn routes(gate: &Arc<Gate>) -> Router<Arc<App>> {
         ))
 }
 
-/// Serves what says nothing of credentials but in numbers, until the program ends.
-pub async fn serve_metrics(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
+/// Serves only metrics and health checks, which reveal nothing about credentials but numbers, until
+/// the program ends.
+pub async fn serve_metrics(listener: TcpListener, app: Arc<AppState>) -> std::io::Result<()> {
     serve_by(listener, DefaultAcceptor::new(), health().with_state(app)).await
 }
 
-fn health() -> Router<Arc<App>> {
+fn health() -> Router<Arc<AppState>> {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
 }
 
-async fn metrics(State(app): State<Arc<App>>) -> Response {
+async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     match app.metrics.render() {
         Ok(text) => (
             [(
@@ -188,7 +194,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
     }
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Response {
+async fn ready(State(app): State<Arc<AppState>>) -> Response {
     if app.ready.load(Ordering::Acquire) {
         "ready\n".into_response()
     } else {

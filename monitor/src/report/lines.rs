@@ -1,7 +1,7 @@
-//! Writing lines to something that may not be read: a pipe, a file system that is gone. They are
-//! written by a thread of their own, from a bounded queue, and whoever makes them never waits.
+//! Writes lines to an output that may block: a pipe, a dead file system. A separate thread writes
+//! them from a bounded queue, so producers never wait.
 
-use crate::done::{self, Done, Waiter};
+use crate::done::{self, Completion, CompletionWaiter};
 use std::{
     io::{self, Write},
     sync::{
@@ -12,42 +12,42 @@ use std::{
     time::Duration,
 };
 
-/// Lines that wait at most; a thousand findings are about a megabyte.
-const QUEUE: usize = 4096;
-/// What waits at the end is written within this, or not at all.
-const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+/// Maximum queued lines; a thousand findings are about a megabyte.
+const QUEUE_MAX: usize = 4096;
+/// How long to wait at the end for queued lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What becomes of a line for which there is no room.
+/// What to do with a line if the queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is counted as lost: the agent goes on.
+    /// Count it as lost: the agent continues.
     Lossy,
-    /// Whoever makes it waits: a command that exists to print it.
+    /// Wait: a command that exists to print it.
     Complete,
 }
 
-enum Message {
+enum LineMessage {
     Line(Vec<u8>),
-    /// Dropped when everything before is written.
-    Reached(Done),
+    /// Dropped when everything before it is written.
+    Reached(Completion),
 }
 
-/// The end of the queue at which lines are made. Clones share it.
+/// The producing end of the queue. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Lines {
-    inner: Arc<Inner>,
+pub struct LineWriter {
+    inner: Arc<LineQueue>,
 }
 
-struct Inner {
-    queue: Option<SyncSender<Message>>,
+struct LineQueue {
+    queue: Option<SyncSender<LineMessage>>,
     delivery: Delivery,
-    /// For the thread, which ends when everything is written.
-    end: Mutex<Waiter>,
+    /// Waits for the thread, which ends when everything is written.
+    end: Mutex<CompletionWaiter>,
     lost: Arc<AtomicU64>,
-    next_target: Arc<Mutex<Option<Target>>>,
+    next_target: Arc<Mutex<Option<LineTarget>>>,
 }
 
-impl std::fmt::Debug for Inner {
+impl std::fmt::Debug for LineQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inner")
             .field("delivery", &self.delivery)
@@ -56,14 +56,14 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-/// Where lines go.
-type Target = Box<dyn Write + Send>;
+/// An output for lines.
+type LineTarget = Box<dyn Write + Send>;
 
-impl Lines {
+impl LineWriter {
     /// Starts the thread.
-    pub fn start(name: &str, target: Target, delivery: Delivery) -> io::Result<Self> {
-        let (queue, messages) = sync_channel(QUEUE);
-        let (alive, end) = done::pair();
+    pub fn start(name: &str, target: LineTarget, delivery: Delivery) -> io::Result<Self> {
+        let (queue, messages) = sync_channel(QUEUE_MAX);
+        let (alive, end) = done::completion();
         let lost = Arc::new(AtomicU64::new(0));
         let next_target = Arc::new(Mutex::new(Some(target)));
         let (lost_in_thread, targets) = (Arc::clone(&lost), Arc::clone(&next_target));
@@ -74,7 +74,7 @@ impl Lines {
                 drop(alive);
             })?;
         Ok(Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(LineQueue {
                 queue: Some(queue),
                 delivery,
                 end: Mutex::new(end),
@@ -84,20 +84,20 @@ impl Lines {
         })
     }
 
-    /// Hands over a whole line, with its end.
+    /// Queues a complete line, including its line end.
     pub fn write_line(&self, line: Vec<u8>) {
-        if !self.send(Message::Line(line)) {
+        if !self.send(LineMessage::Line(line)) {
             self.inner.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Has lines written elsewhere, beginning with the next that is written.
-    pub fn set_target(&self, target: Target) {
+    /// Changes the output, starting with the next line that is written.
+    pub fn set_target(&self, target: LineTarget) {
         let next = self.inner.next_target.lock();
         *next.unwrap_or_else(PoisonError::into_inner) = Some(target);
     }
 
-    fn send(&self, message: Message) -> bool {
+    fn send(&self, message: LineMessage) -> bool {
         let Some(queue) = &self.inner.queue else {
             return false;
         };
@@ -107,39 +107,39 @@ impl Lines {
         }
     }
 
-    /// Waits until what was handed over is written, where that does not take long.
+    /// Waits until all queued lines are written, up to a timeout.
     pub fn flush(&self) {
-        let (reached, waiter) = done::pair();
-        if self.send(Message::Reached(reached)) {
-            waiter.wait_for(FLUSH_WITHIN);
+        let (reached, waiter) = done::completion();
+        if self.send(LineMessage::Reached(reached)) {
+            waiter.wait_timeout(FLUSH_TIMEOUT);
         }
     }
 
-    /// Lines that could not be written since the start.
+    /// Number of lines lost since the start.
     pub fn lost(&self) -> u64 {
         self.inner.lost.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Inner {
-    /// Waits for what is still to be written; where it may be lost, not for long.
+impl Drop for LineQueue {
+    /// Waits for queued lines to be written; if they may be lost, only up to a timeout.
     fn drop(&mut self) {
         self.queue = None;
         let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
         match self.delivery {
-            // What is not written by then is left to the kernel, with the thread.
-            Delivery::Lossy => drop(end.wait_for(FLUSH_WITHIN)),
+            // What is not written by then is left to the kernel, along with the thread.
+            Delivery::Lossy => drop(end.wait_timeout(FLUSH_TIMEOUT)),
             Delivery::Complete => end.wait(),
         }
     }
 }
 
 fn write_lines(
-    messages: &Receiver<Message>,
-    next_target: &Mutex<Option<Target>>,
+    messages: &Receiver<LineMessage>,
+    next_target: &Mutex<Option<LineTarget>>,
     lost: &AtomicU64,
 ) {
-    let mut target: Option<Target> = None;
+    let mut target: Option<LineTarget> = None;
     for message in messages {
         let next = next_target
             .lock()
@@ -147,9 +147,10 @@ fn write_lines(
             .take();
         target = next.or(target);
         match message {
-            Message::Reached(reached) => drop(reached),
-            Message::Line(line) => {
-                // Whole, and at once: it is not to wait in a buffer, nor to be cut by a kill.
+            LineMessage::Reached(reached) => drop(reached),
+            LineMessage::Line(line) => {
+                // Whole and immediately: a line must not stay in a buffer, or be truncated by a
+                // kill.
                 let written = target.as_mut().is_some_and(|target| {
                     target
                         .write_all(&line)
@@ -164,8 +165,8 @@ fn write_lines(
     }
 }
 
-/// For a logger, which writes a line at a time.
-impl Write for Lines {
+/// For a logger, which writes one line at a time.
+impl Write for LineWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_line(bytes.to_vec());
         Ok(bytes.len())
@@ -181,9 +182,9 @@ mod tests {
     use super::*;
     use std::{io::Read as _, time::Instant};
 
-    fn into_a_pipe(delivery: Delivery) -> (io::PipeReader, Lines) {
+    fn into_a_pipe(delivery: Delivery) -> (io::PipeReader, LineWriter) {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let lines = Lines::start("lines-test", Box::new(writer), delivery);
+        let lines = LineWriter::start("lines-test", Box::new(writer), delivery);
         (reader, lines.expect("a thread"))
     }
 
@@ -196,7 +197,7 @@ mod tests {
             lines.write_line([&line[..], b"\n"].concat());
         }
         assert!(began.elapsed() < Duration::from_secs(5), "nobody waited");
-        // The queue, and what the pipe holds, are the most that was not lost.
+        // At most the contents of the queue and of the pipe were not lost.
         assert!(lines.lost() > 10_000, "{}", lines.lost());
         let before = lines.lost();
         let reading = std::thread::spawn(move || {

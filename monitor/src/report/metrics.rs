@@ -1,6 +1,6 @@
 //! Prometheus metrics, with bounded labels.
 
-use super::family::Family;
+use super::family::BoundedFamily;
 use crate::model::{Credential, Finding, Hop, Use, Verdict, Workload};
 use monitor_common::record::{Probe, Stage};
 use prometheus::{
@@ -10,17 +10,17 @@ use prometheus::{
 };
 use std::{collections::HashMap, sync::Mutex};
 
-/// The label under which the rest is counted.
+/// The label value for the remainder.
 const OTHER: &str = "other";
 
-/// Families as they are registered, and what is said of each.
+/// The registered families, and their descriptions.
 #[derive(Debug, Default)]
-struct Families {
+struct MetricFamilies {
     registry: Registry,
     described: Vec<Desc>,
 }
 
-impl Families {
+impl MetricFamilies {
     fn take<T: Collector + Clone + 'static>(
         &mut self,
         family: &T,
@@ -44,39 +44,39 @@ impl Families {
 /// Every metric of the agent.
 #[derive(Debug)]
 pub struct Metrics {
-    families: Families,
-    uses: Family,
-    hops: Family,
-    findings: Family,
-    info: Family,
-    expiry: Family,
-    first_seen: Family,
-    last_used: Family,
+    families: MetricFamilies,
+    uses: BoundedFamily,
+    hops: BoundedFamily,
+    findings: BoundedFamily,
+    info: BoundedFamily,
+    expiry: BoundedFamily,
+    first_seen: BoundedFamily,
+    last_used: BoundedFamily,
     events: IntCounterVec,
     lost: IntCounterVec,
-    lost_by: Family,
+    lost_by: BoundedFamily,
     attached: IntGaugeVec,
     unattributed: IntCounterVec,
     pub latency: Histogram,
     folded: IntCounterVec,
     pub reload_success: IntGauge,
     totals: Mutex<HashMap<(&'static str, String), u64>>,
-    /// When credentials were first seen, by their label, as agents of before have it.
+    /// When credentials were first seen according to previous runs, by label.
     before: Mutex<HashMap<Box<str>, f64>>,
 }
 
 impl Metrics {
     /// Registers every family.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let mut families = Families::default();
-        // Processor time, memory and descriptors of the agent itself, by the names that everybody knows.
+        let mut families = MetricFamilies::default();
+        // CPU time, memory and descriptors of the agent itself, under their conventional names.
         families
             .registry
             .register(Box::new(ProcessCollector::for_self()))?;
         let attached = IntGaugeVec::new(
             Opts::new(
                 "keytrail_probe_attached",
-                "1 where the probe is attached by this mechanism.",
+                "1 if the probe is attached by this mechanism.",
             ),
             &["probe", "mechanism"],
         )?;
@@ -93,7 +93,7 @@ impl Metrics {
         families.take(&latency)?;
         let reload_success = IntGauge::new(
             "keytrail_config_reload_success",
-            "1 where the last load of the configuration succeeded.",
+            "1 if the last load of the configuration succeeded.",
         )?;
         families.take(&reload_success)?;
         let build = IntGaugeVec::new(
@@ -114,14 +114,14 @@ impl Metrics {
             folded.with_label_values(&[family]).inc_by(0);
         }
         let metrics = Self {
-            uses: Family::counter(
+            uses: BoundedFamily::counter(
                 "keytrail_credential_uses_total",
                 "Credentials picked up or presented.",
                 &["namespace", "workload", "credential", "class", "source"],
             ),
-            hops: Family::counter(
+            hops: BoundedFamily::counter(
                 "keytrail_hops_total",
-                "Credentials taken to a destination.",
+                "Credentials used at a destination.",
                 &[
                     "namespace",
                     "workload",
@@ -131,22 +131,22 @@ impl Metrics {
                     "verdict",
                 ],
             ),
-            findings: Family::counter(
+            findings: BoundedFamily::counter(
                 "keytrail_findings_total",
-                "Uses and hops that break an expectation or a rule.",
+                "Uses and hops that violate an expectation or a rule.",
                 &["rule", "severity", "namespace", "workload"],
             ),
-            expiry: Family::gauge(
+            expiry: BoundedFamily::gauge(
                 "keytrail_credential_expiry_timestamp_seconds",
-                "When the credential expires, where that is known.",
+                "When the credential expires, if known.",
                 &["credential", "class"],
             ),
-            first_seen: Family::gauge(
+            first_seen: BoundedFamily::gauge(
                 "keytrail_credential_first_seen_timestamp_seconds",
                 "When the credential was first seen.",
                 &["credential", "class"],
             ),
-            last_used: Family::gauge(
+            last_used: BoundedFamily::gauge(
                 "keytrail_credential_last_used_timestamp_seconds",
                 "When the credential was last used.",
                 &["credential", "class"],
@@ -161,19 +161,19 @@ impl Metrics {
                 "Events lost, by the stage that lost them.",
                 &["probe", "stage"],
             )?,
-            lost_by: Family::counter(
+            lost_by: BoundedFamily::counter(
                 "keytrail_workload_events_lost_total",
-                "Records that found a ring full, by the workload that they were of.",
+                "Records lost because a ring was full, by workload.",
                 &["probe", "workload"],
             ),
             unattributed: families.counter(
                 "keytrail_unattributed_total",
-                "Processes and files that could not be told any more.",
+                "Processes and files that could not be attributed.",
                 &["reason"],
             )?,
-            info: Family::gauge(
+            info: BoundedFamily::gauge(
                 "keytrail_credential_info",
-                "Always 1; what is known of a credential, by the label that the other families have.",
+                "Always 1; the properties of a credential, by the label used in other families.",
                 &["id", "credential", "class", "role", "lifetime", "owner"],
             ),
             attached,
@@ -196,45 +196,45 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Adds to a series of a family, or to the rest of it where there are too many.
-    fn add(&self, family: &Family, short: &str, labels: &[&str], rest: &[&str], by: u64) {
+    /// Adds to a series of a family, or to its remainder if there are too many.
+    fn add(&self, family: &BoundedFamily, short: &str, labels: &[&str], rest: &[&str], by: u64) {
         if !family.add(labels, rest, by) {
             self.folded.with_label_values(&[short]).inc();
         }
     }
 
-    pub fn used(&self, used: &Use) {
+    pub fn count_use(&self, used: &Use) {
         let source = used.place.source.as_str();
         let class = &used.credential.class;
         let labels = [
             used.workload.namespace.as_deref().unwrap_or_default(),
             &used.workload.name,
-            shown(&used.credential),
+            credential_label(&used.credential),
             class,
             source,
         ];
         let rest = [OTHER, OTHER, OTHER, class, source];
         self.add(&self.uses, "uses", &labels, &rest, used.count);
-        self.credential(&used.credential, used.time);
+        self.set_credential(&used.credential, used.time);
     }
 
-    pub fn hop(&self, hop: &Hop, verdict: Verdict) {
+    pub fn count_hop(&self, hop: &Hop, verdict: Verdict) {
         let destination = hop.destination.label();
         let (evidence, verdict) = (hop.evidence.as_str(), verdict.as_str());
         let labels = [
             hop.workload.namespace.as_deref().unwrap_or_default(),
             &hop.workload.name,
-            shown(&hop.credential),
+            credential_label(&hop.credential),
             &destination,
             evidence,
             verdict,
         ];
         let rest = [OTHER, OTHER, OTHER, OTHER, evidence, verdict];
         self.add(&self.hops, "hops", &labels, &rest, 1);
-        self.credential(&hop.credential, hop.time);
+        self.set_credential(&hop.credential, hop.time);
     }
 
-    pub fn found(&self, finding: &Finding) {
+    pub fn count_finding(&self, finding: &Finding) {
         let (rule, severity) = (finding.rule.as_str(), finding.severity.as_str());
         let labels = [
             rule,
@@ -246,20 +246,20 @@ impl Metrics {
         self.add(&self.findings, "findings", &labels, &rest, 1);
     }
 
-    /// When a credential was first seen that is known of before; told once it is seen again.
-    pub fn known(&self, credential: &Credential, first_seen: jiff::Timestamp) {
+    /// Restores when a credential was first seen; exported once it is seen again.
+    pub fn restore_first_seen(&self, credential: &Credential, first_seen: jiff::Timestamp) {
         let Ok(mut before) = self.before.lock() else {
             return;
         };
         let first_seen = seconds(first_seen);
-        // The earliest of those that one name stands for.
+        // The earliest of those that share a name.
         before
-            .entry(shown(credential).into())
+            .entry(credential_label(credential).into())
             .and_modify(|known| *known = known.min(first_seen))
             .or_insert(first_seen);
     }
 
-    /// A workload is called something else from now on: what was counted of it is the other's.
+    /// A workload was renamed: moves its counts to the new name.
     pub fn rename(&self, old: &Workload, new: &Workload) {
         let of = |workload: &Workload| {
             [
@@ -276,8 +276,8 @@ impl Metrics {
         }
     }
 
-    fn credential(&self, credential: &Credential, time: jiff::Timestamp) {
-        let labels = [shown(credential), &credential.class];
+    fn set_credential(&self, credential: &Credential, time: jiff::Timestamp) {
+        let labels = [credential_label(credential), &credential.class];
         let seconds = seconds(time);
         let before = self.before.lock().ok();
         let first_seen = before
@@ -288,17 +288,17 @@ impl Metrics {
             return;
         }
         self.last_used.set(&labels, seconds);
-        self.tell(credential);
+        self.update_credential_info(credential);
         if let Some(expiry) = credential.expires_at {
             self.expiry.set(&labels, expiry.as_second() as f64);
         }
     }
 
-    /// One series a credential, by its id: where what is known of it changed, the one before goes.
-    fn tell(&self, credential: &Credential) {
+    /// One series per credential, by id: a change replaces the previous series.
+    fn update_credential_info(&self, credential: &Credential) {
         let labels = [
             &credential.id.0,
-            shown(credential),
+            credential_label(credential),
             &credential.class,
             credential.role.as_str(),
             credential.lifetime.as_str(),
@@ -309,28 +309,28 @@ impl Metrics {
         }
     }
 
-    pub fn attached(&self, probe: &str, mechanism: &str, attached: bool) {
+    pub fn set_probe_attached(&self, probe: &str, mechanism: &str, attached: bool) {
         self.attached
             .with_label_values(&[probe, mechanism])
             .set(i64::from(attached));
     }
 
-    /// Takes in a counter that is kept elsewhere; gives how much it grew.
-    pub fn events(&self, probe: Probe, stage: Stage, total: u64) -> u64 {
+    /// Sets a counter that is kept elsewhere; returns its increase.
+    pub fn set_events(&self, probe: Probe, stage: Stage, total: u64) -> u64 {
         match stage {
-            Stage::Sent => self.grow(&self.events, "events", &[probe.name()], total),
-            Stage::Ring => self.grow(&self.lost, "lost", &[probe.name(), "ring"], total),
-            Stage::Read => self.grow(&self.lost, "lost", &[probe.name(), "read"], total),
+            Stage::Sent => self.add_growth(&self.events, "events", &[probe.name()], total),
+            Stage::Ring => self.add_growth(&self.lost, "lost", &[probe.name(), "ring"], total),
+            Stage::Read => self.add_growth(&self.lost, "lost", &[probe.name(), "read"], total),
         }
     }
 
     /// Records lost after the rings: not decoded, not written.
-    pub fn lost(&self, probe: &'static str, stage: &'static str, total: u64) -> u64 {
-        self.grow(&self.lost, "lost", &[probe, stage], total)
+    pub fn count_lost(&self, probe: &'static str, stage: &'static str, total: u64) -> u64 {
+        self.add_growth(&self.lost, "lost", &[probe, stage], total)
     }
 
-    /// Records of a workload that found a ring full.
-    pub fn lost_by(&self, probe: Probe, workload: &str, count: u64) {
+    /// Records of a workload that were lost because a ring was full.
+    pub fn count_workload_loss(&self, probe: Probe, workload: &str, count: u64) {
         let name = probe.name();
         self.add(
             &self.lost_by,
@@ -341,11 +341,17 @@ impl Metrics {
         );
     }
 
-    pub fn unattributed(&self, reason: &'static str, total: u64) {
-        self.grow(&self.unattributed, "unattributed", &[reason], total);
+    pub fn count_unattributed(&self, reason: &'static str, total: u64) {
+        self.add_growth(&self.unattributed, "unattributed", &[reason], total);
     }
 
-    fn grow(&self, family: &IntCounterVec, name: &'static str, labels: &[&str], total: u64) -> u64 {
+    fn add_growth(
+        &self,
+        family: &IntCounterVec,
+        name: &'static str,
+        labels: &[&str],
+        total: u64,
+    ) -> u64 {
         let Ok(mut totals) = self.totals.lock() else {
             return 0;
         };
@@ -356,13 +362,13 @@ impl Metrics {
         growth
     }
 
-    /// The text that Prometheus scrapes.
+    /// The exposition text.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         let mut text = String::new();
         let encoder = TextEncoder::new();
         encoder.encode_utf8(&self.families.registry.gather(), &mut text)?;
-        // One after the other: the library's form of a family takes far more room than its text.
-        for family in self.large() {
+        // One family at a time: the library's representation is much larger than the text.
+        for family in self.is_large() {
             if let Some(family) = family.collect() {
                 encoder.encode_utf8(&[family], &mut text)?;
             }
@@ -371,7 +377,7 @@ impl Metrics {
     }
 
     /// Families that may have many series.
-    fn large(&self) -> [&Family; 8] {
+    fn is_large(&self) -> [&BoundedFamily; 8] {
         [
             &self.uses,
             &self.hops,
@@ -389,15 +395,15 @@ fn seconds(time: jiff::Timestamp) -> f64 {
     time.as_millisecond() as f64 / 1000.0
 }
 
-/// A credential's label: the name that people gave it, or its id.
-fn shown(credential: &Credential) -> &str {
+/// A credential's label: its policy name, or its id.
+fn credential_label(credential: &Credential) -> &str {
     credential.name.as_deref().unwrap_or(&credential.id.0)
 }
 
 #[cfg(test)]
 impl Metrics {
-    /// Name, labels and meaning of every family that is Keytrail's own, by name.
-    pub fn described(&self) -> Vec<(String, String, String)> {
+    /// Name, labels and description of each of Keytrail's own families, by name.
+    pub fn family_docs(&self) -> Vec<(String, String, String)> {
         let own = self.families.described.iter().map(|one| {
             (
                 one.fq_name.clone(),
@@ -405,7 +411,7 @@ impl Metrics {
                 one.help.clone(),
             )
         });
-        let large = self.large().into_iter().map(|one| {
+        let large = self.is_large().into_iter().map(|one| {
             (
                 one.name.to_owned(),
                 one.labels.join(", "),
@@ -430,9 +436,9 @@ mod tests {
         }))
         .expect("a credential");
         let time = jiff::Timestamp::UNIX_EPOCH;
-        metrics.credential(&credential, time);
+        metrics.set_credential(&credential, time);
         credential.name = Some("payments".to_owned());
-        metrics.credential(&credential, time);
+        metrics.set_credential(&credential, time);
         let text = metrics.render().expect("renders");
         let told: Vec<&str> = text
             .lines()
@@ -449,8 +455,8 @@ mod tests {
     #[test]
     fn counters_kept_elsewhere_only_grow() {
         let metrics = Metrics::new().expect("registers");
-        assert_eq!(metrics.events(Probe::File, Stage::Ring, 5), 5);
-        assert_eq!(metrics.events(Probe::File, Stage::Ring, 7), 2);
+        assert_eq!(metrics.set_events(Probe::File, Stage::Ring, 5), 5);
+        assert_eq!(metrics.set_events(Probe::File, Stage::Ring, 7), 2);
         let text = metrics.render().expect("renders");
         assert!(
             text.contains("keytrail_events_lost_total{probe=\"file\",stage=\"ring\"} 7"),

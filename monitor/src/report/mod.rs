@@ -1,5 +1,4 @@
-//! What leaves the agent: metrics, the stream of findings, the HTTP API, tables for people. The
-//! only module that knows HTTP.
+//! The agent's outputs: metrics, findings stream, HTTP API, tables. The only module that uses HTTP.
 
 pub mod access;
 pub mod api;

@@ -1,4 +1,4 @@
-//! Findings as OCSF 1.3 has them: Detection Finding, class 2004.
+//! Findings in OCSF 1.3: Detection Finding, class 2004.
 
 use crate::{
     model::{Evidence, Finding, Severity},
@@ -7,11 +7,11 @@ use crate::{
 use serde_json::{Value, json};
 
 const VERSION: &str = "1.3.0";
-/// An executable.
+/// The file type of an executable.
 const REGULAR_FILE: u8 = 1;
 
-/// The finding, and whether it was told before; what OCSF has no place for is in `unmapped`, and what is not known is
-/// left out.
+/// The finding, and whether it was written before; attributes without an OCSF equivalent are in
+/// `unmapped`, unknown ones are omitted.
 pub fn detection(finding: &Finding, told: bool) -> Value {
     let (severity_id, severity) = match finding.severity {
         Severity::Low => (2, "Low"),
@@ -19,12 +19,12 @@ pub fn detection(finding: &Finding, told: bool) -> Value {
         Severity::High => (4, "High"),
         Severity::Critical => (5, "Critical"),
     };
-    // A finding that was told before goes on.
+    // A finding that was written before is an update.
     let (activity_id, activity_name) = if told { (2, "Update") } else { (1, "Create") };
     let about = RULES
         .iter()
         .find(|rule| rule.name == finding.rule)
-        .map_or("", |rule| rule.about);
+        .map_or("", |rule| rule.description);
     let mut out = json!({
         "class_uid": 2004,
         "class_name": "Detection Finding",
@@ -84,7 +84,7 @@ pub fn detection(finding: &Finding, told: bool) -> Value {
     out
 }
 
-/// Takes out what has no value: the schema has no nulls, and nothing that is empty where something is required.
+/// Removes absent values: the schema has no nulls, and no empty values in required attributes.
 fn without_absent(value: &mut Value) {
     let absent = |value: &Value| match value {
         Value::Null => true,
@@ -171,7 +171,7 @@ fn resources(finding: &Finding) -> Vec<Value> {
 mod tests {
     use super::*;
 
-    /// Every path at which there is something that the schema does not take.
+    /// Every path with a value that the schema does not allow.
     fn absent(value: &Value, path: &str, found: &mut Vec<String>) {
         match value {
             Value::Null => found.push(path.to_owned()),

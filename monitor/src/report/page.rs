@@ -1,4 +1,4 @@
-//! The responder's page: three files, built from `web/`, and the headers that keep it to itself.
+//! The responder's page: three files built from `web/`, and restrictive headers.
 
 use axum::{
     Router,
@@ -7,7 +7,8 @@ use axum::{
     routing::get,
 };
 
-/// Nothing is fetched but from here, nothing is framed, and no script or style but these files counts.
+/// Allows only resources from this origin, no framing, and no scripts or styles other than these
+/// files.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const FILES: [(&str, &str, &[u8]); 3] = [
@@ -28,7 +29,7 @@ const FILES: [(&str, &str, &[u8]); 3] = [
     ),
 ];
 
-/// The page's files.
+/// Routes for the page's files.
 pub fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES
         .into_iter()
@@ -53,7 +54,7 @@ fn file(kind: &'static str, bytes: &'static [u8]) -> Response {
             header::REFERRER_POLICY,
             HeaderValue::from_static("no-referrer"),
         ),
-        // Another release may be behind the same address tomorrow.
+        // The next release may be served from the same address.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     (headers, bytes).into_response()

@@ -1,17 +1,17 @@
-//! Answers for people: columns that fit a terminal, the worst first, gaps named.
+//! Answers as tables: columns fit the terminal, the worst comes first, gaps are listed.
 
 use crate::{
     ledger::{
-        chain::{Chain, Link},
+        chain::{Chain, MintLink},
         first::FirstUse,
         read::{
-            BlastRadius, Event, Findings, HopRow, Inventory, Timeline, UseRow, WhereAnswer,
+            BlastRadius, Findings, HopRow, Inventory, Timeline, TimelineEvent, UseRow, WhereAnswer,
             WhoAnswer,
         },
     },
     model::{Credential, CredentialId, Evidence, Finding, Gap, NOT_COVERED, Severity, Verdict},
     policy::trial::Trial,
-    sensor::doctor::{Report, Unattached},
+    sensor::doctor::{DoctorReport, UnattachedProgram},
 };
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -24,18 +24,18 @@ const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default();
 const GREEN: Style = AnsiColor::Green.on_default();
 
-/// Paints a word; `anstream` takes the colour out again where nobody sees it.
+/// Colours a word; `anstream` removes the colour if the output is not a terminal.
 fn paint(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// A table as it is built: columns are sized by what is seen, so colour is put on afterwards.
-struct Rows {
+/// A table being built: columns are sized by visible text, so colours are added afterwards.
+struct TableBuilder {
     table: Table,
     painted: Vec<(String, Style)>,
 }
 
-impl Rows {
+impl TableBuilder {
     fn new(header: &[&str]) -> Self {
         let mut table = Table::new();
         table
@@ -52,7 +52,7 @@ impl Rows {
         self.table.add_row(cells.iter().map(|cell| clean(cell)));
     }
 
-    /// Words of this style are painted wherever they stand alone in a row.
+    /// Rows in which a word stands alone in a cell show it in this style.
     fn style(&mut self, word: &str, style: Style) {
         if !self.painted.iter().any(|(known, _)| known == word) {
             self.painted.push((word.to_owned(), style));
@@ -84,7 +84,7 @@ impl Rows {
     }
 }
 
-/// Names and paths are chosen by whoever is watched: what a terminal would obey is written out.
+/// Names and paths are controlled by the observed workloads: control characters are escaped.
 fn clean(text: &str) -> String {
     text.chars()
         .map(|character| {
@@ -97,25 +97,25 @@ fn clean(text: &str) -> String {
         .collect()
 }
 
-/// A local time with its offset, to the second.
-fn local(time: Timestamp) -> String {
+/// A local time with its offset, in seconds.
+fn local_time(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system())
         .strftime("%Y-%m-%d %H:%M:%S%:z")
         .to_string()
 }
 
 /// The same time in UTC.
-fn utc(time: Timestamp) -> String {
+fn utc_time(time: Timestamp) -> String {
     time.strftime("%H:%M:%SZ").to_string()
 }
 
-/// How long ago, in the largest unit that tells.
-fn ago(time: Timestamp) -> String {
+/// How long ago, in the largest suitable unit.
+fn relative_time(time: Timestamp) -> String {
     let passed = Timestamp::now().duration_since(time);
-    format!("{} ago", length(passed))
+    format!("{} ago", display_width(passed))
 }
 
-fn length(duration: SignedDuration) -> String {
+fn display_width(duration: SignedDuration) -> String {
     let seconds = duration.as_secs().max(0);
     match seconds {
         0..=119 => format!("{seconds} s"),
@@ -155,7 +155,7 @@ fn heading(out: &mut String, credential: &Credential) {
         let _ = write!(out, ", {}", clean(label));
     }
     if let Some(expiry) = credential.expires_at {
-        let _ = write!(out, ", expires {}", local(expiry));
+        let _ = write!(out, ", expires {}", local_time(expiry));
     }
     out.push_str(")\n");
     for place in &credential.sources {
@@ -164,7 +164,7 @@ fn heading(out: &mut String, credential: &Credential) {
 }
 
 fn gaps(out: &mut String, gaps: &[Gap]) {
-    // What no release sees yet is the same in every answer: one line for it.
+    // Gaps of every release are the same in every answer: summarised in one line.
     let (standing, own): (Vec<&Gap>, Vec<&Gap>) =
         gaps.iter().partition(|gap| gap.kind == NOT_COVERED);
     if gaps.is_empty() {
@@ -172,7 +172,7 @@ fn gaps(out: &mut String, gaps: &[Gap]) {
     }
     let _ = writeln!(out, "\n{}", paint(STRONG, "Not seen"));
     for gap in own {
-        let until = gap.until.map_or_else(|| "now".to_owned(), local);
+        let until = gap.until.map_or_else(|| "now".to_owned(), local_time);
         let count = if gap.count > 0 {
             format!(" ({} events)", gap.count)
         } else {
@@ -181,34 +181,34 @@ fn gaps(out: &mut String, gaps: &[Gap]) {
         let _ = writeln!(
             out,
             "  {} {}{count}: {}",
-            paint(FAINT, &format!("{} – {until}", local(gap.since))),
+            paint(FAINT, &format!("{} – {until}", local_time(gap.since))),
             paint(YELLOW, &gap.kind),
-            short(&clean(&gap.detail))
+            shorten(&clean(&gap.detail))
         );
     }
     if !standing.is_empty() {
         let _ = writeln!(
             out,
-            "  {} {} kinds of use and traffic, which `keytrail doctor` lists",
+            "  {} {} kinds of use and traffic, listed by `keytrail doctor`",
             paint(YELLOW, NOT_COVERED),
             standing.len()
         );
     }
 }
 
-/// The longest reason that is shown whole; `keytrail doctor` and JSON have all of it.
-const REASON: usize = 160;
+/// Longest reason that is shown completely; `keytrail doctor` and JSON have the full text.
+const REASON_WIDTH_MAX: usize = 160;
 
-fn short(text: &str) -> String {
-    match text.char_indices().nth(REASON) {
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(REASON_WIDTH_MAX) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
     }
 }
 
-/// Hops without those of which a stronger evidence was seen as often, as late, and judged no milder: whoever presents
-/// a credential on a connection held it when he connected. JSON has them all.
-fn strongest(hops: &[HopRow]) -> Vec<&HopRow> {
+/// Drops hops for which stronger evidence was seen as often, as late, and with no milder verdict: a
+/// presented credential was also held when connecting. JSON contains them all.
+fn strongest_hops(hops: &[HopRow]) -> Vec<&HopRow> {
     let key = |hop: &HopRow| {
         (
             hop.credential.clone(),
@@ -234,14 +234,14 @@ fn strongest(hops: &[HopRow]) -> Vec<&HopRow> {
     hops.iter().filter(told).collect()
 }
 
-/// Whether rows are of several credentials, and have to say of which.
-fn several<'a>(mut ids: impl Iterator<Item = &'a CredentialId>) -> bool {
+/// Whether rows concern several credentials, so that each must be named.
+fn has_several_credentials<'a>(mut ids: impl Iterator<Item = &'a CredentialId>) -> bool {
     let first = ids.next();
     ids.any(|id| Some(id) != first)
 }
 
-/// A count; at most that where the range has only a part of it.
-fn counted(count: u64, partial: bool) -> String {
+/// A count, marked as an upper bound if only part of it is in the range.
+fn count_text(count: u64, partial: bool) -> String {
     if partial {
         format!("≤ {count}")
     } else {
@@ -250,12 +250,12 @@ fn counted(count: u64, partial: bool) -> String {
 }
 
 fn use_rows(out: &mut String, uses: &[UseRow]) {
-    let several = several(uses.iter().map(|row| &row.credential));
+    let several = has_several_credentials(uses.iter().map(|row| &row.credential));
     let mut head = vec![
         "WORKLOAD", "PROCESS", "UID", "SOURCE", "PLACE", "COUNT", "FIRST", "LAST",
     ];
     head.extend(several.then_some("CREDENTIAL"));
-    let mut rows = Rows::new(&head);
+    let mut rows = TableBuilder::new(&head);
     for row in uses {
         let mut cells = vec![
             row.workload.key(),
@@ -263,9 +263,9 @@ fn use_rows(out: &mut String, uses: &[UseRow]) {
             row.process.uid.to_string(),
             row.source.to_string(),
             row.place.clone(),
-            counted(row.count, row.partial),
-            local(row.first_seen),
-            ago(row.last_seen),
+            count_text(row.count, row.partial),
+            local_time(row.first_seen),
+            relative_time(row.last_seen),
         ];
         cells.extend(several.then(|| row.credential.to_string()));
         rows.add(cells);
@@ -274,7 +274,7 @@ fn use_rows(out: &mut String, uses: &[UseRow]) {
 }
 
 fn hop_rows(out: &mut String, hops: &[HopRow]) {
-    let several = several(hops.iter().map(|row| &row.credential));
+    let several = has_several_credentials(hops.iter().map(|row| &row.credential));
     let mut head = vec![
         "VERDICT",
         "EVIDENCE",
@@ -287,8 +287,8 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
         "LAST",
     ];
     head.extend(several.then_some("CREDENTIAL"));
-    let mut rows = Rows::new(&head);
-    for row in strongest(hops) {
+    let mut rows = TableBuilder::new(&head);
+    for row in strongest_hops(hops) {
         rows.style(row.verdict.as_str(), verdict_style(row.verdict));
         if row.evidence == Evidence::Presented {
             rows.style(row.evidence.as_str(), STRONG);
@@ -300,9 +300,9 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
             row.destination.address.to_string(),
             row.destination.name_source.to_string(),
             row.workload.key(),
-            counted(row.count, row.partial),
-            local(row.first_seen),
-            ago(row.last_seen),
+            count_text(row.count, row.partial),
+            local_time(row.first_seen),
+            relative_time(row.last_seen),
         ];
         cells.extend(several.then(|| row.credential.to_string()));
         rows.add(cells);
@@ -328,7 +328,7 @@ pub fn where_to(answer: &WhereAnswer) -> String {
     }
     out.push('\n');
     if answer.hops.is_empty() {
-        out.push_str("No hop was seen.\n");
+        out.push_str("No hops observed.\n");
     } else {
         hop_rows(&mut out, &answer.hops);
     }
@@ -343,7 +343,7 @@ pub fn chain(answer: &Chain) -> String {
     }
     out.push('\n');
     if answer.links.is_empty() {
-        out.push_str("Nothing was seen to be minted from it, or with it.\n");
+        out.push_str("Nothing was observed to be minted from it or with it.\n");
     }
     let class = |id: &Option<CredentialId>, otherwise: &str| match id {
         Some(id) => {
@@ -370,7 +370,7 @@ pub fn chain(answer: &Chain) -> String {
 /// A link of a chain, in two lines.
 fn link_lines(
     out: &mut String,
-    link: &Link,
+    link: &MintLink,
     class: impl Fn(&Option<CredentialId>, &str) -> String,
 ) {
     let _ = writeln!(
@@ -378,10 +378,10 @@ fn link_lines(
         "{} → {} → {}\n  by {} × {}, last {}",
         class(&link.presented, "(nothing seen)"),
         clean(&link.authenticator.label()),
-        class(&link.minted, "(answer not seen)"),
+        class(&link.minted, "(response not observed)"),
         clean(&link.workload.key()),
         link.count,
-        ago(link.last_seen)
+        relative_time(link.last_seen)
     );
 }
 
@@ -393,23 +393,23 @@ pub fn first_use(answer: &FirstUse) -> String {
     let _ = writeln!(
         out,
         "\nAfter {} ({}); used before by {}",
-        local(answer.after),
-        utc(answer.after),
-        few(&answer.known)
+        local_time(answer.after),
+        utc_time(answer.after),
+        first_two(&answer.known)
     );
     if answer.new.is_empty() {
-        out.push_str("Nobody new was seen to use it.\n");
+        out.push_str("No new workload was observed using it.\n");
     } else {
-        let mut rows = Rows::new(&["TIME", "UTC", "WHAT", "WORKLOAD", "PROCESS", "DETAIL"]);
+        let mut rows = TableBuilder::new(&["TIME", "UTC", "WHAT", "WORKLOAD", "PROCESS", "DETAIL"]);
         for event in &answer.new {
             let (what, workload, process, detail) = match event {
-                Event::Use { row, .. } => (
+                TimelineEvent::Use { row, .. } => (
                     "use",
                     &row.workload,
                     &row.process,
                     format!("{} {}", row.source, row.place),
                 ),
-                Event::Hop { row, .. } => {
+                TimelineEvent::Hop { row, .. } => {
                     rows.style(row.verdict.as_str(), verdict_style(row.verdict));
                     (
                         "hop",
@@ -423,11 +423,11 @@ pub fn first_use(answer: &FirstUse) -> String {
                         ),
                     )
                 }
-                Event::Finding { .. } | Event::Gap { .. } => continue,
+                TimelineEvent::Finding { .. } | TimelineEvent::Gap { .. } => continue,
             };
             rows.add(vec![
-                local(event.time()),
-                utc(event.time()),
+                local_time(event.time()),
+                utc_time(event.time()),
                 what.to_owned(),
                 workload.key(),
                 format!("{}[{}]", process.comm, process.pid),
@@ -446,7 +446,7 @@ pub fn first_use(answer: &FirstUse) -> String {
 
 pub fn trial(answer: &Trial) -> String {
     let mut out = format!(
-        "{} uses, {} hops and {} mintings were judged again.\n",
+        "{} uses, {} hops and {} mints were evaluated.\n",
         answer.uses, answer.hops, answer.mints
     );
     if answer.findings.is_empty() {
@@ -459,13 +459,13 @@ pub fn trial(answer: &Trial) -> String {
         let _ = writeln!(
             out,
             "\n{}",
-            paint(STRONG, "Was flagged, and would not have been")
+            paint(STRONG, "Was flagged, and would no longer be")
         );
         finding_lines(&mut out, &answer.settled);
     }
     let _ = writeln!(
         out,
-        "\nNot judged again, as the ledger does not hold what they need: {}",
+        "\nNot evaluated, because the ledger does not contain what they need: {}",
         answer.not_judged.join(", ")
     );
     gaps(&mut out, &answer.gaps);
@@ -496,10 +496,10 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
                 row.source,
                 clean(&row.place),
                 row.count,
-                ago(row.last_seen)
+                relative_time(row.last_seen)
             );
         }
-        for row in strongest(&reach.hops) {
+        for row in strongest_hops(&reach.hops) {
             let verdict = paint(verdict_style(row.verdict), row.verdict.as_str());
             let _ = writeln!(
                 out,
@@ -507,7 +507,7 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
                 clean(&row.destination.label()),
                 row.evidence,
                 row.count,
-                ago(row.last_seen)
+                relative_time(row.last_seen)
             );
         }
         out.push('\n');
@@ -524,12 +524,12 @@ pub fn blast_radius(answer: &BlastRadius) -> String {
 
 pub fn timeline(answer: &Timeline) -> String {
     let mut out = String::new();
-    let mut rows = Rows::new(&["TIME", "UTC", "WHAT", "CREDENTIAL", "WORKLOAD", "DETAIL"]);
+    let mut rows = TableBuilder::new(&["TIME", "UTC", "WHAT", "CREDENTIAL", "WORKLOAD", "DETAIL"]);
     for event in &answer.events {
         let time = event.time();
-        let mut cells = vec![local(time), utc(time)];
+        let mut cells = vec![local_time(time), utc_time(time)];
         cells.extend(match event {
-            Event::Use { row, .. } => [
+            TimelineEvent::Use { row, .. } => [
                 "use".to_owned(),
                 row.credential.to_string(),
                 row.workload.key(),
@@ -537,10 +537,10 @@ pub fn timeline(answer: &Timeline) -> String {
                     "{} {} × {}",
                     row.source,
                     row.place,
-                    counted(row.count, row.partial)
+                    count_text(row.count, row.partial)
                 ),
             ],
-            Event::Hop { row, .. } => {
+            TimelineEvent::Hop { row, .. } => {
                 rows.style(row.verdict.as_str(), verdict_style(row.verdict));
                 [
                     "hop".to_owned(),
@@ -551,11 +551,11 @@ pub fn timeline(answer: &Timeline) -> String {
                         row.destination.label(),
                         row.verdict,
                         row.evidence,
-                        counted(row.count, row.partial)
+                        count_text(row.count, row.partial)
                     ),
                 ]
             }
-            Event::Finding { finding, .. } => {
+            TimelineEvent::Finding { finding, .. } => {
                 rows.style(finding.severity.as_str(), severity_style(finding.severity));
                 [
                     "finding".to_owned(),
@@ -567,14 +567,14 @@ pub fn timeline(answer: &Timeline) -> String {
                     format!("{} {} × {}", finding.rule, finding.severity, finding.count),
                 ]
             }
-            Event::Gap { gap, .. } if gap.kind == NOT_COVERED => continue,
-            Event::Gap { gap, .. } => {
+            TimelineEvent::Gap { gap, .. } if gap.kind == NOT_COVERED => continue,
+            TimelineEvent::Gap { gap, .. } => {
                 rows.style("gap", YELLOW);
                 [
                     "gap".to_owned(),
                     String::new(),
                     String::new(),
-                    format!("{}: {}", gap.kind, short(&gap.detail)),
+                    format!("{}: {}", gap.kind, shorten(&gap.detail)),
                 ]
             }
         });
@@ -586,7 +586,7 @@ pub fn timeline(answer: &Timeline) -> String {
             "{}",
             paint(
                 YELLOW,
-                "There is more before this: ask for less with --since and --until."
+                "Earlier events exist: narrow the range with --since and --until."
             )
         );
     }
@@ -597,7 +597,7 @@ pub fn timeline(answer: &Timeline) -> String {
 
 pub fn inventory(answer: &Inventory) -> String {
     let mut out = String::new();
-    let mut rows = Rows::new(&[
+    let mut rows = TableBuilder::new(&[
         "CREDENTIAL",
         "NAME",
         "CLASS",
@@ -622,16 +622,20 @@ pub fn inventory(answer: &Inventory) -> String {
             credential.class.clone(),
             credential.role.to_string(),
             credential.lifetime.to_string(),
-            length(SignedDuration::from_secs(item.age_seconds)),
-            credential.expires_at.map_or_else(|| "–".to_owned(), local),
+            display_width(SignedDuration::from_secs(item.age_seconds)),
+            credential
+                .expires_at
+                .map_or_else(|| "–".to_owned(), local_time),
             credential.owner.clone().unwrap_or_else(|| "–".to_owned()),
-            few(&item.workloads),
-            ago(item.last_used),
-            few(&credential
-                .sources
-                .iter()
-                .map(|place| place.place.clone())
-                .collect::<Vec<_>>()),
+            first_two(&item.workloads),
+            relative_time(item.last_used),
+            first_two(
+                &credential
+                    .sources
+                    .iter()
+                    .map(|place| place.place.clone())
+                    .collect::<Vec<_>>(),
+            ),
         ]);
     }
     rows.show(&mut out);
@@ -639,8 +643,8 @@ pub fn inventory(answer: &Inventory) -> String {
     out
 }
 
-/// The first two, and how many more.
-fn few(values: &[String]) -> String {
+/// The first two values, and the number of others.
+fn first_two(values: &[String]) -> String {
     match values {
         [] => "–".to_owned(),
         [first] => clean(first),
@@ -681,8 +685,8 @@ fn finding_lines(out: &mut String, findings: &[Finding]) {
                 &format!(
                     "{evidence}× {}, first {}, last {}; {}",
                     finding.count,
-                    local(finding.first_seen),
-                    ago(finding.last_seen),
+                    local_time(finding.first_seen),
+                    relative_time(finding.last_seen),
                     finding.references.join(", ")
                 )
             )
@@ -691,13 +695,16 @@ fn finding_lines(out: &mut String, findings: &[Finding]) {
             let _ = writeln!(
                 out,
                 "  {}",
-                paint(FAINT, &format!("expected: {}", few(&finding.expected)))
+                paint(
+                    FAINT,
+                    &format!("expected: {}", first_two(&finding.expected))
+                )
             );
         }
     }
 }
 
-pub fn doctor(report: &Report) -> String {
+pub fn doctor(report: &DoctorReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} {}", paint(STRONG, "Linux"), report.kernel);
     for check in &report.checks {
@@ -725,7 +732,7 @@ pub fn doctor(report: &Report) -> String {
     }
     if !report.not_attached.is_empty() {
         let _ = writeln!(out, "\n{}", paint(STRONG, "Running without TLS probes"));
-        for Unattached { file, reason } in &report.not_attached {
+        for UnattachedProgram { file, reason } in &report.not_attached {
             let _ = writeln!(out, "  {}: {}", clean(file), clean(reason));
         }
     }
@@ -746,7 +753,7 @@ mod tests {
         let shown = clean(evil);
         assert!(!shown.chars().any(char::is_control), "{shown:?}");
         assert!(!shown.contains('\u{202e}'));
-        let mut rows = Rows::new(&["PLACE"]);
+        let mut rows = TableBuilder::new(&["PLACE"]);
         rows.add(vec![evil.to_owned()]);
         let mut out = String::new();
         rows.show(&mut out);

@@ -1,19 +1,19 @@
 //! The owner of every uprobe: a thread that attaches programs to files and detaches them, so that
 //! nothing else waits for either.
 //!
-//! A link is made for a file's identity, the offsets of its functions, and a scope: every process
-//! that has the file mapped or will, or one process.
+//! A link is made for a file's identity, the offsets of its functions, and a scope: either every
+//! process that has mapped the file or will, or one process.
 
 use super::{
-    exclude::Exclusion,
-    hold::{self, Held, MountId, Until},
-    inspector::{FileKey, KnownFiles, Version, Watch},
+    exclude::ExclusionRules,
+    hold::{self, HeldFile, HoldLimit, MountId},
+    inspector::{FileKey, FileVersion, FileWatch, KnownFiles},
     mapped::{self, MappedFile},
-    tls::{self, Point},
-    uprobe::{self, Link, Program, UprobeError},
+    tls::{self, AttachPoint},
+    uprobe::{self, UprobeError, UprobeLink, UprobeProgram},
 };
 use crate::{
-    done::{self, Done, Waiter},
+    done::{self, Completion, CompletionWaiter},
     host::descriptor_path,
 };
 use rustix::{
@@ -37,123 +37,124 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Files that are attached to at one time. Each costs a descriptor and up to five links.
+/// Maximum number of files attached to at the same time. Each costs a descriptor and up to five
+/// links.
 const FILES_MAX: usize = 1024;
-/// Descriptors that are left for everything else.
+/// Descriptors reserved for everything else.
 const DESCRIPTORS_RESERVED: usize = 512;
-/// Descriptors of one file: its own, and one for each program, or for each function where the kernel
-/// has no multi-uprobe links.
+/// Descriptors per file: its own, and one per program, or one per function if the kernel has no
+/// multi-uprobe links.
 const DESCRIPTORS_EACH: usize = 12;
-/// Processes whose answers are inspected at one time.
-const ANSWERS_MAX: usize = 64;
-/// Between two looks at what has become of files and processes.
-const SWEEP: Duration = Duration::from_secs(5);
-/// Threads that detach at the end: each link waits tens of milliseconds for the processors.
-const DETACHERS: usize = 16;
-/// The longest that the end waits for them; the kernel detaches the rest.
-const DETACH_WITHIN: Duration = Duration::from_secs(10);
+/// Maximum number of processes whose TLS reads are inspected at the same time.
+const RESPONSE_PROCESSES_MAX: usize = 64;
+/// Interval between checks of attached files and their processes.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Number of threads that detach at shutdown: each link waits tens of milliseconds for the CPUs.
+const DETACH_THREADS: usize = 16;
+/// Maximum time that shutdown waits for them; the kernel detaches the rest.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A file with functions to attach to.
 #[derive(Debug)]
-pub struct Found {
+pub struct AttachTarget {
     pub key: FileKey,
-    pub version: Version,
-    pub held: Held,
+    pub version: FileVersion,
+    pub held: HeldFile,
     pub name: String,
-    /// Whether it is a program, and not a library.
+    /// Whether it is a program rather than a library.
     pub executable: bool,
-    /// The process that has it mapped.
+    /// The process that mapped it.
     pub pid: Option<u32>,
-    /// How the kernel identifies it in records of mappings.
+    /// How mapping records identify it.
     pub file: Option<MappedFile>,
-    pub stacks: Vec<(&'static str, Vec<Point>)>,
+    pub stacks: Vec<(&'static str, Vec<AttachPoint>)>,
 }
 
-/// What the attacher is to do, or to know.
+/// A request to the attacher thread.
 #[derive(Debug)]
-pub enum Command {
-    Found(Box<Found>),
-    /// A process has mapped a file that is attached to by process, or held while it is mapped.
+pub enum AttachRequest {
+    Found(Box<AttachTarget>),
+    /// A process mapped a file that is attached per process, or held only while it is mapped.
     Mapped {
         key: FileKey,
         pid: u32,
     },
-    /// A process has what its parent has mapped.
+    /// A child process inherits its parent's mappings.
     Forked {
         parent: u32,
         child: u32,
     },
-    /// A process runs another program.
+    /// A process executed another program.
     Executed {
         pid: u32,
     },
     Exited {
         pid: u32,
     },
-    /// Inspect what comes back to a process that talks to an authenticator.
-    InspectAnswers {
+    /// Inspect the TLS reads of a process that talks to an authenticator.
+    InspectResponses {
         pid: u32,
     },
-    Exclude(Exclusion),
-    /// More is known of images: what was excluded for want of that may not be.
+    Exclude(ExclusionRules),
+    /// The names of images became known: what was excluded as a precaution may no longer be.
     Reconsider,
-    /// Files that may have changed, or gone.
+    /// Watches of files that may have changed or been deleted.
     Changed(HashSet<i32>),
-    /// Something was mounted or unmounted.
+    /// A file system was mounted or unmounted.
     MountsChanged,
-    /// Dropped when everything before has been done.
-    Reached(Done),
+    /// Dropped when every earlier request has been handled.
+    Reached(Completion),
 }
 
-/// What the rest of the agent has to know.
+/// An event that the rest of the agent must know about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum SensorNotice {
     NotAttached { file: String, reason: String },
     Evicted { file: String, in_use: bool },
     MappingsLost { count: u64 },
 }
 
-/// Passes notices on.
+/// Sends notices to the pipeline.
 #[derive(Clone, Debug)]
-pub struct Reporter(pub Sender<Notice>);
+pub struct NoticeSender(pub Sender<SensorNotice>);
 
-impl Reporter {
-    pub fn report(&self, notice: Notice) {
-        if let Notice::NotAttached { file, reason } = &notice {
+impl NoticeSender {
+    pub fn report(&self, notice: SensorNotice) {
+        if let SensorNotice::NotAttached { file, reason } = &notice {
             tracing::warn!(%file, %reason, "no TLS probes attached");
         }
-        // The other end is dropped only when the agent ends.
+        // The receiver is dropped only when the agent stops.
         let _ = self.0.send(notice);
     }
 }
 
-/// The loaded programs, by the names that [`tls`] gives them.
-pub type Programs = HashMap<&'static str, Program>;
+/// The loaded programs, by the names used in [`tls`].
+pub type UprobePrograms = HashMap<&'static str, UprobeProgram>;
 
-/// The handle of the thread.
+/// The handle of the attacher thread.
 #[derive(Debug)]
 pub struct Attacher {
-    commands: Sender<Command>,
+    commands: Sender<AttachRequest>,
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// For the thread.
-    ended: Waiter,
-    /// Whether forks, executions and exits are to be sent.
+    /// Waits for the thread to end.
+    ended: CompletionWaiter,
+    /// Whether forks, execs and exits must be sent.
     follows_processes: Arc<AtomicBool>,
 }
 
 impl Attacher {
     pub fn start(
-        programs: Programs,
+        programs: UprobePrograms,
         known: KnownFiles,
-        reporter: Reporter,
-        exclusion: Exclusion,
+        reporter: NoticeSender,
+        exclusion: ExclusionRules,
     ) -> io::Result<Self> {
         let (commands, received) = channel();
-        let (alive, ended) = done::pair();
+        let (alive, ended) = done::completion();
         let stop = Arc::new(AtomicBool::new(false));
         let follows_processes = Arc::new(AtomicBool::new(false));
-        let state = State {
+        let state = AttacherState {
             programs,
             known,
             reporter,
@@ -162,7 +163,7 @@ impl Attacher {
             files: BTreeMap::new(),
             answers: BTreeMap::new(),
             without_answers: HashSet::new(),
-            changes: Changes::start(&commands)?,
+            changes: FileChangeWatcher::start(&commands)?,
             capacity: capacity(),
             follows_processes: Arc::clone(&follows_processes),
         };
@@ -184,39 +185,39 @@ impl Attacher {
         })
     }
 
-    pub fn commands(&self) -> &Sender<Command> {
+    pub fn commands(&self) -> &Sender<AttachRequest> {
         &self.commands
     }
 
-    /// Sends a command, without waiting for what comes of it.
-    pub fn send(&self, command: Command) {
+    /// Sends a request without waiting for its result.
+    pub fn send(&self, command: AttachRequest) {
         // The thread ends only with this value.
         let _ = self.commands.send(command);
     }
 
-    /// Whether forks, executions and exits are to be sent.
+    /// Whether forks, execs and exits must be sent.
     pub fn follows_processes(&self) -> bool {
         self.follows_processes.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Attacher {
-    /// Detaches everything, as far as [`DETACH_WITHIN`] allows.
+    /// Detaches everything, for at most [`DETACH_TIMEOUT`].
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes it where it waits for a command.
-        let _ = self.commands.send(Command::MountsChanged);
-        if !self.ended.wait_for(DETACH_WITHIN) {
-            tracing::warn!("the attacher did not end in time; the kernel detaches what is left");
+        // Wakes the thread if it waits for a request.
+        let _ = self.commands.send(AttachRequest::MountsChanged);
+        if !self.ended.wait_timeout(DETACH_TIMEOUT) {
+            tracing::warn!("the attacher did not stop in time; the kernel detaches the rest");
         } else if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the attacher ended in a panic");
+            tracing::error!("the attacher thread panicked");
         }
     }
 }
 
-/// How many files may be attached to with the descriptors that this process may have.
+/// How many files may be attached to, given this process's limit of descriptors.
 fn capacity() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -234,33 +235,33 @@ fn capacity() -> usize {
     (descriptors.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_EACH).clamp(16, FILES_MAX)
 }
 
-/// A file that is attached to.
-struct Watched {
-    watch: Arc<Watch>,
-    version: Version,
+/// A file with attached probes.
+struct AttachedFile {
+    watch: Arc<FileWatch>,
+    version: FileVersion,
     name: String,
     stack: &'static str,
-    /// What its probes hold.
+    /// Keeps the file that its probes refer to.
     file: File,
-    until: Until,
-    /// For each program where it belongs; what belongs to single processes apart.
+    until: HoldLimit,
+    /// Attach points by program; those limited to single processes are separate.
     points: Vec<(&'static str, Vec<u64>)>,
     answers: Vec<(&'static str, Vec<u64>)>,
-    scope: Scope,
-    /// Processes that have it mapped, where that has to be known.
+    scope: ProcessScope,
+    /// Processes that have mapped it, if that must be known.
     mappers: HashSet<u32>,
-    /// Its watch for changes.
+    /// The inotify watch for changes of the file.
     change: Option<i32>,
 }
 
-/// Which processes a file's probes are in.
-enum Scope {
-    All(Vec<Link>),
-    Processes(HashMap<u32, Vec<Link>>),
+/// Which processes a file's probes apply to.
+enum ProcessScope {
+    All(Vec<UprobeLink>),
+    Processes(HashMap<u32, Vec<UprobeLink>>),
 }
 
-impl Scope {
-    fn into_links(self) -> Vec<Link> {
+impl ProcessScope {
+    fn into_links(self) -> Vec<UprobeLink> {
         match self {
             Self::All(links) => links,
             Self::Processes(links) => links.into_values().flatten().collect(),
@@ -268,37 +269,37 @@ impl Scope {
     }
 }
 
-struct State {
-    programs: Programs,
+struct AttacherState {
+    programs: UprobePrograms,
     known: KnownFiles,
-    reporter: Reporter,
-    exclusion: Exclusion,
+    reporter: NoticeSender,
+    exclusion: ExclusionRules,
     started: Instant,
     /// By device and inode, and by stack.
-    files: BTreeMap<(u64, u64, &'static str), Watched>,
-    /// Processes whose answers are inspected.
-    answers: BTreeMap<u32, Vec<Link>>,
-    /// Processes that had nothing to attach to, for a few seconds.
+    files: BTreeMap<(u64, u64, &'static str), AttachedFile>,
+    /// Processes whose TLS reads are inspected.
+    answers: BTreeMap<u32, Vec<UprobeLink>>,
+    /// Processes found to have nothing to attach to; forgotten after a few seconds.
     without_answers: HashSet<u32>,
-    changes: Changes,
+    changes: FileChangeWatcher,
     capacity: usize,
     follows_processes: Arc<AtomicBool>,
 }
 
-impl State {
-    fn run(mut self, commands: &Receiver<Command>, stop: &AtomicBool) {
+impl AttacherState {
+    fn run(mut self, commands: &Receiver<AttachRequest>, stop: &AtomicBool) {
         let mut swept = Instant::now();
         loop {
-            let command = commands.recv_timeout(SWEEP);
+            let command = commands.recv_timeout(SWEEP_INTERVAL);
             if stop.load(Ordering::Relaxed) {
                 break;
             }
             match command {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.handle(command),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if swept.elapsed() >= SWEEP {
+            if swept.elapsed() >= SWEEP_INTERVAL {
                 swept = Instant::now();
                 self.sweep();
             }
@@ -306,22 +307,22 @@ impl State {
         self.detach_everything();
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle(&mut self, command: AttachRequest) {
         match command {
-            Command::Found(found) => self.found(*found),
-            Command::Mapped { key, pid } => self.mapped(key, pid),
-            Command::Forked { parent, child } => self.forked(parent, child),
-            Command::Executed { pid } | Command::Exited { pid } => self.unmapped(pid),
-            Command::InspectAnswers { pid } => self.inspect_answers(pid),
-            Command::Exclude(exclusion) => self.exclude(exclusion),
-            Command::Reconsider => self.reconsider(),
-            Command::Changed(changed) => self.changed(&changed),
-            Command::MountsChanged => self.release_unmounted(),
-            Command::Reached(done) => drop(done),
+            AttachRequest::Found(found) => self.add_file(*found),
+            AttachRequest::Mapped { key, pid } => self.add_mapper(key, pid),
+            AttachRequest::Forked { parent, child } => self.forked(parent, child),
+            AttachRequest::Executed { pid } | AttachRequest::Exited { pid } => self.unmapped(pid),
+            AttachRequest::InspectResponses { pid } => self.inspect_answers(pid),
+            AttachRequest::Exclude(exclusion) => self.exclude(exclusion),
+            AttachRequest::Reconsider => self.reconsider(),
+            AttachRequest::Changed(changed) => self.changed(&changed),
+            AttachRequest::MountsChanged => self.release_unmounted(),
+            AttachRequest::Reached(done) => drop(done),
         }
     }
 
-    fn found(&mut self, found: Found) {
+    fn add_file(&mut self, found: AttachTarget) {
         let watch = self
             .files
             .values()
@@ -329,22 +330,22 @@ impl State {
             .map(|watched| Arc::clone(&watched.watch));
         if let Some(watch) = watch {
             if let Some(file) = found.file {
-                self.known.watched(file, &watch);
+                self.known.set_watched(file, &watch);
             }
             if let Some(pid) = found.pid {
-                self.mapped(found.key, pid);
+                self.add_mapper(found.key, pid);
             }
             return;
         }
-        // Another content of the same file: its old offsets mean nothing any more.
+        // The file has new contents: its old offsets are no longer valid.
         self.release_file(found.key);
         let metadata = found.held.file.metadata();
-        if metadata.is_ok_and(|metadata| Version::of(&metadata) != found.version) {
-            tracing::debug!(file = found.name, "changed while it was inspected");
+        if metadata.is_ok_and(|metadata| FileVersion::of(&metadata) != found.version) {
+            tracing::debug!(file = found.name, "it changed during its inspection");
             self.forget(found.file, found.key);
             return;
         }
-        let watch = Arc::new(Watch {
+        let watch = Arc::new(FileWatch {
             key: found.key,
             last_mapped: AtomicU64::new(self.started.elapsed().as_secs()),
             by_process: AtomicBool::new(false),
@@ -360,12 +361,12 @@ impl State {
                 self.changes.forget(change);
             }
             if let Some(file) = found.file {
-                self.known.nothing(file);
+                self.known.set_nothing_found(file);
             }
             return;
         }
         if let Some(file) = found.file {
-            self.known.watched(file, &watch);
+            self.known.set_watched(file, &watch);
         }
         self.update_follows();
         if watch.by_process.load(Ordering::Relaxed) {
@@ -373,18 +374,18 @@ impl State {
         }
     }
 
-    /// Finds who has a file mapped, where that has to be known: others may have mapped it while it was
-    /// inspected, and its first user may have ended before its end was followed.
-    fn find_mappers(&mut self, key: FileKey, users: &Users) {
+    /// Finds the processes that have mapped a file, if that must be known: others may have mapped
+    /// it during its inspection, and the first one may have exited before its exit was tracked.
+    fn find_mappers(&mut self, key: FileKey, users: &FileUsers) {
         let mappers = users.mappers.get(&key.inode).cloned().unwrap_or_default();
         let mut unused = mappers.is_empty();
-        for mut watched in self.take_files(key) {
-            unused &= watched.until == Until::Unmapped;
+        for mut watched in self.evict_files(key) {
+            unused &= watched.until == HoldLimit::Unmapped;
             watched.mappers.clone_from(&mappers);
             for pid in &mappers {
                 self.attach_process(&mut watched, *pid);
             }
-            self.put_back(vec![watched]);
+            self.restore_mappers(vec![watched]);
         }
         if unused {
             self.release_file(key);
@@ -393,21 +394,21 @@ impl State {
 
     fn attach_stack(
         &mut self,
-        found: &Found,
-        watch: &Arc<Watch>,
+        found: &AttachTarget,
+        watch: &Arc<FileWatch>,
         stack: &'static str,
-        points: &[Point],
+        points: &[AttachPoint],
         change: Option<i32>,
     ) -> bool {
         let Ok(file) = found.held.file.try_clone() else {
-            self.reporter.report(Notice::NotAttached {
+            self.reporter.report(SensorNotice::NotAttached {
                 file: found.name.clone(),
                 reason: "out of descriptors".to_owned(),
             });
             return false;
         };
         let (answers, points) = by_program(points, found.executable);
-        let mut watched = Watched {
+        let mut watched = AttachedFile {
             watch: Arc::clone(watch),
             version: found.version,
             name: found.name.clone(),
@@ -416,7 +417,7 @@ impl State {
             until: found.held.until,
             points,
             answers,
-            scope: Scope::All(Vec::new()),
+            scope: ProcessScope::All(Vec::new()),
             mappers: found.pid.into_iter().collect(),
             change,
         };
@@ -428,8 +429,9 @@ impl State {
         true
     }
 
-    /// Attaches to a file in the scope that the exclusion leaves. `false` where that is none.
-    fn attach_scope(&mut self, watched: &mut Watched, executable: bool) -> bool {
+    /// Attaches to a file in the scope that the exclusion rules leave. Returns `false` if that is
+    /// empty.
+    fn attach_scope(&mut self, watched: &mut AttachedFile, executable: bool) -> bool {
         let by_path = executable && self.exclusion.is_by_path();
         let affected = if executable {
             !by_path
@@ -447,9 +449,9 @@ impl State {
         }
         if self.exclusion.is_empty() || !affected {
             match self.attach(&watched.points, &watched.file, None) {
-                Ok(links) => watched.scope = Scope::All(links),
+                Ok(links) => watched.scope = ProcessScope::All(links),
                 Err(error) => {
-                    self.reporter.report(Notice::NotAttached {
+                    self.reporter.report(SensorNotice::NotAttached {
                         file: watched.name.clone(),
                         reason: error.to_string(),
                     });
@@ -457,13 +459,13 @@ impl State {
                 }
             }
         } else {
-            watched.scope = Scope::Processes(HashMap::new());
+            watched.scope = ProcessScope::Processes(HashMap::new());
             for pid in watched.mappers.clone() {
                 self.attach_process(watched, pid);
             }
         }
-        let by_process =
-            matches!(watched.scope, Scope::Processes(_)) || watched.until == Until::Unmapped;
+        let by_process = matches!(watched.scope, ProcessScope::Processes(_))
+            || watched.until == HoldLimit::Unmapped;
         watched
             .watch
             .by_process
@@ -482,10 +484,10 @@ impl State {
         points: &[(&'static str, Vec<u64>)],
         file: &File,
         process: Option<NonZeroU32>,
-    ) -> Result<Vec<Link>, UprobeError> {
+    ) -> Result<Vec<UprobeLink>, UprobeError> {
         let mut links = Vec::new();
         for (program, offsets) in points {
-            // A kernel may lack one: a declared gap.
+            // The kernel may lack it: a declared gap.
             let Some(program) = self.programs.get(program) else {
                 continue;
             };
@@ -494,8 +496,8 @@ impl State {
         Ok(links)
     }
 
-    fn attach_process(&self, watched: &mut Watched, pid: u32) {
-        let Scope::Processes(processes) = &mut watched.scope else {
+    fn attach_process(&self, watched: &mut AttachedFile, pid: u32) {
+        let ProcessScope::Processes(processes) = &mut watched.scope else {
             return;
         };
         if processes.contains_key(&pid) || self.exclusion.pattern_for(pid).is_some() {
@@ -503,20 +505,20 @@ impl State {
         }
         match self.attach(&watched.points, &watched.file, NonZeroU32::new(pid)) {
             Ok(links) => drop(processes.insert(pid, links)),
-            // It may be gone.
+            // The process may have exited.
             Err(error) => tracing::debug!(pid, file = %watched.name, %error, "not attached"),
         }
     }
 
-    fn mapped(&mut self, key: FileKey, pid: u32) {
-        let mut watched_files: Vec<Watched> = self.take_files(key);
+    fn add_mapper(&mut self, key: FileKey, pid: u32) {
+        let mut watched_files: Vec<AttachedFile> = self.evict_files(key);
         for watched in &mut watched_files {
             if watched.watch.by_process.load(Ordering::Relaxed) {
                 watched.mappers.insert(pid);
                 self.attach_process(watched, pid);
             }
         }
-        self.put_back(watched_files);
+        self.restore_mappers(watched_files);
     }
 
     fn forked(&mut self, parent: u32, child: u32) {
@@ -527,31 +529,31 @@ impl State {
             .map(|watched| watched.watch.key)
             .collect();
         for key in of_parent {
-            self.mapped(key, child);
+            self.add_mapper(key, child);
         }
     }
 
-    /// A process has ended, or runs another program: what it had mapped it has no more.
+    /// A process exited or executed another program: all its mappings are gone.
     fn unmapped(&mut self, pid: u32) {
         let mut unused = Vec::new();
         let mut links = Vec::new();
-        let still_mapped = LazyCell::new(|| mapped::inodes_of(pid));
+        let still_mapped = LazyCell::new(|| mapped::mapped_inodes(pid));
         for ((_, inode, _), watched) in &mut self.files {
-            // It may have run the same program again before this was known.
+            // It may have executed the same program again before this request was handled.
             if !watched.mappers.contains(&pid) || still_mapped.contains(inode) {
                 continue;
             }
             watched.mappers.remove(&pid);
-            if let Scope::Processes(processes) = &mut watched.scope {
+            if let ProcessScope::Processes(processes) = &mut watched.scope {
                 links.extend(processes.remove(&pid).into_iter().flatten());
             }
-            if watched.mappers.is_empty() && watched.until == Until::Unmapped {
+            if watched.mappers.is_empty() && watched.until == HoldLimit::Unmapped {
                 unused.push(watched.watch.key);
             }
         }
         detach(links);
         if !unused.is_empty() {
-            // A process that nothing was known of may have them mapped.
+            // A process that was not tracked may have mapped them.
             let users = users();
             for key in unused {
                 self.find_mappers(key, &users);
@@ -560,9 +562,9 @@ impl State {
         self.update_follows();
     }
 
-    /// Inspects what comes back inside TLS to a process that talks to an authenticator.
+    /// Inspects the TLS reads of a process that talks to an authenticator.
     fn inspect_answers(&mut self, pid: u32) {
-        let able = self.programs.contains_key(tls::RETURNED);
+        let able = self.programs.contains_key(tls::READ_RETURN);
         let Some(process) = NonZeroU32::new(pid) else {
             return;
         };
@@ -572,15 +574,15 @@ impl State {
         if self.exclusion.pattern_for(pid).is_some() {
             return;
         }
-        if self.answers.len() >= ANSWERS_MAX {
+        if self.answers.len() >= RESPONSE_PROCESSES_MAX {
             tracing::warn!(
                 pid,
-                limit = ANSWERS_MAX,
-                "answers of authenticators are not inspected: too many processes talk to them"
+                limit = RESPONSE_PROCESSES_MAX,
+                "TLS reads not inspected: too many processes talk to authenticators"
             );
             return;
         }
-        let inodes = mapped::inodes_of(pid);
+        let inodes = mapped::mapped_inodes(pid);
         let mut links = Vec::new();
         for watched in self.files.values() {
             if watched.answers.is_empty() || !inodes.contains(&watched.watch.key.inode) {
@@ -588,26 +590,29 @@ impl State {
             }
             match self.attach(&watched.answers, &watched.file, Some(process)) {
                 Ok(attached) => links.extend(attached),
-                // It may be gone.
-                Err(error) => tracing::debug!(pid, %error, "answers are not inspected"),
+                // The process may have exited.
+                Err(error) => tracing::debug!(pid, %error, "TLS reads not inspected"),
             }
         }
         if links.is_empty() {
             self.without_answers.insert(pid);
             return;
         }
-        tracing::info!(pid, "answers of authenticators are inspected");
+        tracing::info!(
+            pid,
+            "inspecting TLS reads of a process that talks to an authenticator"
+        );
         self.answers.insert(pid, links);
     }
 
-    fn exclude(&mut self, exclusion: Exclusion) {
+    fn exclude(&mut self, exclusion: ExclusionRules) {
         self.exclusion = exclusion;
         let files = std::mem::take(&mut self.files);
         let mut gone = Vec::new();
         let users = users();
         for (key, mut watched) in files {
             let executable = users.programs.contains(&key.1);
-            let scope = std::mem::replace(&mut watched.scope, Scope::All(Vec::new()));
+            let scope = std::mem::replace(&mut watched.scope, ProcessScope::All(Vec::new()));
             gone.extend(scope.into_links());
             watched.mappers = users.mappers.get(&key.1).cloned().unwrap_or_default();
             if self.attach_scope(&mut watched, executable) {
@@ -630,7 +635,7 @@ impl State {
         }
     }
 
-    fn take_files(&mut self, key: FileKey) -> Vec<Watched> {
+    fn evict_files(&mut self, key: FileKey) -> Vec<AttachedFile> {
         let keys: Vec<_> = self
             .files
             .range((key.device, key.inode, "")..)
@@ -642,15 +647,15 @@ impl State {
             .collect()
     }
 
-    fn put_back(&mut self, files: Vec<Watched>) {
+    fn restore_mappers(&mut self, files: Vec<AttachedFile>) {
         for watched in files {
             let FileKey { device, inode } = watched.watch.key;
             self.files.insert((device, inode, watched.stack), watched);
         }
     }
 
-    /// Detaches from the file that was used least recently, where there is no room for another:
-    /// first from one that no process has mapped.
+    /// Detaches from the least recently used file if there is no room for another, preferring files
+    /// that no process has mapped.
     fn make_room(&mut self) {
         if self.files.len() < self.capacity {
             return;
@@ -664,16 +669,16 @@ impl State {
             let (key, file) = (watched.watch.key, watched.name.clone());
             let in_use = used.contains_key(inode);
             let limit = self.capacity;
-            tracing::warn!(%file, limit, in_use, "TLS probes detached: the limit of files is reached");
-            self.reporter.report(Notice::Evicted { file, in_use });
+            tracing::warn!(%file, limit, in_use, "TLS probes detached: limit of files reached");
+            self.reporter.report(SensorNotice::Evicted { file, in_use });
             self.release_file(key);
         }
     }
 
-    /// Detaches from a file, and has it inspected when it is mapped again.
+    /// Detaches from a file, and has it inspected again the next time it is mapped.
     fn release_file(&mut self, key: FileKey) {
         let mut links = Vec::new();
-        for watched in self.take_files(key) {
+        for watched in self.evict_files(key) {
             tracing::info!(file = %watched.name, stack = %watched.stack, "TLS probes detached");
             if let Some(change) = watched.change {
                 self.changes.forget(change);
@@ -691,7 +696,7 @@ impl State {
         self.known.forget(key);
     }
 
-    /// Detaches from files that have changed or are gone.
+    /// Detaches from files that changed or were deleted.
     fn changed(&mut self, changed: &HashSet<i32>) {
         let keys: HashSet<FileKey> = self
             .files
@@ -715,7 +720,7 @@ impl State {
             .files
             .values()
             .filter(|watched| {
-                matches!(watched.until, Until::Unmounted(mount) if !mounted.contains(&mount))
+                matches!(watched.until, HoldLimit::Unmounted(mount) if !mounted.contains(&mount))
             })
             .map(|watched| watched.watch.key)
             .collect();
@@ -739,12 +744,12 @@ impl State {
             .flatten()
             .collect();
         detach(links);
-        // An exit may have been lost, and a library may have been closed.
+        // An exit event may have been lost, and a library may have been closed.
         let in_doubt: HashSet<u32> = self
             .files
             .values()
             .flat_map(|watched| {
-                let held = watched.until == Until::Unmapped;
+                let held = watched.until == HoldLimit::Unmapped;
                 let mappers = watched.mappers.iter().copied();
                 mappers.filter(move |pid| held || !lives(pid))
             })
@@ -752,7 +757,7 @@ impl State {
         for pid in in_doubt {
             self.unmapped(pid);
         }
-        // So may a change.
+        // A change event may have been lost as well.
         let changed: Vec<FileKey> = self
             .files
             .values()
@@ -775,7 +780,7 @@ impl State {
 
     fn detach_everything(&mut self) {
         let began = Instant::now();
-        let mut links: Vec<Link> = std::mem::take(&mut self.answers)
+        let mut links: Vec<UprobeLink> = std::mem::take(&mut self.answers)
             .into_values()
             .flatten()
             .collect();
@@ -785,15 +790,15 @@ impl State {
                 .flat_map(|watched| watched.scope.into_links()),
         );
         let count = links.len();
-        let each = count.div_ceil(DETACHERS).max(1);
-        let (done, waiter) = done::pair();
+        let each = count.div_ceil(DETACH_THREADS).max(1);
+        let (done, waiter) = done::completion();
         while !links.is_empty() {
             let some = links.split_off(links.len().saturating_sub(each));
-            // A tuple is dropped in this order: the links first.
+            // The fields of a tuple are dropped in this order: the links first.
             drop_in_thread((some, done.clone()));
         }
         drop(done);
-        let in_time = waiter.wait_for(DETACH_WITHIN);
+        let in_time = waiter.wait_timeout(DETACH_TIMEOUT);
         let milliseconds = began.elapsed().as_millis() as u64;
         if in_time {
             tracing::debug!(links = count, milliseconds, "all TLS probes detached");
@@ -801,34 +806,34 @@ impl State {
             tracing::warn!(
                 links = count,
                 milliseconds,
-                "detaching exceeded its time; the kernel completes it"
+                "detaching timed out; the kernel completes it"
             );
         }
     }
 }
 
-fn detach(links: Vec<Link>) {
+fn detach(links: Vec<UprobeLink>) {
     if !links.is_empty() {
         drop_in_thread(links);
     }
 }
 
-/// Detaches in a thread of its own, as that waits for the processors.
+/// Drops links in a separate thread, because detaching waits for the CPUs.
 fn drop_in_thread(links: impl Send + 'static) {
     let thread = std::thread::Builder::new().name("detacher".to_owned());
-    // Where there is no thread to be had, they were dropped with it.
+    // If no thread can be started, they were dropped along with the closure.
     if let Err(error) = thread.spawn(move || drop(links)) {
         tracing::debug!(%error, "detached in the attacher's own thread");
     }
 }
 
-/// Where each program belongs: what is for single processes, and the rest.
-type ByProgram = Vec<(&'static str, Vec<u64>)>;
+/// Attach points by program: those limited to single processes, and the rest.
+type PointsByProgram = Vec<(&'static str, Vec<u64>)>;
 
-fn by_program(points: &[Point], executable: bool) -> (ByProgram, ByProgram) {
-    let mut answers = ByProgram::new();
-    let mut others = ByProgram::new();
-    let add = |list: &mut ByProgram, program: &'static str, offset: u64| match list
+fn by_program(points: &[AttachPoint], executable: bool) -> (PointsByProgram, PointsByProgram) {
+    let mut answers = PointsByProgram::new();
+    let mut others = PointsByProgram::new();
+    let add = |list: &mut PointsByProgram, program: &'static str, offset: u64| match list
         .iter_mut()
         .find(|(known, _)| *known == program)
     {
@@ -838,47 +843,47 @@ fn by_program(points: &[Point], executable: bool) -> (ByProgram, ByProgram) {
     };
     for point in points {
         if [tls::READ, tls::READ_EX].contains(&point.program) {
-            // The return first: a read that begins is to be seen to its end.
-            add(&mut answers, tls::RETURNED, point.offset);
+            // The return probe first, so that a read that begins is observed to its end.
+            add(&mut answers, tls::READ_RETURN, point.offset);
             add(&mut answers, point.program, point.offset);
         } else {
             add(&mut others, point.program, point.offset);
         }
-        // A program with the library inside may hand over the same bytes until the handshake has
-        // ended: what was not taken is withdrawn.
+        // A statically linked library may be passed the same bytes repeatedly until the handshake
+        // has ended; what it did not accept is withdrawn.
         if executable && point.program == tls::WRITE {
             add(&mut others, tls::WRITTEN, point.offset);
         }
     }
-    answers.sort_by_key(|(program, _)| *program != tls::RETURNED);
+    answers.sort_by_key(|(program, _)| *program != tls::READ_RETURN);
     (answers, others)
 }
 
-/// Whether a file is still linked somewhere, and has the content that was inspected.
-fn is_same(watched: &Watched) -> bool {
+/// Whether a file is still linked in a directory and has the contents that were inspected.
+fn is_same(watched: &AttachedFile) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     watched.file.metadata().is_ok_and(|metadata| {
-        // A link more or less changes the time of change, and not the content.
-        let same = Version::of(&metadata).same_content(&watched.version);
-        let in_memory_only = watched.until == Until::Unmapped;
+        // Adding or removing a link changes ctime but not the contents.
+        let same = FileVersion::of(&metadata).same_content(&watched.version);
+        let in_memory_only = watched.until == HoldLimit::Unmapped;
         same && (metadata.nlink() > 0 || in_memory_only)
     })
 }
 
-/// What the processes of this moment have mapped.
+/// The current mappings of all processes.
 #[derive(Default)]
-struct Users {
-    /// Processes by the inode of what they have mapped.
+struct FileUsers {
+    /// Processes, by the inode of each file they have mapped.
     mappers: HashMap<u64, HashSet<u32>>,
-    /// Inodes of programs.
+    /// Inodes of running programs.
     programs: HashSet<u64>,
 }
 
-fn users() -> Users {
+fn users() -> FileUsers {
     use std::os::unix::fs::MetadataExt as _;
-    let mut users = Users::default();
+    let mut users = FileUsers::default();
     for pid in mapped::processes() {
-        for mapping in mapped::of_process(pid) {
+        for mapping in mapped::mappings_of_process(pid) {
             let mappers = users.mappers.entry(mapping.file.inode).or_default();
             mappers.insert(pid);
         }
@@ -888,19 +893,19 @@ fn users() -> Users {
     users
 }
 
-/// Follows what becomes of files and of mounts, in a thread that passes it on as commands.
-struct Changes {
-    /// Absent where the kernel gives none; then the sweep looks.
+/// Watches files and mounts for changes, in a thread that sends requests to the attacher.
+struct FileChangeWatcher {
+    /// Absent if the kernel provides none; then only the periodic sweep detects changes.
     inotify: Option<Arc<OwnedFd>>,
 }
 
-impl Changes {
-    fn start(commands: &Sender<Command>) -> io::Result<Self> {
+impl FileChangeWatcher {
+    fn start(commands: &Sender<AttachRequest>) -> io::Result<Self> {
         let flags = inotify::CreateFlags::CLOEXEC;
         let inotify = match inotify::init(flags) {
             Ok(inotify) => Some(Arc::new(inotify)),
             Err(error) => {
-                tracing::warn!(%error, "changes of files with TLS probes are seen late: no inotify instance");
+                tracing::warn!(%error, "changes of files with TLS probes are detected late: no inotify instance available");
                 None
             }
         };
@@ -912,7 +917,7 @@ impl Changes {
         Ok(Self { inotify })
     }
 
-    /// The number by which changes of a file are reported.
+    /// Watches a file; returns the number by which its changes are reported.
     fn follow(&self, file: &File) -> Option<i32> {
         use inotify::WatchFlags;
         let flags = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::DELETE_SELF;
@@ -921,14 +926,14 @@ impl Changes {
 
     fn forget(&self, change: i32) {
         if let Some(inotify) = &self.inotify {
-            // It may have gone with its file.
+            // The watch may have been removed along with its file.
             let _ = inotify::remove_watch(inotify, change);
         }
     }
 }
 
 /// Waits for changes until the attacher ends.
-fn follow_changes(inotify: Option<&OwnedFd>, mounts: &File, commands: &Sender<Command>) {
+fn follow_changes(inotify: Option<&OwnedFd>, mounts: &File, commands: &Sender<AttachRequest>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     loop {
         let mut descriptors = vec![PollFd::from_borrowed_fd(mounts.as_fd(), PollFlags::PRI)];
@@ -936,7 +941,7 @@ fn follow_changes(inotify: Option<&OwnedFd>, mounts: &File, commands: &Sender<Co
         if let Err(error) = poll(&mut descriptors, None)
             && error != rustix::io::Errno::INTR
         {
-            tracing::error!(%error, "changes of files and mounts are not followed any more");
+            tracing::error!(%error, "stopped watching files and mounts for changes");
             return;
         }
         let ready = |index: usize| {
@@ -946,21 +951,21 @@ fn follow_changes(inotify: Option<&OwnedFd>, mounts: &File, commands: &Sender<Co
         };
         let mut sent = Ok(());
         if ready(0) {
-            sent = commands.send(Command::MountsChanged);
+            sent = commands.send(AttachRequest::MountsChanged);
         }
         if ready(1)
             && let Some(inotify) = inotify
         {
             let mut changed = HashSet::new();
             let mut events = inotify::Reader::new(inotify, &mut buffer);
-            // One read: the reader would wait for the next.
+            // A single read: the reader would block for the next event.
             while let Ok(event) = events.next() {
                 changed.insert(event.wd());
                 if events.is_buffer_empty() {
                     break;
                 }
             }
-            sent = sent.and(commands.send(Command::Changed(changed)));
+            sent = sent.and(commands.send(AttachRequest::Changed(changed)));
         }
         if sent.is_err() {
             return;

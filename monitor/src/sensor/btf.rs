@@ -1,9 +1,9 @@
-//! Offsets of kernel structures from BTF.
+//! Reads offsets of kernel structures from BTF.
 //!
-//! Of the crates for this, `btf` keeps one type per name (a function hides a structure of the
-//! same name) and takes 85 MB for a vmlinux, and `btf-rs` is under the LGPL, which a statically
-//! linked Apache-2.0 program cannot take in lightly. What is needed is small: walk the types
-//! once, note where each begins, and read the members of a few structures.
+//! Existing crates do not fit: `btf` keeps one type per name (a function hides a structure of the
+//! same name) and uses 85 MB for a vmlinux, and `btf-rs` is licensed under the LGPL, which is a
+//! problem for a statically linked Apache-2.0 program. Little is needed: walk the types once, note
+//! where each begins, and read the members of a few structures.
 
 use thiserror::Error;
 
@@ -12,7 +12,7 @@ use thiserror::Error;
 pub enum BtfError {
     #[error("{0} is not BTF: wrong magic number or version")]
     Magic(String),
-    #[error("BTF is cut off or malformed at byte {0}")]
+    #[error("BTF is truncated or malformed at byte {0}")]
     Malformed(usize),
 }
 
@@ -34,10 +34,10 @@ const KIND_DECL_TAG: u32 = 17;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 
-/// How deep types may refer to each other before it is a loop.
+/// Maximum depth of type references; anything deeper is a loop.
 const DEPTH: usize = 32;
 
-/// The BTF of a kernel: the bytes, and where each type begins.
+/// The BTF of a kernel: the raw bytes, and the offset of each type.
 #[derive(Debug)]
 pub struct Btf {
     data: Vec<u8>,
@@ -45,77 +45,79 @@ pub struct Btf {
     strings: usize,
 }
 
-/// A member: where it is in its outermost structure, and how wide.
+/// A structure member: its offset in the outermost structure, and its width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct BtfMember {
     /// Bytes from the start of the structure.
     pub offset: u32,
-    /// Bytes; 0 where BTF does not say.
+    /// Size in bytes; 0 if BTF does not tell.
     pub size: u32,
 }
 
-/// A parameter of a function, as far as a program that is attached to it has to know.
+/// A parameter of a function, described as far as attached programs depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Parameter {
-    /// A pointer to a structure of this name; empty where it points to anything else.
+pub enum BtfParameter {
+    /// A pointer to the structure of this name; empty if it points to anything else.
     Pointer(String),
-    /// A value of so many bytes.
+    /// A value of this many bytes.
     Value(u32),
 }
 
 impl Btf {
-    /// The parameters of a kernel function, or of a raw tracepoint by the name `btf_trace_…`, whose
-    /// first one is the tracepoint's own. `None` where the kernel has no such thing.
-    pub fn parameters(&self, function: &str) -> Result<Option<Vec<Parameter>>, BtfError> {
+    /// The parameters of a kernel function, or of a raw tracepoint (named `btf_trace_…`), whose
+    /// first parameter is internal to the tracepoint. `None` if the kernel does not have it.
+    pub fn parameters(&self, function: &str) -> Result<Option<Vec<BtfParameter>>, BtfError> {
         for at in self.types.iter().skip(1) {
             let at = *at as usize;
             let kind = self.kind(at)?;
             if !(kind == KIND_FUNC || kind == KIND_TYPEDEF)
-                || !self.name_is(self.word(at)?, function)?
+                || !self.name_is(self.read_word(at)?, function)?
             {
                 continue;
             }
-            let mut target = self.resolve(self.word(at + 8)?)?;
+            let mut target = self.resolve(self.read_word(at + 8)?)?;
             if let Some(pointer) = target
                 && self.kind(pointer)? == KIND_PTR
             {
-                target = self.resolve(self.word(pointer + 8)?)?;
+                target = self.resolve(self.read_word(pointer + 8)?)?;
             }
             let Some(prototype) = target else { continue };
             if self.kind(prototype)? != KIND_FUNC_PROTO {
                 continue;
             }
-            let count = (self.word(prototype + 4)? & 0xffff) as usize;
+            let count = (self.read_word(prototype + 4)? & 0xffff) as usize;
             return (0..count)
-                .map(|i| self.parameter(self.word(prototype + 16 + i * 8)?))
+                .map(|i| self.parameter(self.read_word(prototype + 16 + i * 8)?))
                 .collect::<Result<_, _>>()
                 .map(Some);
         }
         Ok(None)
     }
 
-    fn parameter(&self, id: u32) -> Result<Parameter, BtfError> {
+    fn parameter(&self, id: u32) -> Result<BtfParameter, BtfError> {
         let target = self.resolve(id)?;
         match target {
             Some(at) if self.kind(at)? == KIND_PTR => {
-                let name = match self.resolve(self.word(at + 8)?)? {
-                    Some(to) if self.kind(to)? == KIND_STRUCT => self.text(self.word(to)?)?,
+                let name = match self.resolve(self.read_word(at + 8)?)? {
+                    Some(to) if self.kind(to)? == KIND_STRUCT => {
+                        self.name_at(self.read_word(to)?)?
+                    }
                     _ => String::new(),
                 };
-                Ok(Parameter::Pointer(name))
+                Ok(BtfParameter::Pointer(name))
             }
-            other => Ok(Parameter::Value(self.size(other, DEPTH)?)),
+            other => Ok(BtfParameter::Value(self.size(other, DEPTH)?)),
         }
     }
 
-    fn text(&self, offset: u32) -> Result<String, BtfError> {
+    fn name_at(&self, offset: u32) -> Result<String, BtfError> {
         let start = self.strings + offset as usize;
         let bytes = self.data.get(start..).ok_or(BtfError::Malformed(start))?;
         let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
-    /// Reads BTF as the kernel shows it in `/sys/kernel/btf/vmlinux`; `name` is for messages.
+    /// Parses BTF in the format of `/sys/kernel/btf/vmlinux`; `name` is used in errors.
     pub fn parse(name: &str, data: Vec<u8>) -> Result<Self, BtfError> {
         let mut btf = Self {
             data,
@@ -126,18 +128,20 @@ impl Btf {
         if magic[..2] != 0xeb9f_u16.to_ne_bytes() || magic[2] != 1 {
             return Err(BtfError::Magic(name.to_owned()));
         }
-        let header = btf.word(4)? as usize;
+        let header = btf.read_word(4)? as usize;
         let section = |start: u32, len: u32| -> Option<(usize, usize)> {
             let start = header.checked_add(start as usize)?;
             let end = start.checked_add(len as usize)?;
             (end <= btf.data.len()).then_some((start, end))
         };
-        let (mut at, end) = section(btf.word(8)?, btf.word(12)?).ok_or(BtfError::Malformed(8))?;
-        let (strings, _) = section(btf.word(16)?, btf.word(20)?).ok_or(BtfError::Malformed(16))?;
+        let (mut at, end) =
+            section(btf.read_word(8)?, btf.read_word(12)?).ok_or(BtfError::Malformed(8))?;
+        let (strings, _) =
+            section(btf.read_word(16)?, btf.read_word(20)?).ok_or(BtfError::Malformed(16))?;
         btf.strings = strings;
         while at < end {
             btf.types.push(at as u32);
-            let info = btf.word(at + 4)?;
+            let info = btf.read_word(at + 4)?;
             let members = (info & 0xffff) as usize;
             at += 12
                 + match (info >> 24) & 0x1f {
@@ -151,14 +155,14 @@ impl Btf {
         Ok(btf)
     }
 
-    /// The member at the end of a dotted path, in the structure of that name; looks into
-    /// anonymous structures and unions. `None` where the kernel has no such thing.
-    pub fn member(&self, structure: &str, path: &str) -> Result<Option<Member>, BtfError> {
+    /// Finds the member at the end of a dotted path in a structure, descending into anonymous
+    /// structures and unions. `None` if the kernel does not have it.
+    pub fn member(&self, structure: &str, path: &str) -> Result<Option<BtfMember>, BtfError> {
         for at in self.types.iter().skip(1) {
             let at = *at as usize;
             let kind = self.kind(at)?;
             if kind == KIND_STRUCT
-                && self.name_is(self.word(at)?, structure)?
+                && self.name_is(self.read_word(at)?, structure)?
                 && let Some(found) = self.descend(at, path, 0, DEPTH)?
             {
                 return Ok(Some(found));
@@ -173,16 +177,16 @@ impl Btf {
         path: &str,
         base: u32,
         depth: usize,
-    ) -> Result<Option<Member>, BtfError> {
+    ) -> Result<Option<BtfMember>, BtfError> {
         if depth == 0 {
             return Err(BtfError::Malformed(at));
         }
         let (first, rest) = path.split_once('.').unwrap_or((path, ""));
-        let info = self.word(at + 4)?;
+        let info = self.read_word(at + 4)?;
         for i in 0..(info & 0xffff) as usize {
             let member = at + 12 + i * 12;
-            let (name, kind) = (self.word(member)?, self.word(member + 4)?);
-            let mut bits = self.word(member + 8)?;
+            let (name, kind) = (self.read_word(member)?, self.read_word(member + 4)?);
+            let mut bits = self.read_word(member + 8)?;
             if info >> 31 == 1 {
                 if bits >> 24 != 0 {
                     continue;
@@ -194,7 +198,7 @@ impl Btf {
                 let target = self.resolve(kind)?;
                 if rest.is_empty() {
                     let size = self.size(target, DEPTH)?;
-                    return Ok(Some(Member { offset, size }));
+                    return Ok(Some(BtfMember { offset, size }));
                 }
                 let Some(target) = target.filter(|at| self.is_composite(*at)) else {
                     return Ok(None);
@@ -212,7 +216,7 @@ impl Btf {
         Ok(None)
     }
 
-    /// Follows typedefs and qualifiers; `None` is void.
+    /// Follows typedefs and qualifiers; `None` means void.
     fn resolve(&self, id: u32) -> Result<Option<usize>, BtfError> {
         let mut id = id as usize;
         for _ in 0..DEPTH {
@@ -222,7 +226,7 @@ impl Btf {
             let at = *self.types.get(id).ok_or(BtfError::Malformed(id))? as usize;
             match self.kind(at)? {
                 KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
-                    id = self.word(at + 8)? as usize;
+                    id = self.read_word(at + 8)? as usize;
                 }
                 _ => return Ok(Some(at)),
             }
@@ -237,11 +241,13 @@ impl Btf {
         }
         Ok(match self.kind(at)? {
             KIND_PTR => 8,
-            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 => self.word(at + 8)?,
+            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 => {
+                self.read_word(at + 8)?
+            }
             KIND_ARRAY => {
-                let element = self.resolve(self.word(at + 12)?)?;
+                let element = self.resolve(self.read_word(at + 12)?)?;
                 self.size(element, depth - 1)?
-                    .saturating_mul(self.word(at + 20)?)
+                    .saturating_mul(self.read_word(at + 20)?)
             }
             _ => 0,
         })
@@ -252,10 +258,10 @@ impl Btf {
     }
 
     fn kind(&self, at: usize) -> Result<u32, BtfError> {
-        Ok((self.word(at + 4)? >> 24) & 0x1f)
+        Ok((self.read_word(at + 4)? >> 24) & 0x1f)
     }
 
-    fn word(&self, at: usize) -> Result<u32, BtfError> {
+    fn read_word(&self, at: usize) -> Result<u32, BtfError> {
         self.data
             .get(at..at + 4)
             .and_then(|bytes| bytes.try_into().ok())
@@ -295,9 +301,12 @@ mod tests {
         let member = |s, p| btf.member(s, p).expect("well-formed");
         assert_eq!(
             member("list_head", "prev"),
-            Some(Member { offset: 8, size: 8 })
+            Some(BtfMember { offset: 8, size: 8 })
         );
-        assert_eq!(member("qstr", "len"), Some(Member { offset: 4, size: 4 }));
+        assert_eq!(
+            member("qstr", "len"),
+            Some(BtfMember { offset: 4, size: 4 })
+        );
         assert_eq!(member("list_head", "nothing"), None);
         assert_eq!(member("no_such_structure", "x"), None);
         assert_eq!(
@@ -322,7 +331,7 @@ mod tests {
             cut in 0usize..4096, damage in proptest::collection::vec((0usize..4096, any::<u8>()), 0..40)
         ) {
             let Some(mut data) = own_kernel() else { return Ok(()) };
-            // A small piece with its own header: the first types and strings of the kernel.
+            // A short excerpt with a header of its own: the first types and strings of the kernel.
             data.truncate(24);
             data.extend((0..4096u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_ne_bytes()));
             data[12..16].copy_from_slice(&3000u32.to_ne_bytes());

@@ -1,16 +1,19 @@
-//! Records of the probes, decoded with checks.
+//! Decodes and validates the records of the probes.
 
 use super::{
     dns,
-    hello::{Piece, host_name},
-    observation::{FileId, Manner, Observation, Output, Shown, Stamp, Target},
+    hello::{HelloPiece, host_name},
+    observation::{
+        FileId, Observation, ObservedSecret, OpenKind, ReadTarget, StdoutPipe, TaskInfo,
+    },
 };
 use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    self, BY_INODE, CONNECTED, Clear, Connect, File, Foreign, Header, INHERITED, NO_LOGIN,
-    PARENTS_OUTPUT, Payload, Presented, Process, RECEIVED, Refused, TRUNCATED, Tied, UNLINKED,
-    Variable, WRITTEN, foreign, kind,
+    self, BY_INODE, CONNECTED, ConnectRecord, FileRecord, ForeignReadRecord, INHERITED, NO_LOGIN,
+    PayloadRecord, PlaintextRecord, PresentedRecord, ProcessRecord, RECEIVED, RecordHeader,
+    RefusedRecord, SHARED_WITH_PARENT, TRUNCATED, UNLINKED, VariableRecord, WRITE_ONLY,
+    WriteSocketRecord, foreign, kind,
 };
 use std::{
     ffi::OsString,
@@ -20,7 +23,7 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why a record was not understood; it is counted and skipped.
+/// Why a record could not be decoded; it is counted and skipped.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
     #[error("a record of {len} bytes ends before its {wanted} bytes of kind {kind}")]
@@ -33,18 +36,18 @@ pub enum DecodeError {
     Kind(u32),
 }
 
-/// From the kernel's clock to the wall's.
+/// Converts the kernel's boot-time clock to wall time.
 #[derive(Clone, Copy, Debug)]
 pub struct BootClock {
     /// Wall time at boot.
     boot: Timestamp,
 }
 
-/// Nanoseconds of the unit in which `/proc` gives start times.
+/// Resolution of start times in `/proc`, in nanoseconds.
 const TICK_NS: u64 = 10_000_000;
 
 impl BootClock {
-    /// Reads both clocks now.
+    /// Reads both clocks.
     pub fn now() -> Self {
         let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let boot = Timestamp::now()
@@ -56,7 +59,7 @@ impl BootClock {
         Self { boot }
     }
 
-    /// The wall time of nanoseconds since boot.
+    /// The wall time of a number of nanoseconds since boot.
     pub fn at(self, nanoseconds: u64) -> Timestamp {
         let nanoseconds = i64::try_from(nanoseconds).unwrap_or(0);
         self.boot
@@ -64,7 +67,7 @@ impl BootClock {
             .unwrap_or(self.boot)
     }
 
-    /// The wall time at which a subject started.
+    /// The wall time at which a process started.
     pub fn started(self, subject: Subject) -> Timestamp {
         self.at(subject.start.saturating_mul(TICK_NS))
     }
@@ -77,7 +80,7 @@ fn subject(pid: u32, start: u64) -> Subject {
     }
 }
 
-/// Reads a record's structure from the front of its bytes.
+/// Reads a record's structure from the start of its bytes.
 fn take<T: Copy>(kind: u32, bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
     if bytes.len() < size_of::<T>() {
         return Err(DecodeError::Short {
@@ -86,22 +89,22 @@ fn take<T: Copy>(kind: u32, bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
             wanted: size_of::<T>(),
         });
     }
-    // SAFETY: the records of monitor-common are integers without padding, for which any bytes
-    // are valid, and there are enough of them.
+    // SAFETY: the records of monitor-common consist of integers without padding, so any bytes are
+    // valid, and their number was checked.
     let value = unsafe { bytes.as_ptr().cast::<T>().read_unaligned() };
     Ok((value, &bytes[size_of::<T>()..]))
 }
 
-/// What a record gives.
+/// The result of decoding a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decoded {
+pub enum DecodedRecord {
     Whole(Observation),
-    /// A payload, still to be put together with others.
-    Payload(Piece),
+    /// A payload that may have to be assembled with others.
+    Payload(HelloPiece),
 }
 
-fn shown(record: &record::Shown) -> Shown {
-    Shown {
+fn shown(record: &record::PresentedSecret) -> ObservedSecret {
+    ObservedSecret {
         fingerprint: record.fingerprint,
         inner: (record.inner != 0).then_some(record.inner),
         secret_len: record.secret_len,
@@ -111,20 +114,20 @@ fn shown(record: &record::Shown) -> Shown {
     }
 }
 
-/// One record, and its time in nanoseconds since boot.
-pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeError> {
+/// Decodes one record; also returns its time in nanoseconds since boot.
+pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), DecodeError> {
     let (kind, _) = take::<u32>(0, bytes)?;
     let time = match kind {
-        kind::PAYLOAD => take::<Payload>(kind, bytes)?.0.time,
-        kind::REFUSED => take::<Refused>(kind, bytes)?.0.time,
-        kind::TIED | kind::WITHDRAWN => take::<Tied>(kind, bytes)?.0.time,
-        kind::CLEAR | kind::MINTED => take::<Clear>(kind, bytes)?.0.time,
-        kind::HOST | kind::ANSWER => take::<Payload>(kind, bytes)?.0.time,
-        _ => take::<Header>(kind, bytes)?.0.time,
+        kind::PAYLOAD => take::<PayloadRecord>(kind, bytes)?.0.time,
+        kind::REFUSED => take::<RefusedRecord>(kind, bytes)?.0.time,
+        kind::WRITE_SENT | kind::WRITE_REJECTED => take::<WriteSocketRecord>(kind, bytes)?.0.time,
+        kind::PLAINTEXT | kind::ISSUED => take::<PlaintextRecord>(kind, bytes)?.0.time,
+        kind::HOST | kind::DNS_RESPONSE => take::<PayloadRecord>(kind, bytes)?.0.time,
+        _ => take::<RecordHeader>(kind, bytes)?.0.time,
     };
     let observation = match kind {
         kind::EXEC => {
-            let (record, rest) = take::<Process>(kind, bytes)?;
+            let (record, rest) = take::<ProcessRecord>(kind, bytes)?;
             Observation::Exec {
                 stamp: stamp(&record.header, clock),
                 exe: path(rest, record.path_len, record.flags & TRUNCATED != 0),
@@ -137,13 +140,13 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             }
         }
         kind::FORK => Observation::Fork {
-            stamp: stamp(&take::<Header>(kind, bytes)?.0, clock),
+            stamp: stamp(&take::<RecordHeader>(kind, bytes)?.0, clock),
         },
         kind::EXIT => Observation::Exit {
-            stamp: stamp(&take::<Header>(kind, bytes)?.0, clock),
+            stamp: stamp(&take::<RecordHeader>(kind, bytes)?.0, clock),
         },
         kind::FILE => {
-            let (record, rest) = take::<File>(kind, bytes)?;
+            let (record, rest) = take::<FileRecord>(kind, bytes)?;
             let file = FileId {
                 device: record.device,
                 inode: record.inode,
@@ -155,26 +158,26 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 source: source(rest, &record),
                 file,
                 known: record.flags & BY_INODE != 0,
-                manner: if record.flags & WRITTEN != 0 {
-                    Manner::Written
+                manner: if record.flags & WRITE_ONLY != 0 {
+                    OpenKind::Written
                 } else if record.flags & CONNECTED != 0 {
-                    Manner::Connected
+                    OpenKind::Connected
                 } else if record.flags & RECEIVED != 0 {
-                    Manner::Received
+                    OpenKind::Received
                 } else if record.flags & INHERITED != 0 {
-                    Manner::Inherited
+                    OpenKind::Inherited
                 } else {
-                    Manner::Opened
+                    OpenKind::Opened
                 },
                 count: record.count.max(1),
-                output: Output {
+                output: StdoutPipe {
                     pipe: (record.stdout != 0).then_some(record.stdout),
-                    of_parent: record.flags & PARENTS_OUTPUT != 0,
+                    of_parent: record.flags & SHARED_WITH_PARENT != 0,
                 },
             }
         }
         kind::VARIABLE => {
-            let (record, _) = take::<Variable>(kind, bytes)?;
+            let (record, _) = take::<VariableRecord>(kind, bytes)?;
             let name = &record.name[..(record.name_len as usize).min(record.name.len())];
             Observation::Variable {
                 stamp: stamp(&record.header, clock),
@@ -187,7 +190,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             }
         }
         kind::CONNECT => {
-            let (record, _) = take::<Connect>(kind, bytes)?;
+            let (record, _) = take::<ConnectRecord>(kind, bytes)?;
             let address = if i32::from(record.family) == 2 {
                 let [a, b, c, d, ..] = record.address;
                 IpAddr::V4(Ipv4Addr::new(a, b, c, d))
@@ -209,11 +212,11 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             }
         }
         kind::PAYLOAD => {
-            let (record, rest) = take::<Payload>(kind, bytes)?;
+            let (record, rest) = take::<PayloadRecord>(kind, bytes)?;
             let taken = &rest[..rest.len().min(record.len as usize)];
             return Ok((
                 time,
-                Decoded::Payload(Piece {
+                DecodedRecord::Payload(HelloPiece {
                     time: clock.at(record.time),
                     cookie: record.cookie,
                     sequence: record.sequence,
@@ -222,7 +225,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             ));
         }
         kind::PRESENTED => {
-            let (record, _) = take::<Presented>(kind, bytes)?;
+            let (record, _) = take::<PresentedRecord>(kind, bytes)?;
             Observation::Presented {
                 stamp: stamp(&record.header, clock),
                 write: record.write,
@@ -231,8 +234,8 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 shown: shown(&record.shown),
             }
         }
-        kind::CLEAR => {
-            let (record, _) = take::<Clear>(kind, bytes)?;
+        kind::PLAINTEXT => {
+            let (record, _) = take::<PlaintextRecord>(kind, bytes)?;
             Observation::Clear {
                 time: clock.at(record.time),
                 cookie: record.cookie,
@@ -240,8 +243,8 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 shown: shown(&record.shown),
             }
         }
-        kind::MINTED => {
-            let (record, _) = take::<Clear>(kind, bytes)?;
+        kind::ISSUED => {
+            let (record, _) = take::<PlaintextRecord>(kind, bytes)?;
             Observation::Minted {
                 time: clock.at(record.time),
                 cookie: record.cookie,
@@ -249,7 +252,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             }
         }
         kind::HOST => {
-            let (record, rest) = take::<Payload>(kind, bytes)?;
+            let (record, rest) = take::<PayloadRecord>(kind, bytes)?;
             let name = &rest[..rest.len().min(record.len as usize)];
             Observation::Host {
                 time: clock.at(record.time),
@@ -257,31 +260,31 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
                 name: host_name(name),
             }
         }
-        kind::WITHDRAWN => Observation::Withdrawn {
-            write: take::<Tied>(kind, bytes)?.0.write,
+        kind::WRITE_REJECTED => Observation::Withdrawn {
+            write: take::<WriteSocketRecord>(kind, bytes)?.0.write,
         },
-        kind::TIED => {
-            let (record, _) = take::<Tied>(kind, bytes)?;
+        kind::WRITE_SENT => {
+            let (record, _) = take::<WriteSocketRecord>(kind, bytes)?;
             Observation::Tied {
                 write: record.write,
                 cookie: record.cookie,
             }
         }
-        kind::ANSWER => {
-            let (record, rest) = take::<Payload>(kind, bytes)?;
+        kind::DNS_RESPONSE => {
+            let (record, rest) = take::<PayloadRecord>(kind, bytes)?;
             Observation::Answer {
                 time: clock.at(record.time),
                 resolved: dns::parse(&rest[..rest.len().min(record.len as usize)]),
             }
         }
         kind::FOREIGN => {
-            let (record, _) = take::<Foreign>(kind, bytes)?;
+            let (record, _) = take::<ForeignReadRecord>(kind, bytes)?;
             Observation::Foreign {
                 stamp: stamp(&record.header, clock),
                 target: if record.target_start == 0 {
-                    Target::Number(record.target)
+                    ReadTarget::Number(record.target)
                 } else {
-                    Target::Subject(subject(record.target, record.target_start))
+                    ReadTarget::Subject(subject(record.target, record.target_start))
                 },
                 look: match record.how {
                     foreign::ENVIRON => Look::Environ,
@@ -291,7 +294,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
             }
         }
         kind::REFUSED => {
-            let (record, _) = take::<Refused>(kind, bytes)?;
+            let (record, _) = take::<RefusedRecord>(kind, bytes)?;
             Observation::Refused {
                 time: clock.at(record.time),
                 cookie: record.cookie,
@@ -299,11 +302,11 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, Decoded), DecodeEr
         }
         other => return Err(DecodeError::Kind(other)),
     };
-    Ok((time, Decoded::Whole(observation)))
+    Ok((time, DecodedRecord::Whole(observation)))
 }
 
-/// The path of a file in its own file system, where a mount shows it under another.
-fn source(bytes: &[u8], record: &File) -> Option<PathBuf> {
+/// The path of a file inside its own file system, if a mount shows it under another path.
+fn source(bytes: &[u8], record: &FileRecord) -> Option<PathBuf> {
     let (path_len, source_len) = (record.path_len as usize, record.source_len as usize);
     if record.inside_len == record.path_len || source_len <= path_len {
         return None;
@@ -314,13 +317,13 @@ fn source(bytes: &[u8], record: &File) -> Option<PathBuf> {
     Some(path(&whole, whole.len() as u32, false))
 }
 
-fn stamp(header: &Header, clock: BootClock) -> Stamp {
+fn stamp(header: &RecordHeader, clock: BootClock) -> TaskInfo {
     let comm = header
         .comm
         .split(|byte| *byte == 0)
         .next()
         .unwrap_or_default();
-    Stamp {
+    TaskInfo {
         time: clock.at(header.time),
         subject: subject(header.pid, header.start),
         parent: (header.parent != 0).then(|| subject(header.parent, header.parent_start)),
@@ -332,7 +335,7 @@ fn stamp(header: &Header, clock: BootClock) -> Stamp {
     }
 }
 
-/// Turns components from the last to the first, each ended by a zero byte, into a path.
+/// Converts path components, ordered from last to first and terminated by zero bytes, to a path.
 fn path(bytes: &[u8], len: u32, cut: bool) -> PathBuf {
     let bytes = &bytes[..bytes.len().min(len as usize)];
     let mut path = Vec::with_capacity(bytes.len() + 5);

@@ -1,18 +1,18 @@
-//! What a name server answered.
+//! Parses DNS responses.
 
 use super::hello::host_name;
 use simple_dns::{Packet, PacketFlag, RCODE, rdata::RData};
 use std::net::IpAddr;
 
-/// Names, that which was asked for first, and the addresses that they stand for.
+/// Names, the requested one first, and the addresses that they resolve to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
+pub struct DnsAnswer {
     pub names: Vec<String>,
     pub addresses: Vec<IpAddr>,
 }
 
-/// Reads an answer. `None` where it gives no address of a name, or is none.
-pub fn parse(message: &[u8]) -> Option<Resolved> {
+/// Parses a response. `None` if it resolves no name to an address, or is invalid.
+pub fn parse(message: &[u8]) -> Option<DnsAnswer> {
     let packet = Packet::parse(message).ok()?;
     if !packet.has_flags(PacketFlag::RESPONSE) || packet.rcode() != RCODE::NoError {
         return None;
@@ -29,7 +29,7 @@ pub fn parse(message: &[u8]) -> Option<Resolved> {
         }
     }
     names.dedup();
-    (!addresses.is_empty()).then_some(Resolved { names, addresses })
+    (!addresses.is_empty()).then_some(DnsAnswer { names, addresses })
 }
 
 #[cfg(test)]
@@ -72,7 +72,7 @@ mod tests {
     fn names_and_addresses_of_an_answer() {
         assert_eq!(
             parse(&answer(PacketFlag::RESPONSE)),
-            Some(Resolved {
+            Some(DnsAnswer {
                 names: vec!["s3.example".into(), "edge.example".into()],
                 addresses: vec!["10.0.0.1".parse().expect("an address")],
             })

@@ -1,38 +1,38 @@
-//! What this kernel allows, probe by probe, and what will be missed.
+//! `keytrail doctor`: what this kernel allows, probe by probe, and what will be missed.
 
-pub use super::inspector::Unattached;
+pub use super::inspector::UnattachedProgram;
 use super::{
-    Attached, Options, Sensor, cgroup_root,
-    exclude::{Exclude, Exclusion},
+    AttachedProgram, Sensor, SensorOptions, cgroup_root,
+    exclude::{ExcludePattern, ExclusionRules},
     fields, inspector, mapped,
     selftest::{SelfTestError, self_test},
 };
 use crate::credential::catalog::Catalog;
-use monitor_common::{fingerprint::Key, record::Probe};
+use monitor_common::{fingerprint::FingerprintKey, record::Probe};
 use serde::Serialize;
 use std::path::Path;
 
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
-pub struct Check {
+pub struct DoctorCheck {
     pub name: String,
     pub ok: bool,
-    /// Without it the agent does not do its job.
+    /// Whether the agent cannot do its job without it.
     pub needed: bool,
     pub detail: String,
 }
 
-/// The whole report.
+/// The complete report.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     pub kernel: String,
-    pub checks: Vec<Check>,
+    pub checks: Vec<DoctorCheck>,
     pub probes: Vec<ProbeReport>,
-    /// What is not seen on this machine, by design or for want of a hook.
+    /// What is not observed on this machine, by design or because a hook is missing.
     pub missed: Vec<String>,
-    /// Programs that run with TLS inside and have no probes: excluded, or not proven.
+    /// Running programs that contain TLS and have no probes: excluded, or not proven.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub not_attached: Vec<Unattached>,
+    pub not_attached: Vec<UnattachedProgram>,
 }
 
 /// A probe and the hooks that serve it.
@@ -42,18 +42,18 @@ pub struct ProbeReport {
     pub program: &'static str,
     pub mechanism: String,
     pub attached: bool,
-    /// Instructions that the verifier walked, where the kernel tells.
+    /// Instructions that the verifier processed, if the kernel reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instructions: Option<u32>,
-    /// Better hooks, and why this kernel has them not.
+    /// Preferred hooks, and why this kernel does not have them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub passed: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-impl Report {
-    /// Whether everything needed is there.
+impl DoctorReport {
+    /// Whether everything needed is present.
     pub fn healthy(&self) -> bool {
         self.checks.iter().all(|check| check.ok || !check.needed)
             && Probe::ALL.iter().all(|probe| {
@@ -64,25 +64,25 @@ impl Report {
     }
 }
 
-/// What this release does not see on any kernel.
+/// What this release does not observe on any kernel.
 const KNOWN_GAPS: [&str; 13] = [
     "files three or more directories below a directory of secrets, unless it is a projected volume, until they are known by inode",
     "credentials presented through TLS stacks other than OpenSSL, BoringSSL with symbols, GnuTLS and Go since 1.18, such as Java, rustls and NSS: evidence is `sole` or `held`",
-    "credentials presented in the first moments, a few tens of milliseconds, of a program with TLS inside that was never seen before",
-    "a header behind the first 8 KiB of a write or packet, or behind 4 KiB where a line goes on that the write before began, a line of more than 4 KiB or a field of HTTP/2 that is cut between two; in other protocols than HTTP all but plain sign-ins of Redis, PostgreSQL, MySQL, SMTP, IMAP, POP3, FTP, MQTT and LDAP",
-    "credentials outside TLS on connections that began before the agent, or over UDP",
-    "what authenticators mint inside TLS for Go, for Node.js and asyncio, and in the first answer to a process; in compressed answers, and cut between two packets or reads: that something was presented to them is kept",
-    "names that come by DNS over TCP, TLS or HTTPS, or from a file",
-    "that a server name, or a Host, is a lie, where no name server was seen to say otherwise of the address: a process chooses both itself",
-    "credentials in HTTP/2 on connections whose table was filled before the agent watched, where they are only referred to",
+    "credentials presented in the first few tens of milliseconds of a program that uses TLS and was never observed before",
+    "a header after the first 8 KiB of a write or packet, or after 4 KiB if it continues a line of the previous write; a line of more than 4 KiB, or an HTTP/2 field, that is split between two; in protocols other than HTTP everything except plain logins of Redis, PostgreSQL, MySQL, SMTP, IMAP, POP3, FTP, MQTT and LDAP",
+    "credentials outside TLS on connections opened before the agent started, or over UDP",
+    "credentials issued inside TLS to Go, Node.js and asyncio programs, and in the first response to a process; in compressed responses, and split between two packets or reads: only the presentation to the authenticator is recorded",
+    "names resolved by DNS over TCP, TLS or HTTPS, or from a file",
+    "a forged server name or Host, unless DNS was observed to contradict it for the address: a process chooses both itself",
+    "credentials in HTTP/2 that are only referenced from a table filled before the agent started",
     "server names in QUIC",
     "unix sockets other than those of the catalog (SPIRE, the Vault agent), abstract ones, and through io_uring",
-    "names of containers that neither the Kubernetes API nor a container runtime over CRI knows: they are shown by their ids",
+    "names of containers that neither the Kubernetes API nor a container runtime over CRI knows: their ids are shown",
     "the environment after an entry whose page was not in memory at exec (counted as `read`)",
 ];
 
-/// What is not seen with the hooks that are in use. Shown by `doctor`, kept as gaps.
-pub fn missed(attached: &[Attached]) -> Vec<String> {
+/// What is not observed with the hooks in use. Shown by `doctor` and stored as gaps.
+pub fn missed(attached: &[AttachedProgram]) -> Vec<String> {
     let mut missed: Vec<String> = attached
         .iter()
         .filter_map(|program| program.missed.map(str::to_owned))
@@ -100,30 +100,30 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
         });
     }
     missed.push(
-        "a file that only a variable points to (KUBECONFIG, GOOGLE_APPLICATION_CREDENTIALS, …), where it is opened in the first milliseconds of the first program that has this value"
+        "a file to which only a variable points (KUBECONFIG, GOOGLE_APPLICATION_CREDENTIALS, …), opened in the first milliseconds of the first program with this value"
             .to_owned(),
     );
     if super::reads_environ(attached) {
         missed.push(
-            "variables of a process that ends before the agent has read its environment, a few milliseconds after exec: the probe needs Linux 5.17"
+            "variables of a process that exits before the agent has read its environment, a few milliseconds after exec: the probe needs Linux 5.17"
                 .to_owned(),
         );
     }
     if !super::ladder::HELPERS.loops {
         missed.push(
-            "credentials presented inside TLS over HTTP/2 or in other protocols than HTTP, in the head of a request after its 24th line, and behind its second credential; server names that programs give their TLS library: the probe needs Linux 5.17"
+            "credentials presented inside TLS over HTTP/2 or in protocols other than HTTP, after the 24th line of a request's head, or after its second credential; server names that programs set in their TLS library: the probe needs Linux 5.17"
                 .to_owned(),
         );
     }
     if !super::ladder::HELPERS.task_of_packet {
         missed.push(
-            "on which connection a credential was presented, where a process has several: programs at packets may not ask for the current task on this kernel"
+            "on which of several connections of a process a credential was presented: on this kernel packet programs cannot access the current task"
                 .to_owned(),
         );
     }
     if !*super::uprobe::RETURNS {
         missed.push(format!(
-            "what authenticators mint inside TLS; that a program with TLS inside took a write back, which is then told twice: {}",
+            "credentials issued inside TLS; that a program with a built-in TLS library rejected a write, which is then reported twice: {}",
             super::uprobe::NO_RETURNS
         ));
     }
@@ -131,27 +131,27 @@ pub fn missed(attached: &[Attached]) -> Vec<String> {
     missed
 }
 
-/// What a pattern of `inspect.exclude` costs.
-pub fn excluded(pattern: &Exclude) -> String {
+/// Describes what a pattern of `inspect.exclude` excludes from observation.
+pub fn excluded(pattern: &ExcludePattern) -> String {
     format!(
-        "what programs present inside TLS that `inspect.exclude: {}` excludes, and for a pattern that may be an image's every container whose image is not known; where they may use a library that others use as well, libraries are attached to process by process, and what others present in the first tens of milliseconds after they start is missed, too",
+        "credentials presented inside TLS by programs that `inspect.exclude: {}` excludes, and, for a pattern that may refer to an image, by every container whose image is not known; if an excluded program may use shared libraries, these are attached per process, and credentials that other programs present in their first tens of milliseconds are missed too",
         pattern.text()
     )
 }
 
-/// What it costs where the kernel does not report mapped files.
+/// Describes what is missed if the kernel does not report mapped files.
 pub fn unreported(error: &str) -> String {
     format!(
-        "what programs present inside TLS in the first seconds after they or their TLS library were first seen: the kernel does not report mapped files ({error})"
+        "credentials presented inside TLS in the first seconds after a program or its TLS library was first observed: the kernel does not report mapped files ({error})"
     )
 }
 
-/// Tries everything, and detaches it again.
-pub fn examine(exclusion: &Exclusion) -> Report {
+/// Checks everything, and detaches again.
+pub fn examine(exclusion: &ExclusionRules) -> DoctorReport {
     let cgroup = cgroup_root();
     let uid = rustix::process::geteuid();
     let mut checks = vec![
-        Check {
+        DoctorCheck {
             name: "privileges".to_owned(),
             ok: uid.is_root() || has_capabilities(),
             needed: true,
@@ -161,18 +161,18 @@ pub fn examine(exclusion: &Exclusion) -> Report {
                 format!("running as uid {}: root, or {CAPABILITIES}", uid.as_raw())
             },
         },
-        Check {
+        DoctorCheck {
             name: "cgroup v2".to_owned(),
             ok: cgroup.is_some(),
             needed: true,
             detail: cgroup.as_ref().map_or_else(
-                || "no cgroup v2 file system is mounted: connections and TLS server names are not seen".to_owned(),
+                || "no cgroup v2 file system is mounted: connections and TLS server names are not observed".to_owned(),
                 |path| format!("mounted at {}", path.display()),
             ),
         },
     ];
     let kernel_fields = fields::resolve(Path::new(fields::VMLINUX));
-    checks.push(Check {
+    checks.push(DoctorCheck {
         name: "kernel fields".to_owned(),
         ok: kernel_fields.is_ok(),
         needed: true,
@@ -183,19 +183,19 @@ pub fn examine(exclusion: &Exclusion) -> Report {
     });
     let (probes, mut missed) = match attach(cgroup.as_deref()) {
         Ok((attached, tested)) => {
-            checks.push(Check {
+            checks.push(DoctorCheck {
                 name: "self-test".to_owned(),
                 ok: tested.is_ok(),
                 needed: true,
                 detail: tested.err().map_or_else(
-                    || "what the probes read of this process is what /proc says".to_owned(),
+                    || "the probes read the same about this process as /proc shows".to_owned(),
                     |error| error.to_string(),
                 ),
             });
             (attached.iter().map(report).collect(), missed(&attached))
         }
         Err(error) => {
-            checks.push(Check {
+            checks.push(DoctorCheck {
                 name: "probes".to_owned(),
                 ok: false,
                 needed: true,
@@ -206,12 +206,12 @@ pub fn examine(exclusion: &Exclusion) -> Report {
     };
     missed.extend(exclusion.patterns().iter().map(excluded));
     missed.extend(
-        mapped::Mappings::open()
+        mapped::MappingReader::open()
             .err()
             .map(|error| unreported(&error.to_string())),
     );
     let lsm = super::ladder::active_lsms();
-    checks.push(Check {
+    checks.push(DoctorCheck {
         name: "bpf in the LSM list".to_owned(),
         ok: lsm
             .as_deref()
@@ -219,7 +219,7 @@ pub fn examine(exclusion: &Exclusion) -> Report {
         needed: false,
         detail: lsm.unwrap_or_else(|| "unknown: securityfs is not mounted".to_owned()),
     });
-    Report {
+    DoctorReport {
         kernel: rustix::system::uname()
             .release()
             .to_string_lossy()
@@ -232,7 +232,9 @@ pub fn examine(exclusion: &Exclusion) -> Report {
 }
 
 /// Attaches every probe and runs the self-test, in a temporary directory.
-fn attach(cgroup: Option<&Path>) -> Result<(Vec<Attached>, Result<u32, SelfTestError>), String> {
+fn attach(
+    cgroup: Option<&Path>,
+) -> Result<(Vec<AttachedProgram>, Result<u32, SelfTestError>), String> {
     let told = |error: std::io::Error| error.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -240,25 +242,25 @@ fn attach(cgroup: Option<&Path>) -> Result<(Vec<Attached>, Result<u32, SelfTestE
         .map_err(told)?;
     runtime.block_on(async {
         let catalog = Catalog::new("", &[], &[]).map_err(|error| error.to_string())?;
-        let mut sensor = Sensor::start(&Options {
-            key: Key { k0: 0, k1: 0 },
-            rules: &catalog.rules([]),
+        let mut sensor = Sensor::start(&SensorOptions {
+            key: FingerprintKey { k0: 0, k1: 0 },
+            rules: &catalog.filter_rules([]),
             cgroup,
             btf: Path::new(fields::VMLINUX),
-            exclusion: Exclusion::default(),
+            exclusion: ExclusionRules::default(),
         })
         .map_err(|error| error.to_string())?;
         let directory =
             std::env::temp_dir().join(format!("keytrail-doctor-{}", std::process::id()));
         let tested = self_test(&mut sensor, &directory, &mut Vec::new()).await;
         if let Err(error) = std::fs::remove_dir_all(&directory) {
-            tracing::debug!(%error, "the directory of the self-test stays");
+            tracing::debug!(%error, "cannot remove the directory of the self-test");
         }
         Ok((sensor.attached().to_vec(), tested))
     })
 }
 
-fn report(program: &Attached) -> ProbeReport {
+fn report(program: &AttachedProgram) -> ProbeReport {
     ProbeReport {
         probe: program.probe.name(),
         program: program.program,
@@ -270,19 +272,19 @@ fn report(program: &Attached) -> ProbeReport {
     }
 }
 
-/// The capabilities that serve instead of root.
+/// The capabilities that are sufficient without root.
 pub const CAPABILITIES: &str =
     "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH";
 
-/// Bits of the effective set: dac_read_search, net_admin, sys_ptrace, perfmon, bpf.
+/// Bits of the effective capability set: dac_read_search, net_admin, sys_ptrace, perfmon, bpf.
 const CAPABILITY_BITS: u64 = 1 << 2 | 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39;
 
-/// Whether the effective set of this process has what the agent needs.
+/// Whether this process has all the capabilities that the agent needs.
 pub fn has_capabilities() -> bool {
     effective_capabilities().is_some_and(|bits| bits & CAPABILITY_BITS == CAPABILITY_BITS)
 }
 
-/// The effective set of this process, a bit for each capability.
+/// The effective capability set of this process, one bit per capability.
 pub fn effective_capabilities() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     status
@@ -295,7 +297,7 @@ pub fn effective_capabilities() -> Option<u64> {
 mod tests {
     use super::CAPABILITIES;
 
-    /// What is shipped gives the agent what it says that it needs, and no more.
+    /// The shipped unit and chart grant exactly the capabilities that the agent requires.
     #[test]
     fn what_is_shipped_has_these_capabilities() {
         let needed: Vec<&str> = CAPABILITIES

@@ -1,9 +1,9 @@
-//! Reading untrusted ELF files.
+//! Reads untrusted ELF files.
 //!
-//! Every size in such a file is a claim. Tables are read through a window of fixed size, so that a
-//! file of a few kilobytes that claims a section of gigabytes costs no memory, and all reads together
-//! are limited to [`BUDGET`], so that it costs no time. Only 64-bit little-endian files of the agent's
-//! own architecture are parsed: others pass arguments in another way.
+//! No size in such a file is trusted. Tables are read through a window of fixed size, so that a
+//! small file that claims a section of gigabytes costs no memory, and all reads of a file together
+//! are limited to [`READ_BUDGET`], so that it costs little time. Only 64-bit little-endian files of
+//! the agent's own architecture are parsed: others use a different calling convention.
 
 use object::{
     LittleEndian as Le,
@@ -18,35 +18,35 @@ use object::{
 use std::{cell::Cell, collections::BTreeSet, fs::File, io};
 use thiserror::Error;
 
-/// Bytes of one section or segment that are searched.
+/// Maximum bytes of one section or segment that are searched.
 pub const SCAN_MAX: u64 = 256 << 20;
-/// Bytes that are read of one file in all: about a second.
-const BUDGET: u64 = 1 << 30;
-/// Bytes that are in memory at once.
+/// Maximum bytes read from one file in total: about a second.
+const READ_BUDGET: u64 = 1 << 30;
+/// Bytes kept in memory at once.
 pub const WINDOW: usize = 64 << 10;
-/// Program headers that are read; a linker writes about a dozen.
+/// Maximum program headers read; a linker writes about a dozen.
 const SEGMENTS_MAX: usize = 128;
-/// Section headers that are read; a linker writes about forty.
+/// Maximum section headers read; a linker writes about forty.
 const SECTIONS_MAX: usize = 1024;
 /// Bytes of a section's name that are compared.
 const SECTION_NAME_MAX: usize = 32;
-/// Places in a string table at which names that are looked for may stand.
+/// Maximum matches of searched names in a string table.
 const NAMES_MAX: usize = 1024;
 
-/// Why a file is not parsed.
+/// Why a file cannot be parsed.
 #[derive(Debug, Error)]
 pub enum ElfError {
     #[error("read failed: {0}")]
     Read(#[from] io::Error),
     #[error("not a 64-bit ELF file of this architecture")]
     Foreign,
-    #[error("truncated: {0} is outside of the file")]
+    #[error("truncated: {0} is outside the file")]
     Truncated(&'static str),
     #[error("{0} exceeds the limit of {1}")]
     Limit(&'static str, u64),
 }
 
-/// Random access to bytes. A short read is the end of the file.
+/// Random access to bytes. A short read means the end of the file.
 pub trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 }
@@ -83,17 +83,17 @@ impl ReadAt for [u8] {
 
 /// A part of the file that is mapped into memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Segment {
+pub struct ElfSegment {
     pub kind: u32,
     pub executable: bool,
     pub offset: u64,
     pub address: u64,
-    /// Bytes that come from the file.
+    /// Bytes that are backed by the file.
     pub size: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Section {
+struct ElfSection {
     name: [u8; SECTION_NAME_MAX],
     kind: u32,
     offset: u64,
@@ -102,12 +102,12 @@ struct Section {
     link: usize,
 }
 
-/// Which table of symbols is searched.
+/// The symbol table to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SymbolTable {
-    /// What the file exports to others.
+    /// The symbols that the file exports.
     Dynamic,
-    /// What it keeps for a debugger.
+    /// The symbols kept for debuggers.
     Static,
 }
 
@@ -120,55 +120,55 @@ impl SymbolTable {
     }
 }
 
-/// A function that a file defines.
+/// A function defined by a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Function {
-    /// Which of the names that were looked for.
+pub struct ElfFunction {
+    /// Index into the searched names.
     pub name: usize,
     pub address: u64,
 }
 
-/// What the unwind tables say of an address.
+/// What the unwind tables say about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unwind {
-    /// A function begins there.
+pub enum UnwindEntry {
+    /// A function begins at the address.
     Entry,
-    /// No function begins there.
+    /// The address is inside a function.
     Inside,
-    /// The file has no table of them.
+    /// The file has no unwind table.
     Unknown,
 }
 
-/// A file of which no more than [`BUDGET`] is read.
+/// A file from which at most [`READ_BUDGET`] bytes are read.
 #[derive(Debug)]
-struct Metered<'a, F: ?Sized> {
+struct BudgetedFile<'a, F: ?Sized> {
     file: &'a F,
     left: Cell<u64>,
 }
 
-impl<F: ReadAt + ?Sized> Metered<'_, F> {
+impl<F: ReadAt + ?Sized> BudgetedFile<'_, F> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, ElfError> {
         let left = self.left.get().checked_sub(buffer.len() as u64);
-        let left = left.ok_or(ElfError::Limit("what is read of the file", BUDGET))?;
+        let left = left.ok_or(ElfError::Limit("what is read of the file", READ_BUDGET))?;
         self.left.set(left);
         Ok(self.file.read_at(buffer, offset)?)
     }
 }
 
-/// The headers of a file, and access to the rest.
+/// The headers of a file, and access to its contents.
 #[derive(Debug)]
 pub struct Elf<'a, F: ReadAt + ?Sized> {
-    file: Metered<'a, F>,
-    segments: Vec<Segment>,
-    sections: Vec<Section>,
+    file: BudgetedFile<'a, F>,
+    segments: Vec<ElfSegment>,
+    sections: Vec<ElfSection>,
 }
 
 impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
     /// Reads the headers.
     pub fn parse(file: &'a F) -> Result<Self, ElfError> {
-        let file = Metered {
+        let file = BudgetedFile {
             file,
-            left: Cell::new(BUDGET),
+            left: Cell::new(READ_BUDGET),
         };
         let machine = if cfg!(target_arch = "aarch64") {
             EM_AARCH64
@@ -194,7 +194,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             let size = size_of::<ProgramHeader64<Le>>() as u64;
             let at = place(header.e_phoff.get(Le), index as u64, size)?;
             let found: ProgramHeader64<Le> = read_pod(&file, at)?;
-            segments.push(Segment {
+            segments.push(ElfSegment {
                 kind: found.p_type.get(Le),
                 executable: found.p_flags.get(Le) & PF_X != 0,
                 offset: found.p_offset.get(Le),
@@ -223,7 +223,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             let found: SectionHeader64<Le> = read_pod(&self.file, at)?;
             names.push(found.sh_name.get(Le));
             let empty = found.sh_type.get(Le) == SHT_NOBITS;
-            self.sections.push(Section {
+            self.sections.push(ElfSection {
                 name: [0; SECTION_NAME_MAX],
                 kind: found.sh_type.get(Le),
                 offset: found.sh_offset.get(Le),
@@ -241,7 +241,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
                 let at = strings.offset.saturating_add(u64::from(name));
                 let read = self.file.read_at(&mut section.name, at)?;
                 let end = section.name[..read].iter().position(|byte| *byte == 0);
-                // A name that does not end in time is none that is looked for.
+                // A name that is not terminated within the limit matches nothing.
                 section.name[end.unwrap_or(0)..].fill(0);
             }
         }
@@ -249,29 +249,29 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
     }
 
     /// The segments that are mapped.
-    pub fn loaded(&self) -> impl Iterator<Item = Segment> + '_ {
+    pub fn loaded(&self) -> impl Iterator<Item = ElfSegment> + '_ {
         self.segments
             .iter()
             .copied()
             .filter(|segment| segment.kind == PT_LOAD)
     }
 
-    /// Whether a loader of libraries starts the program.
+    /// Whether the program is started by a dynamic loader.
     pub fn has_interpreter(&self) -> bool {
         self.segments
             .iter()
             .any(|segment| segment.kind == PT_INTERP)
     }
 
-    /// Address, and offset and size in the file, of a section.
-    pub fn section(&self, name: &str) -> Option<Segment> {
+    /// Address, file offset and size of a section.
+    pub fn section(&self, name: &str) -> Option<ElfSegment> {
         let found = self.sections.iter().find(|section| {
             section
                 .name
                 .strip_prefix(name.as_bytes())
                 .is_some_and(|rest| rest.first() == Some(&0))
         })?;
-        Some(Segment {
+        Some(ElfSegment {
             kind: found.kind,
             executable: false,
             offset: found.offset,
@@ -280,7 +280,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         })
     }
 
-    /// Where in the file the code at an address comes from; `None` where the address holds no code.
+    /// The file offset of the code at an address; `None` if the address holds no code.
     pub fn code_offset(&self, address: u64) -> Option<u64> {
         let segment = self
             .loaded()
@@ -289,7 +289,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         segment.offset.checked_add(address - segment.address)
     }
 
-    /// Where in the file what is loaded at an address comes from.
+    /// The file offset of what is loaded at an address.
     fn offset_of(&self, address: u64) -> Option<u64> {
         let segment = self.loaded().find(|segment| contains(segment, address))?;
         segment.offset.checked_add(address - segment.address)
@@ -313,8 +313,13 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// The functions of these names that the file defines. The names are without their ending zero.
-    pub fn functions(&self, table: SymbolTable, names: &[&str]) -> Result<Vec<Function>, ElfError> {
+    /// Finds the functions of the given names that the file defines. The names have no terminating
+    /// zero.
+    pub fn functions(
+        &self,
+        table: SymbolTable,
+        names: &[&str],
+    ) -> Result<Vec<ElfFunction>, ElfError> {
         let kind = table.section_kind();
         let Some(symbols) = self.sections.iter().find(|section| section.kind == kind) else {
             return Ok(Vec::new());
@@ -336,7 +341,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
                 && symbol.st_type() == STT_FUNC
                 && symbol.st_shndx(Le) != SHN_UNDEF
             {
-                found.push(Function {
+                found.push(ElfFunction {
                     name: places[name].1,
                     address: symbol.st_value(Le),
                 });
@@ -349,14 +354,19 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         Ok(found)
     }
 
-    /// Where names stand in a table of strings, in order. A name may be the end of a longer one.
-    fn places_of(&self, strings: &Section, names: &[&str]) -> Result<Vec<(u32, usize)>, ElfError> {
-        /// Names that begin alike are looked for together.
-        const FRONT: usize = 4;
+    /// Finds where the given names are in a string table, in ascending order. A name may be the end
+    /// of a longer string.
+    fn places_of(
+        &self,
+        strings: &ElfSection,
+        names: &[&str],
+    ) -> Result<Vec<(u32, usize)>, ElfError> {
+        /// Names with the same first bytes are searched together.
+        const NAME_PREFIX: usize = 4;
         let longest = names.iter().map(|name| name.len() + 1).max().unwrap_or(0);
         let fronts: BTreeSet<&[u8]> = names
             .iter()
-            .filter_map(|name| name.as_bytes().get(..FRONT))
+            .filter_map(|name| name.as_bytes().get(..NAME_PREFIX))
             .collect();
         let mut places = Vec::new();
         for front in fronts {
@@ -383,15 +393,16 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         if places.len() >= NAMES_MAX {
             return Err(ElfError::Limit("names of symbols", NAMES_MAX as u64));
         }
-        // What stands at the end of a window may have been seen twice.
+        // A match at the end of a window may have been found twice.
         places.sort_unstable();
         places.dedup();
         Ok(places)
     }
 
-    /// What the table of `.eh_frame_hdr` says of an address.
-    pub fn unwind(&self, address: u64) -> Result<Unwind, ElfError> {
-        /// Sorted pairs of 32-bit offsets from the header, as every linker writes it.
+    /// What the table of `.eh_frame_hdr` says about an address.
+    pub fn unwind(&self, address: u64) -> Result<UnwindEntry, ElfError> {
+        /// Sorted pairs of 32-bit offsets relative to the header, the encoding that every linker
+        /// writes.
         const TABLE: u8 = 0x3b;
         const COUNT: u8 = 0x03;
         let header = self
@@ -399,7 +410,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             .iter()
             .find(|segment| segment.kind == PT_GNU_EH_FRAME);
         let Some(header) = header else {
-            return Ok(Unwind::Unknown);
+            return Ok(UnwindEntry::Unknown);
         };
         let mut start = [0; 12];
         if self.read(header.address, &mut start).is_err()
@@ -407,7 +418,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             || start[2] != COUNT
             || start[3] != TABLE
         {
-            return Ok(Unwind::Unknown);
+            return Ok(UnwindEntry::Unknown);
         }
         let count = u32::from_le_bytes([start[8], start[9], start[10], start[11]]);
         let table = header.address.wrapping_add(12);
@@ -420,16 +431,16 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         while low < high {
             let middle = low + (high - low) / 2;
             match entry(middle)?.cmp(&address) {
-                std::cmp::Ordering::Equal => return Ok(Unwind::Entry),
+                std::cmp::Ordering::Equal => return Ok(UnwindEntry::Entry),
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Greater => high = middle,
             }
         }
-        Ok(Unwind::Inside)
+        Ok(UnwindEntry::Inside)
     }
 
-    /// Calls `visit` with each place at which the loader stores a word, and the word, which is an
-    /// offset from where the file is loaded; until it returns `false`.
+    /// Calls `visit` with the address of each word that the loader relocates, and its value
+    /// relative to the load address, until `visit` returns `false`.
     pub fn relative_relocations(
         &self,
         mut visit: impl FnMut(u64, u64) -> bool,
@@ -439,7 +450,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         } else {
             object::elf::R_X86_64_RELATIVE
         };
-        /// Entries of `PT_DYNAMIC` that are read; a linker writes about forty.
+        /// Maximum entries of `PT_DYNAMIC` read; a linker writes about forty.
         const ENTRIES_MAX: u64 = 512;
         let dynamic = self
             .segments
@@ -471,8 +482,8 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         })
     }
 
-    /// Calls `visit` with each record of a table of so many bytes, until it returns `false`, or the
-    /// file ends.
+    /// Calls `visit` with each record of a table of the given size, until `visit` returns `false`
+    /// or the file ends.
     fn records<T: Pod>(
         &self,
         offset: u64,
@@ -480,7 +491,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         mut visit: impl FnMut(&T) -> bool,
     ) -> Result<(), ElfError> {
         let each = size_of::<T>();
-        let mut window = Window::new(&self.file);
+        let mut window = FileWindow::new(&self.file);
         for index in 0..size / each as u64 {
             let at = place(offset, index, each as u64)?;
             let Some(bytes) = window.bytes(at, each)? else {
@@ -496,11 +507,11 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
         Ok(())
     }
 
-    /// Calls `visit` with the address of each place in a segment or section that holds `needle`,
-    /// until it returns `false`.
+    /// Calls `visit` with the address of each match of `needle` in a segment or section, until
+    /// `visit` returns `false`.
     pub fn find(
         &self,
-        segment: &Segment,
+        segment: &ElfSegment,
         needle: &[u8],
         mut visit: impl FnMut(u64) -> bool,
     ) -> Result<(), ElfError> {
@@ -522,7 +533,7 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
             .offset_of(address)
             .ok_or(ElfError::Truncated("an address"))?;
         Ok(LoadedWindow {
-            window: Window::new(&self.file),
+            window: FileWindow::new(&self.file),
             offset,
         })
     }
@@ -531,12 +542,12 @@ impl<'a, F: ReadAt + ?Sized> Elf<'a, F> {
 /// See [`Elf::window`].
 #[derive(Debug)]
 pub struct LoadedWindow<'e, 'a, F: ReadAt + ?Sized> {
-    window: Window<'e, 'a, F>,
+    window: FileWindow<'e, 'a, F>,
     offset: u64,
 }
 
 impl<F: ReadAt + ?Sized> LoadedWindow<'_, '_, F> {
-    /// Two 32-bit numbers, so many bytes from the beginning.
+    /// Two 32-bit numbers at an offset from the start.
     pub fn pair(&mut self, from_start: u64) -> Result<(u32, u32), ElfError> {
         let at = self.offset.checked_add(from_start);
         let bytes = match at {
@@ -553,16 +564,16 @@ impl<F: ReadAt + ?Sized> LoadedWindow<'_, '_, F> {
     }
 }
 
-/// A window on a file, that moves forward as it is used.
+/// A window into a file that moves forward as it is used.
 #[derive(Debug)]
-struct Window<'e, 'a, F: ReadAt + ?Sized> {
-    file: &'e Metered<'a, F>,
+struct FileWindow<'e, 'a, F: ReadAt + ?Sized> {
+    file: &'e BudgetedFile<'a, F>,
     bytes: Vec<u8>,
     start: u64,
 }
 
-impl<'e, 'a, F: ReadAt + ?Sized> Window<'e, 'a, F> {
-    fn new(file: &'e Metered<'a, F>) -> Self {
+impl<'e, 'a, F: ReadAt + ?Sized> FileWindow<'e, 'a, F> {
+    fn new(file: &'e BudgetedFile<'a, F>) -> Self {
         Self {
             file,
             bytes: Vec::new(),
@@ -570,7 +581,7 @@ impl<'e, 'a, F: ReadAt + ?Sized> Window<'e, 'a, F> {
         }
     }
 
-    /// So many bytes at an offset; `None` where the file ends before.
+    /// Bytes at an offset; `None` if the file ends before.
     fn bytes(&mut self, offset: u64, count: usize) -> Result<Option<&[u8]>, ElfError> {
         let inside = |start: u64, len: usize| {
             let from = usize::try_from(offset.checked_sub(start)?).ok()?;
@@ -587,10 +598,11 @@ impl<'e, 'a, F: ReadAt + ?Sized> Window<'e, 'a, F> {
     }
 }
 
-/// Calls `visit` with how far from `offset` each `needle` stands, and what begins there, until it
-/// returns `false`. `whole` bytes are there from the needle on, where the file has them.
+/// Calls `visit` with the distance of each match of `needle` from `offset`, and the bytes that
+/// begin there, until `visit` returns `false`. At least `whole` bytes are provided if the file has
+/// them.
 fn scan<F: ReadAt + ?Sized>(
-    file: &Metered<'_, F>,
+    file: &BudgetedFile<'_, F>,
     offset: u64,
     size: u64,
     needle: &[u8],
@@ -614,19 +626,19 @@ fn scan<F: ReadAt + ?Sized>(
         if read < wanted || done + read as u64 >= size {
             break;
         }
-        // What is cut by the end of the window is whole in the next one.
+        // What the end of the window truncates is complete in the next one.
         done += (read - whole.saturating_sub(1).min(read - 1)) as u64;
     }
     Ok(())
 }
 
-fn contains(segment: &Segment, address: u64) -> bool {
+fn contains(segment: &ElfSegment, address: u64) -> bool {
     address
         .checked_sub(segment.address)
         .is_some_and(|inside| inside < segment.size)
 }
 
-/// Where an entry of a table is.
+/// The offset of a table entry.
 fn place(start: u64, index: u64, size: u64) -> Result<u64, ElfError> {
     index
         .checked_mul(size)
@@ -634,8 +646,11 @@ fn place(start: u64, index: u64, size: u64) -> Result<u64, ElfError> {
         .ok_or(ElfError::Truncated("a table"))
 }
 
-fn read_pod<T: Pod, F: ReadAt + ?Sized>(file: &Metered<'_, F>, offset: u64) -> Result<T, ElfError> {
-    // No header is longer.
+fn read_pod<T: Pod, F: ReadAt + ?Sized>(
+    file: &BudgetedFile<'_, F>,
+    offset: u64,
+) -> Result<T, ElfError> {
+    // No header is larger.
     let mut buffer = [0; 64];
     let bytes = &mut buffer[..size_of::<T>()];
     if file.read_at(bytes, offset)? != bytes.len() {

@@ -1,29 +1,29 @@
-//! Programs that no uprobe is attached to: `inspect.exclude` in the configuration.
+//! Programs to which no uprobe is attached: `inspect.exclude` in the configuration.
 
 use super::{elf::Elf, hold};
 use crate::{
-    attribution::{cgroup, names::Images},
+    attribution::{cgroup, names::ContainerImages},
     host,
 };
 use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Deserializer};
 use std::{os::unix::fs::MetadataExt as _, path::Path, sync::PoisonError};
 
-/// A glob over paths of executables (where it begins with `/`), names of units, and images.
+/// A glob over paths of executables (if it begins with `/`), names of units, and images.
 #[derive(Clone, Debug)]
-pub struct Exclude {
+pub struct ExcludePattern {
     text: String,
     glob: GlobMatcher,
 }
 
-impl<'de> Deserialize<'de> for Exclude {
+impl<'de> Deserialize<'de> for ExcludePattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::new(&text).map_err(serde::de::Error::custom)
     }
 }
 
-impl Exclude {
+impl ExcludePattern {
     fn new(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("an empty pattern excludes nothing; write the path of an executable, a unit, or an image".to_owned());
@@ -43,7 +43,7 @@ impl Exclude {
     }
 }
 
-impl PartialEq for Exclude {
+impl PartialEq for ExcludePattern {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
@@ -53,19 +53,19 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/')
 }
 
-/// What is excluded, and what is known of images.
+/// The exclusion patterns, and the known images of containers.
 #[derive(Clone, Debug, Default)]
-pub struct Exclusion {
-    patterns: Vec<Exclude>,
-    images: Images,
-    /// Whether a program that is excluded may use libraries that others use as well.
+pub struct ExclusionRules {
+    patterns: Vec<ExcludePattern>,
+    images: ContainerImages,
+    /// Whether an excluded program may use shared libraries.
     affects_libraries: bool,
-    /// Files that patterns name, and which.
+    /// Files named by patterns, by device and inode.
     files: Vec<(u64, u64, String)>,
 }
 
-impl Exclusion {
-    pub fn new(patterns: Vec<Exclude>, images: Images) -> Self {
+impl ExclusionRules {
+    pub fn new(patterns: Vec<ExcludePattern>, images: ContainerImages) -> Self {
         Self {
             affects_libraries: patterns.iter().any(may_use_libraries),
             files: patterns.iter().filter_map(file_of).collect(),
@@ -74,8 +74,8 @@ impl Exclusion {
         }
     }
 
-    /// Whether libraries have to be attached to process by process. A uprobe in a library is in every
-    /// program that uses it, but for those that its link is limited to.
+    /// Whether libraries must be attached per process: a uprobe in a library affects every program
+    /// that uses it, unless its link is limited to certain processes.
     pub fn affects_libraries(&self) -> bool {
         self.affects_libraries
     }
@@ -84,17 +84,17 @@ impl Exclusion {
         self.patterns.is_empty()
     }
 
-    /// The patterns, as they are written.
-    pub fn patterns(&self) -> &[Exclude] {
+    /// The patterns as configured.
+    pub fn patterns(&self) -> &[ExcludePattern] {
         &self.patterns
     }
 
-    /// Whether a file that is a program is excluded or not whoever runs it.
+    /// Whether a program's path alone decides, regardless of who runs it.
     pub fn is_by_path(&self) -> bool {
         self.patterns.iter().all(|pattern| is_path(&pattern.text))
     }
 
-    /// The pattern that names this very file.
+    /// The pattern that names this exact file.
     pub fn pattern_for_file(&self, device: u64, inode: u64) -> Option<String> {
         let mut files = self.files.iter();
         let found = files.find(|file| (file.0, file.1) == (device, inode))?;
@@ -106,8 +106,8 @@ impl Exclusion {
         self.find(|pattern| is_path(&pattern.text) && pattern.glob.is_match(path))
     }
 
-    /// The pattern that excludes a process. A container whose image is not known yet is excluded
-    /// where any pattern may be an image's: what must not be attached to is not attached to first.
+    /// The pattern that excludes a process. A container whose image is not known yet is excluded if
+    /// any pattern may refer to an image: an excluded program must not be attached to even briefly.
     pub fn pattern_for(&self, pid: u32) -> Option<String> {
         if self.is_empty() {
             return None;
@@ -127,7 +127,7 @@ impl Exclusion {
             unit = unit.or(group.unit);
             container = container.or(group.container);
         }
-        let names = |pattern: &Exclude| !is_path(&pattern.text);
+        let names = |pattern: &ExcludePattern| !is_path(&pattern.text);
         if let Some(unit) = unit {
             return self.find(|pattern| names(pattern) && pattern.glob.is_match(&unit));
         }
@@ -141,15 +141,15 @@ impl Exclusion {
         }
     }
 
-    fn find(&self, excludes: impl Fn(&Exclude) -> bool) -> Option<String> {
+    fn find(&self, excludes: impl Fn(&ExcludePattern) -> bool) -> Option<String> {
         let found = self.patterns.iter().find(|pattern| excludes(pattern))?;
         Some(found.text.clone())
     }
 }
 
-/// Whether programs that match may use shared libraries. Not where it is one program, and that one is
-/// linked statically; what is not installed yet may be anything.
-fn may_use_libraries(pattern: &Exclude) -> bool {
+/// Whether matching programs may use shared libraries. False only for a single, installed,
+/// statically linked program.
+fn may_use_libraries(pattern: &ExcludePattern) -> bool {
     let is_literal = !pattern.text.contains(['*', '?', '[', '{', '\\']);
     if !is_path(&pattern.text) || !is_literal {
         return true;
@@ -162,8 +162,8 @@ fn may_use_libraries(pattern: &Exclude) -> bool {
     headers.unwrap_or(true)
 }
 
-/// The file of a pattern that is a path: it is excluded by whatever name it is reached.
-fn file_of(pattern: &Exclude) -> Option<(u64, u64, String)> {
+/// The file named by a pattern that is a path: it is excluded under whatever name it is accessed.
+fn file_of(pattern: &ExcludePattern) -> Option<(u64, u64, String)> {
     if !is_path(&pattern.text) {
         return None;
     }
@@ -171,14 +171,14 @@ fn file_of(pattern: &Exclude) -> Option<(u64, u64, String)> {
     Some((metadata.dev(), metadata.ino(), pattern.text.clone()))
 }
 
-/// Names of units end in one of these; an image's does not.
+/// Names of units end with one of these suffixes; those of images do not.
 fn may_be_image(pattern: &str) -> bool {
     ![".service", ".scope", ".slice"]
         .iter()
         .any(|suffix| pattern.ends_with(suffix))
 }
 
-/// An image as it is written, and without its tag and digest.
+/// An image name as written, and without its tag and digest.
 fn image_names(image: &str) -> impl Iterator<Item = &str> {
     let without_digest = image.split('@').next().unwrap_or(image);
     let name_start = without_digest.rfind('/').map_or(0, |slash| slash + 1);
@@ -194,17 +194,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn exclusion(patterns: &[&str]) -> Exclusion {
+    fn exclusion_reason(patterns: &[&str]) -> ExclusionRules {
         let patterns = patterns
             .iter()
-            .map(|text| Exclude::new(text).expect("a glob"))
+            .map(|text| ExcludePattern::new(text).expect("a glob"))
             .collect();
-        Exclusion::new(patterns, Images::default())
+        ExclusionRules::new(patterns, ContainerImages::default())
     }
 
     #[test]
     fn paths_stay_in_their_directory() {
-        let by_path = exclusion(&["/usr/bin/curl", "/opt/*/bin/java"]);
+        let by_path = exclusion_reason(&["/usr/bin/curl", "/opt/*/bin/java"]);
         assert!(by_path.is_by_path());
         for (path, excluded) in [
             ("/usr/bin/curl", true),
@@ -221,11 +221,11 @@ mod tests {
         let own = std::env::current_exe().expect("a path");
         let own = own.to_string_lossy();
         assert_eq!(
-            exclusion(&[&own]).pattern_for(std::process::id()),
+            exclusion_reason(&[&own]).pattern_for(std::process::id()),
             Some(own.into_owned())
         );
         assert_eq!(
-            exclusion(&["/nothing"]).pattern_for(std::process::id()),
+            exclusion_reason(&["/nothing"]).pattern_for(std::process::id()),
             None
         );
     }
@@ -240,8 +240,8 @@ mod tests {
 
     #[test]
     fn an_empty_pattern_is_refused() {
-        assert!(Exclude::new("").is_err());
-        assert!(Exclude::new("[").is_err());
+        assert!(ExcludePattern::new("").is_err());
+        assert!(ExcludePattern::new("[").is_err());
     }
 
     proptest! {

@@ -1,14 +1,14 @@
-//! The kernel fields of this machine, from its BTF.
+//! Resolves the table of kernel fields on this machine, from its BTF.
 
 use super::btf::{Btf, BtfError};
-use monitor_common::fields::{ABSENT, COUNT, Offsets, TABLE, layout_error};
+use monitor_common::fields::{ABSENT, COUNT, FieldOffsets, TABLE, layout_error};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Where the kernel shows its types.
+/// The kernel's BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Why the fields are not known.
+/// Why the fields could not be resolved.
 #[derive(Debug, Error)]
 pub enum FieldsError {
     #[error("cannot read {path}: {source}; the kernel needs CONFIG_DEBUG_INFO_BTF=y")]
@@ -31,12 +31,12 @@ pub enum FieldsError {
 }
 
 /// Resolves the table of fields from a BTF file.
-pub fn resolve(path: &Path) -> Result<Offsets, FieldsError> {
+pub fn resolve(path: &Path) -> Result<FieldOffsets, FieldsError> {
     resolve_with_types(path).map(|(offsets, _)| offsets)
 }
 
-/// The same, and the types themselves.
-pub fn resolve_with_types(path: &Path) -> Result<(Offsets, Btf), FieldsError> {
+/// As [`resolve`], but also returns the types.
+pub fn resolve_with_types(path: &Path) -> Result<(FieldOffsets, Btf), FieldsError> {
     let data = std::fs::read(path).map_err(|source| FieldsError::Unreadable {
         path: path.to_owned(),
         source,

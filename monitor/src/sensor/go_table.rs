@@ -1,36 +1,36 @@
-//! Where a function of a Go program begins, from the tables that every such program carries for
-//! its stack traces, stripped or not. The layouts are those of Go's `runtime.pcHeader` and
+//! Finds the entry of a function in a Go program from the tables that every Go program carries for
+//! its stack traces, even if stripped. The layouts are those of Go's `runtime.pcHeader` and
 //! `runtime.moduledata`, unchanged from 1.18 to 1.27.
 //!
 //! The table of functions (`pclntab`) gives offsets from `runtime.text`. Its own field for that
-//! address is 0 in position-independent programs, and in every program from Go 1.26 on; the
-//! section `.text` begins elsewhere where the C library's start-up code comes first. So the
-//! address is taken from the module data, and the module data counts only where it agrees with
-//! the table in everything that both say.
+//! address is 0 in position-independent programs, and in every program from Go 1.26 on; the section
+//! `.text` begins earlier if the C library's start-up code comes first. Therefore the address is
+//! taken from the module data, which is accepted only if it agrees with the table in every value
+//! that both contain.
 
-use super::elf::{Elf, ElfError, LoadedWindow, ReadAt, Segment};
+use super::elf::{Elf, ElfError, ElfSegment, LoadedWindow, ReadAt};
 use std::collections::HashMap;
 use thiserror::Error;
 
 /// Magic numbers of Go 1.18 and 1.20.
 const MAGIC: [u32; 2] = [0xffff_fff0, 0xffff_fff1];
-/// The least length of an instruction, which follows the magic number and two zeros.
+/// The minimum instruction length, which follows the magic number and two zeros.
 const QUANTUM: u8 = if cfg!(target_arch = "aarch64") { 4 } else { 1 };
 const POINTER: u8 = 8;
-/// Sections that hold the table and nothing else.
+/// Sections that contain only the table.
 const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
-/// The section that every Go program has, whatever linker made it.
+/// The section that every Go program has, whatever linker produced it.
 const BUILD_INFO: &str = ".go.buildinfo";
 /// The section of the module data, from Go 1.26 on.
 const MODULE: &str = ".go.module";
-/// Functions of one program; Kubernetes' largest has a quarter of a million.
+/// Maximum number of functions; the largest Kubernetes program has a quarter of a million.
 const FUNCTIONS_MAX: u64 = 4 << 20;
-/// Places that may be the table, or the module data, before a program is given up.
+/// Maximum candidate positions for the table or the module data before giving up on a program.
 const CANDIDATES_MAX: usize = 64;
 /// Words of the module data that are read.
 const MODULE_WORDS: usize = 24;
 
-/// Why a function of a Go program is not attached to.
+/// Why the entry of a Go function could not be proven.
 #[derive(Debug, Error)]
 pub enum GoError {
     #[error(transparent)]
@@ -45,25 +45,28 @@ pub enum GoError {
     NoPrologue(u64),
 }
 
-/// The address of a function by its name. `None` where the file is no Go program, or has no such
+/// The address of a function by its name. `None` if the file is not a Go program or has no such
 /// function.
 ///
 /// # Errors
 ///
-/// Where it is a Go program and the address cannot be proven.
-pub fn function<F: ReadAt + ?Sized>(elf: &Elf<'_, F>, name: &str) -> Result<Option<u64>, GoError> {
+/// If it is a Go program and the address cannot be proven.
+pub fn find_function<F: ReadAt + ?Sized>(
+    elf: &Elf<'_, F>,
+    name: &str,
+) -> Result<Option<u64>, GoError> {
     let named = TABLES.iter().find_map(|table| elf.section(table));
     if named.is_none() && elf.section(BUILD_INFO).is_none() {
         return Ok(None);
     }
-    let table = match named.map(|section| Table::at(elf, section.address)) {
+    let table = match named.map(|section| PclnTable::parse_at(elf, section.address)) {
         Some(Ok(Some(table))) => table,
-        _ => Table::search(elf)?.ok_or(GoError::NoTable)?,
+        _ => PclnTable::scan_for(elf)?.ok_or(GoError::NoTable)?,
     };
     let Some(name_offset) = table.name_offset(elf, name)? else {
         return Ok(None);
     };
-    let module = Module::search(elf, &table)?.ok_or(GoError::NoModule)?;
+    let module = ModuleData::scan_for(elf, &table)?.ok_or(GoError::NoModule)?;
     let Some(entry) = table.entry_offset(elf, name_offset)? else {
         return Ok(None);
     };
@@ -83,8 +86,9 @@ pub fn function<F: ReadAt + ?Sized>(elf: &Elf<'_, F>, name: &str) -> Result<Opti
     Ok(Some(address))
 }
 
-/// The first instructions of a Go function that may grow its stack: they compare the stack pointer,
-/// less the size of a large frame, with the limit that stands 16 bytes into the goroutine.
+/// Whether bytes are the first instructions of a Go function that may grow its stack: they compare
+/// the stack pointer, minus the size of a large frame, with the limit at offset 16 of the
+/// goroutine.
 fn begins_function(bytes: &[u8; 16]) -> bool {
     if cfg!(target_arch = "aarch64") {
         // ldr x16, [x28, #16]
@@ -105,23 +109,26 @@ fn begins_function(bytes: &[u8; 16]) -> bool {
 
 /// The header of `pclntab`.
 #[derive(Clone, Copy, Debug)]
-struct Table {
+struct PclnTable {
     address: u64,
     functions: u64,
-    /// 0 where the table does not say.
+    /// 0 if the table does not contain it.
     text: u64,
     names: u64,
-    /// What follows the names.
+    /// End of the function names.
     units: u64,
-    /// What follows the units.
+    /// End of the compilation units.
     files: u64,
-    /// The list of functions, and what is known of each.
+    /// The list of functions, and their records.
     entries: u64,
 }
 
-impl Table {
-    /// Reads a header; `None` where there is none.
-    fn at<F: ReadAt + ?Sized>(elf: &Elf<'_, F>, address: u64) -> Result<Option<Self>, ElfError> {
+impl PclnTable {
+    /// Parses a header; `None` if there is none at this address.
+    fn parse_at<F: ReadAt + ?Sized>(
+        elf: &Elf<'_, F>,
+        address: u64,
+    ) -> Result<Option<Self>, ElfError> {
         let mut header = [0; 72];
         match elf.read(address, &mut header) {
             Err(ElfError::Truncated(_)) => return Ok(None),
@@ -157,8 +164,8 @@ impl Table {
         Ok((header_holds && ordered).then_some(table))
     }
 
-    /// Looks for the table in what is mapped and is no code: some linkers merge it with other data.
-    fn search<F: ReadAt + ?Sized>(elf: &Elf<'_, F>) -> Result<Option<Self>, ElfError> {
+    /// Searches the mapped non-code data for the table: some linkers merge it with other data.
+    fn scan_for<F: ReadAt + ?Sized>(elf: &Elf<'_, F>) -> Result<Option<Self>, ElfError> {
         for magic in MAGIC {
             let [a, b, c, d] = magic.to_le_bytes();
             let needle = [a, b, c, d, 0, 0, QUANTUM, POINTER];
@@ -169,7 +176,7 @@ impl Table {
                     places.len() < CANDIDATES_MAX
                 })?;
                 for place in places {
-                    if let Some(table) = Self::at(elf, place)? {
+                    if let Some(table) = Self::parse_at(elf, place)? {
                         return Ok(Some(table));
                     }
                 }
@@ -178,22 +185,22 @@ impl Table {
         Ok(None)
     }
 
-    fn word(&self, offset: u64) -> u64 {
+    fn read_word(&self, offset: u64) -> u64 {
         self.address.wrapping_add(offset)
     }
 
-    /// Where the name of a function stands among the names.
+    /// The offset of a function's name in the name table.
     fn name_offset<F: ReadAt + ?Sized>(
         &self,
         elf: &Elf<'_, F>,
         name: &str,
     ) -> Result<Option<u32>, GoError> {
         let needle = [b"\0", name.as_bytes(), b"\0"].concat();
-        let offset = self.word(self.names);
+        let offset = self.read_word(self.names);
         let names = elf
             .loaded()
             .find(|segment| offset.wrapping_sub(segment.address) < segment.size)
-            .map(|segment| Segment {
+            .map(|segment| ElfSegment {
                 offset: segment.offset + (offset - segment.address),
                 address: 0,
                 size: (self.units - self.names).min(segment.size - (offset - segment.address)),
@@ -202,21 +209,21 @@ impl Table {
             .ok_or(GoError::Contradiction("the place of the names"))?;
         let mut found = None;
         elf.find(&names, &needle, |at| {
-            // Behind the zero that ends the name before it.
+            // After the zero that terminates the previous name.
             found = u32::try_from(at + 1).ok();
             false
         })?;
         Ok(found)
     }
 
-    /// How far from `runtime.text` the function begins whose name stands there.
+    /// The offset from `runtime.text` of the function with that name.
     fn entry_offset<F: ReadAt + ?Sized>(
         &self,
         elf: &Elf<'_, F>,
         name_offset: u32,
     ) -> Result<Option<u32>, GoError> {
-        let start = self.word(self.entries);
-        // Both go forward: a function's record stands behind that of the function before it.
+        let start = self.read_word(self.entries);
+        // Both advance: a function's record follows the record of the function before it.
         let mut list: LoadedWindow<'_, '_, F> = elf.window(start)?;
         let mut records = elf.window(start)?;
         for index in 0..self.functions {
@@ -233,28 +240,28 @@ impl Table {
     }
 }
 
-/// What is needed of `runtime.moduledata`.
+/// The used parts of `runtime.moduledata`.
 #[derive(Clone, Copy, Debug)]
-struct Module {
+struct ModuleData {
     /// `runtime.text`.
     text: u64,
-    /// The addresses of all functions.
+    /// The address range of all functions.
     first: u64,
     last: u64,
 }
 
-impl Module {
-    /// Looks for module data that agrees with the table. It begins with the table's address.
-    fn search<F: ReadAt + ?Sized>(
+impl ModuleData {
+    /// Searches for module data that agrees with the table. It begins with the table's address.
+    fn scan_for<F: ReadAt + ?Sized>(
         elf: &Elf<'_, F>,
-        table: &Table,
+        table: &PclnTable,
     ) -> Result<Option<Self>, ElfError> {
         let mut places: Vec<u64> = elf
             .section(MODULE)
             .map(|section| section.address)
             .into_iter()
             .collect();
-        // A position-independent program has it from the loader.
+        // In a position-independent program the loader writes this address.
         elf.relative_relocations(|at, word| {
             places.extend((word == table.address).then_some(at));
             places.len() < CANDIDATES_MAX
@@ -268,18 +275,18 @@ impl Module {
         }
         places.sort_unstable();
         places.dedup();
-        let relocated = relocated(elf, &places)?;
+        let relocated = relocated_words(elf, &places)?;
         for place in places {
-            if let Some(module) = Self::at(elf, table, place, &relocated)? {
+            if let Some(module) = Self::parse_at(elf, table, place, &relocated)? {
                 return Ok(Some(module));
             }
         }
         Ok(None)
     }
 
-    fn at<F: ReadAt + ?Sized>(
+    fn parse_at<F: ReadAt + ?Sized>(
         elf: &Elf<'_, F>,
-        table: &Table,
+        table: &PclnTable,
         place: u64,
         relocated: &HashMap<u64, u64>,
     ) -> Result<Option<Self>, ElfError> {
@@ -297,11 +304,11 @@ impl Module {
         }
         // pcHeader; five slices; the slice of functions; findfunctab; minpc, maxpc, text, etext.
         let agrees = words[0] == table.address
-            && words[1] == table.word(table.names)
-            && words[4] == table.word(table.units)
-            && words[7] == table.word(table.files)
-            && words[13] == table.word(table.entries)
-            && words[16] == table.word(table.entries)
+            && words[1] == table.read_word(table.names)
+            && words[4] == table.read_word(table.units)
+            && words[7] == table.read_word(table.files)
+            && words[13] == table.read_word(table.entries)
+            && words[16] == table.read_word(table.entries)
             && words[17] == table.functions + 1;
         let [first, last, text, end] = [words[20], words[21], words[22], words[23]];
         if !agrees || ![text, first, last, end].is_sorted() || first == last {
@@ -310,7 +317,7 @@ impl Module {
         if table.text != 0 && table.text != text {
             return Ok(None);
         }
-        let mut list = elf.window(table.word(table.entries))?;
+        let mut list = elf.window(table.read_word(table.entries))?;
         let (first_entry, _) = list.pair(0)?;
         let holds = text.checked_add(u64::from(first_entry)) == Some(first)
             && elf.code_offset(first).is_some();
@@ -318,8 +325,8 @@ impl Module {
     }
 }
 
-/// The words that the loader stores at places that may be module data.
-fn relocated<F: ReadAt + ?Sized>(
+/// The words that the loader writes at possible positions of module data.
+fn relocated_words<F: ReadAt + ?Sized>(
     elf: &Elf<'_, F>,
     places: &[u64],
 ) -> Result<HashMap<u64, u64>, ElfError> {
@@ -350,8 +357,8 @@ mod tests {
         [0x49, 0x3b, 0x66, 0x10]
     };
 
-    /// A Go program as an external linker writes it: start-up code first, so that the text begins
-    /// 256 bytes into the segment; `text` is what its table says.
+    /// A Go program as an external linker produces it: start-up code comes first, so the text
+    /// begins 256 bytes into the segment; `text` is the value in its table.
     fn program(functions: &[(&str, u32)], text: u64) -> Vec<u8> {
         let mut names = vec![0];
         let mut records = vec![0; functions.len() * 8 + 8];
@@ -416,7 +423,7 @@ mod tests {
         elf_file(&code, &data)
     }
 
-    /// Code at 0x1000 and data at 0x4000, and a section that says that this is Go.
+    /// Code at 0x1000, data at 0x4000, and a section that identifies it as a Go program.
     fn elf_file(code: &[u8], data: &[u8]) -> Vec<u8> {
         let machine: u16 = if cfg!(target_arch = "aarch64") {
             183
@@ -464,7 +471,7 @@ mod tests {
     }
 
     fn find(file: &[u8], name: &str) -> Result<Option<u64>, GoError> {
-        function(&Elf::parse(file).expect("an ELF file"), name)
+        find_function(&Elf::parse(file).expect("an ELF file"), name)
     }
 
     const FUNCTIONS: [(&str, u32); 3] = [("main.ma", 0), ("main.main", 64), ("main.mainly", 128)];
@@ -482,7 +489,7 @@ mod tests {
         }
     }
 
-    /// The start of the section or the segment is not where Go's text begins.
+    /// Neither the section nor the segment begins where Go's text begins.
     #[test]
     fn a_table_that_says_another_text_is_not_believed() {
         let file = program(&FUNCTIONS, 0x1000);
@@ -509,9 +516,9 @@ mod tests {
             file.truncate(len - cut % len);
             for file in [whole, file] {
                 if let Ok(elf) = Elf::parse(file.as_slice())
-                    && let Ok(Some(address)) = function(&elf, "main.main")
+                    && let Ok(Some(address)) = find_function(&elf, "main.main")
                 {
-                    // Whatever else is changed, a probe is at a function's beginning.
+                    // Whatever else is changed, an accepted address is the beginning of a function.
                     let mut bytes = [0; 4];
                     elf.read(address, &mut bytes).expect("there");
                     prop_assert_eq!(bytes, PROLOGUE);

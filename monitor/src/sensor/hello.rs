@@ -1,6 +1,6 @@
-//! What a ClientHello says: server name, ALPN, encrypted ClientHello.
+//! Parses ClientHello messages: server name, ALPN, encrypted ClientHello.
 
-use super::observation::{Hello, Observation};
+use super::observation::{ClientHello, Observation};
 use jiff::Timestamp;
 use monitor_common::record::PAYLOAD_MAX;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -9,47 +9,47 @@ use tls_parser::{
     parse_tls_message_handshake,
 };
 
-/// A payload of a connection, or what was taken of it.
+/// A payload of a connection, or the captured part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct HelloPiece {
     pub time: Timestamp,
     pub cookie: u64,
-    /// Where its bytes are in the stream.
+    /// TCP sequence number of its first byte.
     pub sequence: u32,
-    /// Empty where the payload is no part of a ClientHello.
+    /// Empty if the payload is not part of a ClientHello.
     pub bytes: Vec<u8>,
 }
 
-/// Puts a ClientHello together that was cut over several writes.
+/// Assembles a ClientHello that was split over several writes.
 #[derive(Debug, Default)]
-pub struct Assembler {
-    begun: HashMap<u64, Begun>,
+pub struct HelloAssembler {
+    begun: HashMap<u64, PartialHello>,
     order: VecDeque<u64>,
 }
 
 #[derive(Debug)]
-struct Begun {
+struct PartialHello {
     sequence: u32,
-    /// Pieces by their distance from the first byte; a piece that is sent again replaces itself.
+    /// Pieces by their distance from the first byte; a retransmitted piece replaces itself.
     pieces: BTreeMap<u32, Vec<u8>>,
 }
 
-/// Connections whose ClientHello is awaited at once.
-const BEGUN: usize = 1024;
-/// The longest ClientHello that is put together.
+/// Maximum connections with an incomplete ClientHello.
+const PARTIAL_HELLOS_MAX: usize = 1024;
+/// Maximum size of an assembled ClientHello.
 const HELLO_MAX: usize = 16 << 10;
 
-impl Assembler {
-    /// Takes in a piece; gives the payload observation that is whole with it. Until then the
-    /// trail waits, and after a while does without the name.
-    pub fn take(&mut self, piece: Piece) -> Option<Observation> {
-        let Piece {
+impl HelloAssembler {
+    /// Adds a piece; returns the payload observation once it is complete. Until then the trail
+    /// waits, and continues without the name after a timeout.
+    pub fn add_piece(&mut self, piece: HelloPiece) -> Option<Observation> {
+        let HelloPiece {
             time,
             cookie,
             sequence,
             bytes,
         } = piece;
-        let told = |hello: Option<Hello>, malformed| {
+        let told = |hello: Option<ClientHello>, malformed| {
             Some(Observation::Payload {
                 time,
                 cookie,
@@ -61,19 +61,19 @@ impl Assembler {
             return told(None, false);
         }
         if !self.begun.contains_key(&cookie) {
-            if whole(&bytes) {
-                let hello = parse(&bytes);
+            if is_complete(&bytes) {
+                let hello = parse_client_hello(&bytes);
                 let malformed = hello.is_none();
                 return told(hello, malformed);
             }
             self.order.push_back(cookie);
-            if self.order.len() > BEGUN
+            if self.order.len() > PARTIAL_HELLOS_MAX
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.begun.remove(&oldest);
             }
         }
-        let begun = self.begun.entry(cookie).or_insert(Begun {
+        let begun = self.begun.entry(cookie).or_insert(PartialHello {
             sequence,
             pieces: BTreeMap::new(),
         });
@@ -82,7 +82,7 @@ impl Assembler {
             .insert(sequence.wrapping_sub(begun.sequence), bytes);
         let mut stream = Vec::new();
         for (at, piece) in &begun.pieces {
-            // What is missing in between may still come.
+            // A missing piece in between may still arrive.
             let Some(new) = stream
                 .len()
                 .checked_sub(*at as usize)
@@ -92,19 +92,19 @@ impl Assembler {
             };
             stream.extend_from_slice(new);
         }
-        if !whole(&stream) && stream.len() < HELLO_MAX {
+        if !is_complete(&stream) && stream.len() < HELLO_MAX {
             return None;
         }
         self.begun.remove(&cookie);
         self.order.retain(|known| *known != cookie);
-        let hello = parse(&stream);
+        let hello = parse_client_hello(&stream);
         let malformed = hello.is_none();
         told(hello, malformed)
     }
 }
 
-/// Whether the bytes hold a whole first TLS record, or as much of it as a probe takes at once.
-fn whole(bytes: &[u8]) -> bool {
+/// Whether the bytes contain the whole first TLS record, or as much of it as a probe captures.
+fn is_complete(bytes: &[u8]) -> bool {
     let [_, _, _, high, low, body @ ..] = bytes else {
         return false;
     };
@@ -112,14 +112,14 @@ fn whole(bytes: &[u8]) -> bool {
     body.len() >= length || bytes.len() >= PAYLOAD_MAX
 }
 
-/// The extension of an encrypted ClientHello (RFC 9849) and its last draft.
+/// The encrypted ClientHello extension (RFC 9849), and that of its last draft.
 const ECH: u16 = 0xfe0d;
 
-/// Reads a ClientHello from the first bytes of a connection. `None` where it is not one.
+/// Parses a ClientHello from the first bytes of a connection. `None` if it is not one.
 ///
-/// The bytes may end before the message does, and the message may be cut over several TLS
-/// records: record headers are taken out first.
-pub fn parse(payload: &[u8]) -> Option<Hello> {
+/// The bytes may end before the message does, and the message may be split over several TLS
+/// records: record headers are removed first.
+pub fn parse_client_hello(payload: &[u8]) -> Option<ClientHello> {
     let message = without_record_headers(payload)?;
     let body = message.get(4..)?;
     let declared =
@@ -135,7 +135,7 @@ pub fn parse(payload: &[u8]) -> Option<Hello> {
         };
         return Some(extensions(hello.ext.unwrap_or_default()));
     }
-    // Cut off: the extensions that are there whole still count.
+    // Truncated: the extensions that are complete still count.
     Some(extensions(extension_bytes(body)?))
 }
 
@@ -150,7 +150,7 @@ fn without_record_headers(payload: &[u8]) -> Option<Vec<u8>> {
     (message.len() > 4).then_some(message)
 }
 
-/// The bytes of the extensions of a ClientHello, as many as there are.
+/// The bytes of a ClientHello's extensions, as far as they are present.
 fn extension_bytes(body: &[u8]) -> Option<&[u8]> {
     let rest = body.get(34..)?;
     let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
@@ -160,9 +160,9 @@ fn extension_bytes(body: &[u8]) -> Option<&[u8]> {
     rest.get(2..)
 }
 
-fn extensions(bytes: &[u8]) -> Hello {
-    let mut hello = Hello::default();
-    // A parser for many gives those before the first that is cut or broken.
+fn extensions(bytes: &[u8]) -> ClientHello {
+    let mut hello = ClientHello::default();
+    // The parser returns the extensions before the first truncated or broken one.
     let Ok((_, found)) = parse_tls_extensions(bytes) else {
         return hello;
     };
@@ -184,8 +184,8 @@ fn extensions(bytes: &[u8]) -> Hello {
     hello
 }
 
-/// A name of the wire goes to logs, metrics and terminals: only what a host name can hold, and
-/// no address.
+/// Accepts only what a host name can contain, and no address: names from the network go to logs,
+/// metrics and terminals.
 pub fn host_name(name: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(name).ok()?.trim_end_matches('.');
     let holds = !name.is_empty()
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A ClientHello with one cipher and the extensions given.
+    /// A ClientHello with one cipher suite and the given extensions.
     pub fn client_hello(extensions: &[u8]) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([7; 32]);
@@ -235,7 +235,7 @@ mod tests {
         let mut extensions = sni("Paste.Example");
         extensions.extend([0, 16, 0, 5, 0, 3, 2, b'h', b'2']);
         extensions.extend([0xfe, 0x0d, 0, 1, 0]);
-        let hello = parse(&client_hello(&extensions)).expect("parses");
+        let hello = parse_client_hello(&client_hello(&extensions)).expect("parses");
         assert_eq!(hello.server_name.as_deref(), Some("paste.example"));
         assert_eq!(hello.alpn, ["h2"]);
         assert!(hello.ech);
@@ -243,7 +243,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_host_name_is_no_name() {
-        let hello = parse(&client_hello(&sni("evil\u{1b}[31m.example"))).expect("parses");
+        let hello =
+            parse_client_hello(&client_hello(&sni("evil\u{1b}[31m.example"))).expect("parses");
         assert_eq!(hello.server_name, None);
     }
 
@@ -253,7 +254,7 @@ mod tests {
         extensions.extend([0, 51, 4, 0]);
         extensions.extend([9; 1024]);
         let whole = client_hello(&extensions);
-        let hello = parse(&whole[..200]).expect("parses");
+        let hello = parse_client_hello(&whole[..200]).expect("parses");
         assert_eq!(hello.server_name.as_deref(), Some("long.example"));
     }
 
@@ -266,12 +267,12 @@ mod tests {
         cut.extend([22, 3, 1]);
         cut.extend(((message.len() - 20) as u16).to_be_bytes());
         cut.extend(&message[20..]);
-        let hello = parse(&cut).expect("parses");
+        let hello = parse_client_hello(&cut).expect("parses");
         assert_eq!(hello.server_name.as_deref(), Some("cut.example"));
     }
 
-    fn piece(sequence: u32, bytes: &[u8]) -> Piece {
-        Piece {
+    fn piece(sequence: u32, bytes: &[u8]) -> HelloPiece {
+        HelloPiece {
             time: Timestamp::UNIX_EPOCH,
             cookie: 7,
             sequence,
@@ -290,18 +291,22 @@ mod tests {
     fn pieces_are_put_together_in_any_order_and_once() {
         let hello = client_hello(&sni("cut.example"));
         let at = u32::MAX - 3;
-        let mut assembler = Assembler::default();
-        assert_eq!(assembler.take(piece(at, &hello[..1])), None);
+        let mut assembler = HelloAssembler::default();
+        assert_eq!(assembler.add_piece(piece(at, &hello[..1])), None);
         assert_eq!(
-            assembler.take(piece(at.wrapping_add(20), &hello[20..])),
+            assembler.add_piece(piece(at.wrapping_add(20), &hello[20..])),
             None
         );
-        assert_eq!(assembler.take(piece(at, &hello[..1])), None, "sent again");
-        let whole = assembler.take(piece(at.wrapping_add(1), &hello[1..20]));
+        assert_eq!(
+            assembler.add_piece(piece(at, &hello[..1])),
+            None,
+            "sent again"
+        );
+        let whole = assembler.add_piece(piece(at.wrapping_add(1), &hello[1..20]));
         assert_eq!(name(whole).as_deref(), Some("cut.example"));
         assert!(assembler.begun.is_empty() && assembler.order.is_empty());
-        // No part of a ClientHello is told as it is.
-        let other = assembler.take(piece(1, b""));
+        // A payload that is not part of a ClientHello is reported at once.
+        let other = assembler.add_piece(piece(1, b""));
         assert!(matches!(
             other,
             Some(Observation::Payload {
@@ -316,12 +321,12 @@ mod tests {
         #[test]
         fn any_cut_gives_the_name(cuts in proptest::collection::vec(1usize..40, 0..20), from in any::<u32>()) {
             let hello = client_hello(&sni("cut.example"));
-            let mut assembler = Assembler::default();
+            let mut assembler = HelloAssembler::default();
             let (mut at, mut last) = (0, None);
             for cut in cuts.into_iter().chain([hello.len()]) {
                 let end = (at + cut).min(hello.len());
                 if end > at {
-                    last = assembler.take(piece(from.wrapping_add(at as u32), &hello[at..end]));
+                    last = assembler.add_piece(piece(from.wrapping_add(at as u32), &hello[at..end]));
                 }
                 at = end;
             }
@@ -331,9 +336,9 @@ mod tests {
 
         #[test]
         fn any_pieces_are_taken(pieces in proptest::collection::vec((0u64..3, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..30)) {
-            let mut assembler = Assembler::default();
+            let mut assembler = HelloAssembler::default();
             for (cookie, sequence, bytes) in pieces {
-                let _ = assembler.take(Piece { time: Timestamp::UNIX_EPOCH, cookie, sequence, bytes });
+                let _ = assembler.add_piece(HelloPiece { time: Timestamp::UNIX_EPOCH, cookie, sequence, bytes });
             }
         }
     }
@@ -343,13 +348,13 @@ mod tests {
         fn other_bytes_never_panic(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..300), damage in 0usize..300, byte: u8
         ) {
-            let _ = parse(&bytes);
+            let _ = parse_client_hello(&bytes);
             bytes.splice(0..0, [22, 3, 1, 1, 0, 1, 0, 0, 250, 3, 3]);
-            let _ = parse(&bytes);
+            let _ = parse_client_hello(&bytes);
             let mut hello = client_hello(&sni("some.example"));
             let at = damage % hello.len();
             hello[at] = byte;
-            let _ = parse(&hello);
+            let _ = parse_client_hello(&hello);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Holding a file that probes are attached to, without keeping its file system from being unmounted.
+//! Keeps a file open for its probes without keeping its file system from being unmounted.
 //!
 //! A uprobe is registered for an inode, but through a path, whose mount stays busy until the probe
-//! is detached. So a file is reached through a mount that stays anyway, or through a private copy of
-//! its mount, and only where there is neither through the mount that the process uses.
+//! is detached. So a file is opened through a mount that is permanent anyway, or through a private
+//! copy of its mount, and only if neither exists through the mount that the process uses.
 
 use super::{
     doctor,
-    mapped::{Mapping, bounded_lines},
+    mapped::{ProcessMapping, bounded_lines},
     running::REMOTE_FILE_SYSTEMS,
 };
 use crate::{
@@ -30,10 +30,10 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why a file is not held.
+/// Why a file could not be opened this way.
 #[derive(Debug, Error)]
 pub enum HoldError {
-    #[error("cannot open it: {0}")]
+    #[error("cannot open the file: {0}")]
     Open(#[from] io::Error),
     #[error("not a regular file, or replaced by another")]
     Replaced,
@@ -41,48 +41,48 @@ pub enum HoldError {
         "it is on {0}, which a probe would keep from being unmounted; with CAP_SYS_ADMIN a private copy of the mount is used instead"
     )]
     Busy(PathBuf),
-    #[error("it is on {0}, a file system that may not answer")]
+    #[error("it is on {0}, a file system that may not respond")]
     Remote(String),
 }
 
 impl HoldError {
-    /// Whether another attempt, through another process, ends the same way.
+    /// Whether another attempt, through another process, would fail the same way.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::Remote(_))
     }
 }
 
-/// How long a file may be held.
+/// How long a file may be kept open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// Until it is deleted or replaced: its mount is the host's own, or holds the layers of images.
+pub enum HoldLimit {
+    /// Until it is deleted or replaced: its mount is the host's own, or contains image layers.
     Replaced,
-    /// Until this mount is gone: the file is held through a private copy of it.
+    /// Until this mount is gone: the file is open through a private copy of it.
     Unmounted(MountId),
-    /// Until no process has it mapped: its mount is busy until then anyway.
+    /// Until no process maps it: its mount is busy until then anyway.
     Unmapped,
 }
 
-/// Identifies a mount; the number alone is used again.
+/// Identifies a mount; the mount number alone is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MountId {
     number: u64,
     device: (u32, u32),
 }
 
-/// A file that is open for reading, through a mount that may be held.
+/// A file opened for reading, through a mount that may be kept busy.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldFile {
     pub file: File,
     pub metadata: Metadata,
-    pub until: Until,
+    pub until: HoldLimit,
 }
 
-/// A line of `mountinfo`, as far as it is needed.
+/// The used parts of a `mountinfo` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
+struct MountEntry {
     id: MountId,
-    /// Where in its file system the mount begins.
+    /// The directory of the file system that is mounted.
     root: PathBuf,
     point: PathBuf,
     kind: String,
@@ -90,9 +90,9 @@ struct Mount {
     options: String,
 }
 
-impl Mount {
-    /// Whether another machine or a program of this one answers for the file system, and may not.
-    /// The host's own root has to answer anyway.
+impl MountEntry {
+    /// Whether another machine, or a local program, serves the file system and may not respond. The
+    /// host's own root must respond anyway.
     fn may_wait(&self) -> bool {
         let remote = self.kind == "fuse"
             || self.kind.starts_with("fuse.")
@@ -101,12 +101,12 @@ impl Mount {
     }
 }
 
-/// The mounts that the agent found when it started: permanent mounts are among them.
-static AT_START: LazyLock<HashSet<MountId>> = LazyLock::new(|| own_mounts().collect());
+/// The mounts present when the agent started; permanent mounts are among them.
+static MOUNTS_AT_START: LazyLock<HashSet<MountId>> = LazyLock::new(|| own_mounts().collect());
 
-/// Remembers the mounts of this moment as those that were there when the agent started.
+/// Records the current mounts as those present when the agent started.
 pub fn remember_mounts() {
-    LazyLock::force(&AT_START);
+    LazyLock::force(&MOUNTS_AT_START);
 }
 
 /// The mounts of the agent's own namespace.
@@ -114,27 +114,27 @@ pub fn own_mounts() -> impl Iterator<Item = MountId> {
     mounts_of("self").into_iter().map(|mount| mount.id)
 }
 
-/// Where file systems are mounted for a process, by its directory in `/proc`.
+/// The mount points of a process, given its directory in `/proc`.
 pub fn mount_points(process: &str) -> impl Iterator<Item = PathBuf> + use<> {
     mounts_of(process).into_iter().map(|mount| mount.point)
 }
 
 /// Opens a file that a process has mapped.
-pub fn hold(mapping: &Mapping) -> Result<Held, HoldError> {
+pub fn hold_mapped(mapping: &ProcessMapping) -> Result<HeldFile, HoldError> {
     let of_process = mounts_of(&mapping.pid.to_string());
     let own = mounts_of("self");
-    let mount_of = |opened: &OwnedFd| -> io::Result<Option<&Mount>> {
+    let mount_of = |opened: &OwnedFd| -> io::Result<Option<&MountEntry>> {
         let number = mount_number(opened)?;
-        let is_it = |mount: &&Mount| mount.id.number == number;
+        let is_it = |mount: &&MountEntry| mount.id.number == number;
         Ok(of_process.iter().chain(&own).find(is_it))
     };
     let (seen, mount) = open_as_mapped(mapping, |opened| match mount_of(opened)? {
         Some(mount) if mount.may_wait() => Err(HoldError::Remote(mount.kind.clone())),
         mount => Ok(mount),
     })?;
-    // A mount that neither knows is the kernel's own, of shared memory for example.
+    // A mount that is in neither list is internal to the kernel, for example for shared memory.
     let Some(mount) = mount else {
-        return through(&seen, Until::Unmapped);
+        return reopen(&seen, HoldLimit::Unmapped);
     };
     let inside = mapping
         .path
@@ -151,55 +151,55 @@ pub fn hold(mapping: &Mapping) -> Result<Held, HoldError> {
         }
     }
     if !own.iter().any(|known| known.id == mount.id) {
-        return through(&seen, Until::Unmapped);
+        return reopen(&seen, HoldLimit::Unmapped);
     }
     match copy_of_mount(&seen) {
-        Some(copy) => through(&copy, Until::Unmounted(mount.id)),
-        None if AT_START.contains(&mount.id) => through(&seen, Until::Unmapped),
+        Some(copy) => reopen(&copy, HoldLimit::Unmounted(mount.id)),
+        None if MOUNTS_AT_START.contains(&mount.id) => reopen(&seen, HoldLimit::Unmapped),
         None => Err(HoldError::Busy(mount.point.clone())),
     }
 }
 
-/// A private mount of one file, which keeps its file system and not the mount that others see.
+/// A private mount of one file; it keeps the file system busy, but not the mount that others see.
 fn copy_of_mount(seen: &OwnedFd) -> Option<OwnedFd> {
-    /// A filter of system calls may end who calls without the capability.
-    static ALLOWED: LazyLock<bool> = LazyLock::new(|| {
+    /// A seccomp filter may kill a process that makes the call without the capability.
+    static CAN_CLONE_MOUNTS: LazyLock<bool> = LazyLock::new(|| {
         const SYS_ADMIN: u32 = 21;
         doctor::effective_capabilities().is_some_and(|bits| bits >> SYS_ADMIN & 1 == 1)
     });
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    (*ALLOWED)
+    (*CAN_CLONE_MOUNTS)
         .then(|| rustix::mount::open_tree(rustix::fs::CWD, descriptor_path(seen), flags).ok())
         .flatten()
 }
 
-/// Opens a file of the host by its path, where its mount stays: `None` elsewhere.
-pub fn hold_on_host(path: &Path) -> Option<Held> {
+/// Opens a host file by its path if its mount is permanent; otherwise `None`.
+pub fn hold_on_host(path: &Path) -> Option<HeldFile> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let seen = rustix::fs::open(host::path(path), flags, Mode::empty()).ok()?;
-    let held = through(&seen, Until::Replaced).ok()?;
+    let held = reopen(&seen, HoldLimit::Replaced).ok()?;
     let root = std::fs::metadata(host::path(Path::new("/"))).ok()?;
     (held.metadata.dev() == root.dev()).then_some(held)
 }
 
-/// A descriptor of the very file, without opening it for anything: what is no regular file is not
-/// touched.
+/// Opens an O_PATH descriptor of exactly the mapped file, so that nothing but a regular file is
+/// ever opened.
 ///
-/// `check` looks at what was opened before anything is asked of its file system; what it finds is
-/// given back as well.
+/// `check` examines the descriptor before its file system is accessed; its result is returned as
+/// well.
 fn open_as_mapped<T>(
-    mapping: &Mapping,
+    mapping: &ProcessMapping,
     check: impl Fn(&OwnedFd) -> Result<T, HoldError>,
 ) -> Result<(OwnedFd, T), HoldError> {
-    let Mapping { pid, address, .. } = mapping;
+    let ProcessMapping { pid, address, .. } = mapping;
     let end = address.saturating_add(mapping.size);
-    // The kernel's link to what is mapped there, for those who may use it; the program itself; and
-    // else whatever has its name for the process.
+    // In this order: the kernel's link to the mapped file, if permitted; the running program
+    // itself; the path as the process sees it.
     let exact = [
         format!("/proc/{pid}/map_files/{address:x}-{end:x}"),
         format!("/proc/{pid}/exe"),
     ];
-    let named = Path::new(&format!("/proc/{pid}/root")).join(relative(&mapping.path));
+    let named = Path::new(&format!("/proc/{pid}/root")).join(relative_path(&mapping.path));
     let places = exact.into_iter().map(PathBuf::from).chain([named]);
     let mut last = HoldError::Replaced;
     for place in places {
@@ -223,16 +223,16 @@ fn open_as_mapped<T>(
     Err(last)
 }
 
-/// The same file in a layer of an overlay, where the host has it: the inode that the kernel
-/// registers probes for.
-fn in_layer(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
+/// The same file in a layer of an overlay on the host: the inode for which the kernel registers
+/// probes.
+fn in_layer(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFile> {
     let expected = metadata(seen).ok()?;
     for layer in layers(&mount.options) {
-        // A relative layer was named from a directory that is not known any more.
+        // A relative layer refers to a directory that is not known any more.
         if !layer.is_absolute() {
             return None;
         }
-        let place = host::path(&layer).join(relative(inside));
+        let place = host::path(&layer).join(relative_path(inside));
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(found) = rustix::fs::open(&place, flags, Mode::empty()) else {
             continue;
@@ -245,9 +245,9 @@ fn in_layer(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
         let same = metadata.is_file()
             && metadata.ino() == expected.ino()
             && metadata.len() == expected.len()
-            && changed(&metadata) == changed(&expected);
+            && is_changed(&metadata) == is_changed(&expected);
         return same
-            .then(|| through(&found, Until::Replaced).ok())
+            .then(|| reopen(&found, HoldLimit::Replaced).ok())
             .flatten();
     }
     None
@@ -268,7 +268,7 @@ fn layers(options: &str) -> Vec<PathBuf> {
                     .filter(|part| !part.is_empty())
                     .map(unescape),
             ),
-            // Since Linux 6.8 each layer may be an option of its own.
+            // Since Linux 6.8 each layer can be an option of its own.
             "lowerdir+" => lower.push(unescape(value)),
             _ => {}
         }
@@ -276,9 +276,9 @@ fn layers(options: &str) -> Vec<PathBuf> {
     upper.into_iter().chain(lower).collect()
 }
 
-/// The same file below the host's root, where it is in the same file system: as what is mounted
-/// into a container from the host often is.
-fn in_host_root(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
+/// The same file below the host's root, if it is in the same file system: often the case for host
+/// directories mounted into a container.
+fn in_host_root(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFile> {
     let mounts = mounts_of(&host::process());
     let root = mounts
         .iter()
@@ -288,12 +288,12 @@ fn in_host_root(mount: &Mount, inside: &Path, seen: &OwnedFd) -> Option<Held> {
     let found = rustix::fs::open(host::path(below), flags, Mode::empty()).ok()?;
     let (here, there) = (metadata(&found).ok()?, metadata(seen).ok()?);
     ((here.dev(), here.ino()) == (there.dev(), there.ino()))
-        .then(|| through(&found, Until::Replaced).ok())
+        .then(|| reopen(&found, HoldLimit::Replaced).ok())
         .flatten()
 }
 
-/// Opens for reading what a descriptor stands for.
-fn through(place: &OwnedFd, until: Until) -> Result<Held, HoldError> {
+/// Reopens an O_PATH descriptor for reading.
+fn reopen(place: &OwnedFd, until: HoldLimit) -> Result<HeldFile, HoldError> {
     let before = metadata(place)?;
     if !before.is_file() || reserved::is_reserved(&before) {
         return Err(HoldError::Replaced);
@@ -302,7 +302,7 @@ fn through(place: &OwnedFd, until: Until) -> Result<Held, HoldError> {
     let file = rustix::fs::open(descriptor_path(place), flags, Mode::empty());
     let file = File::from(file.map_err(io::Error::from)?);
     let metadata = file.metadata()?;
-    Ok(Held {
+    Ok(HeldFile {
         file,
         metadata,
         until,
@@ -310,30 +310,30 @@ fn through(place: &OwnedFd, until: Until) -> Result<Held, HoldError> {
 }
 
 fn metadata(descriptor: &OwnedFd) -> io::Result<Metadata> {
-    // A clone of the descriptor: `File` is what knows how to ask.
+    // A clone of the descriptor, because `File` provides the metadata call.
     File::from(descriptor.as_fd().try_clone_to_owned()?).metadata()
 }
 
-fn changed(metadata: &Metadata) -> (i64, i64) {
+fn is_changed(metadata: &Metadata) -> (i64, i64) {
     (metadata.mtime(), metadata.mtime_nsec())
 }
 
-fn relative(path: &Path) -> &Path {
+fn relative_path(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Mounts of one namespace; a node with hundreds of containers has some thousand.
+/// Maximum mounts of one namespace; a node with hundreds of containers has a few thousand.
 const MOUNTS_MAX: usize = 20_000;
 
-/// The number of the mount that a descriptor was opened through.
+/// The number of the mount through which a descriptor was opened.
 fn mount_number(descriptor: &OwnedFd) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()))?;
     text.lines()
         .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
-        .ok_or_else(|| io::Error::other("the kernel does not tell its mount"))
+        .ok_or_else(|| io::Error::other("the kernel does not report its mount"))
 }
 
-fn mounts_of(process: &str) -> Vec<Mount> {
+fn mounts_of(process: &str) -> Vec<MountEntry> {
     bounded_lines(&format!("/proc/{process}/mountinfo"))
         .take(MOUNTS_MAX)
         .filter_map(|line| parse_mount(&String::from_utf8_lossy(&line)))
@@ -341,7 +341,7 @@ fn mounts_of(process: &str) -> Vec<Mount> {
 }
 
 /// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/x rw,errors=continue`
-fn parse_mount(line: &str) -> Option<Mount> {
+fn parse_mount(line: &str) -> Option<MountEntry> {
     let (front, back) = line.split_once(" - ")?;
     let mut front = front.split(' ');
     let number = front.next()?.parse().ok()?;
@@ -350,7 +350,7 @@ fn parse_mount(line: &str) -> Option<Mount> {
     let point = unescape(front.next()?);
     let mut back = back.split(' ');
     let kind = back.next()?.to_owned();
-    Some(Mount {
+    Some(MountEntry {
         id: MountId {
             number,
             device: (major.parse().ok()?, minor.parse().ok()?),
@@ -362,7 +362,7 @@ fn parse_mount(line: &str) -> Option<Mount> {
     })
 }
 
-/// The kernel writes blanks and the like as three octal digits.
+/// The kernel escapes spaces and similar characters as three octal digits.
 fn unescape(text: &str) -> PathBuf {
     use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
     let bytes = text.as_bytes();
@@ -407,20 +407,20 @@ mod tests {
     #[test]
     fn this_program_is_held() {
         let own = std::env::current_exe().expect("a path");
-        let mapping = mapped::of_process(std::process::id())
+        let mapping = mapped::mappings_of_process(std::process::id())
             .into_iter()
             .find(|mapping| mapping.path == own)
             .expect("mapped");
-        let held = hold(&mapping).expect("held");
+        let held = hold_mapped(&mapping).expect("held");
         assert_eq!(held.metadata.ino(), mapping.file.inode);
-        let other = Mapping {
+        let other = ProcessMapping {
             file: mapped::MappedFile {
                 inode: mapping.file.inode + 1,
                 ..mapping.file
             },
             ..mapping
         };
-        assert!(hold(&other).is_err(), "another file");
+        assert!(hold_mapped(&other).is_err(), "another file");
     }
 
     #[test]

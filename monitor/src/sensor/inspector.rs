@@ -1,18 +1,18 @@
-//! Finding TLS in what processes map: each file is inspected once, by threads that nothing waits
-//! for, and handed to the [`Attacher`](super::attacher::Attacher).
+//! Finds TLS in mapped files: each file is inspected once, by threads that nothing waits for, and
+//! passed to the [`Attacher`](super::attacher::Attacher).
 //!
-//! Candidates are files that a process has mapped executable, and libraries that are installed on
-//! the host's root file system. A file that was merely opened or written is none.
+//! Candidates are files that a process has mapped executable, and libraries installed on the host's
+//! root file system. A file that was only opened or written is not a candidate.
 
 use super::{
-    attacher::{Command, Found, Notice, Reporter},
+    attacher::{AttachRequest, AttachTarget, NoticeSender, SensorNotice},
     elf::SymbolTable,
-    exclude::Exclusion,
-    hold::{self, Held, HoldError},
-    mapped::{self, MappedFile, Mapping, Mappings},
-    tls::{self, ENTRY_BYTES, Inspection, Point},
+    exclude::ExclusionRules,
+    hold::{self, HeldFile, HoldError},
+    mapped::{self, MappedFile, MappingReader, ProcessMapping},
+    tls::{self, AttachPoint, ENTRY_BYTES, TlsInspection},
 };
-use crate::{done::Done, host};
+use crate::{done::Completion, host};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     collections::{HashMap, HashSet},
@@ -28,7 +28,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Directories of the host with libraries, besides one level below for its architecture.
+/// Library directories of the host; one level of architecture directories below them is searched
+/// too.
 const LIBRARIES: [&str; 6] = [
     "/lib",
     "/lib64",
@@ -37,48 +38,48 @@ const LIBRARIES: [&str; 6] = [
     "/usr/local/lib",
     "/usr/local/lib64",
 ];
-/// How the files of TLS libraries are named there.
+/// File name prefixes of TLS libraries.
 const LIBRARY_NAMES: [&str; 2] = ["libssl", "libgnutls"];
 
 /// Larger files are not parsed.
 const FILE_MAX: u64 = 1 << 30;
-/// Files that are remembered.
-const FILES: usize = 65_536;
-/// A file with nothing to attach to is inspected again after this: it may have been overwritten, and
-/// file systems without a device of their own use inode numbers again without telling.
+/// Maximum number of files remembered.
+const FILES_CACHED: usize = 65_536;
+/// A file with nothing to attach to is inspected again after this time: it may have been
+/// overwritten, and file systems without a device of their own reuse inode numbers.
 const NOTHING_TTL: Duration = Duration::from_secs(30);
-/// Files that wait for the inspector, and for its slow part.
+/// Maximum files waiting for the inspector, and for its slow part.
 const WAITING_MAX: usize = 2048;
-/// Between two looks at everything that runs: what was mapped while its file seemed to have nothing
-/// is found then.
-const RESCAN: Duration = Duration::from_secs(300);
-/// Between two such looks for want of records that were lost.
+/// Interval between scans of all running processes: they find what was mapped while its file was
+/// believed to contain nothing.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(300);
+/// Minimum interval between scans caused by lost records.
 const RESCAN_AFTER_LOSS: Duration = Duration::from_secs(5);
-/// Between two looks at the records: it bounds the wake-ups, and is less than a program takes to
-/// its first write.
-const GATHER: Duration = Duration::from_millis(1);
-/// The longest wait for records; processors that come online are followed as often.
-const IDLE: Timespec = Timespec {
+/// Interval between reads of the records: it limits the wake-ups, and is shorter than a program's
+/// time to its first write.
+const GATHER_TIME: Duration = Duration::from_millis(1);
+/// Maximum wait for records; new CPUs are picked up at this interval too.
+const IDLE_TIMEOUT: Timespec = Timespec {
     tv_sec: 5,
     tv_nsec: 0,
 };
 
-/// What tells one file from another.
+/// Identifies a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
     pub device: u64,
     pub inode: u64,
 }
 
-/// What tells one content of a file from another.
+/// Identifies one version of a file's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Version {
+pub struct FileVersion {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
-impl Version {
+impl FileVersion {
     pub fn of(metadata: &std::fs::Metadata) -> Self {
         Self {
             size: metadata.len(),
@@ -87,7 +88,7 @@ impl Version {
         }
     }
 
-    /// Whether the content is the same: a change of the owner or of a link is none.
+    /// Whether the contents are the same: a change of owner or link count does not matter.
     pub fn same_content(&self, other: &Self) -> bool {
         (self.size, self.modified) == (other.size, other.modified)
     }
@@ -102,42 +103,43 @@ impl FileKey {
     }
 }
 
-/// A file that is attached to, as far as others have to know.
+/// A file with attached probes, as other threads see it.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatch {
     pub key: FileKey,
-    /// When it was mapped last, in seconds since the agent started.
+    /// When it was last mapped, in seconds since the agent started.
     pub last_mapped: AtomicU64,
-    /// Whether the attacher has to know which processes map it.
+    /// Whether the attacher must know which processes map it.
     pub by_process: AtomicBool,
 }
 
-/// What is known of a mapped file.
+/// The state of a mapped file.
 #[derive(Clone, Debug)]
-enum Known {
-    /// It waits for the inspector.
+enum FileState {
+    /// Waiting for the inspector.
     Pending,
-    /// It has nothing to attach to, or nothing that can be proven.
-    Nothing {
+    /// Nothing to attach to, or nothing that could be proven.
+    NothingFound {
         since: Instant,
     },
-    Watched(Arc<Watch>),
+    Watched(Arc<FileWatch>),
 }
 
-/// What is known of mapped files, shared by the threads.
+/// The states of mapped files, shared by the threads.
 #[derive(Clone, Debug, Default)]
-pub struct KnownFiles(Arc<Mutex<Files>>);
+pub struct KnownFiles(Arc<Mutex<InspectedFiles>>);
 
 #[derive(Debug, Default)]
-struct Files {
-    known: HashMap<MappedFile, Known>,
-    /// How many of them are pending.
+struct InspectedFiles {
+    known: HashMap<MappedFile, FileState>,
+    /// Number of pending files.
     pending: usize,
 }
 
-impl Files {
-    fn set(&mut self, file: MappedFile, known: Option<Known>) {
-        let is_pending = |known: &Option<Known>| usize::from(matches!(known, Some(Known::Pending)));
+impl InspectedFiles {
+    fn set(&mut self, file: MappedFile, known: Option<FileState>) {
+        let is_pending =
+            |known: &Option<FileState>| usize::from(matches!(known, Some(FileState::Pending)));
         let after = is_pending(&known);
         let before = match known {
             Some(known) => self.known.insert(file, known),
@@ -146,87 +148,88 @@ impl Files {
         self.pending = (self.pending + after).saturating_sub(is_pending(&before));
     }
 
-    /// What is to be believed of a file; nothing where that was long ago.
-    fn get(&self, file: &MappedFile) -> Option<&Known> {
+    /// The state of a file; `None` if it is too old.
+    fn get(&self, file: &MappedFile) -> Option<&FileState> {
         self.known.get(file).filter(
-            |known| !matches!(known, Known::Nothing { since } if since.elapsed() > NOTHING_TTL),
+            |known| !matches!(known, FileState::NothingFound { since } if since.elapsed() > NOTHING_TTL),
         )
     }
 
-    /// Makes a file pending, where there is room for one more.
+    /// Marks a file as pending, if there is room.
     fn begin(&mut self, file: MappedFile) -> bool {
-        if self.known.len() >= FILES {
+        if self.known.len() >= FILES_CACHED {
             self.known
-                .retain(|_, known| !matches!(known, Known::Nothing { .. }));
+                .retain(|_, known| !matches!(known, FileState::NothingFound { .. }));
         }
-        let room = self.known.len() < FILES && self.pending < WAITING_MAX;
+        let room = self.known.len() < FILES_CACHED && self.pending < WAITING_MAX;
         if room {
-            self.set(file, Some(Known::Pending));
+            self.set(file, Some(FileState::Pending));
         }
         room
     }
 }
 
 impl KnownFiles {
-    fn with<T>(&self, look: impl FnOnce(&mut Files) -> T) -> T {
+    fn lock<T>(&self, look: impl FnOnce(&mut InspectedFiles) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set(&self, file: MappedFile, known: Option<Known>) {
-        self.with(|files| files.set(file, known));
+    fn set(&self, file: MappedFile, known: Option<FileState>) {
+        self.lock(|files| files.set(file, known));
     }
 
-    /// A file has nothing to attach to, for now.
-    pub fn nothing(&self, file: MappedFile) {
+    /// Records that a file has nothing to attach to, for now.
+    pub fn set_nothing_found(&self, file: MappedFile) {
         let since = Instant::now();
-        self.set(file, Some(Known::Nothing { since }));
+        self.set(file, Some(FileState::NothingFound { since }));
     }
 
-    /// Has everything inspected again that had nothing to attach to.
-    pub fn forget_nothing(&self) {
-        self.with(|files| {
+    /// Has every file without attach points inspected again.
+    pub fn reset_nothing_found(&self) {
+        self.lock(|files| {
             files
                 .known
-                .retain(|_, known| !matches!(known, Known::Nothing { .. }));
+                .retain(|_, known| !matches!(known, FileState::NothingFound { .. }));
         });
     }
 
-    /// From now on a file is known to be attached to.
-    pub fn watched(&self, file: MappedFile, watch: &Arc<Watch>) {
-        self.set(file, Some(Known::Watched(Arc::clone(watch))));
+    /// Records that a file has attached probes.
+    pub fn set_watched(&self, file: MappedFile, watch: &Arc<FileWatch>) {
+        self.set(file, Some(FileState::Watched(Arc::clone(watch))));
     }
 
-    /// Has a file inspected when it is mapped again.
+    /// Has a file inspected again the next time it is mapped.
     pub fn forget_mapped(&self, file: MappedFile) {
         self.set(file, None);
     }
 
-    /// Has what is not attached to any more inspected when it is mapped again.
+    /// Has a file that was detached inspected again the next time it is mapped.
     pub fn forget(&self, key: FileKey) {
-        self.with(|files| {
+        self.lock(|files| {
             files
                 .known
-                .retain(|_, known| !matches!(known, Known::Watched(watch) if watch.key == key));
+                .retain(|_, known| !matches!(known, FileState::Watched(watch) if watch.key == key));
         });
     }
 }
 
-/// What the inspector is asked.
+/// A request to the inspector thread.
 #[derive(Debug)]
-pub enum Ask {
-    /// A process has mapped a file.
-    Mapped(Mapping),
-    /// What every process has mapped.
+pub enum InspectRequest {
+    /// A process mapped a file.
+    Mapped(ProcessMapping),
+    /// Inspect the mappings of every process.
     Running,
-    /// What is installed; the attacher drops it when it has attached to all of that.
-    Installed(Done),
+    /// Inspect installed libraries; the completion is dropped when the attacher has attached to all
+    /// of them.
+    Installed(Completion),
 }
 
 /// The threads that find TLS.
 #[derive(Debug)]
 pub struct Inspector {
-    ask: Sender<Ask>,
-    /// Why mappings are not reported by the kernel.
+    ask: Sender<InspectRequest>,
+    /// Why the kernel does not report mappings.
     pub unreported: Option<String>,
 }
 
@@ -234,13 +237,13 @@ impl Inspector {
     /// Starts the threads. They end with the attacher, or with this value.
     pub fn start(
         known: &KnownFiles,
-        attacher: &Sender<Command>,
-        reporter: &Reporter,
+        attacher: &Sender<AttachRequest>,
+        reporter: &NoticeSender,
     ) -> io::Result<Self> {
         let (ask, asked) = channel();
         let (ask_slow, asked_slow) = sync_channel(WAITING_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let worker = Worker {
+        let worker = InspectorThread {
             known: known.clone(),
             inspected: HashMap::new(),
             attacher: attacher.clone(),
@@ -248,32 +251,33 @@ impl Inspector {
             slow: ask_slow,
         };
         thread("tls-inspector").spawn(move || worker.run(&asked))?;
-        // A program's own symbols can be a hundred thousand; what comes after must not wait.
+        // A program can have a hundred thousand symbols of its own; later files must not wait for
+        // it.
         let (attacher_of_slow, reporter_of_slow) = (attacher.clone(), reporter.clone());
         let known_of_slow = known.clone();
         thread("tls-symbols").spawn(move || {
             for mapping in asked_slow {
-                let mapping: Mapping = mapping;
+                let mapping: ProcessMapping = mapping;
                 let file = mapping.file;
-                // Opened anew: what waits here must hold nothing.
-                match Candidate::hold(mapping) {
+                // Opened again: a waiting file must not keep anything busy.
+                match InspectionCandidate::hold(mapping) {
                     Ok(candidate) => {
                         let inspection = candidate.inspect(SymbolTable::Static);
-                        candidate.conclude(
+                        candidate.report(
                             &inspection,
                             &known_of_slow,
                             &attacher_of_slow,
                             &reporter_of_slow,
                         );
                     }
-                    // It is looked at again when it is mapped again.
+                    // It is inspected the next time it is mapped.
                     Err(_) => known_of_slow.forget_mapped(file),
                 }
             }
         })?;
-        let unreported = match Mappings::open() {
+        let unreported = match MappingReader::open() {
             Ok(mappings) => {
-                let follower = Follower {
+                let follower = MappingFollower {
                     mappings,
                     known: known.clone(),
                     ask: ask.clone(),
@@ -288,10 +292,10 @@ impl Inspector {
             }
             Err(error) => {
                 let error = error.to_string();
-                tracing::warn!(%error, "mapped files are not reported by the kernel: the maps of all processes are read every few seconds instead");
+                tracing::warn!(%error, "the kernel does not report mapped files: reading the maps of all processes every few seconds instead");
                 let again = ask.clone();
                 thread("mapped-files").spawn(move || {
-                    while again.send(Ask::Running).is_ok() {
+                    while again.send(InspectRequest::Running).is_ok() {
                         std::thread::sleep(Duration::from_secs(5));
                     }
                 })?;
@@ -301,27 +305,27 @@ impl Inspector {
         Ok(Self { ask, unreported })
     }
 
-    /// Has something inspected; nothing is waited for.
-    pub fn ask(&self, ask: Ask) {
+    /// Requests an inspection without waiting for it.
+    pub fn request(&self, ask: InspectRequest) {
         // The thread ends only with this value.
         let _ = self.ask.send(ask);
     }
 }
 
-/// Follows the kernel's records of mapped files.
-struct Follower {
-    mappings: Mappings,
+/// Reads the kernel's records of mapped files.
+struct MappingFollower {
+    mappings: MappingReader,
     known: KnownFiles,
-    ask: Sender<Ask>,
-    attacher: Sender<Command>,
-    reporter: Reporter,
+    ask: Sender<InspectRequest>,
+    attacher: Sender<AttachRequest>,
+    reporter: NoticeSender,
     started: Instant,
-    /// When everything that runs was asked for last.
+    /// Time of the last scan of all running processes.
     rescanned: Instant,
     has_lost: bool,
 }
 
-impl Follower {
+impl MappingFollower {
     fn run(mut self) {
         loop {
             let mut descriptors: Vec<PollFd<'_>> = self
@@ -329,164 +333,165 @@ impl Follower {
                 .descriptors()
                 .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
                 .collect();
-            let ready = poll(&mut descriptors, Some(&IDLE));
+            let ready = poll(&mut descriptors, Some(&IDLE_TIMEOUT));
             drop(descriptors);
             if ready == Ok(0)
                 && let Err(error) = self.mappings.follow_processors()
             {
-                tracing::warn!(%error, "cannot follow the mappings of a processor");
+                tracing::warn!(%error, "cannot read the mapping records of a CPU");
             }
             let (mut open, mut refused) = (true, 0);
             let (known, ask, attacher) = (&self.known, &self.ask, &self.attacher);
             let now = self.started.elapsed().as_secs();
             self.mappings
                 .drain(|mapping| match report(known, ask, attacher, mapping, now) {
-                    Reported::Done => {}
-                    Reported::NoRoom => refused += 1,
-                    Reported::Ended => open = false,
+                    MappingReport::Done => {}
+                    MappingReport::NoRoom => refused += 1,
+                    MappingReport::Ended => open = false,
                 });
             if refused > 0 {
                 self.reporter
-                    .report(Notice::MappingsLost { count: refused });
+                    .report(SensorNotice::MappingsLost { count: refused });
             }
             let lost = self.mappings.take_lost();
             if lost > 0 {
-                self.reporter.report(Notice::MappingsLost { count: lost });
+                self.reporter
+                    .report(SensorNotice::MappingsLost { count: lost });
                 self.has_lost = true;
             }
             let interval = if self.has_lost {
                 RESCAN_AFTER_LOSS
             } else {
-                RESCAN
+                RESCAN_INTERVAL
             };
             if self.rescanned.elapsed() >= interval {
                 self.rescanned = Instant::now();
                 self.has_lost = false;
-                open &= self.ask.send(Ask::Running).is_ok();
+                open &= self.ask.send(InspectRequest::Running).is_ok();
             }
             if !open {
                 return;
             }
-            std::thread::sleep(GATHER);
+            std::thread::sleep(GATHER_TIME);
         }
     }
 }
 
-/// What became of a mapping.
+/// The result of reporting a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reported {
+enum MappingReport {
     Done,
-    /// Too many files wait to be inspected.
+    /// Too many files are waiting to be inspected.
     NoRoom,
-    /// The agent ends.
+    /// The agent is stopping.
     Ended,
 }
 
-impl Reported {
+impl MappingReport {
     fn sent<T>(result: Result<(), std::sync::mpsc::SendError<T>>) -> Self {
         result.map_or(Self::Ended, |()| Self::Done)
     }
 }
 
-/// Passes a mapping on where it is news.
+/// Passes a mapping on if it is new.
 fn report(
     known: &KnownFiles,
-    ask: &Sender<Ask>,
-    attacher: &Sender<Command>,
-    mapping: Mapping,
+    ask: &Sender<InspectRequest>,
+    attacher: &Sender<AttachRequest>,
+    mapping: ProcessMapping,
     now: u64,
-) -> Reported {
+) -> MappingReport {
     let file = mapping.file;
-    let found = known.with(|files| {
+    let found = known.lock(|files| {
         let found = files.get(&file).cloned();
         (found.is_some() || files.begin(file)).then_some(found)
     });
     match found {
-        None => Reported::NoRoom,
-        Some(None) => Reported::sent(ask.send(Ask::Mapped(mapping))),
-        Some(Some(Known::Watched(watch))) => {
+        None => MappingReport::NoRoom,
+        Some(None) => MappingReport::sent(ask.send(InspectRequest::Mapped(mapping))),
+        Some(Some(FileState::Watched(watch))) => {
             watch.last_mapped.store(now, Ordering::Relaxed);
             if !watch.by_process.load(Ordering::Relaxed) {
-                return Reported::Done;
+                return MappingReport::Done;
             }
-            Reported::sent(attacher.send(Command::Mapped {
+            MappingReport::sent(attacher.send(AttachRequest::Mapped {
                 key: watch.key,
                 pid: mapping.pid,
             }))
         }
-        Some(Some(Known::Pending | Known::Nothing { .. })) => Reported::Done,
+        Some(Some(FileState::Pending | FileState::NothingFound { .. })) => MappingReport::Done,
     }
 }
 
-/// Inspects what has dynamic symbols or Go's tables.
-struct Worker {
+/// Inspects files for dynamic symbols and Go tables.
+struct InspectorThread {
     known: KnownFiles,
-    /// What was found in files before: a file has several numbers where it is mounted twice.
-    inspected: HashMap<FileKey, (Version, Arc<Inspection>)>,
-    attacher: Sender<Command>,
-    reporter: Reporter,
-    slow: SyncSender<Mapping>,
+    /// Results of earlier inspections: a file has several identities if it is mounted twice.
+    inspected: HashMap<FileKey, (FileVersion, Arc<TlsInspection>)>,
+    attacher: Sender<AttachRequest>,
+    reporter: NoticeSender,
+    slow: SyncSender<ProcessMapping>,
 }
 
-impl Worker {
-    fn run(mut self, asked: &Receiver<Ask>) {
+impl InspectorThread {
+    fn run(mut self, asked: &Receiver<InspectRequest>) {
         for ask in asked {
             match ask {
-                Ask::Mapped(mapping) => self.mapped(mapping),
-                Ask::Running => self.running(),
-                Ask::Installed(done) => {
-                    for library in installed() {
-                        self.installed(&library);
+                InspectRequest::Mapped(mapping) => self.inspect_mapped(mapping),
+                InspectRequest::Running => self.inspect_running(),
+                InspectRequest::Installed(done) => {
+                    for library in installed_libraries() {
+                        self.installed_libraries(&library);
                     }
                     // The attacher ends only with the agent.
-                    let _ = self.attacher.send(Command::Reached(done));
+                    let _ = self.attacher.send(AttachRequest::Reached(done));
                 }
             }
         }
     }
 
-    fn mapped(&mut self, mapping: Mapping) {
+    fn inspect_mapped(&mut self, mapping: ProcessMapping) {
         let file = mapping.file;
-        match Candidate::hold(mapping) {
-            Ok(candidate) => self.look(candidate),
-            // It may be mapped again, by a process that lives longer.
-            Err((mapping, error)) => self.not_held(&mapping, file, &error),
+        match InspectionCandidate::hold(mapping) {
+            Ok(candidate) => self.inspect(candidate),
+            // A longer-lived process may map it again.
+            Err((mapping, error)) => self.handle_not_held(&mapping, file, &error),
         }
     }
 
-    fn not_held(&self, mapping: &Mapping, file: MappedFile, error: &HoldError) {
+    fn handle_not_held(&self, mapping: &ProcessMapping, file: MappedFile, error: &HoldError) {
         let path = mapping.path.display();
         if error.is_permanent() {
-            self.known.nothing(file);
-            self.reporter.report(Notice::NotAttached {
+            self.known.set_nothing_found(file);
+            self.reporter.report(SensorNotice::NotAttached {
                 file: path.to_string(),
                 reason: error.to_string(),
             });
         } else {
-            tracing::debug!(%path, pid = mapping.pid, %error, "a mapped file is not inspected");
+            tracing::debug!(%path, pid = mapping.pid, %error, "mapped file not inspected");
             self.known.forget_mapped(file);
         }
     }
 
-    fn running(&mut self) {
+    fn inspect_running(&mut self) {
         for pid in mapped::processes() {
-            for mapping in mapped::of_process(pid) {
+            for mapping in mapped::mappings_of_process(pid) {
                 let file = mapping.file;
-                let known = self.known.with(|files| {
+                let known = self.known.lock(|files| {
                     let known = files.get(&file).cloned();
                     if known.is_none() {
-                        files.set(file, Some(Known::Pending));
+                        files.set(file, Some(FileState::Pending));
                     }
                     known
                 });
                 match known {
-                    // Of a process that is gone, or that has changed its memory, nothing is kept: the
-                    // next one that has the file mapped is asked.
-                    None => self.mapped(mapping),
-                    Some(Known::Watched(watch)) if watch.by_process.load(Ordering::Relaxed) => {
+                    // Nothing is recorded for a process that exited or changed its own memory: the
+                    // next process that maps the file is examined.
+                    None => self.inspect_mapped(mapping),
+                    Some(FileState::Watched(watch)) if watch.by_process.load(Ordering::Relaxed) => {
                         let key = watch.key;
                         // The attacher ends only with the agent.
-                        let _ = self.attacher.send(Command::Mapped { key, pid });
+                        let _ = self.attacher.send(AttachRequest::Mapped { key, pid });
                     }
                     Some(_) => {}
                 }
@@ -494,11 +499,11 @@ impl Worker {
         }
     }
 
-    fn installed(&mut self, path: &Path) {
+    fn installed_libraries(&mut self, path: &Path) {
         let Some(held) = hold::hold_on_host(path) else {
             return;
         };
-        self.look(Candidate {
+        self.inspect(InspectionCandidate {
             held,
             name: path.display().to_string(),
             mapping: None,
@@ -506,15 +511,15 @@ impl Worker {
         });
     }
 
-    fn look(&mut self, candidate: Candidate) {
+    fn inspect(&mut self, candidate: InspectionCandidate) {
         let metadata = &candidate.held.metadata;
-        let (key, version) = (FileKey::of(metadata), Version::of(metadata));
+        let (key, version) = (FileKey::of(metadata), FileVersion::of(metadata));
         let known = self.inspected.get(&key);
         let inspection = match known.filter(|(known, _)| *known == version) {
             Some((_, inspection)) => Arc::clone(inspection),
             None => {
                 let inspection = Arc::new(candidate.inspect(SymbolTable::Dynamic));
-                if self.inspected.len() >= FILES {
+                if self.inspected.len() >= FILES_CACHED {
                     self.inspected.clear();
                 }
                 self.inspected
@@ -523,10 +528,10 @@ impl Worker {
             }
         };
         if !inspection.is_empty() {
-            candidate.conclude(&inspection, &self.known, &self.attacher, &self.reporter);
+            candidate.report(&inspection, &self.known, &self.attacher, &self.reporter);
         } else if let Some(mapping) = candidate.mapping {
             let file = mapping.file;
-            // Where too many wait, it is looked at when it is mapped again.
+            // If too many are waiting, it is inspected the next time it is mapped.
             if self.slow.try_send(mapping).is_err() {
                 self.known.forget_mapped(file);
             }
@@ -535,17 +540,17 @@ impl Worker {
 }
 
 /// A file to be inspected.
-struct Candidate {
-    held: Held,
+struct InspectionCandidate {
+    held: HeldFile,
     name: String,
-    mapping: Option<Mapping>,
+    mapping: Option<ProcessMapping>,
     /// Whether it is the program that the process runs.
     executable: bool,
 }
 
-impl Candidate {
-    fn hold(mapping: Mapping) -> Result<Self, (Mapping, HoldError)> {
-        let held = match hold::hold(&mapping) {
+impl InspectionCandidate {
+    fn hold(mapping: ProcessMapping) -> Result<Self, (ProcessMapping, HoldError)> {
+        let held = match hold::hold_mapped(&mapping) {
             Ok(held) => held,
             Err(error) => return Err((mapping, error)),
         };
@@ -558,27 +563,27 @@ impl Candidate {
         })
     }
 
-    fn inspect(&self, symbols: SymbolTable) -> Inspection {
+    fn inspect(&self, symbols: SymbolTable) -> TlsInspection {
         if self.held.metadata.len() > FILE_MAX {
             tracing::debug!(file = self.name, "too large to be inspected");
-            return Inspection::default();
+            return TlsInspection::default();
         }
         match tls::inspect(&self.held.file, symbols) {
             Ok(inspection) => inspection,
             Err(error) => {
                 tracing::debug!(file = self.name, %error, "not inspected");
-                Inspection::default()
+                TlsInspection::default()
             }
         }
     }
 
-    /// Hands what was found to the attacher, and reports what could not be proven.
-    fn conclude(
+    /// Passes the result to the attacher, and reports what could not be proven.
+    fn report(
         self,
-        inspection: &Inspection,
+        inspection: &TlsInspection,
         known: &KnownFiles,
-        attacher: &Sender<Command>,
-        reporter: &Reporter,
+        attacher: &Sender<AttachRequest>,
+        reporter: &NoticeSender,
     ) {
         let mut stacks = inspection.stacks.clone();
         let mut unproven = inspection.unproven.clone();
@@ -588,7 +593,7 @@ impl Candidate {
                 let differs = points.iter().any(|point| !is_in_memory(mapping, point));
                 if differs {
                     unproven.push(format!(
-                        "{stack}: a process has other bytes there than the file"
+                        "{stack}: the bytes in the process's memory differ from the file"
                     ));
                 }
                 changed_by_process |= differs;
@@ -596,7 +601,7 @@ impl Candidate {
             });
         }
         for reason in unproven {
-            reporter.report(Notice::NotAttached {
+            reporter.report(SensorNotice::NotAttached {
                 file: self.name.clone(),
                 reason,
             });
@@ -604,20 +609,20 @@ impl Candidate {
         let file = self.mapping.as_ref().map(|mapping| mapping.file);
         if stacks.is_empty() {
             if let Some(file) = file {
-                // The memory of one process says nothing about the file: it is looked at again when
+                // The memory of one process says nothing about the file: it is inspected again when
                 // another process maps it.
                 if changed_by_process {
                     known.forget_mapped(file);
                 } else {
-                    known.nothing(file);
+                    known.set_nothing_found(file);
                 }
             }
             return;
         }
         let metadata = &self.held.metadata;
-        let found = Found {
+        let found = AttachTarget {
             key: FileKey::of(metadata),
-            version: Version::of(metadata),
+            version: FileVersion::of(metadata),
             held: self.held,
             name: self.name,
             executable: self.executable,
@@ -626,13 +631,13 @@ impl Candidate {
             stacks,
         };
         // The attacher ends only with the agent.
-        let _ = attacher.send(Command::Found(Box::new(found)));
+        let _ = attacher.send(AttachRequest::Found(Box::new(found)));
     }
 }
 
-/// Whether a process has at a function what its file has there, but for a breakpoint. Also where it
-/// is gone, or has that part of the file elsewhere.
-fn is_in_memory(mapping: &Mapping, point: &Point) -> bool {
+/// Whether the process's memory at a function equals its file, apart from a breakpoint. Also true
+/// if the process exited, or has mapped that part of the file elsewhere.
+fn is_in_memory(mapping: &ProcessMapping, point: &AttachPoint) -> bool {
     const BREAKPOINT: usize = if cfg!(target_arch = "aarch64") { 4 } else { 1 };
     let inside = point.offset.checked_sub(mapping.offset);
     let Some(inside) = inside.filter(|inside| *inside < mapping.size) else {
@@ -655,8 +660,8 @@ fn is_breakpoint(bytes: &[u8; ENTRY_BYTES]) -> bool {
     }
 }
 
-/// Libraries of the host, where they are installed.
-fn installed() -> Vec<PathBuf> {
+/// Installed TLS libraries of the host.
+fn installed_libraries() -> Vec<PathBuf> {
     let entries = |directory: &Path| {
         let directory = directory.to_owned();
         std::fs::read_dir(host::path(&directory))
@@ -684,29 +689,29 @@ fn installed() -> Vec<PathBuf> {
         .collect()
 }
 
-/// A program that runs, and why it is not attached to.
+/// A running program, and why it is not attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Unattached {
+pub struct UnattachedProgram {
     pub file: String,
     pub reason: String,
 }
 
-/// Looks through everything that runs, for `doctor`.
-pub fn examine_running(exclusion: &Exclusion) -> Vec<Unattached> {
+/// Examines all running programs, for `doctor`.
+pub fn examine_running(exclusion: &ExclusionRules) -> Vec<UnattachedProgram> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     for pid in mapped::processes() {
         let excluded = exclusion.pattern_for(pid);
-        for mapping in mapped::of_process(pid) {
+        for mapping in mapped::mappings_of_process(pid) {
             if !seen.insert((mapping.file, excluded.is_some())) {
                 continue;
             }
             let file = mapping.path.display().to_string();
             let mut add = |reason: String| {
                 let file = file.clone();
-                found.push(Unattached { file, reason });
+                found.push(UnattachedProgram { file, reason });
             };
-            let candidate = match Candidate::hold(mapping) {
+            let candidate = match InspectionCandidate::hold(mapping) {
                 Ok(candidate) => candidate,
                 Err((_, error)) => {
                     if error.is_permanent() {
@@ -738,8 +743,8 @@ pub fn examine_running(exclusion: &Exclusion) -> Vec<Unattached> {
 mod tests {
     use super::*;
 
-    fn mapping(inode: u64, pid: u32) -> Mapping {
-        Mapping {
+    fn mapping(inode: u64, pid: u32) -> ProcessMapping {
+        ProcessMapping {
             pid,
             file: MappedFile {
                 major: 8,
@@ -762,15 +767,15 @@ mod tests {
         let report = |inode| report(&known, &ask, &attacher, mapping(inode, 7), 0);
         let waiting = WAITING_MAX as u64;
         for inode in 0..waiting {
-            assert_eq!(report(inode), Reported::Done);
-            assert_eq!(report(inode), Reported::Done);
+            assert_eq!(report(inode), MappingReport::Done);
+            assert_eq!(report(inode), MappingReport::Done);
         }
-        assert_eq!(report(waiting), Reported::NoRoom);
+        assert_eq!(report(waiting), MappingReport::NoRoom);
         assert_eq!(asked.try_iter().count(), WAITING_MAX);
-        // What was inspected makes room.
-        known.nothing(mapping(0, 7).file);
-        assert_eq!(report(waiting), Reported::Done);
-        assert_eq!(report(0), Reported::Done);
+        // An inspected file makes room.
+        known.set_nothing_found(mapping(0, 7).file);
+        assert_eq!(report(waiting), MappingReport::Done);
+        assert_eq!(report(0), MappingReport::Done);
         assert_eq!(asked.try_iter().count(), 1, "the other is known");
     }
 
@@ -779,7 +784,7 @@ mod tests {
         let known = KnownFiles::default();
         let (ask, asked) = channel();
         let (attacher, told) = channel();
-        let watch = Arc::new(Watch {
+        let watch = Arc::new(FileWatch {
             key: FileKey {
                 device: 1,
                 inode: 2,
@@ -787,16 +792,16 @@ mod tests {
             last_mapped: AtomicU64::new(0),
             by_process: AtomicBool::new(false),
         });
-        known.watched(mapping(2, 7).file, &watch);
+        known.set_watched(mapping(2, 7).file, &watch);
         let report = |now| report(&known, &ask, &attacher, mapping(2, 7), now);
-        assert_eq!(report(5), Reported::Done);
+        assert_eq!(report(5), MappingReport::Done);
         assert_eq!(watch.last_mapped.load(Ordering::Relaxed), 5);
         assert!(told.try_recv().is_err());
         watch.by_process.store(true, Ordering::Relaxed);
-        assert_eq!(report(6), Reported::Done);
+        assert_eq!(report(6), MappingReport::Done);
         assert!(matches!(
             told.try_recv(),
-            Ok(Command::Mapped { pid: 7, .. })
+            Ok(AttachRequest::Mapped { pid: 7, .. })
         ));
         assert!(asked.try_recv().is_err(), "it is not inspected again");
     }

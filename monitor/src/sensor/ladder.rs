@@ -1,13 +1,13 @@
-//! The hook ladder: for each observation the hooks that can serve it, the best first. The first
-//! one that this kernel accepts is used; that is found by trying, not by version.
+//! The hook ladder: for each observation, the hooks that can serve it, the best first. The first
+//! one that this kernel accepts is used, determined by trying it, not by version.
 
 use super::{
-    Attached, SensorError,
-    attacher::Programs,
-    btf::{Btf as Prototypes, Parameter},
+    AttachedProgram, SensorError,
+    attacher::UprobePrograms,
+    btf::{Btf as Prototypes, BtfParameter},
     multi::MultiPrograms,
     tls,
-    uprobe::{self, Program as Uprobe},
+    uprobe::{self, UprobeProgram as Uprobe},
 };
 use aya::{
     Btf, Ebpf,
@@ -23,7 +23,7 @@ use std::{fs::File, os::fd::AsFd as _, path::Path, sync::LazyLock, time::Instant
 
 /// One program at one hook.
 #[derive(Clone, Copy, Debug)]
-struct Step {
+struct HookStep {
     program: &'static str,
     hook: Hook,
     /// Whether the rung fails without it.
@@ -38,18 +38,19 @@ enum Hook {
     Tracepoint(&'static str, &'static str),
     RawTracepoint(&'static str),
     Cgroup(&'static str),
-    /// A function of TLS libraries: the program is loaded, and attached to files as they are found.
+    /// A function of TLS libraries: the program is loaded now, and attached to files as they are
+    /// found.
     Uprobe(&'static str),
-    /// The same at its return.
+    /// As `Uprobe`, at the function's return.
     Uretprobe(&'static str),
-    /// Called by another program, which finds it in a map.
+    /// Tail-called by another program, through a map.
     Called(&'static str),
-    /// No hook: the agent looks in `/proc` when a process has become another program.
+    /// No hook: the agent reads `/proc` after an exec.
     Proc(&'static str),
 }
 
 impl Hook {
-    /// How it is named in metrics and by `doctor`.
+    /// The name used in metrics and by `doctor`.
     fn name(self) -> String {
         match self {
             Self::Lsm(hook) => format!("lsm/{hook}"),
@@ -68,32 +69,32 @@ impl Hook {
     }
 }
 
-/// A parameter as a program expects it: a pointer to a structure, or a value of so many bytes.
+/// A parameter as a program expects it: a pointer to a structure, or a value of a given size.
 #[derive(Clone, Copy, Debug)]
-enum Expected {
+enum ExpectedParameter {
     Pointer(&'static str),
     Value(u32),
-    /// The program does not look at it.
+    /// The program does not use it.
     Any,
 }
 
-impl Expected {
-    fn is(self, found: &Parameter) -> bool {
+impl ExpectedParameter {
+    fn accepts(self, found: &BtfParameter) -> bool {
         match (self, found) {
             (Self::Any, _) => true,
-            (Self::Pointer(name), Parameter::Pointer(found)) => name == found,
-            (Self::Value(size), Parameter::Value(found)) => size == *found,
+            (Self::Pointer(name), BtfParameter::Pointer(found)) => name == found,
+            (Self::Value(size), BtfParameter::Value(found)) => size == *found,
             _ => false,
         }
     }
 }
 
 impl Hook {
-    /// The function whose parameters the programs at this hook read, and what they take them for.
-    /// A raw tracepoint's first parameter is its own.
-    fn contract(self) -> Option<(String, &'static [Expected])> {
-        use Expected::{Any, Pointer, Value};
-        const TASK: Expected = Pointer("task_struct");
+    /// The function whose parameters the programs at this hook read, and their expected types. A
+    /// raw tracepoint's first parameter is internal.
+    fn expected_parameters(self) -> Option<(String, &'static [ExpectedParameter])> {
+        use ExpectedParameter::{Any, Pointer, Value};
+        const TASK: ExpectedParameter = Pointer("task_struct");
         let (name, hook) = match self {
             Self::Lsm(hook) => (format!("bpf_lsm_{hook}"), hook),
             Self::Fentry(function) | Self::Kprobe(function) => (
@@ -110,7 +111,7 @@ impl Hook {
                 return None;
             }
         };
-        let expected: &[Expected] = match hook {
+        let expected: &[ExpectedParameter] = match hook {
             "file_open" | "file_receive" => &[Pointer("file")],
             "ptrace_access_check" => &[TASK, Value(4)],
             "sched_process_fork" => &[Any, TASK, TASK],
@@ -122,10 +123,10 @@ impl Hook {
         Some((name, expected))
     }
 
-    /// What is wrong with the hook on this kernel. A function that its types do not name is left
-    /// to the loader.
-    fn broken(self, prototypes: &Prototypes) -> Option<String> {
-        let (name, expected) = self.contract()?;
+    /// Why the hook is incompatible on this kernel. A function that BTF does not list is left to
+    /// the loader.
+    fn incompatibility(self, prototypes: &Prototypes) -> Option<String> {
+        let (name, expected) = self.expected_parameters()?;
         let found = match prototypes.parameters(&name) {
             Ok(found) => found?,
             Err(error) => return Some(format!("its prototype cannot be read: {error}")),
@@ -134,285 +135,294 @@ impl Hook {
             && expected
                 .iter()
                 .zip(&found)
-                .all(|(expected, found)| expected.is(found));
+                .all(|(expected, found)| expected.accepts(found));
         (!holds).then(|| format!("its prototype on this kernel is {found:?}"))
     }
 }
 
-const fn step(program: &'static str, hook: Hook) -> Step {
-    Step {
+const fn hook_step(program: &'static str, hook: Hook) -> HookStep {
+    HookStep {
         program,
         hook,
         needed: true,
     }
 }
 
-const fn optional(program: &'static str, hook: Hook) -> Step {
-    Step {
+const fn optional_step(program: &'static str, hook: Hook) -> HookStep {
+    HookStep {
         program,
         hook,
         needed: false,
     }
 }
 
-/// What serves one observation.
+/// The rungs that serve one observation.
 #[derive(Clone, Copy, Debug)]
-pub struct Ladder {
+pub struct HookLadder {
     pub probe: Probe,
-    /// Said where no rung holds.
+    /// Reported if no rung can be used.
     missed: &'static str,
-    rungs: &'static [&'static [Step]],
+    rungs: &'static [&'static [HookStep]],
 }
 
-/// Some architectures have no open(2) of their own.
-const OPEN: Step = optional(
+/// Some architectures do not have open(2).
+const OPEN: HookStep = optional_step(
     "file_open_exit",
     Hook::Tracepoint("syscalls", "sys_exit_open"),
 );
 
-/// Every ladder, in the order of attachment: processes first, as what they do is attributed to
-/// them.
-pub const LADDERS: &[Ladder] = &[
-    Ladder {
+/// Every ladder, in the order of attachment: processes first, because everything else is attributed
+/// to them.
+pub const LADDERS: &[HookLadder] = &[
+    HookLadder {
         probe: Probe::Process,
         missed: "which process belongs to which",
         rungs: &[&[
-            step("process_fork", Hook::RawTracepoint("sched_process_fork")),
-            step("process_exec", Hook::RawTracepoint("sched_process_exec")),
-            step("process_exit", Hook::RawTracepoint("sched_process_exit")),
+            hook_step("process_fork", Hook::RawTracepoint("sched_process_fork")),
+            hook_step("process_exec", Hook::RawTracepoint("sched_process_exec")),
+            hook_step("process_exit", Hook::RawTracepoint("sched_process_exit")),
         ]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Environ,
-        missed: "variables of a process that ends before the agent has read its environment",
+        missed: "variables of a process that exits before the agent has read its environment",
         rungs: &[
-            &[step(
+            &[hook_step(
                 "environ_exec",
                 Hook::RawTracepoint("sched_process_exec"),
             )],
-            &[step(ENVIRON_BY_AGENT, Hook::Proc("environ"))],
+            &[hook_step(ENVIRON_BY_AGENT, Hook::Proc("environ"))],
         ],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::File,
-        missed: "credential files that are opened",
+        missed: "opens of credential files",
         rungs: &[
-            &[step("file_open_lsm", Hook::Lsm("file_open"))],
-            &[step("file_open_fentry", Hook::Fentry("security_file_open"))],
-            &[step("file_open_kprobe", Hook::Kprobe("security_file_open"))],
+            &[hook_step("file_open_lsm", Hook::Lsm("file_open"))],
+            &[hook_step(
+                "file_open_fentry",
+                Hook::Fentry("security_file_open"),
+            )],
+            &[hook_step(
+                "file_open_kprobe",
+                Hook::Kprobe("security_file_open"),
+            )],
             &[
-                step(
+                hook_step(
                     "file_open_exit",
                     Hook::Tracepoint("syscalls", "sys_exit_openat"),
                 ),
                 OPEN,
-                step(
+                hook_step(
                     "file_open_exit",
                     Hook::Tracepoint("syscalls", "sys_exit_openat2"),
                 ),
-                step(
+                hook_step(
                     "file_open_exit",
                     Hook::Tracepoint("syscalls", "sys_exit_open_by_handle_at"),
                 ),
-                optional(
+                optional_step(
                     "file_open_uring",
                     Hook::Tracepoint("io_uring", "io_uring_complete"),
                 ),
             ],
         ],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::File,
-        missed: "descriptors of credential files that are received from another process",
+        missed: "descriptors of credential files received from another process",
         rungs: &[
-            &[step("file_receive_lsm", Hook::Lsm("file_receive"))],
-            &[step(
+            &[hook_step("file_receive_lsm", Hook::Lsm("file_receive"))],
+            &[hook_step(
                 "file_receive_fentry",
                 Hook::Fentry("security_file_receive"),
             )],
-            &[step(
+            &[hook_step(
                 "file_receive_kprobe",
                 Hook::Kprobe("security_file_receive"),
             )],
         ],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::File,
-        missed: "descriptors of credential files that a program is started with, across a change of user or control group",
-        rungs: &[&[step(
+        missed: "descriptors of credential files inherited at exec across a change of user or cgroup",
+        rungs: &[&[hook_step(
             "file_inherited",
             Hook::RawTracepoint("sched_process_exec"),
         )]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Memory,
-        missed: "memory of a process that another one reads, and descriptors taken from it",
+        missed: "reads of another process's memory, and descriptors taken from it",
         rungs: &[
-            &[step("memory_lsm", Hook::Lsm("ptrace_access_check"))],
-            &[step(
+            &[hook_step("memory_lsm", Hook::Lsm("ptrace_access_check"))],
+            &[hook_step(
                 "memory_fentry",
                 Hook::Fentry("security_ptrace_access_check"),
             )],
-            &[step(
+            &[hook_step(
                 "memory_kprobe",
                 Hook::Kprobe("security_ptrace_access_check"),
             )],
             &[
-                step(
+                hook_step(
                     "memory_ptrace",
                     Hook::Tracepoint("syscalls", "sys_enter_ptrace"),
                 ),
-                step(
+                hook_step(
                     "memory_exit",
                     Hook::Tracepoint("syscalls", "sys_exit_ptrace"),
                 ),
-                step(
+                hook_step(
                     "memory_vm_readv",
                     Hook::Tracepoint("syscalls", "sys_enter_process_vm_readv"),
                 ),
-                step(
+                hook_step(
                     "memory_exit",
                     Hook::Tracepoint("syscalls", "sys_exit_process_vm_readv"),
                 ),
             ],
         ],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Connect,
         missed: "connections over IPv4",
-        rungs: &[&[step("connect_v4", Hook::Cgroup("connect4"))]],
+        rungs: &[&[hook_step("connect_v4", Hook::Cgroup("connect4"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Connect,
         missed: "connections over IPv6",
-        rungs: &[&[step("connect_v6", Hook::Cgroup("connect6"))]],
+        rungs: &[&[hook_step("connect_v6", Hook::Cgroup("connect6"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Connect,
         missed: "datagrams over IPv4",
-        rungs: &[&[step("connect_udp_v4", Hook::Cgroup("sendmsg4"))]],
+        rungs: &[&[hook_step("connect_udp_v4", Hook::Cgroup("sendmsg4"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Connect,
         missed: "datagrams over IPv6",
-        rungs: &[&[step("connect_udp_v6", Hook::Cgroup("sendmsg6"))]],
+        rungs: &[&[hook_step("connect_udp_v6", Hook::Cgroup("sendmsg6"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Connect,
-        missed: "credentials that are handed out over unix sockets",
+        missed: "credentials issued over unix sockets",
         rungs: &[&[
-            step(
+            hook_step(
                 "unix_connect",
                 Hook::Tracepoint("syscalls", "sys_enter_connect"),
             ),
-            step(
+            hook_step(
                 "unix_connected",
                 Hook::Tracepoint("syscalls", "sys_exit_connect"),
             ),
         ]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Connect,
-        missed: "that a connection was refused: it is shown as a hop",
-        rungs: &[&[step(
+        missed: "refused connections: they are shown as hops",
+        rungs: &[&[hook_step(
             "connect_outcome",
             Hook::RawTracepoint("inet_sock_set_state"),
         )]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Hello,
         missed: "server names of TLS connections",
-        rungs: &[&[step("hello_egress", Hook::Cgroup("egress"))]],
+        rungs: &[&[hook_step("hello_egress", Hook::Cgroup("egress"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Dns,
-        missed: "names of destinations that name servers gave",
-        rungs: &[&[step("answer_ingress", Hook::Cgroup("ingress"))]],
+        missed: "names of destinations from DNS",
+        rungs: &[&[hook_step("answer_ingress", Hook::Cgroup("ingress"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Clear,
-        missed: "credentials that are presented in clear",
-        rungs: &[&[step("clear_egress", Hook::Called("CLEAR"))]],
+        missed: "credentials presented in plaintext",
+        rungs: &[&[hook_step("clear_egress", Hook::Called("CLEAR"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Clear,
-        missed: "what authenticators mint in clear",
-        rungs: &[&[step("minted_ingress", Hook::Called("MINTED"))]],
+        missed: "credentials issued in plaintext",
+        rungs: &[&[hook_step("minted_ingress", Hook::Called("MINTED"))]],
     },
-    Ladder {
+    HookLadder {
         probe: Probe::Present,
-        missed: "credentials that are presented inside TLS",
+        missed: "credentials presented inside TLS",
         rungs: &[
             &[
-                step(tls::WRITE, Hook::Uprobe("write")),
-                optional(tls::WRITTEN, Hook::Uretprobe("written")),
-                step(tls::FREED, Hook::Uprobe("freed")),
-                step(tls::SERVER, Hook::Uprobe("server")),
-                step(tls::GO, Hook::Uprobe("go")),
-                step(tls::READ, Hook::Uprobe("read")),
-                step(tls::READ_EX, Hook::Uprobe("read")),
-                optional(tls::RETURNED, Hook::Uretprobe("returned")),
+                hook_step(tls::WRITE, Hook::Uprobe("write")),
+                optional_step(tls::WRITTEN, Hook::Uretprobe("written")),
+                hook_step(tls::FREED, Hook::Uprobe("freed")),
+                hook_step(tls::SERVER, Hook::Uprobe("server")),
+                hook_step(tls::GO, Hook::Uprobe("go")),
+                hook_step(tls::READ, Hook::Uprobe("read")),
+                hook_step(tls::READ_EX, Hook::Uprobe("read")),
+                optional_step(tls::READ_RETURN, Hook::Uretprobe("returned")),
             ],
             &[
-                step("present_write_short", Hook::Uprobe("write")),
-                optional(tls::WRITTEN, Hook::Uretprobe("written")),
-                step(tls::FREED, Hook::Uprobe("freed")),
-                step("present_go_short", Hook::Uprobe("go")),
+                hook_step("present_write_short", Hook::Uprobe("write")),
+                optional_step(tls::WRITTEN, Hook::Uretprobe("written")),
+                hook_step(tls::FREED, Hook::Uprobe("freed")),
+                hook_step("present_go_short", Hook::Uprobe("go")),
             ],
         ],
     },
 ];
 
-/// What ends the names of programs for kernels without `bpf_loop`.
-const SHORT: &str = "_short";
+/// The suffix of programs for kernels without `bpf_loop`.
+const SHORT_SUFFIX: &str = "_short";
 
-/// In place of the name of a program: the environment is read by the agent.
+/// Used instead of a program name: the agent reads the environment.
 pub const ENVIRON_BY_AGENT: &str = "";
 
-/// What the rungs need to know of the machine.
-pub struct Machine<'a> {
-    /// The cgroup v2 root, where there is one.
+/// What the rungs need to know about the machine.
+pub struct KernelSupport<'a> {
+    /// The cgroup v2 root, if there is one.
     pub cgroup: Option<&'a Path>,
-    /// The kernel's types, read by ourselves: what the programs expect of a hook is compared.
+    /// The kernel's types from our own reader, to compare them with what programs expect.
     pub prototypes: &'a Prototypes,
-    /// The same as the loader wants them, where they can be read: for LSM and fentry.
+    /// The types in the loader's form, if they can be read: for LSM and fentry.
     pub types: Option<Btf>,
-    /// Whether `bpf` is in the list of active LSMs: without it an LSM program attaches, and never
+    /// Whether `bpf` is in the list of active LSMs: without it an LSM program attaches and never
     /// fires.
     pub lsm: bool,
-    /// Whether the records of io_uring name their request; they do from 5.19 on. Without it the
-    /// program attaches, and sees nothing.
+    /// Whether io_uring's records contain their request, as they do from 5.19 on. Without it the
+    /// program attaches and observes nothing.
     pub uring: bool,
-    /// The programs for multi-uprobe links, where the kernel has such links.
+    /// The programs for multi-uprobe links, if the kernel has such links.
     pub multi: Option<MultiPrograms>,
 }
 
-/// Kinds of hooks that are passed over, such as `lsm,fentry`, and of uprobes (`multi`, `pmu`): where
-/// one of them is in the way of another tool, and for tests of those below.
+/// Environment variable with kinds of hooks to skip, such as `lsm,fentry`, and of uprobes (`multi`,
+/// `pmu`): for hosts where one interferes with another tool, and for tests of lower rungs.
 pub const SKIP_HOOKS: &str = "KEYTRAIL_SKIP_HOOKS";
 
-/// Whether a kind of hooks is passed over.
+/// Whether a kind of hook is skipped.
 pub fn is_skipped(kind: &str) -> bool {
-    static SKIPPED: LazyLock<String> =
+    static SKIPPED_HOOKS: LazyLock<String> =
         LazyLock::new(|| std::env::var(SKIP_HOOKS).unwrap_or_default());
-    SKIPPED.split(',').any(|skipped| skipped.trim() == kind)
+    SKIPPED_HOOKS
+        .split(',')
+        .any(|skipped| skipped.trim() == kind)
 }
 
-impl Ladder {
-    /// Attaches the first rung that holds; tells which one, and why those above it do not.
+impl HookLadder {
+    /// Attaches the first rung that works; reports which one, and why the rungs above it do not
+    /// work.
     pub fn attach(
         &self,
         ebpf: &mut Ebpf,
-        machine: &Machine<'_>,
-        uprobes: &mut Programs,
-    ) -> Result<Vec<Attached>, SensorError> {
+        machine: &KernelSupport<'_>,
+        uprobes: &mut UprobePrograms,
+    ) -> Result<Vec<AttachedProgram>, SensorError> {
         let mut passed: Vec<String> = Vec::new();
         for rung in self.rungs {
-            let mut attached: Vec<Attached> = Vec::new();
+            let mut attached: Vec<AttachedProgram> = Vec::new();
             let mut refused = None;
             for step in *rung {
                 match step.attach(ebpf, machine, uprobes)? {
-                    Ok(instructions) => attached.push(Attached {
+                    Ok(instructions) => attached.push(AttachedProgram {
                         probe: self.probe,
                         program: step.program,
                         mechanism: step.hook.name(),
@@ -437,12 +447,12 @@ impl Ladder {
                     }
                     return Ok(attached);
                 }
-                // What of a rung is attached stays, and sees what it sees.
+                // Whatever part of a rung is attached stays attached.
                 Some(error) => passed.push(error),
             }
         }
         let last = self.rungs.last().and_then(|rung| rung.first());
-        Ok(vec![Attached {
+        Ok(vec![AttachedProgram {
             probe: self.probe,
             program: last.map_or("", |step| step.program),
             mechanism: last.map_or_else(String::new, |step| step.hook.name()),
@@ -454,23 +464,24 @@ impl Ladder {
     }
 }
 
-impl Step {
-    /// Loads and attaches; gives what the verifier walked, where the kernel tells.
+impl HookStep {
+    /// Loads and attaches the step; returns the number of instructions that the verifier processed,
+    /// if the kernel reports it.
     fn attach(
         &self,
         ebpf: &mut Ebpf,
-        machine: &Machine<'_>,
-        uprobes: &mut Programs,
+        machine: &KernelSupport<'_>,
+        uprobes: &mut UprobePrograms,
     ) -> Result<Result<Option<u32>, String>, SensorError> {
         let kind = self.hook.name();
         let kind = kind.split('/').next().unwrap_or_default();
         if is_skipped(kind) {
-            return Ok(Err(format!("passed over, as {SKIP_HOOKS} says")));
+            return Ok(Err(format!("skipped by {SKIP_HOOKS}")));
         }
         if self.program == "file_open_uring" && !machine.uring {
-            return Ok(Err("its records do not name the request".to_owned()));
+            return Ok(Err("its records do not contain the request".to_owned()));
         }
-        if let Some(error) = self.hook.broken(machine.prototypes) {
+        if let Some(error) = self.hook.incompatibility(machine.prototypes) {
             return Ok(Err(error));
         }
         if let Hook::Proc(_) = self.hook {
@@ -486,14 +497,16 @@ impl Step {
         let result = match self.hook {
             Hook::Lsm(_) if !machine.lsm => Err("bpf is not in the list of active LSMs".to_owned()),
             Hook::Lsm(_) | Hook::Fentry(_) if machine.types.is_none() => {
-                Err("the kernel's types cannot be read".to_owned())
+                Err("cannot read the kernel's BTF".to_owned())
             }
-            // Loading takes the verifier's time, in vain where there is nothing to attach to.
+            // Loading takes verifier time, wasted if there is nothing to attach to.
             Hook::Kprobe(_) if !Path::new(KPROBES).exists() => Err(format!(
-                "this kernel has no kprobes ({KPROBES} is not there)"
+                "this kernel has no kprobes ({KPROBES} does not exist)"
             )),
-            Hook::Cgroup(kind) => at_cgroup(program, kind, machine.cgroup),
-            hook => plain(program, hook, machine.types.as_ref()).map_err(|error| explain(&error)),
+            Hook::Cgroup(kind) => attach_to_cgroup(program, kind, machine.cgroup),
+            hook => {
+                attach_hook(program, hook, machine.types.as_ref()).map_err(|error| explain(&error))
+            }
         };
         let instructions = program
             .info()
@@ -506,23 +519,26 @@ impl Step {
             "tried"
         );
         if let (Ok(()), Hook::Called(map)) = (&result, self.hook) {
-            self.put_in(ebpf, map)?;
+            self.add_to_program_array(ebpf, map)?;
         }
         Ok(result.map(|()| instructions))
     }
 
-    /// Loads a program for functions of user space, and hands it to those who attach it.
+    /// Loads a program for user-space functions, and passes it to the uprobe threads.
     fn load_uprobe(
         &self,
         ebpf: &mut Ebpf,
-        machine: &Machine<'_>,
-        uprobes: &mut Programs,
+        machine: &KernelSupport<'_>,
+        uprobes: &mut UprobePrograms,
     ) -> Result<Option<u32>, String> {
         uprobe::MECHANISM.as_ref().map_err(String::clone)?;
         if matches!(self.hook, Hook::Uretprobe(_)) && !*uprobe::RETURNS {
             return Err(uprobe::NO_RETURNS.to_owned());
         }
-        let name = self.program.strip_suffix(SHORT).unwrap_or(self.program);
+        let name = self
+            .program
+            .strip_suffix(SHORT_SUFFIX)
+            .unwrap_or(self.program);
         if uprobes.contains_key(name) {
             return Ok(None);
         }
@@ -534,8 +550,8 @@ impl Step {
         Ok(instructions)
     }
 
-    /// Puts the loaded program where its caller looks for it.
-    fn put_in(&self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
+    /// Stores the loaded program in the map from which its caller tail-calls it.
+    fn add_to_program_array(&self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
         let program = ebpf
             .program(self.program)
             .and_then(|program| program.fd().ok())
@@ -564,9 +580,8 @@ fn load_with_aya(ebpf: &mut Ebpf, name: &str) -> Result<(Uprobe, Option<u32>), P
     Ok((loaded, instructions))
 }
 
-/// Everything that is attached to the kernel as a whole. A program that serves several hooks is
-/// loaded once.
-fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), ProgramError> {
+/// Attaches a program to a hook in the kernel. A program that serves several hooks is loaded once.
+fn attach_hook(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), ProgramError> {
     let loaded = program.fd().is_ok();
     match (hook, types) {
         (Hook::Lsm(hook), Some(types)) => {
@@ -612,7 +627,11 @@ fn plain(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result<(), P
     }
 }
 
-fn at_cgroup(program: &mut Program, kind: &str, cgroup: Option<&Path>) -> Result<(), String> {
+fn attach_to_cgroup(
+    program: &mut Program,
+    kind: &str,
+    cgroup: Option<&Path>,
+) -> Result<(), String> {
     let path = cgroup.ok_or("no cgroup v2 file system is mounted")?;
     let file =
         File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
@@ -637,15 +656,15 @@ fn at_cgroup(program: &mut Program, kind: &str, cgroup: Option<&Path>) -> Result
     attach().map_err(|error| explain(&error))
 }
 
-/// An error with its causes, and without the verifier's log, which goes to the debug log.
+/// An error with its causes, without the verifier's log, which goes to the debug log.
 fn explain(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,
     } = error
     {
-        tracing::debug!(%verifier_log, "the verifier refused a probe");
-        return format!("the kernel refused it: {io_error}");
+        tracing::debug!(%verifier_log, "the verifier rejected a probe");
+        return format!("rejected by the kernel: {io_error}");
     }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -657,15 +676,15 @@ fn explain(error: &ProgramError) -> String {
     text
 }
 
-/// The LSMs that are active, where securityfs shows them.
+/// The active LSMs, if securityfs lists them.
 pub fn active_lsms() -> Option<String> {
     std::fs::read_to_string("/sys/kernel/security/lsm")
         .ok()
         .map(|list| list.trim().to_owned())
 }
 
-/// Where a tracepoint's record has its fields, from its description in tracefs: zeros where it
-/// has none of these names.
+/// The offsets of fields in a tracepoint's record, from its format in tracefs; zeros if it has none
+/// of these names.
 pub fn tracepoint_fields<const N: usize>(
     category: &str,
     name: &str,
@@ -690,23 +709,23 @@ fn parse_field(format: &str, field: &str, size: u32) -> Option<u32> {
     })
 }
 
-/// What this kernel gives programs, besides hooks; tried once.
+/// Helper functions that this kernel provides; probed once.
 #[derive(Clone, Copy, Debug)]
-pub struct Helpers {
-    /// The current task as a pointer of a known type, for programs that trace and for those of
-    /// sockets. Without it they read what they need through a helper.
+pub struct HelperSupport {
+    /// The current task as a typed pointer, for tracing programs and for socket programs. Without
+    /// it they read what they need through a helper.
     pub typed_task: [bool; 2],
-    /// The current task at all, for programs of packets.
+    /// The current task, for packet programs.
     pub task_of_packet: bool,
-    /// A loop of any length.
+    /// Loops of any length (`bpf_loop`).
     pub loops: bool,
 }
 
 /// See [`Helpers`].
-pub static HELPERS: LazyLock<Helpers> = LazyLock::new(|| {
+pub static HELPERS: LazyLock<HelperSupport> = LazyLock::new(|| {
     let has = |kind, helper| is_helper_supported(kind, helper).unwrap_or(false);
     let typed_task = BpfHelper::BPF_FUNC_get_current_task_btf;
-    Helpers {
+    HelperSupport {
         typed_task: [ProgramType::RawTracePoint, ProgramType::CgroupSockAddr]
             .map(|kind| has(kind, typed_task)),
         task_of_packet: has(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_current_task),
@@ -714,14 +733,14 @@ pub static HELPERS: LazyLock<Helpers> = LazyLock::new(|| {
     }
 });
 
-/// Where a kernel with kprobes says so.
+/// Exists if the kernel has kprobes.
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
-/// Where the kernel expects tracefs to be.
+/// The standard mount point of tracefs.
 pub const TRACEFS: &str = "/sys/kernel/tracing";
 
-/// Mounts tracefs where nobody has: hosts without systemd leave it out, and tracepoints are
-/// found by the numbers in it.
+/// Mounts tracefs if it is not mounted: hosts without systemd do not mount it, and tracepoints are
+/// identified by numbers in it.
 pub fn ensure_tracefs() {
     let there = |path: &str| Path::new(path).join("events").is_dir();
     if there(TRACEFS) || there("/sys/kernel/debug/tracing") {
@@ -732,7 +751,9 @@ pub fn ensure_tracefs() {
         | rustix::mount::MountFlags::NOEXEC;
     match rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None) {
         Ok(()) => tracing::info!("mounted tracefs at {TRACEFS}"),
-        Err(error) => tracing::warn!(%error, "tracefs is not mounted at {TRACEFS}, and cannot be"),
+        Err(error) => {
+            tracing::warn!(%error, "tracefs is not mounted at {TRACEFS}, and mounting it failed")
+        }
     }
 }
 
@@ -756,8 +777,8 @@ mod tests {
             .map(|step| step.hook);
         let mut compared = 0;
         for hook in hooks {
-            assert_eq!(hook.broken(&prototypes), None, "{}", hook.name());
-            let contract = hook.contract();
+            assert_eq!(hook.incompatibility(&prototypes), None, "{}", hook.name());
+            let contract = hook.expected_parameters();
             compared += usize::from(contract.is_some_and(|(name, _)| {
                 prototypes
                     .parameters(&name)
@@ -777,14 +798,17 @@ mod tests {
             return;
         };
         let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
-        assert!(!Expected::Pointer("file").is(&Parameter::Pointer("task_struct".to_owned())));
-        assert!(!Expected::Value(4).is(&Parameter::Value(8)));
+        assert!(
+            !ExpectedParameter::Pointer("file")
+                .accepts(&BtfParameter::Pointer("task_struct".to_owned()))
+        );
+        assert!(!ExpectedParameter::Value(4).accepts(&BtfParameter::Value(8)));
         let parameters = prototypes.parameters("vfs_fsync").expect("readable");
         assert_eq!(
             parameters,
             Some(vec![
-                Parameter::Pointer("file".to_owned()),
-                Parameter::Value(4)
+                BtfParameter::Pointer("file".to_owned()),
+                BtfParameter::Value(4)
             ])
         );
     }

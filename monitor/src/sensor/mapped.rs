@@ -1,11 +1,11 @@
 //! Files that processes map executable, as the kernel's perf events report them: every kernel has
-//! these records, they come from the mapping itself, and they cost nothing where nothing is mapped.
+//! these records, they come from the mapping itself, and they cost nothing while nothing is mapped.
 //!
-//! Hook: `PERF_RECORD_MMAP2` of a dummy software event on each processor. First kernel: 3.16.
-//! Fallback: the maps of running processes, read every few seconds, a declared gap. Missed: what is
-//! mapped on a processor that came online after the last look at them.
+//! Hook: `PERF_RECORD_MMAP2` of a dummy software event on each CPU. First kernel: 3.16. Fallback:
+//! the maps of running processes, read every few seconds, a declared gap. Missed: files mapped on a
+//! CPU that came online after the last check.
 
-use super::perf::{self, Attributes, Target};
+use super::perf::{self, PerfAttributes, PerfTarget};
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::OsStr,
@@ -20,8 +20,8 @@ use std::{
 };
 use thiserror::Error;
 
-/// Bytes of each processor's ring; a record has some hundred.
-const RING: usize = 64 << 10;
+/// Size of each CPU's ring in bytes; a record has a few hundred.
+const RING_BYTES: usize = 64 << 10;
 
 /// A file as the kernel identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,44 +29,45 @@ pub struct MappedFile {
     pub major: u32,
     pub minor: u32,
     pub inode: u64,
-    /// Tells a file from the one that had its number before, where the file system says.
+    /// Distinguishes a file from an earlier one with the same inode number, if the file system
+    /// supports it.
     pub generation: u64,
 }
 
 /// A file that a process has mapped executable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
+pub struct ProcessMapping {
     pub pid: u32,
     pub file: MappedFile,
-    /// Where in the process's memory.
+    /// Address in the process's memory.
     pub address: u64,
     pub size: u64,
-    /// Where in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// As the process sees it.
+    /// Path as the process sees it.
     pub path: PathBuf,
 }
 
 /// Why mappings are not reported.
 #[derive(Debug, Error)]
 pub enum MappedError {
-    #[error("the list of processors cannot be read: {0}")]
+    #[error("cannot read the list of CPUs: {0}")]
     Processors(io::Error),
-    #[error("the kernel refuses the event: {0}")]
+    #[error("the kernel rejects the event: {0}")]
     Refused(io::Error),
-    #[error("no memory for the records: {0}")]
+    #[error("cannot map memory for the records: {0}")]
     Memory(io::Error),
 }
 
-/// The records of all processors.
+/// Reads the records of all CPUs.
 #[derive(Debug)]
-pub struct Mappings {
-    rings: BTreeMap<u32, Ring>,
-    /// Records that found a ring full.
+pub struct MappingReader {
+    rings: BTreeMap<u32, PerfRing>,
+    /// Records lost because a ring was full.
     lost: u64,
 }
 
-impl Mappings {
+impl MappingReader {
     pub fn open() -> Result<Self, MappedError> {
         let mut mappings = Self {
             rings: BTreeMap::new(),
@@ -76,19 +77,19 @@ impl Mappings {
         Ok(mappings)
     }
 
-    /// Opens the records of processors that have come online since.
+    /// Opens the records of CPUs that came online since the last call.
     pub fn follow_processors(&mut self) -> Result<(), MappedError> {
         let online = std::fs::read_to_string("/sys/devices/system/cpu/online")
             .map_err(MappedError::Processors)?;
-        for processor in numbers(&online) {
+        for processor in parse_number_list(&online) {
             if self.rings.contains_key(&processor) {
                 continue;
             }
-            match Ring::open(processor) {
+            match PerfRing::open(processor) {
                 Ok(ring) => {
                     self.rings.insert(processor, ring);
                 }
-                // It may have gone offline.
+                // The CPU may have gone offline.
                 Err(MappedError::Refused(error)) if error.raw_os_error() == Some(libc::ENODEV) => {}
                 Err(error) => return Err(error),
             }
@@ -96,41 +97,41 @@ impl Mappings {
         Ok(())
     }
 
-    /// What to wait for.
+    /// The descriptors to poll.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.rings.values().map(|ring| ring.event.as_fd())
     }
 
-    /// Calls `visit` with each mapping that was reported since.
-    pub fn drain(&mut self, mut visit: impl FnMut(Mapping)) {
+    /// Calls `visit` with each mapping reported since the last call.
+    pub fn drain(&mut self, mut visit: impl FnMut(ProcessMapping)) {
         let lost = &mut self.lost;
         for ring in self.rings.values_mut() {
             ring.drain(|record| match record {
-                Record::Mapped(mapping) => visit(mapping),
-                Record::Lost(count) => *lost += count,
+                MappingRecord::Mapped(mapping) => visit(mapping),
+                MappingRecord::Lost(count) => *lost += count,
             });
         }
     }
 
-    /// Records that were lost since the last call.
+    /// Number of records lost since the last call.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
 }
 
 #[derive(Debug)]
-struct Ring {
+struct PerfRing {
     event: OwnedFd,
-    /// A page of the kernel's about the ring, then the ring.
+    /// The kernel's control page for the ring, then the ring.
     pages: NonNull<u8>,
     page: usize,
     record: Vec<u8>,
 }
 
 // SAFETY: the mapping belongs to this value alone.
-unsafe impl Send for Ring {}
+unsafe impl Send for PerfRing {}
 
-impl Ring {
+impl PerfRing {
     fn open(processor: u32) -> Result<Self, MappedError> {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
         const SOFTWARE: u32 = 1;
@@ -138,21 +139,21 @@ impl Ring {
         const MMAP: u64 = 1 << 8;
         const WATERMARK: u64 = 1 << 14;
         const MMAP2: u64 = 1 << 23;
-        let attributes = Attributes {
+        let attributes = PerfAttributes {
             config: DUMMY,
             flags: MMAP | MMAP2 | WATERMARK,
             // Any byte wakes the reader.
             wakeup: 1,
-            ..Attributes::new(SOFTWARE)
+            ..PerfAttributes::new(SOFTWARE)
         };
-        let event =
-            perf::open(&attributes, Target::Processor(processor)).map_err(MappedError::Refused)?;
+        let event = perf::open(&attributes, PerfTarget::Processor(processor))
+            .map_err(MappedError::Refused)?;
         let page = rustix::param::page_size();
-        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        // SAFETY: a new mapping at an address chosen by the kernel aliases nothing.
         let pages = unsafe {
             mmap(
                 std::ptr::null_mut(),
-                page + RING,
+                page + RING_BYTES,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
                 &event,
@@ -170,14 +171,14 @@ impl Ring {
         })
     }
 
-    /// A position that the kernel (`data_head`) or the reader (`data_tail`) has reached.
+    /// A position in the ring, written by the kernel (`data_head`) or the reader (`data_tail`).
     fn position(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: the first page is `struct perf_event_mmap_page`, which has these two 64-bit
+        // SAFETY: the first page is a `struct perf_event_mmap_page`, which has these two 64-bit
         // numbers at 1024 and 1032, and is mapped as long as this value lives.
         unsafe { AtomicU64::from_ptr(self.pages.as_ptr().add(offset).cast()) }
     }
 
-    fn drain(&mut self, mut visit: impl FnMut(Record)) {
+    fn drain(&mut self, mut visit: impl FnMut(MappingRecord)) {
         const HEAD: usize = 1024;
         const TAIL: usize = 1032;
         const HEADER: usize = 8;
@@ -189,7 +190,7 @@ impl Ring {
             let [a, b, c, d, _, _, low, high] = header;
             let size = usize::from(u16::from_le_bytes([low, high]));
             if size < HEADER {
-                // The kernel writes no such record; to read on would be to read anything.
+                // The kernel writes no such record; continuing would interpret arbitrary bytes.
                 tail = head;
                 break;
             }
@@ -205,12 +206,12 @@ impl Ring {
         self.position(TAIL).store(tail, Ordering::Release);
     }
 
-    /// Copies out of the ring, around its end.
+    /// Copies bytes out of the ring, across its end if needed.
     fn copy(&self, from: u64, into: &mut [u8]) {
-        let start = (from % RING as u64) as usize;
-        let first = into.len().min(RING - start);
+        let start = (from % RING_BYTES as u64) as usize;
+        let first = into.len().min(RING_BYTES - start);
         let (before, after) = into.split_at_mut(first);
-        // SAFETY: both ranges lie in the ring, which begins behind the first page; the kernel does
+        // SAFETY: both ranges are in the ring, which begins after the first page; the kernel does
         // not write there before the tail has passed.
         unsafe {
             let ring = self.pages.as_ptr().add(self.page);
@@ -220,31 +221,30 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
+impl Drop for PerfRing {
     fn drop(&mut self) {
         let pages = self.pages.as_ptr().cast();
-        // SAFETY: the mapping is this value's, and nothing refers to it any more.
-        let unmapped = unsafe { rustix::mm::munmap(pages, self.page + RING) };
+        // SAFETY: this value owns the mapping, and nothing refers to it any more.
+        let unmapped = unsafe { rustix::mm::munmap(pages, self.page + RING_BYTES) };
         if let Err(error) = unmapped {
             tracing::warn!(%error, "cannot unmap the records of mapped files");
         }
     }
 }
 
-/// What a record says.
+/// The contents of a record.
 #[derive(Debug, PartialEq, Eq)]
-enum Record {
-    Mapped(Mapping),
+enum MappingRecord {
+    Mapped(ProcessMapping),
     Lost(u64),
 }
 
-/// Parses a record, which is behind its header. Nothing of an anonymous mapping, nor of other
-/// records.
-fn parse(kind: u32, body: &[u8]) -> Option<Record> {
+/// Parses the body of a record. Returns `None` for anonymous mappings and other record types.
+fn parse(kind: u32, body: &[u8]) -> Option<MappingRecord> {
     const LOST: u32 = 2;
     const MMAP2: u32 = 10;
-    /// Bytes before the path.
-    const FRONT: usize = 64;
+    /// Offset of the path.
+    const PATH_OFFSET: usize = 64;
     let number = |at: usize| -> Option<u64> {
         Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?))
     };
@@ -252,13 +252,13 @@ fn parse(kind: u32, body: &[u8]) -> Option<Record> {
         Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?))
     };
     match kind {
-        LOST => Some(Record::Lost(number(8)?)),
+        LOST => Some(MappingRecord::Lost(number(8)?)),
         MMAP2 => {
             let inode = number(40)?;
-            let path = body.get(FRONT..)?;
+            let path = body.get(PATH_OFFSET..)?;
             let end = path.iter().position(|byte| *byte == 0)?;
             (inode != 0 && path.first() == Some(&b'/')).then(|| {
-                Some(Record::Mapped(Mapping {
+                Some(MappingRecord::Mapped(ProcessMapping {
                     pid: half(0)?,
                     address: number(8)?,
                     size: number(16)?,
@@ -277,23 +277,23 @@ fn parse(kind: u32, body: &[u8]) -> Option<Record> {
     }
 }
 
-/// The numbers of a list such as `0-3,6`.
-fn numbers(list: &str) -> Vec<u32> {
-    /// More than any kernel has.
-    const MOST: u32 = 8192;
+/// Parses a list of numbers such as `0-3,6`.
+fn parse_number_list(list: &str) -> Vec<u32> {
+    /// More CPUs than any kernel supports.
+    const PROCESSORS_MAX: u32 = 8192;
     let mut all = Vec::new();
     for range in list.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) {
-            all.extend(first..=last.min(MOST));
+            all.extend(first..=last.min(PROCESSORS_MAX));
         }
     }
     all
 }
 
-/// The files that a process has mapped executable now, from `/proc`. Of a process that has mapped
-/// more than [`OF_PROCESS_MAX`] the first.
-pub fn of_process(pid: u32) -> Vec<Mapping> {
+/// The files that a process has mapped executable now, from `/proc`; only the first
+/// [`OF_PROCESS_MAX`] mappings are read.
+pub fn mappings_of_process(pid: u32) -> Vec<ProcessMapping> {
     let lines = bounded_lines(&format!("/proc/{pid}/maps"));
     lines
         .filter_map(|line| parse_line(pid, &line))
@@ -302,16 +302,16 @@ pub fn of_process(pid: u32) -> Vec<Mapping> {
 }
 
 /// The inodes of the files that a process has mapped executable now.
-pub fn inodes_of(pid: u32) -> HashSet<u64> {
-    let mappings = of_process(pid);
+pub fn mapped_inodes(pid: u32) -> HashSet<u64> {
+    let mappings = mappings_of_process(pid);
     mappings.iter().map(|mapping| mapping.file.inode).collect()
 }
 
-/// Mappings of one process; programs have some hundred.
+/// Maximum mappings read of one process; programs have a few hundred.
 const OF_PROCESS_MAX: usize = 4096;
 
-/// The lines of a file in `/proc` whose size others choose, without their ends: one at a time, and
-/// no more than some megabytes. Bytes, as a path need not be text.
+/// The lines of a `/proc` file whose size others control, without line ends: one at a time, and at
+/// most a few megabytes. They are bytes, because a path need not be text.
 pub fn bounded_lines(path: &str) -> impl Iterator<Item = Vec<u8>> + use<> {
     const BYTES_MAX: u64 = 16 << 20;
     let file = std::fs::File::open(path).ok();
@@ -321,7 +321,7 @@ pub fn bounded_lines(path: &str) -> impl Iterator<Item = Vec<u8>> + use<> {
 }
 
 /// `55d0-55d8 r-xp 00002000 fe:00 1234    /usr/bin/cat`
-fn parse_line(pid: u32, line: &[u8]) -> Option<Mapping> {
+fn parse_line(pid: u32, line: &[u8]) -> Option<ProcessMapping> {
     let path = line.iter().position(|byte| *byte == b'/')?;
     let (front, path) = line.split_at(path);
     let mut words = std::str::from_utf8(front).ok()?.split_ascii_whitespace();
@@ -333,7 +333,7 @@ fn parse_line(pid: u32, line: &[u8]) -> Option<Mapping> {
     }
     let offset = hex(words.next()?)?;
     let (major, minor) = words.next()?.split_once(':')?;
-    Some(Mapping {
+    Some(ProcessMapping {
         pid,
         address: start,
         size: end.checked_sub(start)?,
@@ -348,7 +348,7 @@ fn parse_line(pid: u32, line: &[u8]) -> Option<Mapping> {
     })
 }
 
-/// The processes of this moment.
+/// The processes running now.
 pub fn processes() -> impl Iterator<Item = u32> {
     std::fs::read_dir("/proc")
         .into_iter()
@@ -388,16 +388,16 @@ mod tests {
 
     #[test]
     fn lists_of_processors() {
-        assert_eq!(numbers("0-2,5\n"), [0, 1, 2, 5]);
-        assert_eq!(numbers("0"), [0]);
-        assert!(numbers("").is_empty());
-        assert!(numbers("4-1").is_empty());
+        assert_eq!(parse_number_list("0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(parse_number_list("0"), [0]);
+        assert!(parse_number_list("").is_empty());
+        assert!(parse_number_list("4-1").is_empty());
     }
 
     #[test]
     fn this_program_has_itself_mapped() {
         let own = std::env::current_exe().expect("a path");
-        let found = of_process(std::process::id());
+        let found = mappings_of_process(std::process::id());
         assert!(found.iter().any(|mapping| mapping.path == own), "{found:?}");
     }
 
@@ -414,7 +414,7 @@ mod tests {
 
         #[test]
         fn any_list(list in "[0-9,-]{0,20}") {
-            let _ = numbers(&list);
+            let _ = parse_number_list(&list);
         }
     }
 }

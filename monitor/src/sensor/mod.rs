@@ -1,6 +1,6 @@
-//! The sensor: loads and attaches the probes, and decodes what they send.
+//! The sensor: loads and attaches the probes, and decodes their records.
 //!
-//! The only module that knows aya. Everything that leaves it is an [`Observation`].
+//! The only module that uses aya. Its output is [`Observation`].
 
 mod attacher;
 pub mod btf;
@@ -25,25 +25,25 @@ mod tls;
 mod uprobe;
 
 use crate::done;
-pub use attacher::Notice;
-use attacher::{Attacher, Command, Programs, Reporter};
+pub use attacher::SensorNotice;
+use attacher::{AttachRequest, Attacher, NoticeSender, UprobePrograms};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
 };
-use decode::{BootClock, Decoded, decode};
-use exclude::Exclusion;
+use decode::{BootClock, DecodedRecord, decode};
+use exclude::ExclusionRules;
 use fields::FieldsError;
 pub use hold::mount_points;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
-use inspector::{Ask, Inspector, KnownFiles};
-use ladder::{LADDERS, Machine};
+use inspector::{InspectRequest, Inspector, KnownFiles};
+use ladder::{KernelSupport, LADDERS};
 use monitor_common::{
     filter::{self, BLOOM_WORDS, bloom_position, inode_key},
-    http2::{HALVES, STATES, table},
+    http2::{HALVES, STATES, huffman_table},
     record::{
-        COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, OF_WRITES, Probe, ReadCount, ReadKey,
-        STAGES, Stage,
+        COUNTERS, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, ReadCount, ReadKey, STAGES,
+        Stage, WRITE_ONLY_PID,
     },
     scan::CARRIED_MAX,
 };
@@ -66,10 +66,10 @@ static PROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ke
 /// Why the sensor cannot start.
 #[derive(Debug, Error)]
 pub enum SensorError {
-    #[error("the probes cannot be placed: {0}")]
+    #[error("cannot resolve the kernel fields that the probes read: {0}")]
     Fields(#[from] FieldsError),
     #[error(
-        "the kernel refuses the maps of the probes: {0}; root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed"
+        "the kernel rejects the maps of the probes: {0}; root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed"
     )]
     Load(#[from] EbpfError),
     #[error("map {name}: {source}")]
@@ -77,52 +77,56 @@ pub enum SensorError {
         name: &'static str,
         source: MapError,
     },
-    #[error("map {0} is missing from the probes: the agent and its probes were built apart")]
+    #[error(
+        "map {0} is missing from the probes: the agent and its probes are from different builds"
+    )]
     NoMap(&'static str),
-    #[error("program {0} is missing from the probes: the agent and its probes were built apart")]
+    #[error(
+        "program {0} is missing from the probes: the agent and its probes are from different builds"
+    )]
     NoProgram(&'static str),
     #[error("the rings cannot be waited for: {0}")]
     Wait(#[from] io::Error),
-    #[error("no probe at all could be attached: {0}")]
+    #[error("no probe could be attached: {0}")]
     NothingAttached(String),
 }
 
-/// Lines for a kernel's filter, from the catalog: see [`monitor_common::filter`].
+/// Entries of the kernel-side filter, compiled from the catalog: see [`monitor_common::filter`].
 #[derive(Clone, Debug, Default)]
-pub struct Rules(pub BTreeMap<u64, u32>);
+pub struct FilterRules(pub BTreeMap<u64, u32>);
 
-/// A program and how it went.
+/// A program, and the result of attaching it.
 #[derive(Clone, Debug)]
-pub struct Attached {
+pub struct AttachedProgram {
     pub probe: Probe,
     pub program: &'static str,
-    /// The hook, as `doctor` and the metrics name it.
+    /// The hook, as named by `doctor` and the metrics.
     pub mechanism: String,
     /// Why no hook of its ladder could be used.
     pub error: Option<String>,
-    /// What is not seen then.
+    /// What is not observed in that case.
     pub missed: Option<&'static str>,
-    /// The hooks above it on its ladder, and why this kernel has them not.
+    /// The hooks above it on its ladder, and why this kernel does not have them.
     pub passed: Vec<String>,
-    /// Instructions that the verifier walked, where the kernel tells (5.16).
+    /// Instructions that the verifier processed, if the kernel reports it (5.16).
     pub instructions: Option<u32>,
 }
 
-/// What is asked of the sensor.
+/// Options for starting the sensor.
 #[derive(Debug)]
-pub struct Options<'a> {
-    pub key: monitor_common::fingerprint::Key,
-    pub rules: &'a Rules,
-    /// The cgroup v2 root, where there is one.
+pub struct SensorOptions<'a> {
+    pub key: monitor_common::fingerprint::FingerprintKey,
+    pub rules: &'a FilterRules,
+    /// The cgroup v2 root, if there is one.
     pub cgroup: Option<&'a Path>,
     pub btf: &'a Path,
-    /// What no uprobe is attached to.
-    pub exclusion: Exclusion,
+    /// Programs to which no uprobe is attached.
+    pub exclusion: ExclusionRules,
 }
 
 /// The loaded probes.
 pub struct Sensor {
-    /// Holds the programs and their links: dropping it detaches them.
+    /// Owns the programs and their links: dropping it detaches them.
     _ebpf: Ebpf,
     credential_ring: AsyncFd<RingBuf<MapData>>,
     process_ring: AsyncFd<RingBuf<MapData>>,
@@ -135,52 +139,55 @@ pub struct Sensor {
     agent: Array<MapData, u32>,
     epoch: Array<MapData, u64>,
     inode_filter: Box<[u64; BLOOM_WORDS]>,
-    /// What the map of inodes says, and in which order it was noted.
+    /// The contents of the inode map, and the order of insertion.
     noted: std::collections::HashMap<FileId, u32>,
     noted_order: VecDeque<FileId>,
-    attached: Vec<Attached>,
-    /// Records that could not be decoded.
+    attached: Vec<AttachedProgram>,
+    /// Number of records that could not be decoded.
     pub undecoded: u64,
-    /// Records that are younger than the last cut, with their time since boot.
+    /// Records younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
-    hellos: hello::Assembler,
+    hellos: hello::HelloAssembler,
     writes: HashMap<MapData, u64, [u64; 4]>,
     writing: Array<MapData, u64>,
-    /// Their values are bytes of processes: nobody here reads them.
+    /// Its values are bytes of processes: user space never reads them.
     carried: HashMap<MapData, [u64; 2], [u8; size_of::<u64>() + CARRIED_MAX]>,
-    /// Those that were there at the last sweep.
+    /// Those present at the last sweep.
     waiting: std::collections::HashSet<[u64; 2]>,
-    /// Absent where the kernel lets no uprobe be attached.
-    uprobes: Option<Uprobes>,
+    /// Absent if the kernel does not allow uprobes.
+    uprobes: Option<UprobeThreads>,
 }
 
 /// The threads that find TLS and attach probes to it.
 #[derive(Debug)]
-struct Uprobes {
+struct UprobeThreads {
     known: KnownFiles,
     inspector: Inspector,
     attacher: Attacher,
-    notices: Receiver<Notice>,
+    notices: Receiver<SensorNotice>,
 }
 
-/// Libraries that are installed are attached to within this; in an emulated machine that takes long.
-const INSTALLED_WITHIN: Duration = Duration::from_secs(20);
+/// Timeout for attaching to installed libraries; in an emulated machine that takes long.
+const INSTALLED_TIMEOUT: Duration = Duration::from_secs(20);
 
-impl Uprobes {
-    /// Starts the threads, and waits until what is installed is attached to. What runs follows.
-    fn start(programs: Programs, exclusion: Exclusion) -> io::Result<Self> {
+impl UprobeThreads {
+    /// Starts the threads, and waits until installed libraries are attached to. Running programs
+    /// follow later.
+    fn start(programs: UprobePrograms, exclusion: ExclusionRules) -> io::Result<Self> {
         let (report, notices) = channel();
-        let reporter = Reporter(report);
+        let reporter = NoticeSender(report);
         let known = KnownFiles::default();
         let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
         let inspector = Inspector::start(&known, attacher.commands(), &reporter)?;
-        // The inspector hands it on to the attacher, behind what it has found.
-        let (done, waiter) = done::pair();
-        inspector.ask(Ask::Installed(done));
-        if !waiter.wait_for(INSTALLED_WITHIN) {
-            tracing::warn!("attaching to installed TLS libraries takes long; it goes on");
+        // The inspector passes it on to the attacher, after the files it found.
+        let (done, waiter) = done::completion();
+        inspector.request(InspectRequest::Installed(done));
+        if !waiter.wait_timeout(INSTALLED_TIMEOUT) {
+            tracing::warn!(
+                "attaching to installed TLS libraries is slow; continuing in the background"
+            );
         }
-        inspector.ask(Ask::Running);
+        inspector.request(InspectRequest::Running);
         Ok(Self {
             known,
             inspector,
@@ -189,17 +196,17 @@ impl Uprobes {
         })
     }
 
-    /// Tells the attacher what becomes of a process.
+    /// Tells the attacher about forks, execs and exits.
     fn follow(&self, observation: &Observation) {
         let command = match observation {
-            Observation::Fork { stamp } => Command::Forked {
+            Observation::Fork { stamp } => AttachRequest::Forked {
                 parent: stamp.parent.map_or(0, |parent| parent.pid),
                 child: stamp.subject.pid,
             },
-            Observation::Exec { stamp, .. } => Command::Executed {
+            Observation::Exec { stamp, .. } => AttachRequest::Executed {
                 pid: stamp.subject.pid,
             },
-            Observation::Exit { stamp } => Command::Exited {
+            Observation::Exit { stamp } => AttachRequest::Exited {
                 pid: stamp.subject.pid,
             },
             _ => return,
@@ -216,16 +223,16 @@ impl std::fmt::Debug for Sensor {
     }
 }
 
-/// After a batch, records gather for this long: it bounds the wake-ups, and is a tenth of the
-/// time in which a finding is promised.
-const GATHER: Duration = Duration::from_millis(5);
-/// Between two looks at what was started meanwhile.
-const REST: Duration = Duration::from_millis(1);
+/// After a batch, records accumulate for this long: it limits the wake-ups, and is a tenth of the
+/// promised detection latency.
+const GATHER_TIME: Duration = Duration::from_millis(5);
+/// Interval between checks for newly started processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Sensor {
-    /// Loads and attaches every probe that this kernel accepts; what it refuses is in
+    /// Loads and attaches every probe that this kernel accepts; the rejected ones are in
     /// [`Sensor::attached`].
-    pub fn start(options: &Options<'_>) -> Result<Self, SensorError> {
+    pub fn start(options: &SensorOptions<'_>) -> Result<Self, SensorError> {
         let (offsets, prototypes) = fields::resolve_with_types(options.btf)?;
         let key = [options.key.k0, options.key.k1];
         ladder::ensure_tracefs();
@@ -240,9 +247,10 @@ impl Sensor {
         .map(u32::from);
         let loops = u32::from(helpers.loops);
         let mut ebpf = EbpfLoader::new()
-            // The probes carry no CO-RE relocations: the kernel's BTF need not be held in memory.
+            // The probes have no CO-RE relocations: the kernel's BTF need not be kept in memory.
             .btf(None)
-            // The verifier's log costs it time and the agent memory: only where it is asked for.
+            // The verifier's log costs verifier time and agent memory, so it is requested only for
+            // debugging.
             .verifier_log_level(if tracing::enabled!(tracing::Level::DEBUG) {
                 VerifierLogLevel::DEBUG
             } else {
@@ -254,16 +262,16 @@ impl Sensor {
             .override_global("TYPED", &typed, true)
             .override_global("LOOPS", &loops, true)
             .load(PROBES)?;
-        // While all maps are there to be found by their names.
+        // Done while all maps can still be found by name.
         let multi = match uprobe::MECHANISM.as_ref() {
-            Ok(uprobe::Mechanism::MultiLink) => MultiPrograms::new(PROBES, &ebpf)
+            Ok(uprobe::UprobeMechanism::MultiLink) => MultiPrograms::new(PROBES, &ebpf)
                 .inspect_err(|error| tracing::error!(%error, "no multi-uprobe links"))
                 .ok(),
             _ => None,
         };
         hold::remember_mounts();
         let types = aya::Btf::from_sys_fs().ok();
-        let machine = Machine {
+        let machine = KernelSupport {
             cgroup: options.cgroup,
             prototypes: &prototypes,
             types,
@@ -289,7 +297,7 @@ impl Sensor {
             attached: Vec::new(),
             undecoded: 0,
             pending: Vec::new(),
-            hellos: hello::Assembler::default(),
+            hellos: hello::HelloAssembler::default(),
             writes: map(&mut ebpf, "WRITES")?,
             writing: map(&mut ebpf, "WRITING")?,
             carried: map(&mut ebpf, "CARRIED")?,
@@ -302,86 +310,91 @@ impl Sensor {
         let programs = sensor.attach(&machine)?;
         drop(machine);
         if !programs.is_empty() {
-            sensor.uprobes = Some(Uprobes::start(programs, options.exclusion.clone())?);
+            sensor.uprobes = Some(UprobeThreads::start(programs, options.exclusion.clone())?);
         }
         Ok(sensor)
     }
 
-    /// Gives the probes the decoder of HPACK's Huffman code.
+    /// Passes the decoder table for HPACK's Huffman code to the probes.
     fn set_huffman(&mut self) -> Result<(), SensorError> {
         const NAME: &str = "HUFFMAN";
         let failed = |source| SensorError::Map { name: NAME, source };
         let map = self._ebpf.map_mut(NAME).ok_or(SensorError::NoMap(NAME))?;
         let mut huffman: Array<_, [u32; STATES * HALVES]> = map.try_into().map_err(failed)?;
-        huffman.set(0, table(&ENCODE_TABLE), 0).map_err(failed)
+        huffman
+            .set(0, huffman_table(&ENCODE_TABLE), 0)
+            .map_err(failed)
     }
 
-    /// Inspects what comes back inside TLS to a process that talks to an authenticator. Nothing where
-    /// its library is not attached to, or where too many are inspected.
+    /// Inspects the TLS reads of a process that talks to an authenticator. Does nothing if its
+    /// library is not attached to, or if too many processes are inspected already.
     pub fn inspect_answers(&self, pid: u32) {
         if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.send(Command::InspectAnswers { pid });
+            uprobes
+                .attacher
+                .send(AttachRequest::InspectResponses { pid });
         }
     }
 
-    /// From now on no uprobe is attached to what this excludes.
-    pub fn exclude(&self, exclusion: Exclusion) {
+    /// Applies new exclusion rules.
+    pub fn exclude(&self, exclusion: ExclusionRules) {
         if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.send(Command::Exclude(exclusion));
-            // What was excluded may not be any more.
-            uprobes.known.forget_nothing();
-            uprobes.inspector.ask(Ask::Running);
+            uprobes.attacher.send(AttachRequest::Exclude(exclusion));
+            // Files excluded before may not be excluded any more.
+            uprobes.known.reset_nothing_found();
+            uprobes.inspector.request(InspectRequest::Running);
         }
     }
 
-    /// More is known of images since.
+    /// Called when more image names became known.
     pub fn reconsider_exclusion(&self) {
         if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.send(Command::Reconsider);
+            uprobes.attacher.send(AttachRequest::Reconsider);
         }
     }
 
-    /// What the rest of the agent has to know of uprobes, since the last call.
-    pub fn take_notices(&self) -> Vec<Notice> {
+    /// Notices about uprobes since the last call.
+    pub fn take_notices(&self) -> Vec<SensorNotice> {
         let uprobes = self.uprobes.iter();
         uprobes
             .flat_map(|uprobes| uprobes.notices.try_iter())
             .collect()
     }
 
-    /// Why the kernel does not report mapped files, where it does not.
-    pub fn mappings_unreported(&self) -> Option<&str> {
+    /// Why the kernel does not report mapped files, if it does not.
+    pub fn mapping_error(&self) -> Option<&str> {
         self.uprobes.as_ref()?.inspector.unreported.as_deref()
     }
 
-    /// Lets packets that come back pass unseen when the last request in clear is long ago. To be
-    /// called each second.
+    /// Stops examining ingress packets once the last plaintext request is long ago. Called every
+    /// second.
     pub fn close_answers(&mut self) -> Result<(), SensorError> {
         const NAME: &str = "ANSWERED";
-        /// Seconds in which an answer comes.
-        const PATIENCE: u64 = 30;
+        /// Seconds within which a response is expected.
+        const RESPONSE_TIMEOUT_SECS: u64 = 30;
         let failed = |source| SensorError::Map { name: NAME, source };
         let map = self._ebpf.map_mut(NAME).ok_or(SensorError::NoMap(NAME))?;
         let mut answered: Array<_, u64> = map.try_into().map_err(failed)?;
         match answered.get(&0, 0).map_err(failed)? {
             0 => Ok(()),
-            // A request between the look and this is followed by others, or waits one time more.
-            PATIENCE.. => answered.set(0, 0, 0).map_err(failed),
+            // A request between this read and this write is followed by others, or its response is
+            // missed until the next one.
+            RESPONSE_TIMEOUT_SECS.. => answered.set(0, 0, 0).map_err(failed),
             seconds => answered.set(0, seconds + 1, 0).map_err(failed),
         }
     }
 
-    /// Forgets lines of a head that were cut, and not gone on with since the last call.
+    /// Removes lines that were split and not continued since the last call.
     pub fn sweep_carried(&mut self) {
         let there = self.carried.keys().filter_map(Result::ok).collect();
         for object in self.waiting.intersection(&there) {
-            // It may have gone meanwhile.
+            // It may have been removed in between.
             let _ = self.carried.remove(object);
         }
         self.waiting = there;
     }
 
-    /// Forgets writes that never came to a socket. To be called each second.
+    /// Removes writes that never reached a socket. Called every second.
     pub fn sweep_writes(&mut self) -> Result<(), SensorError> {
         let failed = |source| SensorError::Map {
             name: "WRITING",
@@ -393,7 +406,7 @@ impl Sensor {
         let mut left = false;
         for (task, [number, ..]) in writes {
             if now.saturating_sub(number) > SETTLED_NS {
-                // It may have gone meanwhile.
+                // It may have been removed in between.
                 let _ = self.writes.remove(&task);
             } else {
                 left = true;
@@ -405,8 +418,8 @@ impl Sensor {
         Ok(())
     }
 
-    /// Tells the probes where credentials are minted: what comes back from there is searched however
-    /// much it is.
+    /// Tells the probes the addresses of authenticators: responses from there are searched without
+    /// a quota.
     pub fn set_authenticators(&mut self, addresses: &[IpAddr]) -> Result<(), SensorError> {
         const NAME: &str = "AUTHENTICATORS";
         let failed = |source| SensorError::Map { name: NAME, source };
@@ -430,14 +443,17 @@ impl Sensor {
         Ok(())
     }
 
-    /// Replaces the rules of the kernel's filter. The exact rules come first, so that a bit that
-    /// is set always finds its rule.
-    pub fn set_rules(&mut self, rules: &Rules) -> Result<(), SensorError> {
+    /// Replaces the rules of the kernel filter. The exact rules are written first, so that a set
+    /// bit always finds its rule.
+    pub fn set_rules(&mut self, rules: &FilterRules) -> Result<(), SensorError> {
         let failed = |name| move |source| SensorError::Map { name, source };
         let mut filter = Box::new([0u64; BLOOM_WORDS]);
         let of_process = ["environ", "mem"].map(|name| {
-            let name = filter::hash_of(name.as_bytes());
-            (filter::key(filter::Kind::Name, name), filter::OF_PROCESS)
+            let name = filter::hash_of_name(name.as_bytes());
+            (
+                filter::key(filter::FilterKind::Name, name),
+                filter::PROCFS_ONLY,
+            )
         });
         let wanted: BTreeMap<u64, u32> = rules
             .0
@@ -463,10 +479,10 @@ impl Sensor {
         self.begin_epoch()
     }
 
-    /// Attaches every probe; gives the programs for functions of user space, which are attached to
+    /// Attaches every probe; returns the programs for user-space functions, which are attached to
     /// files as they are found.
-    fn attach(&mut self, machine: &Machine<'_>) -> Result<Programs, SensorError> {
-        let mut programs = Programs::new();
+    fn attach(&mut self, machine: &KernelSupport<'_>) -> Result<UprobePrograms, SensorError> {
+        let mut programs = UprobePrograms::new();
         let mut attached = Vec::new();
         for ladder in LADDERS {
             attached.extend(ladder.attach(&mut self._ebpf, machine, &mut programs)?);
@@ -485,17 +501,17 @@ impl Sensor {
         Ok(programs)
     }
 
-    /// Whether no program takes the environment of an exec, so that the agent has to read it.
+    /// Whether no program reads the environment at exec, so that the agent must read it.
     pub fn environ_is_read(&self) -> bool {
         reads_environ(&self.attached)
     }
 
-    /// Every program, and what became of it.
-    pub fn attached(&self) -> &[Attached] {
+    /// Every program, and the result of attaching it.
+    pub fn attached(&self) -> &[AttachedProgram] {
         &self.attached
     }
 
-    /// Tells the probes which process is the agent, whose reads are no news.
+    /// Tells the probes the agent's pid, whose own reads are not reported.
     pub fn set_agent(&mut self, pid: u32) -> Result<(), SensorError> {
         self.agent
             .set(0, pid, 0)
@@ -505,8 +521,8 @@ impl Sensor {
             })
     }
 
-    /// Has the probes look again at every file that they looked at before. To be called each
-    /// second: a directory may have got another name since.
+    /// Has the probes examine every file again. Called every second, because a directory may have
+    /// been renamed.
     pub fn begin_epoch(&mut self) -> Result<(), SensorError> {
         self.epoch
             .set(0, boot_time(), 0)
@@ -516,9 +532,9 @@ impl Sensor {
             })
     }
 
-    /// From now on opens of this file are reported whatever its name.
+    /// Has opens of this file reported regardless of its name.
     pub fn learn(&mut self, file: FileId) -> Result<(), SensorError> {
-        if !self.note_inode(file, INODE_CREDENTIAL)? {
+        if !self.remember_inode(file, INODE_CREDENTIAL)? {
             return Ok(());
         }
         let (word, mask) = bloom_position(inode_key(file.inode));
@@ -534,14 +550,15 @@ impl Sensor {
         self.begin_epoch()
     }
 
-    /// From now on opens of this file are not reported: it only has the name of a credential.
+    /// Has opens of this file ignored: only its name looks like a credential's.
     pub fn ignore(&mut self, file: FileId) -> Result<(), SensorError> {
-        self.note_inode(file, INODE_IGNORED).map(drop)
+        self.remember_inode(file, INODE_IGNORED).map(drop)
     }
 
-    /// Whether that is news. Where the map is full, what was noted first goes: it is judged by its
-    /// name again, and its bit in the filter costs a look.
-    fn note_inode(&mut self, file: FileId, value: u32) -> Result<bool, SensorError> {
+    /// Stores an entry in the inode map; returns whether it is new. If the map is full, the oldest
+    /// entry is removed: that file is matched by name again, and its bit in the filter costs a
+    /// lookup.
+    fn remember_inode(&mut self, file: FileId, value: u32) -> Result<bool, SensorError> {
         let failed = |source| SensorError::Map {
             name: "INODES",
             source,
@@ -555,7 +572,7 @@ impl Sensor {
             && let Some(oldest) = self.noted_order.pop_front()
         {
             self.noted.remove(&oldest);
-            // It may be gone already.
+            // It may have been removed already.
             let _ = self.inodes.remove(&inode_words(key_of(oldest)));
         }
         self.inodes
@@ -564,12 +581,13 @@ impl Sensor {
         Ok(true)
     }
 
-    /// Waits for records, at most for `limit`, and gives them in the order of their time.
+    /// Waits for records, at most for `limit`, and appends them in time order.
     ///
-    /// Two rings cannot be emptied at one moment. So a cut is made a little before both are, and
-    /// what is younger waits for the next call: nobody is judged before what he did is known, nor
-    /// by what he became afterwards.
-    pub async fn observe(
+    /// Two rings cannot be read at the same instant. Therefore only records older than a cut, a
+    /// little before both reads, are returned; younger ones wait for the next call. Process records
+    /// are thus always applied before an event of that process is evaluated, and never those of a
+    /// later program it became.
+    pub async fn read_observations(
         &mut self,
         limit: Duration,
         into: &mut Vec<Observation>,
@@ -581,36 +599,36 @@ impl Sensor {
                 () = tokio::time::sleep(limit) => {}
             }
         }
-        // A program that is started may hand over its credential in a moment: it is looked at
-        // before anything else.
+        // A new program may send its credential within milliseconds: it is inspected before
+        // anything else.
         self.drain();
-        let gathered = tokio::time::sleep(GATHER);
-        let rest = tokio::time::sleep(REST);
+        let gathered = tokio::time::sleep(GATHER_TIME);
+        let rest = tokio::time::sleep(POLL_INTERVAL);
         tokio::pin!(gathered, rest);
         loop {
             tokio::select! {
                 () = &mut gathered => break,
                 () = &mut rest, if !rest.is_elapsed() => {}
-                // What forks now runs its program in a moment, and may be gone before the others are
+                // A forked process may exec within milliseconds, and exit before other records are
                 // gathered.
                 ready = self.process_ring.ready(Interest::READABLE), if rest.is_elapsed() => {
                     ready?.clear_ready();
                     self.drain();
-                    rest.as_mut().reset(tokio::time::Instant::now() + REST);
+                    rest.as_mut().reset(tokio::time::Instant::now() + POLL_INTERVAL);
                 }
             }
         }
         let cut = boot_time().saturating_sub(IN_FLIGHT_NS);
         self.drain();
         let pending = &mut self.pending;
-        // Stable: records of one time stay in the order of their ring.
-        pending.sort_by_key(|(time, observation)| (*time, order(observation)));
+        // Stable: records with equal times keep the order of their ring.
+        pending.sort_by_key(|(time, observation)| (*time, sort_rank(observation)));
         let young = pending.partition_point(|(time, _)| *time <= cut);
         into.extend(pending.drain(..young).map(|(_, observation)| observation));
         Ok(())
     }
 
-    /// Takes what is in the rings.
+    /// Reads both rings.
     fn drain(&mut self) {
         let clock = BootClock::now();
         let pending = &mut self.pending;
@@ -618,7 +636,7 @@ impl Sensor {
             let ring = ring.get_mut();
             while let Some(item) = ring.next() {
                 match decode(&item, clock) {
-                    Ok((time, Decoded::Whole(observation))) => {
+                    Ok((time, DecodedRecord::Whole(observation))) => {
                         if let Some(uprobes) = &self.uprobes
                             && uprobes.attacher.follows_processes()
                         {
@@ -626,12 +644,12 @@ impl Sensor {
                         }
                         pending.push((time, observation));
                     }
-                    Ok((time, Decoded::Payload(piece))) => {
-                        pending.extend(self.hellos.take(piece).map(|whole| (time, whole)));
+                    Ok((time, DecodedRecord::Payload(piece))) => {
+                        pending.extend(self.hellos.add_piece(piece).map(|whole| (time, whole)));
                     }
                     Err(error) => {
                         self.undecoded += 1;
-                        tracing::warn!(%error, "a record of a probe was skipped");
+                        tracing::warn!(%error, "skipped a probe record");
                     }
                 }
             }
@@ -639,8 +657,8 @@ impl Sensor {
     }
 
     /// Counters since the start, by probe and stage.
-    pub fn counters(&self) -> Result<Counters, SensorError> {
-        let mut counters = Counters::default();
+    pub fn counters(&self) -> Result<ProbeCounters, SensorError> {
+        let mut counters = ProbeCounters::default();
         for index in 0..COUNTERS {
             let values =
                 self.counts
@@ -654,22 +672,22 @@ impl Sensor {
         Ok(counters)
     }
 
-    /// Takes the losses of the rings by control group and probe.
+    /// Returns and clears the losses of the rings, by cgroup and probe.
     pub fn take_losses(&mut self) -> Vec<(u64, Probe, u64)> {
         let entries: Vec<([u64; 2], u64)> = self.losses.iter().filter_map(Result::ok).collect();
         let mut taken = Vec::new();
         for (key, lost) in entries {
-            // What is counted between the look and this is still in the sum of the counters.
+            // What is counted between this read and the removal is still in the total counters.
             let _ = self.losses.remove(&key);
-            let (probe, _) = halves(key[1]);
+            let (probe, _) = split_address(key[1]);
             let probe = Probe::ALL.into_iter().find(|known| *known as u32 == probe);
             taken.extend(probe.map(|probe| (key[0], probe, lost)));
         }
         taken
     }
 
-    /// Takes the counts of repeated reads that no record told of, and forgets the processes that
-    /// are gone.
+    /// Returns and clears the counts of repeated reads that no record reported, and removes
+    /// processes that exited.
     pub fn sweep_reads(&mut self, into: &mut Vec<Observation>) -> Result<(), SensorError> {
         let clock = BootClock::now();
         let now = boot_time();
@@ -679,7 +697,7 @@ impl Sensor {
             if now.saturating_sub(value.sent) < SETTLED_NS {
                 continue;
             }
-            if value.count > 0 && key.pid & OF_WRITES == 0 {
+            if value.count > 0 && key.pid & WRITE_ONLY_PID == 0 {
                 into.push(Observation::FileRepeated {
                     time: clock.at(now),
                     subject: crate::model::Subject {
@@ -691,35 +709,35 @@ impl Sensor {
                     count: value.count,
                 });
             }
-            // A read between the look and this loses its count of one; the next is sent.
+            // A read between this lookup and the removal loses one count; the next read is sent.
             let _ = self.reads.remove(&read_words(key));
         }
         Ok(())
     }
 }
 
-fn reads_environ(attached: &[Attached]) -> bool {
+fn reads_environ(attached: &[AttachedProgram]) -> bool {
     attached
         .iter()
         .any(|line| line.probe == Probe::Environ && line.program == ladder::ENVIRON_BY_AGENT)
 }
 
-/// Entries of the inode map that are used.
+/// Maximum number of entries of the inode map that are used.
 const INODE_LIMIT: usize = 60_000;
-/// A read that was not repeated for this long is taken out of the map.
+/// A read that was not repeated for this long is removed from the map.
 const SETTLED_NS: u64 = 3_000_000_000;
 
-/// A probe takes the time first and sends last: a record can come this much after its time.
+/// A probe takes the time first and sends last: a record can arrive this long after its time.
 const IN_FLIGHT_NS: u64 = 2_000_000;
 
-/// Nanoseconds since boot, by the clock of the probes.
+/// Nanoseconds since boot, by the clock that the probes use.
 fn boot_time() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Of observations with one time, what tells of processes comes first.
-fn order(observation: &Observation) -> u8 {
+/// For observations with equal times: process records come first.
+fn sort_rank(observation: &Observation) -> u8 {
     match observation {
         Observation::Fork { .. } | Observation::Exec { .. } => 0,
         Observation::Exit { .. } => 2,
@@ -729,9 +747,9 @@ fn order(observation: &Observation) -> u8 {
 
 /// Counters of the probes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters([u64; COUNTERS]);
+pub struct ProbeCounters([u64; COUNTERS]);
 
-impl Counters {
+impl ProbeCounters {
     pub fn get(&self, probe: Probe, stage: Stage) -> u64 {
         self.0[probe as usize * STAGES + stage as usize]
     }
@@ -757,7 +775,7 @@ fn inode_words(key: InodeKey) -> [u64; 2] {
     ]
 }
 
-fn halves(word: u64) -> (u32, u32) {
+fn split_address(word: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
     (
         u32::from_ne_bytes([a, b, c, d]),
@@ -766,7 +784,7 @@ fn halves(word: u64) -> (u32, u32) {
 }
 
 fn read_key([start, inode, rest]: [u64; 3]) -> ReadKey {
-    let (pid, device) = halves(rest);
+    let (pid, device) = split_address(rest);
     ReadKey {
         start,
         inode,
@@ -783,7 +801,7 @@ fn read_words(key: ReadKey) -> [u64; 3] {
 }
 
 fn read_count([sent, rest]: [u64; 2]) -> ReadCount {
-    let (count, reserved) = halves(rest);
+    let (count, reserved) = split_address(rest);
     ReadCount {
         sent,
         count,
@@ -801,12 +819,13 @@ where
 
 fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<AsyncFd<RingBuf<MapData>>, SensorError> {
     let ring = map(ebpf, name)?;
-    // SAFETY: the descriptor is the map's own, and stays open as long as the ring that is moved in.
+    // SAFETY: the descriptor belongs to the map, and stays open as long as the ring that is moved
+    // in.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| SensorError::Wait(error.into()))
 }
 
-/// The cgroup v2 root that is mounted, if any.
+/// The mounted cgroup v2 root, if any.
 pub fn cgroup_root() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {

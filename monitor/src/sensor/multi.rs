@@ -1,7 +1,7 @@
-//! Multi-uprobe links (Linux 6.6), which aya cannot make: the programs are taken from the same
+//! Multi-uprobe links (Linux 6.6), which aya does not support: the programs are taken from the same
 //! object, loaded with their attach type, and linked by two calls of `bpf(2)`.
 
-use super::{perf::owned, uprobe::Program};
+use super::{perf::owned_descriptor, uprobe::UprobeProgram};
 use aya::{Ebpf, maps::Map};
 use aya_obj::{
     EbpfSectionKind, Object, ProgramSection,
@@ -18,16 +18,16 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
-/// Whether the kernel has such links, and with a filter by process that works: before 6.10 it
-/// matched one thread. A kernel that has them refuses a directory with an error of its own; one that
-/// has the fix refuses a process id that cannot be before it looks at the path.
+/// Whether the kernel has such links with a working filter by process: before 6.10 the filter
+/// matched a single thread. A kernel with these links rejects a directory with a specific error;
+/// one with the fix rejects an invalid process id before it looks at the path.
 pub fn is_supported() -> bool {
     // r0 = 0; exit
     let instructions = [instruction(0xb7), instruction(0x95)];
     let Ok(program) = load(&instructions, c"GPL", c"keytrail_try", None) else {
         return false;
     };
-    let program = Program {
+    let program = UprobeProgram {
         fd: program,
         at_return: false,
     };
@@ -39,32 +39,32 @@ pub fn is_supported() -> bool {
 }
 
 fn instruction(code: u8) -> bpf_insn {
-    // SAFETY: the structure consists of numbers, for which zero is a value.
+    // SAFETY: the structure consists of integers, for which zero is valid.
     let mut instruction: bpf_insn = unsafe { std::mem::zeroed() };
     instruction.code = code;
     instruction
 }
 
-/// The programs at functions of user space, ready to be loaded for multi-uprobe links.
+/// The programs for user-space functions, ready to be loaded for multi-uprobe links.
 #[derive(Debug)]
 pub struct MultiPrograms {
     object: Object,
-    /// The types of the object, which the kernel wants for functions that it calls back.
+    /// The object's BTF, which the kernel requires for callback functions.
     types: OwnedFd,
 }
 
 impl MultiPrograms {
-    /// Takes them from the object that `loaded` was loaded from, with the same maps.
+    /// Takes the programs from the object that `loaded` was loaded from, and uses the same maps.
     pub fn new(probes: &[u8], loaded: &Ebpf) -> Result<Self, String> {
         let mut object = Object::parse(probes).map_err(|error| error.to_string())?;
         let features = aya::features().btf();
-        let features = features.ok_or("this kernel takes no types of programs")?;
+        let features = features.ok_or("this kernel does not accept BTF for programs")?;
         let types = object
             .fixup_and_sanitize_btf(features)
             .map_err(|error| error.to_string())?
             .map(|types| load_types(&types.to_bytes()))
-            .ok_or("the probes were built without types")?
-            .map_err(|error| format!("the kernel refused the types of the probes: {error}"))?;
+            .ok_or("the probes were built without BTF")?
+            .map_err(|error| format!("the kernel rejected the BTF of the probes: {error}"))?;
         let fds: HashMap<&str, RawFd> = loaded
             .maps()
             .filter_map(|(name, map)| Some((name, descriptor(map)?.as_raw_fd())))
@@ -95,15 +95,16 @@ impl MultiPrograms {
         Ok(Self { object, types })
     }
 
-    /// Loads a program; gives what the verifier walked as well, where the kernel tells.
-    pub fn load(&self, name: &str) -> Result<(Program, Option<u32>), String> {
+    /// Loads a program; also returns the number of instructions that the verifier processed, if the
+    /// kernel reports it.
+    pub fn load(&self, name: &str) -> Result<(UprobeProgram, Option<u32>), String> {
         let program = self.object.programs.get(name);
         let program = program.ok_or_else(|| format!("program {name} is missing"))?;
         let function = self.object.functions.get(&program.function_key());
         let function = function.ok_or_else(|| format!("program {name} has no code"))?;
         // The kernel keeps 15 bytes of a name.
         let short = CString::new(&name[..name.len().min(15)]).map_err(|error| error.to_string())?;
-        let functions = Functions {
+        let functions = MultiLinkTarget {
             types: self.types.as_fd(),
             info: function.func_info.func_info_bytes(),
             count: function.func_info.len(),
@@ -115,10 +116,10 @@ impl MultiPrograms {
             &short,
             Some(&functions),
         )
-        .map_err(|error| format!("the kernel refused it: {error}"))?;
-        let walked = walked(&fd);
+        .map_err(|error| format!("rejected by the kernel: {error}"))?;
+        let walked = verified_instructions(&fd);
         let at_return = matches!(program.section, ProgramSection::URetProbe { .. });
-        Ok((Program { fd, at_return }, walked))
+        Ok((UprobeProgram { fd, at_return }, walked))
     }
 }
 
@@ -137,8 +138,8 @@ fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     Some(data.fd().as_fd())
 }
 
-/// Which functions a program consists of, for the kernel.
-struct Functions<'a> {
+/// The functions to which a program is linked, as the kernel expects them.
+struct MultiLinkTarget<'a> {
     types: BorrowedFd<'a>,
     info: Vec<u8>,
     count: usize,
@@ -146,22 +147,22 @@ struct Functions<'a> {
 }
 
 fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
-    // SAFETY: the union consists of numbers, for which zero is a value.
+    // SAFETY: the union consists of integers, for which zero is valid.
     let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
     // SAFETY: this member is the one that BPF_BTF_LOAD reads.
     let load = unsafe { &mut attributes.__bindgen_anon_7 };
     load.btf = types.as_ptr() as u64;
     load.btf_size = types.len() as u32;
-    bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes).and_then(owned)
+    bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes).and_then(owned_descriptor)
 }
 
 fn load(
     instructions: &[bpf_insn],
     license: &CStr,
     name: &CStr,
-    functions: Option<&Functions<'_>>,
+    functions: Option<&MultiLinkTarget<'_>>,
 ) -> io::Result<OwnedFd> {
-    // SAFETY: the union consists of numbers, for which zero is a value.
+    // SAFETY: the union consists of integers, for which zero is valid.
     let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
     // SAFETY: this member is the one that BPF_PROG_LOAD reads.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
@@ -179,12 +180,12 @@ fn load(
     for (place, byte) in load.prog_name.iter_mut().zip(name.to_bytes()) {
         *place = byte.cast_signed();
     }
-    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).and_then(owned)
+    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).and_then(owned_descriptor)
 }
 
-/// Links a program to the functions at some offsets of the file at a path.
+/// Links a program to the functions at the given offsets of a file.
 pub fn attach(
-    program: &Program,
+    program: &UprobeProgram,
     path: &CStr,
     offsets: &[u64],
     process: Option<NonZeroU32>,
@@ -192,10 +193,10 @@ pub fn attach(
     link(program, path, offsets, process.map_or(0, NonZeroU32::get))
 }
 
-fn link(program: &Program, path: &CStr, offsets: &[u64], pid: u32) -> io::Result<OwnedFd> {
-    /// The program is at the returns of the functions.
+fn link(program: &UprobeProgram, path: &CStr, offsets: &[u64], pid: u32) -> io::Result<OwnedFd> {
+    /// The program is attached to the functions' returns.
     const RETURN: u32 = 1;
-    // SAFETY: the union consists of numbers, for which zero is a value.
+    // SAFETY: the union consists of integers, for which zero is valid.
     let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
     // SAFETY: this member is the one that BPF_LINK_CREATE reads.
     let create = unsafe { &mut attributes.link_create };
@@ -208,12 +209,12 @@ fn link(program: &Program, path: &CStr, offsets: &[u64], pid: u32) -> io::Result
     multi.cnt = offsets.len() as u32;
     multi.flags = if program.at_return { RETURN } else { 0 };
     multi.pid = pid;
-    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).and_then(owned)
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).and_then(owned_descriptor)
 }
 
-/// Instructions that the verifier walked.
-fn walked(program: &OwnedFd) -> Option<u32> {
-    // SAFETY: both consist of numbers, for which zero is a value.
+/// Number of instructions that the verifier processed.
+fn verified_instructions(program: &OwnedFd) -> Option<u32> {
+    // SAFETY: both consist of integers, for which zero is valid.
     let (mut info, mut attributes): (bpf_prog_info, bpf_attr) = unsafe { std::mem::zeroed() };
     attributes.info.bpf_fd = program.as_raw_fd().cast_unsigned();
     attributes.info.info_len = size_of::<bpf_prog_info>() as u32;
@@ -223,8 +224,8 @@ fn walked(program: &OwnedFd) -> Option<u32> {
 }
 
 fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads and writes the attributes, as long as they are said to be, and what
-    // they point to, which the callers keep until the call returns.
+    // SAFETY: the kernel accesses the attributes up to the given size, and what they point to,
+    // which the callers keep alive until the call returns.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,13 +1,13 @@
-//! What the sensor gives: records decoded and checked, in the terms of user space.
+//! The sensor's output: decoded and validated records.
 
-use super::dns::Resolved;
+use super::dns::DnsAnswer;
 use crate::model::{Look, Subject, Transport};
 use jiff::Timestamp;
 use std::{net::IpAddr, path::PathBuf};
 
-/// Whose task a record is of.
+/// The task that caused a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct TaskInfo {
     pub time: Timestamp,
     pub subject: Subject,
     pub parent: Option<Subject>,
@@ -18,7 +18,7 @@ pub struct Stamp {
     pub comm: String,
 }
 
-/// What tells one file from another.
+/// Identifies a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
     /// See [`kernel_device`].
@@ -27,17 +27,17 @@ pub struct FileId {
     pub generation: u32,
 }
 
-/// A device number as the kernel has it inside, from what the calls for files give.
+/// Converts a device number from system calls to the kernel's internal representation.
 pub fn kernel_device(device: u64) -> u32 {
     rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
-/// Where what a process writes goes, as far as it is a pipe or a socket.
+/// The destination of a process's standard output, if it is a pipe or a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Output {
-    /// The inode number of the one at its standard output.
+pub struct StdoutPipe {
+    /// Its inode number.
     pub pipe: Option<u64>,
-    /// It is its parent's as well, so the parent is not the one that reads from it.
+    /// The parent has the same standard output, so the parent does not read from it.
     pub of_parent: bool,
 }
 
@@ -45,41 +45,41 @@ pub struct Output {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     Exec {
-        stamp: Stamp,
+        stamp: TaskInfo,
         exe: PathBuf,
         file: FileId,
-        /// The executable has no name any more, or never had one.
+        /// The executable no longer has a name, or never had one.
         unlinked: bool,
     },
     Fork {
-        stamp: Stamp,
+        stamp: TaskInfo,
     },
     Exit {
-        stamp: Stamp,
+        stamp: TaskInfo,
     },
     FileOpened {
-        stamp: Stamp,
-        /// Where the process sees it; `/…/` at the beginning where it is too long to be known.
+        stamp: TaskInfo,
+        /// Path as the process sees it; begins with `/…/` if it was too long to be captured.
         path: PathBuf,
-        /// Where it is in its own file system, if a mount shows it under another path.
+        /// Path inside its own file system, if a mount shows it under another path.
         source: Option<PathBuf>,
         file: FileId,
-        /// The probe knew it by its inode, whatever its name.
+        /// The probe recognised it by its inode, regardless of its name.
         known: bool,
-        manner: Manner,
+        manner: OpenKind,
         count: u32,
-        output: Output,
+        output: StdoutPipe,
     },
-    /// A credential in the bytes that a process handed to its TLS library.
+    /// A credential in the bytes that a process passed to its TLS library.
     Presented {
-        stamp: Stamp,
-        /// Tells one write from another.
+        stamp: TaskInfo,
+        /// Identifies the write.
         write: u64,
-        /// Fingerprint of the server name that the program gave its TLS object.
+        /// Fingerprint of the server name that the program set on its TLS object.
         server: Option<u64>,
-        /// Fingerprint of the server's name in the head of the request.
+        /// Fingerprint of the server name in the head of the request.
         host: Option<u64>,
-        shown: Shown,
+        shown: ObservedSecret,
     },
     /// A credential in a packet outside TLS.
     Clear {
@@ -87,30 +87,30 @@ pub enum Observation {
         cookie: u64,
         /// As in [`Observation::Presented`].
         host: Option<u64>,
-        shown: Shown,
+        shown: ObservedSecret,
     },
-    /// A credential in what came back in clear; what is in one answer has one time.
+    /// A credential in a plaintext response; all credentials of one response have the same time.
     Minted {
         time: Timestamp,
         cookie: u64,
-        shown: Shown,
+        shown: ObservedSecret,
     },
-    /// The head of a request in clear, and the server's name in it.
+    /// The server name in the head of a plaintext request.
     Host {
         time: Timestamp,
         cookie: u64,
         name: Option<String>,
     },
-    /// A name server answered; nothing, where it gave no address, or could not be understood.
+    /// A DNS response; `None` if it contained no address or could not be parsed.
     Answer {
         time: Timestamp,
-        resolved: Option<Resolved>,
+        resolved: Option<DnsAnswer>,
     },
-    /// The TLS library did not take such a write.
+    /// The TLS library did not accept the write.
     Withdrawn {
         write: u64,
     },
-    /// The socket on which such a write went out.
+    /// The socket on which the write was sent.
     Tied {
         write: u64,
         cookie: u64,
@@ -124,84 +124,85 @@ pub enum Observation {
         count: u32,
     },
     Variable {
-        stamp: Stamp,
+        stamp: TaskInfo,
         name: String,
         fingerprint: u64,
         secret_len: u32,
-        /// Index in the prefix table of the catalog.
+        /// Index in the catalog's prefix table.
         prefix: Option<u32>,
         dots: u32,
         url: bool,
     },
     Connected {
-        stamp: Stamp,
+        stamp: TaskInfo,
         cookie: u64,
         address: IpAddr,
         port: u16,
         transport: Transport,
         stdin: Option<u64>,
     },
-    /// The environment or the memory of a process, looked at by another.
+    /// A read of another process's environment or memory.
     Foreign {
-        stamp: Stamp,
-        target: Target,
+        stamp: TaskInfo,
+        target: ReadTarget,
         look: Look,
     },
-    /// A TCP connection that never came about.
+    /// A TCP connection that was never established.
     Refused {
         time: Timestamp,
         cookie: u64,
     },
-    /// The first payload of a connection, and its ClientHello where it is one.
+    /// The first payload of a connection, and its ClientHello if it is one.
     Payload {
         time: Timestamp,
         cookie: u64,
-        hello: Option<Hello>,
-        /// The payload began like a ClientHello, and did not parse.
+        hello: Option<ClientHello>,
+        /// The payload began like a ClientHello but could not be parsed.
         malformed: bool,
     },
 }
 
-/// What a probe tells of a secret in the bytes of a connection.
+/// A secret that a probe found in the bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct ObservedSecret {
     pub fingerprint: u64,
-    /// Of the password, or of the key in place of the user, where the secret is both in base64.
+    /// Fingerprint of the password, or of the key in place of the user, if the secret is a
+    /// base64-encoded pair.
     pub inner: Option<u64>,
     pub secret_len: u32,
     /// Index of the header in the catalog; or [`monitor_common::login::LOGIN`] and the protocol; or
-    /// [`monitor_common::answer::FIELD`] and the index of the field.
+    /// [`monitor_common::answer::RESPONSE_FIELD`] and the index of the field.
     pub header: u32,
-    /// Index in the prefix table of the catalog.
+    /// Index in the catalog's prefix table.
     pub prefix: Option<u32>,
     pub dots: u32,
 }
 
-/// How a process came by an open file.
+/// How a process obtained an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub enum OpenKind {
     Opened,
     /// From another process: over a socket, or taken from it.
     Received,
-    /// It was open when the process became another program.
+    /// Inherited across an exec.
     Inherited,
-    /// For writing only: no use of what is in it.
+    /// Opened for writing only: its contents are not used.
     Written,
-    /// It is a socket, and the process has connected to it.
+    /// Not a file but a socket to which the process connected.
     Connected,
 }
 
-/// A process that another looked at.
+/// A process that was read by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum ReadTarget {
     Subject(Subject),
-    /// Its number in the PID namespace of the one who looked.
+    /// Its pid in the reader's PID namespace.
     Number(u32),
 }
 
-/// What a ClientHello says in clear.
+/// The plaintext part of a ClientHello.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hello {
+pub struct ClientHello {
     pub server_name: Option<String>,
     pub alpn: Vec<String>,
     pub ech: bool,

@@ -1,4 +1,4 @@
-//! `perf_event_open(2)`: what is shared by uprobes and by records of mapped files.
+//! `perf_event_open(2)`, shared by uprobes and by records of mapped files.
 
 use std::{
     io,
@@ -6,10 +6,10 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd},
 };
 
-/// `struct perf_event_attr` in the size that it had with its third version.
+/// `struct perf_event_attr` in the size of its third version.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Attributes {
+pub struct PerfAttributes {
     pub kind: u32,
     pub size: u32,
     pub config: u64,
@@ -19,14 +19,14 @@ pub struct Attributes {
     pub flags: u64,
     pub wakeup: u32,
     pub breakpoint_type: u32,
-    /// For the PMU of uprobes the address of a path.
+    /// For the uprobe PMU: the address of a path.
     pub config1: u64,
-    /// And an offset in that file.
+    /// For the uprobe PMU: an offset in that file.
     pub config2: u64,
     pub branch_sample_type: u64,
 }
 
-impl Attributes {
+impl PerfAttributes {
     pub fn new(kind: u32) -> Self {
         Self {
             kind,
@@ -36,12 +36,12 @@ impl Attributes {
     }
 }
 
-/// Which tasks an event is about.
+/// Which tasks an event observes.
 #[derive(Clone, Copy, Debug)]
-pub enum Target {
-    /// One process, wherever it runs.
+pub enum PerfTarget {
+    /// One process, on any CPU.
     Process(NonZeroU32),
-    /// Every process, while it runs on this processor.
+    /// Every process, while it runs on this CPU.
     Processor(u32),
 }
 
@@ -49,15 +49,15 @@ pub enum Target {
 ///
 /// # Errors
 ///
-/// As the kernel gives them. `EACCES` and `EPERM`: `CAP_PERFMON` is missing, or more.
-pub fn open(attributes: &Attributes, target: Target) -> io::Result<OwnedFd> {
+/// Those of the kernel. `EACCES` and `EPERM`: `CAP_PERFMON`, or more, is missing.
+pub fn open(attributes: &PerfAttributes, target: PerfTarget) -> io::Result<OwnedFd> {
     const CLOSE_ON_EXEC: libc::c_ulong = 8;
     let (pid, processor) = match target {
-        Target::Process(pid) => (pid.get().cast_signed(), -1),
-        Target::Processor(number) => (-1, number.cast_signed()),
+        PerfTarget::Process(pid) => (pid.get().cast_signed(), -1),
+        PerfTarget::Processor(number) => (-1, number.cast_signed()),
     };
-    // SAFETY: the kernel reads as many bytes as the attributes say they have, and a path that they
-    // point to, which the caller keeps; nothing is written.
+    // SAFETY: the kernel reads the attributes up to their given size, and a path that they point
+    // to, which the caller keeps alive; nothing is written.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
@@ -68,13 +68,13 @@ pub fn open(attributes: &Attributes, target: Target) -> io::Result<OwnedFd> {
             CLOSE_ON_EXEC,
         )
     };
-    owned(fd)
+    owned_descriptor(fd)
 }
 
-/// A descriptor that a system call has returned.
-pub fn owned(returned: libc::c_long) -> io::Result<OwnedFd> {
+/// Takes ownership of a descriptor that a system call returned.
+pub fn owned_descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(returned) {
-        // SAFETY: the kernel has just made it for this caller.
+        // SAFETY: the kernel has just created it for this caller.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }

@@ -1,4 +1,4 @@
-//! What a process that already runs has open: files and connections, from `/proc`.
+//! Open files and connections of processes that already run, from `/proc`.
 
 use super::observation::{FileId, kernel_device};
 use crate::{host, model::Transport, reserved};
@@ -19,25 +19,25 @@ use std::{
 
 /// What a process has open.
 #[derive(Debug, Default)]
-pub struct Open {
-    /// Regular files that can be read, and their paths as the process sees them.
+pub struct OpenFiles {
+    /// Readable regular files, with their paths as the process sees them.
     pub files: Vec<(PathBuf, FileId)>,
     /// Inode numbers of sockets.
     pub sockets: Vec<u64>,
 }
 
-/// Where a connection goes.
+/// The remote end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remote {
+pub struct RemoteAddress {
     pub address: IpAddr,
     pub port: u16,
     pub transport: Transport,
 }
 
-/// What a process has open now, of files those whose path is `wanted`; nothing of one that has ended,
-/// or that may not be looked into.
-pub fn open(pid: u32, wanted: impl Fn(&Path) -> bool) -> Open {
-    let mut open = Open::default();
+/// What a process has open now, limited to files whose path is `wanted`; empty if it exited or may
+/// not be read.
+pub fn open_files(pid: u32, wanted: impl Fn(&Path) -> bool) -> OpenFiles {
+    let mut open = OpenFiles::default();
     let descriptors = i32::try_from(pid)
         .ok()
         .and_then(|pid| Process::new(pid).ok())
@@ -58,38 +58,38 @@ pub fn open(pid: u32, wanted: impl Fn(&Path) -> bool) -> Open {
     open
 }
 
-/// What a path leads to, as the probes tell it; nothing where that is no regular file, or one that
-/// may not be opened.
+/// Identifies the file at a path, as the probes do; `None` if it is not a regular file, or may not
+/// be opened.
 pub fn identify(path: &Path) -> Option<FileId> {
     let may_be_opened = std::fs::metadata(path)
         .is_ok_and(|metadata| metadata.is_file() && !reserved::is_reserved(&metadata));
     if !may_be_opened {
         return None;
     }
-    // What is no file any more by now is not waited for.
+    // O_NONBLOCK, in case it is no longer a regular file.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
     let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
     Some(FileId {
         device: kernel_device(metadata.dev()),
         inode: metadata.ino(),
-        generation: generation(&file),
+        generation: inode_generation(&file),
     })
 }
 
-/// What a path leads to.
+/// The target of a path.
 #[derive(Debug)]
-pub struct There {
-    /// Where that is, without links.
+pub struct PathTarget {
+    /// Its path, with links resolved.
     pub path: PathBuf,
     /// Absent for a socket.
     pub file: Option<FileId>,
 }
 
-/// What a path leads to for a process, in its own root, links included; nothing where that is neither a regular file nor
-/// a socket. It waits for no other machine: where there is a file system of one, what the kernel does not know yet is not
-/// there.
-pub fn at(pid: u32, path: &Path) -> Option<There> {
+/// Resolves a path as a process sees it, links included; `None` if it is neither a regular file nor
+/// a socket. It does not wait for other machines: if a network file system is mounted, a path that
+/// the kernel has not cached is treated as absent.
+pub fn path_target(pid: u32, path: &Path) -> Option<PathTarget> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(format!("/proc/{pid}/root"), directory, Mode::empty()).ok()?;
     let inside = path.strip_prefix("/").unwrap_or(path);
@@ -97,7 +97,7 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let open = |more| rustix::fs::openat2(&root, inside, place, Mode::empty(), resolve | more);
     let opened = match open(ResolveFlags::CACHED) {
-        // Not without a look at a disk, or on a kernel before 5.12.
+        // The path is not cached, or the kernel is older than 5.12.
         Err(Errno::AGAIN | Errno::INVAL) if all_mounts_are_local(pid) => {
             open(ResolveFlags::empty())
         }
@@ -116,13 +116,13 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
     let file = match kind {
         FileType::Socket => None,
         FileType::RegularFile => {
-            // Only what is on a device of this machine is opened for more.
+            // Only files on a local device are opened to read more.
             let generation = if found.stx_dev_major == 0 {
                 0
             } else {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 rustix::fs::open(&link, flags, Mode::empty())
-                    .map_or(0, |opened| generation(&File::from(opened)))
+                    .map_or(0, |opened| inode_generation(&File::from(opened)))
             };
             Some(FileId {
                 device: found.stx_dev_major << 20 | found.stx_dev_minor,
@@ -132,16 +132,17 @@ pub fn at(pid: u32, path: &Path) -> Option<There> {
         }
         _ => return None,
     };
-    Some(There { path, file })
+    Some(PathTarget { path, file })
 }
 
-/// File systems for which another machine answers.
+/// File systems that are served by another machine.
 pub const REMOTE_FILE_SYSTEMS: [&str; 12] = [
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "afs", "lustre", "gfs2", "ocfs2",
     "virtiofs",
 ];
 
-/// Whether no file system is mounted for a process that another machine may keep one waiting for.
+/// Whether no file system of a process is served by another machine, which could make a lookup
+/// wait.
 fn all_mounts_are_local(pid: u32) -> bool {
     let mounts = i32::try_from(pid)
         .ok()
@@ -150,31 +151,31 @@ fn all_mounts_are_local(pid: u32) -> bool {
     mounts.is_some_and(|mounts| {
         mounts.into_iter().all(|mount| {
             let kind = mount.fs_type.as_str();
-            // A program of this machine answers for a FUSE, and nobody but its owner waits for that by default.
+            // FUSE is served by a local program, and by default only its owner can access it.
             !REMOTE_FILE_SYSTEMS.contains(&kind)
                 && !["fuse.sshfs", "fuse.glusterfs", "fuse.s3fs"].contains(&kind)
         })
     })
 }
 
-/// The generation of a file's inode; 0 where its file system tells none.
-fn generation(file: &File) -> u32 {
+/// The generation of a file's inode; 0 if its file system has none.
+fn inode_generation(file: &File) -> u32 {
     use rustix::ioctl::{Getter, ioctl, opcode};
     const FS_IOC_GETVERSION: rustix::ioctl::Opcode = opcode::read::<std::ffi::c_long>(b'v', 1);
-    // SAFETY: the call writes an int, for all that its number says, and there is room for a long.
+    // SAFETY: despite its definition the call writes an int, and there is room for a long.
     let version = unsafe { ioctl(file, Getter::<FS_IOC_GETVERSION, u64>::new()) };
     version.map_or(0, |version| version as u32)
 }
 
-/// Connections by the inode number of their socket, read once for each network namespace.
+/// Connections by the inode number of their socket, read once per network namespace.
 #[derive(Debug, Default)]
-pub struct Connections {
-    known: HashMap<u64, HashMap<u64, Remote>>,
+pub struct RunningConnections {
+    known: HashMap<u64, HashMap<u64, RemoteAddress>>,
 }
 
-impl Connections {
+impl RunningConnections {
     /// The outgoing connections among the sockets of a process.
-    pub fn of(&mut self, pid: u32, sockets: &[u64]) -> Vec<(u64, Remote)> {
+    pub fn outgoing_of(&mut self, pid: u32, sockets: &[u64]) -> Vec<(u64, RemoteAddress)> {
         if sockets.is_empty() {
             return Vec::new();
         }
@@ -195,24 +196,24 @@ impl Connections {
     }
 }
 
-fn outgoing(pid: u32) -> ProcResult<HashMap<u64, Remote>> {
+fn outgoing(pid: u32) -> ProcResult<HashMap<u64, RemoteAddress>> {
     let process = Process::new(i32::try_from(pid).unwrap_or(0))?;
     let mut tcp = process.tcp()?;
-    // Without IPv6 there is no such file.
+    // The file does not exist without IPv6.
     tcp.extend(process.tcp6().unwrap_or_default());
     let mut udp = process.udp()?;
     udp.extend(process.udp6().unwrap_or_default());
-    Ok(select(&tcp, &udp))
+    Ok(select_outgoing(&tcp, &udp))
 }
 
-/// What was connected from here: a socket on a port at which something listens was accepted.
-fn select(tcp: &[TcpNetEntry], udp: &[UdpNetEntry]) -> HashMap<u64, Remote> {
+/// Selects connections initiated from here: a socket on a port with a listener was accepted.
+fn select_outgoing(tcp: &[TcpNetEntry], udp: &[UdpNetEntry]) -> HashMap<u64, RemoteAddress> {
     let listening: Vec<u16> = tcp
         .iter()
         .filter(|entry| entry.state == TcpState::Listen)
         .map(|entry| entry.local_address.port())
         .collect();
-    let remote = |address: SocketAddr, transport| Remote {
+    let remote = |address: SocketAddr, transport| RemoteAddress {
         address: match address.ip() {
             IpAddr::V6(six) => six.to_ipv4_mapped().map_or(IpAddr::V6(six), IpAddr::V4),
             four => four,
@@ -248,11 +249,11 @@ mod tests {
         writing.write_all(b"x").expect("written");
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let to = listener.local_addr().expect("an address");
-        let none = open(std::process::id(), |_| false);
+        let none = open_files(std::process::id(), |_| false);
         assert!(none.files.is_empty(), "nothing else is touched");
         let connected = TcpStream::connect(to).expect("connected");
         let accepted = listener.accept().expect("accepted");
-        let found = open(std::process::id(), |_| true);
+        let found = open_files(std::process::id(), |_| true);
         let inode = reading.metadata().expect("there").ino();
         assert!(
             found
@@ -266,7 +267,7 @@ mod tests {
                 .iter()
                 .any(|(seen, _)| seen.ends_with("written"))
         );
-        let remotes = Connections::default().of(std::process::id(), &found.sockets);
+        let remotes = RunningConnections::default().outgoing_of(std::process::id(), &found.sockets);
         let ours: Vec<_> = remotes
             .iter()
             .filter(|(_, remote)| remote.port == to.port())

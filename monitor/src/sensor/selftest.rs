@@ -1,4 +1,4 @@
-//! The self-test at start: what the probes read of this process is compared with `/proc`.
+//! The self-test at start: compares what the probes read of this process with `/proc`.
 
 use super::{
     Sensor, SensorError,
@@ -14,7 +14,7 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why the probes are not to be believed.
+/// Why the probes cannot be trusted.
 #[derive(Debug, Error)]
 pub enum SelfTestError {
     #[error("the test file {path} cannot be used: {source}")]
@@ -22,7 +22,7 @@ pub enum SelfTestError {
     #[error("the file probe did not report this process's own open within {0:?}")]
     Silent(Duration),
     #[error(
-        "the file probe reports {what} as `{found}`, and it is `{expected}`: the kernel's fields are not where its BTF says"
+        "the file probe reports {what} as `{found}` instead of `{expected}`: the kernel's fields are not where its BTF says"
     )]
     Wrong {
         what: &'static str,
@@ -33,39 +33,40 @@ pub enum SelfTestError {
     Sensor(#[from] SensorError),
 }
 
-const LIMIT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Opens a file with the name of a credential and waits until the probes tell of it. Gives the
-/// number by which the kernel knows this process, which in a PID namespace is not its own; tells
-/// it to the probes. What else was observed meanwhile is appended to `observations`.
+/// Opens a file with the name of a credential and waits until the probes report it. Returns this
+/// process's pid in the initial PID namespace, which differs from its own view inside a PID
+/// namespace, and passes it to the probes. Anything else observed meanwhile is appended to
+/// `observations`.
 pub async fn self_test(
     sensor: &mut Sensor,
     directory: &Path,
     observations: &mut Vec<Observation>,
 ) -> Result<u32, SelfTestError> {
-    let mark = OwnFile::new("self-test");
-    let folder = Folder(directory.join(&mark.name));
+    let mark = SelfTestFile::new("self-test");
+    let folder = TestDirectory(directory.join(&mark.name));
     let path = folder.netrc();
     let failed = |source| SelfTestError::File {
         path: path.clone(),
         source,
     };
-    let mark = mark.of(&folder.make().map_err(failed)?);
+    let mark = mark.create(&folder.make().map_err(failed)?);
     let _opened = File::open(&path).map_err(failed)?;
     let began = Instant::now();
     let found = loop {
         let before = observations.len();
         sensor
-            .observe(Duration::from_millis(50), observations)
+            .read_observations(Duration::from_millis(50), observations)
             .await?;
         let found = observations[before..]
             .iter()
-            .position(|observation| mark.is(observation));
+            .position(|observation| mark.matches(observation));
         if let Some(place) = found {
             break observations.remove(before + place);
         }
-        if began.elapsed() > LIMIT {
-            return Err(SelfTestError::Silent(LIMIT));
+        if began.elapsed() > TIMEOUT {
+            return Err(SelfTestError::Silent(TIMEOUT));
         }
     };
     drop(folder);
@@ -73,7 +74,7 @@ pub async fn self_test(
         stamp, path: seen, ..
     } = found
     else {
-        return Err(SelfTestError::Silent(LIMIT));
+        return Err(SelfTestError::Silent(TIMEOUT));
     };
     let check = |what, found: String, expected: String| {
         if found == expected {
@@ -110,10 +111,10 @@ pub async fn self_test(
     Ok(stamp.subject.pid)
 }
 
-/// A folder for a file with the name of a credential's, removed however the test ends.
-struct Folder(PathBuf);
+/// A directory for a file with a credential's name, removed however the test ends.
+struct TestDirectory(PathBuf);
 
-impl Folder {
+impl TestDirectory {
     fn netrc(&self) -> PathBuf {
         self.0.join(".netrc")
     }
@@ -125,33 +126,35 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TestDirectory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::debug!(folder = %self.0.display(), %error, "cannot remove the folder of the self-test");
+            tracing::debug!(folder = %self.0.display(), %error, "cannot remove the directory of the self-test");
         }
     }
 }
 
-/// A file that the agent opens to be seen, and how it is told from what others open meanwhile: by
-/// process, device and inode. In a PID namespace the kernel knows this process by another number, and
-/// some file systems show another device than the kernel has: then by a name that nobody else knows.
+/// A file that the agent opens to test the probes, and how its open is recognised among others: by
+/// process, device and inode. In a PID namespace the kernel reports another pid, and some file
+/// systems report another device than the kernel uses: then a name that no one else knows is
+/// compared.
 #[derive(Debug)]
-struct OwnFile {
+struct SelfTestFile {
     name: String,
     inode: u64,
     device: Option<u32>,
     pid: Option<u32>,
 }
 
-impl OwnFile {
+impl SelfTestFile {
     fn new(front: &str) -> Self {
-        /// The inode number of the first PID namespace.
-        const INITIAL: u64 = 0xefff_fffc;
+        /// The inode number of the initial PID namespace.
+        const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
         let mut random = [0; 8];
-        // Without random bytes the process and the file are enough.
+        // Without random bytes, the process and the file are sufficient.
         let _ = getrandom::fill(&mut random);
-        let initial = fs::metadata("/proc/self/ns/pid").is_ok_and(|ns| ns.ino() == INITIAL);
+        let initial =
+            fs::metadata("/proc/self/ns/pid").is_ok_and(|ns| ns.ino() == INITIAL_PID_NAMESPACE);
         Self {
             name: format!("{front}-{:016x}", u64::from_le_bytes(random)),
             inode: 0,
@@ -160,8 +163,8 @@ impl OwnFile {
         }
     }
 
-    /// The same once there is a file.
-    fn of(self, metadata: &fs::Metadata) -> Self {
+    /// Adds the identity of the created file.
+    fn create(self, metadata: &fs::Metadata) -> Self {
         let device = metadata.dev();
         Self {
             inode: metadata.ino(),
@@ -170,7 +173,7 @@ impl OwnFile {
         }
     }
 
-    fn is(&self, observation: &Observation) -> bool {
+    fn matches(&self, observation: &Observation) -> bool {
         let Observation::FileOpened {
             stamp, file, path, ..
         } = observation
@@ -184,25 +187,25 @@ impl OwnFile {
     }
 }
 
-/// How often the probes are asked whether they still see.
-const BEAT: Duration = Duration::from_secs(30);
+/// Interval between checks that the probes still work.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A file with the name of a credential that the agent opens now and then: the probes that do not tell
-/// of it were detached, or are kept from telling.
+/// A file with a credential's name that the agent opens regularly: probes that do not report it
+/// were detached, or are kept from reporting.
 #[derive(Debug)]
 pub struct Heartbeat {
     directory: PathBuf,
     own: u32,
     last: Instant,
-    /// A beat that was not seen yet.
-    waiting: Option<OwnFile>,
-    /// When the probes were last known to see.
+    /// An open that was not observed yet.
+    waiting: Option<SelfTestFile>,
+    /// When the probes were last known to work.
     seen: Timestamp,
     silent: bool,
 }
 
 impl Heartbeat {
-    /// `own` is the agent's number, as [`self_test`] gives it.
+    /// `own` is the agent's pid as returned by [`self_test`].
     pub fn new(directory: &Path, own: u32) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -214,36 +217,36 @@ impl Heartbeat {
         }
     }
 
-    /// Beats, where it is time to; to be called each second. Gives since when the file probe may be
-    /// silent, where that has shown since the last call.
+    /// Opens the file if it is due; called every second. Returns since when the file probe may be
+    /// silent, if that was detected since the last call.
     pub fn beat(&mut self, sensor: &mut Sensor) -> Result<Option<Timestamp>, SensorError> {
         let since = self.last.elapsed();
-        let fell_silent = self.waiting.is_some() && since > LIMIT && !self.silent;
+        let fell_silent = self.waiting.is_some() && since > TIMEOUT && !self.silent;
         self.silent |= fell_silent;
-        if since > BEAT {
+        if since > HEARTBEAT_INTERVAL {
             self.last = Instant::now();
             self.waiting = None;
-            // A disk may be full: then there is no beat, and nothing to be missed.
-            let mark = OwnFile::new("heartbeat");
-            let folder = Folder(self.directory.join(&mark.name));
+            // If the disk is full, there is no heartbeat, and nothing to expect.
+            let mark = SelfTestFile::new("heartbeat");
+            let folder = TestDirectory(self.directory.join(&mark.name));
             if let Ok(metadata) = folder.make() {
                 sensor.set_agent(0)?;
                 let opened = File::open(folder.netrc());
                 sensor.set_agent(self.own)?;
-                self.waiting = opened.is_ok().then(|| mark.of(&metadata));
+                self.waiting = opened.is_ok().then(|| mark.create(&metadata));
             }
         }
         Ok(fell_silent.then_some(self.seen))
     }
 
-    /// Takes the beat out of what was observed, and what else the agent did meanwhile.
-    pub fn take(&mut self, observations: &mut Vec<Observation>) {
+    /// Removes the heartbeat, and other activity of the agent itself, from the observations.
+    pub fn remove_own(&mut self, observations: &mut Vec<Observation>) {
         let Some(mark) = &self.waiting else { return };
         let own = self.own;
         let mut seen = false;
         observations.retain(|observation| match observation {
             Observation::FileOpened { stamp, .. } if stamp.subject.pid == own => {
-                seen |= mark.is(observation);
+                seen |= mark.matches(observation);
                 false
             }
             Observation::Foreign { stamp, .. } => stamp.subject.pid != own,

@@ -1,41 +1,41 @@
-//! TLS libraries, and programs that contain one, recognised by the functions that they define.
+//! Recognises TLS libraries, and programs that contain one, by the functions they define.
 
 use super::{
-    elf::{Elf, ElfError, Function, ReadAt, SymbolTable, Unwind},
+    elf::{Elf, ElfError, ElfFunction, ReadAt, SymbolTable, UnwindEntry},
     go_table,
 };
 
-/// A TLS library: its functions that take plaintext or return it, each with the program for it.
+/// A TLS library: its functions that take or return plaintext, with the program for each.
 #[derive(Debug)]
-pub struct Stack {
+pub struct TlsStack {
     pub name: &'static str,
     functions: &'static [(&'static str, &'static str)],
 }
 
-/// The program at functions of `(object, bytes, length)`.
+/// The program at functions `(object, bytes, length)`.
 pub const WRITE: &str = "present_write";
-/// The program at the returns of the same, where they are in a program.
+/// The program at the returns of these functions, if they are inside a program.
 pub const WRITTEN: &str = "present_written";
-/// The program where an object is freed.
+/// The program at functions that free an object.
 pub const FREED: &str = "present_freed";
 /// The program at `SSL_ctrl`.
 pub const SERVER: &str = "present_server";
-/// The programs at functions of `(object, bytes, length)` that return what was received, and of
-/// the same with where the length goes. Attached to one process at a time.
+/// The program at functions `(object, bytes, length)` that return received bytes, and at those that
+/// take a pointer to the length as well. Attached to one process at a time.
 pub const READ: &str = "returned_begin";
 pub const READ_EX: &str = "returned_begin_ex";
-/// The program at their returns.
-pub const RETURNED: &str = "returned";
-/// The program at a function of Go that takes `(object, bytes, length)`.
+/// The program at the returns of these functions.
+pub const READ_RETURN: &str = "returned";
+/// The program at a Go function that takes `(object, bytes, length)`.
 pub const GO: &str = "present_go";
 
-/// The stack of Go, and its function.
+/// Go's TLS stack, and its function.
 const GO_STACK: &str = "go";
 const GO_WRITE: &str = "crypto/tls.(*Conn).Write";
 
 /// Every stack that is recognised by symbols.
-pub const STACKS: [Stack; 2] = [
-    Stack {
+pub const STACKS: [TlsStack; 2] = [
+    TlsStack {
         name: "openssl",
         functions: &[
             ("SSL_write", WRITE),
@@ -46,7 +46,7 @@ pub const STACKS: [Stack; 2] = [
             ("SSL_read_ex", READ_EX),
         ],
     },
-    Stack {
+    TlsStack {
         name: "gnutls",
         functions: &[
             ("gnutls_record_send", WRITE),
@@ -56,48 +56,52 @@ pub const STACKS: [Stack; 2] = [
     },
 ];
 
-/// Functions of one name; a library has one, or one for each of its versions.
+/// Maximum functions with the same name; a library has one, or one per symbol version.
 const SAME_NAME_MAX: usize = 4;
-/// Reasons that are kept of one file.
+/// Maximum reasons kept per file.
 const REASONS_MAX: usize = 4;
-/// Bytes at a function's beginning that are compared between a process and its file.
+/// Bytes at a function's entry that are compared between a process and its file.
 pub const ENTRY_BYTES: usize = 16;
 
-/// Where a program belongs in a file.
+/// A position in a file at which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Point {
+pub struct AttachPoint {
     pub program: &'static str,
-    /// In the file.
+    /// Offset in the file.
     pub offset: u64,
     pub entry: [u8; ENTRY_BYTES],
 }
 
-/// What a file has to offer.
+/// The attach points of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inspection {
-    /// The stacks, and where their functions begin.
-    pub stacks: Vec<(&'static str, Vec<Point>)>,
-    /// Why what seems to be a stack is not attached to.
+pub struct TlsInspection {
+    /// The TLS stacks found, and the entries of their functions.
+    pub stacks: Vec<(&'static str, Vec<AttachPoint>)>,
+    /// Why functions that look like those of a TLS stack are not attached to.
     pub unproven: Vec<String>,
 }
 
-impl Inspection {
+impl TlsInspection {
     pub fn is_empty(&self) -> bool {
         self.stacks.is_empty() && self.unproven.is_empty()
     }
 
-    fn give_up(&mut self, reason: String) {
+    fn clear(&mut self, reason: String) {
         if self.unproven.len() < REASONS_MAX && !self.unproven.contains(&reason) {
             self.unproven.push(reason);
         }
     }
 }
 
-/// Looks for the functions of every stack in a file. Go's are looked for with the dynamic symbols.
-pub fn inspect<F: ReadAt + ?Sized>(file: &F, symbols: SymbolTable) -> Result<Inspection, ElfError> {
+/// Finds the functions of every stack in a file. Go's functions are searched together with the
+/// dynamic symbols.
+pub fn inspect<F: ReadAt + ?Sized>(
+    file: &F,
+    symbols: SymbolTable,
+) -> Result<TlsInspection, ElfError> {
     let elf = Elf::parse(file)?;
-    let mut inspection = Inspection::default();
-    let names: Vec<(&Stack, &str, &'static str)> = STACKS
+    let mut inspection = TlsInspection::default();
+    let names: Vec<(&TlsStack, &str, &'static str)> = STACKS
         .iter()
         .flat_map(|stack| {
             let of_stack =
@@ -107,25 +111,25 @@ pub fn inspect<F: ReadAt + ?Sized>(file: &F, symbols: SymbolTable) -> Result<Ins
         .collect();
     let wanted: Vec<&str> = names.iter().map(|(_, name, _)| *name).collect();
     let functions = elf.functions(symbols, &wanted)?;
-    for Function { name, address } in &functions {
+    for ElfFunction { name, address } in &functions {
         let same_name = functions.iter().filter(|other| other.name == *name).count();
         let (stack, name, program) = names[*name];
         let address = *address;
         if same_name > SAME_NAME_MAX {
-            inspection.give_up(format!(
+            inspection.clear(format!(
                 "{}: {same_name} functions are named {name}",
                 stack.name
             ));
             continue;
         }
-        match prove(&elf, program, address)? {
-            Ok(point) => add(&mut inspection.stacks, stack.name, point),
+        match prove_entry(&elf, program, address)? {
+            Ok(point) => add_point(&mut inspection.stacks, stack.name, point),
             Err(reason) => {
-                inspection.give_up(format!("{}: {name} at {address:#x}: {reason}", stack.name));
+                inspection.clear(format!("{}: {name} at {address:#x}: {reason}", stack.name));
             }
         }
     }
-    // Functions of these names that do something else are no TLS library.
+    // Unrelated functions of the same names do not make a TLS library.
     inspection
         .stacks
         .retain(|(_, points)| points.iter().any(|point| point.program == WRITE));
@@ -137,32 +141,35 @@ pub fn inspect<F: ReadAt + ?Sized>(file: &F, symbols: SymbolTable) -> Result<Ins
 
 fn inspect_go<F: ReadAt + ?Sized>(
     elf: &Elf<'_, F>,
-    inspection: &mut Inspection,
+    inspection: &mut TlsInspection,
 ) -> Result<(), ElfError> {
-    match go_table::function(elf, GO_WRITE) {
+    match go_table::find_function(elf, GO_WRITE) {
         Ok(None) => {}
-        Ok(Some(address)) => match prove(elf, GO, address)? {
-            Ok(point) => add(&mut inspection.stacks, GO_STACK, point),
-            Err(reason) => inspection.give_up(format!("{GO_STACK}: {reason}")),
+        Ok(Some(address)) => match prove_entry(elf, GO, address)? {
+            Ok(point) => add_point(&mut inspection.stacks, GO_STACK, point),
+            Err(reason) => inspection.clear(format!("{GO_STACK}: {reason}")),
         },
         Err(go_table::GoError::Elf(error @ ElfError::Read(_))) => return Err(error),
-        Err(error) => inspection.give_up(format!("{GO_STACK}: {error}")),
+        Err(error) => inspection.clear(format!("{GO_STACK}: {error}")),
     }
     Ok(())
 }
 
-/// The point at an address, where a function is proven to begin there; or else why it is not.
-fn prove<F: ReadAt + ?Sized>(
+/// The attach point at an address, if a function is proven to begin there; otherwise the reason why
+/// not.
+fn prove_entry<F: ReadAt + ?Sized>(
     elf: &Elf<'_, F>,
     program: &'static str,
     address: u64,
-) -> Result<Result<Point, &'static str>, ElfError> {
+) -> Result<Result<AttachPoint, &'static str>, ElfError> {
     let Some(offset) = elf.code_offset(address) else {
-        return Ok(Err("that address holds no code"));
+        return Ok(Err("that address contains no code"));
     };
     // Go's functions have no unwind table, and a proof of their own.
-    if program != GO && elf.unwind(address)? == Unwind::Inside {
-        return Ok(Err("no function begins there, as the unwind tables say"));
+    if program != GO && elf.unwind(address)? == UnwindEntry::Inside {
+        return Ok(Err(
+            "no function begins there according to the unwind tables",
+        ));
     }
     let mut entry = [0; ENTRY_BYTES];
     match elf.read(address, &mut entry) {
@@ -170,21 +177,25 @@ fn prove<F: ReadAt + ?Sized>(
         read => read?,
     }
     if is_filler(&entry) {
-        return Ok(Err("the bytes there are no code"));
+        return Ok(Err("the bytes there are not code"));
     }
-    Ok(Ok(Point {
+    Ok(Ok(AttachPoint {
         program,
         offset,
         entry,
     }))
 }
 
-/// Whether bytes are what linkers leave between functions.
+/// Whether bytes are padding that linkers insert between functions.
 fn is_filler(entry: &[u8; ENTRY_BYTES]) -> bool {
     entry.iter().all(|byte| *byte == 0) || entry[0] == 0xcc
 }
 
-fn add(stacks: &mut Vec<(&'static str, Vec<Point>)>, stack: &'static str, point: Point) {
+fn add_point(
+    stacks: &mut Vec<(&'static str, Vec<AttachPoint>)>,
+    stack: &'static str,
+    point: AttachPoint,
+) {
     match stacks.iter_mut().find(|(known, _)| *known == stack) {
         Some((_, points)) if points.contains(&point) => {}
         Some((_, points)) => points.push(point),
@@ -206,11 +217,11 @@ mod tests {
         let file = File::open("/proc/self/exe").expect("this program");
         for symbols in TABLES {
             let found = inspect(&file, symbols).expect("an ELF file");
-            assert_eq!(found, Inspection::default());
+            assert_eq!(found, TlsInspection::default());
         }
     }
 
-    /// An ELF file of two pages on disk, whose tables claim so many bytes.
+    /// An ELF file of two pages on disk whose tables claim the given size.
     fn sparse(kind: u32, size: u64) -> File {
         let mut header = b"\x7fELF\x02\x01\x01".to_vec();
         header.resize(16, 0);
@@ -266,7 +277,7 @@ mod tests {
                 let Ok(file) = File::open(format!("{directory}/{name}")) else {
                     continue;
                 };
-                let mut found = Inspection::default();
+                let mut found = TlsInspection::default();
                 let bytes = peak::of(|| {
                     found = inspect(&file, SymbolTable::Dynamic).expect("an ELF file");
                 });
@@ -276,11 +287,12 @@ mod tests {
                 proven += 1;
             }
         }
-        // A machine without either has nothing to prove; the scenarios need curl and Python anyway.
+        // A machine without either has nothing to prove; the scenarios require curl and Python
+        // anyway.
         println!("{proven} libraries");
     }
 
-    /// A symbol that points into a function is no place for a probe.
+    /// A symbol that points into a function must not be attached to.
     #[test]
     fn a_symbol_inside_of_a_function_is_not_proven() {
         let Ok(bytes) = std::fs::read("/usr/lib/x86_64-linux-gnu/libssl.so.3") else {
@@ -292,9 +304,9 @@ mod tests {
             .functions(SymbolTable::Dynamic, &["SSL_write"])
             .expect("symbols");
         let address = found[0].address;
-        assert!(prove(&elf, WRITE, address).expect("read").is_ok());
+        assert!(prove_entry(&elf, WRITE, address).expect("read").is_ok());
         for inside in [1, 3, 7] {
-            let proof = prove(&elf, WRITE, address + inside).expect("read");
+            let proof = prove_entry(&elf, WRITE, address + inside).expect("read");
             assert!(proof.is_err(), "{inside} bytes inside");
         }
     }

@@ -1,20 +1,20 @@
-//! Attaching programs to functions of user space.
+//! Attaches programs to user-space functions.
 //!
-//! Three mechanisms, the best one that the kernel accepts:
+//! Three mechanisms; the best one that the kernel accepts is used:
 //!
-//! - A multi-uprobe link (Linux 6.6; used where its filter by process works, which came with 6.10):
+//! - A multi-uprobe link (Linux 6.6; used if its filter by process works, which came with 6.10):
 //!   all functions of a file at once, with no more capabilities than the programs need.
-//! - An event of the `uprobe` PMU for each function. Since the fix of CVE-2025-38466 (6.16, and the
-//!   stable series of that time) the kernel wants `CAP_SYS_ADMIN` for it.
-//! - An event for each function that is defined in tracefs first, as `perf probe` does. It has a
-//!   name, and outlives an agent that is killed: see [`remove_leftovers`].
+//! - An event of the `uprobe` PMU for each function. Since the fix of CVE-2025-38466 (6.16, and
+//!   stable releases of that time) the kernel requires `CAP_SYS_ADMIN` for it.
+//! - An event for each function that is first defined in tracefs, as `perf probe` does. It has a
+//!   name, and survives an agent that is killed: see [`remove_leftovers`].
 //!
-//! Every mechanism holds the mount of the file it was attached through until it is detached.
+//! Every mechanism keeps the mount through which the file was opened busy until it is detached.
 
 use super::{
     ladder::{TRACEFS, is_skipped},
     multi,
-    perf::{self, Attributes, Target},
+    perf::{self, PerfAttributes, PerfTarget},
 };
 use crate::host;
 use std::{
@@ -31,7 +31,7 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why a function is not attached to.
+/// Why a function could not be attached to.
 #[derive(Debug, Error)]
 #[error("no uprobe at offset {offset:#x} ({step}): {source}")]
 pub struct UprobeError {
@@ -40,41 +40,41 @@ pub struct UprobeError {
     source: io::Error,
 }
 
-/// How this kernel, with these capabilities, lets programs be attached.
+/// How this kernel, with these capabilities, allows programs to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mechanism {
+pub enum UprobeMechanism {
     MultiLink,
     Pmu,
     Tracefs,
 }
 
-/// Where the number of the PMU of uprobes is.
+/// The number of the uprobe PMU.
 const PMU: &str = "/sys/bus/event_source/devices/uprobe/type";
 
-/// See [`Mechanism`]; found by trying, once. The error says what would help.
-pub static MECHANISM: LazyLock<Result<Mechanism, String>> = LazyLock::new(|| {
+/// See [`UprobeMechanism`]; determined once, by trying. The error says what would help.
+pub static MECHANISM: LazyLock<Result<UprobeMechanism, String>> = LazyLock::new(|| {
     if !is_skipped("multi") && multi::is_supported() {
-        return Ok(Mechanism::MultiLink);
+        return Ok(UprobeMechanism::MultiLink);
     }
     let pmu = pmu().ok_or_else(|| format!("this kernel has no uprobes ({PMU} does not exist)"))?;
-    // A link to a directory can have no uprobe. Who may have none gets another error.
-    let attributes = Attributes {
+    // A directory cannot have uprobes; without permission the error is a different one.
+    let attributes = PerfAttributes {
         config1: c"/proc/self".as_ptr() as u64,
-        ..Attributes::new(pmu)
+        ..PerfAttributes::new(pmu)
     };
-    let error = match perf::open(&attributes, Target::Processor(0)) {
+    let error = match perf::open(&attributes, PerfTarget::Processor(0)) {
         _ if is_skipped("pmu") => io::Error::from_raw_os_error(libc::EPERM),
-        Ok(_) => return Ok(Mechanism::Pmu),
+        Ok(_) => return Ok(UprobeMechanism::Pmu),
         Err(error) => match error.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => error,
-            _ => return Ok(Mechanism::Pmu),
+            _ => return Ok(UprobeMechanism::Pmu),
         },
     };
-    match File::options().append(true).open(events()) {
-        Ok(_) => Ok(Mechanism::Tracefs),
+    match File::options().append(true).open(tracefs_events()) {
+        Ok(_) => Ok(UprobeMechanism::Tracefs),
         Err(denied) => Err(format!(
-            "uprobes are refused ({error}: this kernel requires CAP_SYS_ADMIN for them), and {} cannot be written ({denied})",
-            events()
+            "uprobes are rejected ({error}: this kernel requires CAP_SYS_ADMIN for them), and {} is not writable ({denied})",
+            tracefs_events()
         )),
     }
 });
@@ -83,12 +83,12 @@ fn pmu() -> Option<u32> {
     fs::read_to_string(PMU).ok()?.trim().parse().ok()
 }
 
-/// Why there are no probes at returns on some kernels.
-pub const NO_RETURNS: &str = "on this kernel a probe at the return of a function ends programs under seccomp (Linux 6.11 to 6.13, fixed in 6.12.14, 6.13.3 and 6.14)";
+/// Why return probes are not used on some kernels.
+pub const NO_RETURNS: &str = "on this kernel return probes kill programs under seccomp (Linux 6.11 to 6.13, fixed in 6.12.14, 6.13.3 and 6.14)";
 
-/// Whether a probe may be at the return of a function. On x86_64 such a return is a system call
-/// since 6.11, which seccomp filters refused at first: the program was killed. A distribution may
-/// have fixed it under an older number, which cannot be seen.
+/// Whether return probes may be used. On x86_64 such a return is a system call since 6.11, which
+/// seccomp filters rejected at first: the program was killed. A distribution may have fixed it in
+/// an older version, which cannot be detected.
 pub static RETURNS: LazyLock<bool> = LazyLock::new(|| {
     let release = rustix::system::uname()
         .release()
@@ -112,75 +112,80 @@ fn returns_are_safe(release: &str) -> bool {
 
 /// A loaded program.
 #[derive(Debug)]
-pub struct Program {
+pub struct UprobeProgram {
     pub fd: OwnedFd,
-    /// Whether it belongs at the return of a function.
+    /// Whether it is attached to the return of a function.
     pub at_return: bool,
 }
 
 /// Functions that a program is attached to, until this is dropped. Dropping takes tens of
-/// milliseconds: the kernel waits until no processor runs the program.
+/// milliseconds: the kernel waits until no CPU runs the program.
 #[derive(Debug)]
-pub struct Link {
+pub struct UprobeLink {
     _fds: Vec<OwnedFd>,
-    /// Deleted once their descriptors are closed: an event in use cannot be.
-    _events: Vec<Event>,
+    /// Deleted after their descriptors are closed: an event in use cannot be deleted.
+    _events: Vec<TracefsEvent>,
 }
 
-/// An event of ours in tracefs.
+/// One of our events in tracefs.
 #[derive(Debug)]
-struct Event {
+struct TracefsEvent {
     name: String,
 }
 
-impl Drop for Event {
+impl Drop for TracefsEvent {
     fn drop(&mut self) {
-        if let Err(error) = define(&format!("-:{}", self.name)) {
+        if let Err(error) = define_event(&format!("-:{}", self.name)) {
             tracing::warn!(event = self.name, %error, "cannot delete an event from tracefs; the next start deletes it");
         }
     }
 }
 
-/// Attaches a program to the functions at some offsets of a file: in one process, or in all that
-/// have the file mapped or will.
+/// Attaches a program to the functions at the given offsets of a file: in one process, or in all
+/// that have mapped the file or will.
 pub fn attach(
-    program: &Program,
+    program: &UprobeProgram,
     file: &File,
     offsets: &[u64],
     process: Option<NonZeroU32>,
-) -> Result<Link, UprobeError> {
+) -> Result<UprobeLink, UprobeError> {
     let mechanism = match &*MECHANISM {
         Ok(mechanism) => *mechanism,
-        Err(error) => return Err(failed("mechanism", 0)(io::Error::other(error.clone()))),
+        Err(error) => {
+            return Err(attach_error("mechanism", 0)(io::Error::other(
+                error.clone(),
+            )));
+        }
     };
     let first = offsets.first().copied().unwrap_or_default();
-    // By the descriptor: the name may be another file's by now.
+    // By descriptor, because the path may name another file by now.
     let path = CString::new(host::descriptor_path(file))
-        .map_err(|error| failed("path", first)(error.into()))?;
-    let mut link = Link {
+        .map_err(|error| attach_error("path", first)(error.into()))?;
+    let mut link = UprobeLink {
         _fds: Vec::new(),
         _events: Vec::new(),
     };
-    if mechanism == Mechanism::MultiLink {
-        let fd = multi::attach(program, &path, offsets, process).map_err(failed("link", first))?;
+    if mechanism == UprobeMechanism::MultiLink {
+        let fd =
+            multi::attach(program, &path, offsets, process).map_err(attach_error("link", first))?;
         link._fds.push(fd);
         return Ok(link);
     }
     for offset in offsets {
-        let event = if mechanism == Mechanism::Pmu {
+        let event = if mechanism == UprobeMechanism::Pmu {
             open_pmu(program, &path, *offset, process)?
         } else {
             let (fd, event) = open_tracefs(program, &path, *offset, process)?;
             link._events.push(event);
             fd
         };
-        enable(program, &event).map_err(failed("attach", *offset))?;
+        enable(program, &event).map_err(attach_error("attach", *offset))?;
         link._fds.push(event);
     }
     Ok(link)
 }
 
-fn failed(step: &'static str, offset: u64) -> impl Fn(io::Error) -> UprobeError {
+fn attach_error(step: &'static str, offset: u64) -> impl Fn(io::Error) -> UprobeError {
     move |source| UprobeError {
         step,
         offset,
@@ -188,60 +193,61 @@ fn failed(step: &'static str, offset: u64) -> impl Fn(io::Error) -> UprobeError 
     }
 }
 
-/// For all processes one processor's event stands for every processor's.
-fn target(process: Option<NonZeroU32>) -> Target {
-    process.map_or(Target::Processor(0), Target::Process)
+/// For all processes, one CPU's event represents every CPU.
+fn perf_target(process: Option<NonZeroU32>) -> PerfTarget {
+    process.map_or(PerfTarget::Processor(0), PerfTarget::Process)
 }
 
 fn open_pmu(
-    program: &Program,
+    program: &UprobeProgram,
     path: &CString,
     offset: u64,
     process: Option<NonZeroU32>,
 ) -> Result<OwnedFd, UprobeError> {
-    let attributes = Attributes {
+    let attributes = PerfAttributes {
         config: u64::from(program.at_return),
         config1: path.as_ptr() as u64,
         config2: offset,
-        ..Attributes::new(pmu().unwrap_or_default())
+        ..PerfAttributes::new(pmu().unwrap_or_default())
     };
-    perf::open(&attributes, target(process)).map_err(failed("perf_event_open", offset))
+    perf::open(&attributes, perf_target(process)).map_err(attach_error("perf_event_open", offset))
 }
 
 fn open_tracefs(
-    program: &Program,
+    program: &UprobeProgram,
     path: &CString,
     offset: u64,
     process: Option<NonZeroU32>,
-) -> Result<(OwnedFd, Event), UprobeError> {
+) -> Result<(OwnedFd, TracefsEvent), UprobeError> {
     const TRACEPOINT: u32 = 2;
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let kind = if program.at_return { 'r' } else { 'p' };
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let event = Event {
+    let event = TracefsEvent {
         name: format!("{}/at{number}", *GROUP),
     };
     let path = path.to_string_lossy();
-    define(&format!("{kind}:{} {path}:{offset:#x}", event.name))
-        .map_err(failed("definition in tracefs", offset))?;
+    define_event(&format!("{kind}:{} {path}:{offset:#x}", event.name))
+        .map_err(attach_error("definition in tracefs", offset))?;
     let id = Path::new(TRACEFS)
         .join("events")
         .join(&event.name)
         .join("id");
     let id = fs::read_to_string(id)
         .and_then(|id| id.trim().parse().map_err(io::Error::other))
-        .map_err(failed("number of the event in tracefs", offset))?;
-    let attributes = Attributes {
+        .map_err(attach_error("number of the event in tracefs", offset))?;
+    let attributes = PerfAttributes {
         config: id,
         sample_period: 1,
         wakeup: 1,
-        ..Attributes::new(TRACEPOINT)
+        ..PerfAttributes::new(TRACEPOINT)
     };
-    let fd = perf::open(&attributes, target(process)).map_err(failed("perf_event_open", offset))?;
+    let fd = perf::open(&attributes, perf_target(process))
+        .map_err(attach_error("perf_event_open", offset))?;
     Ok((fd, event))
 }
 
-fn enable(program: &Program, event: &OwnedFd) -> io::Result<()> {
+fn enable(program: &UprobeProgram, event: &OwnedFd) -> io::Result<()> {
     const SET_BPF: libc::Ioctl = 0x4004_2408;
     const ENABLE: libc::Ioctl = 0x2400;
     for (request, value) in [(SET_BPF, program.fd.as_raw_fd()), (ENABLE, 0)] {
@@ -254,36 +260,39 @@ fn enable(program: &Program, event: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn events() -> String {
+fn tracefs_events() -> String {
     format!("{TRACEFS}/uprobe_events")
 }
 
-/// Writes one line; tracefs accepts it whole or not at all.
-fn define(line: &str) -> io::Result<()> {
+/// Writes one line; tracefs accepts it completely or not at all.
+fn define_event(line: &str) -> io::Result<()> {
     File::options()
         .append(true)
-        .open(events())?
+        .open(tracefs_events())?
         .write_all(format!("{line}\n").as_bytes())
 }
 
-/// The group of this agent's events: its process, and when it began to use events, as the number of
-/// a process is used again.
+/// The group of this agent's events: its pid, and the time of its first event, because pids are
+/// reused.
 static GROUP: LazyLock<String> = LazyLock::new(|| {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     format!("keytrail_{}_{}", std::process::id(), now.tv_sec)
 });
 
 /// Deletes the events of agents that were killed. Nothing is attached to them, so this can wait
-/// until the agent is ready; each takes milliseconds. Gives how many there were.
+/// until the agent is ready; each takes milliseconds. Returns the number of deleted events.
 pub fn remove_leftovers() -> usize {
-    let Ok(text) = fs::read_to_string(events()) else {
+    let Ok(text) = fs::read_to_string(tracefs_events()) else {
         return 0;
     };
     let mut removed = 0;
     let is_used =
         |name: &str, pid| name.starts_with(&*GROUP) || (pid != std::process::id() && is_agent(pid));
-    for name in text.lines().filter_map(|line| leftover(line, is_used)) {
-        match define(&format!("-:{name}")) {
+    for name in text
+        .lines()
+        .filter_map(|line| leftover_event(line, is_used))
+    {
+        match define_event(&format!("-:{name}")) {
             Ok(()) => removed += 1,
             Err(error) => {
                 tracing::warn!(event = name, %error, "cannot delete an event that a previous agent left in tracefs");
@@ -293,8 +302,8 @@ pub fn remove_leftovers() -> usize {
     removed
 }
 
-/// The event in a line of tracefs, if it belongs to an agent that does not run any more.
-fn leftover(line: &str, is_used: impl Fn(&str, u32) -> bool) -> Option<&str> {
+/// The event in a line of tracefs, if it belongs to an agent that no longer runs.
+fn leftover_event(line: &str, is_used: impl Fn(&str, u32) -> bool) -> Option<&str> {
     let name = line.split_whitespace().next()?.split_once(':')?.1;
     let owner = name.split('/').next()?.strip_prefix("keytrail_")?;
     let pid = owner.split('_').next()?.parse().ok()?;
@@ -314,7 +323,7 @@ mod tests {
     #[test]
     fn only_events_of_ended_agents_are_leftovers() {
         let lives = |name: &str, pid| pid == 7 || name.starts_with("keytrail_9_50");
-        let at = |line| leftover(line, lives);
+        let at = |line| leftover_event(line, lives);
         assert_eq!(at("p:keytrail_8/at0 /lib/x:0x1"), Some("keytrail_8/at0"));
         assert_eq!(at("p:keytrail_9_40/at0 /l:0x1"), Some("keytrail_9_40/at0"));
         assert_eq!(at("r:keytrail_9/at12 /a b:0x1"), Some("keytrail_9/at12"));
@@ -357,7 +366,7 @@ mod tests {
 
         #[test]
         fn any_line(line in "\\PC{0,40}") {
-            let _ = leftover(&line, |_, _| false);
+            let _ = leftover_event(&line, |_, _| false);
         }
     }
 }

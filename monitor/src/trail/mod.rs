@@ -1,23 +1,23 @@
 //! The trail: joins uses and connections into hops.
 //!
-//! Pure: time and events come in, uses and hops go out. The same code runs live, in `keytrail
-//! replay` and in the property tests.
+//! Pure: the input is time and events, the output uses and hops. The same code runs live, in
+//! `keytrail replay` and in property tests.
 //!
-//! # Who holds a credential
+//! # Which processes hold a credential
 //!
-//! A process holds what it picked up itself, what came to it through a pipe, and what those above
-//! it picked up from files: a script reads a key and starts `curl` with it. It goes up to
-//! [`LEVELS`] above, and never across a change of user or of workload. Where none of that gives
-//! anything, what another child of the same shell picked up counts: `cat key; curl …`.
+//! A process holds what it picked up itself, what it received through a pipe, and what its
+//! ancestors picked up from files: a script reads a key and starts `curl` with it. Inheritance
+//! extends over [`INHERIT_LEVELS`], and never across a change of user or workload. If none of that
+//! yields anything, what another child of the same shell picked up counts: `cat key; curl …`.
 
 mod names;
 
 use crate::model::{
-    ANOTHER, Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Mint,
-    NameSource, Place, Process, Source, Subject, Transport, Untrusted, Use, Workload,
+    Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Mint, NameSource, Place,
+    Process, Source, Subject, Transport, UNKNOWN_NAME, Untrusted, Use, Workload,
 };
 use jiff::{SignedDuration, Timestamp};
-use names::Names;
+use names::DnsNames;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -25,43 +25,44 @@ use std::{
     sync::Arc,
 };
 
-/// How far above a process what it may have been handed is looked for.
-const LEVELS: usize = 2;
-/// A connection without payload is taken for a hop after this.
-const SETTLE: SignedDuration = SignedDuration::from_secs(2);
-/// Nodes of the dead are kept this long where somebody below them lives: they stand between those and what those above
-/// picked up.
-const TOMBSTONE: SignedDuration = SignedDuration::from_secs(120);
-/// The dead that left nobody behind are kept this long, and their connections: what was sent on them may be told later.
-const ECHO: SignedDuration = SignedDuration::from_secs(10);
-/// The dead that left nobody behind, held nothing and connected to nothing: a storm of forks is nothing but such.
-const NOTHING: SignedDuration = SignedDuration::from_secs(2);
-/// Pipes through which a credential went are remembered, the oldest forgotten first.
-const PIPES: usize = 4096;
-/// Connections remembered, for what is presented on them later.
-const CONNECTIONS: usize = 65_536;
-/// Connections remembered of one process, for what is presented on one that is not known.
-const CONNECTIONS_OF_ONE: usize = 256;
-/// Credentials that one process can hold in the table.
-const HOLDINGS: usize = 64;
+/// Number of levels over which a process inherits credentials.
+const INHERIT_LEVELS: usize = 2;
+/// A connection without payload is treated as a hop after this time.
+const PAYLOAD_TIMEOUT: SignedDuration = SignedDuration::from_secs(2);
+/// Exited processes are kept this long if a descendant lives: they link it to what their own
+/// ancestors picked up.
+const EXITED_PARENT_TTL: SignedDuration = SignedDuration::from_secs(120);
+/// Exited processes without descendants, and their connections, are kept this long: records about
+/// them may still arrive.
+const EXITED_TTL: SignedDuration = SignedDuration::from_secs(10);
+/// Exited processes without descendants, holdings and connections are kept this long: a fork storm
+/// consists of these.
+const IDLE_EXITED_TTL: SignedDuration = SignedDuration::from_secs(2);
+/// Maximum number of pipes remembered that carried a credential; the oldest are evicted first.
+const PIPES_MAX: usize = 4096;
+/// Maximum connections remembered, for credentials presented on them later.
+const CONNECTIONS_MAX: usize = 65_536;
+/// Maximum connections remembered per process, for credentials presented on an unknown one.
+const CONNECTIONS_PER_PROCESS_MAX: usize = 256;
+/// Maximum credentials remembered per process.
+const HOLDINGS_MAX: usize = 64;
 
-/// Ports of name and time servers and of address assignment: no hop of a credential, unless it
-/// is presented there.
+/// Ports of DNS, time and address assignment: not a hop unless a credential is presented there.
 const SERVICE_PORTS: [u16; 9] = [53, 67, 68, 123, 323, 546, 547, 853, 5353];
 
-/// Who did it, as attribution knows.
+/// The actor of an event, as attributed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
+pub struct Actor {
     pub subject: Subject,
     pub workload: Workload,
     pub process: Process,
 }
 
-/// What the trail is told: observations, attributed and with their credentials. `keytrail
-/// record` writes them, one JSON object a line.
+/// The trail's input: observations with attribution and credentials. `keytrail record` writes them,
+/// one JSON object per line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Event {
+pub enum TrailEvent {
     Fork {
         time: Timestamp,
         subject: Subject,
@@ -71,7 +72,7 @@ pub enum Event {
         time: Timestamp,
         subject: Subject,
         parent: Option<Subject>,
-        /// User and control group: what a credential in memory does not cross.
+        /// User and cgroup: a credential in memory does not cross them.
         boundary: String,
         /// The executable is a shell.
         #[serde(default)]
@@ -83,17 +84,17 @@ pub enum Event {
     },
     PickUp {
         time: Timestamp,
-        who: Who,
+        who: Actor,
         credential: Credential,
         place: Place,
         count: u64,
         /// The pipe at the reader's standard output.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdout: Option<u64>,
-        /// It is the parent's as well, so the parent is not the one that reads from it.
+        /// The parent has the same standard output, so it does not read from it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         stdout_of_parent: bool,
-        /// Whether the reader does so in the course of its duty, and hands it to nobody.
+        /// The reader does so as part of its normal operation, and passes it to no other process.
         #[serde(default)]
         usual: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,47 +114,47 @@ pub enum Event {
     },
     Connect {
         time: Timestamp,
-        who: Who,
+        who: Actor,
         connection: u64,
         destination: Destination,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin: Option<u64>,
     },
-    /// The first payload of a connection, with the server name where it is a ClientHello.
+    /// The first payload of a connection, with the server name if it is a ClientHello.
     Payload {
         time: Timestamp,
         connection: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        destination: Option<NamedBy>,
+        destination: Option<ConnectionName>,
     },
-    /// The connection never came about.
+    /// The connection was never established.
     Refused {
         connection: u64,
     },
-    /// The environment or the memory of a process was looked at by another.
+    /// A process's environment or memory was read by another.
     Foreign {
         time: Timestamp,
-        who: Who,
-        victim: Who,
+        who: Actor,
+        victim: Actor,
         look: Look,
     },
     /// The fingerprint of a credential was seen in the bytes of a connection.
     Presented {
         time: Timestamp,
-        who: Who,
-        /// Absent where it is not known which one.
+        who: Actor,
+        /// Absent if it is not known which connection.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connection: Option<u64>,
-        /// The server name that the program asked for, where that is known.
+        /// The server name that the program requested, if known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,
-        /// The server's name in the head of the request; [`ANOTHER`] where it is not known.
+        /// The server name in the head of the request; [`UNKNOWN_NAME`] if it is not known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         host: Option<String>,
         credential: Credential,
         place: Place,
     },
-    /// The same outside TLS.
+    /// As `Presented`, outside TLS.
     Clear {
         time: Timestamp,
         connection: u64,
@@ -162,27 +163,27 @@ pub enum Event {
         credential: Credential,
         place: Place,
     },
-    /// A credential came back on a connection.
+    /// A credential was issued in a response.
     Minted {
         time: Timestamp,
         connection: u64,
         credential: Credential,
         place: Place,
     },
-    /// A name server answered.
+    /// A DNS response.
     Resolved {
         time: Timestamp,
-        /// The name that was asked for, and those that it stands for.
+        /// The requested name, and those that it resolved to.
         names: Vec<String>,
         addresses: Vec<IpAddr>,
     },
-    /// A workload has a name now, or is not going to have one soon: then both are the same.
+    /// A workload got a name, or will not get one soon: then both are the same.
     Renamed {
         time: Timestamp,
         old: Workload,
         new: Workload,
     },
-    /// A cluster has told what is at addresses to which there are connections already.
+    /// Cluster objects at addresses of existing connections became known.
     Objects {
         time: Timestamp,
         objects: BTreeMap<IpAddr, String>,
@@ -190,47 +191,47 @@ pub enum Event {
     Gap {
         gap: Gap,
     },
-    /// Time passes.
+    /// Time has passed.
     Tick {
         time: Timestamp,
     },
 }
 
-/// What a ClientHello, or the head of a request in clear, adds to a destination.
+/// The name that a ClientHello, or the head of a plaintext request, adds to a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NamedBy {
+pub struct ConnectionName {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
     #[serde(default)]
     pub ech: bool,
-    /// From the head of a request.
+    /// It comes from the head of a request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host: bool,
 }
 
-/// What comes out.
+/// The trail's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TrailOutput {
     Use(Box<Use>),
     Hop(Box<Hop>),
     Foreign(Box<ForeignRead>),
     Mint(Box<Mint>),
-    /// What was told of the one is of the other.
+    /// Everything about the first workload now belongs to the second.
     Renamed(Box<[Workload; 2]>),
     Gap(Gap),
 }
 
-/// A credential in the bytes of a connection.
-struct Shown {
+/// A credential found in the bytes of a connection.
+struct PresentedOn {
     time: Timestamp,
     credential: Credential,
     place: Place,
-    /// Absent where it is not known which one.
+    /// Absent if it is not known which connection.
     connection: Option<u64>,
     clear: bool,
 }
 
-/// A credential that somebody holds.
+/// A credential that a process holds.
 #[derive(Clone, Debug)]
 struct Holding {
     credential: Arc<Credential>,
@@ -239,53 +240,53 @@ struct Holding {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Node {
+struct ProcessNode {
     parent: Option<Subject>,
     boundary: Arc<str>,
     shell: bool,
-    /// Whether it became another program since it was forked.
+    /// Whether it executed a program since it was forked.
     execed: bool,
     own: Vec<Holding>,
-    /// What helpers sent up through a pipe.
+    /// Credentials received from helpers through a pipe.
     piped: Vec<Holding>,
-    /// What children picked up without any known way to here.
+    /// Credentials picked up by children, without a known path to this process.
     children: Vec<Holding>,
     exited: Option<Timestamp>,
-    /// As its last connection had it.
-    who: Option<Arc<Who>>,
-    /// Its last connections.
+    /// The actor of its last connection.
+    who: Option<Arc<Actor>>,
+    /// Its most recent connections.
     connections: VecDeque<u64>,
 }
 
 #[derive(Clone, Debug)]
 struct Connection {
     time: Timestamp,
-    /// Shared by the connections of a process: there are many of them.
-    who: Arc<Who>,
+    /// Shared by the connections of a process, because there are many.
+    who: Arc<Actor>,
     destination: Destination,
     stdin: Option<u64>,
     settled: bool,
     named: bool,
-    /// What was presented on it last.
+    /// The credential last presented on it.
     presented: Option<Arc<Credential>>,
-    /// What was told of it as [`Evidence::Sole`], until the same is seen to be presented.
+    /// The credential reported as [`Evidence::Sole`], until it is seen to be presented.
     sole: Option<Arc<Credential>>,
 }
 
 /// The state of the trail.
 #[derive(Debug, Default)]
 pub struct Trail {
-    nodes: HashMap<Subject, Node>,
+    nodes: HashMap<Subject, ProcessNode>,
     pipes: HashMap<u64, Vec<Holding>>,
     pipe_order: VecDeque<u64>,
-    /// Boxed: the table of a burst is large, and most of it is empty soon after.
+    /// Boxed: the table of a burst is large, and soon mostly empty.
     connections: HashMap<u64, Box<Connection>>,
-    /// Connections in the order of their beginning.
+    /// Connections in the order of their start.
     order: VecDeque<u64>,
-    /// Those that wait for a payload.
+    /// Connections waiting for a payload.
     waiting: VecDeque<u64>,
-    names: Names,
-    /// Payloads of connections that were not known.
+    names: DnsNames,
+    /// Number of payloads of unknown connections.
     pub unmatched: u64,
 }
 
@@ -294,21 +295,21 @@ impl Trail {
         Self::default()
     }
 
-    /// Takes in an event; what follows from it is appended.
-    pub fn take(&mut self, event: Event, out: &mut Vec<Outcome>) {
+    /// Processes an event; appends the resulting outputs.
+    pub fn process(&mut self, event: TrailEvent, out: &mut Vec<TrailOutput>) {
         match event {
-            Event::Fork {
+            TrailEvent::Fork {
                 subject, parent, ..
             } => self.fork(subject, parent),
-            Event::Exec {
+            TrailEvent::Exec {
                 subject,
                 parent,
                 boundary,
                 shell,
                 ..
             } => self.exec(subject, parent, &boundary, shell),
-            Event::Exit { time, subject } => self.exit(time, subject, out),
-            Event::PickUp {
+            TrailEvent::Exit { time, subject } => self.exit(time, subject, out),
+            TrailEvent::PickUp {
                 time,
                 who,
                 credential,
@@ -331,7 +332,7 @@ impl Trail {
                     usual,
                 };
                 self.pick_up(who.subject, holding, stdout, stdout_of_parent);
-                out.push(Outcome::Use(Box::new(Use {
+                out.push(TrailOutput::Use(Box::new(Use {
                     time,
                     workload: who.workload,
                     process: who.process,
@@ -347,28 +348,28 @@ impl Trail {
                     given,
                 })));
             }
-            Event::Connect {
+            TrailEvent::Connect {
                 time,
                 who,
                 connection,
                 destination,
                 stdin,
             } => self.connect(time, who, connection, destination, stdin, out),
-            Event::Payload {
+            TrailEvent::Payload {
                 time,
                 connection,
                 destination,
             } => self.payload(time, connection, destination, out),
-            Event::Refused { connection } => {
+            TrailEvent::Refused { connection } => {
                 self.connections.remove(&connection);
             }
-            Event::Foreign {
+            TrailEvent::Foreign {
                 time,
                 who,
                 victim,
                 look,
             } => self.foreign(time, &who, &victim, look, out),
-            Event::Presented {
+            TrailEvent::Presented {
                 time,
                 who,
                 connection,
@@ -378,15 +379,16 @@ impl Trail {
                 place,
             } => {
                 let server = server.as_deref();
-                let mut destinations = match self.tied(who.subject, connection, server) {
-                    Some(destination) => vec![destination.clone()],
-                    None => self.destinations(who.subject, server),
-                };
-                asked_for(host.as_deref(), &mut destinations);
+                let mut destinations =
+                    match self.connection_of_write(who.subject, connection, server) {
+                        Some(destination) => vec![destination.clone()],
+                        None => self.tcp_destinations(who.subject, server),
+                    };
+                apply_request_host(host.as_deref(), &mut destinations);
                 if let [_] = destinations[..] {
                     self.note_presented(connection, &credential);
                 }
-                let shown = Shown {
+                let shown = PresentedOn {
                     time,
                     credential,
                     place,
@@ -395,7 +397,7 @@ impl Trail {
                 };
                 self.presented(shown, &who, &destinations, out);
             }
-            Event::Clear {
+            TrailEvent::Clear {
                 time,
                 connection,
                 host,
@@ -408,9 +410,9 @@ impl Trail {
                 };
                 let who = Arc::clone(&known.who);
                 let mut destinations = vec![known.destination.clone()];
-                asked_for(host.as_deref(), &mut destinations);
+                apply_request_host(host.as_deref(), &mut destinations);
                 self.note_presented(Some(connection), &credential);
-                let shown = Shown {
+                let shown = PresentedOn {
                     time,
                     credential,
                     place,
@@ -419,39 +421,39 @@ impl Trail {
                 };
                 self.presented(shown, &who, &destinations, out);
             }
-            Event::Minted {
+            TrailEvent::Minted {
                 time,
                 connection,
                 credential,
                 place,
             } => self.minted(time, connection, credential, place, out),
-            Event::Resolved {
+            TrailEvent::Resolved {
                 names, addresses, ..
             } => self.names.learn(&names, &addresses),
-            Event::Renamed { old, new, .. } => {
+            TrailEvent::Renamed { old, new, .. } => {
                 self.rename(&old, &new);
-                out.push(Outcome::Renamed(Box::new([old, new])));
+                out.push(TrailOutput::Renamed(Box::new([old, new])));
             }
-            Event::Objects { objects, .. } => {
+            TrailEvent::Objects { objects, .. } => {
                 for connection in self.connections.values_mut() {
                     let destination = &mut connection.destination;
                     let told = objects.get(&destination.address);
-                    if destination.object.is_none() || destination.is_untold() {
+                    if destination.object.is_none() || destination.is_object_pending() {
                         destination.object = None;
                         told.into_iter()
-                            .for_each(|object| destination.take_object(object));
+                            .for_each(|object| destination.set_object(object));
                     }
                 }
             }
-            Event::Gap { gap } => out.push(Outcome::Gap(gap)),
-            Event::Tick { time } => self.tick(time, out),
+            TrailEvent::Gap { gap } => out.push(TrailOutput::Gap(gap)),
+            TrailEvent::Tick { time } => self.tick(time, out),
         }
     }
 
     fn fork(&mut self, subject: Subject, parent: Option<Subject>) {
-        let mut node = Node {
+        let mut node = ProcessNode {
             parent,
-            ..Node::default()
+            ..ProcessNode::default()
         };
         if let Some(above) = parent.and_then(|parent| self.nodes.get(&parent)) {
             node.boundary = Arc::clone(&above.boundary);
@@ -470,17 +472,17 @@ impl Trail {
         }
         node.shell = shell;
         node.execed = true;
-        // The new program has the environment that it is given, and no memory of the old one's.
+        // The new program has the environment passed to it, and none of the old program's memory.
         node.own
             .retain(|holding| holding.source != Source::Environment);
     }
 
-    fn exit(&mut self, time: Timestamp, subject: Subject, out: &mut Vec<Outcome>) {
+    fn exit(&mut self, time: Timestamp, subject: Subject, out: &mut Vec<TrailOutput>) {
         let Some(node) = self.nodes.get_mut(&subject) else {
             return;
         };
         node.exited = Some(time);
-        // Its own list and not that of all who wait: that one is long where there are many connections.
+        // Uses the process's own list, because the list of all waiting connections can be long.
         let connections = &self.connections;
         let own: Vec<u64> = node
             .connections
@@ -493,7 +495,7 @@ impl Trail {
             })
             .collect();
         for id in own {
-            self.settle(id, time, out);
+            self.resolve_destination(id, time, out);
         }
     }
 
@@ -505,7 +507,7 @@ impl Trail {
         stdout_of_parent: bool,
     ) {
         let node = self.nodes.entry(subject).or_default();
-        add(&mut node.own, &holding);
+        add_holding(&mut node.own, &holding);
         if holding.usual || holding.source == Source::Environment {
             return;
         }
@@ -514,22 +516,22 @@ impl Trail {
         if let Some(pipe) = stdout {
             if !self.pipes.contains_key(&pipe) {
                 self.pipe_order.push_back(pipe);
-                if self.pipe_order.len() > PIPES
+                if self.pipe_order.len() > PIPES_MAX
                     && let Some(oldest) = self.pipe_order.pop_front()
                 {
                     self.pipes.remove(&oldest);
                 }
             }
-            add(self.pipes.entry(pipe).or_default(), &holding);
+            add_holding(self.pipes.entry(pipe).or_default(), &holding);
         }
         let Some(above) = parent.and_then(|parent| self.nodes.get_mut(&parent)) else {
             return;
         };
         if above.boundary == boundary {
             if stdout.is_some() && !stdout_of_parent {
-                add(&mut above.piped, &holding);
+                add_holding(&mut above.piped, &holding);
             } else if above.shell {
-                add(&mut above.children, &holding);
+                add_holding(&mut above.children, &holding);
             }
         }
     }
@@ -537,30 +539,30 @@ impl Trail {
     fn connect(
         &mut self,
         time: Timestamp,
-        who: Who,
+        who: Actor,
         id: u64,
         mut destination: Destination,
         stdin: Option<u64>,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<TrailOutput>,
     ) {
-        // A program may call connect again to learn how a first call went.
+        // A program may call connect again to learn the result of its first call.
         if self.connections.get(&id).is_some_and(|known| {
             known.destination.address == destination.address
                 && known.destination.port == destination.port
         }) {
             return;
         }
-        if self.order.len() >= CONNECTIONS
+        if self.order.len() >= CONNECTIONS_MAX
             && let Some(oldest) = self.order.pop_front()
         {
             self.connections.remove(&oldest);
         }
-        if let Some(name) = self.names.of(destination.address).last() {
-            destination.take_name(name, NameSource::Dns);
+        if let Some(name) = self.names.names_at(destination.address).last() {
+            destination.add_name(name, NameSource::Dns);
         }
         let datagram = destination.transport == Transport::Udp;
         let node = self.nodes.entry(who.subject).or_default();
-        if node.connections.len() >= CONNECTIONS_OF_ONE {
+        if node.connections.len() >= CONNECTIONS_PER_PROCESS_MAX {
             node.connections.pop_front();
         }
         node.connections.push_back(id);
@@ -582,7 +584,7 @@ impl Trail {
             self.order.push_back(id);
         }
         if datagram {
-            self.settle(id, time, out);
+            self.resolve_destination(id, time, out);
         } else {
             self.waiting.push_back(id);
         }
@@ -592,16 +594,16 @@ impl Trail {
         &mut self,
         time: Timestamp,
         id: u64,
-        named: Option<NamedBy>,
-        out: &mut Vec<Outcome>,
+        named: Option<ConnectionName>,
+        out: &mut Vec<TrailOutput>,
     ) {
         let Some(connection) = self.connections.get_mut(&id) else {
             self.unmatched += 1;
             return;
         };
         if let Some(named) = named {
-            // A name behind a proxy's CONNECT or a STARTTLS comes after the connection settled:
-            // that is another destination, reached through the first.
+            // A name after a proxy's CONNECT or a STARTTLS arrives after the connection's
+            // destination was resolved: it is another destination, reached through the first.
             connection.destination.ech = named.ech;
             if let Some(name) = named.server_name
                 && !connection.named
@@ -615,16 +617,16 @@ impl Trail {
                 let destination = &mut connection.destination;
                 if destination.name_source != source {
                     connection.settled = false;
-                    destination.take_name(&name, source);
-                    self.names.dispute(destination);
+                    destination.add_name(&name, source);
+                    self.names.add_disputed(destination);
                 }
             }
         }
-        self.settle(id, time, out);
+        self.resolve_destination(id, time, out);
     }
 
-    /// The destination of a connection is as well known as it will be: its hops go out.
-    fn settle(&mut self, id: u64, time: Timestamp, out: &mut Vec<Outcome>) {
+    /// A connection's destination will not become better known: emits its hops.
+    fn resolve_destination(&mut self, id: u64, time: Timestamp, out: &mut Vec<TrailOutput>) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -632,10 +634,10 @@ impl Trail {
             return;
         }
         let connection = connection.clone();
-        if is_no_hop(&connection.destination) {
+        if is_ignored_destination(&connection.destination) {
             return;
         }
-        let held = self.held(connection.who.subject, connection.stdin);
+        let held = self.holdings_of(connection.who.subject, connection.stdin);
         let evidence = evidence_of(&held);
         let was_shown = |holding: &Holding| {
             let shown = connection.presented.as_ref();
@@ -648,7 +650,7 @@ impl Trail {
             known.sole = Some(Arc::clone(&sole.credential));
         }
         for holding in held {
-            out.push(Outcome::Hop(Box::new(Hop {
+            out.push(TrailOutput::Hop(Box::new(Hop {
                 time: time.max(connection.time),
                 workload: connection.who.workload.clone(),
                 process: connection.who.process.clone(),
@@ -669,9 +671,9 @@ impl Trail {
         }
     }
 
-    /// Whether what is presented there now was told of the connection as [`Evidence::Sole`]; only once. Where the
-    /// connection is not known, it is one of the process to the same place.
-    fn was_told(
+    /// Whether the presented credential was reported on this connection as [`Evidence::Sole`]; true
+    /// only once. If the connection is unknown, one of the process to the same destination is used.
+    fn take_reported(
         &mut self,
         id: Option<u64>,
         subject: Subject,
@@ -693,14 +695,14 @@ impl Trail {
         false
     }
 
-    /// A credential came back: its receiver holds it, and this is how it got it.
+    /// A credential was issued in a response: the receiver holds it, and this is how it got it.
     fn minted(
         &mut self,
         time: Timestamp,
         connection: u64,
         credential: Credential,
         place: Place,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<TrailOutput>,
     ) {
         let Some(known) = self.connections.get(&connection) else {
             self.unmatched += 1;
@@ -716,21 +718,21 @@ impl Trail {
         };
         self.pick_up(who.subject, holding, None, false);
         out.push(used(time, &who, &credential, place));
-        out.push(Outcome::Mint(Box::new(Mint {
+        out.push(TrailOutput::Mint(Box::new(Mint {
             time,
             workload: who.workload.clone(),
             process: who.process.clone(),
             authenticator,
-            // A renewal gives back what was shown.
+            // A renewal returns what was presented.
             presented: presented.filter(|shown| shown.id != credential.id),
             minted: Some(credential),
         })));
     }
 
-    /// Whoever is called something else is so for what comes later too.
+    /// Renames a workload in everything that is remembered.
     fn rename(&mut self, old: &Workload, new: &Workload) {
-        // Connections of one process go on sharing what is known of it.
-        let mut renamed: HashMap<*const Who, Arc<Who>> = HashMap::new();
+        // Connections of one process keep sharing their actor.
+        let mut renamed: HashMap<*const Actor, Arc<Actor>> = HashMap::new();
         let known = self.nodes.values_mut().filter_map(|node| node.who.as_mut());
         let connected = self
             .connections
@@ -739,7 +741,7 @@ impl Trail {
         for who in known.chain(connected) {
             if who.workload == *old {
                 let new = renamed.entry(Arc::as_ptr(who)).or_insert_with(|| {
-                    Arc::new(Who {
+                    Arc::new(Actor {
                         workload: new.clone(),
                         ..(**who).clone()
                     })
@@ -749,20 +751,20 @@ impl Trail {
         }
     }
 
-    /// What the victim holds is in the hands of the one who looked.
+    /// The reader now holds what the victim holds.
     fn foreign(
         &mut self,
         time: Timestamp,
-        who: &Who,
-        victim: &Who,
+        who: &Actor,
+        victim: &Actor,
         look: Look,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<TrailOutput>,
     ) {
-        let held = self.held(victim.subject, None);
+        let held = self.holdings_of(victim.subject, None);
         let evidence = evidence_of(&held);
-        let ancestor = self.is_above(who.subject, victim.subject);
+        let ancestor = self.is_ancestor(who.subject, victim.subject);
         for holding in held {
-            out.push(Outcome::Foreign(Box::new(ForeignRead {
+            out.push(TrailOutput::Foreign(Box::new(ForeignRead {
                 time,
                 workload: who.workload.clone(),
                 process: who.process.clone(),
@@ -774,19 +776,19 @@ impl Trail {
                 ancestor,
             })));
             let node = self.nodes.entry(who.subject).or_default();
-            add(&mut node.own, &holding);
+            add_holding(&mut node.own, &holding);
         }
     }
 
-    /// Whether one may use the other's sockets: the same process, or an ancestor.
+    /// Whether a process may use the other's sockets: the same process, or an ancestor.
     fn are_kin(&self, one: Subject, other: Subject) -> bool {
-        one == other || self.is_above(one, other) || self.is_above(other, one)
+        one == other || self.is_ancestor(one, other) || self.is_ancestor(other, one)
     }
 
     /// Whether the first is an ancestor of the second.
-    fn is_above(&self, ancestor: Subject, subject: Subject) -> bool {
+    fn is_ancestor(&self, ancestor: Subject, subject: Subject) -> bool {
         let mut above = self.nodes.get(&subject).and_then(|node| node.parent);
-        // A chain of parents is as deep as it is; a bound in case the numbers were to lie.
+        // A bound in case the parent links form a cycle.
         for _ in 0..64 {
             match above {
                 Some(parent) if parent == ancestor => return true,
@@ -800,12 +802,12 @@ impl Trail {
     /// A credential was seen in the bytes of a connection, to one of these destinations.
     fn presented(
         &mut self,
-        shown: Shown,
-        who: &Who,
+        shown: PresentedOn,
+        who: &Actor,
         destinations: &[Destination],
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<TrailOutput>,
     ) {
-        let Shown {
+        let PresentedOn {
             time,
             credential,
             place,
@@ -823,8 +825,8 @@ impl Trail {
                 .filter(|other| *other != destination)
                 .cloned()
                 .collect();
-            let again = self.was_told(connection, who.subject, &credential, destination);
-            out.push(Outcome::Hop(Box::new(Hop {
+            let again = self.take_reported(connection, who.subject, &credential, destination);
+            out.push(TrailOutput::Hop(Box::new(Hop {
                 time,
                 workload: who.workload.clone(),
                 process: who.process.clone(),
@@ -841,9 +843,9 @@ impl Trail {
         }
     }
 
-    /// Where a connection goes, if it can be the one on which a process presented something: no
-    /// stranger's, and none on which another server was asked for.
-    fn tied(
+    /// The destination of the connection on which a process presented something, if it is
+    /// plausible: not one of an unrelated process, and not one with another server name.
+    fn connection_of_write(
         &self,
         subject: Subject,
         connection: Option<u64>,
@@ -859,15 +861,15 @@ impl Trail {
         (fits && self.are_kin(connection.who.subject, subject)).then_some(&connection.destination)
     }
 
-    /// Where the connections of a process go over TCP, each place once; only those of a server name
-    /// where there are such.
-    fn destinations(&self, subject: Subject, server: Option<&str>) -> Vec<Destination> {
+    /// The destinations of a process's TCP connections, each once; only those with a server name if
+    /// there are any.
+    fn tcp_destinations(&self, subject: Subject, server: Option<&str>) -> Vec<Destination> {
         let mut found: Vec<Destination> = Vec::new();
         let own = self.nodes.get(&subject).map(|node| &node.connections);
         let own = own.into_iter().flatten();
         for connection in own.filter_map(|id| self.connections.get(id)) {
             let destination = &connection.destination;
-            // The number of a socket may be another's by now.
+            // A socket cookie may belong to a later connection by now.
             if connection.who.subject == subject
                 && destination.transport == Transport::Tcp
                 && !found.contains(destination)
@@ -875,7 +877,7 @@ impl Trail {
                 found.push(destination.clone());
             }
         }
-        // Something is presented to a name server only where it can have been presented to nobody else.
+        // A DNS server counts only if no other destination is possible.
         let is_service = |there: &Destination| SERVICE_PORTS.contains(&there.port);
         if !found.iter().all(is_service) {
             found.retain(|there| !is_service(there));
@@ -889,7 +891,7 @@ impl Trail {
     }
 
     /// What a subject holds, each credential once.
-    fn held(&self, subject: Subject, stdin: Option<u64>) -> Vec<Holding> {
+    fn holdings_of(&self, subject: Subject, stdin: Option<u64>) -> Vec<Holding> {
         let mut held: BTreeMap<String, Holding> = BTreeMap::new();
         let mut hold = |holdings: &[Holding], all: bool| {
             for holding in holdings {
@@ -911,10 +913,10 @@ impl Trail {
         let mut copied = !node.execed;
         let mut above = node.parent;
         while let Some(parent) = above.and_then(|parent| self.nodes.get(&parent)) {
-            if lineage.len() == LEVELS || parent.boundary != node.boundary {
+            if lineage.len() == INHERIT_LEVELS || parent.boundary != node.boundary {
                 break;
             }
-            // A fork that runs no other program has its parent's memory, environment included.
+            // A forked process that did not exec has its parent's memory, environment included.
             hold(&parent.own, copied);
             hold(&parent.piped, false);
             copied &= !parent.execed;
@@ -938,24 +940,24 @@ impl Trail {
         held.into_values().collect()
     }
 
-    fn tick(&mut self, now: Timestamp, out: &mut Vec<Outcome>) {
+    fn tick(&mut self, now: Timestamp, out: &mut Vec<TrailOutput>) {
         while let Some(id) = self.waiting.front().copied() {
             match self.connections.get(&id) {
-                // One of a time to come is of a clock that was set back since.
+                // A connection from the future dates from before the clock was set back.
                 Some(connection)
                     if !connection.settled
                         && connection.time <= now
-                        && now.duration_since(connection.time) < SETTLE =>
+                        && now.duration_since(connection.time) < PAYLOAD_TIMEOUT =>
                 {
                     break;
                 }
                 _ => {
                     self.waiting.pop_front();
-                    self.settle(id, now, out);
+                    self.resolve_destination(id, now, out);
                 }
             }
         }
-        // The dead are of use to those below them only.
+        // Exited processes matter only to their descendants.
         let nodes = &mut self.nodes;
         let mut has_heirs = HashSet::new();
         for alive in nodes.values().filter(|node| node.exited.is_none()) {
@@ -969,11 +971,11 @@ impl Trail {
         nodes.retain(|subject, node| {
             node.exited.is_none_or(|exited| {
                 let kept = if has_heirs.contains(subject) {
-                    TOMBSTONE
+                    EXITED_PARENT_TTL
                 } else if node.connections.is_empty() && node.own.is_empty() {
-                    NOTHING
+                    IDLE_EXITED_TTL
                 } else {
-                    ECHO
+                    EXITED_TTL
                 };
                 now.duration_since(exited) < kept
             })
@@ -990,7 +992,7 @@ impl Trail {
             }
             keep
         });
-        // What a burst took is given back.
+        // Returns the memory of a burst.
         if connections.capacity() > 1024 + 8 * connections.len() {
             connections.shrink_to_fit();
             self.order.shrink_to_fit();
@@ -1009,9 +1011,9 @@ fn evidence_of(held: &[Holding]) -> Evidence {
     }
 }
 
-/// A use that is known from a connection.
-fn used(time: Timestamp, who: &Who, credential: &Credential, place: Place) -> Outcome {
-    Outcome::Use(Box::new(Use {
+/// A use that is derived from a connection.
+fn used(time: Timestamp, who: &Actor, credential: &Credential, place: Place) -> TrailOutput {
+    TrailOutput::Use(Box::new(Use {
         time,
         workload: who.workload.clone(),
         process: who.process.clone(),
@@ -1028,36 +1030,36 @@ fn used(time: Timestamp, who: &Who, credential: &Credential, place: Place) -> Ou
     }))
 }
 
-/// The head of a request names its server. Where the name is another one than that of the connection,
-/// the connection was made for somebody else, or leads through a proxy.
-fn asked_for(host: Option<&str>, destinations: &mut [Destination]) {
+/// Applies the server name in the head of a request. If it differs from the connection's name, the
+/// connection was made for another server, or leads through a proxy.
+fn apply_request_host(host: Option<&str>, destinations: &mut [Destination]) {
     let Some(host) = host else { return };
     for destination in destinations {
         let outer = destination.ech || destination.name_source == NameSource::HttpHost;
-        if outer && host != ANOTHER {
-            // The name of an encrypted ClientHello is an outer one; a proxy is told one name after
-            // the other.
+        if outer && host != UNKNOWN_NAME {
+            // The name of an encrypted ClientHello is only the outer one; a proxy is told one name
+            // after another.
             destination.name = Some(host.to_owned());
             destination.name_source = NameSource::HttpHost;
         } else if destination.ech {
-            // What it was encrypted for is not known.
-        } else if host != ANOTHER || destination.name_source == NameSource::Sni {
-            destination.take_name(host, NameSource::HttpHost);
+            // The name for which it was encrypted is not known.
+        } else if host != UNKNOWN_NAME || destination.name_source == NameSource::Sni {
+            destination.add_name(host, NameSource::HttpHost);
         }
     }
 }
 
 /// Adds a holding unless the credential is there already.
-fn add(holdings: &mut Vec<Holding>, holding: &Holding) {
+fn add_holding(holdings: &mut Vec<Holding>, holding: &Holding) {
     let known = holdings
         .iter()
         .any(|known| known.credential.id == holding.credential.id);
-    if !known && holdings.len() < HOLDINGS {
+    if !known && holdings.len() < HOLDINGS_MAX {
         holdings.push(holding.clone());
     }
 }
 
-fn is_no_hop(destination: &Destination) -> bool {
+fn is_ignored_destination(destination: &Destination) -> bool {
     SERVICE_PORTS.contains(&destination.port)
         || (destination.name.is_none() && destination.address.is_loopback())
         || destination.address.is_unspecified()

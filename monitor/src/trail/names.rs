@@ -1,37 +1,37 @@
-//! What name servers said: names of addresses, and addresses of names.
+//! Names from DNS: names of addresses, and addresses of names.
 
-use crate::model::{ANOTHER, Destination, NameSource, Named};
+use crate::model::{Destination, NameSource, SourcedName, UNKNOWN_NAME};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
 };
 
-/// Addresses that are remembered, the oldest forgotten first.
-const ADDRESSES: usize = 32_768;
-/// Names remembered of one address.
-const NAMES_OF_ONE: usize = 8;
+/// Maximum addresses remembered; the oldest are evicted first.
+const ADDRESSES_MAX: usize = 32_768;
+/// Maximum names remembered per address.
+const NAMES_PER_ADDRESS_MAX: usize = 8;
 
-/// Answers of name servers, as far back as there is room.
+/// DNS responses, as far back as there is room.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct DnsNames {
     of: HashMap<IpAddr, VecDeque<String>>,
     order: VecDeque<IpAddr>,
-    /// How many of the addresses have a name.
+    /// Number of addresses per name.
     known: HashMap<String, usize>,
 }
 
-impl Names {
-    /// Takes in an answer: each name stands for each address. The name that was asked for comes
-    /// first, and is the one that is shown.
+impl DnsNames {
+    /// Adds a response: each name resolves to each address. The requested name comes first, and is
+    /// the one shown.
     pub fn learn(&mut self, names: &[String], addresses: &[IpAddr]) {
         for address in addresses {
             if !self.of.contains_key(address) {
                 self.order.push_back(*address);
-                if self.order.len() > ADDRESSES
+                if self.order.len() > ADDRESSES_MAX
                     && let Some(oldest) = self.order.pop_front()
                 {
                     for name in self.of.remove(&oldest).unwrap_or_default() {
-                        forget(&mut self.known, &name);
+                        evict(&mut self.known, &name);
                     }
                 }
             }
@@ -44,17 +44,17 @@ impl Names {
                     *self.known.entry(name.clone()).or_default() += 1;
                 }
                 of.push_back(name.clone());
-                if of.len() > NAMES_OF_ONE
+                if of.len() > NAMES_PER_ADDRESS_MAX
                     && let Some(oldest) = of.pop_front()
                 {
-                    forget(&mut self.known, &oldest);
+                    evict(&mut self.known, &oldest);
                 }
             }
         }
     }
 
     /// The names of an address, the newest last.
-    pub fn of(&self, address: IpAddr) -> impl DoubleEndedIterator<Item = &str> {
+    pub fn names_at(&self, address: IpAddr) -> impl DoubleEndedIterator<Item = &str> {
         self.of
             .get(&address)
             .into_iter()
@@ -62,23 +62,26 @@ impl Names {
             .map(String::as_str)
     }
 
-    /// Notes on a destination what name servers say otherwise: its name was asked for and has other addresses, and its
-    /// address was given for other names, or for none that was seen.
-    pub fn dispute(&self, destination: &mut Destination) {
+    /// Adds contradictions from DNS to a destination: its name was resolved to other addresses, or
+    /// its address was returned for other names, or for none that was seen.
+    pub fn add_disputed(&self, destination: &mut Destination) {
         let Some(name) = destination.name.as_deref() else {
             return;
         };
-        if !self.known.contains_key(name) || self.of(destination.address).any(|known| known == name)
+        if !self.known.contains_key(name)
+            || self
+                .names_at(destination.address)
+                .any(|known| known == name)
         {
             return;
         }
-        let mut others: HashSet<&str> = self.of(destination.address).collect();
+        let mut others: HashSet<&str> = self.names_at(destination.address).collect();
         if others.is_empty() {
-            others.insert(ANOTHER);
+            others.insert(UNKNOWN_NAME);
         }
-        let mut others: Vec<Named> = others
+        let mut others: Vec<SourcedName> = others
             .into_iter()
-            .map(|name| Named {
+            .map(|name| SourcedName {
                 name: name.to_owned(),
                 name_source: NameSource::Dns,
             })
@@ -88,7 +91,7 @@ impl Names {
     }
 }
 
-fn forget(known: &mut HashMap<String, usize>, name: &str) {
+fn evict(known: &mut HashMap<String, usize>, name: &str) {
     if let Some(count) = known.get_mut(name) {
         *count -= 1;
         if *count == 0 {
@@ -113,13 +116,13 @@ mod tests {
 
     #[test]
     fn a_name_at_an_address_of_another_is_disputed() {
-        let mut known = Names::default();
+        let mut known = DnsNames::default();
         known.learn(&names(&["s3.example"]), &[address("10.0.0.1")]);
         known.learn(&names(&["paste.example"]), &[address("10.0.0.2")]);
         let disputed = |name: &str, at: &str| {
             let mut destination = Destination::unnamed(address(at), 443, Transport::Tcp);
-            destination.take_name(name, NameSource::Sni);
-            known.dispute(&mut destination);
+            destination.add_name(name, NameSource::Sni);
+            known.add_disputed(&mut destination);
             destination
                 .disputed
                 .into_iter()
@@ -132,13 +135,13 @@ mod tests {
             disputed("never.asked", "10.0.0.2").is_empty(),
             "it may have come from a file, or from a name server that is not seen"
         );
-        assert_eq!(disputed("s3.example", "10.0.0.9"), [ANOTHER]);
+        assert_eq!(disputed("s3.example", "10.0.0.9"), [UNKNOWN_NAME]);
     }
 
     proptest! {
         #[test]
         fn the_count_of_names_is_right(answers in proptest::collection::vec((0u8..4, 0u8..20), 0..200)) {
-            let mut known = Names::default();
+            let mut known = DnsNames::default();
             for (host, name) in answers {
                 known.learn(&[format!("n{name}")], &[IpAddr::from([10, 0, 0, host])]);
             }

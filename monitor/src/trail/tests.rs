@@ -10,8 +10,8 @@ fn subject(pid: u32) -> Subject {
     Subject { pid, start: 1 }
 }
 
-fn who(pid: u32) -> Who {
-    Who {
+fn who(pid: u32) -> Actor {
+    Actor {
         subject: subject(pid),
         workload: Workload::host("/usr/bin/app"),
         process: Process {
@@ -27,7 +27,7 @@ fn who(pid: u32) -> Who {
 
 fn credential(id: u64) -> Credential {
     Credential {
-        id: CredentialId::of_fingerprint(id),
+        id: CredentialId::from_fingerprint(id),
         name: None,
         class: "aws-access-key".into(),
         role: Role::Access,
@@ -43,8 +43,8 @@ fn credential(id: u64) -> Credential {
     }
 }
 
-fn exec(pid: u32, parent: u32, boundary: &str, shell: bool) -> Event {
-    Event::Exec {
+fn exec(pid: u32, parent: u32, boundary: &str, shell: bool) -> TrailEvent {
+    TrailEvent::Exec {
         time: at(0),
         subject: subject(pid),
         parent: Some(subject(parent)),
@@ -53,16 +53,16 @@ fn exec(pid: u32, parent: u32, boundary: &str, shell: bool) -> Event {
     }
 }
 
-fn fork(pid: u32, parent: u32) -> Event {
-    Event::Fork {
+fn fork(pid: u32, parent: u32) -> TrailEvent {
+    TrailEvent::Fork {
         time: at(0),
         subject: subject(pid),
         parent: Some(subject(parent)),
     }
 }
 
-fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> Event {
-    Event::PickUp {
+fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
+    TrailEvent::PickUp {
         time: at(1),
         who: who(pid),
         credential: credential(id),
@@ -84,8 +84,8 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> Event {
     }
 }
 
-fn connect(pid: u32, id: u64, address: &str, port: u16) -> Event {
-    Event::Connect {
+fn connect(pid: u32, id: u64, address: &str, port: u16) -> TrailEvent {
+    TrailEvent::Connect {
         time: at(2),
         who: who(pid),
         connection: id,
@@ -98,11 +98,11 @@ fn connect(pid: u32, id: u64, address: &str, port: u16) -> Event {
     }
 }
 
-fn payload(id: u64, name: Option<&str>) -> Event {
-    Event::Payload {
+fn payload(id: u64, name: Option<&str>) -> TrailEvent {
+    TrailEvent::Payload {
         time: at(3),
         connection: id,
-        destination: name.map(|name| NamedBy {
+        destination: name.map(|name| ConnectionName {
             server_name: Some(name.into()),
             ech: false,
             host: false,
@@ -110,16 +110,16 @@ fn payload(id: u64, name: Option<&str>) -> Event {
     }
 }
 
-/// `(credential, destination, evidence)` of every hop that follows from the events.
-fn hops(events: Vec<Event>) -> Vec<(String, String, Evidence)> {
+/// `(credential, destination, evidence)` of every hop that results from the events.
+fn hops(events: Vec<TrailEvent>) -> Vec<(String, String, Evidence)> {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     for event in events {
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     }
     out.into_iter()
         .filter_map(|outcome| match outcome {
-            Outcome::Hop(hop) => Some((
+            TrailOutput::Hop(hop) => Some((
                 hop.credential.id.0.clone(),
                 hop.destination.label(),
                 hop.evidence,
@@ -130,7 +130,7 @@ fn hops(events: Vec<Event>) -> Vec<(String, String, Evidence)> {
 }
 
 fn id(number: u64) -> String {
-    CredentialId::of_fingerprint(number).0
+    CredentialId::from_fingerprint(number).0
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_helper_hands_up_through_a_pipe() {
         fork(2, 1),
         exec(2, 1, "b", false),
         pick(2, 7, Source::File, Some(99)),
-        Event::Exit {
+        TrailEvent::Exit {
             time: at(1),
             subject: subject(2),
         },
@@ -206,10 +206,10 @@ fn a_helper_hands_up_through_a_pipe() {
 
 #[test]
 fn an_output_that_is_the_parents_is_not_handed_up() {
-    // Two workers below one supervisor, all with the log at their standard output.
+    // Two workers of one supervisor, all with the log at their standard output.
     let of_the_log = |pid, id| {
         let mut event = pick(pid, id, Source::File, Some(99));
-        if let Event::PickUp {
+        if let TrailEvent::PickUp {
             stdout_of_parent, ..
         } = &mut event
         {
@@ -243,9 +243,9 @@ fn a_pipe_between_two_commands() {
         exec(3, 1, "other", false),
         pick(2, 7, Source::File, Some(99)),
     ] {
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     }
-    let Event::Connect {
+    let TrailEvent::Connect {
         time,
         who,
         connection,
@@ -255,8 +255,8 @@ fn a_pipe_between_two_commands() {
     else {
         unreachable!("connect gives a connect");
     };
-    trail.take(
-        Event::Connect {
+    trail.process(
+        TrailEvent::Connect {
             time,
             who,
             connection,
@@ -265,8 +265,8 @@ fn a_pipe_between_two_commands() {
         },
         &mut out,
     );
-    trail.take(payload(1, None), &mut out);
-    assert!(matches!(out.last(), Some(Outcome::Hop(hop)) if hop.evidence == Evidence::Sole));
+    trail.process(payload(1, None), &mut out);
+    assert!(matches!(out.last(), Some(TrailOutput::Hop(hop)) if hop.evidence == Evidence::Sole));
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn a_connection_that_says_nothing_is_a_hop_in_the_end() {
         connect(1, 1, "10.0.0.1", 443),
     ];
     assert_eq!(hops(events.clone()), []);
-    events.push(Event::Tick { time: at(10) });
+    events.push(TrailEvent::Tick { time: at(10) });
     assert_eq!(hops(events).len(), 1);
 }
 
@@ -385,15 +385,15 @@ fn what_is_presented_is_the_strongest_evidence() {
 
 #[test]
 fn what_is_presented_on_a_connection_that_was_told_is_the_same_use_once() {
-    let again = |events: Vec<Event>| -> Vec<bool> {
+    let again = |events: Vec<TrailEvent>| -> Vec<bool> {
         let mut trail = Trail::new();
         let mut out = Vec::new();
         for event in events {
-            trail.take(event, &mut out);
+            trail.process(event, &mut out);
         }
         out.into_iter()
             .filter_map(|outcome| match outcome {
-                Outcome::Hop(hop) => Some(hop.again),
+                TrailOutput::Hop(hop) => Some(hop.again),
                 _ => None,
             })
             .collect()
@@ -405,22 +405,22 @@ fn what_is_presented_on_a_connection_that_was_told_is_the_same_use_once() {
             payload(1, None),
         ]
     };
-    // The second request of a connection is a use of its own; so is another credential.
+    // Each further request on a connection is a use of its own, as is another credential.
     let mut requests = begun();
     requests.extend([present(1, Some(1), 7), present(1, Some(1), 7)]);
     assert_eq!(again(requests), [false, true, false]);
     let mut another = begun();
     another.push(present(1, Some(1), 8));
     assert_eq!(again(another), [false, false]);
-    // Which connection is not known, and there is one that it can be.
+    // The connection is unknown, and only one is possible.
     let mut unknown = begun();
     unknown.push(present(1, None, 7));
     assert_eq!(again(unknown), [false, true]);
-    // The name of the server is another place, where nothing was told.
+    // The server name means another destination, which was not reported yet.
     let mut named = begun();
     named.extend([in_clear(1, Some("api.example"), 7)]);
     assert_eq!(again(named), [false, false]);
-    // What is told late was shown already.
+    // A late record was reported already.
     let late = vec![
         pick(1, 7, Source::File, None),
         connect(1, 1, "10.0.0.1", 443),
@@ -442,12 +442,12 @@ fn what_is_presented_on_an_unknown_connection_went_to_one_of_them() {
         connect(2, 5, "10.0.0.4", 443),
         present(1, None, 7),
     ] {
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     }
     let hops: Vec<_> = out
         .iter()
         .filter_map(|outcome| match outcome {
-            Outcome::Hop(hop) => Some((
+            TrailOutput::Hop(hop) => Some((
                 hop.destination.label(),
                 hop.destination.one_of,
                 hop.others.len(),
@@ -468,13 +468,13 @@ fn what_is_presented_on_an_unknown_connection_went_to_one_of_them() {
 fn presenting_is_a_use_even_without_a_connection() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
-    trail.take(present(1, Some(9), 7), &mut out);
-    assert!(matches!(out[..], [Outcome::Use(_)]));
+    trail.process(present(1, Some(9), 7), &mut out);
+    assert!(matches!(out[..], [TrailOutput::Use(_)]));
     assert_eq!(trail.unmatched, 1);
 }
 
-fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> Event {
-    Event::Presented {
+fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent {
+    TrailEvent::Presented {
         time: at(4),
         who: who(pid),
         connection,
@@ -488,8 +488,8 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> Event {
     }
 }
 
-fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> Event {
-    Event::Clear {
+fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> TrailEvent {
+    TrailEvent::Clear {
         time: at(4),
         connection,
         host: host.map(str::to_owned),
@@ -501,8 +501,8 @@ fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> Event {
     }
 }
 
-fn minted(connection: u64, credential_id: u64) -> Event {
-    Event::Minted {
+fn minted(connection: u64, credential_id: u64) -> TrailEvent {
+    TrailEvent::Minted {
         time: at(5),
         connection,
         credential: credential(credential_id),
@@ -513,8 +513,8 @@ fn minted(connection: u64, credential_id: u64) -> Event {
     }
 }
 
-fn resolved(name: &str, address: [u8; 4]) -> Event {
-    Event::Resolved {
+fn resolved(name: &str, address: [u8; 4]) -> TrailEvent {
+    TrailEvent::Resolved {
         time: at(1),
         names: vec![name.to_owned()],
         addresses: vec![address.into()],
@@ -522,8 +522,8 @@ fn resolved(name: &str, address: [u8; 4]) -> Event {
 }
 
 /// A request inside TLS whose head names a server.
-fn asks(host: &str) -> Event {
-    let Event::Presented {
+fn asks(host: &str) -> TrailEvent {
+    let TrailEvent::Presented {
         time,
         who,
         connection,
@@ -534,7 +534,7 @@ fn asks(host: &str) -> Event {
     else {
         unreachable!("it is one");
     };
-    Event::Presented {
+    TrailEvent::Presented {
         time,
         who,
         connection,
@@ -547,11 +547,11 @@ fn asks(host: &str) -> Event {
 
 #[test]
 fn names_that_do_not_agree_are_kept() {
-    let label = |events: Vec<Event>| hops(events).pop().map(|(_, label, _)| label);
-    let hello = |ech| Event::Payload {
+    let label = |events: Vec<TrailEvent>| hops(events).pop().map(|(_, label, _)| label);
+    let hello = |ech| TrailEvent::Payload {
         time: at(3),
         connection: 1,
-        destination: Some(NamedBy {
+        destination: Some(ConnectionName {
             server_name: Some("front.example".into()),
             ech,
             host: false,
@@ -564,21 +564,21 @@ fn names_that_do_not_agree_are_kept() {
             "back.example",
             "front.example:443 (back.example by http-host)",
         ),
-        (false, ANOTHER, "front.example:443 (? by http-host)"),
+        (false, UNKNOWN_NAME, "front.example:443 (? by http-host)"),
         (true, "back.example", "back.example:443"),
-        (true, ANOTHER, "front.example:443"),
+        (true, UNKNOWN_NAME, "front.example:443"),
     ] {
         let found = label(vec![connect(1, 1, "10.0.0.1", 443), hello(ech), asks(host)]);
         assert_eq!(found.as_deref(), Some(expected), "{ech} {host}");
     }
-    // A proxy in clear is told one name after the other.
+    // A plaintext proxy is told one name after another.
     let found = label(vec![
         connect(1, 1, "10.0.0.1", 3128),
         in_clear(1, Some("a.example"), 7),
         in_clear(1, Some("b.example"), 7),
     ]);
     assert_eq!(found.as_deref(), Some("b.example:3128"));
-    // Without anything better, what a name server said.
+    // Without anything better, the name from DNS.
     let found = label(vec![
         resolved("db.example", [10, 0, 0, 1]),
         connect(1, 1, "10.0.0.1", 5432),
@@ -598,10 +598,10 @@ fn what_is_minted_is_held_and_has_its_proof() {
         connect(1, 2, "10.0.0.9", 443),
         payload(2, Some("s3.example")),
     ] {
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     }
     let mint = out.iter().find_map(|outcome| match outcome {
-        Outcome::Mint(mint) => Some(mint),
+        TrailOutput::Mint(mint) => Some(mint),
         _ => None,
     });
     let mint = mint.expect("something was minted");
@@ -609,7 +609,7 @@ fn what_is_minted_is_held_and_has_its_proof() {
     assert_eq!(id_of(&mint.presented), Some(id(3)));
     assert_eq!(id_of(&mint.minted), Some(id(4)));
     let held = out.iter().any(|outcome| {
-        matches!(outcome, Outcome::Hop(hop) if hop.credential.id.0 == id(4) && hop.evidence == Evidence::Sole)
+        matches!(outcome, TrailOutput::Hop(hop) if hop.credential.id.0 == id(4) && hop.evidence == Evidence::Sole)
     });
     assert!(held, "{out:#?}");
 }
@@ -623,23 +623,23 @@ fn a_connection_has_the_name_that_came_after_it() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     let begin = connect(1, 1, "10.0.0.1", 443);
-    let Event::Connect { who, .. } = &begin else {
+    let TrailEvent::Connect { who, .. } = &begin else {
         unreachable!("it is one");
     };
     let old = who.workload.clone();
     for event in [
         begin,
-        Event::Renamed {
+        TrailEvent::Renamed {
             time: at(3),
             old,
             new: named.clone(),
         },
         in_clear(1, None, 7),
     ] {
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     }
     let hop = out.iter().rev().find_map(|outcome| match outcome {
-        Outcome::Hop(hop) => Some(hop),
+        TrailOutput::Hop(hop) => Some(hop),
         _ => None,
     });
     assert_eq!(hop.expect("a hop").workload, named);
@@ -651,27 +651,29 @@ fn a_connection_has_the_object_that_was_told_after_it() {
     let mut out = Vec::new();
     let mut begin = |id: u64, address: &str| {
         let mut event = connect(1, id, address, 443);
-        if let Event::Connect { destination, .. } = &mut event {
-            destination.take_object(ANOTHER);
+        if let TrailEvent::Connect { destination, .. } = &mut event {
+            destination.set_object(UNKNOWN_NAME);
         }
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     };
     begin(1, "10.0.0.1");
     begin(2, "10.0.0.2");
-    let told = Event::Objects {
+    let told = TrailEvent::Objects {
         time: at(3),
         objects: BTreeMap::from([(
             "10.0.0.1".parse().expect("an address"),
             "kubernetes.default.svc".into(),
         )]),
     };
-    trail.take(told, &mut out);
-    trail.take(in_clear(1, None, 7), &mut out);
-    trail.take(in_clear(2, None, 7), &mut out);
+    trail.process(told, &mut out);
+    trail.process(in_clear(1, None, 7), &mut out);
+    trail.process(in_clear(2, None, 7), &mut out);
     let destinations: Vec<_> = out
         .iter()
         .filter_map(|outcome| match outcome {
-            Outcome::Hop(hop) => Some((hop.destination.label(), hop.destination.object.clone())),
+            TrailOutput::Hop(hop) => {
+                Some((hop.destination.label(), hop.destination.object.clone()))
+            }
             _ => None,
         })
         .collect();
@@ -685,13 +687,13 @@ fn a_connection_has_the_object_that_was_told_after_it() {
     );
 }
 
-fn any_event() -> impl Strategy<Value = Event> {
+fn any_event() -> impl Strategy<Value = TrailEvent> {
     let pid = 1u32..6;
     prop_oneof![
         (pid.clone(), pid.clone()).prop_map(|(child, parent)| fork(child, parent)),
         (pid.clone(), pid.clone(), "[ab]", any::<bool>())
             .prop_map(|(a, b, c, d)| exec(a, b, &c, d)),
-        pid.clone().prop_map(|pid| Event::Exit {
+        pid.clone().prop_map(|pid| TrailEvent::Exit {
             time: at(5),
             subject: subject(pid)
         }),
@@ -723,12 +725,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         )),
         (1u64..5).prop_map(|id| minted(id, 4)),
         ("[xy]\\.example", 1u8..3).prop_map(|(name, host)| resolved(&name, [10, 0, 0, host])),
-        (0i64..200).prop_map(|second| Event::Tick { time: at(second) }),
+        (0i64..200).prop_map(|second| TrailEvent::Tick { time: at(second) }),
     ]
 }
 
-fn foreign(pid: u32, victim: u32) -> Event {
-    Event::Foreign {
+fn foreign(pid: u32, victim: u32) -> TrailEvent {
+    TrailEvent::Foreign {
         time: at(2),
         who: who(pid),
         victim: who(victim),
@@ -736,15 +738,15 @@ fn foreign(pid: u32, victim: u32) -> Event {
     }
 }
 
-fn foreign_reads(events: Vec<Event>) -> Vec<ForeignRead> {
+fn foreign_reads(events: Vec<TrailEvent>) -> Vec<ForeignRead> {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     for event in events {
-        trail.take(event, &mut out);
+        trail.process(event, &mut out);
     }
     out.into_iter()
         .filter_map(|outcome| match outcome {
-            Outcome::Foreign(read) => Some(*read),
+            TrailOutput::Foreign(read) => Some(*read),
             _ => None,
         })
         .collect()
@@ -787,8 +789,8 @@ fn a_refused_connection_is_no_hop() {
         exec(10, 1, "a", false),
         pick(10, 7, Source::File, None),
         connect(10, 1, "192.0.2.1", 443),
-        Event::Refused { connection: 1 },
-        Event::Tick { time: at(60) },
+        TrailEvent::Refused { connection: 1 },
+        TrailEvent::Tick { time: at(60) },
     ];
     assert!(hops(events).is_empty());
 }
@@ -797,24 +799,24 @@ proptest! {
     #[test]
     fn evidence_is_never_stronger_than_it_is(events in proptest::collection::vec(any_event(), 0..60)) {
         let picked: std::collections::HashSet<String> = events.iter().filter_map(|event| match event {
-            Event::PickUp { credential, .. } | Event::Minted { credential, .. } => Some(credential.id.0.clone()),
+            TrailEvent::PickUp { credential, .. } | TrailEvent::Minted { credential, .. } => Some(credential.id.0.clone()),
             _ => None,
         }).collect();
-        let presented = events.iter().any(|event| matches!(event, Event::Presented { .. } | Event::Clear { .. }));
+        let presented = events.iter().any(|event| matches!(event, TrailEvent::Presented { .. } | TrailEvent::Clear { .. }));
         let mut trail = Trail::new();
         let mut out = Vec::new();
         for event in events {
             let before = out.len();
-            let single = matches!(event, Event::Connect { .. } | Event::Payload { .. });
-            trail.take(event, &mut out);
+            let single = matches!(event, TrailEvent::Connect { .. } | TrailEvent::Payload { .. });
+            trail.process(event, &mut out);
             let hops: Vec<_> = out[before..].iter().filter_map(|outcome| match outcome {
-                Outcome::Hop(hop) => Some(hop),
+                TrailOutput::Hop(hop) => Some(hop),
                 _ => None,
             }).collect();
             for hop in &hops {
                 match hop.evidence {
                     Evidence::Presented => prop_assert!(presented),
-                    // One event settles one connection: `sole` stands alone there.
+                    // One event resolves one connection: `sole` is the only hop there.
                     Evidence::Sole => prop_assert!(!single || hops.len() == 1),
                     Evidence::Held => prop_assert!(hops.len() > 1),
                 }

@@ -1,5 +1,5 @@
-//! One process of a scenario: it comes by a credential in one way, and connects in one way.
-//! What it does is done with the system calls named, and by nothing else.
+//! One process of a scenario: it obtains a credential in one way, and connects in one way, using
+//! exactly the named system calls.
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -25,45 +25,46 @@ use std::{
 };
 
 #[derive(Debug, Parser)]
-struct Act {
+struct ActorArguments {
     /// How the file is opened
     #[arg(long, value_enum)]
-    get: Option<Get>,
+    get: Option<GetMethod>,
     #[arg(long)]
     path: Option<PathBuf>,
     /// How it connects
     #[arg(long, value_enum)]
-    connect: Option<Connect>,
+    connect: Option<ConnectMethod>,
     #[arg(long)]
     to: Option<SocketAddr>,
     /// The server name in the ClientHello
     #[arg(long)]
     name: Option<String>,
-    /// How another process is looked at
+    /// How another process is read
     #[arg(long, value_enum)]
-    look: Option<Look>,
+    look: Option<LookMethod>,
     #[arg(long)]
     pid: Option<i32>,
     /// An address in the other process
     #[arg(long, default_value_t = 0)]
     address: usize,
-    /// Where a procfs is mounted
+    /// Mount point of procfs
     #[arg(long, default_value = "/proc")]
     procfs: PathBuf,
-    /// Say so, and wait until standard input ends
+    /// Print a line, and wait until standard input ends
     #[arg(long)]
     wait: bool,
-    /// Open the file at descriptor 5, become another user, and this program again with the rest
-    /// of what was asked for
+    /// Open the file at descriptor 5, change to another user, and execute this program again with
+    /// the remaining arguments
     #[arg(long)]
     inherit: Option<PathBuf>,
-    /// Keep the file at `--path` open, connect to `--to`, say so, and wait until standard input ends
+    /// Keep the file at `--path` open, connect to `--to`, print a line, and wait until standard
+    /// input ends
     #[arg(long)]
     hold: bool,
-    /// Do this over and over until standard input ends; say how often
+    /// Repeat this until standard input ends; print how often
     #[arg(long, value_enum)]
-    storm: Option<Storm>,
-    /// Do it only so often
+    storm: Option<StormKind>,
+    /// Repeat it only this often
     #[arg(long)]
     times: Option<u64>,
     /// Delete the executable first
@@ -77,7 +78,7 @@ struct Act {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Get {
+enum GetMethod {
     Open,
     Openat2,
     Handle,
@@ -88,7 +89,7 @@ enum Get {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Connect {
+enum ConnectMethod {
     Tls,
     Large,
     Cut,
@@ -99,7 +100,7 @@ enum Connect {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Look {
+enum LookMethod {
     Environ,
     Task,
     Mem,
@@ -109,22 +110,22 @@ enum Look {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Storm {
-    /// Children that end at once
+enum StormKind {
+    /// Fork children that exit at once
     Forks,
-    /// Opens of the file at `--path`
+    /// Open the file at `--path`
     Opens,
-    /// Children that each open the file at `--path`
+    /// Fork children that each open the file at `--path`
     Readers,
 }
 
 fn main() -> Result<()> {
-    let act = Act::parse();
+    let act = ActorArguments::parse();
     if let Some(storm) = act.storm {
-        return rage(storm, &act);
+        return run_storm(storm, &act);
     }
     if act.hold {
-        return hold(&act);
+        return hold_open(&act);
     }
     if let Some(path) = &act.inherit {
         return inherit(path, &act);
@@ -145,14 +146,16 @@ fn main() -> Result<()> {
         let name = act.name.clone().unwrap_or_default();
         match act.get {
             // Another thread than the one that read.
-            Some(Get::Thread) => std::thread::spawn(move || go(connect, to, &name))
-                .join()
-                .map_err(|_| anyhow::anyhow!("the thread panicked"))??,
-            _ => go(connect, to, &name)?,
+            Some(GetMethod::Thread) => {
+                std::thread::spawn(move || open_connection(connect, to, &name))
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("the thread panicked"))??
+            }
+            _ => open_connection(connect, to, &name)?,
         }
     }
     if act.wait {
-        // An address at which something can be read, for those who look into this process.
+        // Readable memory at a known address, for processes that read this one.
         static MARK: [u8; 16] = *b"keytrail-lab-mem";
         println!("{:#x}", MARK.as_ptr() as usize);
         std::io::stdin().read_to_end(&mut Vec::new())?;
@@ -160,7 +163,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn hold(act: &Act) -> Result<()> {
+fn hold_open(act: &ActorArguments) -> Result<()> {
     let file = File::open(act.path.as_ref().context("--path")?)?;
     let stream = TcpStream::connect(act.to.context("--to")?)?;
     println!("holding");
@@ -169,7 +172,7 @@ fn hold(act: &Act) -> Result<()> {
     Ok(())
 }
 
-fn rage(storm: Storm, act: &Act) -> Result<()> {
+fn run_storm(storm: StormKind, act: &ActorArguments) -> Result<()> {
     use std::sync::atomic::{AtomicBool, Ordering};
     let path = match &act.path {
         Some(path) => CString::new(path.as_os_str().as_bytes())?,
@@ -178,36 +181,36 @@ fn rage(storm: Storm, act: &Act) -> Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&over);
     std::thread::spawn(move || {
-        // Whatever comes, it is the end.
+        // Any result means the end.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         told.store(true, Ordering::Relaxed);
     });
-    // Whoever waits for the storm gets one that blows.
+    // Printed once the storm has started.
     let raging = match storm {
-        Storm::Opens => 2000,
-        Storm::Forks | Storm::Readers => 200,
+        StormKind::Opens => 2000,
+        StormKind::Forks | StormKind::Readers => 200,
     };
     let mut times = 0u64;
     while !over.load(Ordering::Relaxed) && act.times.is_none_or(|most| times < most) {
         let open = || {
             // SAFETY: the path outlives the call.
             let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-            // SAFETY: the descriptor is this closure's own.
+            // SAFETY: this closure owns the descriptor.
             unsafe { libc::close(fd) };
         };
         match storm {
-            Storm::Opens => open(),
-            Storm::Forks | Storm::Readers => {
-                // SAFETY: the child only makes calls that are safe after fork.
+            StormKind::Opens => open(),
+            StormKind::Forks | StormKind::Readers => {
+                // SAFETY: the child only makes async-signal-safe calls.
                 let child = unsafe { libc::fork() };
                 if child == 0 {
-                    if let Storm::Readers = storm {
+                    if let StormKind::Readers = storm {
                         open();
                     }
-                    // SAFETY: ends the child, and nothing of its parent's.
+                    // SAFETY: ends the child without running the parent's exit handlers.
                     unsafe { libc::_exit(0) };
                 }
-                // SAFETY: the child is this process's own.
+                // SAFETY: the child belongs to this process.
                 unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
             }
         }
@@ -223,7 +226,7 @@ fn rage(storm: Storm, act: &Act) -> Result<()> {
     Ok(())
 }
 
-fn check(result: i64) -> Result<i32> {
+fn check_result(result: i64) -> Result<i32> {
     if result < 0 {
         return Err(std::io::Error::last_os_error().into());
     }
@@ -231,7 +234,7 @@ fn check(result: i64) -> Result<i32> {
 }
 
 fn read_all(fd: RawFd) -> Result<()> {
-    // SAFETY: the descriptor was opened for this and is owned by nobody else.
+    // SAFETY: the descriptor was opened for this, and nothing else owns it.
     let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
@@ -241,19 +244,19 @@ fn read_all(fd: RawFd) -> Result<()> {
     Ok(())
 }
 
-fn get_file(get: Get, path: &Path) -> Result<()> {
+fn get_file(get: GetMethod, path: &Path) -> Result<()> {
     let c_path = CString::new(path.as_os_str().as_bytes())?;
     match get {
-        Get::Open => {
+        GetMethod::Open => {
             std::fs::read(path)?;
         }
-        Get::Thread => {
+        GetMethod::Thread => {
             let path = path.to_owned();
             std::thread::spawn(move || std::fs::read(path))
                 .join()
                 .map_err(|_| anyhow::anyhow!("the thread panicked"))??;
         }
-        Get::Openat2 => {
+        GetMethod::Openat2 => {
             // SAFETY: open_how is plain integers.
             let mut how: libc::open_how = unsafe { zeroed() };
             how.flags = libc::O_RDONLY as u64;
@@ -267,18 +270,18 @@ fn get_file(get: Get, path: &Path) -> Result<()> {
                     size_of::<libc::open_how>(),
                 )
             };
-            read_all(check(fd).context("openat2")?)?;
+            read_all(check_result(fd).context("openat2")?)?;
         }
-        Get::Handle => by_handle(path, &c_path)?,
-        Get::Uring => {
+        GetMethod::Handle => by_handle(path, &c_path)?,
+        GetMethod::Uring => {
             let mut ring = IoUring::new(8).context("io_uring")?;
             let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c_path.as_ptr())
                 .flags(libc::O_RDONLY)
                 .build();
             read_all(submit(&mut ring, &open)?)?;
         }
-        Get::Received => received(path)?,
-        Get::ProcFd => {
+        GetMethod::Received => received(path)?,
+        GetMethod::ProcFd => {
             let file = File::open(path)?;
             let again = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
             std::fs::read(again)?;
@@ -287,20 +290,20 @@ fn get_file(get: Get, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `name_to_handle_at` needs no right to read; the open names no path.
+/// `name_to_handle_at` needs no read permission; the open names no path.
 fn by_handle(path: &Path, c_path: &CString) -> Result<()> {
     #[repr(C)]
-    struct Handle {
+    struct FileHandle {
         head: libc::file_handle,
         room: [u8; 128],
     }
-    let mut handle = MaybeUninit::<Handle>::zeroed();
+    let mut handle = MaybeUninit::<FileHandle>::zeroed();
     let mut mount = 0;
     let directory = File::open(path.parent().context("a directory")?)?;
-    // SAFETY: the structure has the room that it says it has, and outlives the calls.
+    // SAFETY: the structure has the capacity that it states, and outlives the calls.
     let fd = unsafe {
         (*handle.as_mut_ptr()).head.handle_bytes = 128;
-        check(libc::syscall(
+        check_result(libc::syscall(
             libc::SYS_name_to_handle_at,
             libc::AT_FDCWD,
             c_path.as_ptr(),
@@ -316,25 +319,25 @@ fn by_handle(path: &Path, c_path: &CString) -> Result<()> {
             libc::O_RDONLY,
         )
     };
-    read_all(check(fd).context("open_by_handle_at")?)
+    read_all(check_result(fd).context("open_by_handle_at")?)
 }
 
 fn submit(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> Result<i32> {
-    // SAFETY: what the entry points to outlives the wait for its completion.
+    // SAFETY: the referenced memory outlives the wait for completion.
     unsafe { ring.submission().push(entry)? };
     ring.submit_and_wait(1)?;
     let result = ring.completion().next().context("no completion")?.result();
-    check(if result < 0 {
+    check_result(if result < 0 {
         return Err(std::io::Error::from_raw_os_error(-result).into());
     } else {
         i64::from(result)
     })
 }
 
-/// A child of another program opens the file and passes the descriptor.
+/// A child that runs another program opens the file and passes the descriptor.
 fn received(path: &Path) -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
-    // SAFETY: fork, and in the child only calls that are safe there.
+    // SAFETY: fork, and the child only makes async-signal-safe calls.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(ours);
@@ -346,7 +349,7 @@ fn received(path: &Path) -> Result<()> {
     drop(theirs);
     let fd = receive_descriptor(&ours)?;
     let mut status = 0;
-    // SAFETY: the child is this process's own.
+    // SAFETY: the child belongs to this process.
     unsafe { libc::waitpid(child, &raw mut status, 0) };
     read_all(fd)
 }
@@ -360,8 +363,8 @@ fn message(socket: &UnixStream, fd: Option<RawFd>) -> Result<Option<RawFd>> {
         iov_len: 1,
     };
     let mut control = [0u64; CONTROL / 8];
-    // SAFETY: msghdr is plain integers and pointers; those set below outlive the calls, and the
-    // macros compute places inside `control`.
+    // SAFETY: msghdr consists of integers and pointers; those set below outlive the calls, and the
+    // macros compute addresses inside `control`.
     unsafe {
         let mut header: libc::msghdr = zeroed();
         header.msg_iov = &raw mut vector;
@@ -374,10 +377,10 @@ fn message(socket: &UnixStream, fd: Option<RawFd>) -> Result<Option<RawFd>> {
             (*first).cmsg_type = libc::SCM_RIGHTS;
             (*first).cmsg_len = libc::CMSG_LEN(4) as usize;
             libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(fd);
-            check(libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) as i64)?;
+            check_result(libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) as i64)?;
             return Ok(None);
         }
-        check(libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) as i64)?;
+        check_result(libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) as i64)?;
         let first = libc::CMSG_FIRSTHDR(&raw const header);
         if first.is_null() {
             bail!("no descriptor came");
@@ -396,7 +399,7 @@ fn receive_descriptor(socket: &UnixStream) -> Result<RawFd> {
     message(socket, None)?.context("no descriptor came")
 }
 
-fn inherit(path: &Path, act: &Act) -> Result<()> {
+fn inherit(path: &Path, act: &ActorArguments) -> Result<()> {
     let file = File::open(path)?;
     let mut next = Command::new(std::env::current_exe()?);
     if let (Some(to), Some(name)) = (act.to, &act.name) {
@@ -420,9 +423,9 @@ fn inherit(path: &Path, act: &Act) -> Result<()> {
 }
 
 fn in_memory(arguments: &[String]) -> Result<()> {
-    // SAFETY: the name outlives the call; the descriptor is this function's own.
+    // SAFETY: the name outlives the call; this function owns the descriptor.
     let mut file = unsafe {
-        let fd = check(i64::from(libc::memfd_create(c"lab".as_ptr(), 0)))?;
+        let fd = check_result(i64::from(libc::memfd_create(c"lab".as_ptr(), 0)))?;
         File::from_raw_fd(fd)
     };
     file.write_all(&std::fs::read(std::env::current_exe()?)?)?;
@@ -432,25 +435,25 @@ fn in_memory(arguments: &[String]) -> Result<()> {
     Err(error.into())
 }
 
-fn look_at(look: Look, act: &Act) -> Result<()> {
+fn look_at(look: LookMethod, act: &ActorArguments) -> Result<()> {
     let pid = act.pid.unwrap_or(0);
     let of = |file: &str| act.procfs.join(pid.to_string()).join(file);
     match look {
-        Look::Environ => {
+        LookMethod::Environ => {
             std::fs::read(of("environ"))?;
         }
-        Look::Task => {
+        LookMethod::Task => {
             std::fs::read(of(&format!("task/{pid}/environ")))?;
         }
-        Look::Itself => {
+        LookMethod::Itself => {
             std::fs::read("/proc/self/environ")?;
         }
-        Look::Mem => {
+        LookMethod::Mem => {
             use std::os::unix::fs::FileExt as _;
             let mut bytes = [0u8; 16];
             File::open(of("mem"))?.read_exact_at(&mut bytes, act.address as u64)?;
         }
-        Look::VmReadv => {
+        LookMethod::VmReadv => {
             let mut bytes = [0u8; 16];
             let local = libc::iovec {
                 iov_base: bytes.as_mut_ptr().cast(),
@@ -464,13 +467,13 @@ fn look_at(look: Look, act: &Act) -> Result<()> {
             let read = unsafe {
                 libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0)
             };
-            check(read as i64).context("process_vm_readv")?;
+            check_result(read as i64).context("process_vm_readv")?;
         }
-        Look::Ptrace => {
+        LookMethod::Ptrace => {
             let nothing = std::ptr::null_mut::<libc::c_void>();
-            // SAFETY: the calls take no memory of ours.
+            // SAFETY: the calls access none of our memory.
             unsafe {
-                check(libc::ptrace(libc::PTRACE_SEIZE, pid, nothing, nothing))
+                check_result(libc::ptrace(libc::PTRACE_SEIZE, pid, nothing, nothing))
                     .context("PTRACE_SEIZE")?;
             }
         }
@@ -478,7 +481,7 @@ fn look_at(look: Look, act: &Act) -> Result<()> {
     Ok(())
 }
 
-/// Takes any certificate: the servers of the lab make their own.
+/// Accepts any certificate: the lab's servers sign their own.
 #[derive(Debug)]
 struct AnyCertificate;
 
@@ -527,7 +530,7 @@ fn client(name: &str, large: bool) -> Result<ClientConnection> {
         .with_custom_certificate_verifier(Arc::new(AnyCertificate))
         .with_no_client_auth();
     if large {
-        // As large as a hello with a post-quantum key share, and then some.
+        // At least as large as a hello with a post-quantum key share.
         config.alpn_protocols = (0..60)
             .map(|number| format!("x-keytrail-lab-protocol-number-{number:04}").into_bytes())
             .collect();
@@ -538,25 +541,25 @@ fn client(name: &str, large: bool) -> Result<ClientConnection> {
     )?)
 }
 
-fn go(connect: Connect, to: SocketAddr, name: &str) -> Result<()> {
+fn open_connection(connect: ConnectMethod, to: SocketAddr, name: &str) -> Result<()> {
     match connect {
-        Connect::Udp => {
+        ConnectMethod::Udp => {
             let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
             socket.connect(to)?;
             socket.send(b"lab")?;
             Ok(())
         }
-        Connect::Tcp => {
-            // A refusal is what some scenarios are about.
+        ConnectMethod::Tcp => {
+            // A refused connection is part of some scenarios.
             let _ = TcpStream::connect(to);
             Ok(())
         }
-        Connect::Tls | Connect::Large => {
-            let mut tls = client(name, matches!(connect, Connect::Large))?;
+        ConnectMethod::Tls | ConnectMethod::Large => {
+            let mut tls = client(name, matches!(connect, ConnectMethod::Large))?;
             let mut stream = TcpStream::connect(to)?;
-            talk(&mut tls, &mut stream)
+            send_and_receive(&mut tls, &mut stream)
         }
-        Connect::Cut => {
+        ConnectMethod::Cut => {
             let mut tls = client(name, false)?;
             let mut stream = TcpStream::connect(to)?;
             stream.set_nodelay(true)?;
@@ -568,24 +571,24 @@ fn go(connect: Connect, to: SocketAddr, name: &str) -> Result<()> {
                 stream.write_all(&hello[at..end])?;
                 (at, step) = (end, 90);
             }
-            talk(&mut tls, &mut stream)
+            send_and_receive(&mut tls, &mut stream)
         }
-        Connect::FastOpen => {
+        ConnectMethod::FastOpen => {
             let mut tls = client(name, false)?;
             let mut hello = Vec::new();
             tls.write_tls(&mut hello)?;
             let mut stream = fast_open(to, &hello)?;
-            talk(&mut tls, &mut stream)
+            send_and_receive(&mut tls, &mut stream)
         }
-        Connect::Uring => {
+        ConnectMethod::Uring => {
             let mut tls = client(name, false)?;
             let mut stream = uring_connect(to)?;
-            talk(&mut tls, &mut stream)
+            send_and_receive(&mut tls, &mut stream)
         }
     }
 }
 
-fn talk(tls: &mut ClientConnection, stream: &mut TcpStream) -> Result<()> {
+fn send_and_receive(tls: &mut ClientConnection, stream: &mut TcpStream) -> Result<()> {
     let mut both = Stream::new(tls, stream);
     both.write_all(b"GET / HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
@@ -609,8 +612,8 @@ fn ipv4(to: SocketAddr) -> Result<libc::sockaddr_in> {
 }
 
 fn socket() -> Result<RawFd> {
-    // SAFETY: the call takes no memory.
-    check(i64::from(unsafe {
+    // SAFETY: the call accesses no memory.
+    check_result(i64::from(unsafe {
         libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)
     }))
 }
@@ -629,8 +632,8 @@ fn fast_open(to: SocketAddr, first: &[u8]) -> Result<TcpStream> {
             size_of::<libc::sockaddr_in>() as u32,
         )
     };
-    check(sent as i64).context("sendto with MSG_FASTOPEN")?;
-    // SAFETY: the descriptor is this function's own.
+    check_result(sent as i64).context("sendto with MSG_FASTOPEN")?;
+    // SAFETY: this function owns the descriptor.
     Ok(unsafe { TcpStream::from_raw_fd(fd) })
 }
 
@@ -645,6 +648,6 @@ fn uring_connect(to: SocketAddr) -> Result<TcpStream> {
     )
     .build();
     submit(&mut ring, &connect)?;
-    // SAFETY: the descriptor is this function's own.
+    // SAFETY: this function owns the descriptor.
     Ok(unsafe { TcpStream::from_raw_fd(fd) })
 }

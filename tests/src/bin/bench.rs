@@ -1,6 +1,6 @@
-//! What Keytrail costs, beside a program that does nothing on the same hooks and beside other
-//! tools, in alternation within one run. `cargo xtask bench` runs it on the machine at hand and
-//! in a virtual machine.
+//! Measures the cost of Keytrail, compared with an empty program on the same hooks and with other
+//! tools, alternating within one run. `cargo xtask bench` runs it on this machine and in a virtual
+//! machine.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -35,39 +35,39 @@ use std::{
 };
 
 #[derive(Debug, Parser)]
-struct Arguments {
-    /// The object file with the probes, for the programs that do nothing
+struct BenchArguments {
+    /// The probes' object file, for the empty programs
     #[arg(long)]
     probes: PathBuf,
-    /// A small static program that ends at once
+    /// A small static program that exits at once
     #[arg(long)]
     program: PathBuf,
-    /// Rounds, of which medians are taken
+    /// Number of rounds, of which medians are taken
     #[arg(long, default_value_t = 9)]
     rounds: usize,
-    /// Seconds of the load tests
+    /// Duration of each load test in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Only the tasks whose names hold this, and no load tests
+    /// Only tasks whose names contain this, and no load tests
     #[arg(long)]
     task: Option<String>,
 }
 
-/// What runs until it is dropped; `None` where it is not to be had here.
-type Started = Option<Box<dyn Any>>;
+/// Runs until it is dropped; `None` if it is not available here.
+type BackgroundLoad = Option<Box<dyn Any>>;
 
 /// A tool under measurement.
 struct Contender {
     name: &'static str,
-    start: fn(&Place) -> Result<Started>,
+    start: fn(&BenchLab) -> Result<BackgroundLoad>,
 }
 
-/// One thing that programs do, and what it is said to cost at most.
-struct Task {
+/// Something that programs do, and its budget.
+struct BenchTask {
     name: &'static str,
     contenders: &'static [Contender],
-    /// Gives the nanoseconds of one; not a number where it cannot be run here.
-    run: fn(&Place) -> Result<f64>,
+    /// Returns nanoseconds per operation; NaN if it cannot run here.
+    run: fn(&BenchLab) -> Result<f64>,
 }
 
 const KEYTRAIL: Contender = Contender {
@@ -75,8 +75,8 @@ const KEYTRAIL: Contender = Contender {
     start: |place| Ok(Some(Box::new(place.agent()?))),
 };
 
-const TASKS: &[Task] = &[
-    Task {
+const TASKS: &[BenchTask] = &[
+    BenchTask {
         name: "open and close of one file",
         contenders: &[
             Contender {
@@ -95,7 +95,7 @@ const TASKS: &[Task] = &[
         ],
         run: |place| place.opens(1),
     },
-    Task {
+    BenchTask {
         name: "open and close of 4,096 files in turn",
         contenders: &[
             Contender {
@@ -106,17 +106,17 @@ const TASKS: &[Task] = &[
         ],
         run: |place| place.opens(FILES),
     },
-    Task {
+    BenchTask {
         name: "connect, write and close",
         contenders: &[KEYTRAIL],
         run: |place| place.connects(b"ping"),
     },
-    Task {
+    BenchTask {
         name: "connect, ClientHello and close",
         contenders: &[KEYTRAIL],
         run: |place| place.connects(&client_hello()),
     },
-    Task {
+    BenchTask {
         name: "write to an open connection",
         contenders: &[
             Contender {
@@ -125,9 +125,9 @@ const TASKS: &[Task] = &[
             },
             KEYTRAIL,
         ],
-        run: Place::writes,
+        run: BenchLab::writes,
     },
-    Task {
+    BenchTask {
         name: "16 KiB handed to OpenSSL, no header",
         contenders: &[
             Contender {
@@ -138,7 +138,7 @@ const TASKS: &[Task] = &[
         ],
         run: |place| place.tls_writes("plain"),
     },
-    Task {
+    BenchTask {
         name: "1 KiB of headers with a credential handed to OpenSSL",
         contenders: &[
             Contender {
@@ -149,7 +149,7 @@ const TASKS: &[Task] = &[
         ],
         run: |place| place.tls_writes("head"),
     },
-    Task {
+    BenchTask {
         name: "fork, exec and exit, 2 KiB environment",
         contenders: &[
             Contender {
@@ -164,7 +164,7 @@ const TASKS: &[Task] = &[
         ],
         run: |place| place.execs(2 << 10),
     },
-    Task {
+    BenchTask {
         name: "fork, exec and exit, 32 KiB environment",
         contenders: &[KEYTRAIL],
         run: |place| place.execs(32 << 10),
@@ -181,7 +181,7 @@ fn main() -> Result<()> {
         lab::is_root(),
         "the benchmarks attach probes to the kernel and need root"
     );
-    let place = Place::new(Arguments::parse())?;
+    let place = BenchLab::new(BenchArguments::parse())?;
     println!("kernel {}, file probe {}\n", kernel(), place.file_hook);
     println!("| what | with | ns | adds | of bare | of empty |");
     println!("|---|---|---:|---:|---:|---:|");
@@ -210,9 +210,9 @@ fn kernel() -> String {
         .to_owned()
 }
 
-/// Each round has every contender, so that what else the machine does falls on them alike. A
-/// figure is the median over the rounds of what is added within the round.
-fn measure(place: &Place, task: &Task) -> Result<String> {
+/// Every round measures all contenders, so that other activity on the machine affects them alike. A
+/// figure is the median over the rounds of the time added within a round.
+fn measure(place: &BenchLab, task: &BenchTask) -> Result<String> {
     let mut bare = Vec::new();
     if (task.run)(place)?.is_nan() {
         return Ok(format!("| {} | not here | | | | |\n", task.name));
@@ -225,7 +225,7 @@ fn measure(place: &Place, task: &Task) -> Result<String> {
             let Some(running) = (contender.start)(place)? else {
                 continue;
             };
-            // The same without it, right beside: the machine's mood is in both.
+            // Measured with and without in direct succession, so that both see the same conditions.
             let with = (task.run)(place)?;
             drop(running);
             let again = (task.run)(place)?;
@@ -258,10 +258,10 @@ fn measure(place: &Place, task: &Task) -> Result<String> {
     Ok(out)
 }
 
-/// The time of each program alone, by the kernel's own account, which is in it as well: it is
-/// what an empty program has. The clock tells no small share of a task on a restless machine;
-/// this does.
-fn programs(place: &Place, task: &Task) -> Result<String> {
+/// The time of each program according to the kernel's statistics, which include their own overhead:
+/// that of an empty program. On a noisy machine wall-clock time does not show a small share of a
+/// task; this does.
+fn programs(place: &BenchLab, task: &BenchTask) -> Result<String> {
     let _enabled = enable_stats(Stats::RunTime)?;
     let mut times: BTreeMap<String, (u64, Vec<f64>)> = BTreeMap::new();
     let ours = |contender: &&Contender| {
@@ -269,20 +269,20 @@ fn programs(place: &Place, task: &Task) -> Result<String> {
     };
     for _ in 0..place.arguments.rounds {
         for contender in task.contenders.iter().filter(ours) {
-            let others: BTreeSet<u32> = accounts()?.into_keys().collect();
+            let others: BTreeSet<u32> = program_stats()?.into_keys().collect();
             let Some(running) = (contender.start)(place)? else {
                 continue;
             };
-            let before = accounts()?;
+            let before = program_stats()?;
             (task.run)(place)?;
-            let after = accounts()?;
+            let after = program_stats()?;
             drop(running);
             for (id, (name, time, runs)) in after {
                 let Some((_, time_before, runs_before)) = before.get(&id) else {
                     continue;
                 };
                 let runs = runs - runs_before;
-                // A program that ran a few times is one that the task is not about.
+                // A program with few runs does not belong to the task.
                 if others.contains(&id) || runs < 100 {
                     continue;
                 }
@@ -302,11 +302,11 @@ fn programs(place: &Place, task: &Task) -> Result<String> {
     Ok(out)
 }
 
-/// Name, time and runs of every program that is loaded, by its id.
-fn accounts() -> Result<BTreeMap<u32, (String, Duration, u64)>> {
+/// Name, time and runs of every loaded program, by id.
+fn program_stats() -> Result<BTreeMap<u32, (String, Duration, u64)>> {
     let mut accounts = BTreeMap::new();
     for program in loaded_programs() {
-        // One that is unloaded meanwhile is none of ours.
+        // A program unloaded meanwhile is not ours.
         let Ok(program) = program else { continue };
         let name = program.name_as_str().unwrap_or_default().to_owned();
         accounts.insert(
@@ -322,25 +322,25 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-struct Place {
-    arguments: Arguments,
+struct BenchLab {
+    arguments: BenchArguments,
     directory: tempfile::TempDir,
     files: Vec<PathBuf>,
     file_hook: String,
     sink: TcpListener,
-    /// Where there is a Python that can be watched.
-    writer: Option<RefCell<Writer>>,
+    /// Present if there is a Python that can be observed.
+    writer: Option<RefCell<TlsWriter>>,
 }
 
-/// A process that writes to OpenSSL when it is told to.
-struct Writer {
-    _running: Running,
+/// A process that writes through OpenSSL on request.
+struct TlsWriter {
+    _running: ChildProcess,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     library: PathBuf,
 }
 
-impl Writer {
+impl TlsWriter {
     fn start(directory: &Path) -> Result<Self> {
         let certified = rcgen::generate_simple_self_signed(vec!["bench.example".to_owned()])?;
         let certificate = directory.join("server.pem");
@@ -356,7 +356,7 @@ impl Writer {
             .spawn()?;
         let input = child.stdin.take().context("its input")?;
         let mut output = BufReader::new(child.stdout.take().context("its output")?);
-        let running = Running(child);
+        let running = ChildProcess(child);
         let mut line = String::new();
         output.read_line(&mut line)?;
         ensure!(!line.is_empty(), "it has not begun");
@@ -376,8 +376,8 @@ impl Writer {
     }
 }
 
-impl Place {
-    fn new(arguments: Arguments) -> Result<Self> {
+impl BenchLab {
+    fn new(arguments: BenchArguments) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let files: Vec<PathBuf> = (0..FILES)
             .map(|number| directory.path().join(format!("ordinary-file-{number}.txt")))
@@ -400,12 +400,12 @@ impl Place {
         let sink = TcpListener::bind("127.0.0.1:0")?;
         let accepting = sink.try_clone()?;
         std::thread::spawn(move || {
-            // Whatever comes is read to its end, one after the other.
+            // Each connection is read to its end, one after the other.
             for stream in accepting.incoming().flatten() {
                 drain(stream);
             }
         });
-        let writer = match Writer::start(directory.path()) {
+        let writer = match TlsWriter::start(directory.path()) {
             Ok(writer) => Some(RefCell::new(writer)),
             Err(error) => {
                 eprintln!("no writes to OpenSSL: {error:#}");
@@ -434,8 +434,8 @@ impl Place {
             .with_context(|| format!("cannot load {}", self.arguments.probes.display()))
     }
 
-    /// A program that does nothing, on the hook that the agent uses here.
-    fn empty_open(&self) -> Result<Started> {
+    /// An empty program on the hook that the agent uses here.
+    fn empty_open(&self) -> Result<BackgroundLoad> {
         let mut ebpf = self.load_empty()?;
         match self.file_hook.split('/').next() {
             Some("lsm") => {
@@ -459,7 +459,7 @@ impl Place {
         Ok(Some(Box::new(ebpf)))
     }
 
-    fn empty_process(&self) -> Result<Started> {
+    fn empty_process(&self) -> Result<BackgroundLoad> {
         let mut ebpf = self.load_empty()?;
         let program: &mut RawTracePoint = program(&mut ebpf, "empty_raw")?.try_into()?;
         program.load()?;
@@ -473,7 +473,7 @@ impl Place {
         Ok(Some(Box::new(ebpf)))
     }
 
-    fn empty_egress(&self) -> Result<Started> {
+    fn empty_egress(&self) -> Result<BackgroundLoad> {
         let mut ebpf = self.load_empty()?;
         let root = File::open(cgroup_root().context("no cgroup v2")?)?;
         let program: &mut CgroupSkb = program(&mut ebpf, "empty_egress")?.try_into()?;
@@ -482,7 +482,7 @@ impl Place {
         Ok(Some(Box::new(ebpf)))
     }
 
-    fn empty_uprobe(&self) -> Result<Started> {
+    fn empty_uprobe(&self) -> Result<BackgroundLoad> {
         let Some(writer) = &self.writer else {
             return Ok(None);
         };
@@ -523,13 +523,13 @@ impl Place {
     }
 
     fn writes(&self) -> Result<f64> {
-        // A listener of its own, as the connection stays.
+        // A separate listener, because the connection stays open.
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let mut stream = TcpStream::connect(listener.local_addr()?)?;
         let (accepted, _) = listener.accept()?;
         std::thread::spawn(move || drain(accepted));
         stream.set_nodelay(true)?;
-        // The first payloads are looked at.
+        // The first payloads of a connection are examined.
         for _ in 0..20 {
             stream.write_all(b"x")?;
         }
@@ -557,8 +557,8 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::
         .with_context(|| format!("no {name} in the probes"))
 }
 
-/// The nanoseconds of one, from many short runs of `each`: the lower decile, as what disturbs only
-/// ever adds.
+/// Nanoseconds per operation, from many short runs of `each`: the lower decile, because
+/// disturbances only add time.
 fn timed(runs: usize, each: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
     let mut times = Vec::with_capacity(runs);
     for run in 0..runs {
@@ -577,7 +577,7 @@ fn drain(mut stream: TcpStream) {
     while stream.read(&mut bytes).is_ok_and(|read| read > 0) {}
 }
 
-/// As a client of TLS 1.3 sends it: 517 bytes, with a server name.
+/// Like a TLS 1.3 client's: 517 bytes, with a server name.
 fn client_hello() -> Vec<u8> {
     let name = b"bench.example";
     let mut extensions = vec![
@@ -609,19 +609,19 @@ fn client_hello() -> Vec<u8> {
     record
 }
 
-/// A child that is ended when dropped.
-struct Running(Child);
+/// A child that is killed when dropped.
+struct ChildProcess(Child);
 
-impl Drop for Running {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Another tool's one-liner, its output thrown away; `None` where the tool is not here.
-fn bpftrace(script: &str) -> Result<Started> {
+/// A one-liner of another tool, output discarded; `None` if the tool is not installed.
+fn bpftrace(script: &str) -> Result<BackgroundLoad> {
     let script = format!("BEGIN {{ printf(\"ready\\n\"); }} {script}");
     let Ok(mut child) = Command::new("bpftrace")
         .args(["-e", &script])
@@ -633,7 +633,7 @@ fn bpftrace(script: &str) -> Result<Started> {
         return Ok(None);
     };
     let mut output = BufReader::new(child.stdout.take().context("its output")?);
-    let running = Running(child);
+    let running = ChildProcess(child);
     let mut line = String::new();
     loop {
         line.clear();
@@ -644,15 +644,15 @@ fn bpftrace(script: &str) -> Result<Started> {
             break;
         }
     }
-    // Its output has to go somewhere, or it would stand still.
+    // Its output must be read, or it would block.
     std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     Ok(Some(Box::new(running)))
 }
 
-/// A watch of the kernel's audit on what the agent watches; `None` where there is none.
-struct Audit;
+/// An audit rule on what the agent observes; `None` if audit is not available.
+struct AuditRule;
 
-fn audit() -> Result<Started> {
+fn audit() -> Result<BackgroundLoad> {
     let auditctl = |arguments: &[&str]| {
         Command::new("auditctl")
             .args(arguments)
@@ -668,13 +668,13 @@ fn audit() -> Result<Started> {
     if !set || !auditctl(&["-e", "1"]) {
         return Ok(None);
     }
-    Ok(Some(Box::new(Audit)))
+    Ok(Some(Box::new(AuditRule)))
 }
 
-impl Drop for Audit {
+impl Drop for AuditRule {
     fn drop(&mut self) {
         for arguments in [["-D"].as_slice(), &["-e", "0"]] {
-            // What cannot be undone was not done.
+            // A rule that cannot be removed was not added.
             let _ = Command::new("auditctl")
                 .args(arguments)
                 .stdout(Stdio::null())
@@ -684,8 +684,8 @@ impl Drop for Audit {
     }
 }
 
-/// CPU and memory of the agent, idle and under a steady load.
-fn load(place: &Place) -> Result<()> {
+/// CPU and memory of the agent, idle and under steady load.
+fn load(place: &BenchLab) -> Result<()> {
     let begin = Instant::now();
     let agent = place.agent()?;
     println!(
@@ -742,7 +742,7 @@ fn load(place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// Does something at a steady rate, in slices of 10 ms, until told to stop.
+/// Repeats an action at a steady rate, in slices of 10 ms, until told to stop.
 fn steady(
     over: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
@@ -764,8 +764,8 @@ fn steady(
     })
 }
 
-/// Credential reads as fast as they go, beside a storm of forks.
-fn storm(place: &Place) -> Result<()> {
+/// Credential reads at full speed, with a concurrent fork storm.
+fn storm(place: &BenchLab) -> Result<()> {
     let agent = place.agent()?;
     let key = aws_credentials(
         place.directory.path(),
@@ -773,7 +773,7 @@ fn storm(place: &Place) -> Result<()> {
         "FAKE/bench/0000000000000000000000000001",
     )?;
     let actor = binary()?.with_file_name("lab-actor");
-    let start = |storm: &str| -> Result<(Running, BufReader<std::process::ChildStdout>)> {
+    let start = |storm: &str| -> Result<(ChildProcess, BufReader<std::process::ChildStdout>)> {
         let mut child = Command::new(&actor)
             .args(["--storm", storm, "--path"])
             .arg(&key)
@@ -782,7 +782,7 @@ fn storm(place: &Place) -> Result<()> {
             .spawn()?;
         let mut output = BufReader::new(child.stdout.take().context("its output")?);
         output.read_line(&mut String::new())?;
-        Ok((Running(child), output))
+        Ok((ChildProcess(child), output))
     };
     let begin = Instant::now();
     let mut storms = [start("opens")?, start("forks")?];
@@ -820,9 +820,9 @@ fn storm(place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// The share of a core, in percent, that a process took since it had so many ticks.
+/// The share of a core, in percent, used by a process since it had this many ticks.
 fn share(pid: u32, before: u64, passed: Duration) -> Result<f64> {
-    // A tick is a hundredth of a second on every architecture that Keytrail runs on.
+    // A tick is a hundredth of a second on every supported architecture.
     Ok((ticks(pid)? - before) as f64 / passed.as_secs_f64())
 }
 

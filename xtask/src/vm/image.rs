@@ -1,10 +1,10 @@
 //! The root file system of the virtual machines: the programs under test, the tools that the
 //! scenarios call, and the libraries of both, as an ext4 image. Every machine boots from it and
-//! throws its changes away.
+//! discards its changes.
 
 use super::qemu::STATUS_MARK;
 use crate::{
-    build::succeed,
+    build::run_checked,
     debian::{Apt, codename},
     setup::tools,
 };
@@ -17,16 +17,16 @@ use std::{
     process::Command,
 };
 
-/// Tools of the machine that builds, copied with their libraries.
+/// Tools of the build machine, copied with their libraries.
 const TOOLS: [&str; 12] = [
     "bash", "cat", "curl", "cp", "env", "ln", "mkdir", "mount", "sed", "setpriv", "sleep",
     "unshare",
 ];
 
-/// Where the programs under test are in the machine.
+/// Directory of the programs under test in the machine.
 pub const PROGRAMS: &str = "/opt/keytrail";
 
-/// Builds the image of these programs, and of the probes' object file beside them, at `image`.
+/// Builds the image with these programs and the probes' object file.
 pub fn build(programs: &[(String, PathBuf)], probes: &Path, image: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let root = work.path();
@@ -61,8 +61,8 @@ pub fn build(programs: &[(String, PathBuf)], probes: &Path, image: &Path) -> Res
     }
     for (name, program) in programs {
         let copy = root.join("opt/keytrail").join(name);
-        // Debug information is as large as all the rest.
-        succeed(
+        // Debug information would double the size.
+        run_checked(
             Command::new("strip")
                 .arg("--strip-debug")
                 .arg("-o")
@@ -98,7 +98,7 @@ pub fn build(programs: &[(String, PathBuf)], probes: &Path, image: &Path) -> Res
     if image.exists() {
         fs::remove_file(image)?;
     }
-    succeed(
+    run_checked(
         Command::new("mke2fs")
             .args([
                 "-q",
@@ -114,10 +114,10 @@ pub fn build(programs: &[(String, PathBuf)], probes: &Path, image: &Path) -> Res
             .arg(image)
             .arg("512M"),
     )
-    .context("cannot make the root file system; e2fsprogs is needed")
+    .context("cannot create the root file system; e2fsprogs is needed")
 }
 
-/// The first program of the machine: makes it usable, runs the job, tells how it went.
+/// The machine's init program: sets it up, runs the job, reports the result.
 fn init_script() -> String {
     format!(
         r#"#!/bin/busybox sh
@@ -170,13 +170,13 @@ fn which(tool: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The shared libraries of a program, its loader among them.
+/// The shared libraries of a program, including its loader.
 fn needed(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd")
         .arg(program)
         .output()
         .context("cannot run ldd")?;
-    // A static program has none, and ldd says so with an error.
+    // A static program has none, which ldd reports as an error.
     Ok(String::from_utf8(output.stdout)?
         .lines()
         .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))

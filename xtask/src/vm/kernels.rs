@@ -7,31 +7,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A series of the matrix, and the suites that its newest release is in.
-struct Series {
+/// A series of the matrix, and the suites that contain its newest release.
+struct KernelSeries {
     name: &'static str,
     suites: &'static [&'static str],
-    /// Which package, as apt searches it.
+    /// Package name pattern for apt.
     pattern: &'static str,
 }
 
-const MATRIX: [Series; 4] = [
-    Series {
+const MATRIX: [KernelSeries; 4] = [
+    KernelSeries {
         name: "5.10",
         suites: &["bullseye"],
         pattern: r"^linux-image-5\.10\..*-cloud-amd64$",
     },
-    Series {
+    KernelSeries {
         name: "6.1",
         suites: &["bookworm", "bookworm-security"],
         pattern: r"^linux-image-6\.1\..*-cloud-amd64$",
     },
-    Series {
+    KernelSeries {
         name: "6.12",
         suites: &["trixie"],
         pattern: r"^linux-image-6\.12\..*-cloud-amd64$",
     },
-    Series {
+    KernelSeries {
         name: "7",
         suites: &["trixie-backports"],
         pattern: r"^linux-binary-7\..*-cloud-amd64$",
@@ -40,14 +40,14 @@ const MATRIX: [Series; 4] = [
 
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
-pub struct Kernel {
+pub struct KernelImage {
     pub series: &'static str,
-    /// As `uname -r` says.
+    /// As in `uname -r`.
     pub release: String,
     pub image: PathBuf,
 }
 
-impl Kernel {
+impl KernelImage {
     /// `6.1.0`
     pub fn short(&self) -> &str {
         self.release.split(['-', '+']).next().unwrap_or_default()
@@ -59,8 +59,8 @@ pub fn series() -> Vec<&'static str> {
     MATRIX.iter().map(|series| series.name).collect()
 }
 
-/// The kernels of the series that are wanted, fetched where they are not there yet.
-pub fn fetch(wanted: &[String]) -> Result<Vec<Kernel>> {
+/// The kernels of the requested series, fetched if needed.
+pub fn fetch(wanted: &[String]) -> Result<Vec<KernelImage>> {
     MATRIX
         .iter()
         .filter(|series| wanted.is_empty() || wanted.iter().any(|name| name == series.name))
@@ -73,7 +73,7 @@ pub fn fetch(wanted: &[String]) -> Result<Vec<Kernel>> {
             }
             let image = image(&place)
                 .with_context(|| format!("{} has no kernel image; remove it", place.display()))?;
-            Ok(Kernel {
+            Ok(KernelImage {
                 series: series.name,
                 release: fs::read_to_string(place.join("release"))?.trim().to_owned(),
                 image,
@@ -86,7 +86,7 @@ fn image(place: &Path) -> Option<PathBuf> {
     Some(place.join("vmlinuz")).filter(|path| path.is_file())
 }
 
-fn download(series: &Series, place: &Path) -> Result<()> {
+fn download(series: &KernelSeries, place: &Path) -> Result<()> {
     let apt = Apt::new(series.suites)?;
     let name = apt
         .names(series.pattern)?
@@ -113,7 +113,7 @@ fn download(series: &Series, place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of a name, for an order in which 5.10.0-9 comes before 5.10.0-32.
+/// The numbers in a name, for sorting 5.10.0-9 before 5.10.0-32.
 fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit())
         .filter_map(|part| part.parse().ok())

@@ -9,44 +9,44 @@ pub use image::{PROGRAMS, busybox};
 
 use crate::{bench, build, root};
 use anyhow::{Result, bail};
-use kernels::Kernel;
+use kernels::KernelImage;
 use qemu::Qemu;
 use std::time::Duration;
-use table::{Costs, Coverage};
+use table::{CoverageTable, VerifierCosts};
 
-/// How one machine of the matrix is booted, and what the agent does without.
+/// How one machine of the matrix is booted, and what the agent has to do without.
 #[derive(Clone, Copy, Debug)]
-struct Variant {
+struct VmVariant {
     name: &'static str,
     parameters: &'static str,
     skipped_hooks: &'static str,
-    /// Series of kernels that it is run on; all where empty.
+    /// Kernel series to run it on; all if empty.
     only: &'static [&'static str],
 }
 
 const WITH_BPF: &str = "lsm=lockdown,capability,landlock,yama,bpf";
 const WITHOUT_BPF: &str = "lsm=lockdown,capability,landlock,yama";
 
-const VARIANTS: [Variant; 4] = [
-    Variant {
+const VARIANTS: [VmVariant; 4] = [
+    VmVariant {
         name: "lsm",
         parameters: WITH_BPF,
         skipped_hooks: "",
         only: &[],
     },
-    Variant {
+    VmVariant {
         name: "no-lsm",
         parameters: WITHOUT_BPF,
         skipped_hooks: "",
         only: &[],
     },
-    Variant {
+    VmVariant {
         name: "kprobe",
         parameters: WITHOUT_BPF,
         skipped_hooks: "lsm,fentry",
         only: &["5.10", "7"],
     },
-    Variant {
+    VmVariant {
         name: "tracepoint",
         parameters: WITHOUT_BPF,
         skipped_hooks: "lsm,fentry,kprobe",
@@ -54,10 +54,10 @@ const VARIANTS: [Variant; 4] = [
     },
 ];
 
-/// What is asked of the matrix.
+/// The requested part of the matrix.
 #[derive(Clone, Debug, Default)]
-pub struct Choice {
-    /// Series of kernels; all where empty.
+pub struct VmSelection {
+    /// Kernel series; all if empty.
     pub kernels: Vec<String>,
     /// Only this variant.
     pub variant: Option<String>,
@@ -67,13 +67,13 @@ pub struct Choice {
     pub write: bool,
 }
 
-/// The longest that one machine may run.
+/// Time limit of one machine.
 const LIMIT: Duration = Duration::from_secs(420);
-/// The same for a script of the user's own.
+/// Time limit of a user's own script.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Boots every machine that is wanted, one after the other.
-pub fn run(choice: &Choice) -> Result<()> {
+/// Boots every requested machine, one after the other.
+pub fn run(choice: &VmSelection) -> Result<()> {
     for wanted in &choice.kernels {
         if !kernels::series().contains(&wanted.as_str()) {
             bail!(
@@ -101,8 +101,8 @@ pub fn run(choice: &Choice) -> Result<()> {
         }
         return Ok(());
     }
-    let mut coverage = Coverage::here()?;
-    let mut costs = Costs::default();
+    let mut coverage = CoverageTable::this_machine()?;
+    let mut costs = VerifierCosts::default();
     let mut failed = Vec::new();
     for (kernel, variant) in machines {
         let name = title(kernel, variant);
@@ -129,13 +129,13 @@ pub fn run(choice: &Choice) -> Result<()> {
     Ok(())
 }
 
-fn title(kernel: &Kernel, variant: Variant) -> String {
+fn title(kernel: &KernelImage, variant: VmVariant) -> String {
     format!("{} {}", kernel.short(), variant.name)
 }
 
-/// What runs in each machine: what `doctor` says goes to the report, and then what comes of every
-/// scenario.
-fn tests(variant: Variant) -> String {
+/// The job of each machine: the output of `doctor` goes to the report, followed by the result of
+/// every scenario.
+fn tests(variant: VmVariant) -> String {
     format!(
         "cd {} || exit 1
 export KEYTRAIL_COVERAGE=/dev/ttyS1 KEYTRAIL_SKIP_HOOKS={skipped}

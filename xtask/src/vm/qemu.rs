@@ -1,6 +1,6 @@
-//! A virtual machine: a kernel, a root file system that is thrown away after, one script.
+//! A virtual machine: a kernel, a root file system whose changes are discarded, one script.
 
-use super::kernels::Kernel;
+use super::kernels::KernelImage;
 use crate::{
     debian::{Apt, codename},
     setup::tools,
@@ -15,22 +15,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The emulator, and where what it loads is.
+/// The emulator, and the location of its files.
 #[derive(Clone, Debug)]
 pub struct Qemu {
     binary: PathBuf,
-    /// Where it was unpacked; `None` where it is installed.
+    /// The directory into which it was unpacked; `None` if it is installed.
     root: Option<PathBuf>,
 }
 
-/// What a script left.
+/// The result of a script.
 #[derive(Debug)]
-pub struct Outcome {
-    /// Everything on the console.
+pub struct VmResult {
+    /// The console output.
     pub console: String,
     /// What the script wrote to its report.
     pub report: String,
-    /// The script's exit status; `None` where the machine did not come that far.
+    /// The script's exit status; `None` if the machine did not get that far.
     pub status: Option<i32>,
     pub took: Duration,
 }
@@ -42,7 +42,7 @@ impl Qemu {
     /// The installed emulator, or Debian's from its backports, unpacked beside the other tools.
     pub fn find() -> Result<Self> {
         const NAME: &str = "qemu-system-x86_64";
-        // Older ones crash guests at random.
+        // Older versions crash guests at random.
         let installed = Command::new(NAME)
             .arg("--version")
             .output()
@@ -102,18 +102,19 @@ impl Qemu {
         command
     }
 
-    /// Boots, runs a shell script as root, and switches off. `more` is added to the kernel's
-    /// command line.
+    /// Boots, runs a shell script as root, and shuts down. `more` is added to the kernel command
+    /// line.
     pub fn run(
         &self,
-        kernel: &Kernel,
+        kernel: &KernelImage,
         more: &str,
         root: &Path,
         script: &str,
         limit: Duration,
-    ) -> Result<Outcome> {
+    ) -> Result<VmResult> {
         let work = tempfile::tempdir()?;
-        // With the command line, and not on a second disk: disks race for their numbers.
+        // Passed on the command line rather than on a second disk, because disks are numbered in
+        // random order.
         let job = base64::engine::general_purpose::STANDARD.encode(script);
         let (console, report) = (work.path().join("console"), work.path().join("report"));
         let accel = if Path::new("/dev/kvm").exists() && std::env::var_os("KEYTRAIL_KVM").is_some()
@@ -158,7 +159,7 @@ impl Qemu {
         let status = console
             .lines()
             .find_map(|line| line.trim().strip_prefix(STATUS_MARK)?.trim().parse().ok());
-        Ok(Outcome {
+        Ok(VmResult {
             report: text(&report),
             status,
             console,
@@ -167,8 +168,8 @@ impl Qemu {
     }
 }
 
-impl Outcome {
-    /// An error with the console where the script did not succeed.
+impl VmResult {
+    /// Fails with the console output if the script did not succeed.
     pub fn check(&self, what: &str) -> Result<()> {
         match self.status {
             Some(0) => Ok(()),

@@ -1,33 +1,34 @@
-//! What came of the scenarios and what the verifier walked, by kernel, as tables.
+//! Tables of scenario results and verifier costs by kernel.
 
 use crate::{
-    build::{cargo, succeed},
+    build::{cargo, run_checked},
     root,
 };
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt, fs};
 
-/// Instructions that the verifier may walk for one program, a third of what the kernel allows.
+/// Maximum instructions that the verifier may process for one program, a third of the kernel's
+/// limit.
 const BUDGET: u64 = 400_000;
 
-/// Scenario by machine.
+/// Results by scenario and machine.
 #[derive(Debug, Default)]
-pub struct Coverage {
+pub struct CoverageTable {
     machines: Vec<String>,
     scenarios: Vec<String>,
     cells: BTreeMap<(String, String), String>,
 }
 
-impl Coverage {
-    /// The scenarios on the kernel of the machine at hand, where they can run.
-    pub fn here() -> Result<Self> {
+impl CoverageTable {
+    /// Runs the scenarios on this machine's kernel, if they can run.
+    pub fn this_machine() -> Result<Self> {
         let mut coverage = Self::default();
         if !lab::is_root() {
             return Ok(coverage);
         }
         let report = tempfile::NamedTempFile::new()?;
-        succeed(
+        run_checked(
             cargo()
                 .args(["test", "--release", "--quiet", "--package", "lab"])
                 .args(["--test", "evasions", "--", "--test-threads=1"])
@@ -45,7 +46,7 @@ impl Coverage {
         Ok(coverage)
     }
 
-    /// Takes in the report of one machine.
+    /// Adds the report of one machine.
     pub fn add(&mut self, machine: &str, report: &str) {
         self.machines.push(machine.to_owned());
         for line in lines(report) {
@@ -67,7 +68,7 @@ impl Coverage {
     }
 }
 
-impl fmt::Display for Coverage {
+impl fmt::Display for CoverageTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "| scenario | {} |", self.machines.join(" | "))?;
         writeln!(f, "|---|{}", "---|".repeat(self.machines.len()))?;
@@ -83,7 +84,7 @@ impl fmt::Display for Coverage {
     }
 }
 
-/// A mechanism without what all of its kind have in common.
+/// A mechanism without the part that all of its kind share.
 fn short(mechanism: &str) -> &str {
     mechanism
         .split_once("/sys_")
@@ -91,15 +92,15 @@ fn short(mechanism: &str) -> &str {
         .trim_start_matches("tracepoint/")
 }
 
-/// What the verifier walked, by program and machine.
+/// Verifier costs by program and machine.
 #[derive(Debug, Default)]
-pub struct Costs {
+pub struct VerifierCosts {
     machines: Vec<String>,
     cells: BTreeMap<(String, String), u64>,
 }
 
-impl Costs {
-    /// Takes in what `doctor` said on one machine.
+impl VerifierCosts {
+    /// Adds the output of `doctor` on one machine.
     pub fn add(&mut self, machine: &str, report: &str) {
         self.machines.push(machine.to_owned());
         for line in lines(report) {
@@ -114,21 +115,21 @@ impl Costs {
         }
     }
 
-    /// Programs that cost the verifier too much somewhere.
+    /// Programs that exceed the verifier budget on some machine.
     pub fn above_budget(&self) -> Vec<String> {
         self.cells
             .iter()
             .filter(|(_, instructions)| **instructions > BUDGET)
             .map(|((program, machine), instructions)| {
-                format!("{machine}: {program} costs the verifier {instructions} instructions, and {BUDGET} are allowed")
+                format!("{machine}: the verifier processes {instructions} instructions for {program}; the limit is {BUDGET}")
             })
             .collect()
     }
 }
 
-impl fmt::Display for Costs {
+impl fmt::Display for VerifierCosts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A kernel before 5.16 does not tell.
+        // Kernels before 5.16 do not report it.
         let told: Vec<&String> = self
             .machines
             .iter()
@@ -162,7 +163,7 @@ fn lines(report: &str) -> impl Iterator<Item = Value> {
 }
 
 /// Writes both tables to `docs/coverage.md`.
-pub fn write(coverage: &Coverage, costs: &Costs) -> Result<()> {
+pub fn write(coverage: &CoverageTable, costs: &VerifierCosts) -> Result<()> {
     let path = root().join("docs/coverage.md");
     let text = format!(
         "# What is seen, by kernel

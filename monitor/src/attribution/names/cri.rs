@@ -1,9 +1,9 @@
-//! Names from the container runtime, over CRI: containerd, CRI-O and what speaks like them.
+//! Names from the container runtime over CRI: containerd, CRI-O and compatible ones.
 //!
-//! The messages are the few of the published interface (`runtime.v1`) that names need, by the numbers
-//! of their fields; what else they hold is skipped.
+//! The messages contain only the fields of the published interface (`runtime.v1`) that names need,
+//! by field number; others are skipped.
 
-use super::{Named, Source, SourceError};
+use super::{ContainerNames, NameProvider, ProviderError};
 use crate::host;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -22,7 +22,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::service_fn;
 
-/// Where runtimes listen.
+/// Sockets of known runtimes.
 const SOCKETS: [&str; 5] = [
     "/run/containerd/containerd.sock",
     "/run/crio/crio.sock",
@@ -31,45 +31,45 @@ const SOCKETS: [&str; 5] = [
     "/run/cri-dockerd.sock",
 ];
 
-/// A runtime that takes longer is asked again later.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout of a request; it is retried later.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Labels that the kubelet gives a container.
+/// Labels that the kubelet sets on a container.
 const POD_NAME: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 #[derive(Clone, PartialEq, Message)]
-struct ListRequest {}
+struct CriListRequest {}
 
 #[derive(Clone, PartialEq, Message)]
-struct Containers {
+struct CriContainers {
     #[prost(message, repeated, tag = "1")]
-    containers: Vec<Container>,
+    containers: Vec<CriContainer>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Container {
+struct CriContainer {
     #[prost(string, tag = "1")]
     id: String,
     #[prost(string, tag = "2")]
     sandbox: String,
     #[prost(message, optional, tag = "3")]
-    metadata: Option<ContainerMetadata>,
+    metadata: Option<CriContainerMetadata>,
     #[prost(message, optional, tag = "4")]
-    image: Option<Image>,
+    image: Option<CriImage>,
     #[prost(map = "string, string", tag = "8")]
     labels: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerMetadata {
+struct CriContainerMetadata {
     #[prost(string, tag = "1")]
     name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Image {
+struct CriImage {
     #[prost(string, tag = "1")]
     image: String,
     /// As the user wrote it.
@@ -78,21 +78,21 @@ struct Image {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Sandboxes {
+struct CriSandboxes {
     #[prost(message, repeated, tag = "1")]
-    items: Vec<Sandbox>,
+    items: Vec<CriSandbox>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Sandbox {
+struct CriSandbox {
     #[prost(string, tag = "1")]
     id: String,
     #[prost(message, optional, tag = "2")]
-    metadata: Option<SandboxMetadata>,
+    metadata: Option<CriSandboxMetadata>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SandboxMetadata {
+struct CriSandboxMetadata {
     #[prost(string, tag = "1")]
     name: String,
     #[prost(string, tag = "2")]
@@ -101,20 +101,20 @@ struct SandboxMetadata {
     namespace: String,
 }
 
-/// A runtime, by its socket.
+/// A runtime, identified by its socket.
 #[derive(Debug)]
 pub struct Cri {
     socket: PathBuf,
     channel: Option<Channel>,
 }
 
-/// Bytes of an answer.
-const LONGEST: usize = 64 << 20;
+/// Maximum size of a response in bytes.
+const RESPONSE_MAX: usize = 64 << 20;
 
 impl Cri {
-    /// Every runtime that may be here; one that is not is asked for again each time. An agent in a
-    /// container finds them in the host's root, so that no socket has to be mounted.
-    pub fn all() -> Vec<Self> {
+    /// Every runtime that may be present; an absent one is checked again each time. An agent in a
+    /// container finds them in the host's root, so no socket has to be mounted.
+    pub fn known_runtimes() -> Vec<Self> {
         SOCKETS
             .iter()
             .map(|socket| Self {
@@ -124,24 +124,24 @@ impl Cri {
             .collect()
     }
 
-    fn failed(&self, reason: impl ToString) -> SourceError {
-        SourceError {
+    fn failed(&self, reason: impl ToString) -> ProviderError {
+        ProviderError {
             asked: self.socket.display().to_string(),
             reason: reason.to_string(),
         }
     }
 
-    fn channel(&mut self) -> Result<Channel, SourceError> {
+    fn channel(&mut self) -> Result<Channel, ProviderError> {
         if let Some(channel) = &self.channel {
             return Ok(channel.clone());
         }
         let socket = self.socket.clone();
-        // The address is not looked at: the connector knows where to go.
+        // The address is ignored: the connector knows the socket.
         let endpoint =
             Endpoint::try_from("http://runtime.invalid").map_err(|error| self.failed(error))?;
         let channel = endpoint
-            .connect_timeout(PATIENCE)
-            .timeout(PATIENCE)
+            .connect_timeout(TIMEOUT)
+            .timeout(TIMEOUT)
             .connect_with_connector_lazy(service_fn(move |_| {
                 let socket = socket.clone();
                 async move { UnixStream::connect(socket).await.map(TokioIo::new) }
@@ -153,21 +153,21 @@ impl Cri {
     async fn call<Answer: Message + Default + 'static>(
         &mut self,
         path: &'static str,
-    ) -> Result<Answer, SourceError> {
-        // A node with many pods has long lists; what is longer than this is refused, and told.
-        let mut client = Grpc::new(self.channel()?).max_decoding_message_size(LONGEST);
+    ) -> Result<Answer, ProviderError> {
+        // A node with many pods has long lists; anything longer than this is rejected and logged.
+        let mut client = Grpc::new(self.channel()?).max_decoding_message_size(RESPONSE_MAX);
         let asked = async {
             client.ready().await.map_err(|error| error_text(&error))?;
             client
                 .unary(
-                    Request::new(ListRequest {}),
+                    Request::new(CriListRequest {}),
                     PathAndQuery::from_static(path),
                     ProstCodec::default(),
                 )
                 .await
                 .map_err(|status| format!("{}: {}", status.code(), status.message()))
         };
-        match timeout(PATIENCE, asked).await {
+        match timeout(TIMEOUT, asked).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(reason)) => {
                 self.channel = None;
@@ -175,23 +175,23 @@ impl Cri {
             }
             Err(_) => {
                 self.channel = None;
-                Err(self.failed(format!("no answer within {PATIENCE:?}")))
+                Err(self.failed(format!("no response within {TIMEOUT:?}")))
             }
         }
     }
 
-    async fn ask(&mut self) -> Result<Vec<Named>, SourceError> {
-        let sandboxes: Sandboxes = self
+    async fn query(&mut self) -> Result<Vec<ContainerNames>, ProviderError> {
+        let sandboxes: CriSandboxes = self
             .call("/runtime.v1.RuntimeService/ListPodSandbox")
             .await?;
-        let containers: Containers = self
+        let containers: CriContainers = self
             .call("/runtime.v1.RuntimeService/ListContainers")
             .await?;
-        Ok(names(sandboxes, containers))
+        Ok(join_lists(sandboxes, containers))
     }
 }
 
-/// An error with what caused it.
+/// An error with its causes.
 fn error_text(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => error_text(source),
@@ -199,61 +199,65 @@ fn error_text(error: &dyn std::error::Error) -> String {
     }
 }
 
-impl Source for Cri {
+impl NameProvider for Cri {
     fn is_here(&self) -> bool {
         self.socket.exists()
     }
 
-    fn list(&mut self, runtime: &Runtime) -> Result<Vec<Named>, SourceError> {
-        runtime.block_on(self.ask())
+    fn list(&mut self, runtime: &Runtime) -> Result<Vec<ContainerNames>, ProviderError> {
+        runtime.block_on(self.query())
     }
 }
 
-/// Puts together what the two lists say. A container whose sandbox is not listed has its labels.
-fn names(sandboxes: Sandboxes, containers: Containers) -> Vec<Named> {
-    let pods: HashMap<String, SandboxMetadata> = sandboxes
+/// Joins the two lists. A container whose sandbox is not listed has its labels.
+fn join_lists(sandboxes: CriSandboxes, containers: CriContainers) -> Vec<ContainerNames> {
+    let pods: HashMap<String, CriSandboxMetadata> = sandboxes
         .items
         .into_iter()
         .filter_map(|sandbox| Some((sandbox.id, sandbox.metadata?)))
         .collect();
-    let mut named: Vec<Named> = pods
+    let mut named: Vec<ContainerNames> = pods
         .iter()
-        .map(|(id, pod)| Named {
+        .map(|(id, pod)| ContainerNames {
             id: id.clone(),
-            pod_uid: some(&pod.uid),
-            namespace: some(&pod.namespace),
-            pod: some(&pod.name),
-            ..Named::default()
+            pod_uid: non_empty(&pod.uid),
+            namespace: non_empty(&pod.namespace),
+            pod: non_empty(&pod.name),
+            ..ContainerNames::default()
         })
         .collect();
     named.extend(containers.containers.into_iter().map(|container| {
-        let label = |name: &str| container.labels.get(name).and_then(|value| some(value));
+        let label = |name: &str| {
+            container
+                .labels
+                .get(name)
+                .and_then(|value| non_empty(value))
+        };
         let pod = pods.get(&container.sandbox);
-        Named {
-            pod_uid: pod.and_then(|pod| some(&pod.uid)),
+        ContainerNames {
+            pod_uid: pod.and_then(|pod| non_empty(&pod.uid)),
             namespace: pod
-                .and_then(|pod| some(&pod.namespace))
+                .and_then(|pod| non_empty(&pod.namespace))
                 .or_else(|| label(POD_NAMESPACE)),
             pod: pod
-                .and_then(|pod| some(&pod.name))
+                .and_then(|pod| non_empty(&pod.name))
                 .or_else(|| label(POD_NAME)),
             container: container
                 .metadata
                 .as_ref()
-                .and_then(|metadata| some(&metadata.name))
+                .and_then(|metadata| non_empty(&metadata.name))
                 .or_else(|| label(CONTAINER_NAME)),
-            image: container
-                .image
-                .as_ref()
-                .and_then(|image| some(&image.user_specified).or_else(|| some(&image.image))),
+            image: container.image.as_ref().and_then(|image| {
+                non_empty(&image.user_specified).or_else(|| non_empty(&image.image))
+            }),
             id: container.id,
-            ..Named::default()
+            ..ContainerNames::default()
         }
     }));
     named
 }
 
-fn some(text: &str) -> Option<String> {
+fn non_empty(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
@@ -264,29 +268,29 @@ mod tests {
 
     #[test]
     fn a_container_has_the_names_of_its_sandbox() {
-        let sandbox = |id: &str, name: &str| Sandbox {
+        let sandbox = |id: &str, name: &str| CriSandbox {
             id: id.into(),
-            metadata: Some(SandboxMetadata {
+            metadata: Some(CriSandboxMetadata {
                 name: name.into(),
                 uid: format!("uid-{name}"),
                 namespace: "payments".into(),
             }),
         };
-        let container = |id: &str, sandbox: &str| Container {
+        let container = |id: &str, sandbox: &str| CriContainer {
             id: id.into(),
             sandbox: sandbox.into(),
-            metadata: Some(ContainerMetadata { name: "api".into() }),
-            image: Some(Image {
+            metadata: Some(CriContainerMetadata { name: "api".into() }),
+            image: Some(CriImage {
                 image: "sha256:0".into(),
                 user_specified: "registry.example/api:1".into(),
             }),
             labels: HashMap::from([(POD_NAME.into(), "by-label".into())]),
         };
-        let named = names(
-            Sandboxes {
+        let named = join_lists(
+            CriSandboxes {
                 items: vec![sandbox("s1", "api-0")],
             },
-            Containers {
+            CriContainers {
                 containers: vec![container("c1", "s1"), container("c2", "gone")],
             },
         );
@@ -310,9 +314,9 @@ mod tests {
         #[test]
         fn any_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let (Ok(sandboxes), Ok(containers)) =
-                (Sandboxes::decode(&*bytes), Containers::decode(&*bytes))
+                (CriSandboxes::decode(&*bytes), CriContainers::decode(&*bytes))
             {
-                let _ = names(sandboxes, containers);
+                let _ = join_lists(sandboxes, containers);
             }
         }
     }

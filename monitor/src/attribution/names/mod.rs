@@ -1,13 +1,13 @@
-//! Names for what a cgroup path only has ids for, asked for in a thread of its own.
+//! Resolves the ids in cgroup paths to names, in a separate thread.
 //!
-//! Nobody waits for a source: a workload that is not named yet has its ids, and is renamed when the
-//! answer comes. An id is a container's for good, so a name can come late and still be right.
+//! Nothing waits for a provider: a workload that is not named yet is known by its ids, and renamed
+//! when the reply arrives. A container id is never reused, so a late name is still correct.
 
 pub mod cri;
 
-use super::cgroup::Group;
+use super::cgroup::Cgroup;
 use crate::{
-    cluster::names::Addresses,
+    cluster::names::AddressIndex,
     model::{Workload, WorkloadKind},
 };
 use std::{
@@ -22,55 +22,55 @@ use std::{
 use thiserror::Error;
 use tokio::{runtime::Runtime, sync::mpsc::UnboundedReceiver};
 
-/// What a source knows of a container, or of a pod where it names none.
+/// What a provider knows about a container, or about a pod if it lists no containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Named {
-    /// The runtime's id, 64 hex digits: that of the cgroup. Empty where only the pod is known.
+pub struct ContainerNames {
+    /// The runtime's id, 64 hex digits, as in the cgroup path. Empty if only the pod is known.
     pub id: String,
-    /// As in paths.
+    /// As in cgroup paths.
     pub pod_uid: Option<String>,
-    /// The pod's uid in the Kubernetes API, which said all this.
+    /// The pod's uid in the Kubernetes API, if the API is the source.
     pub api_uid: Option<String>,
     pub namespace: Option<String>,
     pub pod: Option<String>,
-    /// Nothing for a sandbox.
+    /// Absent for a sandbox.
     pub container: Option<String>,
     pub image: Option<String>,
-    /// Who controls the pod.
-    pub owner: Option<Owner>,
+    /// The pod's controller.
+    pub owner: Option<PodOwner>,
     pub service_account: Option<String>,
 }
 
 /// A controller of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct PodOwner {
     pub kind: WorkloadKind,
     pub name: String,
 }
 
-/// Why a source has no answer now.
+/// Why a provider has no answer now.
 #[derive(Debug, Error)]
-#[error("{asked} does not answer: {reason}")]
-pub struct SourceError {
-    /// What was asked.
+#[error("{asked} failed: {reason}")]
+pub struct ProviderError {
+    /// The request that failed.
     pub asked: String,
     pub reason: String,
 }
 
-/// Something that knows names.
-pub trait Source: std::fmt::Debug + Send {
-    /// Whether it is to be had on this machine now.
+/// A source of names.
+pub trait NameProvider: std::fmt::Debug + Send {
+    /// Whether it is available on this machine now.
     fn is_here(&self) -> bool;
-    /// Everything that it knows.
-    fn list(&mut self, runtime: &Runtime) -> Result<Vec<Named>, SourceError>;
-    /// Whether it knows who controls a pod: what others say is then not all.
+    /// Lists everything it knows.
+    fn list(&mut self, runtime: &Runtime) -> Result<Vec<ContainerNames>, ProviderError>;
+    /// Whether it knows the controllers of pods: answers of other providers are then incomplete.
     fn knows_owners(&self) -> bool {
         false
     }
 }
 
-impl Named {
-    /// The workload of a process in it.
+impl ContainerNames {
+    /// The workload of a process in this container.
     fn workload(&self) -> Option<Workload> {
         let (kind, name) = match (&self.owner, &self.pod, &self.container) {
             (Some(owner), _, _) => (owner.kind, &owner.name),
@@ -91,8 +91,8 @@ impl Named {
         })
     }
 
-    /// The same, with what another source knows besides.
-    fn and(self, other: &Self) -> Self {
+    /// Adds what another provider knows.
+    fn merge(self, other: &Self) -> Self {
         let id = if self.id.is_empty() {
             other.id.clone()
         } else {
@@ -114,14 +114,14 @@ impl Named {
     }
 }
 
-/// What a container or a pod is known by in a path: its runtime's id, or the pod's uid where a process
+/// The id of a container or pod in a cgroup path: the runtime's id, or the pod's uid if a process
 /// is in none of its containers.
-fn key(group: &Group) -> Option<&str> {
+fn container_key(group: &Cgroup) -> Option<&str> {
     group.container.as_deref().or(group.pod_uid.as_deref())
 }
 
-/// The workload that a path tells, without any name, where one may come.
-fn by_path(group: &Group) -> Option<Workload> {
+/// The workload according to the path alone, without names, if it can be named later.
+fn workload_from_path(group: &Cgroup) -> Option<Workload> {
     let mut workload = Workload::host("");
     workload.partial = true;
     if let Some(uid) = &group.pod_uid {
@@ -138,85 +138,85 @@ fn by_path(group: &Group) -> Option<Workload> {
     Some(workload)
 }
 
-/// Something whose name is asked for.
+/// A request for a name.
 #[derive(Clone, Debug)]
-struct Question {
-    /// As [`key`] gives it.
+struct NameQuery {
+    /// As returned by [`container_key`].
     key: String,
     pod_uid: Option<String>,
 }
 
-/// An answer to a question that was asked by [`key`].
+/// A reply to a request with a [`container_key`].
 #[derive(Debug)]
-enum Answer {
+enum NameReply {
     Named {
         key: String,
-        named: Box<Named>,
-        /// Nothing is missing.
+        named: Box<ContainerNames>,
+        /// Whether the name is complete.
         whole: bool,
     },
-    /// Nobody knows it; it is asked for on.
+    /// No provider knows it yet; it is retried.
     Unnamed(String, &'static str),
-    /// It is not asked for any more, until somebody wants it again.
-    GivenUp(String),
+    /// No longer retried, until it is requested again.
+    NotNamed(String),
 }
 
-/// A workload that is called something else from now on, or is not going to be named soon.
+/// A workload that has another name from now on, or that will not get one soon.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Renamed {
+pub struct WorkloadRename {
     pub old: Workload,
-    /// The same as `old` where nobody has a name.
+    /// Equal to `old` if no provider has a name.
     pub new: Workload,
 }
 
-/// Images by the id of the container, shared with those who select programs by their image.
-pub type Images = Arc<RwLock<HashMap<String, String>>>;
+/// Images by container id, shared with the exclusion of programs by image.
+pub type ContainerImages = Arc<RwLock<HashMap<String, String>>>;
 
-/// Who is asked, and what was answered.
+/// Requests names from providers, and keeps the replies.
 #[derive(Debug)]
-pub struct Names {
-    /// Where there is nobody to ask, everything keeps its ids.
-    ask: Option<Sender<Question>>,
-    answers: UnboundedReceiver<Answer>,
+pub struct NameResolver {
+    /// Without a provider, everything keeps its ids.
+    ask: Option<Sender<NameQuery>>,
+    answers: UnboundedReceiver<NameReply>,
     known: HashMap<String, Workload>,
-    /// What was asked for, and how it is called until it is named.
+    /// Requested keys, and the workload shown until they are named.
     asked: HashMap<String, Workload>,
-    /// What was given up before it had its whole name.
-    given_up: HashSet<String>,
+    /// Keys that were given up before they had a complete name.
+    not_named: HashSet<String>,
     /// Workloads of pods, by uid.
     pods: HashMap<String, Workload>,
-    addresses: Option<Addresses>,
-    images: Images,
-    /// Workloads without a name, by reason.
+    addresses: Option<AddressIndex>,
+    images: ContainerImages,
+    /// Number of workloads without a name, by reason.
     pub unnamed: BTreeMap<&'static str, u64>,
 }
 
-/// Containers remembered, the dead among them. From half of it on, those are forgotten that no process was in
-/// lately; what is beyond it has no name.
-const REMEMBERED: usize = 16_384;
+/// Maximum containers remembered, including removed ones. When half of it is reached, containers
+/// without recent processes are evicted; beyond it no names are resolved.
+const NAMES_MAX: usize = 16_384;
 
-impl Names {
-    /// Nobody is asked.
-    pub fn none() -> Self {
+impl NameResolver {
+    /// A resolver without providers.
+    pub fn empty() -> Self {
         let (_, answers) = tokio::sync::mpsc::unbounded_channel();
         Self {
             ask: None,
             answers,
             known: HashMap::new(),
             asked: HashMap::new(),
-            given_up: HashSet::new(),
+            not_named: HashSet::new(),
             pods: HashMap::new(),
             addresses: None,
-            images: Images::default(),
+            images: ContainerImages::default(),
             unnamed: BTreeMap::new(),
         }
     }
 
-    /// Asks sources: what the first does not know of something, the next may. `addresses` are those
-    /// of objects in a cluster.
+    /// Starts a resolver; if the first provider does not know something, the next one is used.
+    /// `addresses` are those of cluster objects.
     pub fn from(
-        sources: Vec<Box<dyn Source>>,
-        addresses: Option<Addresses>,
+        sources: Vec<Box<dyn NameProvider>>,
+        addresses: Option<AddressIndex>,
     ) -> std::io::Result<Self> {
         let (ask, asked) = channel();
         let (tell, answers) = tokio::sync::mpsc::unbounded_channel();
@@ -226,7 +226,7 @@ impl Names {
         std::thread::Builder::new()
             .name("names".to_owned())
             .spawn(move || {
-                let mut asker = Asker {
+                let mut asker = ResolverThread {
                     sources,
                     runtime,
                     pending: HashMap::new(),
@@ -237,52 +237,54 @@ impl Names {
             ask: Some(ask),
             answers,
             addresses,
-            ..Self::none()
+            ..Self::empty()
         })
     }
 
-    /// The workload of a pod that was named before.
-    pub fn of_pod(&self, uid: &str) -> Option<&Workload> {
+    /// The workload of a pod, if it was named before.
+    pub fn pod_workload(&self, uid: &str) -> Option<&Workload> {
         self.pods.get(uid)
     }
 
-    /// What is known of images, now and later.
-    pub fn images(&self) -> &Images {
+    /// Images of containers, shared and kept up to date.
+    pub fn images(&self) -> &ContainerImages {
         &self.images
     }
 
-    /// What a cluster has at an address.
+    /// The cluster object at an address.
     pub fn object_at(&self, address: IpAddr) -> Option<String> {
-        self.addresses.as_ref()?.at(address)
+        self.addresses.as_ref()?.object_at(address)
     }
 
-    /// Waits until a cluster has told what is at which address, no longer than `most`.
+    /// Waits until the cluster's addresses are known, at most `most`.
     pub fn await_objects(&self, most: Duration) {
         if let Some(addresses) = &self.addresses {
-            addresses.wait(most);
+            addresses.await_sync(most);
         }
     }
 
-    /// Whether there is a cluster to tell addresses, and it has told them all.
-    pub fn objects_are_told(&self) -> Option<bool> {
-        Some(self.addresses.as_ref()?.are_told())
+    /// Whether all addresses of the cluster are known; `None` without a cluster.
+    pub fn objects_synced(&self) -> Option<bool> {
+        Some(self.addresses.as_ref()?.is_synced())
     }
 
-    /// Has a group's name asked for, once.
-    pub fn want(&mut self, group: &Group) {
-        let (Some(ask), Some(key), Some(workload)) = (&self.ask, key(group), by_path(group)) else {
+    /// Requests the name of a cgroup's container, once.
+    pub fn request(&mut self, group: &Cgroup) {
+        let (Some(ask), Some(key), Some(workload)) =
+            (&self.ask, container_key(group), workload_from_path(group))
+        else {
             return;
         };
-        let again = self.given_up.remove(key);
+        let again = self.not_named.remove(key);
         let known = self.known.contains_key(key);
         if (known || self.asked.contains_key(key)) && !again {
             return;
         }
-        if self.known.len() + self.asked.len() >= REMEMBERED {
+        if self.known.len() + self.asked.len() >= NAMES_MAX {
             return;
         }
         // The thread ends only with this value.
-        let _ = ask.send(Question {
+        let _ = ask.send(NameQuery {
             key: key.to_owned(),
             pod_uid: group.pod_uid.clone(),
         });
@@ -291,38 +293,38 @@ impl Names {
         }
     }
 
-    /// Forgets what is of none of these groups, where much is remembered.
-    pub fn keep<'a>(&mut self, groups: impl Iterator<Item = &'a Group>) {
-        if self.known.len() + self.asked.len() < REMEMBERED / 2 {
+    /// Evicts what belongs to none of these cgroups, if much is remembered.
+    pub fn retain<'a>(&mut self, groups: impl Iterator<Item = &'a Cgroup>) {
+        if self.known.len() + self.asked.len() < NAMES_MAX / 2 {
             return;
         }
         let mut keys = HashSet::new();
         let mut uids = HashSet::new();
         for group in groups {
-            keys.extend(key(group));
+            keys.extend(container_key(group));
             uids.extend(group.pod_uid.as_deref());
         }
         self.known.retain(|key, _| keys.contains(key.as_str()));
         self.asked.retain(|key, _| keys.contains(key.as_str()));
-        self.given_up.retain(|key| keys.contains(key.as_str()));
+        self.not_named.retain(|key| keys.contains(key.as_str()));
         self.pods.retain(|uid, _| uids.contains(uid.as_str()));
         let mut images = self.images.write().unwrap_or_else(PoisonError::into_inner);
         images.retain(|key, _| keys.contains(key.as_str()));
     }
 
-    /// The workload of a group, by name where it has one by now; `None` where it is of the host.
-    pub fn workload(&self, group: &Group) -> Option<Workload> {
-        let key = key(group)?;
+    /// The workload of a cgroup, by name if it is known; `None` if it belongs to the host.
+    pub fn workload(&self, group: &Cgroup) -> Option<Workload> {
+        let key = container_key(group)?;
         let known = self.known.get(key).or_else(|| self.asked.get(key));
-        known.cloned().or_else(|| by_path(group))
+        known.cloned().or_else(|| workload_from_path(group))
     }
 
-    /// What was answered since the last call.
-    pub fn answered(&mut self) -> Vec<Renamed> {
+    /// The renames that resulted from replies since the last call.
+    pub fn take_replies(&mut self) -> Vec<WorkloadRename> {
         let mut renamed = Vec::new();
         while let Ok(answer) = self.answers.try_recv() {
             match answer {
-                Answer::Named { key, named, whole } => {
+                NameReply::Named { key, named, whole } => {
                     let Some(mut new) = named.workload() else {
                         continue;
                     };
@@ -340,25 +342,25 @@ impl Names {
                         };
                         self.pods.insert(uid, pod);
                     }
-                    // What was named once may get a better name.
+                    // A workload that has a name may get a better one.
                     let old = self.asked.remove(&key);
                     if let Some(old) = old.or_else(|| self.known.get(&key).cloned())
                         && old != new
                     {
                         self.known.insert(key, new.clone());
-                        renamed.push(Renamed { old, new });
+                        renamed.push(WorkloadRename { old, new });
                     }
                 }
-                Answer::GivenUp(key) => {
-                    self.given_up.insert(key);
+                NameReply::NotNamed(key) => {
+                    self.not_named.insert(key);
                 }
-                Answer::Unnamed(key, reason) => {
+                NameReply::Unnamed(key, reason) => {
                     *self.unnamed.entry(reason).or_default() += 1;
                     if let Some(called) = self.asked.get_mut(&key) {
                         let old = called.clone();
-                        // With nobody to ask, its ids are all of its name.
+                        // Without a provider, the ids are its complete name.
                         called.partial &= reason != NO_SOURCE;
-                        renamed.push(Renamed {
+                        renamed.push(WorkloadRename {
                             old,
                             new: called.clone(),
                         });
@@ -370,57 +372,57 @@ impl Names {
     }
 }
 
-/// The thread that asks.
+/// The thread that queries providers.
 #[derive(Debug)]
-struct Asker {
-    sources: Vec<Box<dyn Source>>,
+struct ResolverThread {
+    sources: Vec<Box<dyn NameProvider>>,
     runtime: Runtime,
-    pending: HashMap<String, Pending>,
+    pending: HashMap<String, PendingName>,
 }
 
-/// Something that has no name yet, or not all of it.
+/// Something without a complete name.
 #[derive(Debug)]
-struct Pending {
+struct PendingName {
     pod_uid: Option<String>,
     since: Instant,
     next: Instant,
-    /// It was said that nobody knows it.
+    /// Whether it was reported as unnamed.
     unnamed: bool,
-    /// The part of its name that was said.
-    part: Option<Named>,
+    /// The incomplete name that was reported.
+    part: Option<ContainerNames>,
 }
 
-/// Why there is no name where nobody can be asked.
+/// The reason if no provider is available.
 const NO_SOURCE: &str = "no-source";
-/// Between two questions for the same, at first, and at most.
-const FIRST: Duration = Duration::from_millis(20);
-const MOST: Duration = Duration::from_secs(10);
-/// A part of a name is told after this.
-const IN_PART: Duration = Duration::from_secs(2);
-/// What nobody knows after this is said to have no name.
-const SOON: Duration = Duration::from_secs(3);
-/// And after this is not asked for any more.
-const LATE: Duration = Duration::from_secs(600);
+/// First and maximum delay between queries for the same key.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// An incomplete name is reported after this time.
+const PARTIAL_AFTER: Duration = Duration::from_secs(2);
+/// Without any name it is reported as unnamed after this time.
+const UNNAMED_AFTER: Duration = Duration::from_secs(3);
+/// It is given up after this time.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
-/// What the sources have said in one round.
+/// What the providers listed in one round.
 #[derive(Debug)]
-struct Round {
-    lists: Vec<Vec<Named>>,
-    /// Why there may be no name.
+struct ProviderListing {
+    lists: Vec<Vec<ContainerNames>>,
+    /// Why a name may be missing.
     reason: &'static str,
-    /// Somebody here knows owners, now or later.
+    /// Whether a provider knows owners, now or later.
     owners: bool,
 }
 
-impl Round {
-    /// All that is said of something, and whether nothing is missing.
-    fn name(&self, key: &str, pod_uid: Option<&str>) -> Option<(Named, bool)> {
-        let exact = |list: &'_ [Named]| list.iter().position(|named| named.id == key);
+impl ProviderListing {
+    /// Everything listed about a key, and whether it is complete.
+    fn lookup(&self, key: &str, pod_uid: Option<&str>) -> Option<(ContainerNames, bool)> {
+        let exact = |list: &'_ [ContainerNames]| list.iter().position(|named| named.id == key);
         let uid = pod_uid.map(str::to_owned).or_else(|| {
             let mut lists = self.lists.iter();
             lists.find_map(|list| list[exact(list)?].pod_uid.clone())
         });
-        let mut all: Option<Named> = None;
+        let mut all: Option<ContainerNames> = None;
         let mut found = pod_uid == Some(key);
         for list in &self.lists {
             let by_id = exact(list).map(|place| &list[place]);
@@ -432,7 +434,7 @@ impl Round {
             let said = by_id.or_else(|| uid.as_ref().and_then(|_| by_uid()));
             if let Some(said) = said {
                 all = Some(match all {
-                    Some(before) => before.and(said),
+                    Some(before) => before.merge(said),
                     None => said.clone(),
                 });
             }
@@ -443,14 +445,16 @@ impl Round {
     }
 }
 
-impl Asker {
-    fn run(&mut self, asked: &Receiver<Question>, mut tell: impl FnMut(Answer) -> bool) {
+impl ResolverThread {
+    fn run(&mut self, asked: &Receiver<NameQuery>, mut tell: impl FnMut(NameReply) -> bool) {
         loop {
             let next = self.pending.values().map(|pending| pending.next).min();
-            let wait = next.map_or(MOST, |next| next.saturating_duration_since(Instant::now()));
-            let mut new = |question: Question| {
+            let wait = next.map_or(RETRY_MAX, |next| {
+                next.saturating_duration_since(Instant::now())
+            });
+            let mut new = |question: NameQuery| {
                 let now = Instant::now();
-                self.pending.entry(question.key).or_insert(Pending {
+                self.pending.entry(question.key).or_insert(PendingName {
                     pod_uid: question.pod_uid,
                     since: now,
                     next: now,
@@ -466,7 +470,7 @@ impl Asker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            for answer in self.ask() {
+            for answer in self.query_due() {
                 if !tell(answer) {
                     return;
                 }
@@ -474,23 +478,23 @@ impl Asker {
         }
     }
 
-    /// Asks for what is due.
-    fn ask(&mut self) -> Vec<Answer> {
+    /// Queries what is due.
+    fn query_due(&mut self) -> Vec<NameReply> {
         let now = Instant::now();
         let mut answers = Vec::new();
         if !self.pending.values().any(|pending| pending.next <= now) {
             return answers;
         }
-        let round = self.round();
+        let round = self.list_all();
         self.pending.retain(|key, pending| {
             if pending.next > now {
                 return true;
             }
             let age = now.duration_since(pending.since);
-            pending.next = Instant::now() + (age / 2).clamp(FIRST, MOST);
-            match round.name(key, pending.pod_uid.as_deref()) {
+            pending.next = Instant::now() + (age / 2).clamp(FIRST_RETRY, RETRY_MAX);
+            match round.lookup(key, pending.pod_uid.as_deref()) {
                 Some((named, true)) => {
-                    answers.push(Answer::Named {
+                    answers.push(NameReply::Named {
                         key: key.clone(),
                         named: Box::new(named),
                         whole: true,
@@ -498,9 +502,9 @@ impl Asker {
                     return false;
                 }
                 Some((named, false)) => {
-                    if age > IN_PART && pending.part.as_ref() != Some(&named) {
+                    if age > PARTIAL_AFTER && pending.part.as_ref() != Some(&named) {
                         pending.part = Some(named.clone());
-                        answers.push(Answer::Named {
+                        answers.push(NameReply::Named {
                             key: key.clone(),
                             named: Box::new(named),
                             whole: false,
@@ -508,23 +512,23 @@ impl Asker {
                     }
                 }
                 None => {
-                    if !pending.unnamed && (age > SOON || round.reason == NO_SOURCE) {
+                    if !pending.unnamed && (age > UNNAMED_AFTER || round.reason == NO_SOURCE) {
                         pending.unnamed = true;
-                        answers.push(Answer::Unnamed(key.clone(), round.reason));
+                        answers.push(NameReply::Unnamed(key.clone(), round.reason));
                     }
                 }
             }
-            if age < LATE {
+            if age < GIVE_UP_AFTER {
                 return true;
             }
-            answers.push(Answer::GivenUp(key.clone()));
+            answers.push(NameReply::NotNamed(key.clone()));
             false
         });
         answers
     }
 
-    fn round(&mut self) -> Round {
-        let mut round = Round {
+    fn list_all(&mut self) -> ProviderListing {
+        let mut round = ProviderListing {
             lists: Vec::new(),
             reason: NO_SOURCE,
             owners: false,
@@ -543,7 +547,7 @@ impl Asker {
                 }
                 Err(error) => {
                     round.reason = "source-down";
-                    tracing::debug!(%error, "names are asked for again");
+                    tracing::debug!(%error, "names can be resolved again");
                 }
             }
         }
@@ -560,53 +564,53 @@ mod tests {
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const UID: &str = "1b2c3d4e-0001-4002-8003-1234567890ab";
 
-    type Says = Option<Result<Vec<Named>, String>>;
+    type FakeListing = Option<Result<Vec<ContainerNames>, String>>;
 
-    /// A source that is told what to say.
+    /// A provider with scripted listings.
     #[derive(Clone, Debug, Default)]
-    struct Said(Arc<Mutex<Says>>);
+    struct FakeProvider(Arc<Mutex<FakeListing>>);
 
-    impl Said {
-        fn say(&self, what: Result<Vec<Named>, String>) {
+    impl FakeProvider {
+        fn say(&self, what: Result<Vec<ContainerNames>, String>) {
             *self.0.lock().expect("nobody panicked") = Some(what);
         }
     }
 
-    impl Source for Said {
+    impl NameProvider for FakeProvider {
         fn is_here(&self) -> bool {
             self.0.lock().expect("nobody panicked").is_some()
         }
 
-        fn list(&mut self, _: &Runtime) -> Result<Vec<Named>, SourceError> {
+        fn list(&mut self, _: &Runtime) -> Result<Vec<ContainerNames>, ProviderError> {
             let said = self.0.lock().expect("nobody panicked").clone();
             said.unwrap_or_else(|| Ok(Vec::new()))
-                .map_err(|reason| SourceError {
+                .map_err(|reason| ProviderError {
                     asked: "said".into(),
                     reason,
                 })
         }
     }
 
-    fn container() -> Group {
+    fn container() -> Cgroup {
         parse(&format!("/kubepods/burstable/pod{UID}/{ID}"))
     }
 
-    fn named() -> Named {
-        Named {
+    fn named() -> ContainerNames {
+        ContainerNames {
             id: ID.into(),
             pod_uid: Some(UID.into()),
             namespace: Some("payments".into()),
             pod: Some("api-0".into()),
             container: Some("api".into()),
-            ..Named::default()
+            ..ContainerNames::default()
         }
     }
 
-    /// What is answered next.
-    fn next(names: &mut Names) -> Renamed {
+    /// The next reply.
+    fn next(names: &mut NameResolver) -> WorkloadRename {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
-            if let Some(renamed) = names.answered().pop() {
+            if let Some(renamed) = names.take_replies().pop() {
                 return renamed;
             }
             assert!(Instant::now() < end, "nothing was answered");
@@ -616,13 +620,13 @@ mod tests {
 
     #[test]
     fn what_has_no_name_yet_is_named_when_the_answer_comes() {
-        let said = Said::default();
-        let mut names = Names::from(vec![Box::new(said.clone())], None).expect("a thread");
+        let said = FakeProvider::default();
+        let mut names = NameResolver::from(vec![Box::new(said.clone())], None).expect("a thread");
         let group = container();
-        names.want(&group);
+        names.request(&group);
         let unnamed = names.workload(&group).expect("it has its ids");
         assert_eq!(unnamed.name, format!("pod-{UID}"));
-        // Nobody is there to be asked.
+        // No provider is available.
         let renamed = next(&mut names);
         assert_eq!(renamed.old, unnamed);
         assert!(unnamed.partial && !renamed.new.partial);
@@ -640,29 +644,29 @@ mod tests {
 
     #[test]
     fn no_name_is_better_than_anothers() {
-        let said = Said::default();
-        said.say(Ok(vec![Named {
+        let said = FakeProvider::default();
+        said.say(Ok(vec![ContainerNames {
             id: ID.replace('0', "1"),
             ..named()
         }]));
-        let mut names = Names::from(vec![Box::new(said)], None).expect("a thread");
+        let mut names = NameResolver::from(vec![Box::new(said)], None).expect("a thread");
         let group = container();
-        names.want(&group);
+        names.request(&group);
         let renamed = next(&mut names);
         assert_eq!(renamed.old, renamed.new);
         assert_eq!(names.unnamed.get("unknown"), Some(&1));
     }
 
-    /// A source that knows owners, and is told what to say.
+    /// A scripted provider that knows owners.
     #[derive(Debug)]
-    struct Api(Said);
+    struct FakeOwnerProvider(FakeProvider);
 
-    impl Source for Api {
+    impl NameProvider for FakeOwnerProvider {
         fn is_here(&self) -> bool {
             true
         }
 
-        fn list(&mut self, runtime: &Runtime) -> Result<Vec<Named>, SourceError> {
+        fn list(&mut self, runtime: &Runtime) -> Result<Vec<ContainerNames>, ProviderError> {
             self.0.list(runtime)
         }
 
@@ -673,19 +677,20 @@ mod tests {
 
     #[test]
     fn what_one_source_does_not_know_the_next_may() {
-        let (api, runtime) = (Said::default(), Said::default());
+        let (api, runtime) = (FakeProvider::default(), FakeProvider::default());
         runtime.say(Ok(vec![named()]));
-        let sources: Vec<Box<dyn Source>> = vec![Box::new(Api(api.clone())), Box::new(runtime)];
-        let mut names = Names::from(sources, None).expect("a thread");
+        let sources: Vec<Box<dyn NameProvider>> =
+            vec![Box::new(FakeOwnerProvider(api.clone())), Box::new(runtime)];
+        let mut names = NameResolver::from(sources, None).expect("a thread");
         let group = container();
-        names.want(&group);
+        names.request(&group);
         let renamed = next(&mut names);
         assert_eq!(renamed.new.key(), "payments/api-0", "the owner is late");
-        api.say(Ok(vec![Named {
+        api.say(Ok(vec![ContainerNames {
             id: String::new(),
             api_uid: Some(UID.into()),
             container: None,
-            owner: Some(Owner {
+            owner: Some(PodOwner {
                 kind: WorkloadKind::StatefulSet,
                 name: "api".into(),
             }),
@@ -703,9 +708,9 @@ mod tests {
 
     #[test]
     fn what_is_of_the_host_is_not_asked_for() {
-        let mut names = Names::from(vec![], None).expect("a thread");
+        let mut names = NameResolver::from(vec![], None).expect("a thread");
         let group = parse("/system.slice/nginx.service");
-        names.want(&group);
+        names.request(&group);
         assert_eq!(names.workload(&group), None);
         assert!(names.asked.is_empty());
     }
