@@ -6,8 +6,6 @@
 //! the table of kernel [`fields`].
 #![cfg_attr(not(test), no_std)]
 
-pub mod answer;
-pub mod eight;
 pub mod environ;
 pub mod fields;
 pub mod filter;
@@ -15,4 +13,6 @@ pub mod fingerprint;
 pub mod http2;
 pub mod login;
 pub mod record;
+pub mod response;
 pub mod scan;
+pub mod swar;

@@ -6,8 +6,8 @@
 //! As in [`crate::scan`], steps pass state to each other through memory only.
 
 use crate::{
-    eight::{SPACES, hide_from_verifier, mask_below, masked_bytes, splat, zero_bytes},
     scan::{self, BARE_VALUE, HeaderValue, ScanWindow, WINDOW, word_at, wrapped},
+    swar::{SPACES, hide_from_verifier, mask_below, masked_bytes, splat, zero_bytes},
 };
 
 /// The protocol of a connection, or the expected content of its next write.

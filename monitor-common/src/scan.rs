@@ -5,12 +5,12 @@
 //! memory only, so that a verifier can check each step once.
 
 use crate::{
-    eight::{
+    filter::{FilterKind, HOST, key},
+    fingerprint::{FingerprintKey, MAX_SECRET, SipHasher},
+    swar::{
         self, SPACES, add_name_word, count_marks, exact_zero_bytes, hide_from_verifier,
         load_unaligned, mask_below, masked_bytes, splat, zero_bytes,
     },
-    filter::{FilterKind, HOST, key},
-    fingerprint::{FingerprintKey, MAX_SECRET, SipHasher},
 };
 
 /// Bytes of a write that are scanned.
@@ -498,7 +498,7 @@ pub fn lowercase_front(text: &mut ScanWindow) {
         // SAFETY: inside the window, which is much larger.
         unsafe {
             let place = text.as_mut_ptr().add(i * 8).cast::<u64>();
-            place.write_unaligned(eight::to_lower(place.read_unaligned()));
+            place.write_unaligned(swar::to_lower(place.read_unaligned()));
         }
     }
 }

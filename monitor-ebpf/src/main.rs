@@ -1,72 +1,14 @@
-//! The eBPF probes of Keytrail. Each family of probes has its own file; hook functions are thin,
-//! and shared logic is in `kernel`, `path` and `maps`.
+//! The eBPF probes of Keytrail, one directory per family. Hook functions are thin over shared logic;
+//! what several families need is in `support`.
 #![no_std]
 #![no_main]
 
-mod answer;
-mod clear;
-mod connect;
 mod environ;
 mod file;
-mod hello;
-mod kernel;
-mod maps;
-mod memory;
-mod minted;
-mod outcome;
-mod path;
-mod present;
+mod net;
 mod process;
-mod returned;
-mod search;
-mod task;
-mod unix;
-mod view;
-
-use aya_ebpf::{
-    macros::{cgroup_skb, fentry, lsm, raw_tracepoint, tracepoint, uprobe},
-    programs::{
-        FEntryContext, LsmContext, ProbeContext, RawTracePointContext, SkBuffContext,
-        TracePointContext,
-    },
-};
-
-/// The baseline of every budget: the cost of a program that does nothing. Attached by benchmarks
-/// only.
-#[tracepoint]
-pub fn empty_tracepoint(_: TracePointContext) -> u32 {
-    0
-}
-
-/// As [`empty_tracepoint`], on the hook of `file_open_fentry`.
-#[fentry(function = "security_file_open")]
-pub fn empty_fentry(_: FEntryContext) -> i32 {
-    0
-}
-
-/// As [`empty_tracepoint`], on the hook of `file_open_lsm`.
-#[lsm(hook = "file_open")]
-pub fn empty_lsm(_: LsmContext) -> i32 {
-    0
-}
-
-/// As [`empty_tracepoint`], on the hooks of the process probes.
-#[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn empty_raw(_: RawTracePointContext) -> i32 {
-    0
-}
-
-/// As [`empty_tracepoint`], on the hook of the `hello` probe.
-#[cgroup_skb(egress)]
-pub fn empty_egress(_: SkBuffContext) -> i32 {
-    1
-}
-
-/// As [`empty_tracepoint`], at a function of a TLS library.
-#[uprobe]
-pub fn empty_uprobe(_: ProbeContext) -> u32 {
-    0
-}
+mod support;
+mod tls;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::Command};
 
 /// The probes' object file: the benchmark loads the empty programs from it.
 pub fn probes() -> PathBuf {
-    root().join("target/bpf/bpfel-unknown-none/release/keytrail-probes")
+    root().join("target/bpf/bpfel-unknown-none/release/keytrail-bench-probes")
 }
 
 /// Runs a command, and prints its peak memory use.
@@ -89,7 +89,7 @@ pub fn run(
         kernels: vec![kernel],
         variant: Some(variant.unwrap_or_else(|| "lsm".to_owned())),
         script: Some(format!(
-            "cd {place} && ./lab-bench --probes keytrail-probes --program /bin/busybox --rounds {rounds} --seconds {seconds}",
+            "cd {place} && ./lab-bench --probes keytrail-bench-probes --program /bin/busybox --rounds {rounds} --seconds {seconds}",
             place = vm::PROGRAMS
         )),
         write: false,

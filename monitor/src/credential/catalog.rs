@@ -6,13 +6,13 @@ use crate::{
 };
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use monitor_common::{
-    answer::field_key,
     environ::word_key,
     filter::{
         FilterKind, HOST, JWT_VALUE, NEEDS_PAIR, PLAIN, URL_WORD, hash_of_name, key, pair_key,
         prefix_word, value_key,
     },
     http2::coded_header_key,
+    response::field_key,
     scan::{HEADER_MAX, header_key},
 };
 use serde::Deserialize;

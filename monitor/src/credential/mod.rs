@@ -24,9 +24,9 @@ use catalog::{Catalog, FileFormat, normalise};
 use contents::{FoundSecret, SecretFacts};
 use jiff::Timestamp;
 use monitor_common::{
-    answer::{RESPONSE_FIELD, WHOLE_BODY},
     fingerprint::{FingerprintKey, fingerprint},
     login::{LOGIN, protocol},
+    response::{RESPONSE_FIELD, WHOLE_BODY},
 };
 use secret::SecretBuffer;
 use std::{

@@ -62,7 +62,7 @@ impl Hook {
             Self::Cgroup(kind) => format!("cgroup/{kind}"),
             Self::Uprobe(function) => format!("uprobe/{function}"),
             Self::Uretprobe(function) => format!("uretprobe/{function}"),
-            Self::Called("MINTED") => "cgroup_skb/ingress".to_owned(),
+            Self::Called("RESPONSE_SEARCH") => "cgroup_skb/ingress".to_owned(),
             Self::Called(_) => "cgroup_skb/egress".to_owned(),
             Self::Proc(file) => format!("proc/{file}"),
         }
@@ -334,17 +334,17 @@ pub const LADDERS: &[HookLadder] = &[
     HookLadder {
         probe: Probe::Dns,
         missed: "names of destinations from DNS",
-        rungs: &[&[hook_step("answer_ingress", Hook::Cgroup("ingress"))]],
+        rungs: &[&[hook_step("dns_ingress", Hook::Cgroup("ingress"))]],
     },
     HookLadder {
         probe: Probe::Clear,
         missed: "credentials presented in plaintext",
-        rungs: &[&[hook_step("clear_egress", Hook::Called("CLEAR"))]],
+        rungs: &[&[hook_step("clear_egress", Hook::Called("PLAINTEXT_SEARCH"))]],
     },
     HookLadder {
         probe: Probe::Clear,
         missed: "credentials issued in plaintext",
-        rungs: &[&[hook_step("minted_ingress", Hook::Called("MINTED"))]],
+        rungs: &[&[hook_step("minted_ingress", Hook::Called("RESPONSE_SEARCH"))]],
     },
     HookLadder {
         probe: Probe::Present,

@@ -298,8 +298,8 @@ impl Sensor {
             undecoded: 0,
             pending: Vec::new(),
             hellos: hello::HelloAssembler::default(),
-            writes: map(&mut ebpf, "WRITES")?,
-            writing: map(&mut ebpf, "WRITING")?,
+            writes: map(&mut ebpf, "PENDING_WRITES")?,
+            writing: map(&mut ebpf, "WRITES_PENDING")?,
             carried: map(&mut ebpf, "CARRIED")?,
             waiting: std::collections::HashSet::new(),
             uprobes: None,
@@ -369,7 +369,7 @@ impl Sensor {
     /// Stops examining ingress packets once the last plaintext request is long ago. Called every
     /// second.
     pub fn close_answers(&mut self) -> Result<(), SensorError> {
-        const NAME: &str = "ANSWERED";
+        const NAME: &str = "RESPONSES_PENDING";
         /// Seconds within which a response is expected.
         const RESPONSE_TIMEOUT_SECS: u64 = 30;
         let failed = |source| SensorError::Map { name: NAME, source };
@@ -397,7 +397,7 @@ impl Sensor {
     /// Removes writes that never reached a socket. Called every second.
     pub fn sweep_writes(&mut self) -> Result<(), SensorError> {
         let failed = |source| SensorError::Map {
-            name: "WRITING",
+            name: "WRITES_PENDING",
             source,
         };
         self.writing.set(0, 0, 0).map_err(failed)?;

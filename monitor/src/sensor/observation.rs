@@ -171,7 +171,7 @@ pub struct ObservedSecret {
     pub inner: Option<u64>,
     pub secret_len: u32,
     /// Index of the header in the catalog; or [`monitor_common::login::LOGIN`] and the protocol; or
-    /// [`monitor_common::answer::RESPONSE_FIELD`] and the index of the field.
+    /// [`monitor_common::response::RESPONSE_FIELD`] and the index of the field.
     pub header: u32,
     /// Index in the catalog's prefix table.
     pub prefix: Option<u32>,

@@ -22,10 +22,10 @@ pub const FREED: &str = "present_freed";
 pub const SERVER: &str = "present_server";
 /// The program at functions `(object, bytes, length)` that return received bytes, and at those that
 /// take a pointer to the length as well. Attached to one process at a time.
-pub const READ: &str = "returned_begin";
-pub const READ_EX: &str = "returned_begin_ex";
+pub const READ: &str = "tls_read_enter";
+pub const READ_EX: &str = "tls_read_enter_ex";
 /// The program at the returns of these functions.
-pub const READ_RETURN: &str = "returned";
+pub const READ_RETURN: &str = "tls_read_exit";
 /// The program at a Go function that takes `(object, bytes, length)`.
 pub const GO: &str = "present_go";
 

@@ -71,7 +71,7 @@ pub fn build(programs: &[(String, PathBuf)], probes: &Path, image: &Path) -> Res
         )?;
         libraries.extend(needed(program)?);
     }
-    fs::copy(probes, root.join("opt/keytrail/keytrail-probes"))?;
+    fs::copy(probes, root.join("opt/keytrail/keytrail-bench-probes"))?;
     for library in libraries {
         let place = root.join(library.strip_prefix("/").unwrap_or(&library));
         if let Some(above) = place.parent() {

@@ -1,0 +1,195 @@
+//! Connects: TCP, and UDP sends to an address.
+
+use crate::support::{
+    kernel::boot_time_ns,
+    maps::{CREDENTIAL_RING, is_agent, send},
+    task::{HookContext, fill_header, standard_stream},
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::bpf_get_socket_cookie,
+    macros::{cgroup_sock_addr, map},
+    maps::{HashMap, LruHashMap},
+    programs::SockAddrContext,
+};
+use core::mem::MaybeUninit;
+use monitor_common::record::{ConnectRecord, Probe, kind};
+
+/// TCP sockets whose payloads are examined, by cookie: the first payloads of every connection, and
+/// later ones if it is not TLS. An evicted entry loses a name or a plaintext credential, not the
+/// connection.
+#[map]
+pub static SOCKETS: LruHashMap<u64, ExpectedResponse> = LruHashMap::with_max_entries(16384, 0);
+
+/// What is expected from a socket.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ExpectedResponse {
+    /// Payloads still to be checked for a ClientHello.
+    pub payloads_left: u32,
+    /// 1 once a payload was reported to the agent.
+    pub reported: u32,
+    /// 1 once the first bytes of a ClientHello were sent.
+    pub hello_begun: u32,
+    /// The sequence number after those bytes.
+    pub end: u32,
+    /// 1 if the next payload is searched regardless of how it begins.
+    pub continues: u32,
+    /// Ingress packets that are still searched for an issued credential.
+    pub responses_left: u32,
+    /// 1 if the whole response is a secret.
+    pub whole_body: u32,
+    /// 1 if the address belongs to an authenticator.
+    pub is_authenticator: u32,
+}
+
+/// Addresses of authenticators, set by the agent.
+#[map]
+static AUTHENTICATORS: HashMap<[u32; 4], u32> = HashMap::with_max_entries(1024, 0);
+
+/// A UDP socket that sends repeatedly is reported once per [`UDP_QUIET_NS`].
+#[map]
+static UDP_SENDS: LruHashMap<UdpPeer, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Whether a UDP socket has sent to an address and port.
+#[inline(always)]
+pub fn has_sent(cookie: u64, address: [u32; 4], port: u16) -> bool {
+    let datagram = UdpPeer {
+        cookie,
+        address,
+        port: u64::from(port),
+    };
+    UDP_SENDS.get_ptr(datagram).is_some()
+}
+
+const UDP_QUIET_NS: u64 = 10_000_000_000;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct UdpPeer {
+    cookie: u64,
+    address: [u32; 4],
+    port: u64,
+}
+
+/// Payloads of a connection that are checked for a ClientHello: after a proxy's CONNECT or a
+/// STARTTLS it is not the first.
+const PAYLOADS_MAX: u32 = 8;
+
+const IPPROTO_TCP: u32 = 6;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Hook: `cgroup/connect4` at the cgroup v2 root. First kernel: 4.17. TCP fast open passes it too.
+/// Missed: connects made inside the kernel. Never rejects a connect.
+#[cgroup_sock_addr(connect4)]
+pub fn connect_v4(ctx: SockAddrContext) -> i32 {
+    address_v4(&ctx);
+    1
+}
+
+/// Hook: `cgroup/connect6`, as [`connect_v4`].
+#[cgroup_sock_addr(connect6)]
+pub fn connect_v6(ctx: SockAddrContext) -> i32 {
+    address_v6(&ctx);
+    1
+}
+
+/// Hook: `cgroup/sendmsg4`, UDP sends that name an address. First kernel: 4.18.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn connect_udp_v4(ctx: SockAddrContext) -> i32 {
+    address_v4(&ctx);
+    1
+}
+
+/// Hook: `cgroup/sendmsg6`, as [`connect_udp_v4`].
+#[cgroup_sock_addr(sendmsg6)]
+pub fn connect_udp_v6(ctx: SockAddrContext) -> i32 {
+    address_v6(&ctx);
+    1
+}
+
+#[inline(always)]
+fn address_v4(ctx: &SockAddrContext) {
+    // SAFETY: the context is valid while the program runs; the kernel checks each access.
+    let ip = unsafe { (*ctx.sock_addr).user_ip4 };
+    record_connect(ctx, AF_INET, [ip, 0, 0, 0]);
+}
+
+#[inline(always)]
+fn address_v6(ctx: &SockAddrContext) {
+    // SAFETY: as above; read word by word, because the kernel rejects wider loads here.
+    let ip = unsafe {
+        let words = &raw const (*ctx.sock_addr).user_ip6;
+        [
+            core::ptr::read_volatile(&raw const (*words)[0]),
+            core::ptr::read_volatile(&raw const (*words)[1]),
+            core::ptr::read_volatile(&raw const (*words)[2]),
+            core::ptr::read_volatile(&raw const (*words)[3]),
+        ]
+    };
+    record_connect(ctx, AF_INET6, ip);
+}
+
+#[inline(always)]
+fn record_connect(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
+    // SAFETY: as above.
+    let (port, protocol) = unsafe { ((*ctx.sock_addr).user_port, (*ctx.sock_addr).protocol) };
+    // SAFETY: the context belongs to a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let port = u16::from_be(port as u16);
+    if protocol == IPPROTO_TCP {
+        // An LRU map evicts an entry when it is full.
+        let awaited = ExpectedResponse {
+            payloads_left: PAYLOADS_MAX,
+            reported: 0,
+            hello_begun: 0,
+            end: 0,
+            continues: 0,
+            responses_left: 0,
+            whole_body: 0,
+            is_authenticator: u32::from(AUTHENTICATORS.get_ptr(address).is_some()),
+        };
+        let _ = SOCKETS.insert(cookie, awaited, 0);
+    } else {
+        let datagram = UdpPeer {
+            cookie,
+            address,
+            port: u64::from(port),
+        };
+        let time = boot_time_ns();
+        // SAFETY: the value is copied at once.
+        if let Some(last) = unsafe { UDP_SENDS.get(datagram) }
+            && time.wrapping_sub(*last) < UDP_QUIET_NS
+        {
+            return;
+        }
+        let _ = UDP_SENDS.insert(datagram, time, 0);
+    }
+    let mut record = MaybeUninit::<ConnectRecord>::uninit();
+    // SAFETY: every field is written before it is read, and a ConnectRecord has no padding. It is
+    // on the stack, because this program can be preempted by another on the same CPU.
+    let record = unsafe { &mut *record.as_mut_ptr() };
+    fill_header(&mut record.header, kind::CONNECT, HookContext::Socket);
+    if is_agent(record.header.pid) {
+        return;
+    }
+    record.cookie = cookie;
+    record.stdin = standard_stream(0, HookContext::Socket);
+    record.family = family;
+    record.port = port;
+    record.protocol = protocol;
+    for (place, word) in record.address.chunks_exact_mut(4).zip(address) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    // SAFETY: the record is initialised above.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Connect,
+            record.header.cgroup,
+            core::ptr::from_ref(record).cast(),
+            size_of::<ConnectRecord>() as u64,
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! The first payload of a TCP connection: a ClientHello, or evidence that there will be none.
+
+use crate::{
+    net::{
+        connect::{ExpectedResponse, SOCKETS},
+        plaintext::{front_word, may_hold_credential},
+        tcp::TcpPacket,
+    },
+    support::{
+        kernel::{boot_time_ns, bound_length},
+        maps::{CREDENTIAL_RING, count, count_lost, send},
+        task::HookContext,
+    },
+    tls::{
+        expected::expect_response,
+        pending::{PendingWrite, TlsWrite},
+    },
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+    macros::{cgroup_skb, map},
+    maps::ProgramArray,
+    programs::SkBuffContext,
+};
+use monitor_common::record::{PAYLOAD_MAX, PayloadRecord, Probe, Stage, kind};
+
+#[repr(C)]
+struct PayloadRecordSlot<const N: usize> {
+    record: PayloadRecord,
+    bytes: [u8; N],
+}
+
+/// Ring space for a ClientHello without a post-quantum key share.
+const SMALL_HELLO: usize = 1024;
+
+/// Hook: `cgroup_skb/egress` at the cgroup v2 root. First kernel: 4.10. It runs before
+/// segmentation, so a ClientHello of several segments arrives as one packet; one that is split over
+/// several writes arrives as several, and the agent assembles them. Missed: IPv6 with extension
+/// headers, QUIC. Never drops packets.
+#[cgroup_skb(egress)]
+pub fn hello_egress(ctx: SkBuffContext) -> i32 {
+    tie_write_to_socket(&ctx);
+    inspect_egress(&ctx);
+    1
+}
+
+/// Associates a TLS write with its socket: a packet that leaves while the current task passes a
+/// credential to its TLS library carries it if it is a TLS record of matching length. Missed: data
+/// that leaves later, because the send queue is full or the program buffers it.
+#[inline(always)]
+fn tie_write_to_socket(ctx: &SkBuffContext) -> Option<()> {
+    if !HookContext::Packet.typed() {
+        return None;
+    }
+    let under_way = PendingWrite::current()?;
+    let tcp = TcpPacket::parse(ctx)?;
+    if !has_matching_record(ctx, tcp.payload, &under_way.write) {
+        return None;
+    }
+    // SAFETY: the helper accepts any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    expect_response(under_way.write.object, cookie);
+    under_way.finish_write(kind::WRITE_SENT, cookie, socket_cgroup(ctx));
+    Some(())
+}
+
+/// TLS records examined in a packet: the end of a handshake may precede the first data.
+const RECORDS_MAX: usize = 4;
+
+/// Whether one of the TLS records at the start of a packet may carry the write.
+#[inline(always)]
+fn has_matching_record(ctx: &SkBuffContext, mut at: usize, write: &TlsWrite) -> bool {
+    for _ in 0..RECORDS_MAX {
+        let Ok(record) = ctx.load::<[u8; 5]>(at) else {
+            return false;
+        };
+        if may_hold_write(record, write) {
+            return true;
+        }
+        at += 5 + (usize::from(record[3]) << 8 | usize::from(record[4]));
+    }
+    false
+}
+
+/// Whether a TLS record, judged by its five-byte header, may carry the write.
+#[inline(always)]
+fn may_hold_write(record: [u8; 5], write: &TlsWrite) -> bool {
+    const APPLICATION_DATA: u8 = 23;
+    let length = u32::from(record[3]) << 8 | u32::from(record[4]);
+    record[0] == APPLICATION_DATA
+        && record[1] == 3
+        && length >= write.min_len
+        && length <= write.max_len
+}
+
+#[inline(always)]
+fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
+    // SAFETY: the helper accepts any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let TcpPacket { sequence, payload } = TcpPacket::parse(ctx)?;
+    let payload_len = ctx.len().checked_sub(payload as u32)?;
+    if payload_len == 0 {
+        return None;
+    }
+    // SAFETY: the pointer is into the map; a socket sends one packet at a time, and a lost count
+    // only means that one more payload is examined.
+    let awaited = unsafe { &mut *awaited };
+    if awaited.hello_begun == 0 {
+        match hello_length(ctx, payload, payload_len) {
+            Some(length) if awaited.payloads_left > 0 => {
+                awaited.hello_begun = 1;
+                awaited.end = sequence.wrapping_add(length);
+            }
+            _ if may_hold_plaintext(ctx, payload, awaited) => {
+                // SAFETY: the program has the same type; the call returns only if the slot is
+                // empty.
+                unsafe { PLAINTEXT_SEARCH.tail_call(ctx, 0) };
+            }
+            _ => {}
+        }
+    }
+    let record = PayloadRecord {
+        kind: kind::PAYLOAD,
+        len: 0,
+        time: boot_time_ns(),
+        cookie,
+        payload_len,
+        sequence,
+    };
+    awaited.payloads_left = awaited.payloads_left.saturating_sub(1);
+    let first = awaited.reported == 0;
+    awaited.reported = 1;
+    let begun = awaited.hello_begun != 0;
+    let rest = awaited.end.wrapping_sub(sequence) as i32;
+    if begun && payload_len as i32 >= rest {
+        let _ = SOCKETS.remove(cookie);
+    }
+    if begun && rest > 0 {
+        if payload_len <= SMALL_HELLO as u32 {
+            copy_payload::<SMALL_HELLO>(ctx, payload as u32, record);
+        } else {
+            copy_payload::<PAYLOAD_MAX>(ctx, payload as u32, record);
+        }
+    } else if first {
+        // SAFETY: a plain record on the stack.
+        unsafe {
+            send(
+                &CREDENTIAL_RING,
+                Probe::Hello,
+                socket_cgroup(ctx),
+                core::ptr::from_ref(&record).cast(),
+                size_of::<PayloadRecord>() as u64,
+            );
+        }
+    }
+    Some(())
+}
+
+/// Index 0: the program that searches a packet outside TLS.
+#[map]
+static PLAINTEXT_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Whether a payload may hold a credential, judged by its first bytes.
+#[inline(always)]
+fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, awaited: &ExpectedResponse) -> bool {
+    awaited.continues != 0
+        || front_word(ctx, payload).is_some_and(|first| may_hold_credential(ctx, payload, first))
+}
+
+/// The cgroup of the socket: this program may run in the context of another.
+#[inline(always)]
+pub fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: the helper accepts any skb of a socket.
+    unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) }
+}
+
+/// The length of the TLS record at the start of a payload, if it may be a ClientHello. For a
+/// payload too short to tell, the maximum that is assembled.
+#[inline(always)]
+fn hello_length(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> Option<u32> {
+    const HANDSHAKE: u8 = 22;
+    const CLIENT_HELLO: u8 = 1;
+    if payload_len >= 6 {
+        let bytes: [u8; 6] = ctx.load(payload).ok()?;
+        let length = u32::from(bytes[3]) << 8 | u32::from(bytes[4]);
+        return (bytes[0] == HANDSHAKE && bytes[1] == 3 && bytes[5] == CLIENT_HELLO)
+            .then_some(length + 5);
+    }
+    let first: u8 = ctx.load(payload).ok()?;
+    (first == HANDSHAKE).then_some(PAYLOAD_MAX as u32)
+}
+
+/// Copies up to `N` bytes of payload directly into the ring: this program can be preempted, so it
+/// cannot use a per-CPU buffer.
+#[inline(always)]
+fn copy_payload<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: PayloadRecord) {
+    let Some(mut place) = CREDENTIAL_RING.reserve::<PayloadRecordSlot<N>>(0) else {
+        count_lost(Probe::Hello, socket_cgroup(ctx));
+        return;
+    };
+    let len = bound_length(record.payload_len, N as u32);
+    let hello = place.as_mut_ptr();
+    // SAFETY: the ring reserved space for a PayloadRecordSlot<N>, and at most N bytes are loaded.
+    let status = unsafe {
+        bpf_skb_load_bytes(
+            ctx.as_ptr().cast(),
+            payload,
+            (&raw mut (*hello).bytes).cast(),
+            len,
+        )
+    };
+    record.len = if status == 0 { len } else { 0 };
+    // SAFETY: as above.
+    unsafe { (*hello).record = record };
+    place.submit(0);
+    count(Probe::Hello, Stage::Sent);
+}

@@ -1,0 +1,10 @@
+//! Connections, and what is sent and received on them outside TLS.
+
+pub mod connect;
+pub mod hello;
+pub mod ingress;
+pub mod outcome;
+pub mod plaintext;
+pub mod response;
+pub mod tcp;
+pub mod unix;

@@ -1,0 +1,53 @@
+//! The outcome of a TCP connect.
+
+use crate::support::{
+    kernel::{boot_time_ns, field},
+    maps::{CREDENTIAL_RING, send},
+};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use monitor_common::{
+    fields::FieldId,
+    record::{Probe, RefusedRecord, kind},
+};
+
+const TCP_SYN_SENT: u32 = 2;
+const TCP_CLOSE: u32 = 7;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Hook: raw tracepoint `inet_sock_set_state(sk, old, new)`. First kernel: 4.16. It reports
+/// connects that failed, so that no process is reported at a destination that refused it. Missed: a
+/// refusal before the connect probe has given the socket its cookie.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn connect_outcome(ctx: RawTracePointContext) -> i32 {
+    let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
+    if old == TCP_SYN_SENT && new == TCP_CLOSE {
+        send_refused(ctx.arg(0));
+    }
+    0
+}
+
+#[inline(always)]
+fn send_refused(sock: u64) {
+    let family: u16 = field(sock, FieldId::SockFamily);
+    let cookie: u64 = field(sock, FieldId::SockCookie);
+    if (family != AF_INET && family != AF_INET6) || cookie == 0 {
+        return;
+    }
+    let record = RefusedRecord {
+        kind: kind::REFUSED,
+        reserved: 0,
+        time: boot_time_ns(),
+        cookie,
+    };
+    // SAFETY: a plain record on the stack.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Connect,
+            0,
+            core::ptr::from_ref(&record).cast(),
+            size_of::<RefusedRecord>() as u64,
+        );
+    }
+}

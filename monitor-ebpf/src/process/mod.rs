@@ -1,0 +1,4 @@
+//! Processes: their lifecycle, and reads of one process by another.
+
+pub mod lifecycle;
+pub mod memory;

@@ -1,0 +1,10 @@
+//! Shared by the probes: maps, kernel structures, tasks, paths, and the search for credentials.
+
+pub mod kernel;
+pub mod maps;
+pub mod path;
+pub mod repeats;
+pub mod search;
+pub mod secret;
+pub mod task;
+pub mod view;

@@ -1,0 +1,72 @@
+//! Finds the secret of a login.
+
+use crate::support::search::{
+    source::{PlaintextSource, SearchScratch, repeat_step, scratch},
+    stream::{STREAMS, StreamState},
+};
+use core::ffi::c_void;
+use monitor_common::login::{self, protocol};
+
+/// Scans the words of a login.
+#[inline(always)]
+pub fn scan_login<S: PlaintextSource>(scratch: &mut SearchScratch, speaks: u64) -> u64 {
+    match speaks {
+        protocol::POSTGRES => postgres(scratch),
+        protocol::MYSQL => mysql(scratch),
+        protocol::MQTT => mqtt(scratch),
+        protocol::LDAP => ldap(scratch),
+        _ => repeat_step(LOGIN_WORDS_MAX, next_word_of_login::<S>, scratch),
+    }
+    end_login::<S>()
+}
+
+/// Maximum words, or pieces of long ones, in a login.
+const LOGIN_WORDS_MAX: u32 = 64;
+
+extern "C" fn next_word_of_login<S: PlaintextSource>(_: u64, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch::<S>() else {
+        return 1;
+    };
+    i64::from(!word_of_login(scratch))
+}
+
+#[inline(never)]
+fn word_of_login(scratch: &mut SearchScratch) -> bool {
+    login::step(&scratch.window, &mut scratch.words)
+}
+
+#[inline(never)]
+fn postgres(scratch: &mut SearchScratch) {
+    login::postgres(&scratch.window, &mut scratch.words);
+}
+
+#[inline(never)]
+fn mysql(scratch: &mut SearchScratch) {
+    login::mysql(&scratch.window, &mut scratch.words);
+}
+
+#[inline(never)]
+fn mqtt(scratch: &mut SearchScratch) {
+    login::mqtt(&scratch.window, &mut scratch.words);
+}
+
+#[inline(never)]
+fn ldap(scratch: &mut SearchScratch) {
+    login::ldap(&scratch.window, &mut scratch.words);
+}
+
+/// Takes the secret of a login as the only value, and remembers the format of the next write.
+#[inline(never)]
+fn end_login<S: PlaintextSource>() -> u64 {
+    let Some(scratch) = scratch::<S>() else {
+        return 0;
+    };
+    let words = &scratch.words;
+    if words.next == 0 || words.secret.len != 0 {
+        let _ = STREAMS.remove(scratch.object);
+    } else {
+        let _ = STREAMS.insert(scratch.object, StreamState::new(words.next), 0);
+    }
+    scratch.values[0] = words.secret;
+    u64::from(words.secret.len != 0)
+}

@@ -1,0 +1,34 @@
+//! Sends the record of a credential found outside TLS, or in a response.
+
+use crate::support::{
+    maps::{CREDENTIAL_RING, send},
+    search::{source::SearchScratch, stream::FoundCredential},
+};
+use monitor_common::record::{PlaintextRecord, Probe};
+
+/// Sends the record of a credential found in a packet.
+#[inline(always)]
+pub fn send_plaintext_record(
+    scratch: &mut SearchScratch,
+    known: &FoundCredential,
+    kind: u32,
+    time: u64,
+) {
+    let shown = known.as_record(scratch.host);
+    let record = &mut scratch.clear;
+    record.kind = kind;
+    record.reserved = 0;
+    record.time = time;
+    record.cookie = scratch.object.address;
+    record.shown = shown;
+    // SAFETY: the record is inside the scratch and initialised above.
+    unsafe {
+        send(
+            &CREDENTIAL_RING,
+            Probe::Clear,
+            0,
+            core::ptr::from_ref(record).cast(),
+            size_of::<PlaintextRecord>() as u64,
+        );
+    }
+}

@@ -1,0 +1,36 @@
+//! Responses that are expected on TLS objects after a request with a credential.
+
+use crate::support::search::stream::StreamKey;
+use aya_ebpf::{macros::map, maps::LruHashMap};
+
+/// Reads that may precede the issued credential: a client may read line by line.
+const READS_MAX: u64 = 64;
+
+/// The last request with a credential on a TLS object.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct LastRequest {
+    pub cookie: u64,
+    /// Reads that are still examined.
+    pub reads: u64,
+}
+
+#[map]
+pub static LAST_REQUESTS: LruHashMap<StreamKey, LastRequest> =
+    LruHashMap::with_max_entries(4096, 0);
+
+/// A request with a credential of this TLS object was sent on a socket: expect a response.
+#[inline(always)]
+pub fn expect_response(object: StreamKey, cookie: u64) {
+    let asked = LastRequest {
+        cookie,
+        reads: READS_MAX,
+    };
+    let _ = LAST_REQUESTS.insert(object, asked, 0);
+}
+
+/// A TLS object was freed; another may get the same address.
+#[inline(always)]
+pub fn forget_expected(object: StreamKey) {
+    let _ = LAST_REQUESTS.remove(object);
+}
