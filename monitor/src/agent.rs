@@ -6,19 +6,18 @@ use crate::{
         names::{NameProvider, NameResolver, cri::Cri},
     },
     cluster::{self, KubernetesClient},
+    config::watch::{ConfigWatcher, LoadedConfig},
+    config::{
+        Config, base,
+        settings::{RetentionLimits, TlsFiles},
+    },
     credential::{
         Credentials,
-        catalog::Catalog,
         recover::{RecoveredFile, recover},
     },
     ledger::{LastShutdown, LedgerWriter, PreviousState},
-    model::{self, Credential, Gap, NOT_COVERED},
     notices::NoticeGaps,
     pipeline::{Enricher, Evaluator, Sinks, lost_events_gap},
-    policy::{
-        Policy,
-        document::{ConfigDocument, RetentionLimits, TlsFiles, base},
-    },
     report::{
         access::ApiToken,
         findings::{FindingStream, FindingsFormat},
@@ -36,14 +35,18 @@ use crate::{
         remove_leftovers,
         selftest::{Heartbeat, self_test},
     },
-    trail::TrailEvent,
-    watch::{ConfigWatcher, LoadedConfig},
 };
 use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
 use monitor_common::{
     fingerprint::FingerprintKey,
     record::{Probe, Stage},
+};
+use monitor_core::{
+    catalog::Catalog,
+    model::{self, Credential, Gap, NOT_COVERED},
+    policy::Policy,
+    trail::TrailEvent,
 };
 use std::{
     collections::HashMap,
@@ -89,57 +92,40 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 /// meanwhile.
 const OBJECT_SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The catalog for a configuration.
-pub fn catalog(document: &ConfigDocument, config: Option<&Path>) -> anyhow::Result<Arc<Catalog>> {
-    let added = match &document.catalog {
-        Some(path) => {
-            let base = config.map_or(Path::new("."), base);
-            let path = base.join(path);
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("cannot read the catalog {}", path.display()))?
-        }
-        None => String::new(),
-    };
-    let (files, variables) = document.places();
-    Ok(Arc::new(Catalog::new(&added, &files, &variables)?))
-}
-
-/// Runs until SIGTERM or SIGINT. `document` is the configuration at start.
-pub fn run(settings: &AgentOptions, document: ConfigDocument) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT. `config` is the configuration at start.
+pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() && !has_capabilities() {
         return Err(anyhow!(
             "the probes need root, or {CAPABILITIES}; nothing can be observed without them"
         ));
     }
-    let cluster = cluster::start(&document.kubernetes, &settings.state_dir)
+    let cluster = cluster::start(&config.settings.kubernetes, &options.state_dir)
         .context("cannot start the thread for the Kubernetes API")?;
     let policies = cluster.as_ref().map(|cluster| cluster.policies.clone());
     // First, so that changes during start are noticed.
-    let mut watch = ConfigWatcher::new(settings.config.clone(), policies);
+    let mut watch = ConfigWatcher::new(options.config.clone(), policies);
     let LoadedConfig {
-        document, catalog, ..
+        config, catalog, ..
     } = watch.load()?;
     let metrics = Arc::new(Metrics::new()?);
     metrics.reload_success.set(1);
-    let _lock = lock(&settings.state_dir)?;
+    let _lock = lock(&options.state_dir)?;
     let key = fingerprint_key(
-        &settings.state_dir,
-        document.fingerprint_key_file.as_deref(),
+        &options.state_dir,
+        config.settings.fingerprint_key_file.as_deref(),
     )?;
-    let (ledger, before) = if settings.record.is_none() {
-        let (writer, before) = LedgerWriter::open(&settings.state_dir, document.retention.clone())?;
+    let (ledger, before) = if options.record.is_none() {
+        let (writer, before) =
+            LedgerWriter::open(&options.state_dir, config.settings.retention.clone())?;
         (Some(writer), before)
     } else {
         (None, PreviousState::default())
     };
-    let mut stream = FindingStream::open(
-        &settings.findings,
-        settings.findings_format,
-        Delivery::Lossy,
-    )
-    .with_context(|| format!("cannot write findings to {}", settings.findings))?;
+    let mut stream =
+        FindingStream::open(&options.findings, options.findings_format, Delivery::Lossy)
+            .with_context(|| format!("cannot write findings to {}", options.findings))?;
     stream.restore(before.findings);
-    let record = settings
+    let record = options
         .record
         .as_deref()
         .map(|path| {
@@ -157,23 +143,24 @@ pub fn run(settings: &AgentOptions, document: ConfigDocument) -> anyhow::Result<
         .enable_all()
         .build()?;
     // Before the probes, so that an address in use is reported at once.
-    let base = settings.config.as_deref().map_or(Path::new("."), base);
+    let base = options.config.as_deref().map_or(Path::new("."), base);
     let security = ListenSecurity {
-        token: document
+        token: config
+            .settings
             .token_file
             .as_ref()
             .map(|file| ApiToken::read(&base.join(file)))
             .transpose()?,
-        tls: document.tls.as_ref().map(|files| TlsFiles {
+        tls: config.settings.tls.as_ref().map(|files| TlsFiles {
             certificate: base.join(&files.certificate),
             key: base.join(&files.key),
         }),
     };
-    let listener = match settings.record {
-        None => Some(runtime.block_on(http::bind(&settings.listen, &security))?),
+    let listener = match options.record {
+        None => Some(runtime.block_on(http::bind(&options.listen, &security))?),
         Some(_) => None,
     };
-    let metrics_listener = match &settings.metrics_listen {
+    let metrics_listener = match &options.metrics_listen {
         Some(listen) => Some(runtime.block_on(http::bind_anywhere(listen))?),
         None => None,
     };
@@ -182,14 +169,14 @@ pub fn run(settings: &AgentOptions, document: ConfigDocument) -> anyhow::Result<
     let reload = Arc::new(AtomicBool::new(false));
     let names = name_providers(cluster)?;
     let parts = PipelineInputs {
-        exclude: document.inspect.exclude.clone(),
+        exclude: config.settings.inspect.exclude.clone(),
         names,
         watch,
-        state_dir: settings.state_dir.clone(),
+        state_dir: options.state_dir.clone(),
         key,
         catalog: Arc::clone(&catalog),
         judge: Evaluator::new(
-            Policy::new(document, catalog),
+            Policy::new(config.expectations, catalog),
             Sinks {
                 ledger,
                 metrics: Arc::clone(&metrics),
@@ -224,7 +211,7 @@ pub fn run(settings: &AgentOptions, document: ConfigDocument) -> anyhow::Result<
         };
         let app = Arc::new(AppState {
             metrics,
-            state_dir: settings.state_dir.clone(),
+            state_dir: options.state_dir.clone(),
             ready,
             turns: Semaphore::new(http::CONCURRENT_QUERIES),
         });
@@ -443,18 +430,18 @@ async fn observe(mut parts: PipelineInputs) -> anyhow::Result<()> {
         if let Some(loaded) = changed {
             match loaded {
                 Ok(LoadedConfig {
-                    document,
+                    config,
                     catalog,
                     refused,
                 }) => {
                     joiner.credentials.set_catalog(Arc::clone(&catalog));
-                    if parts.exclude != document.inspect.exclude {
-                        parts.exclude.clone_from(&document.inspect.exclude);
+                    if parts.exclude != config.settings.inspect.exclude {
+                        parts.exclude.clone_from(&config.settings.inspect.exclude);
                         let images = Arc::clone(joiner.attribution.images());
                         sensor.exclude(ExclusionRules::new(parts.exclude.clone(), images));
                     }
                     sensor.set_rules(&joiner.credentials.rules())?;
-                    parts.judge.replace_policy(document, catalog);
+                    parts.judge.replace_policy(config.expectations, catalog);
                     sensor.set_authenticators(&parts.judge.policy.minting_addresses())?;
                     let success = i64::from(refused == 0);
                     parts.judge.sinks.metrics.reload_success.set(success);
@@ -769,7 +756,7 @@ fn fingerprint_key(state_dir: &Path, fleet: Option<&Path>) -> anyhow::Result<Fin
 /// in the given state directory, if any.
 pub fn replay(
     file: &Path,
-    document: ConfigDocument,
+    config: Config,
     catalog: Arc<Catalog>,
     stream: FindingStream,
     state_dir: Option<&Path>,
@@ -782,7 +769,7 @@ pub fn replay(
             // A recording may be old: nothing is dropped by age.
             let retention = RetentionLimits {
                 max_age: jiff::SignedDuration::from_hours(24 * 36_500),
-                ..document.retention.clone()
+                ..config.settings.retention.clone()
             };
             let writer = LedgerWriter::open(directory, retention)?.0;
             writer.started();
@@ -791,7 +778,7 @@ pub fn replay(
         None => None,
     };
     let mut judge = Evaluator::new(
-        Policy::new(document, catalog),
+        Policy::new(config.expectations, catalog),
         Sinks {
             ledger,
             metrics: Arc::new(Metrics::new()?),

@@ -3,8 +3,8 @@
 use crate::{
     agent::{self, AgentOptions, CONFIG, LISTEN, STATE_DIR},
     attribution::names::ContainerImages,
-    ledger::read::{LedgerReader, QueryError, QueryFilter, TimeRange},
-    policy::{Policy, document::ConfigDocument, suggest::suggest, trial::replay_history},
+    config::Config,
+    ledger::read::{LedgerReader, QueryError, QueryFilter},
     report::{
         dot,
         findings::{FindingStream, FindingsFormat},
@@ -12,10 +12,14 @@ use crate::{
         table,
     },
     sensor::{doctor, exclude::ExclusionRules},
-    time,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
+use monitor_core::{
+    history::TimeRange,
+    policy::{suggest::suggest, trial::replay_history},
+    time,
+};
 use serde::Serialize;
 use std::{
     io::Write as _,
@@ -365,7 +369,7 @@ fn run(command: Command) -> Result<(), CliError> {
         }
         Command::Findings { rule, range, store } => {
             if let Some(rule) = &rule {
-                crate::policy::rules::check_rule_name(rule).map_err(CliError::Usage)?;
+                monitor_core::policy::rules::check_rule_name(rule).map_err(CliError::Usage)?;
             }
             let mut answer = open(&store.ledger)?.findings(
                 QueryFilter::default(),
@@ -383,10 +387,10 @@ fn run(command: Command) -> Result<(), CliError> {
             Ok(())
         }
         Command::Doctor { output, config } => {
-            let document = load(config_of(config).as_deref())?;
+            let loaded = load(config_of(config).as_deref())?;
             // A short-lived command does not query runtimes for images.
             let exclusion =
-                ExclusionRules::new(document.inspect.exclude, ContainerImages::default());
+                ExclusionRules::new(loaded.settings.inspect.exclude, ContainerImages::default());
             let report = doctor::examine(&exclusion);
             write_output(output, &report, table::doctor)?;
             if report.healthy() {
@@ -401,9 +405,9 @@ fn run(command: Command) -> Result<(), CliError> {
             state_dir,
         } => {
             let config = config_of(config);
-            let document = load(config.as_deref())?;
+            let loaded = load(config.as_deref())?;
             let settings = AgentOptions {
-                state_dir: state_dir_of(state_dir, &document),
+                state_dir: state_dir_of(state_dir, &loaded),
                 config,
                 listen: LISTEN.to_owned(),
                 metrics_listen: None,
@@ -411,7 +415,7 @@ fn run(command: Command) -> Result<(), CliError> {
                 findings_format: FindingsFormat::Json,
                 record: Some(file),
             };
-            agent::run(&settings, document).map_err(command_failed)
+            agent::run(&settings, loaded).map_err(command_failed)
         }
         Command::Replay {
             file,
@@ -420,13 +424,15 @@ fn run(command: Command) -> Result<(), CliError> {
             findings,
             findings_format,
         } => {
-            let document = load(config.as_deref())?;
-            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage_error)?;
+            let loaded = load(config.as_deref())?;
+            let catalog = loaded
+                .catalog(config.as_deref())
+                .map_err(|error| CliError::Usage(error.to_string()))?;
             let stream = FindingStream::open(&findings, findings_format, Delivery::Complete)
                 .map_err(|error| {
                     CliError::Failed(format!("cannot write to {findings}: {error}"))
                 })?;
-            let count = agent::replay(&file, document, catalog, stream, state_dir.as_deref())
+            let count = agent::replay(&file, loaded, catalog, stream, state_dir.as_deref())
                 .map_err(command_failed)?;
             anstream::eprintln!("{}: {count} events replayed", file.display());
             Ok(())
@@ -436,29 +442,31 @@ fn run(command: Command) -> Result<(), CliError> {
 
 fn run_agent(args: RunArgs) -> Result<(), CliError> {
     let config = config_of(args.config);
-    let document = load(config.as_deref())?;
-    agent::catalog(&document, config.as_deref()).map_err(usage_error)?;
+    let loaded = load(config.as_deref())?;
+    loaded
+        .catalog(config.as_deref())
+        .map_err(|error| CliError::Usage(error.to_string()))?;
     let settings = AgentOptions {
-        state_dir: state_dir_of(args.state_dir, &document),
+        state_dir: state_dir_of(args.state_dir, &loaded),
         config,
         listen: args
             .listen
-            .or_else(|| document.listen.clone())
+            .or_else(|| loaded.settings.listen.clone())
             .unwrap_or_else(|| LISTEN.to_owned()),
         metrics_listen: args
             .metrics_listen
-            .or_else(|| document.metrics_listen.clone()),
+            .or_else(|| loaded.settings.metrics_listen.clone()),
         findings: args
             .findings
-            .or_else(|| document.findings.clone())
+            .or_else(|| loaded.settings.findings.clone())
             .unwrap_or_else(|| "-".to_owned()),
         findings_format: args
             .findings_format
-            .or(document.findings_format)
+            .or(loaded.settings.findings_format)
             .unwrap_or_default(),
         record: None,
     };
-    agent::run(&settings, document).map_err(|error| {
+    agent::run(&settings, loaded).map_err(|error| {
         use crate::report::{access::AccessError, http::ListenError};
         let wrong = matches!(
             error.downcast_ref::<ListenError>(),
@@ -472,8 +480,8 @@ fn run_agent(args: RunArgs) -> Result<(), CliError> {
     })
 }
 
-fn state_dir_of(flag: Option<PathBuf>, document: &ConfigDocument) -> PathBuf {
-    flag.or_else(|| document.state_dir.clone())
+fn state_dir_of(flag: Option<PathBuf>, config: &Config) -> PathBuf {
+    flag.or_else(|| config.settings.state_dir.clone())
         .unwrap_or_else(|| PathBuf::from(STATE_DIR))
 }
 
@@ -482,12 +490,10 @@ fn config_of(named: Option<PathBuf>) -> Option<PathBuf> {
     named.or_else(|| Some(PathBuf::from(CONFIG)).filter(|usual| usual.is_file()))
 }
 
-fn load(config: Option<&Path>) -> Result<ConfigDocument, CliError> {
+fn load(config: Option<&Path>) -> Result<Config, CliError> {
     match config {
-        Some(path) => {
-            ConfigDocument::load(path).map_err(|error| CliError::Usage(error.to_string()))
-        }
-        None => Ok(ConfigDocument::default()),
+        Some(path) => Config::load(path).map_err(|error| CliError::Usage(error.to_string())),
+        None => Ok(Config::default()),
     }
 }
 
@@ -519,16 +525,18 @@ fn open(ledger: &LedgerArgs) -> Result<LedgerReader, CliError> {
 fn run_policy(command: PolicyCommand) -> Result<(), CliError> {
     match command {
         PolicyCommand::Check { file } => {
-            let document = load(Some(&file))?;
-            let catalog = agent::catalog(&document, Some(&file)).map_err(usage_error)?;
-            for doubt in document.doubts(&catalog) {
-                anstream::eprintln!("{}: {doubt}", file.display());
+            let loaded = load(Some(&file))?;
+            let catalog = loaded
+                .catalog(Some(&file))
+                .map_err(|error| CliError::Usage(error.to_string()))?;
+            for warning in loaded.warnings(&catalog) {
+                anstream::eprintln!("{}: {warning}", file.display());
             }
             anstream::println!(
                 "{}: valid; {} credentials, {} authenticators",
                 file.display(),
-                document.credentials.len(),
-                document.authenticators.len()
+                loaded.expectations.credentials.len(),
+                loaded.expectations.authenticators.len()
             );
             Ok(())
         }
@@ -537,19 +545,22 @@ fn run_policy(command: PolicyCommand) -> Result<(), CliError> {
             range,
             ledger,
         } => {
-            let document = load(config.as_deref())?;
-            let catalog = agent::catalog(&document, config.as_deref()).map_err(usage_error)?;
+            let loaded = load(config.as_deref())?;
+            let catalog = loaded
+                .catalog(config.as_deref())
+                .map_err(|error| CliError::Usage(error.to_string()))?;
             let history = open(&ledger)?.history(range.range()?)?;
             write_out(&suggest(&history, &catalog))
         }
         PolicyCommand::Test { file, range, store } => {
-            let document = load(Some(&file))?;
-            let catalog = agent::catalog(&document, Some(&file)).map_err(usage_error)?;
+            let loaded = load(Some(&file))?;
+            let catalog = loaded
+                .catalog(Some(&file))
+                .map_err(|error| CliError::Usage(error.to_string()))?;
             let history = open(&store.ledger)?.history(range.range()?)?;
-            let mut policy = Policy::new(document, catalog);
             write_output(
                 store.output,
-                &replay_history(&mut policy, history),
+                &replay_history(loaded.expectations, catalog, history),
                 table::trial,
             )
         }

@@ -4,25 +4,20 @@ mod agent;
 mod attribution;
 mod cli;
 mod cluster;
+mod config;
 mod credential;
 mod done;
 mod host;
 mod ledger;
-mod model;
 mod notices;
 #[cfg(test)]
 mod peak;
 mod pipeline;
-mod policy;
-mod recent;
 #[cfg(test)]
 mod reference;
 mod report;
 mod reserved;
 mod sensor;
-mod time;
-mod trail;
-mod watch;
 
 use std::process::ExitCode;
 

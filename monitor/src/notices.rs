@@ -1,9 +1,10 @@
 //! Converts notices of the uprobe threads to gaps. Their number is bounded, because anyone can
 //! create files with functions that cannot be proven.
 
-use crate::{model::Gap, sensor::SensorNotice};
+use crate::sensor::SensorNotice;
 use jiff::Timestamp;
 use monitor_common::record::Probe;
+use monitor_core::model::Gap;
 use std::collections::HashSet;
 
 /// Maximum number of files with gaps of their own.

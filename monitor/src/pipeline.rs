@@ -5,22 +5,25 @@ use crate::{
     attribution::{Attribution, names::WorkloadRename},
     credential::{Credentials, MountView, OpenedFile, SecretVariable},
     ledger::{LedgerEntry, LedgerWriter},
-    model::{
-        Destination, Evidence, Finding, Gap, Look, Mint, NOT_COVERED, NameSource, Place, Source,
-        Subject, Transport, UNKNOWN_NAME, Use, Workload,
-    },
-    policy::{Decision, Policy, document::ConfigDocument},
-    recent::Recent,
     report::{findings::FindingStream, metrics::Metrics},
     sensor::{
         dns::DnsAnswer,
         observation::{FileId, Observation, OpenKind, StdoutPipe, TaskInfo},
         running,
     },
-    trail::{Actor, ConnectionName, Trail, TrailEvent, TrailOutput},
 };
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::Probe;
+use monitor_core::policy::expectation::Expectations;
+use monitor_core::{
+    model::{
+        Destination, Evidence, Finding, Gap, Look, Mint, NOT_COVERED, NameSource, Place, Source,
+        Subject, Transport, UNKNOWN_NAME, Use, Workload,
+    },
+    policy::{Policy, decision::Decision},
+    recent::Recent,
+    trail::{Actor, ConnectionName, Trail, TrailEvent, TrailOutput},
+};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs::File,
@@ -60,7 +63,7 @@ pub struct Enricher {
 }
 
 /// The credentials in a file, and its place; shared by all its readers.
-type FileReads = Arc<(Vec<crate::model::Credential>, Place)>;
+type FileReads = Arc<(Vec<monitor_core::model::Credential>, Place)>;
 
 /// A presented credential whose destination is not known yet.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ struct PendingPresentation {
     host: Option<u64>,
     time: Timestamp,
     actor: Actor,
-    credential: crate::model::Credential,
+    credential: monitor_core::model::Credential,
     place: Place,
 }
 
@@ -779,7 +782,7 @@ impl Enricher {
         &mut self,
         time: Timestamp,
         subject: Subject,
-        mut credential: crate::model::Credential,
+        mut credential: monitor_core::model::Credential,
         place: Place,
         count: u64,
         output: StdoutPipe,
@@ -817,7 +820,10 @@ impl Enricher {
     }
 
     /// Adds the owner of the pod to which a credential was issued; returns that workload.
-    fn resolve_issued_to(&self, credential: &mut crate::model::Credential) -> Option<Workload> {
+    fn resolve_issued_to(
+        &self,
+        credential: &mut monitor_core::model::Credential,
+    ) -> Option<Workload> {
         let issued = credential.issued_to.as_mut()?;
         let home = self.attribution.pod_workload(&issued.pod_uid)?;
         issued.workload = Some(home.name.clone());
@@ -1087,7 +1093,7 @@ impl Evaluator {
         }
     }
 
-    fn decision(&self, deed: &DeferredDecision) -> Decision {
+    fn decision(&mut self, deed: &DeferredDecision) -> Decision {
         match deed {
             DeferredDecision::Use(used) => self.policy.judge_reader(used),
             DeferredDecision::Mint(mint) => self.policy.judge_mint(mint),
@@ -1132,10 +1138,10 @@ impl Evaluator {
     /// Replaces the expectations.
     pub fn replace_policy(
         &mut self,
-        document: ConfigDocument,
-        catalog: Arc<crate::credential::catalog::Catalog>,
+        expectations: Expectations,
+        catalog: Arc<monitor_core::catalog::Catalog>,
     ) {
-        self.policy.replace(document, catalog);
+        self.policy.replace(expectations, catalog);
     }
 }
 

@@ -4,10 +4,10 @@
 
 use crate::{
     cli,
-    credential::catalog::Catalog,
-    policy::{RULES, document::ConfigDocument},
+    config::Config,
     report::{api, metrics::Metrics},
 };
+use monitor_core::{catalog::Catalog, policy::rules::metas};
 use std::{
     fmt::Write as _,
     fs,
@@ -78,7 +78,7 @@ fn page() -> String {
     page.push_str("\n## Rules\n\n");
     row(&mut page, &["rule", "when", "refers to"]);
     row(&mut page, &["---"; 3]);
-    for rule in RULES {
+    for rule in metas() {
         row(
             &mut page,
             &[
@@ -166,9 +166,8 @@ fn the_guide_has_every_key() {
     ];
     for text in whole {
         // On an unknown key, the parser lists the known ones.
-        let error =
-            ConfigDocument::parse(Path::new("guide.yaml"), &text.replace("KEY", "zzzzzzzz"))
-                .expect_err("no such key");
+        let error = Config::parse(Path::new("guide.yaml"), &text.replace("KEY", "zzzzzzzz"))
+            .expect_err("no such key");
         let said = error.to_string();
         let (_, known) = said
             .split_once("expected one of ")

@@ -49,7 +49,7 @@ pub fn run(all: bool) -> Result<()> {
     step("unit and property tests");
     // One by one: the agent and this program are built already for their package alone; a common
     // build would unify features and rebuild them.
-    for package in ["keytrail", "xtask", "monitor-common"] {
+    for package in ["keytrail", "xtask", "monitor-common", "monitor-core"] {
         run_checked(cargo().args(["test", "--release", "--package", package]))?;
     }
     step("end-to-end scenarios");

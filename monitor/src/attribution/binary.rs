@@ -1,7 +1,8 @@
 //! Executables that were not installed: in memory only, deleted, or added to a container after its
 //! image.
 
-use crate::{host, model::Untrusted, recent::Recent};
+use crate::host;
+use monitor_core::{model::Untrusted, recent::Recent};
 use procfs::process::{MountInfo, Process};
 use std::{
     fs::Metadata,

@@ -1,6 +1,6 @@
 //! Files that were mounted into a container on purpose.
 
-use crate::recent::Recent;
+use monitor_core::recent::Recent;
 use procfs::process::Process;
 use std::path::Path;
 

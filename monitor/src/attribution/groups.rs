@@ -3,7 +3,7 @@
 //! A container can be gone when its events are processed, and its cgroup with it. Therefore a
 //! separate thread watches the directories of cgroup v2 and remembers them.
 
-use crate::recent::Recent;
+use monitor_core::recent::Recent;
 use rustix::{
     fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
     io::Errno,

@@ -11,17 +11,15 @@ mod groups;
 pub mod names;
 mod peer;
 
-use crate::{
-    model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind},
-    sensor::{
-        decode::BootClock,
-        observation::{ReadTarget, TaskInfo},
-    },
+use crate::sensor::{
+    decode::BootClock,
+    observation::{ReadTarget, TaskInfo},
 };
 use binary::{BinaryTrust, RunningBinary};
 use cgroup::{Cgroup, CgroupIndex};
 use given::MountedFiles;
 use jiff::{SignedDuration, Timestamp};
+use monitor_core::model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind};
 use names::{ContainerImages, NameResolver, WorkloadRename};
 use std::{
     collections::{HashMap, HashSet},

@@ -4,7 +4,7 @@
 pub mod names;
 pub mod policies;
 
-use crate::policy::document;
+use crate::config::settings::KubernetesSettings;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::{
@@ -46,22 +46,22 @@ struct ApiLocation {
 
 /// Starts the watches if an API is configured: in a pod, or with a kubeconfig.
 pub fn start(
-    document: &document::KubernetesSettings,
+    settings: &KubernetesSettings,
     state_dir: &Path,
 ) -> std::io::Result<Option<KubernetesClient>> {
-    if document.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
+    if settings.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
         return Ok(None);
     }
     let node = std::env::var(NODE_NAME)
         .ok()
         .filter(|name| !name.is_empty())
-        .or_else(|| document.node.clone())
+        .or_else(|| settings.node.clone())
         .unwrap_or_else(|| {
             let name = rustix::system::uname();
             name.nodename().to_string_lossy().to_lowercase()
         });
     let place = ApiLocation {
-        kubeconfig: document.kubeconfig.clone(),
+        kubeconfig: settings.kubeconfig.clone(),
         node,
     };
     let known = names::SharedNameIndex::default();

@@ -6,14 +6,12 @@
 //! Its address is released at once.
 
 use super::{WatchEvent, WatchHandler};
-use crate::{
-    attribution::names::{ContainerNames, NameProvider, PodOwner, ProviderError},
-    model::{UNKNOWN_NAME, WorkloadKind},
-};
+use crate::attribution::names::{ContainerNames, NameProvider, PodOwner, ProviderError};
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Node, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use monitor_core::model::{UNKNOWN_NAME, WorkloadKind};
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,

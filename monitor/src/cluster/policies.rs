@@ -6,13 +6,15 @@
 //! API is unavailable uses them.
 
 use super::{WatchEvent, WatchHandler, follow};
-use crate::{credential::catalog::Catalog, policy::document::ConfigDocument};
+use crate::config::Config;
 use jiff::Timestamp;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
     runtime::watcher,
 };
+use monitor_core::catalog::Catalog;
+use monitor_core::policy::expectation::Expectations;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -41,7 +43,7 @@ pub struct ClusterPolicies(Arc<Mutex<PolicyState>>);
 struct PolicyState {
     /// Accepted spec and its parsed form, by name; ordered, so that every agent uses the same
     /// order.
-    accepted: BTreeMap<String, (Value, ConfigDocument)>,
+    accepted: BTreeMap<String, (Value, Expectations)>,
     /// Names of resources whose current version is not accepted.
     refused: BTreeSet<String>,
     version: u64,
@@ -54,7 +56,7 @@ struct PolicyState {
 pub struct PolicySnapshot {
     /// Changes whenever the expectations do.
     pub version: u64,
-    pub documents: Vec<ConfigDocument>,
+    pub expectations: Vec<Expectations>,
     /// Number of resources whose current version is not accepted.
     pub refused: usize,
 }
@@ -73,8 +75,8 @@ impl ClusterPolicies {
         let accepted: BTreeMap<_, _> = kept
             .into_iter()
             .filter_map(|(name, spec)| {
-                let document = parse_policy(&name, &spec).ok()?;
-                Some((name, (spec, document)))
+                let expectations = parse_policy(&name, &spec).ok()?;
+                Some((name, (spec, expectations)))
             })
             .collect();
         Self(Arc::new(Mutex::new(PolicyState {
@@ -90,10 +92,10 @@ impl ClusterPolicies {
         let held = self.lock();
         (held.version != version).then(|| PolicySnapshot {
             version: held.version,
-            documents: held
+            expectations: held
                 .accepted
                 .values()
-                .map(|(_, document)| document.clone())
+                .map(|(_, expectations)| expectations.clone())
                 .collect(),
             refused: held.refused.len(),
         })
@@ -103,11 +105,11 @@ impl ClusterPolicies {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, name: &str, spec: &Value, judged: &Result<ConfigDocument, String>) {
+    fn put(&self, name: &str, spec: &Value, judged: &Result<Expectations, String>) {
         self.publish(|held| match judged {
-            Ok(document) => {
+            Ok(expectations) => {
                 let same = held.accepted.get(name).is_some_and(|(old, _)| old == spec);
-                let entry = (spec.clone(), document.clone());
+                let entry = (spec.clone(), expectations.clone());
                 held.accepted.insert(name.to_owned(), entry);
                 held.refused.remove(name) || !same
             }
@@ -252,7 +254,7 @@ impl PolicyWatch {
 }
 
 /// Parses a resource, or says what is wrong with it.
-fn parse_policy(name: &str, spec: &Value) -> Result<ConfigDocument, String> {
+fn parse_policy(name: &str, spec: &Value) -> Result<Expectations, String> {
     // The cluster must not change an agent's settings.
     const FIELDS: [&str; 2] = ["credentials", "authenticators"];
     let fields = spec.as_object().ok_or("spec is missing")?;
@@ -263,11 +265,12 @@ fn parse_policy(name: &str, spec: &Value) -> Result<ConfigDocument, String> {
         return Err(format!("spec.{field} is not one of {}", FIELDS.join(", ")));
     }
     let place = Path::new("spec");
-    let document = ConfigDocument::parse(place, &spec.to_string())
-        .map_err(|error| without_position(&error.to_string()))?;
-    let (files, variables) = document.places();
+    let expectations = Config::parse(place, &spec.to_string())
+        .map_err(|error| without_position(&error.to_string()))?
+        .expectations;
+    let (files, variables) = expectations.places();
     Catalog::new("", &files, &variables).map_err(|error| format!("{name}: {error}"))?;
-    Ok(document)
+    Ok(expectations)
 }
 
 /// Removes line and column, which refer to a text that the user has never seen.
@@ -280,7 +283,7 @@ fn without_position(error: &str) -> String {
 fn status_update(
     before: Option<&Value>,
     generation: i64,
-    judged: &Result<ConfigDocument, String>,
+    judged: &Result<Expectations, String>,
     now: Timestamp,
 ) -> Option<Value> {
     let (status, reason, message, credentials) = match judged {
@@ -359,7 +362,7 @@ mod tests {
         };
         memory.deliver(WatchEvent::There(&object("a", &good(), None)));
         let held = policies.since(0).expect("it has changed");
-        assert_eq!((held.documents.len(), held.refused), (1, 0));
+        assert_eq!((held.expectations.len(), held.refused), (1, 0));
         let (name, status) = told.try_recv().expect("a status");
         assert_eq!(name, "a");
         assert_eq!(status["conditions"][0]["status"], "True");
@@ -375,7 +378,7 @@ mod tests {
         ] {
             memory.deliver(WatchEvent::There(&object("a", &wrong, Some(&status))));
             let held = policies.since(0).expect("it has changed");
-            assert_eq!((held.documents.len(), held.refused), (1, 1), "{wrong}");
+            assert_eq!((held.expectations.len(), held.refused), (1, 1), "{wrong}");
             let (_, status) = told.try_recv().expect("a status");
             let condition = &status["conditions"][0];
             assert_eq!(condition["status"], "False", "{wrong}");
@@ -383,7 +386,7 @@ mod tests {
         }
         memory.deliver(WatchEvent::Gone(&object("a", &good(), None)));
         let held = policies.since(0).expect("it has changed");
-        assert_eq!((held.documents.len(), held.refused), (0, 0));
+        assert_eq!((held.expectations.len(), held.refused), (0, 0));
         assert!(policies.since(held.version).is_none());
     }
 
@@ -406,12 +409,12 @@ mod tests {
         assert!(first.since(version).is_none());
         let second = ClusterPolicies::restore(state.path());
         let held = second.since(0).expect("what was kept");
-        assert_eq!(held.documents.len(), 2);
+        assert_eq!(held.expectations.len(), 2);
         let mut memory = remember(&second);
         memory.deliver(WatchEvent::There(&object("b", &good(), None)));
         memory.deliver(WatchEvent::All(&HashSet::from(["uid-b".to_owned()])));
         let third = ClusterPolicies::restore(state.path());
-        assert_eq!(third.since(0).expect("what was kept").documents.len(), 1);
+        assert_eq!(third.since(0).expect("what was kept").expectations.len(), 1);
         fs::write(state.path().join(STATE_FILE), "[1,").expect("a file");
         assert!(ClusterPolicies::restore(state.path()).since(0).is_none());
     }
@@ -429,7 +432,7 @@ mod tests {
         memory.deliver(WatchEvent::There(&object("b", &good(), None)));
         memory.deliver(WatchEvent::All(&HashSet::from(["uid-b".to_owned()])));
         let held = policies.since(0).expect("it has changed");
-        assert_eq!(held.documents.len(), 1);
+        assert_eq!(held.expectations.len(), 1);
     }
 
     proptest! {

@@ -1,13 +1,16 @@
 //! Finds the secrets inside a file, and their public properties.
 
-use super::{
-    catalog::{Catalog, CredentialClass, FileFormat},
-    dotenv, ini,
-};
-use crate::model::IssuedTo;
+use super::{dotenv, ini};
 use base64::Engine as _;
 use jiff::Timestamp;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint, trimmed};
+use monitor_core::{
+    catalog::{
+        Catalog,
+        entry::{CredentialClass, FileFormat},
+    },
+    model::IssuedTo,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 

@@ -3,7 +3,6 @@
 //! A file is read once per version, through the root of the process that opened it; a variable's
 //! fingerprint comes from the kernel. Only public data leaves this module.
 
-pub mod catalog;
 pub mod contents;
 mod dotenv;
 mod ini;
@@ -11,22 +10,26 @@ mod open;
 pub mod recover;
 pub mod secret;
 
-use crate::{
-    model::{Credential, CredentialId, Lifetime, Place, Role, Source},
-    recent::Recent,
-    sensor::{
-        FilterRules,
-        observation::{FileId, ObservedSecret},
-        running,
-    },
+use crate::sensor::{
+    observation::{FileId, ObservedSecret},
+    running,
 };
-use catalog::{Catalog, FileFormat, normalise};
 use contents::{FoundSecret, SecretFacts};
 use jiff::Timestamp;
 use monitor_common::{
     fingerprint::{FingerprintKey, fingerprint},
     login::{LOGIN, protocol},
     response::{RESPONSE_FIELD, WHOLE_BODY},
+};
+use monitor_core::catalog::{
+    Catalog, EXPECTATION_CLASS,
+    entry::{CredentialClass, FileFormat},
+    glob::{normalise, volume_of},
+};
+use monitor_core::{
+    catalog::kernel_filter::FilterRules,
+    model::{Credential, CredentialId, Lifetime, Place, Role, Source},
+    recent::Recent,
 };
 use secret::SecretBuffer;
 use std::{
@@ -236,12 +239,7 @@ impl Credentials {
     }
 
     /// A credential known by its place only.
-    fn by_place(
-        &self,
-        class: &catalog::CredentialClass,
-        place: &Place,
-        container: &str,
-    ) -> Credential {
+    fn by_place(&self, class: &CredentialClass, place: &Place, container: &str) -> Credential {
         let mut named = container.as_bytes().to_vec();
         named.extend_from_slice(place.place.as_bytes());
         Credential {
@@ -274,7 +272,7 @@ impl Credentials {
         catalog: &'a Catalog,
         path: &str,
         container: &str,
-    ) -> Option<&'a catalog::CredentialClass> {
+    ) -> Option<&'a CredentialClass> {
         let by_place = catalog.file(path);
         if by_place.is_some_and(|class| !is_general(&class.class)) {
             return by_place;
@@ -422,7 +420,7 @@ impl Credentials {
         &mut self,
         opened: &mut File,
         file: FileId,
-        class: &catalog::CredentialClass,
+        class: &CredentialClass,
     ) -> io::Result<(Arc<Vec<FoundSecret>>, Option<Timestamp>)> {
         let metadata = opened.metadata()?;
         let version = (
@@ -806,7 +804,7 @@ pub fn is_general(class: &str) -> bool {
     matches!(
         class,
         "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
-    ) || class == catalog::EXPECTATION_CLASS
+    ) || class == EXPECTATION_CLASS
 }
 
 /// A variable that may hold a secret, reported by a probe or read from `/proc`.
@@ -850,10 +848,7 @@ impl SecretVariable {
     }
 }
 
-fn classify<'a>(
-    catalog: &'a Catalog,
-    variable: &SecretVariable,
-) -> Option<&'a catalog::CredentialClass> {
+fn classify<'a>(catalog: &'a Catalog, variable: &SecretVariable) -> Option<&'a CredentialClass> {
     let by_name = catalog.variable(&variable.name).filter(|class| {
         // A variable that may hold a URL is a secret only if the URL contains a password.
         let needs_url = !catalog.is_plain(&variable.name) && !class.url_environment.is_empty();
@@ -891,17 +886,9 @@ fn by_form(
     prefix: Option<u32>,
     secret_len: u32,
     dots: u32,
-) -> Option<&catalog::CredentialClass> {
+) -> Option<&CredentialClass> {
     let (_, class) = catalog.prefix(prefix?)?;
     (secret_len >= FORM_SECRET_MIN && (class.class != "jwt" || dots >= 2)).then_some(class)
-}
-
-/// The uid of the pod whose volume a path is in, wherever the kubelet's directory is mounted: the
-/// path contains `pods/UID/volumes/kubernetes.io~KIND`.
-pub fn volume_of(path: &str) -> Option<String> {
-    let (before, _) = path.split_once("/volumes/kubernetes.io~")?;
-    let (above, uid) = before.rsplit_once('/')?;
-    above.ends_with("/pods").then(|| uid.to_owned())
 }
 
 #[cfg(test)]

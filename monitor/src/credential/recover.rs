@@ -5,11 +5,11 @@
 //! inode. One started later finds it through the host's mounts, the kubelet's directory, and the
 //! ledger.
 
-use super::catalog::{Catalog, normalise};
 use crate::{
     host,
     sensor::{mount_points, observation::FileId, running},
 };
+use monitor_core::catalog::{Catalog, glob::normalise};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use std::{
     collections::{BTreeSet, HashSet},

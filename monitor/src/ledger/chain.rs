@@ -2,10 +2,12 @@
 
 use super::{
     from_micros,
-    read::{HopRow, LedgerReader, QueryError, TimeRange, from_json},
+    read::{LedgerReader, QueryError, from_json},
 };
-use crate::model::{Credential, CredentialId, Destination, Gap, Process, Workload};
-use jiff::Timestamp;
+use crate::ledger::read::since;
+use crate::ledger::read::until;
+use monitor_core::history::{HopRow, MintLink, TimeRange};
+use monitor_core::model::{Credential, CredentialId, Destination, Gap, Workload};
 use rusqlite::{Row, params};
 use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
@@ -17,23 +19,6 @@ const GROUPED: &str = "GROUP BY presented, minted, workload, destination";
 
 /// Maximum credentials in a chain.
 const CHAIN_MAX: usize = 1000;
-
-/// A link: what was presented to an authenticator, and what it issued.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct MintLink {
-    /// Absent if nothing was presented, or nothing was seen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub presented: Option<CredentialId>,
-    pub authenticator: Destination,
-    /// Absent if the response could not be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub minted: Option<CredentialId>,
-    pub workload: Workload,
-    pub process: Process,
-    pub count: u64,
-    pub first_seen: Timestamp,
-    pub last_seen: Timestamp,
-}
 
 /// Everything that a credential was minted from or used to mint, and where all of that went.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -110,7 +95,7 @@ impl LedgerReader {
     pub(super) fn all_links(&self, range: TimeRange) -> Result<Vec<MintLink>, QueryError> {
         Ok(self.rows(
             &format!("{LINKS} WHERE last_seen >= ?1 AND first_seen <= ?2 {GROUPED}"),
-            params![range.since(), range.until()],
+            params![since(range), until(range)],
             link_from_row,
         )?)
     }
@@ -125,7 +110,7 @@ impl LedgerReader {
             &format!(
                 "{LINKS} WHERE workload = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
             ),
-            params![workload, range.since(), range.until()],
+            params![workload, since(range), until(range)],
             link_from_row,
         )?)
     }
@@ -142,7 +127,7 @@ impl LedgerReader {
             &format!(
                 "{LINKS} WHERE {side} = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
             ),
-            params![id.0, range.since(), range.until()],
+            params![id.0, since(range), until(range)],
             link_from_row,
         )?)
     }

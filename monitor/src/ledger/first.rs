@@ -1,9 +1,12 @@
 //! First uses after a time: for a leaked credential, the first use by each workload that did not
 //! use it before.
 
-use super::read::{HopRow, LedgerReader, QueryError, TimeRange, TimelineEvent};
-use crate::model::{Credential, Gap, Workload};
+use super::read::{LedgerReader, QueryError, TimelineEvent};
 use jiff::Timestamp;
+use monitor_core::{
+    history::{HopRow, TimeRange},
+    model::{Credential, Gap, Workload},
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;

@@ -1,23 +1,8 @@
 //! Recorded history, as input for testing and suggesting expectations.
 
-use super::{
-    chain::MintLink,
-    read::{HopRow, LedgerReader, QueryError, QueryFilter, TimeRange, UseRow},
-};
-use crate::model::{Credential, CredentialId, Finding, Gap};
+use super::read::{LedgerReader, QueryError, QueryFilter};
+use monitor_core::history::{History, TimeRange};
 use std::collections::HashMap;
-
-/// Everything that was recorded in a range, by edge.
-#[derive(Debug)]
-pub struct History {
-    pub range: TimeRange,
-    pub credentials: HashMap<CredentialId, Credential>,
-    pub uses: Vec<UseRow>,
-    pub hops: Vec<HopRow>,
-    pub mints: Vec<MintLink>,
-    pub findings: Vec<Finding>,
-    pub gaps: Vec<Gap>,
-}
 
 impl LedgerReader {
     pub fn history(&self, range: TimeRange) -> Result<History, QueryError> {

@@ -11,11 +11,9 @@ mod write;
 
 pub use write::{LastShutdown, LedgerWriter, PreviousState};
 
-use crate::{
-    done::Completion,
-    model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload},
-};
+use crate::done::Completion;
 use jiff::Timestamp;
+use monitor_core::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 

@@ -1,14 +1,15 @@
 //! Reading: the answers of the CLI and the API.
 
-use super::{FILE_NAME, LedgerError, chain::MintLink, explain, from_micros, micros, schema};
-use crate::{
-    credential::catalog::normalise,
+use super::{FILE_NAME, LedgerError, explain, from_micros, micros, schema};
+use jiff::Timestamp;
+use monitor_core::history::{HopRow, MintLink, TimeRange, UseRow};
+use monitor_core::{
+    catalog::glob::normalise,
     model::{
         Credential, CredentialId, Destination, Evidence, Finding, Gap, Place, Process, Severity,
-        Source, Verdict, Workload,
+        Verdict, Workload,
     },
 };
-use jiff::Timestamp;
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension as _, Row, ToSql, params, types::FromSqlError,
 };
@@ -49,95 +50,20 @@ fn listed(ids: &[String]) -> String {
     shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
-/// The time range of an answer; open-ended where not given.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TimeRange {
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
+pub(super) fn since(range: TimeRange) -> i64 {
+    range.since.map_or(0, micros)
 }
 
-impl TimeRange {
-    /// Whether it ends before it begins.
-    pub fn is_reversed(self) -> bool {
-        self.since
-            .zip(self.until)
-            .is_some_and(|(since, until)| since > until)
-    }
-
-    pub(super) fn since(self) -> i64 {
-        self.since.map_or(0, micros)
-    }
-
-    pub(super) fn until(self) -> i64 {
-        self.until.map_or(i64::MAX, micros)
-    }
-
-    /// The hours that it touches.
-    fn hours(self) -> (i64, i64) {
-        (
-            self.since().div_euclid(3_600_000_000),
-            self.until().div_euclid(3_600_000_000),
-        )
-    }
-
-    /// The first of two times, or the last if only that is inside.
-    fn first_inside(self, first: Timestamp, last: Timestamp) -> Timestamp {
-        if !self.contains(first, first) && self.contains(last, last) {
-            last
-        } else {
-            first
-        }
-    }
-
-    /// Whether everything between two times is inside.
-    fn contains(self, first: Timestamp, last: Timestamp) -> bool {
-        self.since.is_none_or(|since| since <= first)
-            && self.until.is_none_or(|until| last <= until)
-    }
+pub(super) fn until(range: TimeRange) -> i64 {
+    range.until.map_or(i64::MAX, micros)
 }
 
-/// One use of a credential by a workload.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct UseRow {
-    /// Row of its edge.
-    #[serde(skip)]
-    pub(super) edge: i64,
-    pub credential: CredentialId,
-    pub workload: Workload,
-    pub process: Process,
-    pub source: Source,
-    pub place: String,
-    pub count: u64,
-    pub first_seen: Timestamp,
-    pub last_seen: Timestamp,
-    /// Only part of this is in the range: hours at its boundary are known only as a whole, so the
-    /// count is an upper bound, and a time may lie outside.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub partial: bool,
-    /// When the file was last written.
-    #[serde(skip)]
-    pub modified: Option<Timestamp>,
-}
-
-/// One hop of a credential.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct HopRow {
-    /// Row of its edge.
-    #[serde(skip)]
-    pub(super) edge: i64,
-    pub credential: CredentialId,
-    pub workload: Workload,
-    pub destination: Destination,
-    pub evidence: Evidence,
-    pub verdict: Verdict,
-    pub count: u64,
-    pub first_seen: Timestamp,
-    pub last_seen: Timestamp,
-    /// Only part of this is in the range: hours at its boundary are known only as a whole, so the
-    /// count is an upper bound, and a time may lie outside.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub partial: bool,
-    pub process: Process,
+/// The hours that a range touches.
+fn hours_of(range: TimeRange) -> (i64, i64) {
+    (
+        since(range).div_euclid(3_600_000_000),
+        until(range).div_euclid(3_600_000_000),
+    )
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -672,7 +598,7 @@ impl LedgerReader {
             &format!(
                 "SELECT e.id, e.first_seen, e.last_seen FROM use_edge e WHERE {EDGES_IN_RANGE} AND {condition}"
             ),
-            &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
+            &[&since(range) as &dyn ToSql, &until(range), parameter][..],
             |row| {
                 Ok(EdgeRank {
                     id: row.get(0)?,
@@ -699,7 +625,7 @@ impl LedgerReader {
                 "SELECT e.id, e.first_seen, e.last_seen, e.verdict, e.evidence FROM hop_edge e
                  WHERE {EDGES_IN_RANGE} AND {condition}"
             ),
-            &[&range.since() as &dyn ToSql, &range.until(), parameter][..],
+            &[&since(range) as &dyn ToSql, &until(range), parameter][..],
             |row| {
                 Ok(EdgeRank {
                     id: row.get(0)?,
@@ -795,9 +721,9 @@ impl LedgerReader {
         edge: i64,
         range: TimeRange,
     ) -> Result<Option<EdgePart>, LedgerError> {
-        let (from, to) = range.hours();
+        let (from, to) = hours_of(range);
         let rows = "edge = ?1 AND hour BETWEEN ?2 AND ?3 AND last_seen >= ?4 AND first_seen <= ?5";
-        let parameters = params![edge, from, to, range.since(), range.until()];
+        let parameters = params![edge, from, to, since(range), until(range)];
         let verdict = if hours == "hop_hour" {
             "verdict"
         } else {
@@ -907,7 +833,7 @@ impl LedgerReader {
         self.rows(
             "SELECT kind, probe, detail, since, until, count FROM gap
              WHERE since <= ?2 AND (until IS NULL OR until >= ?1) ORDER BY since",
-            params![range.since(), range.until()],
+            params![since(range), until(range)],
             |row| {
                 Ok(Gap {
                     kind: row.get(0)?,
@@ -1074,13 +1000,13 @@ impl LedgerReader {
         range: TimeRange,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, LedgerError> {
-        let (from, to) = range.hours();
+        let (from, to) = hours_of(range);
         let mut sql = select.to_owned();
         let mut parameters: Vec<Box<dyn ToSql>> = vec![
             Box::new(from),
             Box::new(to),
-            Box::new(range.since()),
-            Box::new(range.until()),
+            Box::new(since(range)),
+            Box::new(until(range)),
         ];
         let mut conditions = String::new();
         let mut among = |column: &str, values: Vec<Box<dyn ToSql>>| {
@@ -1119,7 +1045,7 @@ impl LedgerReader {
     fn findings_in(&self, range: TimeRange) -> Result<Vec<Finding>, LedgerError> {
         self.rows(
             "SELECT json, process FROM finding WHERE last_seen >= ?1 AND first_seen <= ?2 ORDER BY last_seen DESC",
-            params![range.since(), range.until()],
+            params![since(range), until(range)],
             |row| self.finding_row(row),
         )
     }
@@ -1185,7 +1111,7 @@ impl LedgerReader {
             &format!(
                 "SELECT json, process FROM finding WHERE {column} = ?3 AND last_seen >= ?1 AND first_seen <= ?2"
             ),
-            params![range.since(), range.until(), value],
+            params![since(range), until(range), value],
             |row| self.finding_row(row),
         )
     }

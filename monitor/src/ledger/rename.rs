@@ -1,7 +1,7 @@
 //! Moves what was stored under a workload's ids to its name.
 
 use super::write::{intern, json};
-use crate::model::{Finding, Workload};
+use monitor_core::model::{Finding, Workload};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 /// The tables of one kind of edge: the columns that identify it besides credential and workload,

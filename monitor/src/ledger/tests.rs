@@ -1,12 +1,11 @@
 use super::{read::*, *};
-use crate::{
-    model::{
-        Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process,
-        Role, Source, Transport, Workload,
-    },
-    policy::document::RetentionLimits,
-};
+use crate::config::settings::RetentionLimits;
 use jiff::SignedDuration;
+use monitor_core::history::TimeRange;
+use monitor_core::model::{
+    Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process, Role,
+    Source, Transport, Workload,
+};
 use std::sync::{Arc, atomic::Ordering};
 
 fn at(seconds: i64) -> Timestamp {
@@ -110,7 +109,7 @@ fn forever() -> RetentionLimits {
 fn what_gets_its_name_late_is_stored_under_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let old = Workload {
-        kind: crate::model::WorkloadKind::Pod,
+        kind: monitor_core::model::WorkloadKind::Pod,
         pod: Some("uid".into()),
         container: Some("id".into()),
         ..Workload::host("pod-uid")
@@ -560,12 +559,12 @@ fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
         entry
     };
     let unit = Workload {
-        kind: crate::model::WorkloadKind::Unit,
+        kind: monitor_core::model::WorkloadKind::Unit,
         unit: Some("api.service".into()),
         ..Workload::host("api.service")
     };
     let pod = Workload {
-        kind: crate::model::WorkloadKind::Deployment,
+        kind: monitor_core::model::WorkloadKind::Deployment,
         namespace: Some("payments".into()),
         pod: Some("api-6c9f-xyz".into()),
         ..Workload::host("api")

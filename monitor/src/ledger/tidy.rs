@@ -1,8 +1,9 @@
 //! Enforces retention by age and size. What is dropped early becomes a gap.
 
 use super::{from_micros, hour, micros, write::write_gap};
-use crate::{model::Gap, policy::document::RetentionLimits};
+use crate::config::settings::RetentionLimits;
 use jiff::{SignedDuration, Timestamp};
+use monitor_core::model::Gap;
 use rusqlite::{Connection, params};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;

@@ -7,16 +7,12 @@ use super::{
     schema,
     tidy::{ClockReading, RetentionTask},
 };
-use crate::{
-    done,
-    model::{
-        Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
-        Workload,
-    },
-    policy::document::RetentionLimits,
-    reserved::reserve,
-};
+use crate::{config::settings::RetentionLimits, done, reserved::reserve};
 use jiff::Timestamp;
+use monitor_core::model::{
+    Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
+    Workload,
+};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use std::{
     fs,

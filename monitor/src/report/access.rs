@@ -2,7 +2,7 @@
 //! everyone.
 
 use super::api::problem;
-use crate::policy::document::TlsFiles;
+use crate::config::settings::TlsFiles;
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},

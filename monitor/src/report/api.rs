@@ -1,19 +1,13 @@
 //! The query API: the CLI's answers as JSON, and the OpenAPI document that describes them.
 
 use super::http::AppState;
-use crate::{
-    ledger::{
-        chain::Chain,
-        first::FirstUse,
-        read::{
-            BlastRadius, Findings, HopRow, Hops, Inventory, InventoryItem, LedgerReader,
-            QueryError, QueryFilter, TimeRange, Timeline, TimelineEvent, UseRow, WhereAnswer,
-            WhoAnswer, Workloads,
-        },
+use crate::ledger::{
+    chain::Chain,
+    first::FirstUse,
+    read::{
+        BlastRadius, Findings, Hops, Inventory, InventoryItem, LedgerReader, QueryError,
+        QueryFilter, Timeline, TimelineEvent, WhereAnswer, WhoAnswer, Workloads,
     },
-    model::{Finding, Severity, Workload},
-    policy::rules,
-    time,
 };
 use axum::{
     Router,
@@ -24,6 +18,12 @@ use axum::{
     routing::get,
 };
 use jiff::Timestamp;
+use monitor_core::{
+    history::{HopRow, TimeRange, UseRow},
+    model::{Finding, Severity, Workload},
+    policy::rules,
+    time,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::{BTreeSet, HashMap},

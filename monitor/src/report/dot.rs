@@ -1,11 +1,12 @@
 //! Answers as graphs in DOT, for Graphviz: workload → credential → authenticator → destination.
 
-use crate::{
-    ledger::{
-        chain::{Chain, MintLink},
-        first::FirstUse,
-        read::{BlastRadius, HopRow, Timeline, TimelineEvent, UseRow, WhereAnswer, WhoAnswer},
-    },
+use crate::ledger::{
+    chain::Chain,
+    first::FirstUse,
+    read::{BlastRadius, Timeline, TimelineEvent, WhereAnswer, WhoAnswer},
+};
+use monitor_core::{
+    history::{HopRow, MintLink, UseRow},
     model::{Credential, CredentialId, Evidence, Gap, NOT_COVERED, Verdict},
 };
 use std::{

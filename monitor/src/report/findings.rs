@@ -4,9 +4,9 @@ use super::{
     lines::{Delivery, LineWriter},
     ocsf,
 };
-use crate::model::{Evidence, Finding, Severity};
 use clap::ValueEnum;
 use jiff::{SignedDuration, Timestamp};
+use monitor_core::model::{Evidence, Finding, Severity};
 use std::{
     collections::HashMap,
     fs::OpenOptions,

@@ -7,7 +7,7 @@ use super::{
     metrics::Metrics,
     page,
 };
-use crate::policy::document::TlsFiles;
+use crate::config::settings::TlsFiles;
 use axum::{
     Router,
     extract::State,
@@ -23,7 +23,6 @@ use axum_server::{
 };
 use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
-use std::time::Duration;
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -31,6 +30,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use thiserror::Error;
 use tokio::{

@@ -1,8 +1,8 @@
 //! Prometheus metrics, with bounded labels.
 
 use super::family::BoundedFamily;
-use crate::model::{Credential, Finding, Hop, Use, Verdict, Workload};
 use monitor_common::record::{Probe, Stage};
+use monitor_core::model::{Credential, Finding, Hop, Use, Verdict, Workload};
 use prometheus::{
     Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, Desc},

@@ -1,8 +1,8 @@
 //! Findings in OCSF 1.3: Detection Finding, class 2004.
 
-use crate::{
+use monitor_core::{
     model::{Evidence, Finding, Severity},
-    policy::RULES,
+    policy::rules::metas,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ pub fn detection(finding: &Finding, told: bool) -> Value {
     };
     // A finding that was written before is an update.
     let (activity_id, activity_name) = if told { (2, "Update") } else { (1, "Create") };
-    let about = RULES
+    let description = metas()
         .iter()
         .find(|rule| rule.name == finding.rule)
         .map_or("", |rule| rule.description);
@@ -54,7 +54,7 @@ pub fn detection(finding: &Finding, told: bool) -> Value {
         "finding_info": {
             "uid": finding.id,
             "title": finding.rule,
-            "desc": about,
+            "desc": description,
             "types": [finding.rule],
             "analytic": { "name": finding.rule, "uid": finding.rule, "type_id": 1, "type": "Rule" },
             "first_seen_time": finding.first_seen.as_millisecond(),

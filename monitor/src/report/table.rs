@@ -2,20 +2,20 @@
 
 use crate::{
     ledger::{
-        chain::{Chain, MintLink},
+        chain::Chain,
         first::FirstUse,
-        read::{
-            BlastRadius, Findings, HopRow, Inventory, Timeline, TimelineEvent, UseRow, WhereAnswer,
-            WhoAnswer,
-        },
+        read::{BlastRadius, Findings, Inventory, Timeline, TimelineEvent, WhereAnswer, WhoAnswer},
     },
-    model::{Credential, CredentialId, Evidence, Finding, Gap, NOT_COVERED, Severity, Verdict},
-    policy::trial::Trial,
     sensor::doctor::{DoctorReport, UnattachedProgram},
 };
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use monitor_core::{
+    history::{HopRow, MintLink, UseRow},
+    model::{Credential, CredentialId, Evidence, Finding, Gap, NOT_COVERED, Severity, Verdict},
+    policy::trial::Trial,
+};
 use std::{collections::HashMap, fmt::Write as _};
 
 const STRONG: Style = Style::new().bold();

@@ -7,7 +7,6 @@ use super::{
         FileId, Observation, ObservedSecret, OpenKind, ReadTarget, StdoutPipe, TaskInfo,
     },
 };
-use crate::model::{Look, Subject, Transport};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
     self, BY_INODE, CONNECTED, ConnectRecord, FileRecord, ForeignReadRecord, INHERITED, NO_LOGIN,
@@ -15,6 +14,7 @@ use monitor_common::record::{
     RefusedRecord, SHARED_WITH_PARENT, TRUNCATED, UNLINKED, VariableRecord, WRITE_ONLY,
     WriteSocketRecord, foreign, kind,
 };
+use monitor_core::model::{Look, Subject, Transport};
 use std::{
     ffi::OsString,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

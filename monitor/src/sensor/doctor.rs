@@ -7,8 +7,8 @@ use super::{
     fields, inspector, mapped,
     selftest::{SelfTestError, self_test},
 };
-use crate::credential::catalog::Catalog;
 use monitor_common::{fingerprint::FingerprintKey, record::Probe};
+use monitor_core::catalog::Catalog;
 use serde::Serialize;
 use std::path::Path;
 

@@ -49,6 +49,8 @@ impl PartialEq for ExcludePattern {
     }
 }
 
+impl Eq for ExcludePattern {}
+
 fn is_path(text: &str) -> bool {
     text.starts_with('/')
 }

@@ -47,6 +47,7 @@ use monitor_common::{
     },
     scan::CARRIED_MAX,
 };
+use monitor_core::catalog::kernel_filter::FilterRules;
 use multi::MultiPrograms;
 use observation::{FileId, Observation};
 use std::{
@@ -90,10 +91,6 @@ pub enum SensorError {
     #[error("no probe could be attached: {0}")]
     NothingAttached(String),
 }
-
-/// Entries of the kernel-side filter, compiled from the catalog: see [`monitor_common::filter`].
-#[derive(Clone, Debug, Default)]
-pub struct FilterRules(pub BTreeMap<u64, u32>);
 
 /// A program, and the result of attaching it.
 #[derive(Clone, Debug)]
@@ -700,7 +697,7 @@ impl Sensor {
             if value.count > 0 && key.pid & WRITE_ONLY_PID == 0 {
                 into.push(Observation::FileRepeated {
                     time: clock.at(now),
-                    subject: crate::model::Subject {
+                    subject: monitor_core::model::Subject {
                         pid: key.pid,
                         start: key.start / 10_000_000,
                     },

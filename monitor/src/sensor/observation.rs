@@ -1,8 +1,8 @@
 //! The sensor's output: decoded and validated records.
 
 use super::dns::DnsAnswer;
-use crate::model::{Look, Subject, Transport};
 use jiff::Timestamp;
+use monitor_core::model::{Look, Subject, Transport};
 use std::{net::IpAddr, path::PathBuf};
 
 /// The task that caused a record.

@@ -1,14 +1,17 @@
 //! Open files and connections of processes that already run, from `/proc`.
 
 use super::observation::{FileId, kernel_device};
-use crate::{host, model::Transport, reserved};
+use crate::{host, reserved};
+use monitor_core::model::Transport;
 use procfs::{
     ProcResult,
     net::{TcpNetEntry, TcpState, UdpNetEntry},
     process::{FDPermissions, FDTarget, Process},
 };
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
-use rustix::io::Errno;
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags},
+    io::Errno,
+};
 use std::{
     collections::HashMap,
     fs::File,

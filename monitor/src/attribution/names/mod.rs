@@ -6,10 +6,8 @@
 pub mod cri;
 
 use super::cgroup::Cgroup;
-use crate::{
-    cluster::names::AddressIndex,
-    model::{Workload, WorkloadKind},
-};
+use crate::cluster::names::AddressIndex;
+use monitor_core::model::{Workload, WorkloadKind};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,

@@ -1012,7 +1012,7 @@ fn evidence_of(held: &[Holding]) -> Evidence {
 }
 
 /// A use that is derived from a connection.
-fn used(time: Timestamp, who: &Actor, credential: &Credential, place: Place) -> TrailOutput {
+pub fn used(time: Timestamp, who: &Actor, credential: &Credential, place: Place) -> TrailOutput {
     TrailOutput::Use(Box::new(Use {
         time,
         workload: who.workload.clone(),

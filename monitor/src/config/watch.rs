@@ -6,12 +6,9 @@
 //! and owner come from the first, and a reader or destination is expected if any of them expects
 //! it.
 
-use crate::{
-    agent::catalog,
-    cluster::policies::ClusterPolicies,
-    credential::catalog::Catalog,
-    policy::document::{ConfigDocument, base},
-};
+use super::{Config, base, error::ConfigError, settings::Settings};
+use crate::cluster::policies::ClusterPolicies;
+use monitor_core::catalog::Catalog;
 use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -30,8 +27,8 @@ pub struct ConfigWatcher {
     /// The state of the files at the last check.
     seen: Vec<FileStamps>,
     /// The settings that are read only at start, as first and as last loaded.
-    settings_at_start: Option<String>,
-    settings: Option<String>,
+    settings_at_start: Option<Settings>,
+    settings: Option<Settings>,
 }
 
 /// Distinguishes versions of a file.
@@ -53,7 +50,7 @@ struct FileStamp {
 /// The configuration in force.
 #[derive(Debug)]
 pub struct LoadedConfig {
-    pub document: ConfigDocument,
+    pub config: Config,
     pub catalog: Arc<Catalog>,
     /// Number of cluster resources that are not accepted.
     pub refused: usize,
@@ -77,7 +74,7 @@ impl ConfigWatcher {
 
     /// The new configuration if it changed since it was last loaded. A file counts once it was the
     /// same at two calls, so that one being written is not loaded half-finished.
-    pub fn take_changed(&mut self) -> Option<anyhow::Result<LoadedConfig>> {
+    pub fn take_changed(&mut self) -> Option<Result<LoadedConfig, ConfigError>> {
         let now = self.file_stamps();
         let settled = now == self.seen;
         self.seen = now;
@@ -100,7 +97,7 @@ impl ConfigWatcher {
     }
 
     /// As [`take_changed`](Self::take_changed), immediately and unconditionally.
-    pub fn reload(&mut self) -> anyhow::Result<LoadedConfig> {
+    pub fn reload(&mut self) -> Result<LoadedConfig, ConfigError> {
         self.seen = self.file_stamps();
         self.loaded.clone_from(&self.seen);
         self.load()
@@ -108,17 +105,20 @@ impl ConfigWatcher {
 
     /// Whether settings that are read only at start have changed since the start.
     pub fn needs_restart(&self) -> bool {
-        self.settings != self.settings_at_start
+        self.settings
+            .as_ref()
+            .zip(self.settings_at_start.as_ref())
+            .is_some_and(|(now, at_start)| now.needs_restart(at_start))
     }
 
     /// Loads the configuration.
-    pub fn load(&mut self) -> anyhow::Result<LoadedConfig> {
+    pub fn load(&mut self) -> Result<LoadedConfig, ConfigError> {
         let config = self.config.as_deref();
-        let mut document = match config {
-            Some(config) => ConfigDocument::load(config)?,
-            None => ConfigDocument::default(),
+        let mut loaded = match config {
+            Some(config) => Config::load(config)?,
+            None => Config::default(),
         };
-        self.settings = Some(document.settings_text());
+        self.settings = Some(loaded.settings.clone());
         if self.settings_at_start.is_none() {
             self.settings_at_start.clone_from(&self.settings);
         }
@@ -131,14 +131,13 @@ impl ConfigWatcher {
         {
             self.version = cluster.version;
             refused = cluster.refused;
-            for more in cluster.documents {
-                document.credentials.extend(more.credentials);
-                document.authenticators.extend(more.authenticators);
+            for more in cluster.expectations {
+                loaded.expectations.append(more);
             }
         }
-        let catalog = catalog(&document, config)?;
+        let catalog = loaded.catalog(config)?;
         Ok(LoadedConfig {
-            document,
+            config: loaded,
             catalog,
             refused,
         })
@@ -152,8 +151,13 @@ impl ConfigWatcher {
         // A broken configuration names no files: its own change is detected all the same.
         if config.is_dir() {
             paths.extend(directory_entries(config));
-        } else if let Ok(document) = ConfigDocument::load(config) {
-            for named in document.policies.iter().chain(&document.catalog) {
+        } else if let Ok(loaded) = Config::load(config) {
+            for named in loaded
+                .settings
+                .policies
+                .iter()
+                .chain(&loaded.settings.catalog)
+            {
                 let named = base(config).join(named);
                 paths.extend(directory_entries(&named));
                 paths.push(named);
@@ -189,7 +193,7 @@ mod tests {
         watch.take_changed().map(|loaded| {
             loaded
                 .map(|loaded| {
-                    let credentials = loaded.document.credentials;
+                    let credentials = loaded.config.expectations.credentials;
                     credentials.into_iter().map(|one| one.name).collect()
                 })
                 .map_err(|error| format!("{error:#}"))

@@ -1,10 +1,10 @@
 //! Tests expectations on what was recorded: what they would flag, and what they would no longer
 //! flag.
 
-use super::{Decision, Policy, rules};
+use super::{Policy, expectation::Expectations, rules::Rule};
 use crate::{
-    credential::volume_of,
-    ledger::history::History,
+    catalog::{Catalog, glob::volume_of},
+    history::History,
     model::{Credential, CredentialId, Finding, Gap, Hop, Mint, Place, Use},
 };
 use jiff::Timestamp;
@@ -12,17 +12,8 @@ use serde::Serialize;
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
 };
-
-/// Rules that can be evaluated again: the others need data that the ledger does not contain.
-const REPLAYED_RULES: [rules::RuleMeta; 6] = [
-    rules::UNEXPECTED_HOP,
-    rules::UNEXPECTED_READER,
-    rules::UNEXPECTED_MINT,
-    rules::REVOKED,
-    rules::EXPIRED,
-    rules::LONG_LIVED,
-];
 
 /// The result of testing expectations on what was recorded.
 #[derive(Clone, Debug, Serialize)]
@@ -44,14 +35,16 @@ pub struct Trial {
     pub gaps: Vec<Gap>,
 }
 
-/// Evaluates a policy on what was recorded.
-pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
+/// Evaluates expectations on what was recorded.
+pub fn replay_history(
+    expectations: Expectations,
+    catalog: Arc<Catalog>,
+    history: History,
+) -> Trial {
+    let mut policy = Policy::for_history(expectations, catalog);
     let mut found: BTreeMap<String, Finding> = BTreeMap::new();
     let mut note = |raised: Vec<Finding>, count: u64, first: Timestamp, last: Timestamp| {
         for mut finding in raised {
-            if !REPLAYED_RULES.iter().any(|rule| rule.name == finding.rule) {
-                continue;
-            }
             finding.count = count;
             (finding.first_seen, finding.last_seen) = (first, last);
             add(&mut found, finding);
@@ -74,7 +67,7 @@ pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
         Some(known)
     };
     for row in &uses {
-        let Some(credential) = credential(policy, &row.credential) else {
+        let Some(credential) = credential(&policy, &row.credential) else {
             continue;
         };
         let used = Use {
@@ -98,12 +91,16 @@ pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
             untrusted: None,
             given: true,
         };
-        let mut raised = of(policy.judge_reader(&used));
+        let mut raised: Vec<Finding> = policy
+            .judge_reader(&used)
+            .into_finding()
+            .into_iter()
+            .collect();
         raised.extend(policy.judge_use(&used));
         note(raised, row.count, row.first_seen, row.last_seen);
     }
     for row in &hops {
-        let Some(credential) = credential(policy, &row.credential) else {
+        let Some(credential) = credential(&policy, &row.credential) else {
             continue;
         };
         let hop = Hop {
@@ -128,7 +125,7 @@ pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
         );
     }
     for link in &mints {
-        let side = |id: &Option<CredentialId>| id.as_ref().and_then(|id| credential(policy, id));
+        let side = |id: &Option<CredentialId>| id.as_ref().and_then(|id| credential(&policy, id));
         let mint = Mint {
             time: link.last_seen,
             workload: link.workload.clone(),
@@ -137,13 +134,17 @@ pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
             presented: side(&link.presented),
             minted: side(&link.minted),
         };
-        let raised = of(policy.judge_mint(&mint));
+        let raised = policy
+            .judge_mint(&mint)
+            .into_finding()
+            .into_iter()
+            .collect();
         note(raised, link.count, link.first_seen, link.last_seen);
     }
     let ids: BTreeSet<String> = found.keys().cloned().collect();
     let settled = findings
         .into_iter()
-        .filter(|old| is_judged(old) && !ids.contains(&old.id))
+        .filter(|old| can_judge_again(policy.rules(), old) && !ids.contains(&old.id))
         .collect();
     let mut findings: Vec<Finding> = found.into_values().collect();
     findings.sort_by(|a, b| {
@@ -160,27 +161,30 @@ pub fn replay_history(policy: &mut Policy, history: History) -> Trial {
         mints: mints.len(),
         findings,
         settled,
-        not_judged: rules::RULES
+        not_judged: super::rules::all()
             .iter()
-            .map(|rule| rule.name)
-            .filter(|name| !REPLAYED_RULES.iter().any(|rule| rule.name == *name))
+            .filter(|rule| rule.needs_live_data())
+            .map(|rule| rule.meta().name)
             .collect(),
         gaps,
     }
 }
 
 /// Whether the cause of a finding is in the ledger, so that its absence is meaningful.
-fn is_judged(old: &Finding) -> bool {
-    // Without written readers it was about pods, whose ids are not stored.
-    let of_pods = old.rule == rules::UNEXPECTED_READER.name
-        && old.expected.is_empty()
-        && old.workload.is_contained();
-    let one_of_several = old.destination.as_ref().is_some_and(|to| to.one_of > 0);
-    !of_pods && !one_of_several && REPLAYED_RULES.iter().any(|rule| rule.name == old.rule)
+fn can_judge_again(rules: &[Box<dyn Rule>], recorded: &Finding) -> bool {
+    let one_of_several = recorded
+        .destination
+        .as_ref()
+        .is_some_and(|to| to.one_of > 0);
+    !one_of_several
+        && rules
+            .iter()
+            .find(|rule| rule.meta().name == recorded.rule)
+            .is_some_and(|rule| rule.can_judge_again(recorded))
 }
 
 /// What was presented was also reported as held: the count is that of the worst only.
-fn add(found: &mut BTreeMap<String, Finding>, finding: Finding) {
+pub fn add(found: &mut BTreeMap<String, Finding>, finding: Finding) {
     let (first, last) = (finding.first_seen, finding.last_seen);
     match found.entry(finding.id.clone()) {
         Entry::Vacant(none) => {
@@ -200,13 +204,6 @@ fn add(found: &mut BTreeMap<String, Finding>, finding: Finding) {
             }
             (known.first_seen, known.last_seen, known.time) = (first, last, last);
         }
-    }
-}
-
-fn of(judged: Decision) -> Vec<Finding> {
-    match judged {
-        Decision::Allowed => Vec::new(),
-        Decision::Pending(finding) | Decision::Violation(finding) => vec![finding],
     }
 }
 

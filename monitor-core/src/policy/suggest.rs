@@ -4,24 +4,21 @@
 //! network, workloads of one namespace the namespace, each with a comment on what it would
 //! additionally allow. Flagged entries are left out, with a comment.
 
-use super::{Policy, document::ConfigDocument};
 use crate::{
-    credential::catalog::Catalog,
-    ledger::{
-        history::History,
-        read::{HopRow, UseRow},
-    },
+    catalog::Catalog,
+    history::{History, HopRow, UseRow},
     model::{
         Credential, CredentialId, Destination, Evidence, Hop, Role, Severity, Source, Verdict,
         Workload, WorkloadKind,
     },
+    policy::{context::Context, expectation::Expectations},
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
-    fmt::{self, Write as _},
+    fmt::{self, Debug, Write as _},
     net::IpAddr,
     sync::Arc,
 };
@@ -88,7 +85,7 @@ pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
         }
     }
     let flagged = FlaggedItems::of(history);
-    let plain = Policy::new(ConfigDocument::default(), Arc::clone(catalog));
+    let plain = Context::new(Expectations::default(), Arc::clone(catalog));
     let mut out = heading(history);
     let mut names = BTreeSet::new();
     if groups.is_empty() {
@@ -323,7 +320,7 @@ fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
 
 fn destinations(
     group: &ExpectationGroup<'_>,
-    plain: &Policy,
+    plain: &Context,
     flagged: &FlaggedItems,
 ) -> Vec<SuggestedLine> {
     let mut names: BTreeMap<u16, NameTree> = BTreeMap::new();
@@ -377,7 +374,7 @@ fn destinations(
 }
 
 /// Whether a hop is allowed without an expectation.
-fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Policy) -> bool {
+fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Context) -> bool {
     let credential = group
         .credentials
         .iter()
@@ -394,11 +391,11 @@ fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Policy) -> bool {
             clear: false,
             again: false,
         };
-        plain.judge_hop(&hop).0 == Verdict::Expected
+        plain.assess(&hop).verdict == Verdict::Expected
     })
 }
 
-fn pattern(destination: &Destination) -> String {
+pub fn pattern(destination: &Destination) -> String {
     let port = destination.port;
     match (&destination.name, destination.address) {
         (Some(name), _) => format!("{}:{port}", literal(name)),
@@ -569,7 +566,7 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, EvidenceTally>) -> Vec<SuggestedLi
 }
 
 /// Systems that minted something and are missing from the catalog, as list entries.
-fn authenticators(history: &History, catalog: &Catalog) -> Vec<String> {
+pub fn authenticators(history: &History, catalog: &Catalog) -> Vec<String> {
     let mut known: BTreeMap<String, (BTreeSet<Role>, &Destination)> = BTreeMap::new();
     for link in &history.mints {
         let at = &link.authenticator;
@@ -687,7 +684,6 @@ fn unique(taken: &mut BTreeSet<String>, name: &str) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::path::Path;
 
     fn tally(evidence: Evidence, count: u64) -> EvidenceTally {
         let evidence = Some(evidence);
@@ -761,7 +757,7 @@ mod tests {
                 "credentials:\n  - name: {}\n    match: {{ file: {} }}\n    readers:\n      - {{ workload: {} }} # {}\n",
                 quoted(&slug(&place)), quoted(&lasting(&place)), quoted(&literal(&name)), some([place.as_str()].into_iter())
             );
-            prop_assert!(ConfigDocument::parse(Path::new("x"), &text).is_ok(), "{}", text);
+            prop_assert!(serde_saphyr::from_str::<Expectations>(&text).is_ok(), "{}", text);
         }
     }
 }

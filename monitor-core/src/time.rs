@@ -1,6 +1,7 @@
 //! Times and durations as people write them.
 
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
+use serde::{Deserialize, Deserializer, de::Error};
 
 /// A duration such as `30d`, `12h`, `1h30m`; a day has 24 hours.
 pub fn duration(text: &str) -> Result<SignedDuration, String> {
@@ -29,6 +30,22 @@ pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     })?;
     now.checked_sub(before)
         .map_err(|_| format!("`{text}` is too long ago"))
+}
+
+/// For `#[serde(deserialize_with)]` on a duration.
+pub fn deserialize_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<SignedDuration, D::Error> {
+    duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// For `#[serde(deserialize_with)]` on an optional duration.
+pub fn deserialize_maybe_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SignedDuration>, D::Error> {
+    Option::<String>::deserialize(deserializer)?
+        .map(|text| duration(&text).map_err(D::Error::custom))
+        .transpose()
 }
 
 #[cfg(test)]

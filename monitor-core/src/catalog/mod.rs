@@ -1,0 +1,398 @@
+//! The catalog: recognises credentials by place, by name and by form.
+
+use crate::{
+    catalog::{
+        entry::{
+            CatalogAuthenticator, CatalogDocument, CredentialClass, FileFormat, IssuedField,
+            PathVariable,
+        },
+        glob::{host_globs, in_any_home, name_glob, path_glob, path_globs},
+    },
+    model::{Lifetime, Role},
+};
+use globset::{GlobSet, GlobSetBuilder};
+use monitor_common::scan::HEADER_MAX;
+use std::fmt::Debug;
+use thiserror::Error;
+
+pub mod entry;
+pub mod glob;
+pub mod kernel_filter;
+
+const EMBEDDED: &str = include_str!("catalog.yaml");
+
+/// Why a catalog cannot be used.
+#[derive(Debug, Error)]
+pub enum CatalogError {
+    #[error("catalog: {0}")]
+    Syntax(String),
+    #[error("catalog: class {class}: `{glob}` is not a valid glob: {source}")]
+    Glob {
+        class: String,
+        glob: String,
+        source: globset::Error,
+    },
+    #[error("catalog: header {0} is longer than {HEADER_MAX} bytes")]
+    Header(String),
+}
+
+/// The compiled catalog.
+#[derive(Debug)]
+pub struct Catalog {
+    classes: Vec<CredentialClass>,
+    files: GlobSet,
+    /// The class of each glob in `files`.
+    file_class: Vec<usize>,
+    sockets: GlobSet,
+    socket_class: Vec<usize>,
+    never_files: GlobSet,
+    variables: GlobSet,
+    /// The class of each glob in `variables`, and whether its value is the secret itself rather
+    /// than a URL that may contain one.
+    variable_class: Vec<(usize, bool)>,
+    never_variables: GlobSet,
+    /// `(prefix, class)`; probes send the index.
+    prefixes: Vec<(String, usize)>,
+    /// Header names, with their class if they have one; probes send the index.
+    headers: Vec<(String, Option<usize>)>,
+    homes: Vec<GlobSet>,
+    usual: Vec<GlobSet>,
+    metadata: Vec<std::net::IpAddr>,
+    file_globs: Vec<String>,
+    authenticators: Vec<(CatalogAuthenticator, GlobSet)>,
+    /// Probes send the index.
+    answers: Vec<IssuedField>,
+    pointers: Vec<PathVariable>,
+}
+
+/// A shorter secret has no reliable form.
+const FORM_MIN: usize = 16;
+
+/// The class of a file that only an expectation names.
+pub const EXPECTATION_CLASS: &str = "named-secret";
+
+impl Catalog {
+    /// Compiles the embedded catalog, preceded by the additions of a configuration and followed by
+    /// the places that expectations name.
+    pub fn new(
+        added: &str,
+        written_files: &[String],
+        written_variables: &[String],
+    ) -> Result<Self, CatalogError> {
+        let parse = |text: &str| -> Result<CatalogDocument, CatalogError> {
+            if text.trim().is_empty() {
+                return Ok(CatalogDocument::default());
+            }
+            serde_saphyr::from_str(text).map_err(|error| CatalogError::Syntax(error.to_string()))
+        };
+        let mut document = parse(added)?;
+        let embedded = parse(EMBEDDED)?;
+        document.classes.extend(embedded.classes);
+        document.never_files.extend(embedded.never_files);
+        document
+            .never_environment
+            .extend(embedded.never_environment);
+        document.metadata.extend(embedded.metadata);
+        document.headers.extend(embedded.headers);
+        document.authenticators.extend(embedded.authenticators);
+        document.answers.extend(embedded.answers);
+        document.pointers.extend(embedded.pointers);
+        document.classes.push(CredentialClass {
+            class: EXPECTATION_CLASS.to_owned(),
+            role: Role::Access,
+            lifetime: Lifetime::Static,
+            short_form: false,
+            files: written_files.to_vec(),
+            sockets: written_files.to_vec(),
+            format: FileFormat::Token,
+            keys: Vec::new(),
+            environment: written_variables.to_vec(),
+            url_environment: Vec::new(),
+            prefixes: Vec::new(),
+            headers: Vec::new(),
+            home: Vec::new(),
+            self_hosted: false,
+            marked: false,
+            usual: Vec::new(),
+        });
+        Self::compile(document)
+    }
+
+    fn compile(document: CatalogDocument) -> Result<Self, CatalogError> {
+        let classes = document.classes;
+        let mut files = GlobSetBuilder::new();
+        let mut file_class = Vec::new();
+        let mut file_globs = Vec::new();
+        let mut sockets = GlobSetBuilder::new();
+        let mut socket_class = Vec::new();
+        let mut variables = GlobSetBuilder::new();
+        let mut variable_class = Vec::new();
+        let mut prefixes = Vec::new();
+        let mut headers = Vec::new();
+        let mut homes = Vec::new();
+        let mut usual = Vec::new();
+        for (index, class) in classes.iter().enumerate() {
+            for file in &class.files {
+                let file = in_any_home(file);
+                files.add(path_glob(&class.class, &file)?);
+                file_class.push(index);
+                file_globs.push(file);
+            }
+            for socket in &class.sockets {
+                let socket = in_any_home(socket);
+                sockets.add(path_glob(&class.class, &socket)?);
+                socket_class.push(index);
+                file_globs.push(socket);
+            }
+            let plain = class.environment.iter().map(|name| (name, true));
+            let urls = class.url_environment.iter().map(|name| (name, false));
+            for (name, plain) in plain.chain(urls) {
+                variables.add(name_glob(&class.class, name)?);
+                variable_class.push((index, plain));
+            }
+            headers.extend(
+                class
+                    .headers
+                    .iter()
+                    .map(|header| (header.to_ascii_lowercase(), Some(index))),
+            );
+            prefixes.extend(class.prefixes.iter().map(|prefix| (prefix.clone(), index)));
+            homes.push(host_globs(&class.class, &class.home)?);
+            usual.push(path_globs(&class.class, &class.usual)?);
+        }
+        for header in &document.headers {
+            let header = header.to_ascii_lowercase();
+            if !headers.iter().any(|(known, _)| *known == header) {
+                headers.push((header, None));
+            }
+        }
+        let names = headers.iter().map(|(name, _)| name);
+        let fields = document.answers.iter().map(|answer| &answer.field);
+        if let Some(name) = names.chain(fields).find(|name| name.len() > HEADER_MAX) {
+            return Err(CatalogError::Header(name.clone()));
+        }
+        let mut authenticators = Vec::new();
+        for authenticator in document.authenticators {
+            let hosts = host_globs(&authenticator.name, &authenticator.hosts)?;
+            authenticators.push((authenticator, hosts));
+        }
+        let build = |builder: GlobSetBuilder| {
+            builder.build().map_err(|source| CatalogError::Glob {
+                class: "all".to_owned(),
+                glob: "the set of all globs".to_owned(),
+                source,
+            })
+        };
+        Ok(Self {
+            files: build(files)?,
+            file_class,
+            sockets: build(sockets)?,
+            socket_class,
+            never_files: path_globs("never_files", &document.never_files)?,
+            variables: build(variables)?,
+            variable_class,
+            never_variables: {
+                let mut builder = GlobSetBuilder::new();
+                for name in &document.never_environment {
+                    builder.add(name_glob("never_environment", name)?);
+                }
+                build(builder)?
+            },
+            prefixes,
+            headers,
+            authenticators,
+            answers: document.answers,
+            pointers: document.pointers,
+            homes,
+            usual,
+            metadata: document
+                .metadata
+                .iter()
+                .filter_map(|address| address.parse().ok())
+                .collect(),
+            file_globs,
+            classes,
+        })
+    }
+
+    /// The class of a file, by its normalised path.
+    pub fn file(&self, path: &str) -> Option<&CredentialClass> {
+        let matched = self.files.matches(path);
+        let first = matched.iter().map(|glob| self.file_class[*glob]).min()?;
+        let class = &self.classes[first];
+        // What an expectation names is a credential even if the catalog excludes it.
+        if self.never_files.is_match(path)
+            && !matched
+                .iter()
+                .any(|glob| self.classes[self.file_class[*glob]].class == EXPECTATION_CLASS)
+        {
+            return None;
+        }
+        Some(class)
+    }
+
+    /// The class of what is issued at a socket, by its normalised path.
+    pub fn socket(&self, path: &str) -> Option<&CredentialClass> {
+        let matched = self.sockets.matches(path);
+        let first = matched.iter().map(|glob| self.socket_class[*glob]).min()?;
+        Some(&self.classes[first])
+    }
+
+    /// Whether a path never holds a credential, even if a variable points to it.
+    pub fn is_excluded_path(&self, path: &str) -> bool {
+        self.never_files.is_match(path)
+    }
+
+    /// The paths that a variable's value refers to, if it is such a variable.
+    pub fn pointers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a PathVariable> {
+        self.pointers
+            .iter()
+            .filter(move |pointer| pointer.variable == name)
+    }
+
+    /// The class of a variable, by its name.
+    pub fn variable(&self, name: &str) -> Option<&CredentialClass> {
+        let matched = self.variables.matches(name);
+        let first = matched
+            .iter()
+            .map(|glob| self.variable_class[*glob].0)
+            .min()?;
+        let class = &self.classes[first];
+        if self.never_variables.is_match(name) && class.class != EXPECTATION_CLASS {
+            return None;
+        }
+        Some(class)
+    }
+
+    /// Whether the value of a variable is the secret itself, according to the class that lists the
+    /// variable.
+    pub fn is_plain(&self, name: &str) -> bool {
+        let matched = self.variables.matches(name);
+        let all = matched.iter().map(|glob| self.variable_class[*glob]);
+        let first = all.clone().map(|(class, _)| class).min();
+        all.into_iter()
+            .any(|(class, plain)| plain && Some(class) == first)
+    }
+
+    /// Whether a secret begins like those of a class, however short it is.
+    pub fn is_marked(&self, class: &str, secret: &[u8]) -> bool {
+        self.prefixes.iter().any(|(prefix, of)| {
+            self.classes[*of].class == class && secret.starts_with(prefix.as_bytes())
+        })
+    }
+
+    /// As [`is_marked`](Self::is_marked), by the prefix index that a probe sends.
+    pub fn is_prefix_of(&self, class: &str, prefix: Option<u32>) -> bool {
+        let known = prefix.and_then(|index| self.prefix(index));
+        known.is_some_and(|(_, of)| of.class == class)
+    }
+
+    /// Every entry; a class may have several.
+    pub fn class_entries(&self) -> &[CredentialClass] {
+        &self.classes
+    }
+
+    /// Whether anyone can run an issuer of this class, anywhere.
+    pub fn is_self_hosted(&self, class: &str) -> bool {
+        self.classes
+            .iter()
+            .any(|candidate| candidate.class == class && candidate.self_hosted)
+    }
+
+    /// The class of a prefix, by the index that a probe sends.
+    pub fn prefix(&self, index: u32) -> Option<(&str, &CredentialClass)> {
+        let (prefix, class) = self.prefixes.get(index as usize)?;
+        Some((prefix, &self.classes[*class]))
+    }
+
+    /// A header by the index that a probe sends: its name, and its class if it has one.
+    pub fn header(&self, index: u32) -> Option<(&str, Option<&CredentialClass>)> {
+        let (name, class) = self.headers.get(index as usize)?;
+        Some((name, class.map(|class| &self.classes[class])))
+    }
+
+    /// The class of a secret by its first bytes; the longest prefix wins.
+    pub fn class_of_secret(&self, secret: &[u8]) -> Option<&CredentialClass> {
+        let index = self.prefix_index(secret)?;
+        Some(&self.classes[self.prefixes[index as usize].1])
+    }
+
+    /// The index of the longest prefix that a secret begins with.
+    pub fn prefix_index(&self, secret: &[u8]) -> Option<u32> {
+        self.prefixes
+            .iter()
+            .enumerate()
+            .filter(|(_, (prefix, _))| {
+                secret.starts_with(prefix.as_bytes()) && secret.len() >= FORM_MIN
+            })
+            .max_by_key(|(_, (prefix, _))| prefix.len())
+            .map(|(index, _)| index as u32)
+    }
+
+    pub fn class(&self, name: &str) -> Option<&CredentialClass> {
+        self.classes.iter().find(|class| class.class == name)
+    }
+
+    /// The names of all classes.
+    pub fn class_names(&self) -> impl Iterator<Item = &str> {
+        self.classes.iter().map(|class| class.class.as_str())
+    }
+
+    /// Whether a host belongs to the home of a class; `None` if the class has no home.
+    pub fn at_home(&self, class: &str, host: &str) -> Option<bool> {
+        let mut known = false;
+        for (index, candidate) in self.classes.iter().enumerate() {
+            if candidate.class == class && !candidate.home.is_empty() {
+                known = true;
+                if self.homes[index].is_match(host) {
+                    return Some(true);
+                }
+            }
+        }
+        known.then_some(false)
+    }
+
+    /// The home of a class, as globs.
+    pub fn home(&self, class: &str) -> Vec<String> {
+        self.classes
+            .iter()
+            .filter(|candidate| candidate.class == class)
+            .flat_map(|candidate| candidate.home.iter().cloned())
+            .collect()
+    }
+
+    /// Whether an executable reads this class as part of its normal operation.
+    pub fn is_usual(&self, class: &str, executable: &str) -> bool {
+        self.classes.iter().enumerate().any(|(index, candidate)| {
+            candidate.class == class && self.usual[index].is_match(executable)
+        })
+    }
+
+    /// Whether an address belongs to a metadata service.
+    pub fn is_metadata(&self, address: std::net::IpAddr) -> bool {
+        self.metadata.contains(&address)
+    }
+
+    /// The authenticator at a host and port.
+    pub fn authenticator(&self, host: &str, port: u16) -> Option<&str> {
+        self.authenticators
+            .iter()
+            .find(|(authenticator, hosts)| {
+                authenticator.port.is_none_or(|wanted| wanted == port) && hosts.is_match(host)
+            })
+            .map(|(authenticator, _)| authenticator.name.as_str())
+    }
+
+    /// Addresses of metadata services.
+    pub fn metadata(&self) -> &[std::net::IpAddr] {
+        &self.metadata
+    }
+
+    /// A response field, by the index that a probe sends.
+    pub fn issued_field(&self, index: u64) -> Option<&IssuedField> {
+        self.answers.get(usize::try_from(index).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,12 @@
+//! The pure core of Keytrail: the model, the catalog, the trail and the policy.
+//!
+//! Nothing here performs I/O or reads a clock: time and data come in as values, and the results go
+//! out as values.
+
+pub mod catalog;
+pub mod history;
+pub mod model;
+pub mod policy;
+pub mod recent;
+pub mod time;
+pub mod trail;

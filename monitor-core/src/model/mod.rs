@@ -1,0 +1,18 @@
+//! Keytrail's terms as types. Findings, answers and the ledger consist of these, and their
+//! serialised names are the public interface.
+
+mod activity;
+mod credential;
+mod destination;
+mod finding;
+mod gap;
+mod term;
+mod workload;
+
+pub use activity::*;
+pub use credential::*;
+pub use destination::*;
+pub use finding::*;
+pub use gap::*;
+pub use term::*;
+pub use workload::*;

@@ -1,0 +1,95 @@
+//! Processes and workloads.
+
+use super::WorkloadKind;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{fmt::Debug, hash::Hash};
+use utoipa::ToSchema;
+
+/// One process: thread-group id and start time, never the pid alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Subject {
+    pub pid: u32,
+    /// Hundredths of a second since boot, the resolution of `/proc`.
+    pub start: u64,
+}
+
+/// The workload of a process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+pub struct Workload {
+    pub kind: WorkloadKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The owner's name, the container, the unit, or the path of the executable.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Part of its name is not known yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+impl Workload {
+    /// A process on the host, identified by its executable.
+    pub fn host(executable: &str) -> Self {
+        Self {
+            kind: WorkloadKind::Host,
+            namespace: None,
+            name: executable.to_owned(),
+            pod: None,
+            container: None,
+            service_account: None,
+            unit: None,
+            image: None,
+            partial: false,
+        }
+    }
+
+    /// Whether it is known by ids only, and may still get a name.
+    pub fn is_unnamed(&self) -> bool {
+        matches!(self.kind, WorkloadKind::Pod | WorkloadKind::Container)
+            && self.namespace.is_none()
+            && self.image.is_none()
+    }
+
+    /// Whether its processes run in containers.
+    pub fn is_contained(&self) -> bool {
+        !matches!(self.kind, WorkloadKind::Unit | WorkloadKind::Host)
+    }
+
+    /// The name used in queries: `namespace/name`, or the name alone.
+    pub fn key(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// An ancestor of the process in a finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ancestor {
+    pub pid: u32,
+    pub exe: String,
+    pub comm: String,
+}
+
+/// The process of a use or a hop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Process {
+    pub pid: u32,
+    pub start_time: Timestamp,
+    pub exe: String,
+    pub comm: String,
+    pub uid: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
+}

@@ -1,0 +1,97 @@
+//! Patterns over the workloads that may read a credential.
+
+use crate::{
+    model::{Workload, WorkloadKind},
+    policy::expectation::pattern::{NamePattern, PathPattern},
+};
+use serde::Deserialize;
+use std::fmt::Debug;
+
+/// A workload that may read: every given field must match.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReaderPattern {
+    pub namespace: Option<NamePattern>,
+    pub workload: Option<NamePattern>,
+    pub unit: Option<NamePattern>,
+    pub executable: Option<PathPattern>,
+    pub container: Option<NamePattern>,
+    pub service_account: Option<NamePattern>,
+}
+
+/// Whether a workload matches a reader pattern, ordered from least to most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReaderMatch {
+    Differs,
+    /// It depends on a part of the name that is not known yet.
+    Unknown,
+    Matches,
+}
+
+/// Whether a workload is among readers; `None` if there are none.
+pub fn allows(
+    readers: &[ReaderPattern],
+    workload: &Workload,
+    executable: &str,
+) -> Option<ReaderMatch> {
+    readers
+        .iter()
+        .map(|reader| reader.fits(workload, executable))
+        .max()
+}
+
+impl ReaderPattern {
+    fn fits(&self, workload: &Workload, executable: &str) -> ReaderMatch {
+        let fit = |pattern: &Option<NamePattern>, text: Option<&str>, known: bool| match pattern {
+            None => ReaderMatch::Matches,
+            Some(pattern) if text.is_some_and(|text| pattern.matches(text)) => ReaderMatch::Matches,
+            Some(_) if known => ReaderMatch::Differs,
+            Some(_) => ReaderMatch::Unknown,
+        };
+        // In a partial name the runtime's parts are correct, and the owner is missing. A pod has
+        // names even if no provider knows them; a plain container has only its own.
+        let runtime = if workload.partial || workload.kind == WorkloadKind::Pod {
+            !workload.is_unnamed()
+        } else {
+            true
+        };
+        let whole = runtime && !workload.partial;
+        let account = whole && (workload.service_account.is_some() || workload.pod.is_none());
+        let executable = match &self.executable {
+            Some(pattern) if !pattern.matches(executable) => ReaderMatch::Differs,
+            _ => ReaderMatch::Matches,
+        };
+        [
+            fit(&self.namespace, workload.namespace.as_deref(), runtime),
+            fit(&self.workload, Some(&workload.name), whole),
+            fit(&self.unit, workload.unit.as_deref(), true),
+            fit(&self.container, workload.container.as_deref(), runtime),
+            fit(
+                &self.service_account,
+                workload.service_account.as_deref(),
+                account,
+            ),
+            executable,
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(ReaderMatch::Matches)
+    }
+
+    /// As shown in a finding.
+    pub fn text(&self) -> String {
+        let parts = [
+            ("namespace", self.namespace.as_ref()),
+            ("workload", self.workload.as_ref()),
+            ("unit", self.unit.as_ref()),
+            ("executable", self.executable.as_ref().map(|path| &path.0)),
+            ("container", self.container.as_ref()),
+            ("service_account", self.service_account.as_ref()),
+        ];
+        let shown: Vec<String> = parts
+            .iter()
+            .filter_map(|(name, pattern)| Some(format!("{name}={}", pattern.as_ref()?.text)))
+            .collect();
+        shown.join(" ")
+    }
+}

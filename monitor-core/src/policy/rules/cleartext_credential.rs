@@ -1,0 +1,67 @@
+//! `cleartext-credential`: a credential presented outside TLS.
+
+use super::{AlertMeta, Event, Rule, RuleMeta};
+use crate::{
+    model::Severity,
+    policy::{
+        context::Context,
+        decision::Decision,
+        finding::FindingBuilder,
+        label::{credential_label, issued_to_suffix},
+    },
+};
+
+static META: RuleMeta = RuleMeta {
+    name: "cleartext-credential",
+    description: "A credential presented outside TLS, except on loopback.",
+    references: &[
+        "OWASP NHI4:2025 Insecure Authentication",
+        "ATT&CK T1040",
+        "ATT&CK T1552",
+    ],
+    alert: Some(AlertMeta {
+        summary: "{workload} sent a credential in plaintext",
+        command: None,
+    }),
+};
+
+/// Raises credentials in plaintext. A metadata service has no TLS, and is not flagged.
+#[derive(Debug)]
+pub struct CleartextCredential;
+
+impl Rule for CleartextCredential {
+    fn meta(&self) -> &'static RuleMeta {
+        &META
+    }
+
+    fn needs_live_data(&self) -> bool {
+        true
+    }
+
+    fn judge(&mut self, event: &Event<'_>, context: &Context) -> Decision {
+        let Event::Hop(assessed) = event else {
+            return Decision::Allowed;
+        };
+        let hop = assessed.hop;
+        let destination = &hop.destination;
+        if !hop.clear
+            || destination.address.is_loopback()
+            || context.catalog.is_metadata(destination.address)
+        {
+            return Decision::Allowed;
+        }
+        Decision::Violation(
+            FindingBuilder::about_hop(&META, Severity::High, hop)
+                .summary(format!(
+                    "{} sent {} in plaintext to {}{}",
+                    hop.workload.key(),
+                    credential_label(&hop.credential),
+                    destination.label(),
+                    issued_to_suffix(&hop.credential, &hop.workload)
+                ))
+                // Only a presentation shows it: what was reported before was not this.
+                .count(1)
+                .build(),
+        )
+    }
+}

@@ -1,0 +1,316 @@
+use super::*;
+use jiff::SignedDuration;
+use monitor_core::model::Destination;
+use monitor_core::model::{NameSource, Transport};
+use monitor_core::policy::expectation::destination::DestinationPattern;
+use proptest::prelude::*;
+
+const SAMPLE: &str = r#"
+credentials:
+  - name: payments-stripe
+    match: { file: /var/run/secrets/payments/stripe, environment: STRIPE_*, class: stripe-key }
+    owner: team-payments
+    max_age: 30d
+    revoked_at: null
+    readers: [ { namespace: payments, workload: api }, { unit: nginx.service } ]
+    destinations: [ "*.stripe.com:443", "10.0.0.0/8:5432", "ledger.payments.svc:8443" ]
+authenticators:
+  - { name: vault, destinations: [ "vault.internal:8200" ], mints: access }
+mode: alert
+"#;
+
+fn destination(name: Option<&str>, address: &str, port: u16) -> Destination {
+    Destination {
+        address: address.parse().expect("an address"),
+        port,
+        name: name.map(str::to_owned),
+        name_source: NameSource::None,
+        transport: Transport::Tcp,
+        ech: false,
+        one_of: 0,
+        disputed: Vec::new(),
+        object: None,
+    }
+}
+
+#[test]
+fn the_sample_of_the_documentation() {
+    let document = Config::parse(Path::new("x.yaml"), SAMPLE).expect("parses");
+    let expectation = &document.expectations.credentials[0];
+    assert_eq!(expectation.max_age, Some(SignedDuration::from_hours(720)));
+    assert_eq!(
+        document.expectations.places().0,
+        ["/run/secrets/payments/stripe"]
+    );
+    let allowed = |name, address, port| {
+        expectation
+            .destinations
+            .iter()
+            .any(|pattern| pattern.matches(&destination(name, address, port)))
+    };
+    assert!(allowed(Some("api.stripe.com"), "203.0.113.5", 443));
+    assert!(!allowed(Some("api.stripe.com"), "203.0.113.5", 8443));
+    assert!(allowed(None, "10.1.2.3", 5432));
+    assert!(!allowed(None, "11.1.2.3", 5432));
+}
+
+#[test]
+fn errors_name_line_and_column() {
+    for (text, line, part) in [
+        (
+            "credentials:\n  - name: x\n    match: { file: \"/a[\" }\n",
+            3,
+            "glob",
+        ),
+        (
+            "credentials:\n  - name: x\n    match: {}\n    destinations: [ \"a:99999\" ]\n",
+            4,
+            "port",
+        ),
+        (
+            "credentials:\n  - name: x\n    match: {}\n    reader: []\n",
+            4,
+            "reader",
+        ),
+        ("mode: maybe\n", 1, "maybe"),
+        ("credentials: [\n", 2, ""),
+    ] {
+        match Config::parse(Path::new("p.yaml"), text) {
+            Err(ConfigError::Syntax {
+                line: found,
+                reason,
+                ..
+            }) => {
+                assert!(found.abs_diff(line) <= 1, "{text}: line {found}, {reason}");
+                assert!(reason.contains(part), "{text}: {reason}");
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_meant_is_said() {
+    for (text, meant) in [
+        (
+            "credentials:\n  - name: x\n    match: {}\n    reader: []\n",
+            Some("readers"),
+        ),
+        ("mode: lern\n", Some("learn")),
+        ("credentails: []\n", Some("credentials")),
+        ("entirely: []\n", None),
+    ] {
+        let error = Config::parse(Path::new("p.yaml"), text).expect_err("wrong");
+        let said = error.to_string();
+        match meant {
+            Some(meant) => {
+                assert!(
+                    said.ends_with(&format!("did you mean `{meant}`?")),
+                    "{said}"
+                );
+            }
+            None => assert!(!said.contains("did you mean"), "{said}"),
+        }
+    }
+    let catalog = Catalog::new("", &[], &[]).expect("compiles");
+    let text = "credentials:\n- { name: a, match: { class: aws-acess-key } }\n- { name: a, match: {} }\n- { name: b, match: { class: 'aws-*' } }\n";
+    let doubts = Config::parse(Path::new("p.yaml"), text)
+        .expect("parses")
+        .warnings(&catalog);
+    assert_eq!(doubts.len(), 3, "{doubts:?}");
+    assert!(
+        doubts[0].ends_with("did you mean `aws-access-key`?"),
+        "{doubts:?}"
+    );
+}
+
+#[test]
+fn what_can_match_nothing_or_everybody_is_doubted() {
+    let catalog = Catalog::new("", &[], &[]).expect("compiles");
+    let doubts = |text: &str| {
+        let text = format!("credentials: [ {{ {text} }} ]");
+        Config::parse(Path::new("p.yaml"), &text)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .warnings(&catalog)
+    };
+    for (text, part) in [
+        (
+            "name: a, match: { file: /x }, readers: [ {} ]",
+            "every workload",
+        ),
+        ("name: ' ', match: { file: /x }", "empty name"),
+        ("name: a, match: { file: run/x }", "begin with `/`"),
+        ("name: a, match: { id: kt-12 }", "16 hex digits"),
+        ("name: a, match: { id: my-key }", "16 hex digits"),
+        (
+            "name: a, match: { file: /x }, readers: [ { unit: nginx } ]",
+            "write `nginx.service`",
+        ),
+    ] {
+        let told = doubts(text);
+        assert!(
+            told.len() == 1 && told[0].contains(part),
+            "{text}: {told:?}"
+        );
+    }
+    for text in [
+        "name: a, match: { file: [ /x, '**/y' ], id: [ kt-0123456789abcdef, 'kt-0*' ] }",
+        "name: a, match: { file: /x }, readers: [ { unit: a.service }, { unit: 'a*' } ]",
+        "name: a, match: { file: '~/.aws/credentials' }",
+    ] {
+        assert_eq!(doubts(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn a_directory_is_read_by_whatever_path_it_is_given() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let one = |name: &str| format!("credentials: [ {{ name: {name}, match: {{ file: /x }} }} ]");
+    let directory = parent.path().join("policies");
+    std::fs::create_dir(&directory).expect("made");
+    std::fs::write(parent.path().join("other.yaml"), one("other")).expect("written");
+    std::fs::write(directory.join("b.yaml"), one("b")).expect("written");
+    std::fs::write(directory.join("a.yml"), one("a")).expect("written");
+    std::fs::write(directory.join(".#a.yaml"), one("hidden")).expect("written");
+    for path in [directory.clone(), directory.join("."), directory.join("")] {
+        let names: Vec<String> = Config::load(&path)
+            .expect("read")
+            .expectations
+            .credentials
+            .into_iter()
+            .map(|one| one.name)
+            .collect();
+        assert_eq!(names, ["a", "b"], "{}", path.display());
+    }
+}
+
+#[test]
+fn settings_of_the_agent_are_for_its_own_file_and_a_mode_is_anybodys() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text);
+    write(
+        "a.yaml",
+        "listen: 127.0.0.1:1\nretention: { max_age: 1d }\n",
+    )
+    .expect("written");
+    write("b.yaml", "mode: learn\n").expect("written");
+    write("c.yaml", "mode: alert\n").expect("written");
+    let document = Config::load(directory.path()).expect("read");
+    assert_eq!(
+        document.expectations.mode,
+        Some(PolicyMode::Learn),
+        "the first that says one"
+    );
+    let catalog = Catalog::new("", &[], &[]).expect("compiles");
+    let [doubt] = &document.warnings(&catalog)[..] else {
+        panic!("one doubt");
+    };
+    assert!(doubt.contains("a.yaml: `listen`, `retention`"), "{doubt}");
+}
+
+#[test]
+fn several_documents_and_manifests_are_one() {
+    let one = |name: &str| format!("credentials: [ {{ name: {name}, match: {{ file: /x }} }} ]\n");
+    let manifest = |name: &str| {
+        format!(
+            "apiVersion: keytrail.dev/v1alpha1\nkind: CredentialPolicy\nmetadata: {{ name: {name} }}\nspec:\n  {}",
+            one(name)
+        )
+    };
+    let names = |text: &str| -> Result<Vec<String>, String> {
+        Config::parse(Path::new("p.yaml"), text)
+            .map(|document| {
+                document
+                    .expectations
+                    .credentials
+                    .into_iter()
+                    .map(|one| one.name)
+                    .collect()
+            })
+            .map_err(|error| error.to_string())
+    };
+    let both = ["a".to_owned(), "b".to_owned()];
+    for text in [
+        format!("{}---\n{}", one("a"), one("b")),
+        format!("---\n{}---\n{}", manifest("a"), manifest("b")),
+    ] {
+        assert_eq!(names(&text).expect(&text), both);
+    }
+    let wrong = format!(
+        "{}---\n{}",
+        manifest("a"),
+        manifest("b").replace("match", "mach")
+    );
+    let said = names(&wrong).expect_err("wrong");
+    assert!(
+        said.starts_with("p.yaml:11:") && said.ends_with("did you mean `match`?"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_is_no_destination_is_refused() {
+    for text in [
+        "",
+        " ",
+        ":443",
+        "a b",
+        "[fe80::1%eth0]:443",
+        "10.0.0.0/33",
+        "a:0",
+        ".",
+    ] {
+        assert!(DestinationPattern::new(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn destinations_of_every_form() {
+    for (pattern, name, address, port, expected) in [
+        ("[fd00::1]:443", None, "fd00::1", 443, true),
+        ("fd00::/8", None, "fd00::2", 1, true),
+        ("fd00::1", None, "fd00::1", 80, true),
+        ("example.com", Some("example.com"), "10.0.0.1", 80, true),
+        ("example.com:*", Some("example.com"), "10.0.0.1", 80, true),
+        ("EXAMPLE.com", Some("example.com"), "10.0.0.1", 80, true),
+        ("*.example.com", Some("example.com"), "10.0.0.1", 80, false),
+        ("example.com", None, "10.0.0.1", 80, false),
+        (
+            " example.com.:443 ",
+            Some("example.com"),
+            "10.0.0.1",
+            443,
+            true,
+        ),
+        ("a.ns.svc:1", Some("a.ns.svc"), "10.0.0.1", 1, true),
+        (
+            "a.ns.svc:1",
+            Some("a.ns.svc.cluster.local"),
+            "10.0.0.1",
+            1,
+            true,
+        ),
+        (
+            "a.ns.svc:1",
+            Some("a.ns.svc.evil.example"),
+            "10.0.0.1",
+            1,
+            false,
+        ),
+    ] {
+        let parsed = DestinationPattern::new(pattern).expect(pattern);
+        assert_eq!(
+            parsed.matches(&destination(name, address, port)),
+            expected,
+            "{pattern}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC{0,80}") {
+        let _ = Config::parse(Path::new("x"), &text);
+        let _ = DestinationPattern::new(&text);
+    }
+}
