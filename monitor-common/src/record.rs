@@ -3,6 +3,9 @@
 //! Integers only, explicit padding, sizes asserted at compile time. User space decodes them with
 //! checks: a record that is cut or of an unknown kind is counted, never trusted.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// The type of a record.
 pub mod kind {
     /// [`super::ProcessRecord`]: an exec.
@@ -42,6 +45,7 @@ pub mod kind {
 
 /// The task that caused the record, and the time. Every record starts with it.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct RecordHeader {
     /// One of [`kind`].
@@ -92,6 +96,7 @@ pub const SHARED_WITH_PARENT: u32 = 256;
 /// An exec or a fork. An exec is followed by the path of its executable: components from last to
 /// first, each terminated by a zero byte.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct ProcessRecord {
     pub header: RecordHeader,
@@ -105,6 +110,7 @@ pub struct ProcessRecord {
 /// A credential file that was opened for reading, followed by its path as in [`ProcessRecord`], and
 /// by the path of its mount's root inside the file system if the two differ.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct FileRecord {
     pub header: RecordHeader,
@@ -127,6 +133,7 @@ pub struct FileRecord {
 
 /// A read of another process's environment or memory.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct ForeignReadRecord {
     pub header: RecordHeader,
@@ -151,6 +158,7 @@ pub mod foreign {
 
 /// A TCP connection that was never established.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct RefusedRecord {
     pub kind: u32,
@@ -161,6 +169,7 @@ pub struct RefusedRecord {
 
 /// An environment variable with a secret, seen at exec. The value stays in the kernel.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct VariableRecord {
     pub header: RecordHeader,
@@ -181,6 +190,7 @@ pub struct VariableRecord {
 
 /// A secret found in the bytes of a connection, as a probe reports it.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct PresentedSecret {
     pub fingerprint: u64,
@@ -202,6 +212,7 @@ pub struct PresentedSecret {
 /// A credential in the bytes that a process passes to its TLS library. The bytes stay in the
 /// kernel.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct PresentedRecord {
     pub header: RecordHeader,
@@ -215,6 +226,7 @@ pub struct PresentedRecord {
 /// A credential in a packet outside TLS. The connection tells whose socket it is, because the
 /// program may run in the context of another task.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct PlaintextRecord {
     pub kind: u32,
@@ -227,6 +239,7 @@ pub struct PlaintextRecord {
 
 /// The socket that sent a write with a credential.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct WriteSocketRecord {
     pub kind: u32,
@@ -239,6 +252,7 @@ pub struct WriteSocketRecord {
 
 /// A connect or an unconnected send.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct ConnectRecord {
     pub header: RecordHeader,
@@ -265,6 +279,7 @@ pub const DNS_RESPONSE_MAX: usize = 2048;
 
 /// The first payload of a TCP connection. Its bytes follow only if they are a ClientHello.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct PayloadRecord {
     pub kind: u32,
@@ -355,6 +370,7 @@ pub const COUNTERS: usize = Probe::ALL.len() * STAGES;
 
 /// Identifies whose records were lost when a ring was full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct LossKey {
     /// Id of the cgroup v2 directory.
@@ -366,6 +382,7 @@ pub struct LossKey {
 
 /// Identifies one open file of one process, to count repeated reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct ReadKey {
     pub start: u64,
@@ -381,6 +398,7 @@ pub const WRITE_ONLY_PID: u32 = 1 << 31;
 
 /// Repeated opens of one file by one process.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct ReadCount {
     /// When the last record was sent, nanoseconds since boot.
@@ -395,6 +413,7 @@ pub const REPEAT_NS: u64 = 1_000_000_000;
 
 /// Identifies a file even if its inode number is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct InodeKey {
     pub inode: u64,

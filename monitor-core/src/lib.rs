@@ -7,6 +7,5 @@ pub mod catalog;
 pub mod history;
 pub mod model;
 pub mod policy;
-pub mod recent;
 pub mod time;
 pub mod trail;

@@ -2,16 +2,19 @@
 
 use crate::{
     agent::{self, AgentOptions, CONFIG, LISTEN, STATE_DIR},
-    attribution::names::ContainerImages,
     config::Config,
+    config::settings::FindingsFormat,
     ledger::read::{LedgerReader, QueryError, QueryFilter},
     report::{
         dot,
-        findings::{FindingStream, FindingsFormat},
+        findings::FindingStream,
         lines::{Delivery, LineWriter},
         table,
     },
-    sensor::{doctor, exclude::ExclusionRules},
+    sensor::{
+        doctor,
+        exclude::{ContainerImages, ExclusionRules},
+    },
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;

@@ -61,6 +61,15 @@ pub fn mounts() -> Vec<MountInfo> {
     mounts.map(|mounts| mounts.0).unwrap_or_default()
 }
 
+/// The paths of a process in every hierarchy, as `/proc` shows them; empty if it exited.
+pub fn cgroup_paths(pid: u32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .map(|path| path.strip_suffix(" (deleted)").unwrap_or(path).to_owned())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

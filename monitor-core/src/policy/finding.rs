@@ -1,6 +1,6 @@
 //! Builds findings.
 
-use super::rules::RuleMeta;
+use super::rule_meta::RuleMeta;
 use crate::model::{
     Credential, Destination, Evidence, Finding, Gap, Hop, Process, Severity, Use, Workload,
 };

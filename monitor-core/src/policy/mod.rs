@@ -5,6 +5,7 @@ pub mod decision;
 pub mod expectation;
 pub mod finding;
 pub mod label;
+pub mod rule_meta;
 pub mod rules;
 pub mod suggest;
 pub mod trial;

@@ -11,6 +11,7 @@
 //! yields anything, what another child of the same shell picked up counts: `cat key; curl …`.
 
 mod names;
+mod pipes;
 
 use crate::model::{
     Credential, Destination, Evidence, ForeignRead, Gap, Hop, Login, Look, Mint, NameSource, Place,
@@ -18,6 +19,7 @@ use crate::model::{
 };
 use jiff::{SignedDuration, Timestamp};
 use names::DnsNames;
+use pipes::RememberedPipes;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -38,8 +40,6 @@ const EXITED_TTL: SignedDuration = SignedDuration::from_secs(10);
 /// Exited processes without descendants, holdings and connections are kept this long: a fork storm
 /// consists of these.
 const IDLE_EXITED_TTL: SignedDuration = SignedDuration::from_secs(2);
-/// Maximum number of pipes remembered that carried a credential; the oldest are evicted first.
-const PIPES_MAX: usize = 4096;
 /// Maximum connections remembered, for credentials presented on them later.
 const CONNECTIONS_MAX: usize = 65_536;
 /// Maximum connections remembered per process, for credentials presented on an unknown one.
@@ -277,8 +277,8 @@ struct Connection {
 #[derive(Debug, Default)]
 pub struct Trail {
     nodes: HashMap<Subject, ProcessNode>,
-    pipes: HashMap<u64, Vec<Holding>>,
-    pipe_order: VecDeque<u64>,
+    /// Pipes that carried a credential, by inode number.
+    pipes: RememberedPipes,
     /// Boxed: the table of a burst is large, and soon mostly empty.
     connections: HashMap<u64, Box<Connection>>,
     /// Connections in the order of their start.
@@ -514,15 +514,7 @@ impl Trail {
         let parent = node.parent;
         let boundary = Arc::clone(&node.boundary);
         if let Some(pipe) = stdout {
-            if !self.pipes.contains_key(&pipe) {
-                self.pipe_order.push_back(pipe);
-                if self.pipe_order.len() > PIPES_MAX
-                    && let Some(oldest) = self.pipe_order.pop_front()
-                {
-                    self.pipes.remove(&oldest);
-                }
-            }
-            add_holding(self.pipes.entry(pipe).or_default(), &holding);
+            self.pipes.add(pipe, &holding);
         }
         let Some(above) = parent.and_then(|parent| self.nodes.get_mut(&parent)) else {
             return;
@@ -901,7 +893,7 @@ impl Trail {
                 }
             }
         };
-        if let Some(holdings) = stdin.and_then(|pipe| self.pipes.get(&pipe)) {
+        if let Some(holdings) = stdin.and_then(|pipe| self.pipes.holdings(pipe)) {
             hold(holdings, true);
         }
         let Some(node) = self.nodes.get(&subject) else {

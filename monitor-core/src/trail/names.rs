@@ -1,6 +1,7 @@
 //! Names from DNS: names of addresses, and addresses of names.
 
 use crate::model::{Destination, NameSource, SourcedName, UNKNOWN_NAME};
+use hashlink::LruCache;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
@@ -12,12 +13,21 @@ const ADDRESSES_MAX: usize = 32_768;
 const NAMES_PER_ADDRESS_MAX: usize = 8;
 
 /// DNS responses, as far back as there is room.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DnsNames {
-    of: HashMap<IpAddr, VecDeque<String>>,
-    order: VecDeque<IpAddr>,
+    /// The first ones learned are evicted first.
+    of: LruCache<IpAddr, VecDeque<String>>,
     /// Number of addresses per name.
     known: HashMap<String, usize>,
+}
+
+impl Default for DnsNames {
+    fn default() -> Self {
+        Self {
+            of: LruCache::new(ADDRESSES_MAX),
+            known: HashMap::new(),
+        }
+    }
 }
 
 impl DnsNames {
@@ -25,17 +35,20 @@ impl DnsNames {
     /// the one shown.
     pub fn learn(&mut self, names: &[String], addresses: &[IpAddr]) {
         for address in addresses {
-            if !self.of.contains_key(address) {
-                self.order.push_back(*address);
-                if self.order.len() > ADDRESSES_MAX
-                    && let Some(oldest) = self.order.pop_front()
+            // `peek`: another response does not make an address newer.
+            if self.of.peek(address).is_none() {
+                if self.of.len() >= ADDRESSES_MAX
+                    && let Some((_, names)) = self.of.remove_lru()
                 {
-                    for name in self.of.remove(&oldest).unwrap_or_default() {
+                    for name in names {
                         evict(&mut self.known, &name);
                     }
                 }
+                self.of.insert(*address, VecDeque::new());
             }
-            let of = self.of.entry(*address).or_default();
+            let Some(of) = self.of.peek_mut(address) else {
+                continue;
+            };
             // The last one is the newest.
             for name in names.iter().rev() {
                 if let Some(place) = of.iter().position(|known| known == name) {
@@ -56,7 +69,7 @@ impl DnsNames {
     /// The names of an address, the newest last.
     pub fn names_at(&self, address: IpAddr) -> impl DoubleEndedIterator<Item = &str> {
         self.of
-            .get(&address)
+            .peek(&address)
             .into_iter()
             .flatten()
             .map(String::as_str)
@@ -147,7 +160,7 @@ mod tests {
             }
             for name in 0..20 {
                 let name = format!("n{name}");
-                let counted = known.of.values().flatten().filter(|known| **known == name).count();
+                let counted = known.of.iter().flat_map(|(_, names)| names).filter(|known| **known == name).count();
                 prop_assert_eq!(known.known.get(&name).copied().unwrap_or(0), counted);
             }
         }

@@ -2,7 +2,8 @@
 //! image.
 
 use crate::host;
-use monitor_core::{model::Untrusted, recent::Recent};
+use hashlink::LruCache;
+use monitor_core::model::Untrusted;
 use procfs::process::{MountInfo, Process};
 use std::{
     fs::Metadata,
@@ -36,13 +37,13 @@ pub struct RunningBinary<'a> {
 #[derive(Debug)]
 pub struct BinaryTrust {
     /// Whether it was added after the image, by container and executable.
-    added: Recent<(String, String), bool>,
+    added: LruCache<(String, String), bool>,
 }
 
 impl Default for BinaryTrust {
     fn default() -> Self {
         Self {
-            added: Recent::new(CACHED),
+            added: LruCache::new(CACHED),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Files that were mounted into a container on purpose.
 
-use monitor_core::recent::Recent;
+use hashlink::LruCache;
 use procfs::process::Process;
 use std::path::Path;
 
@@ -11,13 +11,13 @@ const CACHED: usize = 4096;
 #[derive(Debug)]
 pub struct MountedFiles {
     /// By container and path.
-    alone: Recent<(String, String), bool>,
+    alone: LruCache<(String, String), bool>,
 }
 
 impl Default for MountedFiles {
     fn default() -> Self {
         Self {
-            alone: Recent::new(CACHED),
+            alone: LruCache::new(CACHED),
         }
     }
 }

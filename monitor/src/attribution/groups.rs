@@ -3,7 +3,7 @@
 //! A container can be gone when its events are processed, and its cgroup with it. Therefore a
 //! separate thread watches the directories of cgroup v2 and remembers them.
 
-use monitor_core::recent::Recent;
+use hashlink::LruCache;
 use rustix::{
     fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
     io::Errno,
@@ -24,10 +24,10 @@ const DEPTH_MAX: usize = 16;
 /// Paths below the root of cgroup v2, by inode number, which is the id that BPF reports. It is
 /// never reused.
 #[derive(Clone, Debug)]
-pub struct CgroupPaths(Arc<Mutex<Recent<u64, String>>>);
+pub struct CgroupPaths(Arc<Mutex<LruCache<u64, String>>>);
 
 impl CgroupPaths {
-    fn lock(&self) -> MutexGuard<'_, Recent<u64, String>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<u64, String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -38,7 +38,7 @@ impl CgroupPaths {
 
 /// Watches the cgroups below a root, for as long as this program runs.
 pub fn watch_cgroups(root: &Path) -> std::io::Result<CgroupPaths> {
-    let paths = CgroupPaths(Arc::new(Mutex::new(Recent::new(CACHED))));
+    let paths = CgroupPaths(Arc::new(Mutex::new(LruCache::new(CACHED))));
     let mut follower = CgroupWatcher {
         inotify: inotify::init(CreateFlags::CLOEXEC)?,
         root: root.to_owned(),

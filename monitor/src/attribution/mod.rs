@@ -13,14 +13,16 @@ mod peer;
 
 use crate::sensor::{
     decode::BootClock,
+    exclude::ContainerImages,
     observation::{ReadTarget, TaskInfo},
 };
 use binary::{BinaryTrust, RunningBinary};
-use cgroup::{Cgroup, CgroupIndex};
+use cgroup::CgroupIndex;
 use given::MountedFiles;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind};
-use names::{ContainerImages, NameResolver, WorkloadRename};
+use monitor_parse::cgroup::Cgroup;
+use names::{NameResolver, WorkloadRename};
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,

@@ -6,7 +6,9 @@
 //! Its address is released at once.
 
 use super::{WatchEvent, WatchHandler};
-use crate::attribution::names::{ContainerNames, NameProvider, PodOwner, ProviderError};
+use crate::attribution::names::{
+    ContainerNames, NameProvider, ObjectDirectory, PodOwner, ProviderError,
+};
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Node, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -44,10 +46,9 @@ struct NameIndex {
 #[derive(Clone, Debug)]
 pub struct AddressIndex(SharedNameIndex);
 
-impl AddressIndex {
-    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`; [`UNKNOWN_NAME`] if the address
-    /// may belong to the cluster and its objects are not listed yet.
-    pub fn object_at(&self, address: IpAddr) -> Option<String> {
+impl ObjectDirectory for AddressIndex {
+    /// `NAME.NAMESPACE.svc`, `OWNER.NAMESPACE.pod` or `NAME.node`.
+    fn object_at(&self, address: IpAddr) -> Option<String> {
         let known = lock(&self.0);
         match known.addresses.get(&address).map(Vec::as_slice) {
             Some([(_, name)]) => Some(name.clone()),
@@ -58,15 +59,13 @@ impl AddressIndex {
         }
     }
 
-    /// Waits until everything was listed, at most `most`.
-    pub fn await_sync(&self, most: Duration) {
+    fn await_sync(&self, most: Duration) {
         let known = lock(&self.0);
         let all = &self.0.0.all;
         drop(all.wait_timeout_while(known, most, |known| !known.is_synced()));
     }
 
-    /// Whether all objects with addresses were listed.
-    pub fn is_synced(&self) -> bool {
+    fn is_synced(&self) -> bool {
         lock(&self.0).is_synced()
     }
 }

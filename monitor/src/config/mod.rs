@@ -1,16 +1,17 @@
 //! The configuration, as written in YAML: the agent's settings, and the expectations.
 
 pub mod error;
+pub mod exclude;
 pub mod manifest;
 pub mod settings;
-pub mod watch;
 
 use self::{
     error::ConfigError,
     manifest::{DocumentKind, MANIFEST, PolicyManifest},
-    settings::{InspectSettings, KubernetesSettings, RetentionLimits, Settings, TlsFiles},
+    settings::{
+        FindingsFormat, InspectSettings, KubernetesSettings, RetentionLimits, Settings, TlsFiles,
+    },
 };
-use crate::report::findings::FindingsFormat;
 use monitor_core::{
     catalog::Catalog,
     policy::expectation::{AuthenticatorEntry, Expectation, Expectations, PolicyMode, check},

@@ -1,6 +1,7 @@
 //! Settings of the agent.
 
-use crate::{report::findings::FindingsFormat, sensor::exclude::ExcludePattern};
+use super::exclude::ExcludePattern;
+use clap::ValueEnum;
 use jiff::SignedDuration;
 use monitor_core::time::deserialize_duration;
 use serde::Deserialize;
@@ -125,4 +126,15 @@ impl Default for RetentionLimits {
             max_bytes: 1 << 30,
         }
     }
+}
+
+/// The format of findings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindingsFormat {
+    /// Keytrail's own format
+    #[default]
+    Json,
+    /// OCSF Detection Finding (2004)
+    Ocsf,
 }

@@ -3,18 +3,15 @@
 //! A file is read once per version, through the root of the process that opened it; a variable's
 //! fingerprint comes from the kernel. Only public data leaves this module.
 
-pub mod contents;
-mod dotenv;
-mod ini;
 mod open;
 pub mod recover;
 pub mod secret;
 
 use crate::sensor::{
-    observation::{FileId, ObservedSecret},
+    observation::{FileId, ObservedSecret, ObservedVariable},
     running,
 };
-use contents::{FoundSecret, SecretFacts};
+use hashlink::LruCache;
 use jiff::Timestamp;
 use monitor_common::{
     fingerprint::{FingerprintKey, fingerprint},
@@ -29,8 +26,8 @@ use monitor_core::catalog::{
 use monitor_core::{
     catalog::kernel_filter::FilterRules,
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
-    recent::Recent,
 };
+use monitor_parse::credential::{FoundSecret, SecretFacts, find_secrets};
 use secret::SecretBuffer;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -68,18 +65,18 @@ pub struct Credentials {
     buffer: SecretBuffer,
     files: HashMap<FileId, KnownCredential>,
     /// From the fingerprint of another form of a credential to its id.
-    aliases: Recent<u64, CredentialId>,
+    aliases: LruCache<u64, CredentialId>,
     /// Credentials by id, to recognise them later by fingerprint only.
-    known: Recent<CredentialId, Credential>,
+    known: LruCache<CredentialId, Credential>,
     /// As `known`, for credentials seen only in use or in a response: anyone can invent those.
-    shown: Recent<CredentialId, Credential>,
+    shown: LruCache<CredentialId, Credential>,
     /// The path under which a file was first recognised as a credential's: it remains one under any
     /// other path.
     homes: HashMap<FileId, String>,
     /// Places of credentials according to variables, by container and path, and their class.
     pointed: BTreeMap<(String, String), String>,
     /// Fingerprints of values of such variables that were followed.
-    followed: Recent<u64, ()>,
+    followed: LruCache<u64, ()>,
     /// Number of places named by a variable that were ignored for lack of room.
     pub unfollowed: u64,
     /// Number of files that could no longer be read when their turn came.
@@ -112,8 +109,6 @@ pub struct OpenedFile<'a> {
     /// Path inside its own file system, if a mount shows it under another path.
     pub source: Option<&'a Path>,
     pub file: FileId,
-    /// The probe recognised it by its inode.
-    pub known: bool,
 }
 
 /// The process whose view of the file system a path refers to.
@@ -133,12 +128,12 @@ impl Credentials {
             key,
             buffer: SecretBuffer::new(FILE_MAX)?,
             files: HashMap::new(),
-            aliases: Recent::new(CREDENTIALS_CACHED),
-            known: Recent::new(CREDENTIALS_CACHED),
-            shown: Recent::new(CREDENTIALS_CACHED),
+            aliases: LruCache::new(CREDENTIALS_CACHED),
+            known: LruCache::new(CREDENTIALS_CACHED),
+            shown: LruCache::new(CREDENTIALS_CACHED),
             homes: HashMap::new(),
             pointed: BTreeMap::new(),
-            followed: Recent::new(FOLLOWED_CACHED),
+            followed: LruCache::new(FOLLOWED_CACHED),
             unfollowed: 0,
             unreadable: 0,
         })
@@ -291,7 +286,7 @@ impl Credentials {
     }
 
     /// Whether a variable points to a credential and its value was not followed before.
-    pub fn points(&mut self, variable: &SecretVariable, container: &str) -> Option<u64> {
+    pub fn points(&mut self, variable: &ObservedVariable, container: &str) -> Option<u64> {
         self.catalog.pointers(&variable.name).next()?;
         let value = format!("{}\0{container}\0{}", variable.name, variable.fingerprint);
         let print = self.print_of(&value);
@@ -440,9 +435,8 @@ impl Credentials {
         let found = if class.format == FileFormat::Opaque {
             Vec::new()
         } else {
-            self.buffer.with_file(opened, |bytes| {
-                contents::find_secrets(&catalog, class, key, bytes)
-            })?
+            self.buffer
+                .with_file(opened, |bytes| find_secrets(&catalog, class, key, bytes))?
         };
         let found = Arc::new(found);
         let modified = Timestamp::from_second(metadata.mtime()).ok();
@@ -461,7 +455,7 @@ impl Credentials {
     }
 
     /// The secrets of an environment, each with its variable: an AWS key pair is one credential.
-    pub fn in_environment(&mut self, variables: &[SecretVariable]) -> Vec<(Credential, Place)> {
+    pub fn in_environment(&mut self, variables: &[ObservedVariable]) -> Vec<(Credential, Place)> {
         let named = |name: &str| variables.iter().find(|variable| variable.name == name);
         let mut aliases = Vec::new();
         let mut alias_places = Vec::new();
@@ -547,7 +541,7 @@ impl Credentials {
         // A known password is the credential, whatever user is sent with it.
         if let Some(inner) = shown.inner {
             let id = self.id_of(inner);
-            if self.is_known(&id) && !self.aliases.contains(&shown.fingerprint) {
+            if self.is_known(&id) && !self.aliases.contains_key(&shown.fingerprint) {
                 self.alias(shown.fingerprint, &id);
             }
         }
@@ -631,7 +625,7 @@ impl Credentials {
         let variables = self.buffer.with_file(&mut file, |bytes| {
             bytes
                 .split(|byte| *byte == 0)
-                .filter_map(|entry| SecretVariable::from_entry(&catalog, key, entry))
+                .filter_map(|entry| parse_variable(&catalog, key, entry))
                 .collect::<Vec<_>>()
         });
         match variables {
@@ -705,7 +699,7 @@ impl Credentials {
             sources,
         };
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
-        if made_up && !self.known.contains(&id) {
+        if made_up && !self.known.contains_key(&id) {
             self.shown.insert(id, credential.clone());
         } else {
             self.known.insert(id, credential.clone());
@@ -734,13 +728,13 @@ impl Credentials {
     /// Adds places to a credential that was picked up, also for later observations of it.
     fn is_also_at(&mut self, credential: &mut Credential, places: &[Place]) {
         add_places(&mut credential.sources, places);
-        if self.known.contains(&credential.id) {
+        if self.known.contains_key(&credential.id) {
             self.known.insert(credential.id.clone(), credential.clone());
         }
     }
 
     fn is_known(&self, id: &CredentialId) -> bool {
-        self.known.contains(id) || self.shown.contains(id)
+        self.known.contains_key(id) || self.shown.contains_key(id)
     }
 
     fn known(&mut self, id: &CredentialId) -> Option<Credential> {
@@ -807,48 +801,39 @@ pub fn is_general(class: &str) -> bool {
     ) || class == EXPECTATION_CLASS
 }
 
-/// A variable that may hold a secret, reported by a probe or read from `/proc`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SecretVariable {
-    pub name: String,
-    pub fingerprint: u64,
-    pub secret_len: u32,
-    /// Index in the catalog's prefix table.
-    pub prefix: Option<u32>,
-    pub dots: u32,
-    pub url: bool,
-}
-
 /// A shorter value is a setting, not a secret.
 const SECRET_MIN: u32 = 8;
 /// Short prefixes match by chance; a real token is at least this long.
 const FORM_SECRET_MIN: u32 = 20;
 
-impl SecretVariable {
-    fn from_entry(catalog: &Catalog, key: FingerprintKey, entry: &[u8]) -> Option<Self> {
-        let at = entry.iter().position(|byte| *byte == b'=')?;
-        let name = std::str::from_utf8(&entry[..at]).ok()?;
-        let value = &entry[at + 1..];
-        let class = catalog.variable(name);
-        let is_url = class.is_some_and(|class| !class.url_environment.is_empty());
-        let password = monitor_common::environ::value_marks(value).password();
-        let url = is_url && password.is_some();
-        let secret = match password {
-            Some((start, len)) if url => &value[start as usize..(start + len) as usize],
-            _ => monitor_common::fingerprint::trimmed(value),
-        };
-        Some(Self {
-            name: name.to_owned(),
-            fingerprint: fingerprint(key, secret),
-            secret_len: secret.len() as u32,
-            prefix: catalog.prefix_index(secret),
-            dots: value.iter().filter(|byte| **byte == b'.').count() as u32,
-            url,
-        })
-    }
+/// Parses `name=value`; `None` if it is neither.
+fn parse_variable(
+    catalog: &Catalog,
+    key: FingerprintKey,
+    entry: &[u8],
+) -> Option<ObservedVariable> {
+    let at = entry.iter().position(|byte| *byte == b'=')?;
+    let name = std::str::from_utf8(&entry[..at]).ok()?;
+    let value = &entry[at + 1..];
+    let class = catalog.variable(name);
+    let is_url = class.is_some_and(|class| !class.url_environment.is_empty());
+    let password = monitor_common::environ::value_marks(value).password();
+    let url = is_url && password.is_some();
+    let secret = match password {
+        Some((start, len)) if url => &value[start as usize..(start + len) as usize],
+        _ => monitor_common::fingerprint::trimmed(value),
+    };
+    Some(ObservedVariable {
+        name: name.to_owned(),
+        fingerprint: fingerprint(key, secret),
+        secret_len: secret.len() as u32,
+        prefix: catalog.prefix_index(secret),
+        dots: value.iter().filter(|byte| **byte == b'.').count() as u32,
+        url,
+    })
 }
 
-fn classify<'a>(catalog: &'a Catalog, variable: &SecretVariable) -> Option<&'a CredentialClass> {
+fn classify<'a>(catalog: &'a Catalog, variable: &ObservedVariable) -> Option<&'a CredentialClass> {
     let by_name = catalog.variable(&variable.name).filter(|class| {
         // A variable that may hold a URL is a secret only if the URL contains a password.
         let needs_url = !catalog.is_plain(&variable.name) && !class.url_environment.is_empty();
@@ -902,10 +887,9 @@ mod tests {
         Credentials::new(catalog, KEY).expect("a buffer")
     }
 
-    fn variable(name: &str, secret: &str) -> SecretVariable {
+    fn variable(name: &str, secret: &str) -> ObservedVariable {
         let catalog = Catalog::new("", &[], &[]).expect("embedded");
-        SecretVariable::from_entry(&catalog, KEY, format!("{name}={secret}").as_bytes())
-            .expect("an entry")
+        parse_variable(&catalog, KEY, format!("{name}={secret}").as_bytes()).expect("an entry")
     }
 
     #[test]
@@ -958,7 +942,6 @@ mod tests {
             path,
             source: None,
             file: file_id(path),
-            known: false,
         }
     }
 
@@ -1044,7 +1027,6 @@ mod tests {
                     path,
                     source: None,
                     file,
-                    known: false,
                 },
                 own_view(),
             )

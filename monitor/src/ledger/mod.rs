@@ -5,13 +5,14 @@ pub mod first;
 pub mod history;
 pub mod read;
 mod rename;
+mod rows;
 mod schema;
 mod tidy;
 mod write;
 
 pub use write::{LastShutdown, LedgerWriter, PreviousState};
 
-use crate::done::Completion;
+use crate::completion::Completion;
 use jiff::Timestamp;
 use monitor_core::model::{Finding, Gap, Hop, Mint, Use, Verdict, Workload};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Moves what was stored under a workload's ids to its name.
 
-use super::write::{intern, json};
+use super::rows::{intern, json};
 use monitor_core::model::{Finding, Workload};
 use rusqlite::{Connection, OptionalExtension as _, params};
 

@@ -717,7 +717,7 @@ fn of_schema_2(path: &Path) {
             .pragma_update(None, "user_version", step as i64 + 1)
             .expect("set");
     }
-    let workload = write::json(&Workload::host("/usr/bin/curl"));
+    let workload = rows::json(&Workload::host("/usr/bin/curl"));
     let (credential, _) = credential(1, "/x");
     let LedgerEntry::Hop(hop, _) = hop(1, "paste.example", at(0), Verdict::Unexpected) else {
         unreachable!("it is one");
@@ -738,11 +738,11 @@ fn of_schema_2(path: &Path) {
     connection
         .execute(
             "INSERT INTO destination VALUES (1, 'paste.example:443', ?1)",
-            [write::json(&hop.destination)],
+            [rows::json(&hop.destination)],
         )
         .expect("written");
     for number in 0..3 {
-        let process = write::json(&Process {
+        let process = rows::json(&Process {
             pid: 100 + number,
             ..process("/usr/bin/curl")
         });
@@ -1043,8 +1043,8 @@ INSERT INTO use_edge SELECT i + 1, printf('kt-%016x', i / 2), 1 + i % 500, 'file
 INSERT INTO use_hour SELECT e.id, {first} + h.i * 24, 1, ({first} + h.i * 24) * 3600000000, ({first} + h.i * 24) * 3600000000, e.id, 0
     FROM use_edge e CROSS JOIN n h WHERE h.i < 90;
 COMMIT; ANALYZE;"#,
-            destination = write::json(&hop.destination),
-            process = write::json(&process("/usr/bin/app")),
+            destination = rows::json(&hop.destination),
+            process = rows::json(&process("/usr/bin/app")),
         ))
         .expect("filled");
     let count: i64 = connection

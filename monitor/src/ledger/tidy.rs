@@ -1,6 +1,6 @@
 //! Enforces retention by age and size. What is dropped early becomes a gap.
 
-use super::{from_micros, hour, micros, write::write_gap};
+use super::{from_micros, hour, micros, rows::write_gap};
 use crate::config::settings::RetentionLimits;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::Gap;

@@ -4,10 +4,11 @@ use super::{
     FILE_NAME, LedgerEntry, LedgerError, explain, from_micros, hour, is_damage, micros,
     read::LedgerReader,
     rename::rename,
+    rows::{intern, json, write_gap},
     schema,
     tidy::{ClockReading, RetentionTask},
 };
-use crate::{config::settings::RetentionLimits, done, reserved::reserve};
+use crate::{completion, config::settings::RetentionLimits, reserved::reserve};
 use jiff::Timestamp;
 use monitor_core::model::{
     Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
@@ -126,7 +127,7 @@ impl LedgerWriter {
     /// Records that the agent has started, and waits until that is written, because a kill may come
     /// next.
     pub fn started(&self) {
-        let (written, waiter) = done::completion();
+        let (written, waiter) = completion::completion();
         self.write(LedgerEntry::Started(written));
         // A locked file is written later.
         waiter.wait_timeout(START_TIMEOUT);
@@ -455,10 +456,6 @@ fn collect_batch(entries: &Receiver<LedgerEntry>, batch: &mut Vec<LedgerEntry>) 
     }
 }
 
-pub(super) fn json<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
-}
-
 fn credential(
     connection: &Connection,
     credential: &Credential,
@@ -621,28 +618,6 @@ fn is_transient_program(exe: &str) -> bool {
         .any(|start| exe.starts_with(start))
 }
 
-/// The row of a value shared by many records.
-pub(super) fn intern(
-    connection: &Connection,
-    find: &str,
-    insert: &str,
-    json: &str,
-    more: &[&str],
-) -> rusqlite::Result<i64> {
-    let found: Option<i64> = connection
-        .prepare_cached(find)?
-        .query_row([json], |row| row.get(0))
-        .optional()?;
-    if let Some(found) = found {
-        return Ok(found);
-    }
-    let values = std::iter::once(json).chain(more.iter().copied());
-    connection
-        .prepare_cached(insert)?
-        .execute(rusqlite::params_from_iter(values))?;
-    Ok(connection.last_insert_rowid())
-}
-
 fn place_index(transaction: &Connection, destination: &Destination) -> rusqlite::Result<i64> {
     intern(
         transaction,
@@ -707,40 +682,5 @@ fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result
             json(&rest),
             process,
         ])?;
-    Ok(())
-}
-
-/// An open gap that exists already continues; its count grows.
-pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
-    let known: Option<i64> = connection
-        .prepare_cached(
-            "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3 AND until IS NULL AND ?4 IS NULL",
-        )?
-        .query_row(
-            params![gap.kind, gap.probe, gap.detail, gap.until.map(micros)],
-            |row| row.get(0),
-        )
-        .optional()?;
-    match known {
-        Some(id) => {
-            connection
-                .prepare_cached("UPDATE gap SET count = count + ?2 WHERE id = ?1")?
-                .execute(params![id, gap.count as i64])?;
-        }
-        None => {
-            connection
-                .prepare_cached(
-                    "INSERT INTO gap (kind, probe, detail, since, until, count) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )?
-                .execute(params![
-                    gap.kind,
-                    gap.probe,
-                    gap.detail,
-                    micros(gap.since),
-                    gap.until.map(micros),
-                    gap.count as i64
-                ])?;
-        }
-    }
     Ok(())
 }

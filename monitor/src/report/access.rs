@@ -1,7 +1,7 @@
 //! Access control: loopback without a token; beyond it TLS and a token; and a rate limit for
 //! everyone.
 
-use super::api::problem;
+use super::problem::problem;
 use crate::config::settings::TlsFiles;
 use axum::{
     extract::{Request, State},

@@ -1,6 +1,9 @@
 //! The query API: the CLI's answers as JSON, and the OpenAPI document that describes them.
 
-use super::http::AppState;
+use super::{
+    problem::{ErrorBody, problem},
+    state::AppState,
+};
 use crate::ledger::{
     chain::Chain,
     first::FirstUse,
@@ -343,18 +346,6 @@ enum ApiError {
     Parameter(String),
     Query(QueryError),
     Internal(String),
-}
-
-/// The body of an error.
-#[derive(Serialize, ToSchema)]
-pub struct ErrorBody {
-    error: String,
-}
-
-/// An error with a status.
-pub fn problem(status: StatusCode, error: impl Into<String>) -> Response {
-    let error = error.into();
-    (status, Json(ErrorBody { error })).into_response()
 }
 
 /// The errors that every route may return, for the OpenAPI document.

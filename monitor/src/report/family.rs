@@ -92,21 +92,26 @@ impl BoundedFamily {
     }
 
     /// Moves what was counted under some label values to others; adds the values where both exist.
-    pub fn rename(&self, labels: [&str; 2], old: &[String; 2], new: &[String; 2]) {
-        let place = labels.map(|label| self.labels.iter().position(|known| *known == label));
-        let [Some(one), Some(other)] = place else {
-            return;
-        };
+    /// Each label comes with its old and its new value.
+    pub fn rename(&self, labels: &[(&str, &str, &str)]) {
+        let place = |label: &str| self.labels.iter().position(|known| *known == label);
+        let places: Option<Vec<usize>> = labels.iter().map(|(label, ..)| place(label)).collect();
+        let Some(places) = places else { return };
+        let changes: Vec<(usize, &(&str, &str, &str))> = places.into_iter().zip(labels).collect();
         let mut series = self.series();
         let is_old = |key: &str| {
             let values: Vec<&str> = key.split(LABEL_SEPARATOR).collect();
-            values.get(one) == Some(&&*old[0]) && values.get(other) == Some(&&*old[1])
+            changes
+                .iter()
+                .all(|(place, (_, old, _))| values.get(*place) == Some(old))
         };
         let renamed: Vec<Box<str>> = series.keys().filter(|key| is_old(key)).cloned().collect();
         for key in renamed {
             let value = series.remove(&key).unwrap_or_default();
             let mut values: Vec<&str> = key.split(LABEL_SEPARATOR).collect();
-            (values[one], values[other]) = (&new[0], &new[1]);
+            for (place, (_, _, new)) in &changes {
+                values[*place] = new;
+            }
             *series.entry(join_labels(&values).into()).or_default() += value;
         }
     }
@@ -223,16 +228,11 @@ mod tests {
         family.add(&["", "pod-1", "b"], &[], 3);
         family.add(&["", "pod-2", "a"], &[], 5);
         family.add(&["shop", "api", "a"], &[], 7);
-        let of = |one: &str, other: &str| [one.to_owned(), other.to_owned()];
-        family.rename(
-            ["namespace", "workload"],
-            &of("", "pod-1"),
-            &of("shop", "api"),
-        );
+        family.rename(&[("namespace", "", "shop"), ("workload", "pod-1", "api")]);
         let text = rendered_series(&family);
-        let told: Vec<&str> = text.lines().skip(2).collect();
+        let series: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(
-            told,
+            series,
             [
                 "n_total{namespace=\"\",workload=\"pod-2\",class=\"a\"} 5",
                 "n_total{namespace=\"shop\",workload=\"api\",class=\"a\"} 9",

@@ -4,7 +4,7 @@ use super::{
     lines::{Delivery, LineWriter},
     ocsf,
 };
-use clap::ValueEnum;
+use crate::config::settings::FindingsFormat;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::{Evidence, Finding, Severity};
 use std::{
@@ -19,17 +19,6 @@ use std::{
 const REPEAT_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 /// Number of findings remembered; the oldest are evicted first.
 const FINDINGS_CACHED: usize = 20_000;
-
-/// The format of findings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FindingsFormat {
-    /// Keytrail's own format
-    #[default]
-    Json,
-    /// OCSF Detection Finding (2004)
-    Ocsf,
-}
 
 /// Counts findings, and writes new ones.
 pub struct FindingStream {

@@ -3,9 +3,9 @@
 use super::{
     access::{self, AccessGate, ApiToken},
     api,
-    few::ConnectionLimit,
-    metrics::Metrics,
+    connection_limit::ConnectionLimit,
     page,
+    state::AppState,
 };
 use crate::config::settings::TlsFiles;
 use axum::{
@@ -25,18 +25,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
 use std::{
     net::SocketAddr,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
 };
 
 /// Why the agent cannot listen.
@@ -56,19 +51,6 @@ pub enum ListenError {
         source: std::io::Error,
     },
 }
-
-/// State shared by the handlers.
-#[derive(Debug)]
-pub struct AppState {
-    pub metrics: Arc<Metrics>,
-    pub state_dir: PathBuf,
-    pub ready: Arc<AtomicBool>,
-    /// Limits concurrent queries: each reads a ledger that may be large.
-    pub turns: Semaphore,
-}
-
-/// Maximum concurrent queries.
-pub const CONCURRENT_QUERIES: usize = 4;
 
 /// How long a connection may take to send the head of a request, including the first, or be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

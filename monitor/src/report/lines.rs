@@ -1,7 +1,7 @@
 //! Writes lines to an output that may block: a pipe, a dead file system. A separate thread writes
 //! them from a bounded queue, so producers never wait.
 
-use crate::done::{self, Completion, CompletionWaiter};
+use crate::completion::{self, Completion, CompletionWaiter};
 use std::{
     io::{self, Write},
     sync::{
@@ -63,7 +63,7 @@ impl LineWriter {
     /// Starts the thread.
     pub fn start(name: &str, target: LineTarget, delivery: Delivery) -> io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUE_MAX);
-        let (alive, end) = done::completion();
+        let (alive, end) = completion::completion();
         let lost = Arc::new(AtomicU64::new(0));
         let next_target = Arc::new(Mutex::new(Some(target)));
         let (lost_in_thread, targets) = (Arc::clone(&lost), Arc::clone(&next_target));
@@ -109,7 +109,7 @@ impl LineWriter {
 
     /// Waits until all queued lines are written, up to a timeout.
     pub fn flush(&self) {
-        let (reached, waiter) = done::completion();
+        let (reached, waiter) = completion::completion();
         if self.send(LineMessage::Reached(reached)) {
             waiter.wait_timeout(FLUSH_TIMEOUT);
         }

@@ -261,18 +261,19 @@ impl Metrics {
 
     /// A workload was renamed: moves its counts to the new name.
     pub fn rename(&self, old: &Workload, new: &Workload) {
-        let of = |workload: &Workload| {
-            [
-                workload.namespace.clone().unwrap_or_default(),
-                workload.name.clone(),
-            ]
-        };
-        let (old, new) = (of(old), of(new));
-        if old == new {
-            return;
+        let namespace = |workload: &Workload| workload.namespace.clone().unwrap_or_default();
+        let (old_namespace, new_namespace) = (namespace(old), namespace(new));
+        if (&old_namespace, &old.name) != (&new_namespace, &new.name) {
+            for family in [&self.uses, &self.hops, &self.findings] {
+                family.rename(&[
+                    ("namespace", &old_namespace, &new_namespace),
+                    ("workload", &old.name, &new.name),
+                ]);
+            }
         }
-        for family in [&self.uses, &self.hops, &self.findings] {
-            family.rename(["namespace", "workload"], &old, &new);
+        let (old, new) = (old.key(), new.key());
+        if old != new {
+            self.lost_by.rename(&[("workload", &old, &new)]);
         }
     }
 
@@ -462,5 +463,29 @@ mod tests {
             text.contains("keytrail_events_lost_total{probe=\"file\",stage=\"ring\"} 7"),
             "{text}"
         );
+    }
+
+    /// Losses are counted when the rings overflow, which is often before the pod has a name.
+    #[test]
+    fn losses_of_a_workload_follow_its_late_name() {
+        let metrics = Metrics::new().expect("registers");
+        let unnamed = Workload {
+            partial: true,
+            ..Workload::host("cgroup-7")
+        };
+        let named = Workload::host("/usr/bin/api");
+        metrics.count_workload_loss(Probe::Environ, &unnamed.key(), 3);
+        metrics.count_workload_loss(Probe::Environ, &named.key(), 4);
+        metrics.rename(&unnamed, &named);
+        let text = metrics.render().expect("renders");
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("keytrail_workload_events_lost_total{"))
+            .collect();
+        let expected = format!(
+            "keytrail_workload_events_lost_total{{probe=\"environ\",workload=\"{}\"}} 7",
+            named.key()
+        );
+        assert_eq!(series, [expected]);
     }
 }

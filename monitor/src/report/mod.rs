@@ -2,13 +2,15 @@
 
 pub mod access;
 pub mod api;
+mod connection_limit;
 pub mod dot;
 mod family;
-mod few;
 pub mod findings;
 pub mod http;
 pub mod lines;
 pub mod metrics;
 pub mod ocsf;
 pub mod page;
+mod problem;
+pub mod state;
 pub mod table;

@@ -29,11 +29,35 @@ fn paint(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// A table being built: columns are sized by visible text, so colours are added afterwards.
-struct TableBuilder {
-    table: Table,
-    painted: Vec<(String, Style)>,
+/// The text of a cell, safe to print, with colours.
+struct TableCell(String);
+
+impl From<String> for TableCell {
+    fn from(text: String) -> Self {
+        Self(clean(&text))
+    }
 }
+
+impl TableCell {
+    fn painted(style: Style, text: &str) -> Self {
+        Self(paint(style, &clean(text)))
+    }
+
+    /// Adds more text.
+    fn then(mut self, text: &str) -> Self {
+        self.0.push_str(&clean(text));
+        self
+    }
+
+    /// Adds coloured text.
+    fn then_painted(mut self, style: Style, text: &str) -> Self {
+        self.0.push_str(&paint(style, &clean(text)));
+        self
+    }
+}
+
+/// A table being built. Columns are sized by visible text.
+struct TableBuilder(Table);
 
 impl TableBuilder {
     fn new(header: &[&str]) -> Self {
@@ -42,45 +66,23 @@ impl TableBuilder {
             .load_preset(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled)
             .set_header(header);
-        Self {
-            table,
-            painted: Vec::new(),
-        }
+        Self(table)
     }
 
-    fn add(&mut self, cells: Vec<String>) {
-        self.table.add_row(cells.iter().map(|cell| clean(cell)));
-    }
-
-    /// Rows in which a word stands alone in a cell show it in this style.
-    fn style(&mut self, word: &str, style: Style) {
-        if !self.painted.iter().any(|(known, _)| known == word) {
-            self.painted.push((word.to_owned(), style));
-        }
+    fn add(&mut self, cells: impl IntoIterator<Item = impl Into<TableCell>>) {
+        self.0.add_row(cells.into_iter().map(|cell| cell.into().0));
     }
 
     fn show(&self, out: &mut String) {
-        for (number, line) in self.table.to_string().lines().enumerate() {
+        for (number, line) in self.0.to_string().lines().enumerate() {
             let line = line.trim_end();
             if number == 0 {
                 out.push_str(&paint(FAINT, line));
             } else {
-                out.push_str(&self.paint_line(line));
+                out.push_str(line);
             }
             out.push('\n');
         }
-    }
-
-    fn paint_line(&self, line: &str) -> String {
-        let mut painted = line.to_owned();
-        for (word, style) in &self.painted {
-            let alone = format!(" {word} ");
-            if let Some(at) = format!("{painted} ").find(&alone) {
-                let end = (at + 1 + word.len()).min(painted.len());
-                painted.replace_range(at + 1..end, &paint(*style, word));
-            }
-        }
-        painted
     }
 }
 
@@ -123,6 +125,13 @@ fn display_width(duration: SignedDuration) -> String {
         7200..=172_799 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
     }
+}
+
+/// Where a hop went, with its verdict and evidence.
+fn hop_detail(row: &HopRow) -> TableCell {
+    TableCell::from(format!("→ {} ", row.destination.label()))
+        .then_painted(verdict_style(row.verdict), row.verdict.as_str())
+        .then(&format!(" {}", row.evidence))
 }
 
 fn verdict_style(verdict: Verdict) -> Style {
@@ -289,22 +298,23 @@ fn hop_rows(out: &mut String, hops: &[HopRow]) {
     head.extend(several.then_some("CREDENTIAL"));
     let mut rows = TableBuilder::new(&head);
     for row in strongest_hops(hops) {
-        rows.style(row.verdict.as_str(), verdict_style(row.verdict));
-        if row.evidence == Evidence::Presented {
-            rows.style(row.evidence.as_str(), STRONG);
-        }
+        let evidence = row.evidence.as_str();
         let mut cells = vec![
-            row.verdict.to_string(),
-            row.evidence.to_string(),
-            row.destination.label(),
-            row.destination.address.to_string(),
-            row.destination.name_source.to_string(),
-            row.workload.key(),
-            count_text(row.count, row.partial),
-            local_time(row.first_seen),
-            relative_time(row.last_seen),
+            TableCell::painted(verdict_style(row.verdict), row.verdict.as_str()),
+            if row.evidence == Evidence::Presented {
+                TableCell::painted(STRONG, evidence)
+            } else {
+                evidence.to_owned().into()
+            },
+            row.destination.label().into(),
+            row.destination.address.to_string().into(),
+            row.destination.name_source.to_string().into(),
+            row.workload.key().into(),
+            count_text(row.count, row.partial).into(),
+            local_time(row.first_seen).into(),
+            relative_time(row.last_seen).into(),
         ];
-        cells.extend(several.then(|| row.credential.to_string()));
+        cells.extend(several.then(|| row.credential.to_string().into()));
         rows.add(cells);
     }
     rows.show(out);
@@ -407,30 +417,19 @@ pub fn first_use(answer: &FirstUse) -> String {
                     "use",
                     &row.workload,
                     &row.process,
-                    format!("{} {}", row.source, row.place),
+                    format!("{} {}", row.source, row.place).into(),
                 ),
                 TimelineEvent::Hop { row, .. } => {
-                    rows.style(row.verdict.as_str(), verdict_style(row.verdict));
-                    (
-                        "hop",
-                        &row.workload,
-                        &row.process,
-                        format!(
-                            "→ {} {} {}",
-                            row.destination.label(),
-                            row.verdict,
-                            row.evidence
-                        ),
-                    )
+                    ("hop", &row.workload, &row.process, hop_detail(row))
                 }
                 TimelineEvent::Finding { .. } | TimelineEvent::Gap { .. } => continue,
             };
-            rows.add(vec![
-                local_time(event.time()),
-                utc_time(event.time()),
-                what.to_owned(),
-                workload.key(),
-                format!("{}[{}]", process.comm, process.pid),
+            rows.add([
+                local_time(event.time()).into(),
+                utc_time(event.time()).into(),
+                what.to_owned().into(),
+                workload.key().into(),
+                format!("{}[{}]", process.comm, process.pid).into(),
                 detail,
             ]);
         }
@@ -527,58 +526,47 @@ pub fn timeline(answer: &Timeline) -> String {
     let mut rows = TableBuilder::new(&["TIME", "UTC", "WHAT", "CREDENTIAL", "WORKLOAD", "DETAIL"]);
     for event in &answer.events {
         let time = event.time();
-        let mut cells = vec![local_time(time), utc_time(time)];
-        cells.extend(match event {
+        let cells: [TableCell; 4] = match event {
             TimelineEvent::Use { row, .. } => [
-                "use".to_owned(),
-                row.credential.to_string(),
-                row.workload.key(),
+                "use".to_owned().into(),
+                row.credential.to_string().into(),
+                row.workload.key().into(),
                 format!(
                     "{} {} × {}",
                     row.source,
                     row.place,
                     count_text(row.count, row.partial)
-                ),
+                )
+                .into(),
             ],
-            TimelineEvent::Hop { row, .. } => {
-                rows.style(row.verdict.as_str(), verdict_style(row.verdict));
-                [
-                    "hop".to_owned(),
-                    row.credential.to_string(),
-                    row.workload.key(),
-                    format!(
-                        "→ {} {} {} × {}",
-                        row.destination.label(),
-                        row.verdict,
-                        row.evidence,
-                        count_text(row.count, row.partial)
-                    ),
-                ]
-            }
-            TimelineEvent::Finding { finding, .. } => {
-                rows.style(finding.severity.as_str(), severity_style(finding.severity));
-                [
-                    "finding".to_owned(),
-                    finding
-                        .credential
-                        .as_ref()
-                        .map_or_else(String::new, |known| known.id.to_string()),
-                    finding.workload.key(),
-                    format!("{} {} × {}", finding.rule, finding.severity, finding.count),
-                ]
-            }
+            TimelineEvent::Hop { row, .. } => [
+                "hop".to_owned().into(),
+                row.credential.to_string().into(),
+                row.workload.key().into(),
+                hop_detail(row).then(&format!(" × {}", count_text(row.count, row.partial))),
+            ],
+            TimelineEvent::Finding { finding, .. } => [
+                "finding".to_owned().into(),
+                finding
+                    .credential
+                    .as_ref()
+                    .map_or_else(String::new, |known| known.id.to_string())
+                    .into(),
+                finding.workload.key().into(),
+                TableCell::from(format!("{} ", finding.rule))
+                    .then_painted(severity_style(finding.severity), finding.severity.as_str())
+                    .then(&format!(" × {}", finding.count)),
+            ],
             TimelineEvent::Gap { gap, .. } if gap.kind == NOT_COVERED => continue,
-            TimelineEvent::Gap { gap, .. } => {
-                rows.style("gap", YELLOW);
-                [
-                    "gap".to_owned(),
-                    String::new(),
-                    String::new(),
-                    format!("{}: {}", gap.kind, shorten(&gap.detail)),
-                ]
-            }
-        });
-        rows.add(cells);
+            TimelineEvent::Gap { gap, .. } => [
+                TableCell::painted(YELLOW, "gap"),
+                String::new().into(),
+                String::new().into(),
+                format!("{}: {}", gap.kind, shorten(&gap.detail)).into(),
+            ],
+        };
+        let times = [local_time(time), utc_time(time)].map(TableCell::from);
+        rows.add(times.into_iter().chain(cells));
     }
     if answer.older {
         let _ = writeln!(
@@ -759,5 +747,23 @@ mod tests {
         rows.show(&mut out);
         assert_eq!(out.lines().count(), 2, "{out:?}");
         assert!(!out.contains("\u{1b}[2J"), "{out:?}");
+    }
+
+    /// A place may contain a word that is coloured elsewhere.
+    #[test]
+    fn only_the_column_of_a_verdict_has_its_colour() {
+        let mut rows = TableBuilder::new(&["PLACE", "SEVERITY", "WORKLOAD"]);
+        rows.add([
+            TableCell::from("/srv/a high b".to_owned()),
+            TableCell::painted(RED, "high"),
+            TableCell::from("wide 漢字".to_owned()),
+        ]);
+        let mut out = String::new();
+        rows.show(&mut out);
+        let row = out.lines().nth(1).expect("a row");
+        let painted = paint(RED, "high");
+        assert_eq!(row.matches(&painted).count(), 1, "{row:?}");
+        let visible = row.replace(&painted, "high");
+        assert_eq!(visible, " /srv/a high b  high      wide 漢字");
     }
 }

@@ -7,15 +7,16 @@
 use super::{
     exclude::ExclusionRules,
     hold::{self, HeldFile, HoldLimit, MountId},
-    inspector::{FileKey, FileVersion, FileWatch, KnownFiles},
+    known_files::{FileKey, FileVersion, FileWatch, KnownFiles},
     mapped::{self, MappedFile},
-    tls::{self, AttachPoint},
-    uprobe::{self, UprobeError, UprobeLink, UprobeProgram},
+    uprobe::{self, UprobeError, UprobeLink},
+    uprobe_program::UprobePrograms,
 };
 use crate::{
-    done::{self, Completion, CompletionWaiter},
+    completion::{self, Completion, CompletionWaiter},
     host::descriptor_path,
 };
+use monitor_parse::tls_functions::{self as tls, AttachPoint};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::inotify,
@@ -128,9 +129,6 @@ impl NoticeSender {
     }
 }
 
-/// The loaded programs, by the names used in [`tls`].
-pub type UprobePrograms = HashMap<&'static str, UprobeProgram>;
-
 /// The handle of the attacher thread.
 #[derive(Debug)]
 pub struct Attacher {
@@ -151,7 +149,7 @@ impl Attacher {
         exclusion: ExclusionRules,
     ) -> io::Result<Self> {
         let (commands, received) = channel();
-        let (alive, ended) = done::completion();
+        let (alive, ended) = completion::completion();
         let stop = Arc::new(AtomicBool::new(false));
         let follows_processes = Arc::new(AtomicBool::new(false));
         let state = AttacherState {
@@ -791,7 +789,7 @@ impl AttacherState {
         );
         let count = links.len();
         let each = count.div_ceil(DETACH_THREADS).max(1);
-        let (done, waiter) = done::completion();
+        let (done, waiter) = completion::completion();
         while !links.is_empty() {
             let some = links.split_off(links.len().saturating_sub(each));
             // The fields of a tuple are dropped in this order: the links first.

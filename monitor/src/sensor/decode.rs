@@ -1,11 +1,9 @@
 //! Decodes and validates the records of the probes.
 
-use super::{
-    dns,
-    hello::{HelloPiece, host_name},
-    observation::{
-        FileId, Observation, ObservedSecret, OpenKind, ReadTarget, StdoutPipe, TaskInfo,
-    },
+use super::observation::{
+    FileId, Observation, ObservedConnection, ObservedExec, ObservedForeignRead, ObservedOpen,
+    ObservedPresentation, ObservedSecret, ObservedVariable, OpenKind, PlaintextHost,
+    PlaintextSecret, ReadTarget, StdoutPipe, TaskInfo,
 };
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
@@ -15,6 +13,10 @@ use monitor_common::record::{
     WriteSocketRecord, foreign, kind,
 };
 use monitor_core::model::{Look, Subject, Transport};
+use monitor_parse::{
+    client_hello::{HelloPiece, host_name},
+    dns,
+};
 use std::{
     ffi::OsString,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -22,6 +24,7 @@ use std::{
     path::PathBuf,
 };
 use thiserror::Error;
+use zerocopy::FromBytes;
 
 /// Why a record could not be decoded; it is counted and skipped.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -73,26 +76,11 @@ impl BootClock {
     }
 }
 
-fn subject(pid: u32, start: u64) -> Subject {
+pub(super) fn subject(pid: u32, start: u64) -> Subject {
     Subject {
         pid,
         start: start / TICK_NS,
     }
-}
-
-/// Reads a record's structure from the start of its bytes.
-fn take<T: Copy>(kind: u32, bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
-    if bytes.len() < size_of::<T>() {
-        return Err(DecodeError::Short {
-            kind,
-            len: bytes.len(),
-            wanted: size_of::<T>(),
-        });
-    }
-    // SAFETY: the records of monitor-common consist of integers without padding, so any bytes are
-    // valid, and their number was checked.
-    let value = unsafe { bytes.as_ptr().cast::<T>().read_unaligned() };
-    Ok((value, &bytes[size_of::<T>()..]))
 }
 
 /// The result of decoding a record.
@@ -101,208 +89,297 @@ pub enum DecodedRecord {
     Whole(Observation),
     /// A payload that may have to be assembled with others.
     Payload(HelloPiece),
+    /// A DNS response that resolves nothing.
+    Nothing,
 }
 
-fn shown(record: &record::PresentedSecret) -> ObservedSecret {
-    ObservedSecret {
-        fingerprint: record.fingerprint,
-        inner: (record.inner != 0).then_some(record.inner),
-        secret_len: record.secret_len,
-        header: record.name,
-        prefix: record.prefix.checked_sub(1),
-        dots: record.dots,
+/// The bytes of one record, and the clock for its times.
+#[derive(Clone, Copy, Debug)]
+struct RawRecord<'a> {
+    kind: u32,
+    bytes: &'a [u8],
+    clock: BootClock,
+}
+
+impl<'a> RawRecord<'a> {
+    fn new(bytes: &'a [u8], clock: BootClock) -> Result<Self, DecodeError> {
+        let kind = u32::read_from_prefix(bytes)
+            .map_err(|_| DecodeError::Short {
+                kind: 0,
+                len: bytes.len(),
+                wanted: size_of::<u32>(),
+            })?
+            .0;
+        Ok(Self { kind, bytes, clock })
+    }
+
+    /// The structure at the start of the record, and the bytes that follow it.
+    fn split<T: FromBytes>(self) -> Result<(T, &'a [u8]), DecodeError> {
+        T::read_from_prefix(self.bytes).map_err(|_| DecodeError::Short {
+            kind: self.kind,
+            len: self.bytes.len(),
+            wanted: size_of::<T>(),
+        })
+    }
+
+    fn read<T: FromBytes>(self) -> Result<T, DecodeError> {
+        Ok(self.split()?.0)
+    }
+
+    /// A payload record, and as many of the following bytes as it claims and has.
+    fn payload(self) -> Result<(PayloadRecord, &'a [u8]), DecodeError> {
+        let (record, rest) = self.split::<PayloadRecord>()?;
+        Ok((record, &rest[..rest.len().min(record.len as usize)]))
+    }
+
+    /// When the probe took the record, in nanoseconds since boot.
+    fn time(self) -> Result<u64, DecodeError> {
+        Ok(match self.kind {
+            kind::PAYLOAD | kind::HOST | kind::DNS_RESPONSE => self.read::<PayloadRecord>()?.time,
+            kind::REFUSED => self.read::<RefusedRecord>()?.time,
+            kind::WRITE_SENT | kind::WRITE_REJECTED => self.read::<WriteSocketRecord>()?.time,
+            kind::PLAINTEXT | kind::ISSUED => self.read::<PlaintextRecord>()?.time,
+            _ => self.read::<RecordHeader>()?.time,
+        })
     }
 }
 
 /// Decodes one record; also returns its time in nanoseconds since boot.
 pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), DecodeError> {
-    let (kind, _) = take::<u32>(0, bytes)?;
-    let time = match kind {
-        kind::PAYLOAD => take::<PayloadRecord>(kind, bytes)?.0.time,
-        kind::REFUSED => take::<RefusedRecord>(kind, bytes)?.0.time,
-        kind::WRITE_SENT | kind::WRITE_REJECTED => take::<WriteSocketRecord>(kind, bytes)?.0.time,
-        kind::PLAINTEXT | kind::ISSUED => take::<PlaintextRecord>(kind, bytes)?.0.time,
-        kind::HOST | kind::DNS_RESPONSE => take::<PayloadRecord>(kind, bytes)?.0.time,
-        _ => take::<RecordHeader>(kind, bytes)?.0.time,
-    };
-    let observation = match kind {
-        kind::EXEC => {
-            let (record, rest) = take::<ProcessRecord>(kind, bytes)?;
-            Observation::Exec {
-                stamp: stamp(&record.header, clock),
-                exe: path(rest, record.path_len, record.flags & TRUNCATED != 0),
-                file: FileId {
-                    device: record.exe_device,
-                    inode: record.exe_inode,
-                    generation: record.exe_generation,
-                },
-                unlinked: record.flags & UNLINKED != 0,
-            }
-        }
-        kind::FORK => Observation::Fork {
-            stamp: stamp(&take::<RecordHeader>(kind, bytes)?.0, clock),
-        },
-        kind::EXIT => Observation::Exit {
-            stamp: stamp(&take::<RecordHeader>(kind, bytes)?.0, clock),
-        },
-        kind::FILE => {
-            let (record, rest) = take::<FileRecord>(kind, bytes)?;
-            let file = FileId {
-                device: record.device,
-                inode: record.inode,
-                generation: record.generation,
-            };
-            Observation::FileOpened {
-                stamp: stamp(&record.header, clock),
-                path: path(rest, record.path_len, record.flags & TRUNCATED != 0),
-                source: source(rest, &record),
-                file,
-                known: record.flags & BY_INODE != 0,
-                manner: if record.flags & WRITE_ONLY != 0 {
-                    OpenKind::Written
-                } else if record.flags & CONNECTED != 0 {
-                    OpenKind::Connected
-                } else if record.flags & RECEIVED != 0 {
-                    OpenKind::Received
-                } else if record.flags & INHERITED != 0 {
-                    OpenKind::Inherited
-                } else {
-                    OpenKind::Opened
-                },
-                count: record.count.max(1),
-                output: StdoutPipe {
-                    pipe: (record.stdout != 0).then_some(record.stdout),
-                    of_parent: record.flags & SHARED_WITH_PARENT != 0,
-                },
-            }
-        }
-        kind::VARIABLE => {
-            let (record, _) = take::<VariableRecord>(kind, bytes)?;
-            let name = &record.name[..(record.name_len as usize).min(record.name.len())];
-            Observation::Variable {
-                stamp: stamp(&record.header, clock),
-                name: String::from_utf8_lossy(name).into_owned(),
-                fingerprint: record.fingerprint,
-                secret_len: record.secret_len,
-                prefix: record.prefix.checked_sub(1),
-                dots: record.dots,
-                url: record.url != 0,
-            }
-        }
-        kind::CONNECT => {
-            let (record, _) = take::<ConnectRecord>(kind, bytes)?;
-            let address = if i32::from(record.family) == 2 {
-                let [a, b, c, d, ..] = record.address;
-                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-            } else {
-                let v6 = Ipv6Addr::from(record.address);
-                v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
-            };
-            Observation::Connected {
-                stamp: stamp(&record.header, clock),
-                cookie: record.cookie,
-                address,
-                port: record.port,
-                transport: if record.protocol == 6 {
-                    Transport::Tcp
-                } else {
-                    Transport::Udp
-                },
-                stdin: (record.stdin != 0).then_some(record.stdin),
-            }
-        }
-        kind::PAYLOAD => {
-            let (record, rest) = take::<PayloadRecord>(kind, bytes)?;
-            let taken = &rest[..rest.len().min(record.len as usize)];
-            return Ok((
-                time,
-                DecodedRecord::Payload(HelloPiece {
-                    time: clock.at(record.time),
-                    cookie: record.cookie,
-                    sequence: record.sequence,
-                    bytes: taken.to_vec(),
-                }),
-            ));
-        }
-        kind::PRESENTED => {
-            let (record, _) = take::<PresentedRecord>(kind, bytes)?;
-            Observation::Presented {
-                stamp: stamp(&record.header, clock),
-                write: record.write,
-                server: (record.server != 0).then_some(record.server),
-                host: (record.shown.host != 0).then_some(record.shown.host),
-                shown: shown(&record.shown),
-            }
-        }
-        kind::PLAINTEXT => {
-            let (record, _) = take::<PlaintextRecord>(kind, bytes)?;
-            Observation::Clear {
-                time: clock.at(record.time),
-                cookie: record.cookie,
-                host: (record.shown.host != 0).then_some(record.shown.host),
-                shown: shown(&record.shown),
-            }
-        }
-        kind::ISSUED => {
-            let (record, _) = take::<PlaintextRecord>(kind, bytes)?;
-            Observation::Minted {
-                time: clock.at(record.time),
-                cookie: record.cookie,
-                shown: shown(&record.shown),
-            }
-        }
-        kind::HOST => {
-            let (record, rest) = take::<PayloadRecord>(kind, bytes)?;
-            let name = &rest[..rest.len().min(record.len as usize)];
-            Observation::Host {
-                time: clock.at(record.time),
-                cookie: record.cookie,
-                name: host_name(name),
-            }
-        }
-        kind::WRITE_REJECTED => Observation::Withdrawn {
-            write: take::<WriteSocketRecord>(kind, bytes)?.0.write,
+    let raw = RawRecord::new(bytes, clock)?;
+    let time = raw.time()?;
+    let observation = match raw.kind {
+        kind::EXEC => Observation::Exec(raw.try_into()?),
+        kind::FORK => Observation::Fork(raw.try_into()?),
+        kind::EXIT => Observation::Exit(raw.try_into()?),
+        kind::FILE => Observation::FileOpened(raw.try_into()?),
+        kind::VARIABLE => Observation::Variable(raw.try_into()?, raw.try_into()?),
+        kind::CONNECT => Observation::Connected(raw.try_into()?),
+        kind::PAYLOAD => return Ok((time, DecodedRecord::Payload(raw.try_into()?))),
+        kind::PRESENTED => Observation::Presented(raw.try_into()?),
+        kind::PLAINTEXT => Observation::Plaintext(raw.try_into()?),
+        kind::ISSUED => Observation::Minted(raw.try_into()?),
+        kind::HOST => Observation::PlaintextHost(raw.try_into()?),
+        kind::WRITE_REJECTED => Observation::WriteRejected {
+            write: raw.read::<WriteSocketRecord>()?.write,
         },
         kind::WRITE_SENT => {
-            let (record, _) = take::<WriteSocketRecord>(kind, bytes)?;
-            Observation::Tied {
-                write: record.write,
-                cookie: record.cookie,
-            }
+            let WriteSocketRecord { write, cookie, .. } = raw.read()?;
+            Observation::WriteSent { write, cookie }
         }
         kind::DNS_RESPONSE => {
-            let (record, rest) = take::<PayloadRecord>(kind, bytes)?;
-            Observation::Answer {
-                time: clock.at(record.time),
-                resolved: dns::parse(&rest[..rest.len().min(record.len as usize)]),
+            let (record, message) = raw.payload()?;
+            match dns::parse_response(message) {
+                Some(answer) => Observation::DnsResponse(clock.at(record.time), answer),
+                None => return Ok((time, DecodedRecord::Nothing)),
             }
         }
-        kind::FOREIGN => {
-            let (record, _) = take::<ForeignReadRecord>(kind, bytes)?;
-            Observation::Foreign {
-                stamp: stamp(&record.header, clock),
-                target: if record.target_start == 0 {
-                    ReadTarget::Number(record.target)
-                } else {
-                    ReadTarget::Subject(subject(record.target, record.target_start))
-                },
-                look: match record.how {
-                    foreign::ENVIRON => Look::Environ,
-                    foreign::MEMORY | foreign::VM_READ => Look::Memory,
-                    _ => Look::Trace,
-                },
-            }
-        }
-        kind::REFUSED => {
-            let (record, _) = take::<RefusedRecord>(kind, bytes)?;
-            Observation::Refused {
-                time: clock.at(record.time),
-                cookie: record.cookie,
-            }
-        }
+        kind::FOREIGN => Observation::ForeignRead(raw.try_into()?),
+        kind::REFUSED => Observation::Refused {
+            cookie: raw.read::<RefusedRecord>()?.cookie,
+        },
         other => return Err(DecodeError::Kind(other)),
     };
     Ok((time, DecodedRecord::Whole(observation)))
+}
+
+impl TryFrom<RawRecord<'_>> for TaskInfo {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        Ok(task(&raw.read()?, raw.clock))
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for ObservedExec {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let (record, rest) = raw.split::<ProcessRecord>()?;
+        Ok(Self {
+            task: task(&record.header, raw.clock),
+            exe: path(rest, record.path_len, record.flags & TRUNCATED != 0),
+            file: FileId {
+                device: record.exe_device,
+                inode: record.exe_inode,
+                generation: record.exe_generation,
+            },
+            unlinked: record.flags & UNLINKED != 0,
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for ObservedOpen {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let (record, rest) = raw.split::<FileRecord>()?;
+        let has = |flag| record.flags & flag != 0;
+        Ok(Self {
+            task: task(&record.header, raw.clock),
+            path: path(rest, record.path_len, has(TRUNCATED)),
+            source: source(rest, &record),
+            file: FileId {
+                device: record.device,
+                inode: record.inode,
+                generation: record.generation,
+            },
+            known: has(BY_INODE),
+            kind: if has(WRITE_ONLY) {
+                OpenKind::Written
+            } else if has(CONNECTED) {
+                OpenKind::Connected
+            } else if has(RECEIVED) {
+                OpenKind::Received
+            } else if has(INHERITED) {
+                OpenKind::Inherited
+            } else {
+                OpenKind::Opened
+            },
+            count: record.count.max(1),
+            output: StdoutPipe {
+                pipe: (record.stdout != 0).then_some(record.stdout),
+                of_parent: has(SHARED_WITH_PARENT),
+            },
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for ObservedVariable {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let record: VariableRecord = raw.read()?;
+        let name = &record.name[..(record.name_len as usize).min(record.name.len())];
+        Ok(Self {
+            name: String::from_utf8_lossy(name).into_owned(),
+            fingerprint: record.fingerprint,
+            secret_len: record.secret_len,
+            prefix: record.prefix.checked_sub(1),
+            dots: record.dots,
+            url: record.url != 0,
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for ObservedConnection {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        /// `AF_INET`.
+        const IPV4: u16 = 2;
+        /// `IPPROTO_TCP`.
+        const TCP: u32 = 6;
+        let record: ConnectRecord = raw.read()?;
+        let address = if record.family == IPV4 {
+            let [a, b, c, d, ..] = record.address;
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(record.address)).to_canonical()
+        };
+        Ok(Self {
+            task: task(&record.header, raw.clock),
+            cookie: record.cookie,
+            address,
+            port: record.port,
+            transport: if record.protocol == TCP {
+                Transport::Tcp
+            } else {
+                Transport::Udp
+            },
+            stdin: (record.stdin != 0).then_some(record.stdin),
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for HelloPiece {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let (record, bytes) = raw.payload()?;
+        Ok(Self {
+            time: raw.clock.at(record.time),
+            cookie: record.cookie,
+            sequence: record.sequence,
+            bytes: bytes.to_vec(),
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for PlaintextHost {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let (record, name) = raw.payload()?;
+        Ok(Self {
+            time: raw.clock.at(record.time),
+            cookie: record.cookie,
+            name: host_name(name),
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for ObservedPresentation {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let record: PresentedRecord = raw.read()?;
+        Ok(Self {
+            task: task(&record.header, raw.clock),
+            write: record.write,
+            server: (record.server != 0).then_some(record.server),
+            host: (record.shown.host != 0).then_some(record.shown.host),
+            secret: (&record.shown).into(),
+        })
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for PlaintextSecret {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let record: PlaintextRecord = raw.read()?;
+        Ok(Self {
+            time: raw.clock.at(record.time),
+            cookie: record.cookie,
+            host: (record.shown.host != 0).then_some(record.shown.host),
+            secret: (&record.shown).into(),
+        })
+    }
+}
+
+impl From<&record::PresentedSecret> for ObservedSecret {
+    fn from(secret: &record::PresentedSecret) -> Self {
+        Self {
+            fingerprint: secret.fingerprint,
+            inner: (secret.inner != 0).then_some(secret.inner),
+            secret_len: secret.secret_len,
+            header: secret.name,
+            prefix: secret.prefix.checked_sub(1),
+            dots: secret.dots,
+        }
+    }
+}
+
+impl TryFrom<RawRecord<'_>> for ObservedForeignRead {
+    type Error = DecodeError;
+
+    fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
+        let record: ForeignReadRecord = raw.read()?;
+        Ok(Self {
+            task: task(&record.header, raw.clock),
+            target: if record.target_start == 0 {
+                ReadTarget::Number(record.target)
+            } else {
+                ReadTarget::Subject(subject(record.target, record.target_start))
+            },
+            look: match record.how {
+                foreign::ENVIRON => Look::Environ,
+                foreign::MEMORY | foreign::VM_READ => Look::Memory,
+                _ => Look::Trace,
+            },
+        })
+    }
 }
 
 /// The path of a file inside its own file system, if a mount shows it under another path.
@@ -317,7 +394,7 @@ fn source(bytes: &[u8], record: &FileRecord) -> Option<PathBuf> {
     Some(path(&whole, whole.len() as u32, false))
 }
 
-fn stamp(header: &RecordHeader, clock: BootClock) -> TaskInfo {
+fn task(header: &RecordHeader, clock: BootClock) -> TaskInfo {
     let comm = header
         .comm
         .split(|byte| *byte == 0)

@@ -1,59 +1,17 @@
 //! Programs to which no uprobe is attached: `inspect.exclude` in the configuration.
 
-use super::{elf::Elf, hold};
-use crate::{
-    attribution::{cgroup, names::ContainerImages},
-    host,
+use super::{file_reader::FileReader, hold};
+use crate::{config::exclude::ExcludePattern, host};
+use monitor_parse::{cgroup::parse as parse_cgroup, elf::Elf};
+use std::{
+    collections::HashMap,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
 };
-use globset::{GlobBuilder, GlobMatcher};
-use serde::{Deserialize, Deserializer};
-use std::{os::unix::fs::MetadataExt as _, path::Path, sync::PoisonError};
 
-/// A glob over paths of executables (if it begins with `/`), names of units, and images.
-#[derive(Clone, Debug)]
-pub struct ExcludePattern {
-    text: String,
-    glob: GlobMatcher,
-}
-
-impl<'de> Deserialize<'de> for ExcludePattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::new(&text).map_err(serde::de::Error::custom)
-    }
-}
-
-impl ExcludePattern {
-    fn new(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            return Err("an empty pattern excludes nothing; write the path of an executable, a unit, or an image".to_owned());
-        }
-        let glob = GlobBuilder::new(text)
-            .literal_separator(is_path(text))
-            .build()
-            .map_err(|error| format!("`{text}` is not a valid glob: {}", error.kind()))?;
-        Ok(Self {
-            text: text.to_owned(),
-            glob: glob.compile_matcher(),
-        })
-    }
-
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-}
-
-impl PartialEq for ExcludePattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for ExcludePattern {}
-
-fn is_path(text: &str) -> bool {
-    text.starts_with('/')
-}
+/// Images by container id, kept up to date by the attribution.
+pub type ContainerImages = Arc<RwLock<HashMap<String, String>>>;
 
 /// The exclusion patterns, and the known images of containers.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +51,7 @@ impl ExclusionRules {
 
     /// Whether a program's path alone decides, regardless of who runs it.
     pub fn is_by_path(&self) -> bool {
-        self.patterns.iter().all(|pattern| is_path(&pattern.text))
+        self.patterns.iter().all(|pattern| pattern.is_path())
     }
 
     /// The pattern that names this exact file.
@@ -105,7 +63,7 @@ impl ExclusionRules {
 
     /// The pattern that excludes an executable by its path.
     pub fn pattern_for_path(&self, path: &str) -> Option<String> {
-        self.find(|pattern| is_path(&pattern.text) && pattern.glob.is_match(path))
+        self.find(|pattern| pattern.is_path() && pattern.matches(path))
     }
 
     /// The pattern that excludes a process. A container whose image is not known yet is excluded if
@@ -124,53 +82,53 @@ impl ExclusionRules {
             return None;
         }
         let (mut unit, mut container) = (None, None);
-        for path in cgroup::paths_of(pid) {
-            let group = cgroup::parse(&path);
+        for path in host::cgroup_paths(pid) {
+            let group = parse_cgroup(&path);
             unit = unit.or(group.unit);
             container = container.or(group.container);
         }
-        let names = |pattern: &ExcludePattern| !is_path(&pattern.text);
+        let names = |pattern: &ExcludePattern| !pattern.is_path();
         if let Some(unit) = unit {
-            return self.find(|pattern| names(pattern) && pattern.glob.is_match(&unit));
+            return self.find(|pattern| names(pattern) && pattern.matches(&unit));
         }
         let container = container?;
         let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
         match images.get(&container) {
             Some(image) => self.find(|pattern| {
-                names(pattern) && image_names(image).any(|name| pattern.glob.is_match(name))
+                names(pattern) && image_names(image).any(|name| pattern.matches(name))
             }),
-            None => self.find(|pattern| names(pattern) && may_be_image(&pattern.text)),
+            None => self.find(|pattern| names(pattern) && may_be_image(pattern.text())),
         }
     }
 
     fn find(&self, excludes: impl Fn(&ExcludePattern) -> bool) -> Option<String> {
         let found = self.patterns.iter().find(|pattern| excludes(pattern))?;
-        Some(found.text.clone())
+        Some(found.text().to_owned())
     }
 }
 
 /// Whether matching programs may use shared libraries. False only for a single, installed,
 /// statically linked program.
 fn may_use_libraries(pattern: &ExcludePattern) -> bool {
-    let is_literal = !pattern.text.contains(['*', '?', '[', '{', '\\']);
-    if !is_path(&pattern.text) || !is_literal {
+    let is_literal = !pattern.text().contains(['*', '?', '[', '{', '\\']);
+    if !pattern.is_path() || !is_literal {
         return true;
     }
-    let program = hold::hold_on_host(Path::new(&pattern.text));
+    let program = hold::hold_on_host(Path::new(pattern.text()));
     let headers = program.and_then(|program| {
-        let headers = Elf::parse(&program.file).ok()?;
-        Some(headers.has_interpreter())
+        let file = FileReader(&program.file);
+        Some(Elf::parse(&file).ok()?.has_interpreter())
     });
     headers.unwrap_or(true)
 }
 
 /// The file named by a pattern that is a path: it is excluded under whatever name it is accessed.
 fn file_of(pattern: &ExcludePattern) -> Option<(u64, u64, String)> {
-    if !is_path(&pattern.text) {
+    if !pattern.is_path() {
         return None;
     }
-    let metadata = std::fs::metadata(host::path(Path::new(&pattern.text))).ok()?;
-    Some((metadata.dev(), metadata.ino(), pattern.text.clone()))
+    let metadata = std::fs::metadata(host::path(Path::new(pattern.text()))).ok()?;
+    Some((metadata.dev(), metadata.ino(), pattern.text().to_owned()))
 }
 
 /// Names of units end with one of these suffixes; those of images do not.

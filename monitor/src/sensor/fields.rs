@@ -89,10 +89,7 @@ mod tests {
 
     #[test]
     fn every_field_of_this_kernel() {
-        if Path::new(VMLINUX).exists() {
-            resolve(Path::new(VMLINUX)).expect("this kernel has every needed field");
-        } else {
-            eprintln!("skipped: this kernel has no BTF");
-        }
+        // The tests need a kernel with BTF.
+        resolve(Path::new(VMLINUX)).expect("this kernel has every needed field");
     }
 }

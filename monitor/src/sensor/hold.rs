@@ -5,7 +5,7 @@
 //! copy of its mount, and only if neither exists through the mount that the process uses.
 
 use super::{
-    doctor,
+    capabilities::effective_capabilities,
     mapped::{ProcessMapping, bounded_lines},
     running::REMOTE_FILE_SYSTEMS,
 };
@@ -165,7 +165,7 @@ fn copy_of_mount(seen: &OwnedFd) -> Option<OwnedFd> {
     /// A seccomp filter may kill a process that makes the call without the capability.
     static CAN_CLONE_MOUNTS: LazyLock<bool> = LazyLock::new(|| {
         const SYS_ADMIN: u32 = 21;
-        doctor::effective_capabilities().is_some_and(|bits| bits >> SYS_ADMIN & 1 == 1)
+        effective_capabilities().is_some_and(|bits| bits >> SYS_ADMIN & 1 == 1)
     });
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     (*CAN_CLONE_MOUNTS)

@@ -3,11 +3,11 @@
 
 use super::{
     AttachedProgram, SensorError,
-    attacher::UprobePrograms,
     btf::{Btf as Prototypes, BtfParameter},
     multi::MultiPrograms,
-    tls,
-    uprobe::{self, UprobeProgram as Uprobe},
+    skipped_hooks::{SKIP_HOOKS, is_skipped},
+    uprobe,
+    uprobe_program::{UprobeProgram as Uprobe, UprobePrograms},
 };
 use aya::{
     Btf, Ebpf,
@@ -19,6 +19,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use monitor_common::record::Probe;
+use monitor_parse::tls_functions as tls;
 use std::{fs::File, os::fd::AsFd as _, path::Path, sync::LazyLock, time::Instant};
 
 /// One program at one hook.
@@ -394,19 +395,6 @@ pub struct KernelSupport<'a> {
     pub multi: Option<MultiPrograms>,
 }
 
-/// Environment variable with kinds of hooks to skip, such as `lsm,fentry`, and of uprobes (`multi`,
-/// `pmu`): for hosts where one interferes with another tool, and for tests of lower rungs.
-pub const SKIP_HOOKS: &str = "KEYTRAIL_SKIP_HOOKS";
-
-/// Whether a kind of hook is skipped.
-pub fn is_skipped(kind: &str) -> bool {
-    static SKIPPED_HOOKS: LazyLock<String> =
-        LazyLock::new(|| std::env::var(SKIP_HOOKS).unwrap_or_default());
-    SKIPPED_HOOKS
-        .split(',')
-        .any(|skipped| skipped.trim() == kind)
-}
-
 impl HookLadder {
     /// Attaches the first rung that works; reports which one, and why the rungs above it do not
     /// work.
@@ -557,7 +545,10 @@ impl HookStep {
             .and_then(|program| program.fd().ok())
             .ok_or(SensorError::NoProgram(self.program))?
             .try_clone()
-            .map_err(SensorError::Wait)?;
+            .map_err(|source| SensorError::Descriptor {
+                program: self.program,
+                source,
+            })?;
         let failed = |source| SensorError::Map { name, source };
         let map = ebpf.map_mut(name).ok_or(SensorError::NoMap(name))?;
         let mut called: ProgramArray<_> = map.try_into().map_err(failed)?;
@@ -683,32 +674,6 @@ pub fn active_lsms() -> Option<String> {
         .map(|list| list.trim().to_owned())
 }
 
-/// The offsets of fields in a tracepoint's record, from its format in tracefs; zeros if it has none
-/// of these names.
-pub fn tracepoint_fields<const N: usize>(
-    category: &str,
-    name: &str,
-    fields: [(&str, u32); N],
-) -> [u32; N] {
-    let text = std::fs::read_to_string(format!("{TRACEFS}/events/{category}/{name}/format"))
-        .unwrap_or_default();
-    fields.map(|(field, size)| parse_field(&text, field, size).unwrap_or(0))
-}
-
-fn parse_field(format: &str, field: &str, size: u32) -> Option<u32> {
-    format.lines().find_map(|line| {
-        let mut parts = line
-            .trim()
-            .strip_prefix("field:")?
-            .split(';')
-            .map(str::trim);
-        let declared = parts.next()?.rsplit([' ', '*']).next()?;
-        let offset = parts.next()?.strip_prefix("offset:")?.parse().ok()?;
-        let width: u32 = parts.next()?.strip_prefix("size:")?.parse().ok()?;
-        (declared == field && width == size).then_some(offset)
-    })
-}
-
 /// Helper functions that this kernel provides; probed once.
 #[derive(Clone, Copy, Debug)]
 pub struct HelperSupport {
@@ -736,39 +701,14 @@ pub static HELPERS: LazyLock<HelperSupport> = LazyLock::new(|| {
 /// Exists if the kernel has kprobes.
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
-/// The standard mount point of tracefs.
-pub const TRACEFS: &str = "/sys/kernel/tracing";
-
-/// Mounts tracefs if it is not mounted: hosts without systemd do not mount it, and tracepoints are
-/// identified by numbers in it.
-pub fn ensure_tracefs() {
-    let there = |path: &str| Path::new(path).join("events").is_dir();
-    if there(TRACEFS) || there("/sys/kernel/debug/tracing") {
-        return;
-    }
-    let flags = rustix::mount::MountFlags::NOSUID
-        | rustix::mount::MountFlags::NODEV
-        | rustix::mount::MountFlags::NOEXEC;
-    match rustix::mount::mount("tracefs", TRACEFS, "tracefs", flags, None) {
-        Ok(()) => tracing::info!("mounted tracefs at {TRACEFS}"),
-        Err(error) => {
-            tracing::warn!(%error, "tracefs is not mounted at {TRACEFS}, and mounting it failed")
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sensor::fields::VMLINUX;
-    use proptest::prelude::*;
 
     #[test]
     fn every_hook_of_this_kernel_is_as_the_programs_take_it() {
-        let Ok(data) = std::fs::read(VMLINUX) else {
-            eprintln!("skipped: this kernel has no BTF");
-            return;
-        };
+        let data = std::fs::read(VMLINUX).expect("the tests need a kernel with BTF");
         let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
         let hooks = LADDERS
             .iter()
@@ -793,10 +733,7 @@ mod tests {
 
     #[test]
     fn another_prototype_is_told() {
-        let Ok(data) = std::fs::read(VMLINUX) else {
-            eprintln!("skipped: this kernel has no BTF");
-            return;
-        };
+        let data = std::fs::read(VMLINUX).expect("the tests need a kernel with BTF");
         let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
         assert!(
             !ExpectedParameter::Pointer("file")
@@ -811,22 +748,5 @@ mod tests {
                 BtfParameter::Value(4)
             ])
         );
-    }
-
-    proptest! {
-        #[test]
-        fn any_description_of_a_tracepoint(text in "(field:|offset:|size:|[ a-z0-9;:*\t\n-]){0,60}") {
-            let _ = parse_field(&text, "res", 4);
-        }
-    }
-
-    #[test]
-    fn fields_of_a_tracepoint() {
-        let text = "name: io_uring_complete\nformat:\n\tfield:void * req;\toffset:16;\tsize:8;\tsigned:0;\n\tfield:int res;\toffset:32;\tsize:4;\tsigned:1;\n";
-        assert_eq!(parse_field(text, "req", 8), Some(16));
-        assert_eq!(parse_field(text, "res", 4), Some(32));
-        assert_eq!(parse_field(text, "res", 8), None, "of another width");
-        assert_eq!(parse_field("field:;;offset", "res", 4), None);
-        assert_eq!(parse_field("", "res", 4), None);
     }
 }

@@ -4,29 +4,32 @@
 
 mod attacher;
 pub mod btf;
+pub mod capabilities;
 pub mod decode;
-pub mod dns;
 pub mod doctor;
-mod elf;
+pub mod effects;
 pub mod exclude;
 pub mod fields;
-mod go_table;
-pub mod hello;
+mod file_reader;
 mod hold;
 mod inspector;
+mod known_files;
 mod ladder;
 mod mapped;
 mod multi;
 pub mod observation;
 mod perf;
+pub mod report;
 pub mod running;
 pub mod selftest;
-mod tls;
+mod skipped_hooks;
+mod tracefs;
 mod uprobe;
+mod uprobe_program;
 
-use crate::done;
+use crate::{completion, interval::Interval};
 pub use attacher::SensorNotice;
-use attacher::{AttachRequest, Attacher, NoticeSender, UprobePrograms};
+use attacher::{AttachRequest, Attacher, NoticeSender};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
@@ -34,9 +37,11 @@ use aya::{
 use decode::{BootClock, DecodedRecord, decode};
 use exclude::ExclusionRules;
 use fields::FieldsError;
+use hashlink::LruCache;
 pub use hold::mount_points;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
-use inspector::{InspectRequest, Inspector, KnownFiles};
+use inspector::{InspectRequest, Inspector};
+use known_files::KnownFiles;
 use ladder::{KernelSupport, LADDERS};
 use monitor_common::{
     filter::{self, BLOOM_WORDS, bloom_position, inode_key},
@@ -48,10 +53,12 @@ use monitor_common::{
     scan::CARRIED_MAX,
 };
 use monitor_core::catalog::kernel_filter::FilterRules;
+use monitor_parse::client_hello::HelloAssembler;
 use multi::MultiPrograms;
-use observation::{FileId, Observation};
+use observation::{FileId, Observation, OpenFileKey, RepeatedOpens};
+use report::{RingLoss, SensorReport};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -61,6 +68,7 @@ use std::{
 use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 pub use uprobe::remove_leftovers;
+use uprobe_program::UprobePrograms;
 
 static PROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/keytrail-probes"));
 
@@ -86,8 +94,15 @@ pub enum SensorError {
         "program {0} is missing from the probes: the agent and its probes are from different builds"
     )]
     NoProgram(&'static str),
-    #[error("the rings cannot be waited for: {0}")]
-    Wait(#[from] io::Error),
+    #[error("cannot wait for the ring buffers: {0}")]
+    Wait(io::Error),
+    #[error("cannot duplicate the descriptor of program {program}: {source}")]
+    Descriptor {
+        program: &'static str,
+        source: io::Error,
+    },
+    #[error("cannot start the threads for uprobes: {0}")]
+    Threads(io::Error),
     #[error("no probe could be attached: {0}")]
     NothingAttached(String),
 }
@@ -136,21 +151,21 @@ pub struct Sensor {
     agent: Array<MapData, u32>,
     epoch: Array<MapData, u64>,
     inode_filter: Box<[u64; BLOOM_WORDS]>,
-    /// The contents of the inode map, and the order of insertion.
-    noted: std::collections::HashMap<FileId, u32>,
-    noted_order: VecDeque<FileId>,
+    /// The contents of the inode map. The first ones added are evicted first.
+    noted: LruCache<FileId, u32>,
     attached: Vec<AttachedProgram>,
     /// Number of records that could not be decoded.
-    pub undecoded: u64,
+    undecoded: u64,
     /// Records younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
-    hellos: hello::HelloAssembler,
+    hellos: HelloAssembler,
     writes: HashMap<MapData, u64, [u64; 4]>,
     writing: Array<MapData, u64>,
     /// Its values are bytes of processes: user space never reads them.
     carried: HashMap<MapData, [u64; 2], [u8; size_of::<u64>() + CARRIED_MAX]>,
     /// Those present at the last sweep.
     waiting: std::collections::HashSet<[u64; 2]>,
+    carried_sweep: Interval,
     /// Absent if the kernel does not allow uprobes.
     uprobes: Option<UprobeThreads>,
 }
@@ -177,7 +192,7 @@ impl UprobeThreads {
         let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
         let inspector = Inspector::start(&known, attacher.commands(), &reporter)?;
         // The inspector passes it on to the attacher, after the files it found.
-        let (done, waiter) = done::completion();
+        let (done, waiter) = completion::completion();
         inspector.request(InspectRequest::Installed(done));
         if !waiter.wait_timeout(INSTALLED_TIMEOUT) {
             tracing::warn!(
@@ -193,18 +208,26 @@ impl UprobeThreads {
         })
     }
 
+    /// Applies new exclusion rules.
+    fn exclude(&self, exclusion: ExclusionRules) {
+        self.attacher.send(AttachRequest::Exclude(exclusion));
+        // Files excluded before may not be excluded any more.
+        self.known.reset_nothing_found();
+        self.inspector.request(InspectRequest::Running);
+    }
+
     /// Tells the attacher about forks, execs and exits.
     fn follow(&self, observation: &Observation) {
         let command = match observation {
-            Observation::Fork { stamp } => AttachRequest::Forked {
-                parent: stamp.parent.map_or(0, |parent| parent.pid),
-                child: stamp.subject.pid,
+            Observation::Fork(task) => AttachRequest::Forked {
+                parent: task.parent.map_or(0, |parent| parent.pid),
+                child: task.subject.pid,
             },
-            Observation::Exec { stamp, .. } => AttachRequest::Executed {
-                pid: stamp.subject.pid,
+            Observation::Exec(exec) => AttachRequest::Executed {
+                pid: exec.task.subject.pid,
             },
-            Observation::Exit { stamp } => AttachRequest::Exited {
-                pid: stamp.subject.pid,
+            Observation::Exit(task) => AttachRequest::Exited {
+                pid: task.subject.pid,
             },
             _ => return,
         };
@@ -220,6 +243,8 @@ impl std::fmt::Debug for Sensor {
     }
 }
 
+/// Interval between removals of split lines that were not continued.
+const CARRIED_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// After a batch, records accumulate for this long: it limits the wake-ups, and is a tenth of the
 /// promised detection latency.
 const GATHER_TIME: Duration = Duration::from_millis(5);
@@ -232,9 +257,9 @@ impl Sensor {
     pub fn start(options: &SensorOptions<'_>) -> Result<Self, SensorError> {
         let (offsets, prototypes) = fields::resolve_with_types(options.btf)?;
         let key = [options.key.k0, options.key.k1];
-        ladder::ensure_tracefs();
+        tracefs::ensure_tracefs();
         let uring =
-            ladder::tracepoint_fields("io_uring", "io_uring_complete", [("req", 8), ("res", 4)]);
+            tracefs::tracepoint_fields("io_uring", "io_uring_complete", [("req", 8), ("res", 4)]);
         let helpers = *ladder::HELPERS;
         let typed = [
             helpers.typed_task[0],
@@ -289,16 +314,16 @@ impl Sensor {
             agent: map(&mut ebpf, "AGENT")?,
             epoch: map(&mut ebpf, "EPOCH")?,
             inode_filter: Box::new([0; BLOOM_WORDS]),
-            noted: std::collections::HashMap::new(),
-            noted_order: VecDeque::new(),
+            noted: LruCache::new(INODE_LIMIT),
             attached: Vec::new(),
             undecoded: 0,
             pending: Vec::new(),
-            hellos: hello::HelloAssembler::default(),
+            hellos: HelloAssembler::default(),
             writes: map(&mut ebpf, "PENDING_WRITES")?,
             writing: map(&mut ebpf, "WRITES_PENDING")?,
             carried: map(&mut ebpf, "CARRIED")?,
             waiting: std::collections::HashSet::new(),
+            carried_sweep: Interval::new(CARRIED_SWEEP_INTERVAL),
             uprobes: None,
             _ebpf: ebpf,
         };
@@ -307,7 +332,8 @@ impl Sensor {
         let programs = sensor.attach(&machine)?;
         drop(machine);
         if !programs.is_empty() {
-            sensor.uprobes = Some(UprobeThreads::start(programs, options.exclusion.clone())?);
+            let threads = UprobeThreads::start(programs, options.exclusion.clone());
+            sensor.uprobes = Some(threads.map_err(SensorError::Threads)?);
         }
         Ok(sensor)
     }
@@ -323,41 +349,6 @@ impl Sensor {
             .map_err(failed)
     }
 
-    /// Inspects the TLS reads of a process that talks to an authenticator. Does nothing if its
-    /// library is not attached to, or if too many processes are inspected already.
-    pub fn inspect_answers(&self, pid: u32) {
-        if let Some(uprobes) = &self.uprobes {
-            uprobes
-                .attacher
-                .send(AttachRequest::InspectResponses { pid });
-        }
-    }
-
-    /// Applies new exclusion rules.
-    pub fn exclude(&self, exclusion: ExclusionRules) {
-        if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.send(AttachRequest::Exclude(exclusion));
-            // Files excluded before may not be excluded any more.
-            uprobes.known.reset_nothing_found();
-            uprobes.inspector.request(InspectRequest::Running);
-        }
-    }
-
-    /// Called when more image names became known.
-    pub fn reconsider_exclusion(&self) {
-        if let Some(uprobes) = &self.uprobes {
-            uprobes.attacher.send(AttachRequest::Reconsider);
-        }
-    }
-
-    /// Notices about uprobes since the last call.
-    pub fn take_notices(&self) -> Vec<SensorNotice> {
-        let uprobes = self.uprobes.iter();
-        uprobes
-            .flat_map(|uprobes| uprobes.notices.try_iter())
-            .collect()
-    }
-
     /// Why the kernel does not report mapped files, if it does not.
     pub fn mapping_error(&self) -> Option<&str> {
         self.uprobes.as_ref()?.inspector.unreported.as_deref()
@@ -365,7 +356,7 @@ impl Sensor {
 
     /// Stops examining ingress packets once the last plaintext request is long ago. Called every
     /// second.
-    pub fn close_answers(&mut self) -> Result<(), SensorError> {
+    fn close_responses(&mut self) -> Result<(), SensorError> {
         const NAME: &str = "RESPONSES_PENDING";
         /// Seconds within which a response is expected.
         const RESPONSE_TIMEOUT_SECS: u64 = 30;
@@ -382,7 +373,7 @@ impl Sensor {
     }
 
     /// Removes lines that were split and not continued since the last call.
-    pub fn sweep_carried(&mut self) {
+    fn sweep_carried(&mut self) {
         let there = self.carried.keys().filter_map(Result::ok).collect();
         for object in self.waiting.intersection(&there) {
             // It may have been removed in between.
@@ -392,7 +383,7 @@ impl Sensor {
     }
 
     /// Removes writes that never reached a socket. Called every second.
-    pub fn sweep_writes(&mut self) -> Result<(), SensorError> {
+    fn sweep_writes(&mut self) -> Result<(), SensorError> {
         let failed = |source| SensorError::Map {
             name: "WRITES_PENDING",
             source,
@@ -417,7 +408,7 @@ impl Sensor {
 
     /// Tells the probes the addresses of authenticators: responses from there are searched without
     /// a quota.
-    pub fn set_authenticators(&mut self, addresses: &[IpAddr]) -> Result<(), SensorError> {
+    fn set_authenticators(&mut self, addresses: &[IpAddr]) -> Result<(), SensorError> {
         const NAME: &str = "AUTHENTICATORS";
         let failed = |source| SensorError::Map { name: NAME, source };
         let map = self._ebpf.map_mut(NAME).ok_or(SensorError::NoMap(NAME))?;
@@ -442,7 +433,7 @@ impl Sensor {
 
     /// Replaces the rules of the kernel filter. The exact rules are written first, so that a set
     /// bit always finds its rule.
-    pub fn set_rules(&mut self, rules: &FilterRules) -> Result<(), SensorError> {
+    fn set_rules(&mut self, rules: &FilterRules) -> Result<(), SensorError> {
         let failed = |name| move |source| SensorError::Map { name, source };
         let mut filter = Box::new([0u64; BLOOM_WORDS]);
         let of_process = ["environ", "mem"].map(|name| {
@@ -520,7 +511,7 @@ impl Sensor {
 
     /// Has the probes examine every file again. Called every second, because a directory may have
     /// been renamed.
-    pub fn begin_epoch(&mut self) -> Result<(), SensorError> {
+    fn begin_epoch(&mut self) -> Result<(), SensorError> {
         self.epoch
             .set(0, boot_time(), 0)
             .map_err(|source| SensorError::Map {
@@ -530,7 +521,7 @@ impl Sensor {
     }
 
     /// Has opens of this file reported regardless of its name.
-    pub fn learn(&mut self, file: FileId) -> Result<(), SensorError> {
+    fn learn(&mut self, file: FileId) -> Result<(), SensorError> {
         if !self.remember_inode(file, INODE_CREDENTIAL)? {
             return Ok(());
         }
@@ -548,7 +539,7 @@ impl Sensor {
     }
 
     /// Has opens of this file ignored: only its name looks like a credential's.
-    pub fn ignore(&mut self, file: FileId) -> Result<(), SensorError> {
+    fn ignore(&mut self, file: FileId) -> Result<(), SensorError> {
         self.remember_inode(file, INODE_IGNORED).map(drop)
     }
 
@@ -560,17 +551,18 @@ impl Sensor {
             name: "INODES",
             source,
         };
-        match self.noted.insert(file, value) {
-            Some(known) if known == value => return Ok(false),
-            Some(_) => {}
-            None => self.noted_order.push_back(file),
-        }
-        if self.noted_order.len() > INODE_LIMIT
-            && let Some(oldest) = self.noted_order.pop_front()
-        {
-            self.noted.remove(&oldest);
-            // It may have been removed already.
-            let _ = self.inodes.remove(&inode_words(key_of(oldest)));
+        match self.noted.peek_mut(&file) {
+            Some(known) if *known == value => return Ok(false),
+            Some(known) => *known = value,
+            None => {
+                if self.noted.len() >= INODE_LIMIT
+                    && let Some((oldest, _)) = self.noted.remove_lru()
+                {
+                    // It may have been removed already.
+                    let _ = self.inodes.remove(&inode_words(key_of(oldest)));
+                }
+                self.noted.insert(file, value);
+            }
         }
         self.inodes
             .insert(inode_words(key_of(file)), value, 0)
@@ -591,8 +583,8 @@ impl Sensor {
     ) -> Result<(), SensorError> {
         if self.pending.is_empty() {
             tokio::select! {
-                ready = self.credential_ring.ready(Interest::READABLE) => ready?.clear_ready(),
-                ready = self.process_ring.ready(Interest::READABLE) => ready?.clear_ready(),
+                ready = self.credential_ring.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
+                ready = self.process_ring.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
                 () = tokio::time::sleep(limit) => {}
             }
         }
@@ -609,7 +601,7 @@ impl Sensor {
                 // A forked process may exec within milliseconds, and exit before other records are
                 // gathered.
                 ready = self.process_ring.ready(Interest::READABLE), if rest.is_elapsed() => {
-                    ready?.clear_ready();
+                    ready.map_err(SensorError::Wait)?.clear_ready();
                     self.drain();
                     rest.as_mut().reset(tokio::time::Instant::now() + POLL_INTERVAL);
                 }
@@ -642,8 +634,11 @@ impl Sensor {
                         pending.push((time, observation));
                     }
                     Ok((time, DecodedRecord::Payload(piece))) => {
-                        pending.extend(self.hellos.add_piece(piece).map(|whole| (time, whole)));
+                        let payload = self.hellos.add_piece(piece);
+                        pending
+                            .extend(payload.map(|payload| (time, Observation::Payload(payload))));
                     }
+                    Ok((_, DecodedRecord::Nothing)) => {}
                     Err(error) => {
                         self.undecoded += 1;
                         tracing::warn!(%error, "skipped a probe record");
@@ -653,8 +648,35 @@ impl Sensor {
         }
     }
 
+    /// Counters since the start, losses and notices since the last call.
+    pub fn take_report(&mut self) -> Result<SensorReport, SensorError> {
+        let losses = self.take_losses();
+        let uprobes = self.uprobes.iter();
+        Ok(SensorReport {
+            counters: self.counters()?,
+            undecoded: self.undecoded,
+            losses,
+            notices: uprobes
+                .flat_map(|uprobes| uprobes.notices.try_iter())
+                .collect(),
+            silent_since: None,
+        })
+    }
+
+    /// Does what is due regularly: files are examined again, and what never reached a socket or was
+    /// not continued is removed. Called every second.
+    pub fn maintain(&mut self) -> Result<(), SensorError> {
+        self.begin_epoch()?;
+        self.sweep_writes()?;
+        self.close_responses()?;
+        if self.carried_sweep.is_due() {
+            self.sweep_carried();
+        }
+        Ok(())
+    }
+
     /// Counters since the start, by probe and stage.
-    pub fn counters(&self) -> Result<ProbeCounters, SensorError> {
+    fn counters(&self) -> Result<ProbeCounters, SensorError> {
         let mut counters = ProbeCounters::default();
         for index in 0..COUNTERS {
             let values =
@@ -670,7 +692,7 @@ impl Sensor {
     }
 
     /// Returns and clears the losses of the rings, by cgroup and probe.
-    pub fn take_losses(&mut self) -> Vec<(u64, Probe, u64)> {
+    fn take_losses(&mut self) -> Vec<RingLoss> {
         let entries: Vec<([u64; 2], u64)> = self.losses.iter().filter_map(Result::ok).collect();
         let mut taken = Vec::new();
         for (key, lost) in entries {
@@ -678,14 +700,18 @@ impl Sensor {
             let _ = self.losses.remove(&key);
             let (probe, _) = split_address(key[1]);
             let probe = Probe::ALL.into_iter().find(|known| *known as u32 == probe);
-            taken.extend(probe.map(|probe| (key[0], probe, lost)));
+            taken.extend(probe.map(|probe| RingLoss {
+                cgroup: key[0],
+                probe,
+                count: lost,
+            }));
         }
         taken
     }
 
     /// Returns and clears the counts of repeated reads that no record reported, and removes
     /// processes that exited.
-    pub fn sweep_reads(&mut self, into: &mut Vec<Observation>) -> Result<(), SensorError> {
+    pub fn take_repeated_opens(&mut self, into: &mut Vec<Observation>) -> Result<(), SensorError> {
         let clock = BootClock::now();
         let now = boot_time();
         let entries: Vec<([u64; 3], [u64; 2])> = self.reads.iter().filter_map(Result::ok).collect();
@@ -695,16 +721,15 @@ impl Sensor {
                 continue;
             }
             if value.count > 0 && key.pid & WRITE_ONLY_PID == 0 {
-                into.push(Observation::FileRepeated {
+                into.push(Observation::FileRepeated(RepeatedOpens {
                     time: clock.at(now),
-                    subject: monitor_core::model::Subject {
-                        pid: key.pid,
-                        start: key.start / 10_000_000,
+                    key: OpenFileKey {
+                        subject: decode::subject(key.pid, key.start),
+                        device: key.device,
+                        inode: key.inode,
                     },
-                    device: key.device,
-                    inode: key.inode,
                     count: value.count,
-                });
+                }));
             }
             // A read between this lookup and the removal loses one count; the next read is sent.
             let _ = self.reads.remove(&read_words(key));
@@ -736,8 +761,8 @@ fn boot_time() -> u64 {
 /// For observations with equal times: process records come first.
 fn sort_rank(observation: &Observation) -> u8 {
     match observation {
-        Observation::Fork { .. } | Observation::Exec { .. } => 0,
-        Observation::Exit { .. } => 2,
+        Observation::Fork(_) | Observation::Exec(_) => 0,
+        Observation::Exit(_) => 2,
         _ => 1,
     }
 }

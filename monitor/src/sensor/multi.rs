@@ -1,7 +1,7 @@
 //! Multi-uprobe links (Linux 6.6), which aya does not support: the programs are taken from the same
 //! object, loaded with their attach type, and linked by two calls of `bpf(2)`.
 
-use super::{perf::owned_descriptor, uprobe::UprobeProgram};
+use super::{perf::owned_descriptor, uprobe_program::UprobeProgram};
 use aya::{Ebpf, maps::Map};
 use aya_obj::{
     EbpfSectionKind, Object, ProgramSection,

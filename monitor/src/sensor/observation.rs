@@ -1,9 +1,71 @@
 //! The sensor's output: decoded and validated records.
 
-use super::dns::DnsAnswer;
 use jiff::Timestamp;
 use monitor_core::model::{Look, Subject, Transport};
+use monitor_parse::{client_hello::FirstPayload, dns::DnsAnswer};
 use std::{net::IpAddr, path::PathBuf};
+
+/// One observation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    Exec(ObservedExec),
+    Fork(TaskInfo),
+    Exit(TaskInfo),
+    FileOpened(ObservedOpen),
+    /// Opens counted in the kernel after the last record of the same file and process.
+    FileRepeated(RepeatedOpens),
+    Variable(TaskInfo, ObservedVariable),
+    Connected(ObservedConnection),
+    /// A TCP connection that was never established, by its socket cookie.
+    Refused {
+        cookie: u64,
+    },
+    /// The first payload of a connection, and its ClientHello if it is one.
+    Payload(FirstPayload),
+    /// The server name in the head of a plaintext request.
+    PlaintextHost(PlaintextHost),
+    DnsResponse(Timestamp, DnsAnswer),
+    /// A credential in the bytes that a process passed to its TLS library.
+    Presented(ObservedPresentation),
+    /// A credential in a packet outside TLS.
+    Plaintext(PlaintextSecret),
+    /// A credential in a plaintext response; all credentials of one response have the same time.
+    Minted(PlaintextSecret),
+    /// The TLS library did not accept the write.
+    WriteRejected {
+        write: u64,
+    },
+    /// The socket on which the write was sent.
+    WriteSent {
+        write: u64,
+        cookie: u64,
+    },
+    /// A read of another process's environment or memory.
+    ForeignRead(ObservedForeignRead),
+}
+
+impl Observation {
+    /// The task that caused the observation; `None` if only its connection is known.
+    pub fn task(&self) -> Option<&TaskInfo> {
+        match self {
+            Self::Exec(exec) => Some(&exec.task),
+            Self::Fork(task) | Self::Exit(task) | Self::Variable(task, _) => Some(task),
+            Self::FileOpened(open) => Some(&open.task),
+            Self::Connected(connection) => Some(&connection.task),
+            Self::Presented(presentation) => Some(&presentation.task),
+            Self::ForeignRead(read) => Some(&read.task),
+            Self::FileRepeated(_)
+            | Self::Refused { .. }
+            | Self::Payload(_)
+            | Self::PlaintextHost(_)
+            | Self::DnsResponse(..)
+            | Self::Plaintext(_)
+            | Self::Minted(_)
+            | Self::WriteRejected { .. }
+            | Self::WriteSent { .. } => None,
+        }
+    }
+}
 
 /// The task that caused a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +78,15 @@ pub struct TaskInfo {
     pub loginuid: Option<u32>,
     pub tty: bool,
     pub comm: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedExec {
+    pub task: TaskInfo,
+    pub exe: PathBuf,
+    pub file: FileId,
+    /// The executable no longer has a name, or never had one.
+    pub unlinked: bool,
 }
 
 /// Identifies a file.
@@ -32,6 +103,35 @@ pub fn kernel_device(device: u64) -> u32 {
     rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedOpen {
+    pub task: TaskInfo,
+    /// Path as the process sees it; begins with `/…/` if it was too long to be captured.
+    pub path: PathBuf,
+    /// Path inside its own file system, if a mount shows it under another path.
+    pub source: Option<PathBuf>,
+    pub file: FileId,
+    /// The probe recognised it by its inode, regardless of its name.
+    pub known: bool,
+    pub kind: OpenKind,
+    pub count: u32,
+    pub output: StdoutPipe,
+}
+
+/// How a process obtained an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenKind {
+    Opened,
+    /// From another process: over a socket, or taken from it.
+    Received,
+    /// Inherited across an exec.
+    Inherited,
+    /// Opened for writing only: its contents are not used.
+    Written,
+    /// Not a file but a socket to which the process connected.
+    Connected,
+}
+
 /// The destination of a process's standard output, if it is a pipe or a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StdoutPipe {
@@ -41,125 +141,73 @@ pub struct StdoutPipe {
     pub of_parent: bool,
 }
 
-/// One observation.
+/// Identifies one open file of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpenFileKey {
+    pub subject: Subject,
+    pub device: u32,
+    pub inode: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RepeatedOpens {
+    pub time: Timestamp,
+    pub key: OpenFileKey,
+    pub count: u32,
+}
+
+/// A variable that may hold a secret, reported by a probe or read from `/proc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observation {
-    Exec {
-        stamp: TaskInfo,
-        exe: PathBuf,
-        file: FileId,
-        /// The executable no longer has a name, or never had one.
-        unlinked: bool,
-    },
-    Fork {
-        stamp: TaskInfo,
-    },
-    Exit {
-        stamp: TaskInfo,
-    },
-    FileOpened {
-        stamp: TaskInfo,
-        /// Path as the process sees it; begins with `/…/` if it was too long to be captured.
-        path: PathBuf,
-        /// Path inside its own file system, if a mount shows it under another path.
-        source: Option<PathBuf>,
-        file: FileId,
-        /// The probe recognised it by its inode, regardless of its name.
-        known: bool,
-        manner: OpenKind,
-        count: u32,
-        output: StdoutPipe,
-    },
-    /// A credential in the bytes that a process passed to its TLS library.
-    Presented {
-        stamp: TaskInfo,
-        /// Identifies the write.
-        write: u64,
-        /// Fingerprint of the server name that the program set on its TLS object.
-        server: Option<u64>,
-        /// Fingerprint of the server name in the head of the request.
-        host: Option<u64>,
-        shown: ObservedSecret,
-    },
-    /// A credential in a packet outside TLS.
-    Clear {
-        time: Timestamp,
-        cookie: u64,
-        /// As in [`Observation::Presented`].
-        host: Option<u64>,
-        shown: ObservedSecret,
-    },
-    /// A credential in a plaintext response; all credentials of one response have the same time.
-    Minted {
-        time: Timestamp,
-        cookie: u64,
-        shown: ObservedSecret,
-    },
-    /// The server name in the head of a plaintext request.
-    Host {
-        time: Timestamp,
-        cookie: u64,
-        name: Option<String>,
-    },
-    /// A DNS response; `None` if it contained no address or could not be parsed.
-    Answer {
-        time: Timestamp,
-        resolved: Option<DnsAnswer>,
-    },
-    /// The TLS library did not accept the write.
-    Withdrawn {
-        write: u64,
-    },
-    /// The socket on which the write was sent.
-    Tied {
-        write: u64,
-        cookie: u64,
-    },
-    /// Opens counted in the kernel after the last record of the same file and process.
-    FileRepeated {
-        time: Timestamp,
-        subject: Subject,
-        device: u32,
-        inode: u64,
-        count: u32,
-    },
-    Variable {
-        stamp: TaskInfo,
-        name: String,
-        fingerprint: u64,
-        secret_len: u32,
-        /// Index in the catalog's prefix table.
-        prefix: Option<u32>,
-        dots: u32,
-        url: bool,
-    },
-    Connected {
-        stamp: TaskInfo,
-        cookie: u64,
-        address: IpAddr,
-        port: u16,
-        transport: Transport,
-        stdin: Option<u64>,
-    },
-    /// A read of another process's environment or memory.
-    Foreign {
-        stamp: TaskInfo,
-        target: ReadTarget,
-        look: Look,
-    },
-    /// A TCP connection that was never established.
-    Refused {
-        time: Timestamp,
-        cookie: u64,
-    },
-    /// The first payload of a connection, and its ClientHello if it is one.
-    Payload {
-        time: Timestamp,
-        cookie: u64,
-        hello: Option<ClientHello>,
-        /// The payload began like a ClientHello but could not be parsed.
-        malformed: bool,
-    },
+pub struct ObservedVariable {
+    pub name: String,
+    pub fingerprint: u64,
+    /// Bytes of the secret.
+    pub secret_len: u32,
+    /// Index in the catalog's prefix table.
+    pub prefix: Option<u32>,
+    pub dots: u32,
+    /// The secret is the password of a URL.
+    pub url: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedConnection {
+    pub task: TaskInfo,
+    pub cookie: u64,
+    pub address: IpAddr,
+    pub port: u16,
+    pub transport: Transport,
+    /// Inode number of the pipe or socket at the process's standard input.
+    pub stdin: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaintextHost {
+    pub time: Timestamp,
+    pub cookie: u64,
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedPresentation {
+    pub task: TaskInfo,
+    /// Identifies the write.
+    pub write: u64,
+    /// Fingerprint of the server name that the program set on its TLS object.
+    pub server: Option<u64>,
+    /// Fingerprint of the server name in the head of the request.
+    pub host: Option<u64>,
+    pub secret: ObservedSecret,
+}
+
+/// A credential in a packet outside TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlaintextSecret {
+    pub time: Timestamp,
+    pub cookie: u64,
+    /// As in [`ObservedPresentation`].
+    pub host: Option<u64>,
+    pub secret: ObservedSecret,
 }
 
 /// A secret that a probe found in the bytes of a connection.
@@ -178,18 +226,11 @@ pub struct ObservedSecret {
     pub dots: u32,
 }
 
-/// How a process obtained an open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenKind {
-    Opened,
-    /// From another process: over a socket, or taken from it.
-    Received,
-    /// Inherited across an exec.
-    Inherited,
-    /// Opened for writing only: its contents are not used.
-    Written,
-    /// Not a file but a socket to which the process connected.
-    Connected,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedForeignRead {
+    pub task: TaskInfo,
+    pub target: ReadTarget,
+    pub look: Look,
 }
 
 /// A process that was read by another.
@@ -198,12 +239,4 @@ pub enum ReadTarget {
     Subject(Subject),
     /// Its pid in the reader's PID namespace.
     Number(u32),
-}
-
-/// The plaintext part of a ClientHello.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClientHello {
-    pub server_name: Option<String>,
-    pub alpn: Vec<String>,
-    pub ech: bool,
 }

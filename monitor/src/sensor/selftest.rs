@@ -2,7 +2,7 @@
 
 use super::{
     Sensor, SensorError,
-    observation::{Observation, kernel_device},
+    observation::{Observation, ObservedForeignRead, ObservedOpen, kernel_device},
 };
 use jiff::Timestamp;
 use std::{
@@ -70,9 +70,9 @@ pub async fn self_test(
         }
     };
     drop(folder);
-    let Observation::FileOpened {
-        stamp, path: seen, ..
-    } = found
+    let Observation::FileOpened(ObservedOpen {
+        task, path: seen, ..
+    }) = found
     else {
         return Err(SelfTestError::Silent(TIMEOUT));
     };
@@ -97,18 +97,18 @@ pub async fn self_test(
     if let Ok(own) = own {
         check(
             "the start time",
-            stamp.subject.start.to_string(),
+            task.subject.start.to_string(),
             own.starttime.to_string(),
         )?;
     }
     let comm = fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
     check(
         "the command name",
-        stamp.comm.clone(),
+        task.comm.clone(),
         comm.trim_end().to_owned(),
     )?;
-    sensor.set_agent(stamp.subject.pid)?;
-    Ok(stamp.subject.pid)
+    sensor.set_agent(task.subject.pid)?;
+    Ok(task.subject.pid)
 }
 
 /// A directory for a file with a credential's name, removed however the test ends.
@@ -174,16 +174,16 @@ impl SelfTestFile {
     }
 
     fn matches(&self, observation: &Observation) -> bool {
-        let Observation::FileOpened {
-            stamp, file, path, ..
-        } = observation
+        let Observation::FileOpened(ObservedOpen {
+            task, file, path, ..
+        }) = observation
         else {
             return false;
         };
         let named = || path.iter().any(|part| part == self.name.as_str());
         file.inode == self.inode
             && self.device.is_none_or(|device| file.device == device)
-            && self.pid.map_or_else(named, |pid| stamp.subject.pid == pid)
+            && self.pid.map_or_else(named, |pid| task.subject.pid == pid)
     }
 }
 
@@ -245,11 +245,11 @@ impl Heartbeat {
         let own = self.own;
         let mut seen = false;
         observations.retain(|observation| match observation {
-            Observation::FileOpened { stamp, .. } if stamp.subject.pid == own => {
+            Observation::FileOpened(ObservedOpen { task, .. }) if task.subject.pid == own => {
                 seen |= mark.matches(observation);
                 false
             }
-            Observation::Foreign { stamp, .. } => stamp.subject.pid != own,
+            Observation::ForeignRead(ObservedForeignRead { task, .. }) => task.subject.pid != own,
             _ => true,
         });
         if seen {

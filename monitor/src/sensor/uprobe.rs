@@ -12,9 +12,11 @@
 //! Every mechanism keeps the mount through which the file was opened busy until it is detached.
 
 use super::{
-    ladder::{TRACEFS, is_skipped},
     multi,
     perf::{self, PerfAttributes, PerfTarget},
+    skipped_hooks::is_skipped,
+    tracefs::TRACEFS,
+    uprobe_program::UprobeProgram,
 };
 use crate::host;
 use std::{
@@ -108,14 +110,6 @@ fn returns_are_safe(release: &str) -> bool {
         [6, 13, patch] => patch >= 3,
         _ => true,
     }
-}
-
-/// A loaded program.
-#[derive(Debug)]
-pub struct UprobeProgram {
-    pub fd: OwnedFd,
-    /// Whether it is attached to the return of a function.
-    pub at_return: bool,
 }
 
 /// Functions that a program is attached to, until this is dropped. Dropping takes tens of

@@ -10,8 +10,8 @@ use crate::{
         finding::FindingBuilder,
         label::{container_prefix, credential_label},
     },
-    recent::Recent,
 };
+use hashlink::LruCache;
 
 static META: RuleMeta = RuleMeta {
     name: "credential-copied",
@@ -42,13 +42,13 @@ struct CredentialPlaces {
 /// copied on purpose.
 #[derive(Debug)]
 pub struct CredentialCopied {
-    seen: Recent<CredentialId, CredentialPlaces>,
+    seen: LruCache<CredentialId, CredentialPlaces>,
 }
 
 impl Default for CredentialCopied {
     fn default() -> Self {
         Self {
-            seen: Recent::new(CREDENTIALS_CACHED),
+            seen: LruCache::new(CREDENTIALS_CACHED),
         }
     }
 }
@@ -66,7 +66,10 @@ impl CredentialCopied {
             at_home |= expectation.names_file(&used.place.place);
             written |= fit.is_some();
         }
-        let seen = self.seen.entry(used.credential.id.clone());
+        let seen = self
+            .seen
+            .entry(used.credential.id.clone())
+            .or_insert_with(CredentialPlaces::default);
         let mut copy = None;
         if used.place.source == Source::File {
             let file = format!("{}{}", container_prefix(&used.workload), used.place.place);
@@ -131,7 +134,7 @@ impl Rule for CredentialCopied {
     fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old_key, old_inside) = (old.key(), container_prefix(old));
         let key: Box<str> = new.key().into();
-        for seen in self.seen.values_mut() {
+        for (_, seen) in self.seen.iter_mut() {
             let all = seen.workloads.len();
             seen.workloads.retain(|known| **known != *old_key);
             if seen.workloads.len() < all && !seen.workloads.contains(&key) {

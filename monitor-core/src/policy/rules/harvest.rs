@@ -7,8 +7,8 @@ use crate::{
         context::Context, decision::Decision, expectation::reader::ReaderMatch,
         finding::FindingBuilder, label::credential_label,
     },
-    recent::Recent,
 };
+use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 
 static META: RuleMeta = RuleMeta {
@@ -46,16 +46,16 @@ struct RecentPickUp {
 /// Raises harvests, and then harvested credentials at unexpected destinations.
 #[derive(Debug)]
 pub struct Harvest {
-    by_workload: Recent<String, Vec<RecentPickUp>>,
+    by_workload: LruCache<String, Vec<RecentPickUp>>,
     /// Harvested credentials: by which workload, and when.
-    harvested: Recent<CredentialId, (String, Timestamp)>,
+    harvested: LruCache<CredentialId, (String, Timestamp)>,
 }
 
 impl Default for Harvest {
     fn default() -> Self {
         Self {
-            by_workload: Recent::new(ENTRIES_MAX),
-            harvested: Recent::new(ENTRIES_MAX),
+            by_workload: LruCache::new(ENTRIES_MAX),
+            harvested: LruCache::new(ENTRIES_MAX),
         }
     }
 }
@@ -93,7 +93,10 @@ impl Harvest {
     /// Records a pick-up; returns the classes if it completes a harvest.
     fn record(&mut self, used: &Use) -> Option<Vec<String>> {
         let workload = used.workload.key();
-        let known = self.by_workload.entry(workload.clone());
+        let known = self
+            .by_workload
+            .entry(workload.clone())
+            .or_insert_with(Vec::new);
         known.retain(|taken| used.time.duration_since(taken.time) <= HARVEST_WINDOW);
         let credential = &used.credential;
         if !known.iter().any(|taken| taken.credential == credential.id) {
@@ -193,11 +196,13 @@ impl Rule for Harvest {
 
     fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old, new) = (old.key(), new.key());
-        if self.by_workload.contains(&old) {
-            let taken = std::mem::take(self.by_workload.entry(old.clone()));
-            self.by_workload.entry(new.clone()).extend(taken);
+        if let Some(taken) = self.by_workload.remove(&old) {
+            self.by_workload
+                .entry(new.clone())
+                .or_insert_with(Vec::new)
+                .extend(taken);
         }
-        for (by, _) in self.harvested.values_mut() {
+        for (_, (by, _)) in self.harvested.iter_mut() {
             if *by == old {
                 by.clone_from(&new);
             }

@@ -5,14 +5,14 @@
 
 pub mod cri;
 
-use super::cgroup::Cgroup;
-use crate::cluster::names::AddressIndex;
+use crate::sensor::exclude::ContainerImages;
 use monitor_core::model::{Workload, WorkloadKind};
+use monitor_parse::cgroup::Cgroup;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::{
-        Arc, PoisonError, RwLock,
+        PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     time::{Duration, Instant},
@@ -65,6 +65,17 @@ pub trait NameProvider: std::fmt::Debug + Send {
     fn knows_owners(&self) -> bool {
         false
     }
+}
+
+/// The cluster objects at addresses.
+pub trait ObjectDirectory: std::fmt::Debug + Send {
+    /// The object's name; [`UNKNOWN_NAME`](monitor_core::model::UNKNOWN_NAME) if the address may
+    /// belong to the cluster and its objects are not listed yet.
+    fn object_at(&self, address: IpAddr) -> Option<String>;
+    /// Waits until everything was listed, at most `most`.
+    fn await_sync(&self, most: Duration);
+    /// Whether all objects with addresses were listed.
+    fn is_synced(&self) -> bool;
 }
 
 impl ContainerNames {
@@ -167,9 +178,6 @@ pub struct WorkloadRename {
     pub new: Workload,
 }
 
-/// Images by container id, shared with the exclusion of programs by image.
-pub type ContainerImages = Arc<RwLock<HashMap<String, String>>>;
-
 /// Requests names from providers, and keeps the replies.
 #[derive(Debug)]
 pub struct NameResolver {
@@ -183,7 +191,7 @@ pub struct NameResolver {
     not_named: HashSet<String>,
     /// Workloads of pods, by uid.
     pods: HashMap<String, Workload>,
-    addresses: Option<AddressIndex>,
+    addresses: Option<Box<dyn ObjectDirectory>>,
     images: ContainerImages,
     /// Number of workloads without a name, by reason.
     pub unnamed: BTreeMap<&'static str, u64>,
@@ -214,7 +222,7 @@ impl NameResolver {
     /// `addresses` are those of cluster objects.
     pub fn from(
         sources: Vec<Box<dyn NameProvider>>,
-        addresses: Option<AddressIndex>,
+        addresses: Option<Box<dyn ObjectDirectory>>,
     ) -> std::io::Result<Self> {
         let (ask, asked) = channel();
         let (tell, answers) = tokio::sync::mpsc::unbounded_channel();
@@ -556,7 +564,7 @@ impl ResolverThread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attribution::cgroup::parse;
+    use monitor_parse::cgroup::parse;
     use std::sync::{Arc, Mutex};
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

@@ -1,8 +1,60 @@
 //! Parses `.env` files line by line. A malformed line is skipped, and nothing is expanded: `$NAME`
 //! in a value stays unchanged, because its expansion depends on the program that reads the file.
 
+use super::finder::{SecretFinder, percent_decode};
+use std::collections::BTreeMap;
+
 /// Maximum variables per file.
 const VARIABLES_MAX: usize = 4096;
+
+/// Finds the variables that the catalog names, or whose value has an issuer's mark.
+pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
+    let mut variables: BTreeMap<String, String> = parse(text).into_iter().collect();
+    if let (Some(id), Some(secret)) = (
+        variables.get("AWS_ACCESS_KEY_ID"),
+        variables.get("AWS_SECRET_ACCESS_KEY"),
+    ) {
+        let mut aliases = vec![finder.fingerprint(secret.as_bytes())];
+        aliases.extend(
+            variables
+                .get("AWS_SESSION_TOKEN")
+                .map(|token| finder.fingerprint(token.as_bytes())),
+        );
+        finder.add_secret(id, Some("AWS_ACCESS_KEY_ID".to_owned()), aliases);
+        variables.retain(|name, _| !name.starts_with("AWS_"));
+    }
+    for (name, value) in &variables {
+        let form = finder.catalog.class_of_secret(value.as_bytes());
+        let Some(class) = form
+            .filter(|form| form.class != "jwt")
+            .or_else(|| finder.catalog.variable(name))
+        else {
+            continue;
+        };
+        let by_url = class.url_environment.iter().any(|_| value.contains("://"));
+        let secret = if by_url {
+            match url::Url::parse(value) {
+                Ok(url) => match url.password() {
+                    Some(password) => percent_decode(password),
+                    None => continue,
+                },
+                Err(_) => continue,
+            }
+        } else {
+            value.clone()
+        };
+        let class_name = class.class.clone();
+        let before = finder.found.len();
+        if secret.len() >= 8 {
+            finder.add_secret(&secret, Some(name.clone()), Vec::new());
+        }
+        for found in &mut finder.found[before..] {
+            if class_name != "generic-secret" {
+                found.class.clone_from(&class_name);
+            }
+        }
+    }
+}
 
 /// The variables of a file, in order.
 pub fn parse(text: &str) -> Vec<(String, String)> {

@@ -6,8 +6,10 @@
 //! and owner come from the first, and a reader or destination is expected if any of them expects
 //! it.
 
-use super::{Config, base, error::ConfigError, settings::Settings};
-use crate::cluster::policies::ClusterPolicies;
+use crate::{
+    cluster::policies::ClusterPolicies,
+    config::{Config, base, error::ConfigError, settings::Settings},
+};
 use monitor_core::catalog::Catalog;
 use std::{
     os::unix::fs::MetadataExt as _,

@@ -8,7 +8,7 @@
 //! taken from the module data, which is accepted only if it agrees with the table in every value
 //! that both contain.
 
-use super::elf::{Elf, ElfError, ElfSegment, LoadedWindow, ReadAt};
+use crate::elf::{Elf, ElfError, ElfSegment, LoadedWindow, ReadAt};
 use std::collections::HashMap;
 use thiserror::Error;
 

@@ -15,7 +15,7 @@ use object::{
     pod::{Pod, from_bytes},
     read::elf::{FileHeader as _, Sym as _},
 };
-use std::{cell::Cell, collections::BTreeSet, fs::File, io};
+use std::{cell::Cell, collections::BTreeSet, io};
 use thiserror::Error;
 
 /// Maximum bytes of one section or segment that are searched.
@@ -49,24 +49,6 @@ pub enum ElfError {
 /// Random access to bytes. A short read means the end of the file.
 pub trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-}
-
-impl ReadAt for File {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            let Some(place) = offset.checked_add(filled as u64) else {
-                break;
-            };
-            match std::os::unix::fs::FileExt::read_at(self, &mut buffer[filled..], place) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
 }
 
 impl ReadAt for [u8] {

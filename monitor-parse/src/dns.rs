@@ -1,6 +1,6 @@
 //! Parses DNS responses.
 
-use super::hello::host_name;
+use crate::client_hello::host_name;
 use simple_dns::{Packet, PacketFlag, RCODE, rdata::RData};
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ pub struct DnsAnswer {
 }
 
 /// Parses a response. `None` if it resolves no name to an address, or is invalid.
-pub fn parse(message: &[u8]) -> Option<DnsAnswer> {
+pub fn parse_response(message: &[u8]) -> Option<DnsAnswer> {
     let packet = Packet::parse(message).ok()?;
     if !packet.has_flags(PacketFlag::RESPONSE) || packet.rcode() != RCODE::NoError {
         return None;
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn names_and_addresses_of_an_answer() {
         assert_eq!(
-            parse(&answer(PacketFlag::RESPONSE)),
+            parse_response(&answer(PacketFlag::RESPONSE)),
             Some(DnsAnswer {
                 names: vec!["s3.example".into(), "edge.example".into()],
                 addresses: vec!["10.0.0.1".parse().expect("an address")],
@@ -82,7 +82,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes(message in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = parse(&message);
+            let _ = parse_response(&message);
         }
 
         #[test]
@@ -91,7 +91,7 @@ mod tests {
             if let Some(place) = message.get_mut(at) {
                 *place = byte;
             }
-            let _ = parse(&message);
+            let _ = parse_response(&message);
         }
     }
 }

@@ -1,6 +1,24 @@
 //! Parses sections of `name = value` line by line without copying: libraries build trees that use
 //! two hundred times the size of a hostile file.
 
+use super::finder::SecretFinder;
+
+/// Finds the values of the names that the class lists.
+pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
+    for entry in parse(text) {
+        // `.npmrc` has `//registry.example/:_authToken=…`.
+        let (scope, field) = match entry.name.rsplit_once("/:") {
+            Some((scope, field)) if scope.starts_with("//") => (Some(scope), field),
+            _ => (None, entry.name),
+        };
+        if finder.class.keys.iter().any(|key| key == field) {
+            let scope = scope.map(|scope| scope.trim_matches('/'));
+            let label = entry.section.or(scope).map(str::to_owned);
+            finder.add_secret(entry.value, label, Vec::new());
+        }
+    }
+}
+
 /// One assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IniEntry<'a> {

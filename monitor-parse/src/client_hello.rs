@@ -1,13 +1,32 @@
 //! Parses ClientHello messages: server name, ALPN, encrypted ClientHello.
 
-use super::observation::{ClientHello, Observation};
+use hashlink::LruCache;
 use jiff::Timestamp;
 use monitor_common::record::PAYLOAD_MAX;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use tls_parser::{
     TlsExtension, TlsMessage, TlsMessageHandshake, parse_tls_extensions,
     parse_tls_message_handshake,
 };
+
+/// The plaintext part of a ClientHello.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientHello {
+    pub server_name: Option<String>,
+    pub alpn: Vec<String>,
+    pub ech: bool,
+}
+
+/// The first payload of a connection, as far as it is plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstPayload {
+    pub time: Timestamp,
+    pub cookie: u64,
+    /// `None` if the payload is not a ClientHello.
+    pub hello: Option<ClientHello>,
+    /// It began like a ClientHello but could not be parsed.
+    pub malformed: bool,
+}
 
 /// A payload of a connection, or the captured part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,10 +40,18 @@ pub struct HelloPiece {
 }
 
 /// Assembles a ClientHello that was split over several writes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HelloAssembler {
-    begun: HashMap<u64, PartialHello>,
-    order: VecDeque<u64>,
+    /// By socket cookie; the oldest is dropped first.
+    begun: LruCache<u64, PartialHello>,
+}
+
+impl Default for HelloAssembler {
+    fn default() -> Self {
+        Self {
+            begun: LruCache::new(PARTIAL_HELLOS_MAX),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -40,49 +67,61 @@ const PARTIAL_HELLOS_MAX: usize = 1024;
 const HELLO_MAX: usize = 16 << 10;
 
 impl HelloAssembler {
-    /// Adds a piece; returns the payload observation once it is complete. Until then the trail
-    /// waits, and continues without the name after a timeout.
-    pub fn add_piece(&mut self, piece: HelloPiece) -> Option<Observation> {
+    /// Adds a piece; returns the payload once it is complete. Until then the trail waits, and
+    /// continues without the name after a timeout.
+    pub fn add_piece(&mut self, piece: HelloPiece) -> Option<FirstPayload> {
         let HelloPiece {
             time,
             cookie,
             sequence,
             bytes,
         } = piece;
-        let told = |hello: Option<ClientHello>, malformed| {
-            Some(Observation::Payload {
+        let parsed = |payload: &[u8]| {
+            let hello = parse_client_hello(payload);
+            FirstPayload {
                 time,
                 cookie,
-                malformed,
+                malformed: hello.is_none(),
                 hello,
-            })
+            }
         };
         if bytes.is_empty() {
-            return told(None, false);
+            return Some(FirstPayload {
+                time,
+                cookie,
+                malformed: false,
+                hello: None,
+            });
         }
-        if !self.begun.contains_key(&cookie) {
+        // `peek`: pieces of a connection do not make it newer.
+        if self.begun.peek(&cookie).is_none() {
             if is_complete(&bytes) {
-                let hello = parse_client_hello(&bytes);
-                let malformed = hello.is_none();
-                return told(hello, malformed);
+                return Some(parsed(&bytes));
             }
-            self.order.push_back(cookie);
-            if self.order.len() > PARTIAL_HELLOS_MAX
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.begun.remove(&oldest);
-            }
+            let begun = PartialHello {
+                sequence,
+                pieces: BTreeMap::new(),
+            };
+            self.begun.insert(cookie, begun);
         }
-        let begun = self.begun.entry(cookie).or_insert(PartialHello {
-            sequence,
-            pieces: BTreeMap::new(),
-        });
+        let begun = self.begun.peek_mut(&cookie)?;
         begun
             .pieces
             .insert(sequence.wrapping_sub(begun.sequence), bytes);
+        let stream = begun.contiguous_bytes();
+        if !is_complete(&stream) && stream.len() < HELLO_MAX {
+            return None;
+        }
+        self.begun.remove(&cookie);
+        Some(parsed(&stream))
+    }
+}
+
+impl PartialHello {
+    /// The bytes up to the first missing piece, which may still arrive.
+    fn contiguous_bytes(&self) -> Vec<u8> {
         let mut stream = Vec::new();
-        for (at, piece) in &begun.pieces {
-            // A missing piece in between may still arrive.
+        for (at, piece) in &self.pieces {
             let Some(new) = stream
                 .len()
                 .checked_sub(*at as usize)
@@ -92,14 +131,7 @@ impl HelloAssembler {
             };
             stream.extend_from_slice(new);
         }
-        if !is_complete(&stream) && stream.len() < HELLO_MAX {
-            return None;
-        }
-        self.begun.remove(&cookie);
-        self.order.retain(|known| *known != cookie);
-        let hello = parse_client_hello(&stream);
-        let malformed = hello.is_none();
-        told(hello, malformed)
+        stream
     }
 }
 
@@ -280,11 +312,8 @@ mod tests {
         }
     }
 
-    fn name(observation: Option<Observation>) -> Option<String> {
-        match observation? {
-            Observation::Payload { hello, .. } => hello?.server_name,
-            _ => None,
-        }
+    fn name(payload: Option<FirstPayload>) -> Option<String> {
+        payload?.hello?.server_name
     }
 
     #[test]
@@ -304,12 +333,12 @@ mod tests {
         );
         let whole = assembler.add_piece(piece(at.wrapping_add(1), &hello[1..20]));
         assert_eq!(name(whole).as_deref(), Some("cut.example"));
-        assert!(assembler.begun.is_empty() && assembler.order.is_empty());
+        assert!(assembler.begun.is_empty());
         // A payload that is not part of a ClientHello is reported at once.
         let other = assembler.add_piece(piece(1, b""));
         assert!(matches!(
             other,
-            Some(Observation::Payload {
+            Some(FirstPayload {
                 hello: None,
                 malformed: false,
                 ..

@@ -1,0 +1,269 @@
+//! Tests of all formats.
+
+use super::*;
+use crate::peak;
+use base64::Engine as _;
+use monitor_common::fingerprint::fingerprint;
+use proptest::prelude::*;
+
+/// Maximum memory that parsing a one-megabyte file may use, whatever its contents.
+const PEAK: usize = 48 << 20;
+
+/// Files of the maximum size that anyone can write, each in every format.
+#[test]
+fn a_hostile_file_costs_bounded_memory() {
+    const SIZE: usize = 1 << 20;
+    let catalog = Catalog::new("", &[], &[]).expect("embedded");
+    let repeated = |text: &str| text.repeat(SIZE / text.len());
+    let doubling: String = (1..20_000)
+        .map(|n| format!("A{n}=\"${{A{}}}${{A{}}}\"\n", n - 1, n - 1))
+        .collect();
+    let aliases: String = std::iter::once("a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned())
+        .chain((1..2000).map(|n| {
+            format!(
+                "a{n}: &a{n} [{}]\n",
+                vec![format!("*a{}", n - 1); 9].join(",")
+            )
+        }))
+        .collect();
+    let inputs = [
+        doubling,
+        aliases,
+        repeated("["),
+        repeated("{\"a\":"),
+        repeated("a: {"),
+        repeated("- "),
+        repeated("[a]\nk=v\n"),
+        repeated("machine a login b password FAKE\n"),
+        repeated("-----BEGIN FAKE PRIVATE KEY-----\n"),
+        repeated("https://u:p@h/\n"),
+        repeated("{\"auths\":{"),
+        repeated("a:b:c:d:e\n"),
+        repeated("x"),
+        repeated("\"\\u0041"),
+    ];
+    for path in [
+        "/home/a/.env",
+        "/home/a/.kube/config",
+        "/home/a/.docker/config.json",
+        "/home/a/.netrc",
+        "/home/a/.npmrc",
+        "/home/a/.aws/credentials",
+        "/home/a/.pgpass",
+        "/home/a/.git-credentials",
+        "/home/a/.ssh/id_rsa",
+        "/home/a/.config/gcloud/application_default_credentials.json",
+        "/run/secrets/kubernetes.io/serviceaccount/token",
+    ] {
+        let class = catalog.file(path).expect("a class");
+        for input in &inputs {
+            let bytes = peak::of(|| drop(find_secrets(&catalog, class, KEY, input.as_bytes())));
+            assert!(
+                bytes < PEAK,
+                "{path}: {} MiB for {:?}…",
+                bytes >> 20,
+                &input[..20]
+            );
+        }
+    }
+}
+
+const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };
+
+fn find(path: &str, text: &str) -> Vec<FoundSecret> {
+    let catalog = Catalog::new("", &[], &[]).expect("embedded");
+    let class = catalog.file(path).expect("a credential file").clone();
+    find_secrets(&catalog, &class, KEY, text.as_bytes())
+}
+
+fn fingerprint_of(secret: &str) -> u64 {
+    fingerprint(KEY, secret.as_bytes())
+}
+
+fn token(claims: &str) -> String {
+    let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+    format!(
+        "{}.{}.{}",
+        part(r#"{"alg":"RS256","typ":"JWT"}"#),
+        part(claims),
+        part("fakesignature")
+    )
+}
+
+#[test]
+fn aws_profiles_are_named_by_their_key_id() {
+    let found = find(
+        "/root/.aws/credentials",
+        "[default]\naws_access_key_id = AKIAFAKEFAKEFAKEFAKE\naws_secret_access_key = fake/secret+half\n\
+         [short]\naws_access_key_id=ASIAFAKEFAKEFAKEFAKE\naws_secret_access_key=other\naws_session_token=faketoken\n",
+    );
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].class, "aws-access-key");
+    assert_eq!(found[0].fingerprint, fingerprint_of("AKIAFAKEFAKEFAKEFAKE"));
+    assert_eq!(found[0].aliases, [fingerprint_of("fake/secret+half")]);
+    assert_eq!(found[0].label.as_deref(), Some("profile default"));
+    assert_eq!(found[1].class, "aws-session-key");
+    assert_eq!(
+        found[1].aliases,
+        [fingerprint_of("other"), fingerprint_of("faketoken")]
+    );
+}
+
+#[test]
+fn a_service_account_token_tells_its_dates_and_audience() {
+    let jwt = token(
+        r#"{"iss":"x","sub":"system:serviceaccount:shop:api","aud":["https://kubernetes.default.svc"],"iat":1700000000,"exp":1700003600}"#,
+    );
+    let found = find(
+        "/run/secrets/kubernetes.io/serviceaccount/token",
+        &format!("{jwt}\n"),
+    );
+    assert_eq!(found[0].fingerprint, fingerprint_of(&jwt));
+    assert_eq!(found[0].class, "k8s-service-account-token");
+    assert_eq!(
+        found[0].facts.expires_at,
+        Timestamp::from_second(1_700_003_600).ok()
+    );
+    assert_eq!(found[0].facts.audience, ["https://kubernetes.default.svc"]);
+    assert_eq!(
+        found[0].label.as_deref(),
+        Some("system:serviceaccount:shop:api")
+    );
+}
+
+#[test]
+fn what_stands_beside_a_host_is_for_it() {
+    for (path, text, hosts) in [
+        (
+            "/root/.netrc",
+            "machine git.Example login a password FAKE-one\n",
+            vec!["git.example"],
+        ),
+        (
+            "/root/.netrc",
+            "default login a password FAKE-one\n",
+            vec![],
+        ),
+        (
+            "/root/.pgpass",
+            "db.example:5432:shop:a:FAKE-one\n",
+            vec!["db.example"],
+        ),
+        ("/root/.pgpass", "*:*:*:a:FAKE-one\n", vec![]),
+        (
+            "/root/.git-credentials",
+            "https://a:FAKE-one@git.example:8443/x\n",
+            vec!["git.example"],
+        ),
+        (
+            "/root/.docker/config.json",
+            r#"{ "auths": { "registry.example:5000": { "auth": "YTpGQUtFLW9uZQ==" } } }"#,
+            vec!["registry.example"],
+        ),
+        (
+            "/root/.docker/config.json",
+            r#"{ "auths": { "https://index.docker.io/v1/": { "auth": "YTpGQUtFLW9uZQ==" } } }"#,
+            vec![
+                "docker.io",
+                "index.docker.io",
+                "registry-1.docker.io",
+                "auth.docker.io",
+            ],
+        ),
+    ] {
+        let found = find(path, text);
+        assert_eq!(found[0].fingerprint, fingerprint_of("FAKE-one"), "{text}");
+        assert_eq!(found[0].facts.audience, hosts, "{text}");
+    }
+}
+
+#[test]
+fn files_of_several_secrets() {
+    let kubeconfig = "apiVersion: v1\nusers:\n- name: a\n  user: {token: faketoken-a}\n- name: b\n  user: {password: fakepass-b}\n";
+    let found = find("/root/.kube/config", kubeconfig);
+    assert_eq!(
+        found
+            .iter()
+            .map(|f| (f.fingerprint, f.label.clone()))
+            .collect::<Vec<_>>(),
+        [
+            (fingerprint_of("faketoken-a"), Some("a".into())),
+            (fingerprint_of("fakepass-b"), Some("b".into()))
+        ]
+    );
+    let auth = base64::engine::general_purpose::STANDARD.encode("user:fakepass");
+    let found = find(
+        "/root/.docker/config.json",
+        &format!(
+            r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}},"other":{{"identitytoken":"fakeidentity"}}}}}}"#
+        ),
+    );
+    assert!(found.iter().any(
+        |f| f.fingerprint == fingerprint_of("fakepass") && f.aliases == [fingerprint_of(&auth)]
+    ));
+    assert!(
+        found
+            .iter()
+            .any(|f| f.fingerprint == fingerprint_of("fakeidentity"))
+    );
+    let found = find(
+        "/root/.netrc",
+        "machine a.example login u password fakepw-a\nmachine b.example login v password fakepw-b\n",
+    );
+    assert_eq!(found.len(), 2);
+    assert!(
+        found[0].fingerprint == fingerprint_of("fakepw-a")
+            && found[0].label.as_deref() == Some("a.example")
+    );
+    let found = find(
+        "/root/.npmrc",
+        "//registry.example/:_authToken=npm_fakefakefakefake\nfoo=bar\n",
+    );
+    assert_eq!(found[0].fingerprint, fingerprint_of("npm_fakefakefakefake"));
+    assert_eq!(found[0].class, "npm-token");
+    let found = find("/root/.pgpass", "db:5432:shop:app:fake\\:pass\n");
+    assert_eq!(found[0].fingerprint, fingerprint_of("fake:pass"));
+    let found = find(
+        "/root/.git-credentials",
+        "https://user:fakepass@git.example\n",
+    );
+    assert_eq!(found[0].fingerprint, fingerprint_of("fakepass"));
+    let found = find(
+        "/srv/.env",
+        "PORT=80\nexport GITHUB_TOKEN=\"ghp_fakefakefakefakefake\"\nDATABASE_URL=postgres://u:fakedbpass@db/x\nDEBUG=true\n",
+    );
+    let classes: Vec<_> = found.iter().map(|f| f.class.as_str()).collect();
+    assert_eq!(classes, ["database-password", "github-token"]);
+    assert_eq!(found[0].fingerprint, fingerprint_of("fakedbpass"));
+}
+
+#[test]
+fn pem_keys_and_their_dates() {
+    let text = "-----BEGIN PRIVATE KEY-----\nRkFLRQ==\n-----END PRIVATE KEY-----\n";
+    let found = find("/srv/tls/server.key", text);
+    assert_eq!(found[0].fingerprint, fingerprint_of("RkFLRQ=="));
+    let found = find(
+        "/etc/ssl/private/snake.pem",
+        "-----BEGIN CERTIFICATE-----\nRkFLRQ==\n-----END CERTIFICATE-----\n",
+    );
+    assert!(found.is_empty(), "a certificate alone is no secret");
+}
+
+#[test]
+fn what_is_not_read_is_not_found() {
+    assert!(find("/etc/shadow", "root:$6$fake:1::::::").is_empty());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_in_any_format(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[a-z=:{}\\[\\]\"\n -]{0,200}") {
+        let catalog = Catalog::new("", &[], &[]).expect("embedded");
+        for path in ["/root/.aws/credentials", "/root/.kube/config", "/root/.docker/config.json", "/root/.netrc",
+                     "/root/.npmrc", "/srv/.env", "/root/.pgpass", "/root/.git-credentials", "/srv/x.key", "/srv/x.p12",
+                     "/run/secrets/x", "/root/.aws/cli/cache/x.json"] {
+            let class = catalog.file(path).expect("a credential file");
+            let _ = find_secrets(&catalog, class, KEY, &bytes);
+            let _ = find_secrets(&catalog, class, KEY, text.as_bytes());
+        }
+    }
+}

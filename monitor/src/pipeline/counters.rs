@@ -1,0 +1,117 @@
+//! The counters of all probes and stages. Losses become gaps.
+
+use super::{Pipeline, gaps::lost_events};
+use crate::sensor::report::SensorReport;
+use jiff::Timestamp;
+use monitor_common::record::{Probe, Stage};
+use monitor_core::{model::Gap, trail::TrailEvent};
+use std::{collections::HashMap, sync::atomic::Ordering};
+
+impl Pipeline {
+    /// Updates the metrics; losses since the last call become gaps.
+    pub(super) fn count(&mut self, report: &SensorReport, now: Timestamp) {
+        // The clock may have been set back.
+        let since = self.counted.min(now);
+        self.counted = now;
+        self.count_ring_losses(report, since, now);
+        self.count_stage_losses(report, since, now);
+        self.count_unattributed();
+    }
+
+    fn count_ring_losses(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+        let metrics = &self.evaluator.sinks.metrics;
+        let mut attributed: HashMap<&str, u64> = HashMap::new();
+        for loss in &report.losses {
+            let workload = self.enricher.attribution.group_name(loss.cgroup);
+            metrics.count_workload_loss(loss.probe, &workload, loss.count);
+            *attributed.entry(loss.probe.name()).or_default() += loss.count;
+            let gap = lost_events(
+                loss.probe,
+                Stage::Ring,
+                Some(&workload),
+                loss.count,
+                since,
+                until,
+            );
+            self.events.push(TrailEvent::Gap { gap });
+        }
+        for probe in Probe::ALL {
+            let total = |stage| report.counters.get(probe, stage);
+            metrics.set_events(probe, Stage::Sent, total(Stage::Sent));
+            let of_workloads = attributed.get(probe.name()).copied().unwrap_or_default();
+            let ring = metrics.set_events(probe, Stage::Ring, total(Stage::Ring));
+            let read = metrics.set_events(probe, Stage::Read, total(Stage::Read));
+            // Those of workloads are gaps already.
+            let ring = ring.saturating_sub(of_workloads);
+            if probe == Probe::Process && ring + read + of_workloads > 0 {
+                self.enricher.attribution.note_lost_records();
+            }
+            for (stage, count) in [(Stage::Ring, ring), (Stage::Read, read)] {
+                if count > 0 {
+                    let gap = lost_events(probe, stage, None, count, since, until);
+                    self.events.push(TrailEvent::Gap { gap });
+                }
+            }
+        }
+    }
+
+    /// Losses after the rings.
+    fn count_stage_losses(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+        let sinks = &self.evaluator.sinks;
+        let metrics = &sinks.metrics;
+        // A payload that is not a ClientHello is not a loss.
+        metrics.count_lost("hello", "parse", self.enricher.malformed);
+        let ledger = sinks.ledger.as_ref();
+        let unwritten = ledger.map_or(0, |ledger| ledger.lost.load(Ordering::Relaxed));
+        for (stage, total, detail) in [
+            (
+                "decode",
+                report.undecoded,
+                "probe records could not be decoded",
+            ),
+            (
+                "stream",
+                sinks.stream.lost(),
+                "findings could not be written to the findings stream",
+            ),
+            (
+                "ledger",
+                unwritten,
+                "records could not be written to the ledger",
+            ),
+        ] {
+            let count = metrics.count_lost("all", stage, total);
+            if count == 0 {
+                continue;
+            }
+            self.events.push(TrailEvent::Gap {
+                gap: Gap {
+                    kind: "lost-events".to_owned(),
+                    probe: None,
+                    detail: detail.to_owned(),
+                    since,
+                    until: Some(until),
+                    count,
+                    blind: false,
+                },
+            });
+        }
+    }
+
+    fn count_unattributed(&self) {
+        let metrics = &self.evaluator.sinks.metrics;
+        let attribution = &self.enricher.attribution;
+        let credentials = &self.enricher.credentials;
+        for (reason, total) in [
+            ("process-gone", attribution.unattributed),
+            ("file-unreadable", credentials.unreadable),
+            ("pointer-not-followed", credentials.unfollowed),
+            ("connection-unknown", self.evaluator.trail.unmatched),
+        ] {
+            metrics.count_unattributed(reason, total);
+        }
+        for (reason, total) in attribution.take_unnamed() {
+            metrics.count_unattributed(reason, total);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Credentials in the environment of a process, and the places that it names.
+
+use super::Enricher;
+use crate::sensor::observation::{Observation, ObservedVariable, StdoutPipe, TaskInfo};
+use jiff::Timestamp;
+use monitor_core::{model::Subject, trail::TrailEvent};
+use std::collections::VecDeque;
+
+impl Enricher {
+    /// Reads the environment of a process from `/proc`.
+    pub(super) fn read_environment(
+        &mut self,
+        time: Timestamp,
+        subject: Subject,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        for (credential, place) in self.credentials.in_running(subject.pid) {
+            let event = self.pick_up(time, subject, credential, place, 1, StdoutPipe::default());
+            events.push(event);
+        }
+        self.follow(subject, &[]);
+    }
+
+    /// The variables of one exec: `first`, and those at the front of `rest`. They belong together:
+    /// an AWS key pair consists of two or three of them.
+    pub(super) fn variables(
+        &mut self,
+        task: &TaskInfo,
+        first: ObservedVariable,
+        rest: &mut VecDeque<Observation>,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        let mut variables = vec![first];
+        let same_exec = |next: &mut Observation| matches!(next, Observation::Variable(next, _) if next.subject == task.subject);
+        while let Some(Observation::Variable(_, variable)) = rest.pop_front_if(same_exec) {
+            variables.push(variable);
+        }
+        self.attribution.ensure(task);
+        let container = self.container_of(task.subject);
+        let values: Vec<u64> = variables
+            .iter()
+            .filter_map(|variable| self.credentials.points(variable, &container))
+            .collect();
+        if !values.is_empty() {
+            self.follow(task.subject, &values);
+        }
+        for (credential, place) in self.credentials.in_environment(&variables) {
+            let event = self.pick_up(
+                task.time,
+                task.subject,
+                credential,
+                place,
+                1,
+                StdoutPipe::default(),
+            );
+            events.push(event);
+        }
+    }
+
+    /// Learns the places of credentials that a process's environment names.
+    fn follow(&mut self, subject: Subject, values: &[u64]) {
+        let container = self.container_of(subject);
+        let found = self.credentials.follow(subject.pid, &container, values);
+        let Some((files, is_new)) = found else { return };
+        self.wanted.learn.extend(files);
+        self.wanted.places_changed |= is_new;
+    }
+}

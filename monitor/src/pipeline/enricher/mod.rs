@@ -1,0 +1,233 @@
+//! Enriches observations to events for the trail: the workload of the process, the credential in
+//! the file, the name of the destination. One module per family of observations.
+
+mod connection;
+mod environment;
+mod file;
+mod presented;
+mod process;
+mod running;
+
+use super::SensorFacts;
+use crate::{
+    attribution::{Attribution, names::WorkloadRename},
+    credential::Credentials,
+    sensor::observation::{
+        FileId, Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, StdoutPipe,
+    },
+};
+use connection::PendingObjects;
+use file::{FileReads, READS_CACHED};
+use hashlink::LruCache;
+use jiff::{SignedDuration, Timestamp};
+use monitor_core::{
+    model::{Credential, Place, Source, Subject, Workload},
+    trail::{Actor, TrailEvent},
+};
+use presented::PendingPresentation;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Number of server names cached.
+const SERVER_NAMES_CACHED: usize = 16_384;
+/// Interval between evictions of exited processes.
+const EVICTION_INTERVAL: SignedDuration = SignedDuration::from_secs(2);
+
+/// What the kernel filter lacks, since it was last updated.
+#[derive(Debug, Default)]
+pub struct WantedFiles {
+    /// Files whose opens must be reported, or ignored, regardless of their name.
+    pub learn: Vec<FileId>,
+    pub ignore: Vec<FileId>,
+    /// Whether places of credentials were added.
+    pub places_changed: bool,
+}
+
+/// Enriches observations to events for the trail.
+#[derive(Debug)]
+pub struct Enricher {
+    pub(super) attribution: Attribution,
+    pub(super) credentials: Credentials,
+    sensor: SensorFacts,
+    /// The credentials of a file and process when they were last reported, for repeat counts that
+    /// arrive later.
+    reads: LruCache<OpenFileKey, FileReads>,
+    wanted: WantedFiles,
+    /// Number of payloads that began like a ClientHello and could not be parsed.
+    pub(super) malformed: u64,
+    /// Names of servers, by their fingerprint.
+    servers: LruCache<u64, String>,
+    /// Credentials presented in a TLS write whose socket is not known yet, by write.
+    presented: BTreeMap<u64, Vec<PendingPresentation>>,
+    pending_objects: PendingObjects,
+    /// When exited processes were last evicted.
+    evicted: Timestamp,
+}
+
+impl Enricher {
+    pub fn new(attribution: Attribution, credentials: Credentials, sensor: SensorFacts) -> Self {
+        Self {
+            attribution,
+            credentials,
+            sensor,
+            reads: LruCache::new(READS_CACHED),
+            wanted: WantedFiles::default(),
+            malformed: 0,
+            servers: LruCache::new(SERVER_NAMES_CACHED),
+            presented: BTreeMap::new(),
+            pending_objects: PendingObjects::default(),
+            evicted: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// Converts a batch of observations to events, in order.
+    pub fn process(&mut self, observations: &mut Vec<Observation>, events: &mut Vec<TrailEvent>) {
+        let mut rest: VecDeque<Observation> = observations.drain(..).collect();
+        while let Some(observation) = rest.pop_front() {
+            if !self.is_from_other_agent(&observation) {
+                self.enrich(observation, &mut rest, events);
+            }
+        }
+    }
+
+    /// Converts one observation, and those of `rest` that belong to it.
+    fn enrich(
+        &mut self,
+        observation: Observation,
+        rest: &mut VecDeque<Observation>,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        match observation {
+            Observation::Exec(exec) => self.exec(&exec, events),
+            Observation::Fork(task) => self.fork(&task, events),
+            Observation::Exit(task) => self.exit(&task, events),
+            Observation::FileOpened(open) => self.file_opened(&open, events),
+            Observation::FileRepeated(opens) => self.file_repeated(opens, events),
+            Observation::Variable(task, variable) => self.variables(&task, variable, rest, events),
+            Observation::Connected(connection) => self.connected(&connection, events),
+            Observation::Refused { cookie } => {
+                events.push(TrailEvent::Refused { connection: cookie });
+            }
+            Observation::Payload(payload) => self.first_payload(payload, events),
+            Observation::PlaintextHost(host) => self.plaintext_host(host, events),
+            Observation::DnsResponse(time, answer) => self.dns_response(time, answer, events),
+            Observation::Presented(presentation) => self.presented_in_tls(presentation),
+            Observation::Plaintext(secret) => self.presented_in_plaintext(secret, events),
+            Observation::Minted(secret) => self.minted(secret, rest, events),
+            Observation::WriteRejected { write } => self.write_rejected(write),
+            Observation::WriteSent { write, cookie } => self.write_sent(write, cookie, events),
+            Observation::ForeignRead(read) => self.foreign_read(&read, events),
+        }
+    }
+
+    /// Whether another agent has read something, as it is supposed to.
+    fn is_from_other_agent(&mut self, observation: &Observation) -> bool {
+        match observation {
+            Observation::FileOpened(ObservedOpen { task, .. })
+            | Observation::ForeignRead(ObservedForeignRead { task, .. }) => {
+                self.attribution.ensure(task);
+                self.attribution.is_agent(task.subject)
+            }
+            _ => false,
+        }
+    }
+
+    /// Emits events for workloads that were named since the last call; returns whether there are
+    /// any.
+    pub fn rename(&mut self, time: Timestamp, events: &mut Vec<TrailEvent>) -> bool {
+        let before = events.len();
+        let renamed = self.attribution.take_renames();
+        events.extend(
+            renamed
+                .into_iter()
+                .map(|WorkloadRename { old, new }| TrailEvent::Renamed { time, old, new }),
+        );
+        events.len() > before
+    }
+
+    /// Evicts exited processes if it is due, and emits exits that the probes did not report.
+    pub fn evict_exited(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
+        // The clock may have been set back.
+        if now.duration_since(self.evicted).abs() < EVICTION_INTERVAL {
+            return;
+        }
+        self.evicted = now;
+        let missing = self.attribution.take_missing(now);
+        events.extend(
+            missing
+                .into_iter()
+                .map(|subject| TrailEvent::Exit { time: now, subject }),
+        );
+        self.attribution.evict_exited(now);
+    }
+
+    /// Returns and clears what the kernel filter lacks.
+    pub fn take_wanted(&mut self) -> WantedFiles {
+        std::mem::take(&mut self.wanted)
+    }
+
+    fn pick_up(
+        &mut self,
+        time: Timestamp,
+        subject: Subject,
+        mut credential: Credential,
+        place: Place,
+        count: u64,
+        output: StdoutPipe,
+    ) -> TrailEvent {
+        let login = self.attribution.login(subject);
+        let entry = self.attribution.entry(subject);
+        let usual = entry.is_some_and(|entry| {
+            self.credentials
+                .catalog()
+                .is_usual(&credential.class, &entry.exe)
+        });
+        let pod_uid = entry.and_then(|entry| entry.group.pod_uid.clone());
+        let given = place.source != Source::File
+            || usual
+            || self.attribution.is_mounted(subject, &place.place);
+        let untrusted = self.attribution.distrust_reason(subject);
+        let home = self.resolve_issued_to(&mut credential).map(Box::new);
+        TrailEvent::PickUp {
+            time,
+            who: self.actor(subject),
+            credential,
+            count,
+            stdout: output.pipe,
+            stdout_of_parent: output.of_parent,
+            usual: usual && place.source == Source::File,
+            place,
+            login,
+            volume_of: None,
+            home,
+            pod_uid,
+            modified: None,
+            untrusted,
+            given,
+        }
+    }
+
+    /// Adds the owner of the pod to which a credential was issued; returns that workload.
+    fn resolve_issued_to(&self, credential: &mut Credential) -> Option<Workload> {
+        let issued = credential.issued_to.as_mut()?;
+        let home = self.attribution.pod_workload(&issued.pod_uid)?;
+        issued.workload = Some(home.name.clone());
+        issued.kind = Some(home.kind);
+        Some(home)
+    }
+
+    /// The container of a process; empty on the host.
+    fn container_of(&self, subject: Subject) -> String {
+        let entry = self.attribution.entry(subject);
+        entry
+            .and_then(|entry| entry.group.container.clone())
+            .unwrap_or_default()
+    }
+
+    fn actor(&self, subject: Subject) -> Actor {
+        Actor {
+            subject,
+            workload: self.attribution.workload(subject),
+            process: self.attribution.process(subject),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Gaps that the pipeline reports about the probes.
+
+use jiff::Timestamp;
+use monitor_common::record::{Probe, Stage};
+use monitor_core::model::Gap;
+
+/// A gap for records that a probe lost.
+pub fn lost_events(
+    probe: Probe,
+    stage: Stage,
+    workload: Option<&str>,
+    count: u64,
+    since: Timestamp,
+    until: Timestamp,
+) -> Gap {
+    let name = probe.name();
+    let detail = match (stage, workload) {
+        (Stage::Ring, Some(workload)) => {
+            format!("{name} ring buffer overflowed: records of {workload} lost")
+        }
+        (Stage::Ring, None) => format!("{name} ring buffer overflowed"),
+        (Stage::Read | Stage::Sent, _) => {
+            format!("the {name} probe could not read some of its data")
+        }
+    };
+    Gap {
+        kind: "lost-events".to_owned(),
+        probe: Some(name.to_owned()),
+        detail,
+        since,
+        until: Some(until),
+        count,
+        blind: stage == Stage::Ring,
+    }
+}
+
+/// A gap for a file probe that has stopped reporting the agent's own opens.
+pub fn silent_probe(since: Timestamp) -> Gap {
+    Gap {
+        kind: "probe-silent".to_owned(),
+        probe: Some(Probe::File.name().to_owned()),
+        detail: "the file probe did not report a file that the agent opened: it was detached, or is being suppressed".to_owned(),
+        since,
+        until: None,
+        count: 0,
+        blind: true,
+    }
+}

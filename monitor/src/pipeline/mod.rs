@@ -1,0 +1,195 @@
+//! From observations to outputs, in one direction: enrich, join, evaluate. What it asks of the
+//! probes is returned as [`Effects`]; it knows neither the kernel nor the clock.
+
+mod counters;
+mod enricher;
+mod evaluator;
+mod gaps;
+mod notices;
+mod sinks;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    attribution::Attribution,
+    config::exclude::ExcludePattern,
+    credential::{Credentials, recover::RecoveredFile},
+    sensor::{
+        effects::Effects, exclude::ExclusionRules, observation::Observation, report::SensorReport,
+    },
+};
+use enricher::Enricher;
+pub use evaluator::Evaluator;
+use jiff::Timestamp;
+use monitor_core::{
+    catalog::Catalog, model::Credential, policy::expectation::Expectations, trail::TrailEvent,
+};
+use notices::NoticeGaps;
+pub use sinks::Sinks;
+use std::{io, sync::Arc};
+
+/// Observations in time order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub observations: Vec<Observation>,
+    /// All records sent before this time were read.
+    pub read_until: Timestamp,
+}
+
+/// What the pipeline needs to know about the sensor.
+#[derive(Clone, Copy, Debug)]
+pub struct SensorFacts {
+    /// The agent's pid, as the probes report it.
+    pub own_pid: u32,
+    /// No probe reads the environment at exec.
+    pub environ_is_read: bool,
+}
+
+/// The pipeline's stages and the events between them.
+#[derive(Debug)]
+pub struct Pipeline {
+    enricher: Enricher,
+    evaluator: Evaluator,
+    notices: NoticeGaps,
+    exclude: Vec<ExcludePattern>,
+    events: Vec<TrailEvent>,
+    /// When the sensor's counters were last collected.
+    counted: Timestamp,
+}
+
+impl Pipeline {
+    pub fn new(
+        attribution: Attribution,
+        credentials: Credentials,
+        evaluator: Evaluator,
+        exclude: Vec<ExcludePattern>,
+        sensor: SensorFacts,
+    ) -> Self {
+        Self {
+            enricher: Enricher::new(attribution, credentials, sensor),
+            evaluator,
+            notices: NoticeGaps::default(),
+            exclude,
+            events: Vec::new(),
+            counted: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// Restores the credentials known from previous runs, and when they were first seen.
+    pub fn restore(&mut self, known: Vec<(Credential, Timestamp)>) {
+        for (credential, first_seen) in &known {
+            let mut named = credential.clone();
+            // Names come from the expectations in force now.
+            (named.name, named.owner) = (None, None);
+            self.evaluator.policy.apply_name(&mut named);
+            self.evaluator
+                .sinks
+                .metrics
+                .restore_first_seen(&named, *first_seen);
+        }
+        let known = known.into_iter().map(|known| known.0).collect();
+        self.enricher.credentials.remember(known);
+    }
+
+    /// Processes what existed before the probes: the gaps of this start, and what is running.
+    pub fn start(&mut self, gaps: Vec<TrailEvent>, now: Timestamp) -> io::Result<()> {
+        self.counted = now;
+        self.events.extend(gaps);
+        self.enricher.scan_running(now, &mut self.events);
+        // Nothing can prevent the start any more.
+        if let Some(ledger) = &self.evaluator.sinks.ledger {
+            ledger.started();
+        }
+        self.evaluator.process(&mut self.events)
+    }
+
+    /// Processes a batch of observations, and leaves it empty.
+    pub fn process(&mut self, batch: &mut Batch, now: Timestamp) -> io::Result<Effects> {
+        self.enricher
+            .process(&mut batch.observations, &mut self.events);
+        let renamed = self.enricher.rename(now, &mut self.events);
+        self.enricher
+            .release_unmatched(batch.read_until, &mut self.events);
+        self.evaluator.process(&mut self.events)?;
+        Ok(self.effects(renamed))
+    }
+
+    /// Does what is due every second: counters, gaps, timeouts.
+    pub fn tick(&mut self, report: SensorReport, now: Timestamp) -> io::Result<Effects> {
+        self.count(&report, now);
+        let gaps = self.notices.gaps(report.notices, now);
+        let silent = report.silent_since.map(gaps::silent_probe);
+        let gaps = gaps.into_iter().chain(silent);
+        self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
+        self.enricher.add_object_names(now, &mut self.events);
+        self.events.push(TrailEvent::Tick { time: now });
+        self.enricher.evict_exited(now, &mut self.events);
+        self.evaluator.process(&mut self.events)?;
+        Ok(self.effects(false))
+    }
+
+    /// Adds a credential file that an earlier run knew.
+    pub fn add_recovered(&mut self, found: &RecoveredFile) -> Effects {
+        self.enricher.credentials.recovered(found);
+        Effects {
+            learn: vec![found.file],
+            ..Effects::default()
+        }
+    }
+
+    /// Replaces the expectations, the catalog and the exclusions.
+    pub fn reload(
+        &mut self,
+        expectations: Expectations,
+        catalog: Arc<Catalog>,
+        exclude: Vec<ExcludePattern>,
+    ) -> Effects {
+        let credentials = &mut self.enricher.credentials;
+        credentials.set_catalog(Arc::clone(&catalog));
+        let rules = credentials.rules();
+        self.evaluator.policy.replace(expectations, catalog);
+        let exclusion = (self.exclude != exclude).then(|| {
+            let images = Arc::clone(self.enricher.attribution.images());
+            ExclusionRules::new(exclude.clone(), images)
+        });
+        self.exclude = exclude;
+        Effects {
+            rules: Some(rules),
+            authenticators: Some(self.evaluator.policy.minting_addresses()),
+            exclusion,
+            ..Effects::default()
+        }
+    }
+
+    /// The addresses of authenticators that the expectations name.
+    pub fn authenticators(&self) -> Effects {
+        Effects {
+            authenticators: Some(self.evaluator.policy.minting_addresses()),
+            ..Effects::default()
+        }
+    }
+
+    /// Decides everything that is waiting, because no more input will come.
+    pub fn finish(&mut self) {
+        self.evaluator.finish();
+    }
+
+    pub fn sinks_mut(&mut self) -> &mut Sinks {
+        &mut self.evaluator.sinks
+    }
+
+    fn effects(&mut self, renamed: bool) -> Effects {
+        let wanted = self.enricher.take_wanted();
+        let rules = wanted
+            .places_changed
+            .then(|| self.enricher.credentials.rules());
+        Effects {
+            rules,
+            learn: wanted.learn,
+            ignore: wanted.ignore,
+            inspect_responses: std::mem::take(&mut self.evaluator.authenticator_clients),
+            reconsider_exclusion: renamed && !self.exclude.is_empty(),
+            ..Effects::default()
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Tests of the pipeline without a kernel: batches of observations in, effects and events out.
+
+use super::{Batch, Evaluator, Pipeline, SensorFacts, Sinks};
+use crate::{
+    attribution::{Attribution, names::NameResolver},
+    config::{Config, settings::FindingsFormat},
+    credential::Credentials,
+    report::{findings::FindingStream, lines::Delivery, metrics::Metrics},
+    sensor::{
+        observation::{
+            FileId, Observation, ObservedConnection, ObservedOpen, ObservedPresentation,
+            ObservedSecret, OpenKind, StdoutPipe, TaskInfo, kernel_device,
+        },
+        report::{RingLoss, SensorReport},
+    },
+};
+use jiff::{SignedDuration, Timestamp};
+use monitor_common::{fingerprint::FingerprintKey, record::Probe};
+use monitor_core::{
+    catalog::Catalog,
+    model::{Subject, Transport},
+    policy::Policy,
+    trail::TrailEvent,
+};
+use std::{
+    fs::{self, File},
+    io::BufWriter,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };
+const COOKIE: u64 = 7;
+const WRITE: u64 = 40;
+
+/// A pipeline that records its events.
+struct TestPipeline {
+    pipeline: Pipeline,
+    directory: tempfile::TempDir,
+    time: Timestamp,
+}
+
+impl TestPipeline {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Arc::new(Catalog::new("", &[], &[]).expect("embedded"));
+        let record = File::create(directory.path().join("record")).expect("a file");
+        let findings = directory.path().join("findings");
+        let sinks = Sinks {
+            ledger: None,
+            metrics: Arc::new(Metrics::new().expect("families")),
+            stream: FindingStream::open(
+                &findings.display().to_string(),
+                FindingsFormat::Json,
+                Delivery::Complete,
+            )
+            .expect("a stream"),
+            record: Some(BufWriter::new(record)),
+        };
+        let policy = Policy::new(Config::default().expectations, Arc::clone(&catalog));
+        let pipeline = Pipeline::new(
+            Attribution::new(None, NameResolver::empty()),
+            Credentials::new(catalog, KEY).expect("a buffer"),
+            Evaluator::new(policy, sinks, true),
+            Vec::new(),
+            SensorFacts {
+                own_pid: 0,
+                environ_is_read: false,
+            },
+        );
+        Self {
+            pipeline,
+            directory,
+            time: Timestamp::now(),
+        }
+    }
+
+    fn process(&mut self, observations: Vec<Observation>) -> super::Effects {
+        let mut batch = Batch {
+            observations,
+            read_until: self.time,
+        };
+        let effects = self.pipeline.process(&mut batch, self.time);
+        assert!(batch.observations.is_empty(), "the batch is consumed");
+        effects.expect("processed")
+    }
+
+    /// The events so far.
+    fn events(&self) -> Vec<TrailEvent> {
+        let text = fs::read_to_string(self.directory.path().join("record")).expect("a record");
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("an event"))
+            .collect()
+    }
+
+    /// This process, as a probe reports it.
+    fn task(&self) -> TaskInfo {
+        let own = procfs::process::Process::myself().expect("this process");
+        TaskInfo {
+            time: self.time,
+            subject: Subject {
+                pid: std::process::id(),
+                start: own.stat().expect("its start").starttime,
+            },
+            parent: None,
+            cgroup: 0,
+            uid: 0,
+            loginuid: None,
+            tty: false,
+            comm: "test".to_owned(),
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(&path, text).expect("written");
+        path
+    }
+
+    fn open(&self, path: &Path, known: bool) -> (FileId, Observation) {
+        let metadata = fs::metadata(path).expect("a file");
+        let file = FileId {
+            device: kernel_device(metadata.dev()),
+            inode: metadata.ino(),
+            generation: 0,
+        };
+        let open = ObservedOpen {
+            task: self.task(),
+            path: path.to_owned(),
+            source: None,
+            file,
+            known,
+            kind: OpenKind::Opened,
+            count: 1,
+            output: StdoutPipe::default(),
+        };
+        (file, Observation::FileOpened(open))
+    }
+
+    fn connect(&self) -> Observation {
+        Observation::Connected(ObservedConnection {
+            task: self.task(),
+            cookie: COOKIE,
+            address: [192, 0, 2, 1].into(),
+            port: 443,
+            transport: Transport::Tcp,
+            stdin: None,
+        })
+    }
+
+    fn present(&self) -> Observation {
+        Observation::Presented(ObservedPresentation {
+            task: self.task(),
+            write: WRITE,
+            server: None,
+            host: None,
+            secret: ObservedSecret {
+                fingerprint: 99,
+                inner: None,
+                secret_len: 40,
+                header: 0,
+                prefix: None,
+                dots: 0,
+            },
+        })
+    }
+}
+
+/// The connections on which credentials were presented; `None` for an unknown one.
+fn presented(events: &[TrailEvent]) -> Vec<Option<u64>> {
+    let connection = |event: &TrailEvent| match event {
+        TrailEvent::Presented { connection, .. } => Some(*connection),
+        _ => None,
+    };
+    events.iter().filter_map(connection).collect()
+}
+
+#[test]
+fn a_credential_file_is_learned_and_picked_up() {
+    let mut test = TestPipeline::new();
+    let path = test.write(
+        ".aws/credentials",
+        "[default]\naws_access_key_id=AKIAFAKEFAKEFAKEFAKE\naws_secret_access_key=FAKE/secret\n",
+    );
+    let (file, open) = test.open(&path, false);
+    let effects = test.process(vec![open]);
+    assert_eq!((effects.learn, effects.ignore), (vec![file], vec![]));
+    let picked_up = test.events().into_iter().find_map(|event| match event {
+        TrailEvent::PickUp { credential, .. } => Some(credential.class),
+        _ => None,
+    });
+    assert_eq!(picked_up.as_deref(), Some("aws-access-key"));
+}
+
+#[test]
+fn a_file_without_a_credential_is_ignored_unless_it_held_one() {
+    let mut test = TestPipeline::new();
+    let path = test.write(".aws/credentials", "[default]\nregion=eu\n");
+    let (file, open) = test.open(&path, false);
+    let effects = test.process(vec![open]);
+    assert_eq!((effects.learn, effects.ignore), (vec![], vec![file]));
+    let (_, open) = test.open(&path, true);
+    let effects = test.process(vec![open]);
+    assert_eq!((effects.learn, effects.ignore), (vec![], vec![]));
+}
+
+#[test]
+fn a_presentation_gets_the_connection_of_its_write() {
+    let mut test = TestPipeline::new();
+    let batch = vec![test.connect(), test.present()];
+    test.process(batch);
+    assert!(
+        presented(&test.events()).is_empty(),
+        "its socket may follow"
+    );
+    test.process(vec![Observation::WriteSent {
+        write: WRITE,
+        cookie: COOKIE,
+    }]);
+    assert_eq!(presented(&test.events()), [Some(COOKIE)]);
+}
+
+#[test]
+fn a_presentation_without_a_socket_is_reported_after_a_while() {
+    let mut test = TestPipeline::new();
+    let batch = vec![test.present()];
+    test.process(batch);
+    test.time += SignedDuration::from_millis(251);
+    test.process(Vec::new());
+    assert_eq!(presented(&test.events()), [None]);
+}
+
+#[test]
+fn a_write_that_the_library_rejected_presents_nothing() {
+    let mut test = TestPipeline::new();
+    let batch = vec![test.present(), Observation::WriteRejected { write: WRITE }];
+    test.process(batch);
+    test.time += SignedDuration::from_secs(1);
+    test.process(Vec::new());
+    assert!(presented(&test.events()).is_empty());
+}
+
+#[test]
+fn losses_become_gaps_once_and_are_counted_per_workload() {
+    let mut test = TestPipeline::new();
+    let mut report = SensorReport {
+        undecoded: 2,
+        losses: vec![RingLoss {
+            cgroup: 5,
+            probe: Probe::Environ,
+            count: 412,
+        }],
+        ..SensorReport::default()
+    };
+    let gaps = |test: &TestPipeline| -> Vec<(String, u64)> {
+        let events = test.events().into_iter();
+        events
+            .filter_map(|event| match event {
+                TrailEvent::Gap { gap } => Some((gap.detail, gap.count)),
+                _ => None,
+            })
+            .collect()
+    };
+    let time = test.time;
+    let tick = |test: &mut TestPipeline, report: SensorReport| {
+        test.pipeline.tick(report, time).expect("processed");
+    };
+    let losses = report.losses.clone();
+    tick(
+        &mut test,
+        SensorReport {
+            losses,
+            undecoded: 2,
+            ..SensorReport::default()
+        },
+    );
+    let found = gaps(&test);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0]
+            .0
+            .starts_with("environ ring buffer overflowed: records of ")
+    );
+    assert_eq!(found[0].1, 412);
+    assert_eq!(found[1].1, 2);
+    report.losses.clear();
+    tick(&mut test, report);
+    assert_eq!(gaps(&test), found, "no new losses, no new gaps");
+    let metrics = test.pipeline.sinks_mut().metrics.render().expect("text");
+    let counted = metrics.lines().find(|line| {
+        line.starts_with("keytrail_workload_events_lost_total{probe=\"environ\"")
+            && line.ends_with(" 412")
+    });
+    assert!(counted.is_some(), "{metrics}");
+}
+
+#[test]
+fn a_silent_probe_is_a_blind_gap() {
+    let mut test = TestPipeline::new();
+    let report = SensorReport {
+        silent_since: Some(test.time),
+        ..SensorReport::default()
+    };
+    test.pipeline.tick(report, test.time).expect("processed");
+    let blind = test.events().into_iter().any(
+        |event| matches!(event, TrailEvent::Gap { gap } if gap.kind == "probe-silent" && gap.blind),
+    );
+    assert!(blind);
+}
+
+#[test]
+fn a_reload_updates_the_kernel_filter_and_the_authenticators() {
+    let mut test = TestPipeline::new();
+    let catalog = Arc::new(Catalog::new("", &[], &[]).expect("embedded"));
+    let effects = test
+        .pipeline
+        .reload(Config::default().expectations, catalog, Vec::new());
+    assert!(effects.rules.is_some() && effects.authenticators.is_some());
+    assert!(effects.exclusion.is_none(), "the exclusions are unchanged");
+}

@@ -1,0 +1,28 @@
+//! The sensor's own account: records sent, lost and not decoded.
+
+use super::{ProbeCounters, SensorNotice};
+use monitor_common::record::Probe;
+
+/// What the sensor did since it started, or since the last report.
+#[derive(Debug, Default)]
+pub struct SensorReport {
+    /// Since the start.
+    pub counters: ProbeCounters,
+    /// Number of records that could not be decoded, since the start.
+    pub undecoded: u64,
+    /// Since the last report, by cgroup.
+    pub losses: Vec<RingLoss>,
+    /// Since the last report.
+    pub notices: Vec<SensorNotice>,
+    /// The file probe has not reported the agent's own opens since then, which was detected since
+    /// the last report.
+    pub silent_since: Option<jiff::Timestamp>,
+}
+
+/// Records of one cgroup that did not fit into a ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingLoss {
+    pub cgroup: u64,
+    pub probe: Probe,
+    pub count: u64,
+}
