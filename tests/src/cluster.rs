@@ -4,6 +4,7 @@
 use crate::{
     agent::spawn_supervised,
     containers::{Containerd, PodNetwork, SOCKET},
+    skip::skip,
     wait_for,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -58,7 +59,10 @@ impl TestCluster {
         let (Some(programs), Some(plugins)) =
             (std::env::var_os(PROGRAMS), std::env::var_os(PLUGINS))
         else {
-            println!("skipped: `cargo xtask cluster` says where a Kubernetes is ({PROGRAMS})");
+            skip(
+                "a real Kubernetes",
+                &format!("`cargo xtask cluster` says where it is ({PROGRAMS})"),
+            )?;
             return Ok(None);
         };
         // Two header lines, and the loopback interface.

@@ -1,6 +1,6 @@
 //! A real containerd, controlled over CRI as the kubelet does.
 
-use crate::wait_for;
+use crate::{skip::skip, wait_for};
 use anyhow::{Context as _, Result, ensure};
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -69,7 +69,7 @@ impl Containerd {
     /// As [`start`](Self::start), for pods with their own network if one is given.
     pub fn start_on(network: Option<&PodNetwork<'_>>) -> Result<Option<Self>> {
         let Some(busybox) = std::env::var_os("KEYTRAIL_BUSYBOX").map(PathBuf::from) else {
-            println!("skipped: no busybox for an image (KEYTRAIL_BUSYBOX)");
+            skip("containers", "no busybox for an image (KEYTRAIL_BUSYBOX)")?;
             return Ok(None);
         };
         if Command::new("containerd")
@@ -77,7 +77,7 @@ impl Containerd {
             .output()
             .is_err()
         {
-            println!("skipped: no containerd on the PATH");
+            skip("containers", "no containerd on the PATH")?;
             return Ok(None);
         }
         ensure!(

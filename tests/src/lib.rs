@@ -4,8 +4,10 @@
 pub mod agent;
 pub mod cluster;
 pub mod containers;
+pub mod maps;
 pub mod memory;
 pub mod server;
+pub mod skip;
 pub mod web;
 pub mod workload;
 

@@ -4,7 +4,10 @@
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
-use lab::{agent::Agent, server::TlsServer, wait_for, web::WebServer, workload::sh};
+use lab::{
+    agent::Agent, maps::per_cpu_array_bytes, server::TlsServer, wait_for, web::WebServer,
+    workload::sh,
+};
 use std::{
     fs::File,
     os::unix::fs::FileExt as _,
@@ -47,28 +50,6 @@ fn files_below(directory: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The contents of a kernel map; `None` without bpftool.
-fn map_bytes(name: &str) -> Result<Option<Vec<u8>>> {
-    let Ok(output) = Command::new("bpftool")
-        .args(["--json", "map", "dump", "name", name])
-        .output()
-    else {
-        eprintln!("skipped: there is no bpftool to look into {name} with");
-        return Ok(None);
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let bytes: Vec<u8> = text
-        .split("\"0x")
-        .skip(1)
-        .filter_map(|hex| u8::from_str_radix(hex.get(..2)?, 16).ok())
-        .collect();
-    anyhow::ensure!(
-        bytes.len() > 4096,
-        "bpftool shows nothing of {name}: {text}"
-    );
-    Ok(Some(bytes))
 }
 
 /// The contents of the ring buffers in the memory shared with the agent, which are not part of a
@@ -258,7 +239,7 @@ fn no_secret_stays() -> Result<()> {
     )?;
     let mut places: Vec<(String, Vec<u8>)> = Vec::new();
     for map in ["SEARCH_SCRATCH", "ENVIRON_SCRATCH"] {
-        places.extend(map_bytes(map)?.map(|bytes| (format!("map {map}"), bytes)));
+        places.push((format!("map {map}"), per_cpu_array_bytes(map)?));
     }
     places.push(("the rings".to_owned(), rings_of(agent.pid())?));
     for path in [

@@ -112,7 +112,7 @@ fn no_cgroup_v2() -> Result<()> {
     );
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(
-        log.contains("connections and TLS server names are not seen"),
+        log.contains("connections and TLS server names are not observed"),
         "{log}"
     );
     assert!(log.contains("ready"), "the rest keeps working: {log}");
@@ -322,7 +322,7 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
             .as_array()
             .is_some_and(|gaps| gaps.iter().any(|gap| gap["kind"] == "ledger-damaged"))
     })?;
-    assert!(agent.log_text().contains("set aside"));
+    assert!(agent.log_text().contains("started a new one"));
     assert!(agent.stop()?.success(), "{}", agent.log_text());
     drop(agent);
     // The header of a SQLite file with 99 as its user version.

@@ -74,7 +74,14 @@ fn cells() -> Vec<GoMatrixCell> {
                 .into_iter()
                 .flat_map(move |shape| [false, true].map(|stripped| (go, shape, stripped)))
         });
-    each.collect()
+    // A third of them in an extended shard.
+    let part: Option<usize> = std::env::var("KEYTRAIL_GO_PART")
+        .ok()
+        .and_then(|part| part.parse().ok());
+    each.enumerate()
+        .filter(|(number, _)| part.is_none_or(|part| number % 3 == part))
+        .map(|(_, cell)| cell)
+        .collect()
 }
 
 /// Builds the client.
@@ -370,12 +377,7 @@ fn what_cannot_be_proven_is_named_and_left_alone() -> Result<()> {
 #[test]
 fn programs_built_by_others() -> Result<()> {
     let Some(programs) = std::env::var_os("KEYTRAIL_GO_PROGRAMS") else {
-        ensure!(
-            std::env::var_os("KEYTRAIL_TEST_ALL").is_none(),
-            "KEYTRAIL_GO_PROGRAMS is not set"
-        );
-        println!("not in an ordinary run: `cargo xtask test --all` runs it");
-        return Ok(());
+        return lab::skip::defer("programs built by others");
     };
     let programs: BTreeMap<String, PathBuf> = std::env::split_paths(&programs)
         .filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)))

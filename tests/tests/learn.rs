@@ -105,7 +105,7 @@ fn what_was_learned_becomes_expectations() -> Result<()> {
     let file = directory.path().join("drawn.yaml");
     fs::write(&file, &drawn)?;
     let file = file.display().to_string();
-    ensure!(policy(&["check", &file])?.contains("right"), "it is right");
+    ensure!(policy(&["check", &file])?.contains("valid"), "it is valid");
     let try_on = |file: &str| -> Result<Value> {
         let said = policy(&[
             "test",

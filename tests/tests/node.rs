@@ -224,7 +224,7 @@ sys.stdin.read()";
     );
     ensure!(first_line(&mut changed)? == "changed\n");
     wait_for("the warning", Duration::from_secs(10), || {
-        Ok((agent.logged(&["other bytes", "libssl"]) > 0).then_some(()))
+        Ok((agent.logged(&["differ from the file", "libssl"]) > 0).then_some(()))
     })
     .with_context(|| agent.log_text())?;
     let secret = "FAKE.not-hidden-000000000000000";

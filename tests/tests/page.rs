@@ -8,8 +8,7 @@ use std::{fs, process::Command};
 fn a_responder_finds_the_hop() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
     let Some(modules) = std::env::var_os("KEYTRAIL_PLAYWRIGHT") else {
-        println!("skipped: no browser (KEYTRAIL_PLAYWRIGHT, KEYTRAIL_CHROMIUM)");
-        return Ok(());
+        return lab::skip::skip("the page", "no browser (KEYTRAIL_PLAYWRIGHT)");
     };
     let directory = tempfile::tempdir()?;
     let home = directory.path().join("home");

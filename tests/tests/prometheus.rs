@@ -91,8 +91,7 @@ fn a_hop_becomes_an_alert() -> Result<()> {
         .output()
         .is_err()
     {
-        println!("skipped: no prometheus on the PATH");
-        return Ok(());
+        return lab::skip::skip("alerts and dashboards", "no prometheus on the PATH");
     }
     let directory = tempfile::tempdir()?;
     let at = |name: &str| directory.path().join(name).display().to_string();
@@ -321,8 +320,10 @@ fn draw(prometheus: u16, credential: &str, directory: &Path) -> Result<()> {
         std::env::var_os("KEYTRAIL_RENDER"),
         std::env::var_os("KEYTRAIL_PLAYWRIGHT"),
     ) else {
-        println!("skipped: no browser to draw with (KEYTRAIL_RENDER, KEYTRAIL_PLAYWRIGHT)");
-        return Ok(());
+        return lab::skip::skip(
+            "drawing the dashboards",
+            "no browser (KEYTRAIL_RENDER, KEYTRAIL_PLAYWRIGHT)",
+        );
     };
     let kept = std::env::var_os("KEYTRAIL_SCREENSHOTS").map(PathBuf::from);
     for (name, variables) in [

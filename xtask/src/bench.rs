@@ -1,16 +1,12 @@
 //! Measures the cost of the probes, on this machine and in a virtual machine.
 
 use crate::{
-    build::{self, cargo, run_checked},
-    root, vm,
+    build,
+    commands::{cargo, run_checked},
+    vm,
 };
 use anyhow::{Context as _, Result, bail};
-use std::{path::PathBuf, process::Command};
-
-/// The probes' object file: the benchmark loads the empty programs from it.
-pub fn probes() -> PathBuf {
-    root().join("target/bpf/bpfel-unknown-none/release/keytrail-bench-probes")
-}
+use std::process::Command;
 
 /// Runs a command, and prints its peak memory use.
 const PEAK: &str = "import resource, subprocess, sys
@@ -78,7 +74,7 @@ pub fn run(
         return run_checked(
             Command::new(bench)
                 .arg("--probes")
-                .arg(probes())
+                .arg(build::bench_probes())
                 .arg("--program")
                 .arg(vm::busybox()?)
                 .args(["--rounds", &rounds.to_string()])
@@ -86,6 +82,7 @@ pub fn run(
         );
     };
     vm::run(&vm::VmSelection {
+        cells: vm::VmCells::All,
         kernels: vec![kernel],
         variant: Some(variant.unwrap_or_else(|| "lsm".to_owned())),
         script: Some(format!(

@@ -1,52 +1,11 @@
 //! Builds and runs the agent.
 
-use crate::{root, setup};
+use crate::{
+    commands::{cargo, run_checked},
+    root, setup,
+};
 use anyhow::{Context as _, Result, bail};
 use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
-
-/// A cargo command in the workspace root, without the outer cargo's environment.
-pub fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    clear_cargo_environment(&mut cargo);
-    cargo
-}
-
-/// Removes the outer cargo's environment variables: build scripts that depend on them would run
-/// again each time, and rebuild their dependents.
-pub fn clear_cargo_environment(command: &mut Command) {
-    const NAMES: [&str; 4] = [
-        "CARGO_MANIFEST_",
-        "CARGO_PKG_",
-        "CARGO_BIN_",
-        "CARGO_CRATE_",
-    ];
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name == "OUT_DIR" || NAMES.iter().any(|start| name.starts_with(start)) {
-            command.env_remove(&*name);
-        }
-    }
-}
-
-/// Runs a command; a failure names it.
-pub fn run_checked(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    if !status.success() {
-        let arguments: Vec<_> = command
-            .get_args()
-            .map(|argument| argument.to_string_lossy().into_owned())
-            .collect();
-        bail!(
-            "`{} {}` ended with {status}",
-            command.get_program().display(),
-            arguments.join(" ")
-        );
-    }
-    Ok(())
-}
 
 /// Builds the agent with its probes; returns its path.
 pub fn run() -> Result<PathBuf> {
@@ -89,4 +48,9 @@ pub fn run_agent(arguments: &[String]) -> Result<()> {
     let binary = run()?;
     let error = Command::new(&binary).arg("run").args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {}", binary.display()))
+}
+
+/// The probes' object file: the benchmark loads the empty programs from it.
+pub fn bench_probes() -> PathBuf {
+    root().join("target/bpf/bpfel-unknown-none/release/keytrail-bench-probes")
 }

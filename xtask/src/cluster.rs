@@ -1,7 +1,8 @@
 //! Runs the scenario on a real Kubernetes, which is built here from Debian's source package.
 
 use crate::{
-    build::{self, cargo, run_checked},
+    build,
+    commands::{self, cargo, run_checked},
     debian::{Apt, codename},
     setup, vm,
 };
@@ -64,7 +65,7 @@ pub fn run() -> Result<()> {
     path.extend(std::env::split_paths(&own));
     let cargo = cargo();
     let mut inside = Command::new("unshare");
-    build::clear_cargo_environment(&mut inside);
+    commands::clear_cargo_environment(&mut inside);
     run_checked(
         inside
             .args(["--mount", "--net", "--propagation", "private", "--"])

@@ -2,7 +2,7 @@
 //! their copy in the chart, a runbook section for each alert, and dashboards that match their
 //! generator.
 
-use crate::{build::run_checked, root, setup};
+use crate::{commands::run_checked, root, setup};
 use anyhow::{Context as _, Result, bail};
 use std::{fs, path::PathBuf, process::Command};
 

@@ -1,7 +1,7 @@
 //! Fetches and unpacks Debian packages without changing the system: apt with its own configuration,
 //! lists and cache. Signatures are checked with the system's keyring.
 
-use crate::build::run_checked;
+use crate::commands::run_checked;
 use anyhow::{Context as _, Result, bail};
 use std::{
     fs,

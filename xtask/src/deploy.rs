@@ -1,10 +1,7 @@
 //! Checks what is shipped beside the agent: the chart and the unit. An invalid manifest fails here
 //! rather than on a cluster.
 
-use crate::{
-    build::{self, run_checked},
-    root, setup,
-};
+use crate::{build, commands::run_checked, root, setup, skips::SkipLog};
 use anyhow::{Context as _, Result, bail};
 use std::{fs, path::Path, process::Command};
 
@@ -118,8 +115,7 @@ fn unit(work: &Path) -> Result<()> {
         .output()
         .is_err()
     {
-        println!("1 unit is not checked: there is no systemd-analyze");
-        return Ok(());
+        return SkipLog::of_run().skip("the systemd unit", "no systemd-analyze on the PATH");
     }
     let text = fs::read_to_string(root().join("deploy/systemd").join(NAME))?;
     let agent = build::run()?.display().to_string();

@@ -3,11 +3,16 @@
 mod bench;
 mod build;
 mod cluster;
+mod commands;
 mod dashboards;
 mod debian;
 mod demo;
 mod deploy;
+mod lint;
+mod scenarios;
 mod setup;
+mod shard;
+mod skips;
 mod test;
 mod vm;
 
@@ -60,6 +65,12 @@ enum XtaskCommand {
     Reference,
     /// Check the Helm chart and the systemd unit
     Deploy,
+    /// Check the structure of the code: cycles, layers, names, sizes; and the age of tables in docs
+    Lint {
+        /// Another checkout
+        #[arg(long)]
+        root: Option<PathBuf>,
+    },
     /// Run the chart on a real Kubernetes, which is built first if needed (root)
     Cluster,
     /// Run the end-to-end tests on other kernels, in virtual machines
@@ -116,11 +127,15 @@ fn run(command: XtaskCommand) -> Result<()> {
         XtaskCommand::Test { all } => test::run(all),
         XtaskCommand::Scenarios { files, all } => {
             build::run()?;
-            test::scenarios(&files, all)
+            let skips = skips::SkipLog::start()?;
+            scenarios::run(&files, all)?;
+            skips.show();
+            Ok(())
         }
         XtaskCommand::Dashboards => dashboards::check(),
         XtaskCommand::Reference => test::write_reference(),
         XtaskCommand::Deploy => deploy::check(),
+        XtaskCommand::Lint { root: other } => lint::run(&other.unwrap_or_else(root)),
         XtaskCommand::Cluster => cluster::run(),
         XtaskCommand::Vm {
             kernels,
@@ -128,6 +143,7 @@ fn run(command: XtaskCommand) -> Result<()> {
             script,
             write,
         } => vm::run(&vm::VmSelection {
+            cells: vm::VmCells::All,
             kernels,
             variant,
             script,

@@ -2,7 +2,7 @@
 //! `core`, for a target without a prebuilt one, and bpf-linker.
 
 use crate::{
-    build::run_checked,
+    commands::run_checked,
     debian::{Apt, codename},
     root,
 };

@@ -4,7 +4,7 @@
 
 use super::qemu::STATUS_MARK;
 use crate::{
-    build::run_checked,
+    commands::run_checked,
     debian::{Apt, codename},
     setup::tools,
 };

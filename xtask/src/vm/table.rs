@@ -1,7 +1,7 @@
 //! Tables of scenario results and verifier costs by kernel.
 
 use crate::{
-    build::{cargo, run_checked},
+    commands::{cargo, run_checked},
     root,
 };
 use anyhow::{Context as _, Result};
