@@ -1,7 +1,7 @@
-"""Builds Keytrail's Grafana dashboards with Grafana's own SDK: build.py [DIRECTORY].
+"""Builds Keytrail's Grafana dashboards with Grafana's SDK: build.py [DIRECTORY].
 
-What is built is committed beside this file, in grafana/; `cargo xtask dashboards` checks that it is the same, and a
-scenario asks a real Prometheus every query of it.
+The output is committed in grafana/. `cargo xtask dashboards` checks that it is up to date, and a scenario sends every
+query to a real Prometheus.
 """
 
 import json
@@ -26,7 +26,7 @@ WIDE, HALF, THIRD, QUARTER = 24, 12, 8, 6
 
 
 def query(expr, legend="", instant=False):
-    """One query; a table asks for the last value only."""
+    """One query; a table needs only the last value."""
     built = prometheus.Dataquery().expr(expr).legend_format(legend).ref_id("A")
     if instant:
         return built.instant().format(PromQueryFormat.TABLE)
@@ -34,7 +34,7 @@ def query(expr, legend="", instant=False):
 
 
 def new(series, window):
-    """How much counters grew; one that is new has increased by nothing yet, and counts with what it has."""
+    """Growth of counters; a new one has not increased yet, and counts with its value."""
     return f"((increase({series}[{window}]) > 0) or ({series} > 0 unless {series} offset {window}))"
 
 
@@ -120,22 +120,22 @@ def board(uid, title, about, variables=()):
 
 
 def fleet():
-    """Workloads, credentials, destinations, and what is wrong."""
+    """Workloads, credentials, destinations, and findings."""
     return (
         board("keytrail-fleet", "Keytrail / fleet", "Who uses which credential where, over all nodes.")
-        .with_panel(number("Nodes", "Agents that are scraped.", "count(keytrail_build_info)"))
+        .with_panel(number("Nodes", "Scraped agents.", "count(keytrail_build_info)"))
         .with_panel(number("Credentials in use", "Used within the last day.", "count(count by (credential) (time() - keytrail_credential_last_used_timestamp_seconds < 86400)) or vector(0)"))
         .with_panel(number("Unexpected hops", "In the last hour.", 'sum(%s) or vector(0)' % new('keytrail_hops_total{verdict="unexpected"}', "1h"), bad=True))
         .with_panel(number("Findings above low", "In the last hour.", 'sum(%s) or vector(0)' % new('keytrail_findings_total{severity!="low"}', "1h"), bad=True))
-        .with_panel(lines("Findings", "By rule and severity, those of severity low as well.", "sum by (rule, severity) " + new("keytrail_findings_total", "$__rate_interval"), "{{rule}} {{severity}}"))
+        .with_panel(lines("Findings", "By rule and severity, including low.", "sum by (rule, severity) " + new("keytrail_findings_total", "$__rate_interval"), "{{rule}} {{severity}}"))
         .with_panel(lines("Hops", "By evidence and verdict.", "sum by (evidence, verdict) (rate(keytrail_hops_total[$__rate_interval]))", "{{verdict}}, {{evidence}}", "ops"))
-        .with_panel(rows("Findings by workload", "Since the agents started, the most first.", 'sort_desc(sum by (severity, rule, namespace, workload) (keytrail_findings_total))'))
+        .with_panel(rows("Findings by workload", "Since the agents started, the most frequent first.", 'sort_desc(sum by (severity, rule, namespace, workload) (keytrail_findings_total))'))
         .with_panel(rows("Unexpected hops", "Which workload took which credential where.", 'sort_desc(sum by (namespace, workload, credential, destination, evidence) (keytrail_hops_total{verdict="unexpected"}))'))
         .with_panel(lines("Uses by class", "Credentials picked up or presented.", "sum by (class) (rate(keytrail_credential_uses_total[$__rate_interval]))", "{{class}}", "ops"))
-        .with_panel(lines("Destinations", "The ten that are reached most.", "topk(10, sum by (destination) (rate(keytrail_hops_total[$__rate_interval])))", "{{destination}}", "ops"))
+        .with_panel(lines("Destinations", "The ten most frequent.", "topk(10, sum by (destination) (rate(keytrail_hops_total[$__rate_interval])))", "{{destination}}", "ops"))
         .with_panel(rows("Workloads and credentials", "Who uses what, and how it was picked up.", "sort_desc(sum by (namespace, workload, credential, class, source) (keytrail_credential_uses_total))"))
-        .with_panel(lines("Gaps: events lost", "By probe and stage. What was lost is marked in every answer of that time.", "sum by (instance, probe, stage) (increase(keytrail_events_lost_total[$__rate_interval]))", "{{instance}} {{probe}} {{stage}}"))
-        .with_panel(lines("Gaps: not attributed", "What never got a name, by reason.", "sum by (reason) (increase(keytrail_unattributed_total[$__rate_interval]))", "{{reason}}"))
+        .with_panel(lines("Gaps: events lost", "By probe and stage. Answers about that time have a gap.", "sum by (instance, probe, stage) (increase(keytrail_events_lost_total[$__rate_interval]))", "{{instance}} {{probe}} {{stage}}"))
+        .with_panel(lines("Gaps: not attributed", "Workloads without a name, by reason.", "sum by (reason) (increase(keytrail_unattributed_total[$__rate_interval]))", "{{reason}}"))
     )
 
 
@@ -147,9 +147,9 @@ def credential():
         board("keytrail-credential", "Keytrail / credential", "Who uses one credential, and where it goes.", chosen)
         .with_panel(number("First seen", "By any agent.", f"min(keytrail_credential_first_seen_timestamp_seconds{of}) * 1000", "dateTimeFromNow"))
         .with_panel(number("Last used", "On any node.", f"max(keytrail_credential_last_used_timestamp_seconds{of}) * 1000", "dateTimeFromNow"))
-        .with_panel(number("Expires", "Where that is known.", f"max(keytrail_credential_expiry_timestamp_seconds{of}) * 1000", "dateTimeFromNow"))
-        .with_panel(number("Workloads", "That used it since the agents started.", f"count(count by (namespace, workload) (keytrail_credential_uses_total{of})) or vector(0)"))
-        .with_panel(rows("What it is", "A name may stand for several.", f"max by (id, class, role, lifetime, owner) (keytrail_credential_info{of})", height=5))
+        .with_panel(number("Expires", "If known.", f"max(keytrail_credential_expiry_timestamp_seconds{of}) * 1000", "dateTimeFromNow"))
+        .with_panel(number("Workloads", "Using it since the agents started.", f"count(count by (namespace, workload) (keytrail_credential_uses_total{of})) or vector(0)"))
+        .with_panel(rows("What it is", "A name may refer to several.", f"max by (id, class, role, lifetime, owner) (keytrail_credential_info{of})", height=5))
         .with_panel(lines("Uses", "By workload and source.", f"sum by (namespace, workload, source) (rate(keytrail_credential_uses_total{of}[$__rate_interval]))", "{{namespace}} {{workload}} {{source}}", "ops"))
         .with_panel(lines("Hops", "By destination and verdict.", f"sum by (destination, verdict) (rate(keytrail_hops_total{of}[$__rate_interval]))", "{{destination}} {{verdict}}", "ops"))
         .with_panel(rows("Where it went", "Since the agents started; `keytrail query where` has the rest.", f"sort_desc(sum by (namespace, workload, destination, evidence, verdict) (keytrail_hops_total{of}))"))
@@ -164,13 +164,13 @@ def workload():
     ]
     of = '{namespace=~"$namespace", workload="$workload"}'
     return (
-        board("keytrail-workload", "Keytrail / workload", "What one workload holds, where it takes it, and what is wrong with that.", chosen)
+        board("keytrail-workload", "Keytrail / workload", "What one workload holds and presents, and its findings.", chosen)
         .with_panel(number("Credentials", "Within its reach.", f"count(count by (credential) (keytrail_credential_uses_total{of})) or vector(0)", span=THIRD))
-        .with_panel(number("Destinations", "That it took them to.", f"count(count by (destination) (keytrail_hops_total{of})) or vector(0)", span=THIRD))
+        .with_panel(number("Destinations", "Reached with them.", f"count(count by (destination) (keytrail_hops_total{of})) or vector(0)", span=THIRD))
         .with_panel(number("Findings above low", "Since the agents started.", f'sum(keytrail_findings_total{of[:-1]}, severity!="low"}}) or vector(0)', span=THIRD, bad=True))
         .with_panel(lines("Uses", "By credential and source.", f"sum by (credential, class, source) (rate(keytrail_credential_uses_total{of}[$__rate_interval]))", "{{credential}} {{source}}", "ops"))
         .with_panel(lines("Hops", "By destination and verdict.", f"sum by (destination, verdict) (rate(keytrail_hops_total{of}[$__rate_interval]))", "{{destination}} {{verdict}}", "ops"))
-        .with_panel(rows("Blast radius", "What it holds, and where it took it; `keytrail query blast-radius` has the rest.", f"sort_desc(sum by (credential, destination, evidence, verdict) (keytrail_hops_total{of}))"))
+        .with_panel(rows("Blast radius", "What it holds and where it went; `keytrail query blast-radius` has the rest.", f"sort_desc(sum by (credential, destination, evidence, verdict) (keytrail_hops_total{of}))"))
         .with_panel(rows("Findings", "By rule.", f"sort_desc(sum by (rule, severity) (keytrail_findings_total{of}))"))
     )
 
@@ -193,12 +193,12 @@ def health():
         )
     )
     return (
-        board("keytrail-health", "Keytrail / health", "Whether the agents see what they are to see, and what that costs.", chosen)
-        .with_panel(number("Agents", "That are scraped, by version.", f"sum by (version) (keytrail_build_info{of})"))
+        board("keytrail-health", "Keytrail / health", "What the agents observe and lose, and what they cost.", chosen)
+        .with_panel(number("Agents", "Scraped, by version.", f"sum by (version) (keytrail_build_info{of})"))
         .with_panel(number("Probes not attached", "Mechanisms that did not attach.", f"count(keytrail_probe_attached{of} == 0) or vector(0)", bad=True))
         .with_panel(number("Events lost", "In the last hour, in the rings.", f'sum(increase(keytrail_events_lost_total{of[:-1]}, stage="ring"}}[1h])) or vector(0)', bad=True))
-        .with_panel(number("Configurations refused", "Agents that go on with an old one.", f"count(keytrail_config_reload_success{of} == 0) or vector(0)", bad=True))
-        .with_panel(rows("Probes", "By mechanism: 1 where it is attached.", f"sort(min by (instance, probe, mechanism) (keytrail_probe_attached{of}))"))
+        .with_panel(number("Configurations refused", "Agents that keep a previous one.", f"count(keytrail_config_reload_success{of} == 0) or vector(0)", bad=True))
+        .with_panel(rows("Probes", "By mechanism: 1 if it is attached.", f"sort(min by (instance, probe, mechanism) (keytrail_probe_attached{of}))"))
         .with_panel(lines("Events", "By probe.", f"sum by (probe) (rate(keytrail_events_total{of}[$__rate_interval]))", "{{probe}}", "ops"))
         .with_panel(lines("Lost", "By probe and stage.", f"sum by (probe, stage) (increase(keytrail_events_lost_total{of}[$__rate_interval]))", "{{probe}} {{stage}}"))
         .with_panel(latency)

@@ -15,7 +15,7 @@ pub struct RuleMeta {
 /// The texts of a rule's alert.
 #[derive(Debug)]
 pub struct AlertMeta {
-    /// What happened, with `{workload}` for the workload.
+    /// What happened, with `{workload}` for the workload, or `{instance}` if it concerns a node.
     pub summary: &'static str,
     /// The command that shows more than the findings, with `{workload}` for the workload.
     pub command: Option<&'static str>,

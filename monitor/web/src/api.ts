@@ -1,6 +1,6 @@
-// Questions to the agent that serves this page.
+// Queries to the agent that serves this page.
 
-/** What the page was asked for, as it stands after the `#`. */
+/** What the page shows, encoded after the `#`. */
 export interface Route {
   kind: "overview" | "credential" | "workload" | "destination";
   name: string;
@@ -22,7 +22,7 @@ export function routeOf(hash: string): Route {
   };
 }
 
-/** As it was written where it cannot be decoded: links are typed by hand, too. */
+/** Unchanged if it cannot be decoded: links are also typed by hand. */
 function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
@@ -49,17 +49,17 @@ export class Refused extends Error {
   }
 }
 
-/** The agent asks for its token. */
+/** The agent requires its token. */
 export class NeedsToken extends Error {}
 
-/** Kept as long as the tab is open, and nowhere else. */
+/** Stored only while the tab is open. */
 const TOKEN = "keytrail-token";
 
 export function bring(token: string): void {
   sessionStorage.setItem(TOKEN, token);
 }
 
-/** An answer of the API; what it refuses is thrown with its own words. */
+/** A response of the API; errors are thrown with its message. */
 export async function ask<T>(question: string, parameters: Record<string, string>): Promise<T> {
   const given = Object.entries(parameters).filter(([, value]) => value !== "");
   const query = new URLSearchParams(given);

@@ -35,7 +35,7 @@ interface Edge {
   count: number;
 }
 
-/** More edges than this nobody reads: the worst are shown, and how many are not. */
+/** More edges are unreadable: the worst are shown, and the number of the others. */
 const MOST = 120;
 const ORDER: Record<Verdict, number> = { unexpected: 2, unproven: 1, expected: 0 };
 
@@ -109,7 +109,7 @@ export class Trail {
     return this;
   }
 
-  /** Draws it; `route` is what the page is about. */
+  /** Draws it; `route` is the current view. */
   draw(route: Route): { figure: SVGSVGElement; left: number } {
     const rank = (edge: Edge) => (edge.verdict === undefined ? 1.5 : ORDER[edge.verdict]);
     const all = [...this.edges.values()].sort((a, b) => rank(b) - rank(a) || b.count - a.count);
@@ -137,7 +137,7 @@ export class Trail {
       .attr("aria-label", "The trail as a graph; the tables below say the same")
       .attr("viewBox", `0 0 ${Math.max(width, 640)} ${height}`)
       .attr("preserveAspectRatio", "xMidYMid meet");
-    // By a property, as a style attribute is refused by the page's policy.
+    // As a property, because the page's policy rejects style attributes.
     svg.node()!.style.height = `${Math.min(Math.max(height, 140), 620)}px`;
     const stage = svg.append("g");
     svg.call(
@@ -221,7 +221,7 @@ function shape(
   }
 }
 
-/** The end of a long name says more than its beginning. */
+/** The end of a long name is more informative than its beginning. */
 function short(text: string): string {
   return text.length <= 44 ? text : `…${text.slice(-43)}`;
 }

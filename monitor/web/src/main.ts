@@ -1,5 +1,5 @@
-// The responder's page: search, a trail as a graph, its timeline with what was not seen, findings, and each view as a
-// link and as a file.
+// The responder's page: search, a trail as a graph, its timeline with gaps, and findings. Each view is a link and can be
+// saved as a file.
 
 import { NeedsToken, type Route, Refused, ask, bring, hashOf, routeOf } from "./api";
 import { Trail } from "./graph";
@@ -21,9 +21,9 @@ import {
 import { type Cell, csv, save, svgText } from "./save";
 import { timeline } from "./timeline";
 
-/** Rows of a table, and of a list that is searched. */
+/** Maximum rows of a table, and of a searched list. */
 const ROWS = 500;
-/** Uses and hops of a view and of its files: nobody reads more at once, and the agent need not read them. */
+/** Maximum uses and hops of a view and its files: more are unreadable, and would cost the agent memory. */
 const MOST = "2000";
 
 const main = document.querySelector<HTMLElement>("#answer")!;
@@ -33,7 +33,7 @@ const since = document.querySelector<HTMLInputElement>("#since")!;
 const until = document.querySelector<HTMLInputElement>("#until")!;
 const known = document.querySelector<HTMLDataListElement>("#known")!;
 
-/** An element with text and children: text never becomes markup. */
+/** An element with text and children. Text never becomes markup. */
 function element<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Record<string, string> = {},
@@ -150,7 +150,7 @@ function findingTable(route: Route, findings: Finding[]): Table {
   };
 }
 
-/** What was not seen: gaps of the time asked for, and in one line what no time sees. */
+/** What was not observed: the gaps of the requested time, and permanent gaps in one line. */
 function gapBox(gaps: Gap[]): HTMLElement[] {
   if (gaps.length === 0) return [];
   const own = gaps.filter((gap) => gap.kind !== "not-covered");
@@ -220,7 +220,7 @@ interface Chain {
   gaps: Gap[];
 }
 
-/** Puts an answer on the page, which is done only while nothing else was asked for. */
+/** Shows an answer, unless another view was requested meanwhile. */
 type Draw = () => void;
 
 async function credential(route: Route): Promise<Draw> {
@@ -312,9 +312,9 @@ async function overview(route: Route): Promise<Draw> {
 }
 
 const VIEWS = { overview, credential, workload, destination };
-/** The last view that was asked for: an answer to an earlier one is late. */
+/** The last requested view: answers to earlier requests are dropped. */
 let asked = 0;
-/** Somebody writes the next question: it is not overwritten by the one before. */
+/** The user is typing: the input is not overwritten by an earlier answer. */
 let typed = false;
 query.addEventListener("input", () => (typed = true));
 query.addEventListener("blur", () => (typed = false));
@@ -356,14 +356,14 @@ function tokenForm(said: string): HTMLElement {
   return made;
 }
 
-/** What somebody meant by a word: what is known by it, in the order of what is asked for most. */
+/** What a search word refers to, the most frequently searched kind first. */
 async function find(text: string): Promise<Route["kind"]> {
   const answers = async (question: string, parameters: Record<string, string>) => {
     try {
       await ask(question, parameters);
       return true;
     } catch (error) {
-      // Whoever may not ask is told so by the view, and so is who means several, or asks too often.
+      // The view reports missing permission, ambiguity and rate limits.
       return error instanceof NeedsToken || (error instanceof Refused && error.status !== 404);
     }
   };
@@ -372,7 +372,7 @@ async function find(text: string): Promise<Route["kind"]> {
   return "destination";
 }
 
-/** The last search: what is found for an earlier one is late. */
+/** The last search: results of earlier ones are dropped. */
 let searched = 0;
 
 form.addEventListener("submit", (event) => {
@@ -390,7 +390,7 @@ form.addEventListener("submit", (event) => {
   });
 });
 
-// What stands after the `#` is a view: the link to the answer must not be one.
+// The part after `#` is a view, so this link must not change it.
 document.querySelector(".skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
@@ -405,7 +405,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-/** Names to choose from; the agent knows more than a list can show. */
+/** Suggested names; the agent knows more than a list can show. */
 async function suggest(): Promise<void> {
   const [credentials, workloads] = await Promise.all([
     ask<{ credentials: Item[] }>("credentials", { limit: String(ROWS) }),

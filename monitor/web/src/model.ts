@@ -1,4 +1,4 @@
-// What the API answers, as far as the page shows it.
+// Responses of the API, as far as the page shows them.
 
 export interface Place {
   source: string;
@@ -86,8 +86,8 @@ const SURE = ["held", "sole", "presented"];
 const BAD = ["expected", "unproven", "unexpected"];
 
 /**
- * Hops without those of which a stronger evidence was seen as often, as late, and judged no milder: whoever presents a
- * credential on a connection held it when he connected. The file of JSON has them all.
+ * Hops without those for which stronger evidence exists, with at least the same count, time and verdict: a process that
+ * presents a credential on a connection also held it when it connected. The JSON file has all of them.
  */
 export function strongest(hops: HopRow[]): HopRow[] {
   const key = (hop: HopRow) =>
@@ -152,7 +152,7 @@ export function workloadKey(workload: Workload): string {
   return workload.namespace === undefined ? workload.name : `${workload.namespace}/${workload.name}`;
 }
 
-/** As the agent labels a destination in metrics and answers. */
+/** The agent's label of a destination in metrics and answers. */
 export function destinationLabel(to: Destination): string {
   const host = to.name ?? (to.address.includes(":") ? `[${to.address}]` : to.address);
   let label = `${host}:${to.port}`;
@@ -169,7 +169,7 @@ export function credentialName(credential: Credential | undefined, id: string): 
   return credential === undefined ? id : (credential.name ?? credential.class);
 }
 
-/** A time in the zone of whoever reads, and in UTC. */
+/** A time in the browser's time zone, and in UTC. */
 export function when(time: string): string {
   const date = new Date(time);
   const pad = (value: number) => String(value).padStart(2, "0");

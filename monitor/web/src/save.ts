@@ -1,8 +1,8 @@
-// A view as a file: JSON as the API has it, CSV for a sheet, SVG for a ticket.
+// Saves a view: JSON as returned by the API, CSV for spreadsheets, SVG for tickets.
 
 export type Cell = string | number;
 
-/** A cell of CSV. A sheet takes what begins with these for a formula: names are chosen by whoever is watched. */
+/** A cell of CSV. Spreadsheets interpret these first characters as formulas, and observed programs choose their names. */
 function cell(value: Cell): string {
   const text = String(value);
   const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
@@ -13,7 +13,7 @@ export function csv(head: string[], rows: Cell[][]): string {
   return [head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 }
 
-/** A drawing that stands alone: what the style sheet says of each part is written into it. */
+/** A self-contained drawing: the styles of each element are written into it. */
 export function svgText(figure: SVGSVGElement): string {
   const copy = figure.cloneNode(true) as SVGSVGElement;
   const parts = [figure, ...figure.querySelectorAll("*")];

@@ -1,4 +1,4 @@
-// When it happened: uses and hops as marks, gaps as bands where nothing was seen.
+// The timeline: uses and hops as marks, gaps as bands.
 
 import { extent } from "d3-array";
 import { axisBottom } from "d3-axis";
@@ -10,7 +10,7 @@ import { type Gap, type HopRow, type UseRow, destinationLabel, when } from "./mo
 const WIDTH = 1200;
 const LEFT = 250;
 const ROW = 22;
-/** Lines of the chart; the rest is in the tables. */
+/** Maximum lines of the chart; the tables have all. */
 const MOST = 24;
 
 interface Mark {
@@ -21,7 +21,7 @@ interface Mark {
   title: string;
 }
 
-/** Nothing where nothing happened. */
+/** Empty if there are no events. */
 export function timeline(uses: UseRow[], hops: HopRow[], gaps: Gap[]): SVGSVGElement | undefined {
   const marks: Mark[] = [];
   for (const row of hops) {

@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, fs};
+use std::{collections::BTreeMap, fmt, fs, process::Command};
 
 /// Maximum instructions that the verifier may process for one program, a third of the kernel's
 /// limit.
@@ -166,23 +166,34 @@ fn lines(report: &str) -> impl Iterator<Item = Value> {
 pub fn write(coverage: &CoverageTable, costs: &VerifierCosts) -> Result<()> {
     let path = root().join("docs/coverage.md");
     let text = format!(
-        "# What is seen, by kernel
+        "# What is observed, by kernel
 
-Written by `cargo xtask vm --write` from what the scenarios of `tests/tests/evasions.rs` gave; not by hand.
+Measured at {commit} on {date}: `cargo xtask vm --write` generates this page from the results of `tests/tests/evasions.rs`.
 
-A cell names the hook that serves the observation on that kernel. **gap** means that the kernel has no
-hook that sees it, and that `keytrail doctor` declares it there. Machines `lsm` have `bpf` in the list
-of active LSMs, machines `no-lsm` have not; on `kprobe` and `tracepoint` the agent was told to do
-without better hooks. `here` is the kernel of the machine that wrote this page.
+Each cell names the hook that serves the observation on that kernel. **gap** means that the kernel has no suitable hook, and
+that `keytrail doctor` declares the gap. Machines named `lsm` have `bpf` in the list of active LSMs, machines named `no-lsm`
+do not; on `kprobe` and `tracepoint` the agent skips better hooks. `here` is the machine that generated this page.
 
 {coverage}
-## What the verifier walks
+## Verified instructions
 
-Instructions by program, where the kernel tells (5.16 and later); the test fails above {BUDGET}.
+By program, if the kernel reports them (5.16 and later). The test fails above {BUDGET}.
 
-{costs}"
+{costs}",
+        commit = commit()?,
+        date = jiff::Zoned::now().date(),
     );
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     println!("written to {}", path.display());
     Ok(())
+}
+
+/// The checked-out commit, abbreviated.
+fn commit() -> Result<String> {
+    let output = Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .current_dir(root())
+        .output()
+        .context("cannot run git")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

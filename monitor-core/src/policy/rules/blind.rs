@@ -11,7 +11,7 @@ static META: RuleMeta = RuleMeta {
     description: "A probe that was lost, detached or overrun, or an agent that was tampered with.",
     references: &["ATT&CK T1562.001", "ATT&CK T1562.006"],
     alert: Some(AlertMeta {
-        summary: "Keytrail on a node is or was blind",
+        summary: "Keytrail was blinded on {instance}",
         command: Some("keytrail doctor"),
     }),
 };

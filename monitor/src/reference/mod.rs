@@ -1,6 +1,9 @@
-//! Generates the reference in `docs/` from the code, and checks in a test that it is up to date.
+//! Generates the reference in `docs/` and the alerts in `dashboards/rules/` from the code, and checks
+//! in tests that they are up to date.
 //!
 //! `cargo xtask reference` rewrites it.
+
+mod alerts;
 
 use crate::{
     cli,
@@ -16,13 +19,14 @@ use std::{
 
 const HEAD: &str = "# Reference
 
-Made of the code by `cargo xtask reference`: the commands as they describe themselves, the metrics, the rules, and the
-classes of the catalog. The API is in [openapi.json](openapi.json), which an agent serves as `/api/v1/openapi.json`;
+Generated from the code by `cargo xtask reference`: the commands, the metrics, the rules, and the classes of the
+catalog. The API is described in [openapi.json](openapi.json), which an agent serves as `/api/v1/openapi.json`;
 configuration and expectations are in [expectations.md](expectations.md).
 ";
 
-fn docs() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+/// The root of the workspace.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// A table row; the cell separator is escaped.
@@ -127,32 +131,32 @@ fn page() -> String {
 
 /// Compares a file with its expected text, or rewrites it if requested.
 fn check(name: &str, text: &str) {
-    let path = docs().join(name);
+    let path = root().join(name);
     if std::env::var_os("KEYTRAIL_WRITE_REFERENCE").is_some() {
-        fs::write(&path, text).expect("docs can be written");
+        fs::write(&path, text).expect("written");
     }
     let there = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         there == text,
-        "docs/{name} is out of date: run `cargo xtask reference`"
+        "{name} is out of date: run `cargo xtask reference`"
     );
 }
 
 #[test]
 fn the_reference_says_what_the_code_says() {
-    check("reference.md", &page());
+    check("docs/reference.md", &page());
 }
 
 #[test]
 fn the_api_is_described() {
     let document = api::document().to_pretty_json().expect("it is JSON");
-    check("openapi.json", &(document + "\n"));
+    check("docs/openapi.json", &(document + "\n"));
 }
 
 /// Every key of a document is in the guide, where people look for it.
 #[test]
 fn the_guide_has_every_key() {
-    let guide = fs::read_to_string(docs().join("expectations.md")).expect("it is there");
+    let guide = fs::read_to_string(root().join("docs/expectations.md")).expect("it is there");
     let whole = [
         "KEY: 1",
         "retention: { KEY: 1 }",
@@ -184,4 +188,16 @@ fn the_guide_has_every_key() {
             );
         }
     }
+}
+
+#[test]
+fn every_rule_with_an_alert_is_in_the_alert_file() {
+    let rules = alerts::rules();
+    check("dashboards/rules/keytrail.rules.yaml", &rules);
+    // The chart must be self-contained.
+    check("deploy/helm/keytrail/files/keytrail.rules.yaml", &rules);
+    check(
+        "dashboards/rules/keytrail.test.yaml",
+        &alerts::promtool_tests(),
+    );
 }
