@@ -8,6 +8,7 @@ use lab::{
     web::WebServer,
     workload::{aws_credentials, sh},
 };
+use serde_json::Value;
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
@@ -436,6 +437,30 @@ fn a_broken_recording() -> Result<()> {
     assert_fails(&keytrail(&["replay", &path])?, 1, &["recording:2"]);
     std::fs::write(&file, [0xff, 0xfe, b'\n'])?;
     assert_fails(&keytrail(&["replay", &path])?, 1, &["recording:1"]);
+    Ok(())
+}
+
+/// Made by version 0.1, whose findings are beside it: only the wording of `summary` may change.
+#[test]
+fn a_recording_of_version_0_1() -> Result<()> {
+    let fixtures = lab::root().join("tests/fixtures");
+    let recording = fixtures.join("recording-0.1.jsonl").display().to_string();
+    let replayed = keytrail(&["replay", &recording])?;
+    let findings = |text: &str| -> Result<Vec<Value>> {
+        text.lines()
+            .map(|line| {
+                let mut finding: Value = serde_json::from_str(line)?;
+                if let Some(finding) = finding.as_object_mut() {
+                    finding.remove("summary");
+                }
+                Ok(finding)
+            })
+            .collect()
+    };
+    let expected = std::fs::read_to_string(fixtures.join("recording-0.1.findings.jsonl"))?;
+    let expected = findings(&expected)?;
+    ensure!(expected.len() == 8, "{} findings", expected.len());
+    assert_eq!(findings(&String::from_utf8(replayed.stdout)?)?, expected);
     Ok(())
 }
 
