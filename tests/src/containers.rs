@@ -200,7 +200,7 @@ state = "{}"
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let uid = format!("fa4e0000-0000-4000-8000-{number:012}");
         let config = CriSandboxConfig {
-            metadata: Some(CriSandboxMetadata {
+            metadata: Some(CreatedSandboxMetadata {
                 name: name.to_owned(),
                 uid: uid.clone(),
                 namespace: namespace.to_owned(),
@@ -234,7 +234,7 @@ state = "{}"
         binds: &[BindMount<'_>],
     ) -> Result<String> {
         let config = CriContainerConfig {
-            metadata: Some(CriContainerMetadata {
+            metadata: Some(CreatedContainerMetadata {
                 name: name.to_owned(),
             }),
             image: Some(CriImageSpec {
@@ -335,13 +335,13 @@ struct CriRunSandbox {
 #[derive(Clone, PartialEq, Message)]
 struct CriSandboxConfig {
     #[prost(message, optional, tag = "1")]
-    metadata: Option<CriSandboxMetadata>,
+    metadata: Option<CreatedSandboxMetadata>,
     #[prost(message, optional, tag = "8")]
     linux: Option<CriLinuxSandbox>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct CriSandboxMetadata {
+struct CreatedSandboxMetadata {
     #[prost(string, tag = "1")]
     name: String,
     #[prost(string, tag = "2")]
@@ -396,7 +396,7 @@ struct CriCreateContainer {
 #[derive(Clone, PartialEq, Message)]
 struct CriContainerConfig {
     #[prost(message, optional, tag = "1")]
-    metadata: Option<CriContainerMetadata>,
+    metadata: Option<CreatedContainerMetadata>,
     #[prost(message, optional, tag = "2")]
     image: Option<CriImageSpec>,
     #[prost(string, repeated, tag = "3")]
@@ -408,7 +408,7 @@ struct CriContainerConfig {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct CriContainerMetadata {
+struct CreatedContainerMetadata {
     #[prost(string, tag = "1")]
     name: String,
 }
