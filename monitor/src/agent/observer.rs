@@ -14,6 +14,7 @@ use crate::{
     pipeline::{Batch, Evaluator, Pipeline, SensorFacts},
     sensor::{
         Sensor, SensorOptions, cgroup_root,
+        effects::Effects,
         exclude::ExclusionRules,
         fields::VMLINUX,
         selftest::{Heartbeat, self_test},
@@ -107,7 +108,14 @@ impl Observer {
         let now = Timestamp::now();
         let gaps = start_gaps(&sensor, &inputs.exclude, inputs.last, now);
         report_attached(&sensor, &inputs.evaluator);
-        let mut batch = Batch::default();
+        sensor.apply(Effects {
+            authenticators: Some(inputs.evaluator.authenticators()),
+            ..Effects::default()
+        })?;
+        let mut batch = Batch {
+            observations: Vec::new(),
+            read_until: now,
+        };
         let own_pid = self_test(&mut sensor, &inputs.state_dir, &mut batch.observations)
             .await
             .context("self-test of the probes failed")?;
@@ -128,7 +136,6 @@ impl Observer {
             facts,
         );
         pipeline.restore(inputs.known);
-        sensor.apply(pipeline.authenticators())?;
         pipeline.start(gaps, now)?;
         // What the agent itself did during the self-test.
         batch.observations.retain(|observation| {

@@ -11,6 +11,7 @@ use monitor_core::{
 use std::{
     collections::{HashSet, VecDeque},
     io::{self, Write as _},
+    net::IpAddr,
 };
 
 /// Maximum uses and mints waiting for a name, and workloads remembered as unnamed.
@@ -80,6 +81,11 @@ impl Evaluator {
             gaps: VecDeque::new(),
             live,
         }
+    }
+
+    /// The addresses of authenticators that the expectations name.
+    pub fn authenticators(&self) -> Vec<IpAddr> {
+        self.policy.minting_addresses()
     }
 
     pub fn metrics(&self) -> &Metrics {

@@ -29,7 +29,7 @@ pub use sinks::Sinks;
 use std::{io, sync::Arc};
 
 /// Observations in time order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
     pub observations: Vec<Observation>,
     /// All records sent before this time were read.
@@ -155,16 +155,8 @@ impl Pipeline {
         self.exclude = exclude;
         Effects {
             rules: Some(rules),
-            authenticators: Some(self.evaluator.policy.minting_addresses()),
+            authenticators: Some(self.evaluator.authenticators()),
             exclusion,
-            ..Effects::default()
-        }
-    }
-
-    /// The addresses of authenticators that the expectations name.
-    pub fn authenticators(&self) -> Effects {
-        Effects {
-            authenticators: Some(self.evaluator.policy.minting_addresses()),
             ..Effects::default()
         }
     }
