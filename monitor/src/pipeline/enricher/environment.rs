@@ -3,7 +3,10 @@
 use super::Enricher;
 use crate::sensor::observation::{Observation, ObservedVariable, StdoutPipe, TaskInfo};
 use jiff::Timestamp;
-use monitor_core::{model::Subject, trail::TrailEvent};
+use monitor_core::{
+    model::{Credential, Place, Subject},
+    trail::TrailEvent,
+};
 use std::collections::VecDeque;
 
 impl Enricher {
@@ -14,10 +17,8 @@ impl Enricher {
         subject: Subject,
         events: &mut Vec<TrailEvent>,
     ) {
-        for (credential, place) in self.credentials.in_running(subject.pid) {
-            let event = self.pick_up(time, subject, credential, place, 1, StdoutPipe::default());
-            events.push(event);
-        }
+        let found = self.credentials.in_running(subject.pid);
+        self.pick_up_variables(time, subject, found, events);
         self.follow(subject, &[]);
     }
 
@@ -44,15 +45,19 @@ impl Enricher {
         if !values.is_empty() {
             self.follow(task.subject, &values);
         }
-        for (credential, place) in self.credentials.in_environment(&variables) {
-            let event = self.pick_up(
-                task.time,
-                task.subject,
-                credential,
-                place,
-                1,
-                StdoutPipe::default(),
-            );
+        let found = self.credentials.in_environment(&variables);
+        self.pick_up_variables(task.time, task.subject, found, events);
+    }
+
+    fn pick_up_variables(
+        &mut self,
+        time: Timestamp,
+        subject: Subject,
+        found: Vec<(Credential, Place)>,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        for (credential, place) in found {
+            let event = self.pick_up(time, subject, credential, place, 1, StdoutPipe::default());
             events.push(event);
         }
     }
