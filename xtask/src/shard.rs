@@ -54,8 +54,8 @@ impl Shard {
     pub fn run(self) -> Result<()> {
         eprintln!("\n── extended tests: {self:?}");
         match self {
-            Self::VmsFirstHalf => run_vms(VmCells::RestFirstHalf),
-            Self::VmsSecondHalf => run_vms(VmCells::RestSecondHalf),
+            Self::VmsFirstHalf => vm::run_cells(VmCells::RestFirstHalf),
+            Self::VmsSecondHalf => vm::run_cells(VmCells::RestSecondHalf),
             Self::GoPrograms(part) => {
                 let mut scenarios = scenario_command(&SkipLog::of_run())?;
                 scenarios
@@ -65,16 +65,6 @@ impl Shard {
             }
         }
     }
-}
-
-fn run_vms(cells: VmCells) -> Result<()> {
-    if !cfg!(target_arch = "x86_64") {
-        return Ok(());
-    }
-    vm::run(&vm::VmSelection {
-        cells,
-        ..vm::VmSelection::default()
-    })
 }
 
 #[cfg(test)]

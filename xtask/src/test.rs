@@ -51,41 +51,31 @@ pub fn run(all: bool) -> Result<()> {
     step("rules of Prometheus");
     dashboards::check()?;
     step("unit and property tests");
-    // One by one: the agent and this program are built already for their package alone; a common
-    // build would unify features and rebuild them.
-    for package in [
+    // The agent's dependencies are built already with these features. Alone, the other crates would
+    // have fewer, and this program has others: each would rebuild what they share.
+    let agent = [
         "keytrail",
-        "xtask",
         "monitor-common",
         "monitor-core",
         "monitor-parse",
-    ] {
-        run_checked(cargo().args(["test", "--release", "--package", package]))?;
+    ];
+    for packages in [agent.as_slice(), &["xtask"]] {
+        let packages = packages.iter().flat_map(|package| ["--package", package]);
+        run_checked(cargo().args(["test", "--release"]).args(packages))?;
     }
     if root {
         step("end-to-end scenarios");
         scenarios::run(&[], all)?;
         step("a real Kubernetes");
         cluster::run()?;
-        other_kernels(all, &skips)?;
+        step("other kernels");
+        vm::run_cells(if all { VmCells::All } else { VmCells::Ordinary })?;
         if !all {
             Shard::of_commit()?.run()?;
         }
     }
     skips.show();
     Ok(())
-}
-
-/// Six virtual machines, or all.
-fn other_kernels(all: bool, skips: &SkipLog) -> Result<()> {
-    step("other kernels");
-    if !cfg!(target_arch = "x86_64") {
-        return skips.skip("virtual machines", "their kernels are of x86_64");
-    }
-    vm::run(&vm::VmSelection {
-        cells: if all { VmCells::All } else { VmCells::Ordinary },
-        ..vm::VmSelection::default()
-    })
 }
 
 /// Has the reference test write its expected text.

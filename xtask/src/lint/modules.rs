@@ -4,7 +4,7 @@
 use super::source::{SourceFile, Workspace};
 use std::collections::{BTreeMap, BTreeSet};
 use syn::{
-    ItemMod, UseTree,
+    ItemMod, UseName, UseRename, UseTree,
     visit::{self, Visit},
 };
 
@@ -105,11 +105,11 @@ impl PathVisitor<'_> {
     /// Adds the module of a path, if it is one of this crate.
     fn add(&mut self, path: &[String]) {
         let mut path = path;
-        let mut whole = match path.first().map(String::as_str) {
-            Some("crate") => Vec::new(),
-            Some("self" | "super") => self.module.to_vec(),
-            // A child of this module, or a name in scope.
-            _ => self.module.to_vec(),
+        // Without a keyword it begins with a child of this module, or a name in scope.
+        let mut whole = if path.first().is_some_and(|first| first == "crate") {
+            Vec::new()
+        } else {
+            self.module.to_vec()
         };
         while let Some(first) = path.first() {
             match first.as_str() {
@@ -138,13 +138,8 @@ impl PathVisitor<'_> {
                 self.add_use(&path.tree, front);
                 front.pop();
             }
-            UseTree::Name(name) => {
-                front.push(name.ident.to_string());
-                self.add(front);
-                front.pop();
-            }
-            UseTree::Rename(name) => {
-                front.push(name.ident.to_string());
+            UseTree::Name(UseName { ident }) | UseTree::Rename(UseRename { ident, .. }) => {
+                front.push(ident.to_string());
                 self.add(front);
                 front.pop();
             }
