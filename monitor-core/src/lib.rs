@@ -7,5 +7,7 @@ pub mod catalog;
 pub mod history;
 pub mod model;
 pub mod policy;
+pub mod spelling;
 pub mod time;
 pub mod trail;
+pub mod yaml;

@@ -9,6 +9,7 @@ use crate::{
         glob::{host_globs, in_any_home, name_glob, path_glob, path_globs},
     },
     model::{Lifetime, Role},
+    yaml::YamlError,
 };
 use globset::{GlobSet, GlobSetBuilder};
 use monitor_common::scan::HEADER_MAX;
@@ -24,8 +25,8 @@ const EMBEDDED: &str = include_str!("catalog.yaml");
 /// Why a catalog cannot be used.
 #[derive(Debug, Error)]
 pub enum CatalogError {
-    #[error("catalog: {0}")]
-    Syntax(String),
+    #[error("catalog:{0}")]
+    Syntax(YamlError),
     #[error("catalog: class {class}: `{glob}` is not a valid glob: {source}")]
     Glob {
         class: String,
@@ -83,7 +84,7 @@ impl Catalog {
             if text.trim().is_empty() {
                 return Ok(CatalogDocument::default());
             }
-            serde_saphyr::from_str(text).map_err(|error| CatalogError::Syntax(error.to_string()))
+            serde_saphyr::from_str(text).map_err(|error| CatalogError::Syntax(error.into()))
         };
         let mut document = parse(added)?;
         let embedded = parse(EMBEDDED)?;

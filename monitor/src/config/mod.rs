@@ -124,19 +124,24 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let kinds: Vec<DocumentKind> = serde_saphyr::from_multiple(text).unwrap_or_default();
+        let kinds = serde_saphyr::from_multiple::<DocumentKind>(text);
         let is_manifest = |kind: &DocumentKind| kind.kind.as_deref() == Some(MANIFEST);
-        let parsed: Result<Vec<Self>, _> = if kinds.iter().any(is_manifest) {
+        // One of several documents may be the invalid one.
+        let single = kinds.as_ref().is_ok_and(|kinds| kinds.len() <= 1);
+        let parsed: Result<Vec<Self>, _> = if kinds.unwrap_or_default().iter().any(is_manifest) {
             serde_saphyr::from_multiple::<PolicyManifest>(text)
                 .map(|manifests| manifests.into_iter().map(Self::from).collect())
-        } else if kinds.len() > 1 {
+        } else if !single {
             serde_saphyr::from_multiple::<ConfigFile>(text)
                 .map(|files| files.into_iter().map(Self::from).collect())
         } else {
             serde_saphyr::from_str::<ConfigFile>(text).map(|file| vec![Self::from(file)])
         };
         let mut documents = parsed
-            .map_err(|error| ConfigError::syntax(path, &error))?
+            .map_err(|error| ConfigError::Syntax {
+                path: path.to_owned(),
+                error: error.into(),
+            })?
             .into_iter();
         let mut config = documents.next().unwrap_or_default();
         for more in documents {

@@ -76,17 +76,60 @@ fn errors_name_line_and_column() {
         ("credentials: [\n", 2, ""),
     ] {
         match Config::parse(Path::new("p.yaml"), text) {
-            Err(ConfigError::Syntax {
-                line: found,
-                reason,
-                ..
-            }) => {
-                assert!(found.abs_diff(line) <= 1, "{text}: line {found}, {reason}");
-                assert!(reason.contains(part), "{text}: {reason}");
+            Err(ConfigError::Syntax { error, .. }) => {
+                assert!(error.line.abs_diff(line) <= 1, "{text}: {error}");
+                assert!(error.reason.contains(part), "{text}: {error}");
             }
             other => panic!("{text}: {other:?}"),
         }
     }
+}
+
+/// No terms of the YAML library, and the position only in front.
+#[test]
+fn errors_are_in_words_of_the_user() {
+    for (text, message) in [
+        ("mode: [\n", "p.yaml:1:7: expected one word"),
+        ("credentials: 5\n", "p.yaml:1:14: expected a list"),
+        (
+            "credentials: [ 3 ]\n",
+            "p.yaml:1:16: expected keys and values (`key: value`)",
+        ),
+        (
+            "credentials: [ { name: [ x ] } ]\n",
+            "p.yaml:1:24: expected a text",
+        ),
+        (
+            "mode: alart\n",
+            "p.yaml:1:7: unknown value `alart`, expected one of alert, learn; did you mean `alert`?",
+        ),
+        (
+            "mode: alert\n---\nmode: [\n",
+            "p.yaml:3:7: expected one word",
+        ),
+        (
+            "mode: alert\nmode: learn\n",
+            "p.yaml:2:1: the key `mode` is set twice",
+        ),
+        (
+            "mode: *x\n",
+            "p.yaml:1:7: an alias (`*name`) refers to an anchor (`&name`) that is not defined before it",
+        ),
+        (
+            "retention: { max_age: soon }\n",
+            "p.yaml:1:23: `soon` is not a duration: write for example 90s, 12h or 30d",
+        ),
+    ] {
+        let error = Config::parse(Path::new("p.yaml"), text).expect_err("invalid");
+        assert_eq!(error.to_string(), message, "{text}");
+    }
+    let error = Catalog::new("clases: []\n", &[], &[]).expect_err("invalid");
+    let message = error.to_string();
+    assert!(
+        message.starts_with("catalog:1:1: unknown field `clases`"),
+        "{message}"
+    );
+    assert!(message.ends_with("did you mean `classes`?"), "{message}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::{Expectations, pattern::OneOrMany};
 use crate::catalog::Catalog;
+use crate::spelling::nearest;
 use std::collections::HashSet;
 
 /// Valid but probably unintended content.
@@ -89,14 +90,4 @@ fn may_be_an_id(pattern: &str) -> bool {
         digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
     });
     whole || pattern.contains(['*', '?', '[', '{'])
-}
-
-/// The known word most similar to another, if there is one.
-pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let word = word.to_lowercase();
-    known
-        .map(|known| (strsim::damerau_levenshtein(&word, known), known))
-        .min()
-        .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
-        .map(|(_, known)| known)
 }
