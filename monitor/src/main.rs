@@ -7,13 +7,16 @@ mod cluster;
 mod completion;
 mod config;
 mod credential;
+mod export;
 mod host;
+mod http;
 mod interval;
 mod ledger;
+mod metrics;
+mod output;
 mod pipeline;
 #[cfg(test)]
 mod reference;
-mod report;
 mod reserved;
 mod sensor;
 

@@ -14,16 +14,15 @@ use crate::{
         Config, base,
         settings::{FindingsFormat, TlsFiles},
     },
-    ledger::{LedgerWriter, PreviousState},
-    pipeline::{Evaluator, Sinks},
-    report::{
+    export::{findings::FindingStream, lines::Delivery},
+    http::{
         access::ApiToken,
-        findings::FindingStream,
-        http::{self, ListenSecurity},
-        lines::Delivery,
-        metrics::Metrics,
+        server::{self, ListenSecurity},
         state::{AppState, CONCURRENT_QUERIES},
     },
+    ledger::{LedgerWriter, PreviousState},
+    metrics::Metrics,
+    pipeline::{Evaluator, Sinks},
     sensor::capabilities::{CAPABILITIES, has_capabilities},
 };
 use anyhow::{Context as _, anyhow};
@@ -131,11 +130,11 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         }),
     };
     let listener = match options.record {
-        None => Some(runtime.block_on(http::bind(&options.listen, &security))?),
+        None => Some(runtime.block_on(server::bind(&options.listen, &security))?),
         Some(_) => None,
     };
     let metrics_listener = match &options.metrics_listen {
-        Some(listen) => Some(runtime.block_on(http::bind_anywhere(listen))?),
+        Some(listen) => Some(runtime.block_on(server::bind_anywhere(listen))?),
         None => None,
     };
     let ready = Arc::new(AtomicBool::new(false));
@@ -191,13 +190,13 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         });
         let serving_metrics = async {
             match metrics_listener {
-                Some(listener) => http::serve_metrics(listener, Arc::clone(&app)).await,
+                Some(listener) => server::serve_metrics(listener, Arc::clone(&app)).await,
                 None => std::future::pending().await,
             }
         };
         let serving = async {
             match listener {
-                Some(listener) => http::serve(listener, Arc::clone(&app), security).await,
+                Some(listener) => server::serve(listener, Arc::clone(&app), security).await,
                 None => std::future::pending().await,
             }
         };

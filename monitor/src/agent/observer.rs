@@ -250,7 +250,7 @@ impl Observer {
 /// Reports which probes are attached, by metric and, for those that are not, by log.
 fn report_attached(sensor: &Sensor, evaluator: &Evaluator) {
     for program in sensor.attached() {
-        evaluator.metrics().set_probe_attached(
+        evaluator.metrics().probes.set_probe_attached(
             program.probe.name(),
             &program.mechanism,
             program.error.is_none(),

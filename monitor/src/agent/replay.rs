@@ -3,9 +3,10 @@
 use super::state_dir::lock;
 use crate::{
     config::{Config, settings::RetentionLimits},
+    export::findings::FindingStream,
     ledger::LedgerWriter,
+    metrics::Metrics,
     pipeline::{Evaluator, Sinks},
-    report::{findings::FindingStream, metrics::Metrics},
 };
 use anyhow::Context as _;
 use monitor_core::{catalog::Catalog, policy::Policy, trail::TrailEvent};

@@ -1,10 +1,11 @@
 //! The ledger: Keytrail's storage. SQLite, by edge and hour. The only module that contains SQL.
 
-pub mod chain;
-pub mod first;
-pub mod history;
-pub mod read;
+mod credentials;
+mod edges;
+pub mod queries;
+pub mod reader;
 mod rename;
+mod resolve;
 mod rows;
 mod schema;
 mod tidy;

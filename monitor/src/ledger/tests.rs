@@ -1,4 +1,8 @@
-use super::{read::*, *};
+use super::{
+    queries::{INDEX_CASES, IndexSample, QueryFilter, timeline::TimelineEvent},
+    reader::*,
+    *,
+};
 use crate::config::settings::RetentionLimits;
 use jiff::SignedDuration;
 use monitor_core::history::TimeRange;
@@ -951,33 +955,18 @@ fn answers_come_from_an_index() {
         until: Some(at(10)),
     };
     for range in [whole, part] {
-        reader.who(id, range).expect("known");
-        reader.where_to(id, range).expect("known");
-        reader.chain(id, range).expect("known");
-        reader.blast_radius("/x", range).expect("known");
-        reader.timeline(None, None, range).expect("read");
-        reader.timeline(Some(id), None, range).expect("read");
-        reader.timeline(None, Some("/x"), range).expect("read");
-        reader
-            .findings(QueryFilter::default(), None, None, range)
-            .expect("read");
-        let about = QueryFilter {
-            credential: Some(id),
-            ..QueryFilter::default()
+        let sample = IndexSample {
+            reader: &reader,
+            credential: id,
+            workload: "/x",
+            destination: "x.example",
+            range,
+            now: at(0),
         };
-        reader.findings(about, None, None, range).expect("read");
-        reader.hops(about, Some("x.example"), range).expect("read");
-        let by = QueryFilter {
-            workload: Some("/x"),
-            ..QueryFilter::default()
-        };
-        reader.hops(by, None, range).expect("read");
-        reader
-            .hops(QueryFilter::default(), None, range)
-            .expect("read");
+        for case in INDEX_CASES {
+            case(&sample).expect("answered");
+        }
     }
-    reader.first_use(id, at(0)).expect("known");
-    reader.inventory(at(0)).expect("read");
     let plans = reader.query_plans();
     assert!(plans.len() >= 6, "{plans:?}");
     for (sql, plan) in plans {

@@ -2,7 +2,7 @@
 
 use super::{
     FILE_NAME, LedgerEntry, LedgerError, explain, from_micros, hour, is_damage, micros,
-    read::LedgerReader,
+    reader::LedgerReader,
     rename::rename,
     rows::{intern, json, write_gap},
     schema,

@@ -23,7 +23,9 @@ impl Pipeline {
         let mut attributed: HashMap<&str, u64> = HashMap::new();
         for loss in &report.losses {
             let workload = self.enricher.attribution.group_name(loss.cgroup);
-            metrics.count_workload_loss(loss.probe, &workload, loss.count);
+            metrics
+                .probes
+                .count_workload_loss(loss.probe, &workload, loss.count);
             *attributed.entry(loss.probe.name()).or_default() += loss.count;
             let gap = lost_events(
                 loss.probe,
@@ -37,10 +39,16 @@ impl Pipeline {
         }
         for probe in Probe::ALL {
             let total = |stage| report.counters.get(probe, stage);
-            metrics.set_events(probe, Stage::Sent, total(Stage::Sent));
+            metrics
+                .probes
+                .set_events(probe, Stage::Sent, total(Stage::Sent));
             let of_workloads = attributed.get(probe.name()).copied().unwrap_or_default();
-            let ring = metrics.set_events(probe, Stage::Ring, total(Stage::Ring));
-            let read = metrics.set_events(probe, Stage::Read, total(Stage::Read));
+            let ring = metrics
+                .probes
+                .set_events(probe, Stage::Ring, total(Stage::Ring));
+            let read = metrics
+                .probes
+                .set_events(probe, Stage::Read, total(Stage::Read));
             // Those of workloads are gaps already.
             let ring = ring.saturating_sub(of_workloads);
             if probe == Probe::Process && ring + read + of_workloads > 0 {
@@ -60,7 +68,9 @@ impl Pipeline {
         let sinks = &self.evaluator.sinks;
         let metrics = &sinks.metrics;
         // A payload that is not a ClientHello is not a loss.
-        metrics.count_lost("hello", "parse", self.enricher.malformed);
+        metrics
+            .probes
+            .count_lost("hello", "parse", self.enricher.malformed);
         let ledger = sinks.ledger.as_ref();
         let unwritten = ledger.map_or(0, |ledger| ledger.lost.load(Ordering::Relaxed));
         for (stage, total, detail) in [
@@ -80,7 +90,7 @@ impl Pipeline {
                 "records could not be written to the ledger",
             ),
         ] {
-            let count = metrics.count_lost("all", stage, total);
+            let count = metrics.probes.count_lost("all", stage, total);
             if count == 0 {
                 continue;
             }
@@ -108,10 +118,10 @@ impl Pipeline {
             ("pointer-not-followed", credentials.unfollowed),
             ("connection-unknown", self.evaluator.trail.unmatched),
         ] {
-            metrics.count_unattributed(reason, total);
+            metrics.probes.count_unattributed(reason, total);
         }
         for (reason, total) in attribution.take_unnamed() {
-            metrics.count_unattributed(reason, total);
+            metrics.probes.count_unattributed(reason, total);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Runs the trail and the policy, and distributes their outputs.
 
 use super::sinks::Sinks;
-use crate::{ledger::LedgerEntry, report::metrics::Metrics};
+use crate::{ledger::LedgerEntry, metrics::Metrics};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
     model::{Evidence, Finding, Gap, Mint, NOT_COVERED, NameSource, Use, Workload},
@@ -118,7 +118,7 @@ impl Evaluator {
         let (time, found) = match outcome {
             TrailOutput::Use(mut used) => {
                 self.policy.apply_name(&mut used.credential);
-                self.sinks.metrics.count_use(&used);
+                self.sinks.metrics.credentials.count_use(&used);
                 let time = used.time;
                 self.sinks.write(LedgerEntry::Use(used.clone()));
                 self.decide_when_named(DeferredDecision::Use(used));
@@ -127,7 +127,7 @@ impl Evaluator {
             TrailOutput::Hop(mut hop) => {
                 self.policy.apply_name(&mut hop.credential);
                 let (verdict, found) = self.policy.judge_hop(&hop);
-                self.sinks.metrics.count_hop(&hop, verdict);
+                self.sinks.metrics.credentials.count_hop(&hop, verdict);
                 let time = hop.time;
                 // A plaintext response is observed anyway.
                 let inside_tls = hop.destination.name_source == NameSource::Sni
@@ -174,7 +174,7 @@ impl Evaluator {
 
     fn raise(&mut self, found: Vec<Finding>) {
         for mut finding in found {
-            self.sinks.metrics.count_finding(&finding);
+            self.sinks.metrics.credentials.count_finding(&finding);
             if finding.gaps.is_empty() {
                 let near = |gap: &&Gap| gap.touches(finding.time, finding.time);
                 finding.gaps = self.gaps.iter().filter(near).cloned().collect();

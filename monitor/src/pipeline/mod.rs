@@ -85,6 +85,7 @@ impl Pipeline {
             self.evaluator
                 .sinks
                 .metrics
+                .credentials
                 .restore_first_seen(&named, *first_seen);
         }
         let known = known.into_iter().map(|known| known.0).collect();

@@ -1,8 +1,9 @@
 //! The receivers of the pipeline's output.
 
 use crate::{
+    export::findings::FindingStream,
     ledger::{LedgerEntry, LedgerWriter},
-    report::{findings::FindingStream, metrics::Metrics},
+    metrics::Metrics,
 };
 use std::{fs::File, io::BufWriter, sync::Arc};
 

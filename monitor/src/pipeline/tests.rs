@@ -5,7 +5,8 @@ use crate::{
     attribution::{Attribution, names::NameResolver},
     config::{Config, settings::FindingsFormat},
     credential::Credentials,
-    report::{findings::FindingStream, lines::Delivery, metrics::Metrics},
+    export::{findings::FindingStream, lines::Delivery},
+    metrics::Metrics,
     sensor::{
         observation::{
             FileId, Observation, ObservedConnection, ObservedOpen, ObservedPresentation,

@@ -5,11 +5,7 @@
 
 mod alerts;
 
-use crate::{
-    cli,
-    config::Config,
-    report::{api, metrics::Metrics},
-};
+use crate::{cli, config::Config, http::api, metrics::Metrics};
 use monitor_core::{catalog::Catalog, policy::rules::metas};
 use std::{
     fmt::Write as _,

@@ -10,13 +10,14 @@ use syn::{
 
 /// The layers of the agent, the lowest first: a module uses only modules of its own and of lower
 /// layers.
-const AGENT_LAYERS: [&[&str]; 8] = [
+const AGENT_LAYERS: [&[&str]; 9] = [
     &["completion", "host", "interval", "reserved"],
     &["config"],
     &["sensor"],
+    &["output"],
     &["attribution", "credential", "ledger"],
     &["cluster"],
-    &["report"],
+    &["export", "http", "metrics"],
     &["pipeline"],
     &["agent", "cli"],
 ];

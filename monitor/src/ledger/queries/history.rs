@@ -1,13 +1,17 @@
 //! Recorded history, as input for testing and suggesting expectations.
 
-use super::read::{LedgerReader, QueryError, QueryFilter};
-use monitor_core::history::{History, TimeRange};
+#[cfg(test)]
+use super::IndexCase;
+use super::QueryFilter;
+use crate::ledger::edges::EdgesOf;
+use crate::ledger::reader::{LedgerReader, QueryError};
+use monitor_core::history::{History, HopRow, TimeRange, UseRow};
 use std::collections::HashMap;
 
 impl LedgerReader {
     pub fn history(&self, range: TimeRange) -> Result<History, QueryError> {
-        let uses = self.uses(self.use_edges("?3", &1, range)?)?;
-        let hops = self.hops_from(self.hop_edges("?3", &1, range)?)?;
+        let uses = self.read_edges::<UseRow>(self.edges::<UseRow>(EdgesOf::All, range)?)?;
+        let hops = self.read_edges::<HopRow>(self.edges::<HopRow>(EdgesOf::All, range)?)?;
         let mints = self.all_links(range)?;
         let mut credentials = HashMap::new();
         let ids = uses
@@ -39,3 +43,7 @@ impl LedgerReader {
         })
     }
 }
+
+/// Its row in the test that answers come from an index.
+#[cfg(test)]
+pub(super) const INDEX_CASE: IndexCase = |sample| sample.reader.history(sample.range).map(drop);

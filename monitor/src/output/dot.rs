@@ -1,10 +1,5 @@
-//! Answers as graphs in DOT, for Graphviz: workload → credential → authenticator → destination.
+//! Graphs in DOT, for Graphviz: workload → credential → authenticator → destination.
 
-use crate::ledger::{
-    chain::Chain,
-    first::FirstUse,
-    read::{BlastRadius, Timeline, TimelineEvent, WhereAnswer, WhoAnswer},
-};
 use monitor_core::{
     history::{HopRow, MintLink, UseRow},
     model::{Credential, CredentialId, Evidence, Gap, NOT_COVERED, Verdict},
@@ -16,7 +11,7 @@ use std::{
 
 /// Nodes and edges, each once, sorted by name.
 #[derive(Debug, Default)]
-struct DotGraph {
+pub struct DotGraph {
     nodes: BTreeMap<String, String>,
     edges: BTreeSet<String>,
 }
@@ -29,11 +24,11 @@ impl DotGraph {
         id
     }
 
-    fn workload(&mut self, name: &str) -> String {
+    pub fn workload(&mut self, name: &str) -> String {
         self.node("workload", name, name, "shape=box")
     }
 
-    fn credential(&mut self, id: &CredentialId, all: &[Credential]) -> String {
+    pub fn credential(&mut self, id: &CredentialId, all: &[Credential]) -> String {
         let known = all.iter().find(|credential| credential.id == *id);
         let label = known.map_or_else(
             || id.0.clone(),
@@ -47,7 +42,7 @@ impl DotGraph {
         )
     }
 
-    fn destination(&mut self, label: &str) -> String {
+    pub fn destination(&mut self, label: &str) -> String {
         self.node("destination", label, label, "shape=hexagon")
     }
 
@@ -56,7 +51,7 @@ impl DotGraph {
             .insert(format!("{from} -> {to} [label={}{look}]", quoted(label)));
     }
 
-    fn uses(&mut self, rows: &[UseRow], all: &[Credential]) {
+    pub fn uses(&mut self, rows: &[UseRow], all: &[Credential]) {
         for row in rows {
             let workload = self.workload(&row.workload.key());
             let credential = self.credential(&row.credential, all);
@@ -69,7 +64,7 @@ impl DotGraph {
         }
     }
 
-    fn hops(&mut self, rows: &[HopRow], all: &[Credential]) {
+    pub fn hops(&mut self, rows: &[HopRow], all: &[Credential]) {
         for row in rows {
             let workload = self.workload(&row.workload.key());
             let credential = self.credential(&row.credential, all);
@@ -95,7 +90,7 @@ impl DotGraph {
         }
     }
 
-    fn links(&mut self, links: &[MintLink], all: &[Credential]) {
+    pub fn links(&mut self, links: &[MintLink], all: &[Credential]) {
         for link in links {
             let authenticator = self.node(
                 "authenticator",
@@ -126,7 +121,7 @@ impl DotGraph {
     }
 
     /// What is missing from the answer is part of the picture.
-    fn gaps(&mut self, gaps: &[Gap]) {
+    pub fn gaps(&mut self, gaps: &[Gap]) {
         const SHOWN: usize = 6;
         let (standing, own): (Vec<&Gap>, Vec<&Gap>) =
             gaps.iter().partition(|gap| gap.kind == NOT_COVERED);
@@ -157,7 +152,7 @@ impl DotGraph {
         }
     }
 
-    fn show(self) -> String {
+    pub fn show(self) -> String {
         let mut out = "digraph keytrail {\n  rankdir=LR;\n  node [fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\", fontsize=10];\n".to_owned();
         for line in self.nodes.into_values().chain(self.edges) {
             let _ = writeln!(out, "  {line};");
@@ -184,72 +179,6 @@ fn quoted(text: &str) -> String {
     }
     out.push('"');
     out
-}
-
-pub fn who(answer: &WhoAnswer) -> String {
-    let mut graph = DotGraph::default();
-    graph.uses(&answer.uses, &answer.credentials);
-    graph.gaps(&answer.gaps);
-    graph.show()
-}
-
-pub fn where_to(answer: &WhereAnswer) -> String {
-    let mut graph = DotGraph::default();
-    graph.hops(&answer.hops, &answer.credentials);
-    graph.gaps(&answer.gaps);
-    graph.show()
-}
-
-pub fn chain(answer: &Chain) -> String {
-    let mut graph = DotGraph::default();
-    for credential in &answer.credentials {
-        graph.credential(&credential.id, &answer.credentials);
-    }
-    graph.links(&answer.links, &answer.credentials);
-    graph.hops(&answer.hops, &answer.credentials);
-    graph.gaps(&answer.gaps);
-    graph.show()
-}
-
-pub fn blast_radius(answer: &BlastRadius) -> String {
-    let mut graph = DotGraph::default();
-    let all: Vec<Credential> = answer
-        .credentials
-        .iter()
-        .map(|reach| reach.credential.clone())
-        .collect();
-    for reach in &answer.credentials {
-        graph.uses(&reach.uses, &all);
-        graph.hops(&reach.hops, &all);
-    }
-    graph.links(&answer.minted, &all);
-    graph.gaps(&answer.gaps);
-    graph.show()
-}
-
-pub fn first_use(answer: &FirstUse) -> String {
-    let mut graph = DotGraph::default();
-    events(&mut graph, &answer.new, &answer.credentials);
-    graph.hops(&answer.new_destinations, &answer.credentials);
-    graph.gaps(&answer.gaps);
-    graph.show()
-}
-
-pub fn timeline(answer: &Timeline) -> String {
-    let mut graph = DotGraph::default();
-    events(&mut graph, &answer.events, &[]);
-    graph.gaps(&answer.gaps);
-    graph.show()
-}
-
-fn events(graph: &mut DotGraph, events: &[TimelineEvent], all: &[Credential]) {
-    for event in events {
-        match event {
-            TimelineEvent::Use { row, .. } => graph.uses(std::slice::from_ref(row), all),
-            TimelineEvent::Hop { row, .. } => graph.hops(std::slice::from_ref(row), all),
-            TimelineEvent::Finding { .. } | TimelineEvent::Gap { .. } => {}
-        }
-    }
 }
 
 #[cfg(test)]

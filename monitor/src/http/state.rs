@@ -1,6 +1,6 @@
 //! State shared by the HTTP handlers.
 
-use super::metrics::Metrics;
+use crate::metrics::Metrics;
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},

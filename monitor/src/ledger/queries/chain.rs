@@ -1,13 +1,23 @@
 //! Chains: identity credential → authenticator → access credential → destination.
 
-use super::{
-    from_micros,
-    read::{LedgerReader, QueryError, from_json},
+#[cfg(test)]
+use super::IndexCase;
+use crate::{
+    ledger::{
+        from_micros,
+        reader::{LedgerReader, QueryError, from_json, hours_of, since, until},
+    },
+    output::{
+        GraphAnswer, TableAnswer,
+        dot::DotGraph,
+        sections,
+        table::{STRONG, clean, paint},
+    },
 };
-use crate::ledger::read::since;
-use crate::ledger::read::until;
-use monitor_core::history::{HopRow, MintLink, TimeRange};
-use monitor_core::model::{Credential, CredentialId, Destination, Gap, Workload};
+use monitor_core::{
+    history::{HopRow, MintLink, TimeRange},
+    model::{Credential, CredentialId, Destination, Gap, Workload},
+};
 use rusqlite::{Row, params};
 use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
@@ -60,7 +70,7 @@ impl LedgerReader {
             known.extend(seen);
         }
         // A known response supersedes the bare fact that something was presented.
-        let told: Vec<(Option<CredentialId>, Workload, Destination)> = links
+        let answered: Vec<(Option<CredentialId>, Workload, Destination)> = links
             .iter()
             .filter(|link| link.minted.is_some())
             .map(|link| {
@@ -73,7 +83,7 @@ impl LedgerReader {
             .collect();
         links.retain(|link| {
             link.minted.is_some()
-                || !told.iter().any(|(presented, workload, authenticator)| {
+                || !answered.iter().any(|(presented, workload, authenticator)| {
                     *presented == link.presented
                         && *workload == link.workload
                         && authenticator.address == link.authenticator.address
@@ -86,22 +96,28 @@ impl LedgerReader {
             query: "chain",
             credentials: self.credentials(&known)?,
             links,
-            hops: self.hops_of(&known, range)?,
+            hops: self.edges_of(&known, range)?,
             gaps: self.gaps(range)?,
         })
     }
 
     /// Every link of a range.
-    pub(super) fn all_links(&self, range: TimeRange) -> Result<Vec<MintLink>, QueryError> {
+    pub(in crate::ledger) fn all_links(
+        &self,
+        range: TimeRange,
+    ) -> Result<Vec<MintLink>, QueryError> {
+        let (from, to) = hours_of(range);
         Ok(self.rows(
-            &format!("{LINKS} WHERE last_seen >= ?1 AND first_seen <= ?2 {GROUPED}"),
-            params![since(range), until(range)],
+            &format!(
+                "{LINKS} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4 {GROUPED}"
+            ),
+            params![from, to, since(range), until(range)],
             link_from_row,
         )?)
     }
 
     /// What a workload obtained, or presented to obtain something.
-    pub(super) fn links_by(
+    pub(in crate::ledger) fn links_by(
         &self,
         workload: i64,
         range: TimeRange,
@@ -149,3 +165,58 @@ fn link_from_row(row: &Row<'_>) -> rusqlite::Result<MintLink> {
         last_seen: from_micros(row.get(7)?),
     })
 }
+
+impl TableAnswer for Chain {
+    fn table(&self) -> String {
+        let mut out = String::new();
+        for credential in &self.credentials {
+            sections::credential_heading(&mut out, credential);
+        }
+        out.push('\n');
+        if self.links.is_empty() {
+            out.push_str("Nothing was observed to be minted from it or with it.\n");
+        }
+        let class = |id: &Option<CredentialId>, otherwise: &str| match id {
+            Some(id) => {
+                let known = self
+                    .credentials
+                    .iter()
+                    .find(|credential| credential.id == *id);
+                let class = known.map_or("", |known| known.name.as_deref().unwrap_or(&known.class));
+                format!("{} {}", paint(STRONG, &id.0), clean(class))
+            }
+            None => otherwise.to_owned(),
+        };
+        for link in &self.links {
+            sections::link_lines(&mut out, link, class);
+        }
+        if !self.hops.is_empty() {
+            out.push('\n');
+            sections::hop_rows(&mut out, &self.hops);
+        }
+        sections::gaps(&mut out, &self.gaps);
+        out
+    }
+}
+
+impl GraphAnswer for Chain {
+    fn graph(&self) -> String {
+        let mut graph = DotGraph::default();
+        for credential in &self.credentials {
+            graph.credential(&credential.id, &self.credentials);
+        }
+        graph.links(&self.links, &self.credentials);
+        graph.hops(&self.hops, &self.credentials);
+        graph.gaps(&self.gaps);
+        graph.show()
+    }
+}
+
+/// Its row in the test that answers come from an index.
+#[cfg(test)]
+pub(super) const INDEX_CASE: IndexCase = |sample| {
+    sample
+        .reader
+        .chain(sample.credential, sample.range)
+        .map(drop)
+};

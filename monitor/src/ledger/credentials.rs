@@ -1,0 +1,79 @@
+//! Credentials and the places where they were found.
+
+use super::{
+    LedgerError, from_micros,
+    reader::{LedgerReader, from_json, from_word},
+};
+use jiff::Timestamp;
+use monitor_core::model::{Credential, CredentialId, Place};
+use rusqlite::Row;
+
+impl LedgerReader {
+    pub(super) fn credential(&self, id: &CredentialId) -> Result<Option<Credential>, LedgerError> {
+        let mut found = self.rows(
+            "SELECT id, class, role, lifetime, name, owner, label, audience, issued_at, expires_at, unmarked
+             FROM credential WHERE id = ?1",
+            [&id.0],
+            credential_row,
+        )?;
+        let Some(mut credential) = found.pop() else {
+            return Ok(None);
+        };
+        credential.sources = self.sources(id)?;
+        Ok(Some(credential))
+    }
+
+    pub(super) fn sources(&self, id: &CredentialId) -> Result<Vec<Place>, LedgerError> {
+        self.rows(
+            "SELECT source, place FROM source WHERE credential = ?1 ORDER BY source, place",
+            [&id.0],
+            |row| {
+                Ok(Place {
+                    source: from_word(row, 0)?,
+                    place: row.get(1)?,
+                })
+            },
+        )
+    }
+
+    pub(super) fn credentials(&self, ids: &[CredentialId]) -> Result<Vec<Credential>, LedgerError> {
+        let mut found = Vec::new();
+        for id in ids {
+            found.extend(self.credential(id)?);
+        }
+        Ok(found)
+    }
+
+    /// Credentials with a fingerprint, the most recently used, with their places and first-seen
+    /// times.
+    pub fn last_used(&self, most: usize) -> Result<Vec<(Credential, Timestamp)>, LedgerError> {
+        let ids = self.rows(
+            "SELECT id, first_seen FROM credential WHERE id >= 'kt-' AND id < 'kt.' ORDER BY last_used DESC LIMIT ?1",
+            [most as i64],
+            |row| Ok((CredentialId(row.get(0)?), from_micros(row.get(1)?))),
+        )?;
+        let mut found = Vec::with_capacity(ids.len());
+        for (id, first_seen) in ids {
+            found.extend(self.credential(&id)?.map(|known| (known, first_seen)));
+        }
+        Ok(found)
+    }
+}
+
+pub(super) fn credential_row(row: &Row<'_>) -> rusqlite::Result<Credential> {
+    Ok(Credential {
+        id: CredentialId(row.get(0)?),
+        class: row.get(1)?,
+        role: from_word(row, 2)?,
+        lifetime: from_word(row, 3)?,
+        name: row.get(4)?,
+        owner: row.get(5)?,
+        label: row.get(6)?,
+        audience: from_json(row, 7)?,
+        issued_to: None,
+        unmarked: row.get(10)?,
+        issued_at: row.get::<_, Option<i64>>(8)?.map(from_micros),
+        expires_at: row.get::<_, Option<i64>>(9)?.map(from_micros),
+        sources: Vec::new(),
+    })
+}

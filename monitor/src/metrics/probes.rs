@@ -1,0 +1,139 @@
+//! The probes and what they lost.
+
+use super::{
+    OTHER,
+    family::BoundedFamily,
+    registry::{FoldedSeries, MetricFamilies},
+};
+use monitor_common::record::{Probe, Stage};
+use monitor_core::model::Workload;
+use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use std::{collections::HashMap, sync::Mutex};
+
+#[derive(Debug)]
+pub struct ProbeMetrics {
+    events: IntCounterVec,
+    lost: IntCounterVec,
+    lost_by: BoundedFamily,
+    attached: IntGaugeVec,
+    unattributed: IntCounterVec,
+    folded: FoldedSeries,
+    totals: Mutex<HashMap<(&'static str, String), u64>>,
+}
+
+impl ProbeMetrics {
+    pub fn new(
+        families: &mut MetricFamilies,
+        folded: FoldedSeries,
+    ) -> Result<Self, prometheus::Error> {
+        let attached = IntGaugeVec::new(
+            Opts::new(
+                "keytrail_probe_attached",
+                "1 if the probe is attached by this mechanism.",
+            ),
+            &["probe", "mechanism"],
+        )?;
+        families.register(&attached)?;
+        let metrics = Self {
+            events: families.counter(
+                "keytrail_events_total",
+                "Records that a probe sent.",
+                &["probe"],
+            )?,
+            lost: families.counter(
+                "keytrail_events_lost_total",
+                "Events lost, by the stage that lost them.",
+                &["probe", "stage"],
+            )?,
+            lost_by: BoundedFamily::counter(
+                "keytrail_workload_events_lost_total",
+                "Records lost because a ring was full, by workload.",
+                &["probe", "workload"],
+            ),
+            unattributed: families.counter(
+                "keytrail_unattributed_total",
+                "Processes and files that could not be attributed.",
+                &["reason"],
+            )?,
+            attached,
+            folded,
+            totals: Mutex::default(),
+        };
+        for probe in Probe::ALL {
+            metrics.events.with_label_values(&[probe.name()]).inc_by(0);
+            for stage in ["ring", "read"] {
+                metrics
+                    .lost
+                    .with_label_values(&[probe.name(), stage])
+                    .inc_by(0);
+            }
+        }
+        Ok(metrics)
+    }
+
+    pub fn set_probe_attached(&self, probe: &str, mechanism: &str, attached: bool) {
+        self.attached
+            .with_label_values(&[probe, mechanism])
+            .set(i64::from(attached));
+    }
+
+    /// Sets a counter that is kept elsewhere; returns its increase.
+    pub fn set_events(&self, probe: Probe, stage: Stage, total: u64) -> u64 {
+        match stage {
+            Stage::Sent => self.add_growth(&self.events, "events", &[probe.name()], total),
+            Stage::Ring => self.add_growth(&self.lost, "lost", &[probe.name(), "ring"], total),
+            Stage::Read => self.add_growth(&self.lost, "lost", &[probe.name(), "read"], total),
+        }
+    }
+
+    /// Records lost after the rings: not decoded, not written.
+    pub fn count_lost(&self, probe: &'static str, stage: &'static str, total: u64) -> u64 {
+        self.add_growth(&self.lost, "lost", &[probe, stage], total)
+    }
+
+    /// Records of a workload that were lost because a ring was full.
+    pub fn count_workload_loss(&self, probe: Probe, workload: &str, count: u64) {
+        let name = probe.name();
+        self.folded.add(
+            &self.lost_by,
+            "losses",
+            &[name, workload],
+            &[name, OTHER],
+            count,
+        );
+    }
+
+    pub fn count_unattributed(&self, reason: &'static str, total: u64) {
+        self.add_growth(&self.unattributed, "unattributed", &[reason], total);
+    }
+
+    /// A workload was renamed: moves its losses to the new name.
+    pub fn rename(&self, old: &Workload, new: &Workload) {
+        let (old, new) = (old.key(), new.key());
+        if old != new {
+            self.lost_by.rename(&[("workload", &old, &new)]);
+        }
+    }
+
+    /// Families that may have many series.
+    pub fn families(&self) -> [&BoundedFamily; 1] {
+        [&self.lost_by]
+    }
+
+    fn add_growth(
+        &self,
+        family: &IntCounterVec,
+        name: &'static str,
+        labels: &[&str],
+        total: u64,
+    ) -> u64 {
+        let Ok(mut totals) = self.totals.lock() else {
+            return 0;
+        };
+        let known = totals.entry((name, labels.join("/"))).or_default();
+        let growth = total.saturating_sub(*known);
+        *known = total;
+        family.with_label_values(labels).inc_by(growth);
+        growth
+    }
+}
