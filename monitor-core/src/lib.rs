@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod history;
 pub mod model;
 pub mod policy;
+pub mod process_table;
 pub mod spelling;
 pub mod time;
 pub mod trail;

@@ -1,6 +1,6 @@
 //! Pipes through which a credential may have left the process that picked it up.
 
-use super::{Holding, add_holding};
+use super::holding::{Holding, add_holding};
 use hashlink::LruCache;
 
 /// Maximum number of pipes remembered that carried a credential; the oldest are evicted first.
@@ -8,7 +8,7 @@ const PIPES_MAX: usize = 4096;
 
 /// The credentials of each pipe, by inode number. The first ones added are evicted first.
 #[derive(Debug)]
-pub struct RememberedPipes(LruCache<u64, Vec<Holding>>);
+pub(super) struct RememberedPipes(LruCache<u64, Vec<Holding>>);
 
 impl Default for RememberedPipes {
     fn default() -> Self {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::model::{CredentialId, Lifetime, Role};
+use crate::model::{
+    CredentialId, Lifetime, Process, Role, Source, Subject, UNKNOWN_NAME, Workload,
+};
 use proptest::prelude::*;
 
 fn at(second: i64) -> Timestamp {
@@ -62,7 +64,7 @@ fn fork(pid: u32, parent: u32) -> TrailEvent {
 }
 
 fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
-    TrailEvent::PickUp {
+    TrailEvent::PickUp(Box::new(PickUp {
         time: at(1),
         who: who(pid),
         credential: credential(id),
@@ -81,7 +83,7 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
         modified: None,
         untrusted: None,
         given: false,
-    }
+    }))
 }
 
 fn connect(pid: u32, id: u64, address: &str, port: u16) -> TrailEvent {
@@ -209,11 +211,8 @@ fn an_output_that_is_the_parents_is_not_handed_up() {
     // Two workers of one supervisor, all with the log at their standard output.
     let of_the_log = |pid, id| {
         let mut event = pick(pid, id, Source::File, Some(99));
-        if let TrailEvent::PickUp {
-            stdout_of_parent, ..
-        } = &mut event
-        {
-            *stdout_of_parent = true;
+        if let TrailEvent::PickUp(event) = &mut event {
+            event.stdout_of_parent = true;
         }
         event
     };
@@ -473,8 +472,45 @@ fn presenting_is_a_use_even_without_a_connection() {
     assert_eq!(trail.unmatched, 1);
 }
 
+#[test]
+fn a_forgotten_process_passes_nothing_on() {
+    let events = |gone| {
+        let mut events = vec![
+            exec(1, 0, "b", false),
+            pick(1, 7, Source::File, None),
+            fork(2, 1),
+            TrailEvent::Gone { subjects: gone },
+        ];
+        events.extend([
+            connect(2, 1, "10.0.0.1", 443),
+            payload(1, Some("x.example")),
+        ]);
+        events
+    };
+    assert_eq!(hops(events(vec![])).len(), 1);
+    assert_eq!(hops(events(vec![subject(1)])), []);
+}
+
+#[test]
+fn a_child_presents_on_the_connection_of_a_forgotten_parent() {
+    let found = hops(vec![
+        connect(1, 1, "10.0.0.1", 443),
+        payload(1, Some("x.example")),
+        fork(2, 1),
+        TrailEvent::Gone {
+            subjects: vec![subject(1)],
+        },
+        TrailEvent::Tick { time: at(200) },
+        present(2, Some(1), 7),
+    ]);
+    assert_eq!(
+        found,
+        [(id(7), "x.example:443".into(), Evidence::Presented)]
+    );
+}
+
 fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent {
-    TrailEvent::Presented {
+    TrailEvent::Presented(Box::new(Presented {
         time: at(4),
         who: who(pid),
         connection,
@@ -485,7 +521,7 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent 
             source: Source::Presented,
             place: "header:authorization".into(),
         },
-    }
+    }))
 }
 
 fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> TrailEvent {
@@ -523,26 +559,11 @@ fn resolved(name: &str, address: [u8; 4]) -> TrailEvent {
 
 /// A request inside TLS whose head names a server.
 fn asks(host: &str) -> TrailEvent {
-    let TrailEvent::Presented {
-        time,
-        who,
-        connection,
-        credential,
-        place,
-        ..
-    } = present(1, Some(1), 7)
-    else {
-        unreachable!("it is one");
-    };
-    TrailEvent::Presented {
-        time,
-        who,
-        connection,
-        server: None,
-        host: Some(host.to_owned()),
-        credential,
-        place,
+    let mut event = present(1, Some(1), 7);
+    if let TrailEvent::Presented(event) = &mut event {
+        event.host = Some(host.to_owned());
     }
+    event
 }
 
 #[test]
@@ -697,6 +718,9 @@ fn any_event() -> impl Strategy<Value = TrailEvent> {
             time: at(5),
             subject: subject(pid)
         }),
+        pid.clone().prop_map(|pid| TrailEvent::Gone {
+            subjects: vec![subject(pid)]
+        }),
         (
             pid.clone(),
             1u64..4,
@@ -799,10 +823,11 @@ proptest! {
     #[test]
     fn evidence_is_never_stronger_than_it_is(events in proptest::collection::vec(any_event(), 0..60)) {
         let picked: std::collections::HashSet<String> = events.iter().filter_map(|event| match event {
-            TrailEvent::PickUp { credential, .. } | TrailEvent::Minted { credential, .. } => Some(credential.id.0.clone()),
+            TrailEvent::PickUp(event) => Some(event.credential.id.0.clone()),
+            TrailEvent::Minted { credential, .. } => Some(credential.id.0.clone()),
             _ => None,
         }).collect();
-        let presented = events.iter().any(|event| matches!(event, TrailEvent::Presented { .. } | TrailEvent::Clear { .. }));
+        let presented = events.iter().any(|event| matches!(event, TrailEvent::Presented(_) | TrailEvent::Clear { .. }));
         let mut trail = Trail::new();
         let mut out = Vec::new();
         for event in events {

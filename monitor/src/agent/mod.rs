@@ -27,13 +27,16 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow};
 use config_watcher::{ConfigWatcher, LoadedConfig};
-use monitor_core::policy::Policy;
+use monitor_core::{
+    policy::Policy,
+    trail::{TrailEvent, recording::RECORDING_VERSION},
+};
 use observer::ObserverInputs;
 pub use replay::replay;
 use state_dir::{fingerprint_key, lock};
 use std::{
-    fs::OpenOptions,
-    io::BufWriter,
+    fs::{File, OpenOptions},
+    io::{BufWriter, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -42,6 +45,19 @@ use std::{
     },
 };
 use tokio::sync::Semaphore;
+
+/// A recording begins with its version.
+fn start_recording(file: File) -> std::io::Result<BufWriter<File>> {
+    let mut out = BufWriter::new(file);
+    serde_json::to_writer(
+        &mut out,
+        &TrailEvent::Recording {
+            version: RECORDING_VERSION,
+        },
+    )?;
+    out.write_all(b"\n")?;
+    Ok(out)
+}
 
 /// Options of an agent: flags take precedence over the configuration, and the configuration over
 /// defaults.
@@ -108,7 +124,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
                 .write(true)
                 .mode(0o600)
                 .open(path)
-                .map(BufWriter::new)
+                .and_then(start_recording)
                 .with_context(|| format!("cannot write {}", path.display()))
         })
         .transpose()?;

@@ -9,7 +9,7 @@ use crate::{
     pipeline::{Evaluator, Sinks},
 };
 use anyhow::Context as _;
-use monitor_core::{catalog::Catalog, policy::Policy, trail::TrailEvent};
+use monitor_core::{catalog::Catalog, policy::Policy, trail::recording::RecordingReader};
 use std::{fs::File, path::Path, sync::Arc};
 
 /// Replays a recording through the same trail and policy. Findings go to `stream`, and to a ledger
@@ -49,15 +49,20 @@ pub fn replay(
     );
     let mut count = 0;
     let mut events = Vec::new();
+    let mut recording = RecordingReader::default();
     for (number, line) in std::io::BufRead::lines(std::io::BufReader::new(text)).enumerate() {
         let place = || format!("{}:{}", file.display(), number + 1);
         let line = line.with_context(place)?;
         if line.trim().is_empty() {
             continue;
         }
-        let event: TrailEvent = serde_json::from_str(&line)
-            .with_context(|| format!("{}: not an event of a recording", place()))?;
-        events.push(event);
+        events.extend(
+            recording
+                .read(&line)
+                .with_context(place)?
+                .into_iter()
+                .flatten(),
+        );
         count += 1;
         evaluator.process(&mut events)?;
     }

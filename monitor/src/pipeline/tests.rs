@@ -172,7 +172,7 @@ impl TestPipeline {
 /// The connections on which credentials were presented; `None` for an unknown one.
 fn presented(events: &[TrailEvent]) -> Vec<Option<u64>> {
     let connection = |event: &TrailEvent| match event {
-        TrailEvent::Presented { connection, .. } => Some(*connection),
+        TrailEvent::Presented(event) => Some(event.connection),
         _ => None,
     };
     events.iter().filter_map(connection).collect()
@@ -189,7 +189,7 @@ fn a_credential_file_is_learned_and_picked_up() {
     let effects = test.process(vec![open]);
     assert_eq!((effects.learn, effects.ignore), (vec![file], vec![]));
     let picked_up = test.events().into_iter().find_map(|event| match event {
-        TrailEvent::PickUp { credential, .. } => Some(credential.class),
+        TrailEvent::PickUp(event) => Some(event.credential.class),
         _ => None,
     });
     assert_eq!(picked_up.as_deref(), Some("aws-access-key"));
@@ -320,4 +320,37 @@ fn a_reload_updates_the_kernel_filter_and_the_authenticators() {
         .reload(Config::default().expectations, catalog, Vec::new());
     assert!(effects.rules.is_some() && effects.authenticators.is_some());
     assert!(effects.exclusion.is_none(), "the exclusions are unchanged");
+}
+
+#[test]
+fn an_exited_process_is_forgotten_by_every_stage_at_once() {
+    let mut test = TestPipeline::new();
+    let task = TaskInfo {
+        subject: Subject {
+            // Above the kernel's limit, so that no real process has it.
+            pid: 0x7000_0001,
+            start: 1,
+        },
+        ..test.task()
+    };
+    test.process(vec![Observation::Fork(task.clone())]);
+    test.process(vec![Observation::Exit(task.clone())]);
+    let gone = |test: &TestPipeline| {
+        let events = test.events();
+        events.iter().any(
+            |event| matches!(event, TrailEvent::Gone { subjects } if subjects == &[task.subject]),
+        )
+    };
+    assert!(!gone(&test));
+    test.time += SignedDuration::from_secs(11);
+    let tick = test.pipeline.tick(SensorReport::default(), test.time);
+    tick.expect("processed");
+    assert!(gone(&test), "{:?}", test.events());
+    assert!(
+        test.pipeline
+            .enricher
+            .attribution
+            .entry(task.subject)
+            .is_none()
+    );
 }

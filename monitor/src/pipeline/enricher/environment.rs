@@ -57,8 +57,9 @@ impl Enricher {
         events: &mut Vec<TrailEvent>,
     ) {
         for (credential, place) in found {
-            let event = self.pick_up(time, subject, credential, place, 1, StdoutPipe::default());
-            events.push(event);
+            let picked_up =
+                self.pick_up(time, subject, credential, place, 1, StdoutPipe::default());
+            events.push(TrailEvent::PickUp(Box::new(picked_up)));
         }
     }
 

@@ -48,7 +48,7 @@ impl Enricher {
         let subject = open.task.subject;
         let container = self.container_of(subject);
         if let Some((credential, place)) = self.credentials.at_socket(&open.path, &container) {
-            let event = self.pick_up(
+            let picked_up = self.pick_up(
                 open.task.time,
                 subject,
                 credential,
@@ -56,7 +56,7 @@ impl Enricher {
                 u64::from(open.count),
                 open.output,
             );
-            events.push(event);
+            events.push(TrailEvent::PickUp(Box::new(picked_up)));
         }
     }
 
@@ -95,7 +95,7 @@ impl Enricher {
         let known = Arc::new((found.credentials.clone(), found.place.clone()));
         self.reads.insert(key, known);
         for credential in found.credentials {
-            let mut event = self.pick_up(
+            let mut picked_up = self.pick_up(
                 open.task.time,
                 subject,
                 credential,
@@ -103,20 +103,12 @@ impl Enricher {
                 u64::from(open.count),
                 open.output,
             );
-            if let TrailEvent::PickUp {
-                volume_of,
-                home,
-                modified,
-                ..
-            } = &mut event
-            {
-                if let Some(uid) = &found.volume_of {
-                    *home = self.attribution.pod_workload(uid).map(Box::new);
-                    *volume_of = Some(uid.clone());
-                }
-                *modified = found.modified;
+            if let Some(uid) = &found.volume_of {
+                picked_up.home = self.attribution.pod_workload(uid).map(Box::new);
+                picked_up.volume_of = Some(uid.clone());
             }
-            events.push(event);
+            picked_up.modified = found.modified;
+            events.push(TrailEvent::PickUp(Box::new(picked_up)));
         }
     }
 
@@ -126,7 +118,7 @@ impl Enricher {
         };
         let (credentials, place) = &*known;
         for credential in credentials {
-            let event = self.pick_up(
+            let picked_up = self.pick_up(
                 opens.time,
                 opens.key.subject,
                 credential.clone(),
@@ -134,7 +126,7 @@ impl Enricher {
                 u64::from(opens.count),
                 StdoutPipe::default(),
             );
-            events.push(event);
+            events.push(TrailEvent::PickUp(Box::new(picked_up)));
         }
     }
 }

@@ -22,7 +22,7 @@ use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
     model::{Credential, Place, Source, Subject, Workload},
-    trail::{Actor, TrailEvent},
+    trail::{Actor, PickUp, TrailEvent},
 };
 use presented::PendingPresentation;
 use std::collections::{BTreeMap, VecDeque};
@@ -144,7 +144,8 @@ impl Enricher {
         events.len() > before
     }
 
-    /// Evicts exited processes if it is due, and emits exits that the probes did not report.
+    /// Evicts exited processes if it is due, and tells the trail, after exits that the
+    /// probes did not report.
     pub fn evict_exited(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
         // The clock may have been set back.
         if now.duration_since(self.evicted).abs() < EVICTION_INTERVAL {
@@ -157,7 +158,10 @@ impl Enricher {
                 .into_iter()
                 .map(|subject| TrailEvent::Exit { time: now, subject }),
         );
-        self.attribution.evict_exited(now);
+        let subjects = self.attribution.evict_exited(now);
+        if !subjects.is_empty() {
+            events.push(TrailEvent::Gone { subjects });
+        }
     }
 
     /// Returns and clears what the kernel filter lacks.
@@ -173,7 +177,7 @@ impl Enricher {
         place: Place,
         count: u64,
         output: StdoutPipe,
-    ) -> TrailEvent {
+    ) -> PickUp {
         let login = self.attribution.login(subject);
         let entry = self.attribution.entry(subject);
         let usual = entry.is_some_and(|entry| {
@@ -187,7 +191,7 @@ impl Enricher {
             || self.attribution.is_mounted(subject, &place.place);
         let untrusted = self.attribution.distrust_reason(subject);
         let home = self.resolve_issued_to(&mut credential).map(Box::new);
-        TrailEvent::PickUp {
+        PickUp {
             time,
             who: self.actor(subject),
             credential,

@@ -5,7 +5,7 @@ use crate::sensor::observation::{Observation, ObservedPresentation, PlaintextSec
 use jiff::Timestamp;
 use monitor_core::{
     model::{Credential, Place},
-    trail::{Actor, TrailEvent},
+    trail::{Actor, Presented, TrailEvent},
 };
 use std::collections::VecDeque;
 
@@ -114,7 +114,7 @@ impl Enricher {
                 pending.actor.workload = now;
             }
         }
-        TrailEvent::Presented {
+        TrailEvent::Presented(Box::new(Presented {
             server: pending
                 .server
                 .and_then(|fingerprint| self.server_by_fingerprint(fingerprint)),
@@ -124,7 +124,7 @@ impl Enricher {
             connection,
             credential: pending.credential,
             place: pending.place,
-        }
+        }))
     }
 
     /// The credentials minted in one response: `first`, and those at the front of `rest`.

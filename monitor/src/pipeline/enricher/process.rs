@@ -100,7 +100,7 @@ impl Enricher {
         TrailEvent::Exec {
             time,
             subject,
-            parent: entry.and_then(|entry| entry.parent),
+            parent: self.attribution.parent(subject),
             boundary: entry.map_or_else(String::new, |entry| {
                 format!("{} {}", entry.uid, entry.group.path)
             }),

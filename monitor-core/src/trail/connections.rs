@@ -1,0 +1,224 @@
+//! Connections, for what is presented on them later.
+
+use super::event::Actor;
+use crate::model::{Credential, Destination, Subject, Transport, Workload};
+use hashlink::LinkedHashMap;
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+/// A connection without payload is treated as a hop after this time.
+const PAYLOAD_TIMEOUT: SignedDuration = SignedDuration::from_secs(2);
+/// Maximum connections remembered; the oldest are evicted first.
+const CONNECTIONS_MAX: usize = 65_536;
+/// Maximum connections remembered per process, for credentials presented on an unknown one.
+const CONNECTIONS_PER_PROCESS_MAX: usize = 256;
+
+/// Ports of DNS, time and address assignment: not a hop unless a credential is presented there.
+pub(super) const SERVICE_PORTS: [u16; 9] = [53, 67, 68, 123, 323, 546, 547, 853, 5353];
+
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub time: Timestamp,
+    /// Shared by the connections of a process, because there are many.
+    pub who: Arc<Actor>,
+    pub destination: Destination,
+    pub stdin: Option<u64>,
+    pub settled: bool,
+    pub named: bool,
+    /// The credential last presented on it.
+    pub presented: Option<Arc<Credential>>,
+    /// The credential reported as [`crate::model::Evidence::Sole`], until it is seen to be presented.
+    pub sole: Option<Arc<Credential>>,
+}
+
+/// The connections of one process.
+#[derive(Debug)]
+struct ProcessConnections {
+    /// The actor of the last one.
+    who: Arc<Actor>,
+    /// The most recent ones.
+    ids: VecDeque<u64>,
+}
+
+/// Connections, in the order of their start.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    known: LinkedHashMap<u64, Connection>,
+    by_process: HashMap<Subject, ProcessConnections>,
+    /// Those waiting for a payload.
+    waiting: VecDeque<u64>,
+}
+
+impl Connections {
+    pub fn get(&self, id: u64) -> Option<&Connection> {
+        self.known.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut Connection> {
+        self.known.get_mut(&id)
+    }
+
+    pub fn remove(&mut self, id: u64) {
+        self.known.remove(&id);
+    }
+
+    /// Adds a connection; it waits for a payload unless it is a datagram's.
+    pub fn add(
+        &mut self,
+        id: u64,
+        time: Timestamp,
+        who: Actor,
+        destination: Destination,
+        stdin: Option<u64>,
+    ) {
+        if self.known.len() >= CONNECTIONS_MAX {
+            self.known.pop_front();
+        }
+        let who = self.note_process(id, who);
+        if destination.transport != Transport::Udp {
+            self.waiting.push_back(id);
+        }
+        self.known.insert(
+            id,
+            Connection {
+                time,
+                who,
+                destination,
+                stdin,
+                settled: false,
+                named: false,
+                presented: None,
+                sole: None,
+            },
+        );
+    }
+
+    /// Adds to the connections of a process; returns the shared actor.
+    fn note_process(&mut self, id: u64, who: Actor) -> Arc<Actor> {
+        let subject = who.subject;
+        let process = self
+            .by_process
+            .entry(subject)
+            .or_insert_with(|| ProcessConnections {
+                who: Arc::new(who.clone()),
+                ids: VecDeque::new(),
+            });
+        if process.ids.len() >= CONNECTIONS_PER_PROCESS_MAX {
+            process.ids.pop_front();
+        }
+        process.ids.push_back(id);
+        if *process.who != who {
+            process.who = Arc::new(who);
+        }
+        Arc::clone(&process.who)
+    }
+
+    /// The most recent connections of a process.
+    pub fn ids_of(&self, subject: Subject) -> impl Iterator<Item = u64> {
+        let process = self.by_process.get(&subject);
+        process
+            .into_iter()
+            .flat_map(|process| process.ids.iter().copied())
+    }
+
+    /// Connections of a process that wait for a payload.
+    pub fn unsettled_of(&self, subject: Subject) -> Vec<u64> {
+        // Uses the process's own list, because the list of all waiting connections can be long.
+        self.ids_of(subject)
+            .filter(|id| {
+                let known = self.known.get(id);
+                known.is_some_and(|known| !known.settled && known.who.subject == subject)
+            })
+            .collect()
+    }
+
+    /// The destinations of a process's TCP connections, each once; only those with a server name if
+    /// there are any.
+    pub fn tcp_destinations(&self, subject: Subject, server: Option<&str>) -> Vec<Destination> {
+        let mut found: Vec<Destination> = Vec::new();
+        for connection in self.ids_of(subject).filter_map(|id| self.known.get(&id)) {
+            let destination = &connection.destination;
+            // A socket cookie may belong to a later connection by now.
+            if connection.who.subject == subject
+                && destination.transport == Transport::Tcp
+                && !found.contains(destination)
+            {
+                found.push(destination.clone());
+            }
+        }
+        // A DNS server counts only if no other destination is possible.
+        let is_service = |there: &Destination| SERVICE_PORTS.contains(&there.port);
+        if !found.iter().all(is_service) {
+            found.retain(|there| !is_service(there));
+        }
+        let asked_for =
+            |destination: &Destination| server.is_some() && destination.name.as_deref() == server;
+        if found.iter().any(asked_for) {
+            found.retain(asked_for);
+        }
+        found
+    }
+
+    /// Destinations of all connections.
+    pub fn destinations_mut(&mut self) -> impl Iterator<Item = &mut Destination> {
+        self.known
+            .values_mut()
+            .map(|connection| &mut connection.destination)
+    }
+
+    /// Renames a workload in the actors.
+    pub fn rename(&mut self, old: &Workload, new: &Workload) {
+        // Connections of one process keep sharing their actor.
+        let mut renamed: HashMap<*const Actor, Arc<Actor>> = HashMap::new();
+        let last = self.by_process.values_mut().map(|process| &mut process.who);
+        let connected = self
+            .known
+            .values_mut()
+            .map(|connection| &mut connection.who);
+        for who in last.chain(connected) {
+            if who.workload == *old {
+                let new = renamed.entry(Arc::as_ptr(who)).or_insert_with(|| {
+                    Arc::new(Actor {
+                        workload: new.clone(),
+                        ..(**who).clone()
+                    })
+                });
+                *who = Arc::clone(new);
+            }
+        }
+    }
+
+    /// The next connection that has waited long enough for a payload, or need not wait any more.
+    pub fn pop_due(&mut self, now: Timestamp) -> Option<u64> {
+        let known = &self.known;
+        self.waiting.pop_front_if(|id| {
+            // A connection from the future dates from before the clock was set back.
+            known.get(id).is_none_or(|connection| {
+                connection.settled
+                    || connection.time > now
+                    || now.duration_since(connection.time) >= PAYLOAD_TIMEOUT
+            })
+        })
+    }
+
+    /// The process is forgotten; its connections stay for children that may use them.
+    pub fn forget_process(&mut self, subject: Subject) {
+        self.by_process.remove(&subject);
+    }
+
+    /// Keeps what still waits, and what these processes may use.
+    pub fn retain_of(&mut self, users: &HashSet<Subject>) {
+        self.known
+            .retain(|_, known| !known.settled || users.contains(&known.who.subject));
+        // Returns the memory of a burst.
+        if self.known.capacity() > 1024 + 8 * self.known.len() {
+            self.known.shrink_to_fit();
+        }
+        if self.by_process.capacity() > 1024 + 8 * self.by_process.len() {
+            self.by_process.shrink_to_fit();
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Which processes hold a credential.
+//!
+//! A process holds what it picked up itself, what it received through a pipe, and what its
+//! ancestors picked up from files: a script reads a key and starts `curl` with it. Inheritance
+//! extends over [`INHERIT_LEVELS`], and never across a change of user or workload. If none of that
+//! yields anything, what another child of the same shell picked up counts: `cat key; curl …`.
+
+use super::{
+    holding::{Holding, add_holding},
+    pipes::RememberedPipes,
+};
+use crate::model::{Source, Subject};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+/// Number of levels over which a process inherits credentials.
+const INHERIT_LEVELS: usize = 2;
+
+/// What a process holds. Most processes hold nothing.
+#[derive(Debug)]
+struct Held {
+    own: Vec<Holding>,
+    /// Credentials received from helpers through a pipe.
+    piped: Vec<Holding>,
+    /// Credentials picked up by children, without a known path to this process.
+    children: Vec<Holding>,
+}
+
+static NOTHING: Held = Held {
+    own: Vec::new(),
+    piped: Vec::new(),
+    children: Vec::new(),
+};
+
+#[derive(Debug, Default)]
+struct ProcessNode {
+    parent: Option<Subject>,
+    boundary: Arc<str>,
+    shell: bool,
+    /// Whether it executed a program since it was forked.
+    execed: bool,
+    held: Option<Box<Held>>,
+}
+
+impl ProcessNode {
+    fn held(&self) -> &Held {
+        self.held.as_deref().unwrap_or(&NOTHING)
+    }
+
+    fn held_mut(&mut self) -> &mut Held {
+        self.held.get_or_insert_with(|| {
+            Box::new(Held {
+                own: Vec::new(),
+                piped: Vec::new(),
+                children: Vec::new(),
+            })
+        })
+    }
+}
+
+/// Every process until attribution forgets it, and what it holds.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    nodes: HashMap<Subject, ProcessNode>,
+    /// Pipes that carried a credential, by inode number.
+    pipes: RememberedPipes,
+}
+
+impl Holders {
+    pub fn fork(&mut self, subject: Subject, parent: Option<Subject>) {
+        let mut node = ProcessNode {
+            parent,
+            ..ProcessNode::default()
+        };
+        if let Some(above) = parent.and_then(|parent| self.nodes.get(&parent)) {
+            node.boundary = Arc::clone(&above.boundary);
+            node.shell = above.shell;
+        }
+        self.nodes.insert(subject, node);
+    }
+
+    pub fn exec(&mut self, subject: Subject, parent: Option<Subject>, boundary: &str, shell: bool) {
+        let node = self.nodes.entry(subject).or_default();
+        if node.parent.is_none() {
+            node.parent = parent;
+        }
+        if &*node.boundary != boundary {
+            node.boundary = boundary.into();
+        }
+        node.shell = shell;
+        node.execed = true;
+        // The new program has the environment passed to it, and none of the old program's memory.
+        if let Some(held) = &mut node.held {
+            held.own
+                .retain(|holding| holding.source != Source::Environment);
+        }
+    }
+
+    /// A process that was seen without its start.
+    pub fn ensure(&mut self, subject: Subject) {
+        self.nodes.entry(subject).or_default();
+    }
+
+    pub fn forget(&mut self, subject: Subject) {
+        self.nodes.remove(&subject);
+    }
+
+    /// A process obtained a credential, possibly with a pipe at its standard output.
+    pub fn pick_up(
+        &mut self,
+        subject: Subject,
+        holding: Holding,
+        stdout: Option<u64>,
+        stdout_of_parent: bool,
+    ) {
+        let node = self.nodes.entry(subject).or_default();
+        add_holding(&mut node.held_mut().own, &holding);
+        if holding.usual || holding.source == Source::Environment {
+            return;
+        }
+        let parent = node.parent;
+        let boundary = Arc::clone(&node.boundary);
+        if let Some(pipe) = stdout {
+            self.pipes.add(pipe, &holding);
+        }
+        let Some(above) = parent.and_then(|parent| self.nodes.get_mut(&parent)) else {
+            return;
+        };
+        if above.boundary == boundary {
+            if stdout.is_some() && !stdout_of_parent {
+                add_holding(&mut above.held_mut().piped, &holding);
+            } else if above.shell {
+                add_holding(&mut above.held_mut().children, &holding);
+            }
+        }
+    }
+
+    /// What a subject holds, each credential once.
+    pub fn holdings_of(&self, subject: Subject, stdin: Option<u64>) -> Vec<Holding> {
+        let mut held: BTreeMap<String, Holding> = BTreeMap::new();
+        let mut hold = |holdings: &[Holding], all: bool| {
+            for holding in holdings {
+                if all || (holding.source != Source::Environment && !holding.usual) {
+                    held.entry(holding.credential.id.0.clone())
+                        .or_insert_with(|| holding.clone());
+                }
+            }
+        };
+        if let Some(holdings) = stdin.and_then(|pipe| self.pipes.holdings(pipe)) {
+            hold(holdings, true);
+        }
+        let Some(node) = self.nodes.get(&subject) else {
+            return held.into_values().collect();
+        };
+        hold(&node.held().own, true);
+        hold(&node.held().piped, true);
+        let mut lineage = Vec::new();
+        let mut copied = !node.execed;
+        let mut above = node.parent;
+        while let Some(parent) = above.and_then(|parent| self.nodes.get(&parent)) {
+            if lineage.len() == INHERIT_LEVELS || parent.boundary != node.boundary {
+                break;
+            }
+            // A forked process that did not exec has its parent's memory, environment included.
+            hold(&parent.held().own, copied);
+            hold(&parent.held().piped, false);
+            copied &= !parent.execed;
+            lineage.push(parent);
+            above = parent.parent;
+        }
+        if held.is_empty() {
+            for shell in std::iter::once(node)
+                .chain(lineage)
+                .filter(|node| node.shell)
+            {
+                for holding in &shell.held().children {
+                    held.entry(holding.credential.id.0.clone())
+                        .or_insert_with(|| holding.clone());
+                }
+                if !held.is_empty() {
+                    break;
+                }
+            }
+        }
+        held.into_values().collect()
+    }
+
+    /// A process read another one's environment or memory, and holds what was there.
+    pub fn copy(&mut self, reader: Subject, holding: &Holding) {
+        let node = self.nodes.entry(reader).or_default();
+        add_holding(&mut node.held_mut().own, holding);
+    }
+
+    /// Whether a process may use the other's sockets: the same process, or an ancestor.
+    pub fn are_kin(&self, one: Subject, other: Subject) -> bool {
+        one == other || self.is_ancestor(one, other) || self.is_ancestor(other, one)
+    }
+
+    /// Whether the first is an ancestor of the second.
+    pub fn is_ancestor(&self, ancestor: Subject, subject: Subject) -> bool {
+        let mut above = self.nodes.get(&subject).and_then(|node| node.parent);
+        // A bound in case the parent links form a cycle.
+        for _ in 0..64 {
+            match above {
+                Some(parent) if parent == ancestor => return true,
+                Some(parent) => above = self.nodes.get(&parent).and_then(|node| node.parent),
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Every process that is known or has a known child: these may use a connection.
+    pub fn known_and_parents(&self) -> HashSet<Subject> {
+        let parents = self.nodes.values().filter_map(|node| node.parent);
+        parents.chain(self.nodes.keys().copied()).collect()
+    }
+
+    /// Returns the memory of a burst.
+    pub fn shrink(&mut self) {
+        if self.nodes.capacity() > 1024 + 8 * self.nodes.len() {
+            self.nodes.shrink_to_fit();
+        }
+    }
+}

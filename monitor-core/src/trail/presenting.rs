@@ -1,0 +1,226 @@
+//! Credentials seen in the bytes of a connection: inside TLS, in plaintext, or in a response.
+
+use super::{
+    Trail,
+    event::{Actor, Presented, TrailOutput},
+    holding::Holding,
+    used,
+};
+use crate::model::{
+    Credential, Destination, Evidence, Hop, Mint, NameSource, Place, Subject, UNKNOWN_NAME,
+};
+use jiff::Timestamp;
+use std::sync::Arc;
+
+/// A credential found in the bytes of a connection.
+struct PresentedOn {
+    time: Timestamp,
+    credential: Credential,
+    place: Place,
+    /// Absent if it is not known which connection.
+    connection: Option<u64>,
+    clear: bool,
+}
+
+impl Trail {
+    pub(super) fn presented_in_tls(&mut self, event: Presented, out: &mut Vec<TrailOutput>) {
+        let Presented {
+            time,
+            who,
+            connection,
+            server,
+            host,
+            credential,
+            place,
+        } = event;
+        let server = server.as_deref();
+        let mut destinations = match self.connection_of_write(who.subject, connection, server) {
+            Some(destination) => vec![destination.clone()],
+            None => self.connections.tcp_destinations(who.subject, server),
+        };
+        apply_request_host(host.as_deref(), &mut destinations);
+        if let [_] = destinations[..] {
+            self.note_presented(connection, &credential);
+        }
+        let presented = PresentedOn {
+            time,
+            credential,
+            place,
+            connection,
+            clear: false,
+        };
+        self.presented(presented, &who, &destinations, out);
+    }
+
+    pub(super) fn presented_in_plaintext(
+        &mut self,
+        time: Timestamp,
+        connection: u64,
+        host: Option<&str>,
+        (credential, place): (Credential, Place),
+        out: &mut Vec<TrailOutput>,
+    ) {
+        let Some(known) = self.connections.get(connection) else {
+            self.unmatched += 1;
+            return;
+        };
+        let who = Arc::clone(&known.who);
+        let mut destinations = vec![known.destination.clone()];
+        apply_request_host(host, &mut destinations);
+        self.note_presented(Some(connection), &credential);
+        let presented = PresentedOn {
+            time,
+            credential,
+            place,
+            connection: Some(connection),
+            clear: true,
+        };
+        self.presented(presented, &who, &destinations, out);
+    }
+
+    /// A credential was issued in a response: the receiver holds it, and this is how it got it.
+    pub(super) fn minted(
+        &mut self,
+        time: Timestamp,
+        connection: u64,
+        (credential, place): (Credential, Place),
+        out: &mut Vec<TrailOutput>,
+    ) {
+        let Some(known) = self.connections.get(connection) else {
+            self.unmatched += 1;
+            return;
+        };
+        let who = Arc::clone(&known.who);
+        let presented = known.presented.as_deref().cloned();
+        let authenticator = known.destination.clone();
+        let holding = Holding {
+            credential: Arc::new(credential.clone()),
+            source: place.source,
+            usual: false,
+        };
+        self.holders.pick_up(who.subject, holding, None, false);
+        out.push(used(time, &who, &credential, place));
+        out.push(TrailOutput::Mint(Box::new(Mint {
+            time,
+            workload: who.workload.clone(),
+            process: who.process.clone(),
+            authenticator,
+            // A renewal returns what was presented.
+            presented: presented.filter(|presented| presented.id != credential.id),
+            minted: Some(credential),
+        })));
+    }
+
+    /// A credential was seen in the bytes of a connection, to one of these destinations.
+    fn presented(
+        &mut self,
+        presented: PresentedOn,
+        who: &Actor,
+        destinations: &[Destination],
+        out: &mut Vec<TrailOutput>,
+    ) {
+        let PresentedOn {
+            time,
+            credential,
+            place,
+            connection,
+            clear,
+        } = presented;
+        out.push(used(time, who, &credential, place));
+        if destinations.is_empty() {
+            self.unmatched += 1;
+        }
+        let one_of = destinations.len() as u32;
+        for destination in destinations {
+            let others = destinations
+                .iter()
+                .filter(|other| *other != destination)
+                .cloned()
+                .collect();
+            let again = self.take_reported(connection, who.subject, &credential, destination);
+            out.push(TrailOutput::Hop(Box::new(Hop {
+                time,
+                workload: who.workload.clone(),
+                process: who.process.clone(),
+                credential: credential.clone(),
+                destination: Destination {
+                    one_of: if one_of > 1 { one_of } else { 0 },
+                    ..destination.clone()
+                },
+                others,
+                evidence: Evidence::Presented,
+                clear,
+                again,
+            })));
+        }
+    }
+
+    /// The destination of the connection on which a process presented something, if it is
+    /// plausible: not one of an unrelated process, and not one with another server name.
+    fn connection_of_write(
+        &self,
+        subject: Subject,
+        connection: Option<u64>,
+        server: Option<&str>,
+    ) -> Option<&Destination> {
+        let connection = self.connections.get(connection?)?;
+        let destination = &connection.destination;
+        let name = destination
+            .name
+            .as_deref()
+            .filter(|_| destination.name_source == NameSource::Sni);
+        let fits = server.is_none() || name.is_none() || name == server;
+        (fits && self.holders.are_kin(connection.who.subject, subject))
+            .then_some(&connection.destination)
+    }
+
+    fn note_presented(&mut self, connection: Option<u64>, credential: &Credential) {
+        let known = connection.and_then(|id| self.connections.get_mut(id));
+        if let Some(connection) = known {
+            connection.presented = Some(Arc::new(credential.clone()));
+        }
+    }
+
+    /// Whether the presented credential was reported on this connection as [`Evidence::Sole`]; true
+    /// only once. If the connection is unknown, one of the process to the same destination is used.
+    fn take_reported(
+        &mut self,
+        id: Option<u64>,
+        subject: Subject,
+        credential: &Credential,
+        destination: &Destination,
+    ) -> bool {
+        let own: Vec<u64> = self.connections.ids_of(subject).collect();
+        let label = destination.label();
+        for id in id.into_iter().chain(own) {
+            if let Some(connection) = self.connections.get_mut(id)
+                && let Some(sole) = &connection.sole
+                && sole.id == credential.id
+                && connection.destination.label() == label
+            {
+                connection.sole = None;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Applies the server name in the head of a request. If it differs from the connection's name, the
+/// connection was made for another server, or leads through a proxy.
+fn apply_request_host(host: Option<&str>, destinations: &mut [Destination]) {
+    let Some(host) = host else { return };
+    for destination in destinations {
+        let outer = destination.ech || destination.name_source == NameSource::HttpHost;
+        if outer && host != UNKNOWN_NAME {
+            // The name of an encrypted ClientHello is only the outer one; a proxy is told one name
+            // after another.
+            destination.name = Some(host.to_owned());
+            destination.name_source = NameSource::HttpHost;
+        } else if destination.ech {
+            // The name for which it was encrypted is not known.
+        } else if host != UNKNOWN_NAME || destination.name_source == NameSource::Sni {
+            destination.add_name(host, NameSource::HttpHost);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Reading recordings: one event per line.
+
+use super::TrailEvent;
+use crate::process_table::ProcessTable;
+use thiserror::Error;
+
+/// The version of recordings that this release writes. Since version 2, `gone` events say when
+/// processes are forgotten; those of 0.1 have no version.
+pub const RECORDING_VERSION: u32 = 2;
+
+/// Why a line of a recording cannot be used.
+#[derive(Debug, Error)]
+pub enum RecordingError {
+    #[error("not an event of a recording: {0}")]
+    Event(#[from] serde_json::Error),
+    #[error(
+        "a recording of version {0}, and this Keytrail reads versions up to {RECORDING_VERSION}: use the newer Keytrail that wrote it"
+    )]
+    Newer(u32),
+}
+
+/// Reads a recording, line by line.
+#[derive(Debug)]
+pub struct RecordingReader {
+    /// The processes of a recording that does not say when they are forgotten.
+    processes: Option<ProcessTable<()>>,
+}
+
+impl Default for RecordingReader {
+    fn default() -> Self {
+        Self {
+            processes: Some(ProcessTable::default()),
+        }
+    }
+}
+
+impl RecordingReader {
+    /// The event of a line, and after it what an older recording lacks.
+    pub fn read(&mut self, line: &str) -> Result<[Option<TrailEvent>; 2], RecordingError> {
+        let event: TrailEvent = serde_json::from_str(line)?;
+        let gone = self.follow(&event)?;
+        Ok([Some(event), gone])
+    }
+
+    fn follow(&mut self, event: &TrailEvent) -> Result<Option<TrailEvent>, RecordingError> {
+        if let TrailEvent::Recording { version } = event {
+            if *version > RECORDING_VERSION {
+                return Err(RecordingError::Newer(*version));
+            }
+            self.processes = None;
+        }
+        let Some(processes) = &mut self.processes else {
+            return Ok(None);
+        };
+        match event {
+            TrailEvent::Fork {
+                subject, parent, ..
+            }
+            | TrailEvent::Exec {
+                subject, parent, ..
+            } => processes.ensure(*subject, *parent, ()),
+            TrailEvent::PickUp(event) => processes.ensure(event.who.subject, None, ()),
+            TrailEvent::Connect { who, .. } | TrailEvent::Foreign { who, .. } => {
+                processes.ensure(who.subject, None, ());
+            }
+            TrailEvent::Exit { time, subject } => processes.exit(*subject, *time),
+            TrailEvent::Tick { time } => {
+                let subjects = processes.evict_exited(*time);
+                return Ok((!subjects.is_empty()).then_some(TrailEvent::Gone { subjects }));
+            }
+            _ => {}
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Subject;
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+
+    const FORK: &str =
+        r#"{"event":"fork","time":"2026-01-01T00:00:00Z","subject":"7:1","parent":null}"#;
+
+    fn lines(first: Option<&str>) -> Vec<TrailEvent> {
+        let subject = Subject { pid: 7, start: 1 };
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).expect("in range");
+        let written = [
+            TrailEvent::Fork {
+                time: at(0),
+                subject,
+                parent: None,
+            },
+            TrailEvent::Exit {
+                time: at(1),
+                subject,
+            },
+            TrailEvent::Tick { time: at(2) },
+            TrailEvent::Tick { time: at(30) },
+        ];
+        let written = written
+            .iter()
+            .map(|event| serde_json::to_string(event).expect("JSON"));
+        let mut reader = RecordingReader::default();
+        first
+            .map(str::to_owned)
+            .into_iter()
+            .chain(written)
+            .flat_map(|line| reader.read(&line).expect("an event"))
+            .flatten()
+            .collect()
+    }
+
+    #[test]
+    fn processes_of_an_old_recording_are_forgotten() {
+        let events = lines(None);
+        assert!(
+            matches!(&events[..], [.., TrailEvent::Tick { .. }, TrailEvent::Gone { subjects }] if subjects.len() == 1),
+            "{events:?}"
+        );
+    }
+
+    #[test]
+    fn a_new_recording_says_itself_when_processes_are_forgotten() {
+        let events = lines(Some(r#"{"event":"recording","version":2}"#));
+        assert_eq!(events.len(), 5, "{events:?}");
+    }
+
+    #[test]
+    fn a_recording_of_a_newer_release_is_refused() {
+        let error = RecordingReader::default()
+            .read(r#"{"event":"recording","version":3}"#)
+            .expect_err("newer");
+        assert!(error.to_string().contains("newer Keytrail"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read_or_refused(line in ".{0,200}") {
+            drop(RecordingReader::default().read(&line));
+        }
+
+        #[test]
+        fn any_damaged_event_is_read_or_refused(at in 0usize..FORK.len(), byte in 0u8..128) {
+            let mut line = FORK.as_bytes().to_vec();
+            line[at] = byte;
+            let line = String::from_utf8(line).expect("ASCII");
+            drop(RecordingReader::default().read(&line));
+        }
+    }
+}
