@@ -1,4 +1,5 @@
-//! Builds the probes for the BPF target and the responder's page, and embeds both in the agent.
+//! Builds the probes for the BPF target and the responder's page, and embeds both in the agent;
+//! generates the messages of CRI.
 //!
 //! The probes are built by a cargo inside cargo, because their target, standard library and linker
 //! differ. `cargo xtask setup` installs what that needs (the sources of `core`, bpf-linker).
@@ -13,7 +14,16 @@ use std::{
 
 fn main() -> Result<(), Box<dyn Error>> {
     probes()?;
-    page()
+    page()?;
+    cri()
+}
+
+/// Generates the messages of the Container Runtime Interface, without `protoc`.
+fn cri() -> Result<(), Box<dyn Error>> {
+    let directory = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
+    println!("cargo:rerun-if-changed={}", directory.display());
+    let descriptors = protox::compile(["cri.proto"], [directory])?;
+    Ok(prost_build::Config::new().compile_fds(descriptors)?)
 }
 
 /// Files of the page, below this package.

@@ -3,9 +3,9 @@
 use crate::{skip::skip, wait_for};
 use anyhow::{Context as _, Result, ensure};
 use hyper_util::rt::TokioIo;
+use messages::*;
 use prost::Message;
 use std::{
-    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -20,6 +20,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
+
+/// The messages of CRI, generated from `proto/cri.proto`.
+#[allow(clippy::enum_variant_names, reason = "the names of the interface")]
+mod messages {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
 
 /// Where the agent expects it.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -50,7 +56,7 @@ pub struct PodNetwork<'a> {
 pub struct TestPod {
     pub uid: String,
     sandbox: String,
-    config: CriSandboxConfig,
+    config: PodSandboxConfig,
 }
 
 /// A host directory mounted into a container.
@@ -142,7 +148,7 @@ state = "{}"
             directory,
         };
         wait_for("containerd answers", Duration::from_secs(30), || {
-            let answer = this.call::<_, CriVersion>("Version", &CriVersion::default());
+            let answer = this.call::<_, VersionResponse>("Version", &VersionRequest::default());
             Ok(answer.ok().map(|_| ()))
         })?;
         this.import(IMAGE, &[])?;
@@ -199,22 +205,26 @@ state = "{}"
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let uid = format!("fa4e0000-0000-4000-8000-{number:012}");
-        let config = CriSandboxConfig {
-            metadata: Some(CreatedSandboxMetadata {
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
                 uid: uid.clone(),
                 namespace: namespace.to_owned(),
             }),
-            linux: Some(CriLinuxSandbox {
+            linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/kubepods/burstable/pod{uid}"),
-                security: Some(CriSandboxSecurity {
-                    namespaces: Some(CriNamespaces { network: NODE }),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(NamespaceOption {
+                        network: NamespaceMode::Node as i32,
+                    }),
                 }),
             }),
         };
-        let CriSandboxId { id: sandbox } = self.call(
+        let RunPodSandboxResponse {
+            pod_sandbox_id: sandbox,
+        } = self.call(
             "RunPodSandbox",
-            &CriRunSandbox {
+            &RunPodSandboxRequest {
                 config: Some(config.clone()),
             },
         )?;
@@ -233,46 +243,51 @@ state = "{}"
         script: &str,
         binds: &[BindMount<'_>],
     ) -> Result<String> {
-        let config = CriContainerConfig {
-            metadata: Some(CreatedContainerMetadata {
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata {
                 name: name.to_owned(),
             }),
-            image: Some(CriImageSpec {
+            image: Some(ImageSpec {
                 image: IMAGE.to_owned(),
             }),
             command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             mounts: binds
                 .iter()
-                .map(|bind| CriMount {
+                .map(|bind| Mount {
                     container_path: bind.container.to_owned(),
                     host_path: bind.host.display().to_string(),
                 })
                 .collect(),
-            labels: HashMap::new(),
         };
-        let CriContainerId { id } = self.call(
+        let CreateContainerResponse { container_id: id } = self.call(
             "CreateContainer",
-            &CriCreateContainer {
-                sandbox: pod.sandbox.clone(),
+            &CreateContainerRequest {
+                pod_sandbox_id: pod.sandbox.clone(),
                 config: Some(config),
                 sandbox_config: Some(pod.config.clone()),
             },
         )?;
-        self.call::<_, CriEmpty>("StartContainer", &CriContainerId { id: id.clone() })?;
+        self.call::<_, StartContainerResponse>(
+            "StartContainer",
+            &StartContainerRequest {
+                container_id: id.clone(),
+            },
+        )?;
         Ok(id)
     }
 
     /// Waits until a container has exited successfully.
     pub fn wait(&self, container: &str) -> Result<()> {
-        const EXITED: i32 = 2;
         let status = wait_for("the container ends", Duration::from_secs(30), || {
-            let answer: CriStatusReply = self.call(
+            let answer: ContainerStatusResponse = self.call(
                 "ContainerStatus",
-                &CriContainerId {
-                    id: container.to_owned(),
+                &ContainerStatusRequest {
+                    container_id: container.to_owned(),
                 },
             )?;
-            Ok(answer.status.filter(|status| status.state == EXITED))
+            Ok(answer
+                .status
+                .filter(|status| status.state() == ContainerState::ContainerExited))
         })?;
         ensure!(
             status.exit_code == 0,
@@ -285,9 +300,16 @@ state = "{}"
 
     /// Stops and removes a pod.
     pub fn remove(&self, pod: TestPod) -> Result<()> {
-        let id = CriSandboxId { id: pod.sandbox };
-        self.call::<_, CriEmpty>("StopPodSandbox", &id)?;
-        self.call::<_, CriEmpty>("RemovePodSandbox", &id)?;
+        self.remove_sandbox(pod.sandbox)
+    }
+
+    fn remove_sandbox(&self, pod_sandbox_id: String) -> Result<()> {
+        let stop = StopPodSandboxRequest {
+            pod_sandbox_id: pod_sandbox_id.clone(),
+        };
+        self.call::<_, StopPodSandboxResponse>("StopPodSandbox", &stop)?;
+        let remove = RemovePodSandboxRequest { pod_sandbox_id };
+        self.call::<_, RemovePodSandboxResponse>("RemovePodSandbox", &remove)?;
         Ok(())
     }
 
@@ -300,10 +322,11 @@ state = "{}"
 impl Drop for Containerd {
     fn drop(&mut self) {
         // Its shims survive unless their containers are removed.
-        if let Ok(pods) = self.call::<_, CriSandboxList>("ListPodSandbox", &CriEmpty {}) {
-            for id in pods.items {
-                let _ = self.call::<_, CriEmpty>("StopPodSandbox", &id);
-                let _ = self.call::<_, CriEmpty>("RemovePodSandbox", &id);
+        if let Ok(pods) =
+            self.call::<_, ListPodSandboxResponse>("ListPodSandbox", &ListPodSandboxRequest {})
+        {
+            for pod in pods.items {
+                let _ = self.remove_sandbox(pod.id);
             }
         }
         // It may have exited already.
@@ -313,138 +336,4 @@ impl Drop for Containerd {
         let _ = self.child.wait();
         let _ = fs::remove_file(SOCKET);
     }
-}
-
-const NODE: i32 = 2;
-
-#[derive(Clone, PartialEq, Message)]
-struct CriEmpty {}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriVersion {
-    #[prost(string, tag = "1")]
-    version: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriRunSandbox {
-    #[prost(message, optional, tag = "1")]
-    config: Option<CriSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriSandboxConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<CreatedSandboxMetadata>,
-    #[prost(message, optional, tag = "8")]
-    linux: Option<CriLinuxSandbox>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CreatedSandboxMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    uid: String,
-    #[prost(string, tag = "3")]
-    namespace: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriLinuxSandbox {
-    #[prost(string, tag = "1")]
-    cgroup_parent: String,
-    #[prost(message, optional, tag = "2")]
-    security: Option<CriSandboxSecurity>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriSandboxSecurity {
-    #[prost(message, optional, tag = "1")]
-    namespaces: Option<CriNamespaces>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriNamespaces {
-    #[prost(int32, tag = "1")]
-    network: i32,
-}
-
-/// A sandbox id, wherever it is the only field or the first of several.
-#[derive(Clone, PartialEq, Message)]
-struct CriSandboxId {
-    #[prost(string, tag = "1")]
-    id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriSandboxList {
-    #[prost(message, repeated, tag = "1")]
-    items: Vec<CriSandboxId>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriCreateContainer {
-    #[prost(string, tag = "1")]
-    sandbox: String,
-    #[prost(message, optional, tag = "2")]
-    config: Option<CriContainerConfig>,
-    #[prost(message, optional, tag = "3")]
-    sandbox_config: Option<CriSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriContainerConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<CreatedContainerMetadata>,
-    #[prost(message, optional, tag = "2")]
-    image: Option<CriImageSpec>,
-    #[prost(string, repeated, tag = "3")]
-    command: Vec<String>,
-    #[prost(message, repeated, tag = "7")]
-    mounts: Vec<CriMount>,
-    #[prost(map = "string, string", tag = "9")]
-    labels: HashMap<String, String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CreatedContainerMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriMount {
-    #[prost(string, tag = "1")]
-    container_path: String,
-    #[prost(string, tag = "2")]
-    host_path: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriContainerId {
-    #[prost(string, tag = "1")]
-    id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriStatusReply {
-    #[prost(message, optional, tag = "1")]
-    status: Option<CriContainerStatus>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriContainerStatus {
-    #[prost(int32, tag = "3")]
-    state: i32,
-    #[prost(int32, tag = "7")]
-    exit_code: i32,
-    #[prost(string, tag = "11")]
-    message: String,
 }

@@ -1,11 +1,15 @@
 //! Names from the container runtime over CRI: containerd, CRI-O and compatible ones.
 //!
-//! The messages contain only the fields of the published interface (`runtime.v1`) that names need,
-//! by field number; others are skipped.
+//! The messages are generated from `proto/cri.proto`, which has the fields of the published interface
+//! that names need; others are skipped.
 
 use super::{ContainerNames, NameProvider, ProviderError};
 use crate::host;
 use hyper_util::rt::TokioIo;
+use messages::{
+    ListContainersRequest, ListContainersResponse, ListPodSandboxRequest, ListPodSandboxResponse,
+    PodSandboxMetadata,
+};
 use prost::Message;
 use std::{
     collections::HashMap,
@@ -21,6 +25,11 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 use tower::service_fn;
+
+/// The generated messages.
+mod messages {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
 
 /// Sockets of known runtimes.
 const SOCKETS: [&str; 5] = [
@@ -38,68 +47,6 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const POD_NAME: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-
-#[derive(Clone, PartialEq, Message)]
-struct CriListRequest {}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriContainers {
-    #[prost(message, repeated, tag = "1")]
-    containers: Vec<CriContainer>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriContainer {
-    #[prost(string, tag = "1")]
-    id: String,
-    #[prost(string, tag = "2")]
-    sandbox: String,
-    #[prost(message, optional, tag = "3")]
-    metadata: Option<CriContainerMetadata>,
-    #[prost(message, optional, tag = "4")]
-    image: Option<CriImage>,
-    #[prost(map = "string, string", tag = "8")]
-    labels: HashMap<String, String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriContainerMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriImage {
-    #[prost(string, tag = "1")]
-    image: String,
-    /// As the user wrote it.
-    #[prost(string, tag = "18")]
-    user_specified: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriSandboxes {
-    #[prost(message, repeated, tag = "1")]
-    items: Vec<CriSandbox>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriSandbox {
-    #[prost(string, tag = "1")]
-    id: String,
-    #[prost(message, optional, tag = "2")]
-    metadata: Option<CriSandboxMetadata>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CriSandboxMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    uid: String,
-    #[prost(string, tag = "3")]
-    namespace: String,
-}
 
 /// A runtime, identified by its socket.
 #[derive(Debug)]
@@ -150,24 +97,29 @@ impl Cri {
         Ok(channel)
     }
 
-    async fn call<Answer: Message + Default + 'static>(
+    async fn call<Asked, Answer>(
         &mut self,
         path: &'static str,
-    ) -> Result<Answer, ProviderError> {
+        asked: Asked,
+    ) -> Result<Answer, ProviderError>
+    where
+        Asked: Message + 'static,
+        Answer: Message + Default + 'static,
+    {
         // A node with many pods has long lists; anything longer than this is rejected and logged.
         let mut client = Grpc::new(self.channel()?).max_decoding_message_size(RESPONSE_MAX);
-        let asked = async {
+        let call = async {
             client.ready().await.map_err(|error| error_text(&error))?;
             client
                 .unary(
-                    Request::new(CriListRequest {}),
+                    Request::new(asked),
                     PathAndQuery::from_static(path),
-                    ProstCodec::default(),
+                    ProstCodec::<Asked, Answer>::default(),
                 )
                 .await
                 .map_err(|status| format!("{}: {}", status.code(), status.message()))
         };
-        match timeout(TIMEOUT, asked).await {
+        match timeout(TIMEOUT, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(reason)) => {
                 self.channel = None;
@@ -181,11 +133,17 @@ impl Cri {
     }
 
     async fn query(&mut self) -> Result<Vec<ContainerNames>, ProviderError> {
-        let sandboxes: CriSandboxes = self
-            .call("/runtime.v1.RuntimeService/ListPodSandbox")
+        let sandboxes: ListPodSandboxResponse = self
+            .call(
+                "/runtime.v1.RuntimeService/ListPodSandbox",
+                ListPodSandboxRequest {},
+            )
             .await?;
-        let containers: CriContainers = self
-            .call("/runtime.v1.RuntimeService/ListContainers")
+        let containers: ListContainersResponse = self
+            .call(
+                "/runtime.v1.RuntimeService/ListContainers",
+                ListContainersRequest {},
+            )
             .await?;
         Ok(join_lists(sandboxes, containers))
     }
@@ -210,8 +168,11 @@ impl NameProvider for Cri {
 }
 
 /// Joins the two lists. A container whose sandbox is not listed has its labels.
-fn join_lists(sandboxes: CriSandboxes, containers: CriContainers) -> Vec<ContainerNames> {
-    let pods: HashMap<String, CriSandboxMetadata> = sandboxes
+fn join_lists(
+    sandboxes: ListPodSandboxResponse,
+    containers: ListContainersResponse,
+) -> Vec<ContainerNames> {
+    let pods: HashMap<String, PodSandboxMetadata> = sandboxes
         .items
         .into_iter()
         .filter_map(|sandbox| Some((sandbox.id, sandbox.metadata?)))
@@ -233,7 +194,7 @@ fn join_lists(sandboxes: CriSandboxes, containers: CriContainers) -> Vec<Contain
                 .get(name)
                 .and_then(|value| non_empty(value))
         };
-        let pod = pods.get(&container.sandbox);
+        let pod = pods.get(&container.pod_sandbox_id);
         ContainerNames {
             pod_uid: pod.and_then(|pod| non_empty(&pod.uid)),
             namespace: pod
@@ -248,7 +209,7 @@ fn join_lists(sandboxes: CriSandboxes, containers: CriContainers) -> Vec<Contain
                 .and_then(|metadata| non_empty(&metadata.name))
                 .or_else(|| label(CONTAINER_NAME)),
             image: container.image.as_ref().and_then(|image| {
-                non_empty(&image.user_specified).or_else(|| non_empty(&image.image))
+                non_empty(&image.user_specified_image).or_else(|| non_empty(&image.image))
             }),
             id: container.id,
             ..ContainerNames::default()
@@ -263,34 +224,37 @@ fn non_empty(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        messages::{Container, ContainerMetadata, ImageSpec, PodSandbox},
+        *,
+    };
     use proptest::prelude::*;
 
     #[test]
     fn a_container_has_the_names_of_its_sandbox() {
-        let sandbox = |id: &str, name: &str| CriSandbox {
+        let sandbox = |id: &str, name: &str| PodSandbox {
             id: id.into(),
-            metadata: Some(CriSandboxMetadata {
+            metadata: Some(PodSandboxMetadata {
                 name: name.into(),
                 uid: format!("uid-{name}"),
                 namespace: "payments".into(),
             }),
         };
-        let container = |id: &str, sandbox: &str| CriContainer {
+        let container = |id: &str, sandbox: &str| Container {
             id: id.into(),
-            sandbox: sandbox.into(),
-            metadata: Some(CriContainerMetadata { name: "api".into() }),
-            image: Some(CriImage {
+            pod_sandbox_id: sandbox.into(),
+            metadata: Some(ContainerMetadata { name: "api".into() }),
+            image: Some(ImageSpec {
                 image: "sha256:0".into(),
-                user_specified: "registry.example/api:1".into(),
+                user_specified_image: "registry.example/api:1".into(),
             }),
             labels: HashMap::from([(POD_NAME.into(), "by-label".into())]),
         };
         let named = join_lists(
-            CriSandboxes {
+            ListPodSandboxResponse {
                 items: vec![sandbox("s1", "api-0")],
             },
-            CriContainers {
+            ListContainersResponse {
                 containers: vec![container("c1", "s1"), container("c2", "gone")],
             },
         );
@@ -314,7 +278,7 @@ mod tests {
         #[test]
         fn any_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let (Ok(sandboxes), Ok(containers)) =
-                (CriSandboxes::decode(&*bytes), CriContainers::decode(&*bytes))
+                (ListPodSandboxResponse::decode(&*bytes), ListContainersResponse::decode(&*bytes))
             {
                 let _ = join_lists(sandboxes, containers);
             }
