@@ -7,10 +7,7 @@
 use crate::{
     environ::{
         name::{classify_name, word_rule},
-        scratch::{
-            CANDIDATES_MAX, CHUNK, VariableCandidate, candidate_count, reset_candidates, scratch,
-            wipe_all,
-        },
+        scratch::{candidate_count, reset_candidates, scratch, wipe_all},
         value::{CandidateWalk, extend_candidate, fingerprint_candidate, locate_secret},
     },
     support::{
@@ -29,6 +26,7 @@ use core::ffi::c_void;
 use monitor_common::{
     environ::NAME_MAX,
     fields::FieldId,
+    map::{CANDIDATES_MAX, CHUNK, VariableCandidate},
     record::{Probe, Stage},
     swar,
 };

@@ -1,7 +1,7 @@
 //! Classifies the name of a variable.
 
 use crate::{
-    environ::scratch::{EnvironScratch, scratch},
+    environ::scratch::scratch,
     support::{
         kernel::repeat,
         maps::{BloomFilter, SeenSlot, rule},
@@ -10,22 +10,9 @@ use crate::{
 use core::ffi::c_void;
 use monitor_common::{
     environ::{NAME_MAX, NameWords},
+    map::EnvironScratch,
     swar,
 };
-
-/// What is known about a variable's name.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct VariableName {
-    words: NameWords,
-    /// Keys of the first and the last word that may match a rule.
-    pub first_hit: u64,
-    pub last_hit: u64,
-    /// Bytes before the `=`; 0 if there is none.
-    pub len: u64,
-    /// The result of [`hash_name`].
-    quick_hash: [u64; 2],
-}
 
 /// Classifies the name at the start of the entry. Programs are passed the same few names again and
 /// again: a name that matched no rule before is recognised by its tag.

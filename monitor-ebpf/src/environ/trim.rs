@@ -3,17 +3,7 @@
 use crate::{environ::scratch::scratch, support::kernel::repeat};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use core::ffi::c_void;
-use monitor_common::fingerprint::is_space;
-
-/// A value that is being trimmed.
-#[repr(C)]
-pub struct ValueTrim {
-    at: u64,
-    len: u64,
-    /// The next thing to strip: white space, quotes, white space, scheme word, white space, in this
-    /// order.
-    phase: u64,
-}
+use monitor_common::{fingerprint::is_space, map::ValueTrim};
 
 /// Maximum steps of a trim; white space beyond it remains.
 const TRIM_STEPS: u32 = 24;

@@ -1,10 +1,7 @@
 //! Locates and fingerprints the secret in a variable's value.
 
 use crate::{
-    environ::{
-        scratch::{CANDIDATES_MAX, EnvironScratch, scratch},
-        trim::trim_value,
-    },
+    environ::{scratch::scratch, trim::trim_value},
     support::{
         kernel::repeat,
         maps::{CREDENTIAL_RING, count, send},
@@ -18,6 +15,7 @@ use monitor_common::{
     environ::{NAME_MAX, SCAN_MAX, ValueMarks},
     filter::URL_WORD,
     fingerprint::{MAX_SECRET, MAX_WORDS, SipHasher},
+    map::{CANDIDATES_MAX, EnvironScratch},
     record::{Probe, Stage, VariableRecord, kind},
 };
 

@@ -9,20 +9,30 @@ use crate::{
         task::{self, HookContext, fill_header},
     },
 };
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use core::mem::MaybeUninit;
 use monitor_common::{
     fields::FieldId,
     filter,
-    record::{BY_INODE, FileRecord, INHERITED, INODE_CREDENTIAL, Probe, ReadKey, kind},
+    map::{INODE_CREDENTIAL, ReadKey},
+    record::{BY_INODE, FileRecord, INHERITED, Probe, kind},
 };
 
 /// Descriptors examined at exec. Every descriptor table has room for more.
 const DESCRIPTORS_MAX: usize = 8;
 
+/// Hook: raw tracepoint `sched_process_exec`, after the record of the exec: credential files that the new program has open already.
+/// Missed: descriptors above 7, and files not known as credentials.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn file_inherited(_: RawTracePointContext) -> i32 {
+    report_descriptors();
+    0
+}
+
 /// Reports known credential files among the first descriptors of a process that has just called
 /// exec. Most stop at the filter.
 #[inline(always)]
-pub fn inherited() {
+fn report_descriptors() {
     let files: [u64; DESCRIPTORS_MAX] = read(task::descriptors(HookContext::Tracing));
     for file in files {
         if file != 0 {

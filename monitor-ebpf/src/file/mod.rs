@@ -3,3 +3,4 @@
 pub mod inherited;
 pub mod names;
 pub mod open;
+mod procfs;

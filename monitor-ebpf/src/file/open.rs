@@ -1,8 +1,10 @@
 //! Credential files: opened, received from another process, inherited across exec.
 
 use crate::{
-    file::names::{FileNames, NameMatch},
-    process::memory,
+    file::{
+        names::{FileNames, NameMatch},
+        procfs::report_process_file,
+    },
     support::{
         kernel::{self, S_IFREG, field, read},
         maps::{
@@ -23,9 +25,10 @@ use aya_ebpf::{
 use monitor_common::{
     fields::{ABSENT, FieldId},
     filter,
+    map::{INODE_CREDENTIAL, INODE_IGNORED, InodeKey, ReadKey, WRITE_ONLY_PID},
     record::{
-        BY_INODE, FileRecord, INODE_CREDENTIAL, INODE_IGNORED, InodeKey, Probe, RECEIVED, ReadKey,
-        SHARED_WITH_PARENT, Stage, TRUNCATED, WRITE_ONLY, WRITE_ONLY_PID, kind,
+        BY_INODE, FileRecord, Probe, RECEIVED, SHARED_WITH_PARENT, Stage, TRUNCATED, WRITE_ONLY,
+        kind,
     },
 };
 
@@ -247,7 +250,7 @@ fn check_exact(file: &FileFields, number: u64, names: &FileNames, mut flags: u32
         match names.exact_match() {
             NameMatch::Credential => {}
             NameMatch::OfProcess => {
-                memory::is_process_file(file.inode, names.first);
+                report_process_file(file.inode, names.first);
                 return;
             }
             NameMatch::Nothing => return,

@@ -13,7 +13,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use core::mem::MaybeUninit;
-use monitor_common::record::{ConnectRecord, Probe, kind};
+use monitor_common::{
+    map::{ExpectedResponse, PeerAddress, UdpPeer},
+    record::{ConnectRecord, Probe, kind},
+};
 
 /// TCP sockets whose payloads are examined, by cookie: the first payloads of every connection, and
 /// later ones if it is not TLS. An evicted entry loses a name or a plaintext credential, not the
@@ -21,31 +24,9 @@ use monitor_common::record::{ConnectRecord, Probe, kind};
 #[map]
 pub static SOCKETS: LruHashMap<u64, ExpectedResponse> = LruHashMap::with_max_entries(16384, 0);
 
-/// What is expected from a socket.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct ExpectedResponse {
-    /// Payloads still to be checked for a ClientHello.
-    pub payloads_left: u32,
-    /// 1 once a payload was reported to the agent.
-    pub reported: u32,
-    /// 1 once the first bytes of a ClientHello were sent.
-    pub hello_begun: u32,
-    /// The sequence number after those bytes.
-    pub end: u32,
-    /// 1 if the next payload is searched regardless of how it begins.
-    pub continues: u32,
-    /// Ingress packets that are still searched for an issued credential.
-    pub responses_left: u32,
-    /// 1 if the whole response is a secret.
-    pub whole_body: u32,
-    /// 1 if the address belongs to an authenticator.
-    pub is_authenticator: u32,
-}
-
 /// Addresses of authenticators, set by the agent.
 #[map]
-static AUTHENTICATORS: HashMap<[u32; 4], u32> = HashMap::with_max_entries(1024, 0);
+static AUTHENTICATORS: HashMap<PeerAddress, u32> = HashMap::with_max_entries(1024, 0);
 
 /// A UDP socket that sends repeatedly is reported once per [`UDP_QUIET_NS`].
 #[map]
@@ -53,7 +34,7 @@ static UDP_SENDS: LruHashMap<UdpPeer, u64> = LruHashMap::with_max_entries(4096, 
 
 /// Whether a UDP socket has sent to an address and port.
 #[inline(always)]
-pub fn has_sent(cookie: u64, address: [u32; 4], port: u16) -> bool {
+pub fn has_sent(cookie: u64, address: PeerAddress, port: u16) -> bool {
     let datagram = UdpPeer {
         cookie,
         address,
@@ -63,14 +44,6 @@ pub fn has_sent(cookie: u64, address: [u32; 4], port: u16) -> bool {
 }
 
 const UDP_QUIET_NS: u64 = 10_000_000_000;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct UdpPeer {
-    cookie: u64,
-    address: [u32; 4],
-    port: u64,
-}
 
 /// Payloads of a connection that are checked for a ClientHello: after a proxy's CONNECT or a
 /// STARTTLS it is not the first.
@@ -113,26 +86,27 @@ pub fn connect_udp_v6(ctx: SockAddrContext) -> i32 {
 fn address_v4(ctx: &SockAddrContext) {
     // SAFETY: the context is valid while the program runs; the kernel checks each access.
     let ip = unsafe { (*ctx.sock_addr).user_ip4 };
-    record_connect(ctx, AF_INET, [ip, 0, 0, 0]);
+    let words = [ip, 0, 0, 0];
+    record_connect(ctx, AF_INET, PeerAddress { words });
 }
 
 #[inline(always)]
 fn address_v6(ctx: &SockAddrContext) {
     // SAFETY: as above; read word by word, because the kernel rejects wider loads here.
-    let ip = unsafe {
-        let words = &raw const (*ctx.sock_addr).user_ip6;
+    let words = unsafe {
+        let ip = &raw const (*ctx.sock_addr).user_ip6;
         [
-            core::ptr::read_volatile(&raw const (*words)[0]),
-            core::ptr::read_volatile(&raw const (*words)[1]),
-            core::ptr::read_volatile(&raw const (*words)[2]),
-            core::ptr::read_volatile(&raw const (*words)[3]),
+            core::ptr::read_volatile(&raw const (*ip)[0]),
+            core::ptr::read_volatile(&raw const (*ip)[1]),
+            core::ptr::read_volatile(&raw const (*ip)[2]),
+            core::ptr::read_volatile(&raw const (*ip)[3]),
         ]
     };
-    record_connect(ctx, AF_INET6, ip);
+    record_connect(ctx, AF_INET6, PeerAddress { words });
 }
 
 #[inline(always)]
-fn record_connect(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
+fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
     // SAFETY: as above.
     let (port, protocol) = unsafe { ((*ctx.sock_addr).user_port, (*ctx.sock_addr).protocol) };
     // SAFETY: the context belongs to a socket.
@@ -179,7 +153,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: [u32; 4]) {
     record.family = family;
     record.port = port;
     record.protocol = protocol;
-    for (place, word) in record.address.chunks_exact_mut(4).zip(address) {
+    for (place, word) in record.address.chunks_exact_mut(4).zip(address.words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
     // SAFETY: the record is initialised above.

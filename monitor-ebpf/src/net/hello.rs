@@ -2,7 +2,7 @@
 
 use crate::{
     net::{
-        connect::{ExpectedResponse, SOCKETS},
+        connect::SOCKETS,
         plaintext::{front_word, may_hold_credential},
         tcp::TcpPacket,
     },
@@ -11,10 +11,7 @@ use crate::{
         maps::{CREDENTIAL_RING, count, count_lost, send},
         task::HookContext,
     },
-    tls::{
-        expected::expect_response,
-        pending::{PendingWrite, TlsWrite},
-    },
+    tls::{expected::expect_response, pending::PendingWrite},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -23,7 +20,10 @@ use aya_ebpf::{
     maps::ProgramArray,
     programs::SkBuffContext,
 };
-use monitor_common::record::{PAYLOAD_MAX, PayloadRecord, Probe, Stage, kind};
+use monitor_common::{
+    map::{ExpectedResponse, TlsWrite},
+    record::{PAYLOAD_MAX, PayloadRecord, Probe, Stage, kind},
+};
 
 #[repr(C)]
 struct PayloadRecordSlot<const N: usize> {

@@ -19,7 +19,10 @@ use aya_ebpf::{
     maps::ProgramArray,
     programs::SkBuffContext,
 };
-use monitor_common::record::{DNS_RESPONSE_MAX, PayloadRecord, Probe, Stage, kind};
+use monitor_common::{
+    map::PeerAddress,
+    record::{DNS_RESPONSE_MAX, PayloadRecord, Probe, Stage, kind},
+};
 
 #[repr(C)]
 struct DnsRecordSlot<const N: usize> {
@@ -62,20 +65,20 @@ fn inspect_ingress(ctx: &SkBuffContext) -> Option<()> {
     }
     // UDP ports, length and checksum; then the DNS message's id, flags and record counts.
     let head: [u16; 8] = ctx.load(at).ok()?;
-    const DNS_SLOT_MAX: u16 = 1 << 15;
+    const DNS_RESPONSE_FLAG: u16 = 1 << 15;
     let (flags, answers) = (u16::from_be(head[5]), u16::from_be(head[7]));
-    if u16::from_be(head[0]) != DNS_PORT || flags & DNS_SLOT_MAX == 0 || answers == 0 {
+    if u16::from_be(head[0]) != DNS_PORT || flags & DNS_RESPONSE_FLAG == 0 || answers == 0 {
         return None;
     }
     // Responses from servers that were not asked are ignored.
-    let from: [u32; 4] = if start[0] >> 4 == 4 {
+    let words: [u32; 4] = if start[0] >> 4 == 4 {
         [ctx.load(12).ok()?, 0, 0, 0]
     } else {
         ctx.load(8).ok()?
     };
     // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if !has_sent(cookie, from, DNS_PORT) {
+    if !has_sent(cookie, PeerAddress { words }, DNS_PORT) {
         return None;
     }
     let message = at as u32 + 8;

@@ -1,17 +1,16 @@
 //! Credentials in packets outside TLS.
 
-use crate::support::kernel::bound_length;
 use crate::{
     net::{connect::SOCKETS, tcp::TcpPacket},
     support::{
-        kernel::{boot_time_ns, can_repeat},
+        kernel::{boot_time_ns, bound_length, can_repeat},
         maps::{CREDENTIAL_RING, count, count_lost},
         search::{
             carried::{AFTER_CARRIED, after_carried, continue_after_carried, restore_carried},
             plaintext_record::send_plaintext_record,
             search,
-            source::{PlaintextSource, SearchScratch, begin_search, bounded, end_search, scratch},
-            stream::{FoundCredential, StreamKey, WriteFormat, expects_more, write_format},
+            source::{PlaintextSource, begin_search, bounded, end_search, scratch},
+            stream::{WriteFormat, expects_more, write_format},
             value::emit_values,
         },
     },
@@ -25,6 +24,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     http2, login,
+    map::{FoundCredential, SearchScratch, StreamKey},
     record::{PayloadRecord, Probe, Stage, kind},
     response::requests_imds_token,
     scan::{self, CARRIED_MAX, HOST_MAX, WINDOW},

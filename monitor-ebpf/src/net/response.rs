@@ -1,19 +1,14 @@
 //! Issued credentials in plaintext responses of authenticators.
 
-use crate::support::kernel::bound_length;
 use crate::{
-    net::{
-        connect::{ExpectedResponse, SOCKETS},
-        tcp::TcpPacket,
-    },
+    net::{connect::SOCKETS, tcp::TcpPacket},
     support::{
-        kernel::boot_time_ns,
+        kernel::{boot_time_ns, bound_length},
         maps::count,
         search::{
             plaintext_record::send_plaintext_record,
             response::{fields, take_whole_body},
-            source::{PlaintextSource, SearchScratch, begin_search, bounded, end_search, scratch},
-            stream::{FoundCredential, StreamKey},
+            source::{PlaintextSource, begin_search, bounded, end_search, scratch},
             value::emit_values,
         },
     },
@@ -26,18 +21,12 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use monitor_common::{
+    map::{ExpectedResponse, FoundCredential, SearchQuota, SearchScratch, StreamKey},
     record::{Probe, Stage, kind},
     scan::WINDOW,
 };
 
-/// Packets searched in the current second, on this CPU, that came from servers not known as
-/// authenticators.
-#[repr(C)]
-struct SearchQuota {
-    begun: u64,
-    searched: u64,
-}
-
+/// Packets searched in the current second, on this CPU.
 #[map]
 static SEARCH_QUOTA: PerCpuArray<SearchQuota> = PerCpuArray::with_max_entries(1, 0);
 

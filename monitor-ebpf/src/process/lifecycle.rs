@@ -1,6 +1,5 @@
 //! Processes: exec, fork, exit.
 
-use crate::file::inherited::inherited;
 use crate::support::{
     kernel::field,
     maps::{PROCESS_RING, count, count_lost, current_cgroup, send},
@@ -20,14 +19,6 @@ use monitor_common::{
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     exec(ctx.arg(2));
-    0
-}
-
-/// Hook: as [`process_exec`], and after it: credential files that the new program has open already.
-/// Missed: descriptors above 7, and files not known as credentials.
-#[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn file_inherited(_: RawTracePointContext) -> i32 {
-    inherited();
     0
 }
 

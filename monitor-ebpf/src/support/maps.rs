@@ -8,7 +8,8 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     filter::{BLOOM_WORDS, bloom_position, seen_tag},
-    record::{COUNTERS, InodeKey, LossKey, Probe, STAGES, Stage},
+    map::{InodeKey, LossKey},
+    record::{COUNTERS, Probe, STAGES, Stage},
 };
 
 /// Credential hits, connects and payloads have a separate ring, so that a flood of forks cannot

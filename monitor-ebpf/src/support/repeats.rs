@@ -2,7 +2,7 @@
 
 use crate::support::kernel::boot_time_ns;
 use aya_ebpf::{macros::map, maps::HashMap};
-use monitor_common::record::{REPEAT_NS, ReadCount, ReadKey};
+use monitor_common::map::{REPEAT_NS, ReadCount, ReadKey};
 
 /// Counts of repeated reads, which are not sent individually; the agent sweeps them. If the map is
 /// full, every read is sent.

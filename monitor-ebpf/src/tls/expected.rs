@@ -1,19 +1,10 @@
 //! Responses that are expected on TLS objects after a request with a credential.
 
-use crate::support::search::stream::StreamKey;
 use aya_ebpf::{macros::map, maps::LruHashMap};
+use monitor_common::map::{LastRequest, StreamKey};
 
 /// Reads that may precede the issued credential: a client may read line by line.
 const READS_MAX: u64 = 64;
-
-/// The last request with a credential on a TLS object.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct LastRequest {
-    pub cookie: u64,
-    /// Reads that are still examined.
-    pub reads: u64,
-}
 
 #[map]
 pub static LAST_REQUESTS: LruHashMap<StreamKey, LastRequest> =

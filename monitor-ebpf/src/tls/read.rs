@@ -9,8 +9,8 @@ use crate::{
         search::{
             plaintext_record::send_plaintext_record,
             response::fields,
-            source::{PlaintextSource, SearchScratch, begin_search, bounded, end_search, scratch},
-            stream::{FoundCredential, StreamKey},
+            source::{PlaintextSource, begin_search, bounded, end_search, scratch},
+            stream::object_at,
             value::emit_values,
         },
     },
@@ -24,19 +24,10 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
+    map::{FoundCredential, PendingRead, SearchScratch, StreamKey},
     record::{Probe, Stage, kind},
     scan::WINDOW,
 };
-
-/// A read in progress.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct PendingRead {
-    cookie: u64,
-    bytes: u64,
-    /// Address of the returned length; 0 if the length is the return value.
-    length: u64,
-}
 
 /// By task. An entry whose read never returns is evicted.
 #[map]
@@ -61,7 +52,7 @@ pub fn tls_read_enter_ex(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn handle_read_enter(ctx: &ProbeContext, length: u64) -> Option<()> {
-    let object = StreamKey::of_process(ctx.arg(0)?);
+    let object = object_at(ctx.arg(0)?);
     let asked = LAST_REQUESTS.get_ptr_mut(object)?;
     // SAFETY: the pointer is into the map; a TLS object is read by one thread at a time.
     let cookie = unsafe {

@@ -8,20 +8,17 @@ use crate::{
         kernel::boot_time_ns,
         maps::{CREDENTIAL_RING, count, current_cgroup, is_agent, send},
         search::{
-            carried::{after_carried, continue_after_carried, restore_carried},
+            carried::{after_carried, continue_after_carried, forget_object, restore_carried},
             search,
-            source::{
-                PlaintextSource, SearchScratch, begin_search, bounded, end_search, owns_scratch,
-                scratch,
-            },
-            stream::{FoundCredential, StreamKey, WriteFormat, forget_object, write_format},
+            source::{PlaintextSource, begin_search, bounded, end_search, owns_scratch, scratch},
+            stream::{WriteFormat, object_at, write_format},
             value::{emit_values, fingerprint_of, fingerprint_words},
         },
         task::{HookContext, fill_header},
     },
     tls::{
         expected::forget_expected,
-        pending::{PENDING_WRITES, PendingWrite, TlsWrite, WRITES_PENDING},
+        pending::{PENDING_WRITES, PendingWrite, WRITES_PENDING},
     },
 };
 use aya_ebpf::{
@@ -32,6 +29,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
+    map::{FoundCredential, SearchScratch, StreamKey, TlsWrite},
     record::{PresentedRecord, Probe, Stage, kind},
     scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
@@ -96,7 +94,7 @@ fn handle_write_return<const L: bool>(address: u64, bytes: u64, len: u64, cuts: 
     if len == 0 || len > i32::MAX as u64 {
         return;
     }
-    let object = StreamKey::of_process(address);
+    let object = object_at(address);
     // A shorter write has fewer bytes; the bytes after it do not affect the decision.
     let Some(first) = read_word(bytes) else {
         if len >= 8 {
@@ -171,7 +169,7 @@ fn handle_server_name(address: u64, name: u64) {
     };
     let number = boot_time_ns();
     scratch.mark = number;
-    scratch.object = StreamKey::of_process(address);
+    scratch.object = object_at(address);
     // At an offset, because on some kernels from 5.8 to 6.1 reading a string to the first byte of a
     // per-CPU buffer can fault. SAFETY: the text is larger; the helper checks the source.
     let read = unsafe {
@@ -215,7 +213,7 @@ fn store_server_name(scratch: &mut SearchScratch, number: u64) {
 #[uprobe]
 pub fn present_freed(ctx: ProbeContext) -> u32 {
     if let Some(address) = ctx.arg(0) {
-        let object = StreamKey::of_process(address);
+        let object = object_at(address);
         forget_object(object);
         forget_expected(object);
         let _ = SERVER_NAMES.remove(object);

@@ -171,7 +171,7 @@ impl Observer {
                 .read_observations(POLL_TIMEOUT, observations)
                 .await?;
             if repeated_opens.is_due() {
-                self.sensor.take_repeated_opens(observations)?;
+                self.sensor.take_repeated_opens(observations);
             }
             self.heartbeat.remove_own(observations);
             self.process()?;

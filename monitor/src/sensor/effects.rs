@@ -28,13 +28,13 @@ impl Sensor {
     /// Applies the pipeline's effects.
     pub fn apply(&mut self, effects: Effects) -> Result<(), SensorError> {
         if let Some(rules) = &effects.rules {
-            self.set_rules(rules)?;
+            self.filter.set_rules(rules)?;
         }
         for file in effects.learn {
-            self.learn(file)?;
+            self.filter.learn(file)?;
         }
         for file in effects.ignore {
-            self.ignore(file)?;
+            self.filter.ignore(file)?;
         }
         if let Some(addresses) = &effects.authenticators {
             self.set_authenticators(addresses)?;

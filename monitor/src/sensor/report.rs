@@ -1,7 +1,7 @@
 //! The sensor's own account: records sent, lost and not decoded.
 
-use super::{ProbeCounters, SensorNotice};
-use monitor_common::record::Probe;
+use super::SensorNotice;
+use monitor_common::record::{COUNTERS, Probe, STAGES, Stage};
 
 /// What the sensor did since it started, or since the last report.
 #[derive(Debug, Default)]
@@ -25,4 +25,14 @@ pub struct RingLoss {
     pub cgroup: u64,
     pub probe: Probe,
     pub count: u64,
+}
+
+/// Counters of the probes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeCounters(pub [u64; COUNTERS]);
+
+impl ProbeCounters {
+    pub fn get(&self, probe: Probe, stage: Stage) -> u64 {
+        self.0[probe as usize * STAGES + stage as usize]
+    }
 }

@@ -2,13 +2,11 @@
 
 use crate::support::{
     maps::{count, wipe, wipe_whole},
-    search::{
-        source::{PlaintextSource, SearchScratch},
-        stream::{HEAD, STREAMS, StreamKey},
-    },
+    search::{source::PlaintextSource, stream::STREAMS},
 };
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::HashMap};
 use monitor_common::{
+    map::{CarriedLine, HEAD, SearchScratch, StreamKey},
     record::Stage,
     scan::{CARRIED_MAX, HeaderLines, WINDOW},
 };
@@ -20,13 +18,6 @@ pub static CARRIED: HashMap<StreamKey, CarriedLine> = HashMap::with_max_entries(
 
 /// A line is continued within this time.
 const CARRIED_NS: u64 = 30_000_000_000;
-
-/// The first part of a line, padded with zeros.
-#[repr(C)]
-pub struct CarriedLine {
-    len: u64,
-    pub bytes: [u8; CARRIED_MAX],
-}
 
 /// Restores the first part of a line that the connection's last write split to the front of the
 /// window; returns its length, which is less than [`CARRIED_MAX`]. Called after [`begin_search`]
@@ -122,5 +113,16 @@ pub fn save_carried<S: PlaintextSource>(scratch: &mut SearchScratch) -> bool {
             count(S::PROBE, Stage::Read);
         }
         kept
+    }
+}
+
+/// Forgets everything about a TLS object, because another may get the same address.
+#[inline(always)]
+pub fn forget_object(object: StreamKey) {
+    let _ = STREAMS.remove(object);
+    if let Some(carried) = CARRIED.get_ptr_mut(object) {
+        // SAFETY: the pointer is into the map.
+        unsafe { wipe_whole(&raw mut (*carried).bytes) };
+        let _ = CARRIED.remove(object);
     }
 }

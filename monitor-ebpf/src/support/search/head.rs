@@ -4,12 +4,17 @@ use crate::support::{
     maps::{BloomFilter, rule},
     search::{
         carried::save_carried,
-        source::{PlaintextSource, SearchScratch, repeat_step, scratch},
-        stream::{HEAD, STREAMS, StreamState},
+        source::{PlaintextSource, repeat_step, scratch},
+        stream::STREAMS,
     },
 };
 use core::ffi::c_void;
-use monitor_common::{filter::HOST, http2, scan};
+use monitor_common::{
+    filter::HOST,
+    http2,
+    map::{HEAD, SearchScratch, StreamState},
+    scan,
+};
 
 /// The rule for a header, by its key.
 #[inline(always)]

@@ -1,11 +1,14 @@
 //! Finds the secret of a login.
 
 use crate::support::search::{
-    source::{PlaintextSource, SearchScratch, repeat_step, scratch},
-    stream::{STREAMS, StreamState},
+    source::{PlaintextSource, repeat_step, scratch},
+    stream::STREAMS,
 };
 use core::ffi::c_void;
-use monitor_common::login::{self, protocol};
+use monitor_common::{
+    login::{self, protocol},
+    map::{SearchScratch, StreamState},
+};
 
 /// Scans the words of a login.
 #[inline(always)]

@@ -7,9 +7,9 @@
 use crate::support::search::{
     head::{scan_frames, scan_lines},
     login::scan_login,
-    source::{PlaintextSource, SearchScratch},
-    stream::{FIELDS, HEAD},
+    source::PlaintextSource,
 };
+use monitor_common::map::{FIELDS, HEAD, SearchScratch};
 
 pub mod carried;
 pub mod head;

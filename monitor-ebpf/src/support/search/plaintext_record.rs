@@ -1,10 +1,10 @@
 //! Sends the record of a credential found outside TLS, or in a response.
 
-use crate::support::{
-    maps::{CREDENTIAL_RING, send},
-    search::{source::SearchScratch, stream::FoundCredential},
+use crate::support::maps::{CREDENTIAL_RING, send};
+use monitor_common::{
+    map::{FoundCredential, SearchScratch},
+    record::{PlaintextRecord, Probe},
 };
-use monitor_common::record::{PlaintextRecord, Probe};
 
 /// Sends the record of a credential found in a packet.
 #[inline(always)]

@@ -4,11 +4,12 @@ use crate::support::{
     maps::BloomFilter,
     search::{
         head::{LINES_MAX, header, next_line},
-        source::{PlaintextSource, SearchScratch, repeat_step, scratch},
+        source::{PlaintextSource, repeat_step, scratch},
     },
 };
 use core::ffi::c_void;
 use monitor_common::{
+    map::SearchScratch,
     response,
     scan::{self, HeaderValue},
 };

@@ -3,7 +3,6 @@
 use crate::support::{
     kernel::{boot_time_ns, repeat},
     maps::wipe,
-    search::stream::{FIELDS, FoundCredential, HEAD, StreamKey},
 };
 use aya_ebpf::{
     macros::map,
@@ -11,13 +10,12 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    http2::{self, FrameScan, HuffmanDecoder},
+    http2::{self, FrameScan},
     login::LoginScan,
-    record::{PlaintextRecord, PresentedRecord, Probe},
+    map::{FoundCredential, SearchScratch, StreamKey},
+    record::Probe,
     response::ResponseScan,
-    scan::{
-        Base64Decoder, FingerprintBuilder, HeaderLines, HeaderValue, ScanWindow, VALUES_MAX, WINDOW,
-    },
+    scan::{HeaderLines, WINDOW},
 };
 
 /// A source of plaintext to search.
@@ -36,48 +34,6 @@ pub trait PlaintextSource {
     fn emit_host(scratch: &mut SearchScratch);
 }
 
-/// This CPU's scratch memory. On some kernels another program of the same source can preempt this
-/// one: each writes its own mark, and results found under another mark are counted as not read.
-#[repr(C)]
-pub struct SearchScratch {
-    pub mark: u64,
-    pub object: StreamKey,
-    /// Fingerprint of the server name in the head; 0 if there is none.
-    pub host: u64,
-    /// The length of that name, whose position in the text is in [`SearchScratch::secret`] while
-    /// [`PlaintextSource::emit_host`] runs.
-    pub host_len: u64,
-    /// Number of values to process, and the mark with which this search began.
-    pub found: u64,
-    pub number: u64,
-    /// Scratch space for [`monitor_common::swar::hide_from_verifier`].
-    pub scratch_word: u64,
-    /// The fingerprinted credential to be sent.
-    pub held: FoundCredential,
-    pub unwrap: Base64Decoder,
-    pub lines: HeaderLines,
-    pub frames: FrameScan,
-    pub words: LoginScan,
-    pub fields: ResponseScan,
-    pub values: [HeaderValue; VALUES_MAX],
-    /// The current value in [`SearchScratch::text`], and then the secret in it.
-    pub secret: HeaderValue,
-    /// Bytes of the write. Later code reads it from here: in a register the verifier would track
-    /// every possible value.
-    pub len: u64,
-    /// Bytes of the window that were copied, and how many of them were carried over.
-    pub copied: u64,
-    pub carried: u64,
-    /// No text since the last wipe was longer than this.
-    pub texts: u64,
-    pub decoder: HuffmanDecoder,
-    pub print: FingerprintBuilder,
-    pub presented: PresentedRecord,
-    pub clear: PlaintextRecord,
-    pub window: ScanWindow,
-    pub text: ScanWindow,
-}
-
 /// Indexed by [`PlaintextSource::SCRATCH`].
 #[map]
 static SEARCH_SCRATCH: PerCpuArray<SearchScratch> = PerCpuArray::with_max_entries(3, 0);
@@ -85,14 +41,6 @@ static SEARCH_SCRATCH: PerCpuArray<SearchScratch> = PerCpuArray::with_max_entrie
 /// Index 0: the decoder table for HPACK's Huffman code. Set by the agent before attaching.
 #[map]
 pub static HUFFMAN: Array<http2::HuffmanTable> = Array::with_max_entries(1, 0);
-
-impl SearchScratch {
-    /// Whether the write is an HTTP request.
-    #[inline(always)]
-    pub fn is_request(&self) -> bool {
-        self.words.protocol == HEAD || self.words.protocol == FIELDS
-    }
-}
 
 /// Starts a search of a write of `len` bytes, of which the caller copies at most [`WINDOW`] to the
 /// window; returns the mark of this search. A separate function, because many paths lead here:

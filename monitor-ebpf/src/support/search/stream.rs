@@ -1,12 +1,12 @@
 //! What is remembered of a connection between two writes.
 
-use crate::support::{
-    maps::wipe_whole,
-    search::{carried::CARRIED, source::PlaintextSource},
-    task::current_pid,
-};
+use crate::support::{search::source::PlaintextSource, task::current_pid};
 use aya_ebpf::{macros::map, maps::LruHashMap};
-use monitor_common::{http2, record::PresentedSecret, scan};
+use monitor_common::{
+    http2,
+    map::{FIELDS, HEAD, StreamKey, StreamState},
+    scan,
+};
 
 /// State of a connection between two writes: whether a head continues, or the position in its
 /// HTTP/2 frames. An evicted entry loses what is split between two writes or referenced from the
@@ -14,112 +14,12 @@ use monitor_common::{http2, record::PresentedSecret, scan};
 #[map]
 pub static STREAMS: LruHashMap<StreamKey, StreamState> = LruHashMap::with_max_entries(4096, 0);
 
-/// Identifies a TLS object of a process, or a socket (with [`SOCKET`]).
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct StreamKey {
-    pub address: u64,
-    pub pid: u64,
-}
-
-/// Used instead of a process.
-const SOCKET: u64 = 1 << 32;
-
-impl StreamKey {
-    /// A TLS object of the current process.
-    #[inline(always)]
-    pub fn of_process(address: u64) -> Self {
-        Self {
-            address,
-            pid: u64::from(current_pid()),
-        }
-    }
-
-    /// A socket, by its cookie.
-    #[inline(always)]
-    pub const fn of_socket(cookie: u64) -> Self {
-        Self {
-            address: cookie,
-            pid: SOCKET,
-        }
-    }
-}
-
-/// Format of a write: the head of an HTTP/1.1 request, HTTP/2 fields, or one of [`speaks`].
-pub const HEAD: u64 = 0;
-
-pub const FIELDS: u64 = 1;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct StreamState {
-    /// Format of the next write.
-    format: u64,
-    /// Bytes of a frame that are still to come.
-    pub skip: u64,
-    /// When a line was split whose first part is in [`CARRIED`]; 0 if none was.
-    pub carried_at: u64,
-    /// Entries inserted into the connection's HPACK table.
-    pub inserted: u64,
-    /// Credentials in that table.
-    pub known: [FoundCredential; KNOWN_MAX],
-    /// The server name in that table: its index and its fingerprint.
-    pub host: [u64; 2],
-}
-
-/// Credentials remembered per connection, for references to them.
-const KNOWN_MAX: usize = 2;
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct FoundCredential {
-    /// Its index in the table; 0 if it has none.
-    pub table_index: u64,
-    pub fingerprint: u64,
-    /// Fingerprint of the password inside, if there is one.
-    pub inner: u64,
-    pub secret_len: u32,
-    pub name: u32,
-    pub prefix: u32,
-    pub dots: u32,
-}
-
-impl FoundCredential {
-    /// Converts it for a record, adding the fingerprint of the server name.
-    #[inline(always)]
-    pub fn as_record(&self, host: u64) -> PresentedSecret {
-        PresentedSecret {
-            fingerprint: self.fingerprint,
-            inner: self.inner,
-            host,
-            secret_len: self.secret_len,
-            name: self.name,
-            prefix: self.prefix,
-            dots: self.dots,
-        }
-    }
-
-    pub const NONE: Self = Self {
-        table_index: 0,
-        fingerprint: 0,
-        inner: 0,
-        secret_len: 0,
-        name: 0,
-        prefix: 0,
-        dots: 0,
-    };
-}
-
-impl StreamState {
-    pub const fn new(format: u64) -> Self {
-        Self {
-            format,
-            host: [0; 2],
-            skip: 0,
-            carried_at: 0,
-            inserted: 0,
-            known: [FoundCredential::NONE; KNOWN_MAX],
-        }
+/// A TLS object of the current process.
+#[inline(always)]
+pub fn object_at(address: u64) -> StreamKey {
+    StreamKey {
+        address,
+        pid: u64::from(current_pid()),
     }
 }
 
@@ -197,17 +97,6 @@ pub fn write_format<S: PlaintextSource>(
         format: speaks,
         skip,
     })
-}
-
-/// Forgets everything about a TLS object, because another may get the same address.
-#[inline(always)]
-pub fn forget_object(object: StreamKey) {
-    let _ = STREAMS.remove(object);
-    if let Some(carried) = CARRIED.get_ptr_mut(object) {
-        // SAFETY: the pointer is into the map.
-        unsafe { wipe_whole(&raw mut (*carried).bytes) };
-        let _ = CARRIED.remove(object);
-    }
 }
 
 /// Whether the next write of the connection is searched regardless of how it begins.

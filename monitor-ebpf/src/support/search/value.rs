@@ -3,8 +3,8 @@
 use crate::support::{
     maps::{BloomFilter, count},
     search::{
-        source::{HUFFMAN, PlaintextSource, SearchScratch, owns_scratch, repeat_step, scratch},
-        stream::{FoundCredential, STREAMS},
+        source::{HUFFMAN, PlaintextSource, owns_scratch, repeat_step, scratch},
+        stream::STREAMS,
     },
     secret::{secret_key, value_prefix_rule},
 };
@@ -13,6 +13,7 @@ use core::ffi::c_void;
 use monitor_common::{
     fingerprint::MAX_WORDS,
     http2::HuffmanDecoder,
+    map::{FoundCredential, SearchScratch},
     record::Stage,
     scan::{
         self, Base64Decoder, FingerprintBuilder, HOST_MAX, HeaderValue, VALUES_MAX, WINDOW, form,

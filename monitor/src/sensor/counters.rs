@@ -1,0 +1,63 @@
+//! Counters of the probes: records sent and lost.
+
+use super::{
+    SensorError,
+    maps::{Plain, failed, take},
+    report::{ProbeCounters, RingLoss},
+};
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, PerCpuArray},
+};
+use monitor_common::{
+    map::LossKey,
+    record::{COUNTERS, Probe},
+};
+
+/// The counters in the kernel.
+pub struct KernelCounters {
+    counts: PerCpuArray<MapData, u64>,
+    losses: HashMap<MapData, Plain<LossKey>, u64>,
+}
+
+impl KernelCounters {
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+        Ok(Self {
+            counts: take(ebpf, "COUNTS")?,
+            losses: take(ebpf, "LOSSES")?,
+        })
+    }
+
+    /// Counters since the start, by probe and stage.
+    pub fn totals(&self) -> Result<ProbeCounters, SensorError> {
+        let mut counters = ProbeCounters::default();
+        for index in 0..COUNTERS {
+            let values = self
+                .counts
+                .get(&(index as u32), 0)
+                .map_err(failed("COUNTS"))?;
+            counters.0[index] = values.iter().sum();
+        }
+        Ok(counters)
+    }
+
+    /// Returns and clears the losses of the rings, by cgroup and probe.
+    pub fn take_losses(&mut self) -> Vec<RingLoss> {
+        let entries: Vec<(Plain<LossKey>, u64)> =
+            self.losses.iter().filter_map(Result::ok).collect();
+        let mut taken = Vec::new();
+        for (key, lost) in entries {
+            // What is counted between this read and the removal is still in the total counters.
+            let _ = self.losses.remove(&key);
+            let probe = Probe::ALL
+                .into_iter()
+                .find(|known| *known as u32 == key.0.probe);
+            taken.extend(probe.map(|probe| RingLoss {
+                cgroup: key.0.cgroup,
+                probe,
+                count: lost,
+            }));
+        }
+        taken
+    }
+}

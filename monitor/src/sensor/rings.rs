@@ -1,0 +1,130 @@
+//! The ring buffers of the probes: records in, observations out in time order.
+
+use super::{
+    SensorError, boot_time,
+    decode::{BootClock, DecodedRecord, decode},
+    maps::take_ring,
+    observation::Observation,
+};
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
+use monitor_parse::client_hello::HelloAssembler;
+use std::time::Duration;
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// After a batch, records accumulate for this long: it limits the wake-ups, and is a tenth of the
+/// promised detection latency.
+const GATHER_TIME: Duration = Duration::from_millis(5);
+/// Interval between checks for newly started processes.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// A probe takes the time first and sends last: a record can arrive this long after its time.
+const IN_FLIGHT_NS: u64 = 2_000_000;
+
+/// The two ring buffers.
+pub struct Rings {
+    credentials: AsyncFd<RingBuf<MapData>>,
+    processes: AsyncFd<RingBuf<MapData>>,
+    /// Records younger than the last cut, with their time since boot.
+    pending: Vec<(u64, Observation)>,
+    hellos: HelloAssembler,
+    /// Number of records that could not be decoded.
+    pub undecoded: u64,
+}
+
+impl Rings {
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+        Ok(Self {
+            credentials: take_ring(ebpf, "CREDENTIAL_RING")?,
+            processes: take_ring(ebpf, "PROCESS_RING")?,
+            pending: Vec::new(),
+            hellos: HelloAssembler::default(),
+            undecoded: 0,
+        })
+    }
+
+    /// Waits for records, at most for `limit`, and appends them in time order.
+    ///
+    /// Two rings cannot be read at the same instant. Therefore only records older than a cut, a
+    /// little before both reads, are returned; younger ones wait for the next call. Process records
+    /// are thus always applied before an event of that process is evaluated, and never those of a
+    /// later program it became.
+    pub async fn read(
+        &mut self,
+        limit: Duration,
+        follow: impl Fn(&Observation),
+        into: &mut Vec<Observation>,
+    ) -> Result<(), SensorError> {
+        if self.pending.is_empty() {
+            tokio::select! {
+                ready = self.credentials.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
+                ready = self.processes.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
+                () = tokio::time::sleep(limit) => {}
+            }
+        }
+        // A new program may send its credential within milliseconds: it is inspected before
+        // anything else.
+        self.drain(&follow);
+        let gathered = tokio::time::sleep(GATHER_TIME);
+        let rest = tokio::time::sleep(POLL_INTERVAL);
+        tokio::pin!(gathered, rest);
+        loop {
+            tokio::select! {
+                () = &mut gathered => break,
+                () = &mut rest, if !rest.is_elapsed() => {}
+                // A forked process may exec within milliseconds, and exit before other records are
+                // gathered.
+                ready = self.processes.ready(Interest::READABLE), if rest.is_elapsed() => {
+                    ready.map_err(SensorError::Wait)?.clear_ready();
+                    self.drain(&follow);
+                    rest.as_mut().reset(tokio::time::Instant::now() + POLL_INTERVAL);
+                }
+            }
+        }
+        let cut = boot_time().saturating_sub(IN_FLIGHT_NS);
+        self.drain(&follow);
+        let pending = &mut self.pending;
+        // Stable: records with equal times keep the order of their ring.
+        pending.sort_by_key(|(time, observation)| (*time, sort_rank(observation)));
+        let young = pending.partition_point(|(time, _)| *time <= cut);
+        into.extend(pending.drain(..young).map(|(_, observation)| observation));
+        Ok(())
+    }
+
+    /// Reads both rings; `follow` sees each observation at once.
+    fn drain(&mut self, follow: &impl Fn(&Observation)) {
+        let clock = BootClock::now();
+        let pending = &mut self.pending;
+        for ring in [&mut self.credentials, &mut self.processes] {
+            let ring = ring.get_mut();
+            while let Some(item) = ring.next() {
+                match decode(&item, clock) {
+                    Ok((time, DecodedRecord::Whole(observation))) => {
+                        follow(&observation);
+                        pending.push((time, observation));
+                    }
+                    Ok((time, DecodedRecord::Payload(piece))) => {
+                        let payload = self.hellos.add_piece(piece);
+                        pending
+                            .extend(payload.map(|payload| (time, Observation::Payload(payload))));
+                    }
+                    Ok((_, DecodedRecord::Nothing)) => {}
+                    Err(error) => {
+                        self.undecoded += 1;
+                        tracing::warn!(%error, "skipped a probe record");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// For observations with equal times: process records come first.
+fn sort_rank(observation: &Observation) -> u8 {
+    match observation {
+        Observation::Fork(_) | Observation::Exec(_) => 0,
+        Observation::Exit(_) => 2,
+        _ => 1,
+    }
+}

@@ -1,0 +1,84 @@
+//! The threads that find TLS and attach probes to it.
+
+use super::{
+    attacher::{AttachRequest, Attacher, NoticeSender, SensorNotice},
+    exclude::ExclusionRules,
+    inspector::{InspectRequest, Inspector},
+    known_files::KnownFiles,
+    observation::Observation,
+    uprobe_program::UprobePrograms,
+};
+use crate::completion;
+use std::{
+    io,
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+/// The threads that find TLS and attach probes to it.
+#[derive(Debug)]
+pub struct UprobeThreads {
+    pub known: KnownFiles,
+    pub inspector: Inspector,
+    pub attacher: Attacher,
+    pub notices: Receiver<SensorNotice>,
+}
+
+/// Timeout for attaching to installed libraries; in an emulated machine that takes long.
+const INSTALLED_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl UprobeThreads {
+    /// Starts the threads, and waits until installed libraries are attached to. Running programs
+    /// follow later.
+    pub fn start(programs: UprobePrograms, exclusion: ExclusionRules) -> io::Result<Self> {
+        let (report, notices) = channel();
+        let reporter = NoticeSender(report);
+        let known = KnownFiles::default();
+        let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
+        let inspector = Inspector::start(&known, attacher.commands(), &reporter)?;
+        // The inspector passes it on to the attacher, after the files it found.
+        let (done, waiter) = completion::completion();
+        inspector.request(InspectRequest::Installed(done));
+        if !waiter.wait_timeout(INSTALLED_TIMEOUT) {
+            tracing::warn!(
+                "attaching to installed TLS libraries is slow; continuing in the background"
+            );
+        }
+        inspector.request(InspectRequest::Running);
+        Ok(Self {
+            known,
+            inspector,
+            attacher,
+            notices,
+        })
+    }
+
+    /// Applies new exclusion rules.
+    pub fn exclude(&self, exclusion: ExclusionRules) {
+        self.attacher.send(AttachRequest::Exclude(exclusion));
+        // Files excluded before may not be excluded any more.
+        self.known.reset_nothing_found();
+        self.inspector.request(InspectRequest::Running);
+    }
+
+    /// Tells the attacher about forks, execs and exits, if it needs them.
+    pub fn follow(&self, observation: &Observation) {
+        if !self.attacher.follows_processes() {
+            return;
+        }
+        let command = match observation {
+            Observation::Fork(task) => AttachRequest::Forked {
+                parent: task.parent.map_or(0, |parent| parent.pid),
+                child: task.subject.pid,
+            },
+            Observation::Exec(exec) => AttachRequest::Executed {
+                pid: exec.task.subject.pid,
+            },
+            Observation::Exit(task) => AttachRequest::Exited {
+                pid: task.subject.pid,
+            },
+            _ => return,
+        };
+        self.attacher.send(command);
+    }
+}
