@@ -4,14 +4,14 @@
 use super::{Policy, expectation::Expectations, rules::Rule};
 use crate::{
     catalog::{Catalog, glob::volume_of},
-    history::History,
+    history::{History, HopRow, MintLink, UseRow},
     model::{Credential, CredentialId, Finding, Gap, Hop, Mint, Place, Use},
 };
 use jiff::Timestamp;
 use serde::Serialize;
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::Arc,
 };
 
@@ -41,15 +41,6 @@ pub fn replay_history(
     catalog: Arc<Catalog>,
     history: History,
 ) -> Trial {
-    let mut policy = Policy::for_history(expectations, catalog);
-    let mut found: BTreeMap<String, Finding> = BTreeMap::new();
-    let mut note = |raised: Vec<Finding>, count: u64, first: Timestamp, last: Timestamp| {
-        for mut finding in raised {
-            finding.count = count;
-            (finding.first_seen, finding.last_seen) = (first, last);
-            add(&mut found, finding);
-        }
-    };
     let History {
         range,
         credentials,
@@ -59,92 +50,24 @@ pub fn replay_history(
         findings,
         gaps,
     } = history;
-    let credential = |policy: &Policy, id: &CredentialId| -> Option<Credential> {
-        let mut known = credentials.get(id)?.clone();
-        // Its name comes from the expectations under test.
-        (known.name, known.owner) = (None, None);
-        policy.apply_name(&mut known);
-        Some(known)
+    let mut replay = Replay {
+        policy: Policy::for_history(expectations, catalog),
+        credentials,
+        found: BTreeMap::new(),
     };
     for row in &uses {
-        let Some(credential) = credential(&policy, &row.credential) else {
-            continue;
-        };
-        let used = Use {
-            time: row.last_seen,
-            workload: row.workload.clone(),
-            process: row.process.clone(),
-            credential,
-            // The pod of a container was not stored.
-            volume_of: (!row.workload.is_contained())
-                .then(|| volume_of(&row.place))
-                .flatten(),
-            place: Place {
-                source: row.source,
-                place: row.place.clone(),
-            },
-            count: row.count,
-            login: None,
-            home: None,
-            pod_uid: None,
-            modified: row.modified,
-            untrusted: None,
-            given: true,
-        };
-        let mut raised: Vec<Finding> = policy
-            .judge_reader(&used)
-            .into_finding()
-            .into_iter()
-            .collect();
-        raised.extend(policy.judge_use(&used));
-        note(raised, row.count, row.first_seen, row.last_seen);
+        replay.judge_use(row);
     }
     for row in &hops {
-        let Some(credential) = credential(&policy, &row.credential) else {
-            continue;
-        };
-        let hop = Hop {
-            time: row.last_seen,
-            workload: row.workload.clone(),
-            process: row.process.clone(),
-            credential,
-            destination: row.destination.clone(),
-            others: Vec::new(),
-            evidence: row.evidence,
-            clear: false,
-            again: false,
-        };
-        // The other possible destinations were not stored.
-        let (_, raised) = policy.judge_hop(&hop);
-        let certain = row.destination.one_of == 0;
-        note(
-            if certain { raised } else { Vec::new() },
-            row.count,
-            row.first_seen,
-            row.last_seen,
-        );
+        replay.judge_hop(row);
     }
     for link in &mints {
-        let side = |id: &Option<CredentialId>| id.as_ref().and_then(|id| credential(&policy, id));
-        let mint = Mint {
-            time: link.last_seen,
-            workload: link.workload.clone(),
-            process: link.process.clone(),
-            authenticator: link.authenticator.clone(),
-            presented: side(&link.presented),
-            minted: side(&link.minted),
-        };
-        let raised = policy
-            .judge_mint(&mint)
-            .into_finding()
-            .into_iter()
-            .collect();
-        note(raised, link.count, link.first_seen, link.last_seen);
+        replay.judge_mint(link);
     }
-    let ids: BTreeSet<String> = found.keys().cloned().collect();
+    let Replay { policy, found, .. } = replay;
     let settled = findings
         .into_iter()
-        .filter(|old| can_judge_again(policy.rules(), old) && !ids.contains(&old.id))
+        .filter(|old| can_judge_again(policy.rules(), old) && !found.contains_key(&old.id))
         .collect();
     let mut findings: Vec<Finding> = found.into_values().collect();
     findings.sort_by(|a, b| {
@@ -167,6 +90,101 @@ pub fn replay_history(
             .map(|rule| rule.meta().name)
             .collect(),
         gaps,
+    }
+}
+
+/// A policy under test, and what it finds.
+struct Replay {
+    policy: Policy,
+    credentials: HashMap<CredentialId, Credential>,
+    /// Findings by id.
+    found: BTreeMap<String, Finding>,
+}
+
+impl Replay {
+    /// A credential under its name in the expectations under test.
+    fn credential(&self, id: &CredentialId) -> Option<Credential> {
+        let mut known = self.credentials.get(id)?.clone();
+        (known.name, known.owner) = (None, None);
+        self.policy.apply_name(&mut known);
+        Some(known)
+    }
+
+    /// Adds findings about a row that was seen `count` times in a time.
+    fn add(&mut self, raised: Vec<Finding>, count: u64, first: Timestamp, last: Timestamp) {
+        for mut finding in raised {
+            finding.count = count;
+            (finding.first_seen, finding.last_seen) = (first, last);
+            add(&mut self.found, finding);
+        }
+    }
+
+    fn judge_use(&mut self, row: &UseRow) {
+        let Some(credential) = self.credential(&row.credential) else {
+            return;
+        };
+        let used = Use {
+            time: row.last_seen,
+            workload: row.workload.clone(),
+            process: row.process.clone(),
+            credential,
+            // The pod of a container was not stored.
+            volume_of: (!row.workload.is_contained())
+                .then(|| volume_of(&row.place))
+                .flatten(),
+            place: Place {
+                source: row.source,
+                place: row.place.clone(),
+            },
+            count: row.count,
+            login: None,
+            home: None,
+            pod_uid: None,
+            modified: row.modified,
+            untrusted: None,
+            given: true,
+        };
+        let decision = self.policy.judge_reader(&used);
+        let mut raised: Vec<Finding> = decision.into_finding().into_iter().collect();
+        raised.extend(self.policy.judge_use(&used));
+        self.add(raised, row.count, row.first_seen, row.last_seen);
+    }
+
+    fn judge_hop(&mut self, row: &HopRow) {
+        let Some(credential) = self.credential(&row.credential) else {
+            return;
+        };
+        let hop = Hop {
+            time: row.last_seen,
+            workload: row.workload.clone(),
+            process: row.process.clone(),
+            credential,
+            destination: row.destination.clone(),
+            others: Vec::new(),
+            evidence: row.evidence,
+            clear: false,
+            again: false,
+        };
+        let (_, raised) = self.policy.judge_hop(&hop);
+        // The other possible destinations were not stored.
+        if row.destination.one_of == 0 {
+            self.add(raised, row.count, row.first_seen, row.last_seen);
+        }
+    }
+
+    fn judge_mint(&mut self, link: &MintLink) {
+        let side = |id: &Option<CredentialId>| id.as_ref().and_then(|id| self.credential(id));
+        let mint = Mint {
+            time: link.last_seen,
+            workload: link.workload.clone(),
+            process: link.process.clone(),
+            authenticator: link.authenticator.clone(),
+            presented: side(&link.presented),
+            minted: side(&link.minted),
+        };
+        let decision = self.policy.judge_mint(&mint);
+        let raised = decision.into_finding().into_iter().collect();
+        self.add(raised, link.count, link.first_seen, link.last_seen);
     }
 }
 

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_is_not_taken_by_half() {
+    fn a_half_written_file_is_not_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.yaml");
         let text =
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writes_at_one_time_are_two() {
+    fn two_writes_with_one_modification_time_are_two_versions() {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.yaml");
         std::fs::write(&config, "").unwrap();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_told_once_and_a_missing_one_too() {
+    fn a_broken_or_missing_file_is_reported_once() {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.yaml");
         std::fs::write(&config, "").unwrap();

@@ -1,9 +1,10 @@
 //! The thread that owns the sensor and the pipeline.
 
 use super::{
+    Flags,
     background::{clean_up_in_background, recover_in_background},
     config_watcher::{ConfigWatcher, LoadedConfig},
-    start_gaps::start_gaps,
+    start_gaps::{RunTimes, standing_gaps, start_gaps},
 };
 use crate::{
     attribution::{Attribution, names::NameResolver},
@@ -29,11 +30,7 @@ use monitor_core::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::Receiver,
-    },
+    sync::{Arc, atomic::Ordering, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
@@ -59,10 +56,7 @@ pub(super) struct ObserverInputs {
     pub evaluator: Evaluator,
     pub last: Option<LastShutdown>,
     pub known: Vec<(Credential, Timestamp)>,
-    pub ready: Arc<AtomicBool>,
-    pub stop: Arc<AtomicBool>,
-    /// Set by SIGHUP: files were changed or moved.
-    pub reload: Arc<AtomicBool>,
+    pub flags: Flags,
 }
 
 /// Observes until `stop` is set.
@@ -80,8 +74,7 @@ struct Observer {
     heartbeat: Heartbeat,
     recovered: Receiver<RecoveredFile>,
     watch: ConfigWatcher,
-    stop: Arc<AtomicBool>,
-    reload: Arc<AtomicBool>,
+    flags: Flags,
     batch: Batch,
 }
 
@@ -106,7 +99,8 @@ impl Observer {
             exclusion: ExclusionRules::new(inputs.exclude.clone(), images),
         })?;
         let now = Timestamp::now();
-        let gaps = start_gaps(&sensor, &inputs.exclude, inputs.last, now);
+        let standing = standing_gaps(&sensor, &inputs.exclude);
+        let gaps = start_gaps(sensor.attached(), standing, inputs.last, RunTimes::at(now));
         report_attached(&sensor, &inputs.evaluator);
         sensor.apply(Effects {
             authenticators: Some(inputs.evaluator.authenticators()),
@@ -149,12 +143,11 @@ impl Observer {
             heartbeat: Heartbeat::new(&inputs.state_dir, own_pid),
             recovered,
             watch: inputs.watch,
-            stop: inputs.stop,
-            reload: inputs.reload,
+            flags: inputs.flags,
             batch,
         };
         observer.process()?;
-        inputs.ready.store(true, Ordering::Release);
+        observer.flags.ready.store(true, Ordering::Release);
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
         clean_up_in_background()?;
         Ok(observer)
@@ -163,7 +156,7 @@ impl Observer {
     async fn observe(mut self) -> anyhow::Result<()> {
         let mut tick = Interval::new(TICK_INTERVAL);
         let mut repeated_opens = Interval::new(REPEATED_OPENS_INTERVAL);
-        while !self.stop.load(Ordering::Acquire) {
+        while !self.flags.stop.load(Ordering::Acquire) {
             // Records sent before this are read after it.
             self.batch.read_until = Timestamp::now();
             let observations = &mut self.batch.observations;
@@ -202,7 +195,7 @@ impl Observer {
     }
 
     fn reload_if_changed(&mut self) -> anyhow::Result<()> {
-        let requested = self.reload.swap(false, Ordering::AcqRel);
+        let requested = self.flags.reload.swap(false, Ordering::AcqRel);
         if requested && let Err(error) = self.pipeline.sinks_mut().stream.reopen() {
             tracing::error!(%error, "cannot reopen the findings file; still writing to the old one");
         }

@@ -1,0 +1,28 @@
+//! The class of a secret, from what is known about it.
+
+use monitor_core::catalog::{Catalog, EXPECTATION_CLASS, entry::CredentialClass};
+
+/// The class of a credential about which nothing else is known.
+pub const GENERIC_CLASS: &str = "generic-secret";
+
+/// Classes that tell only that something is secret.
+pub fn is_general(class: &str) -> bool {
+    matches!(
+        class,
+        "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
+    ) || class == EXPECTATION_CLASS
+}
+
+/// Short prefixes match by chance; a real token is at least this long.
+const FORM_SECRET_MIN: u32 = 20;
+
+/// The class of a secret by its first bytes. A JWT also has two dots.
+pub fn by_form(
+    catalog: &Catalog,
+    prefix: Option<u32>,
+    secret_len: u32,
+    dots: u32,
+) -> Option<&CredentialClass> {
+    let (_, class) = catalog.prefix(prefix?)?;
+    (secret_len >= FORM_SECRET_MIN && (class.class != "jwt" || dots >= 2)).then_some(class)
+}

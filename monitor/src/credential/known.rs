@@ -1,0 +1,183 @@
+//! Known credentials: what was learned about one applies wherever it appears again.
+
+use super::class::is_general;
+use hashlink::LruCache;
+use monitor_core::{
+    catalog::Catalog,
+    model::{Credential, CredentialId, Lifetime, Place, Role, Source},
+};
+use monitor_parse::credential::FoundSecret;
+
+/// Number of credentials cached.
+const CREDENTIALS_CACHED: usize = 16_384;
+/// Maximum places remembered per credential.
+const PLACES_MAX: usize = 32;
+
+/// Credentials by id and by the fingerprints of their other forms.
+#[derive(Debug)]
+pub struct KnownCredentials {
+    /// From the fingerprint of another form of a credential to its id.
+    aliases: LruCache<u64, CredentialId>,
+    /// Recognised later by fingerprint only.
+    picked_up: LruCache<CredentialId, Credential>,
+    /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
+    only_seen: LruCache<CredentialId, Credential>,
+}
+
+impl Default for KnownCredentials {
+    fn default() -> Self {
+        Self {
+            aliases: LruCache::new(CREDENTIALS_CACHED),
+            picked_up: LruCache::new(CREDENTIALS_CACHED),
+            only_seen: LruCache::new(CREDENTIALS_CACHED),
+        }
+    }
+}
+
+impl KnownCredentials {
+    pub fn alias(&mut self, fingerprint: u64, id: &CredentialId) {
+        self.aliases.insert(fingerprint, id.clone());
+    }
+
+    pub fn has_alias(&self, fingerprint: u64) -> bool {
+        self.aliases.contains_key(&fingerprint)
+    }
+
+    /// The id of a secret, in whatever form it appears.
+    pub fn id_of(&mut self, fingerprint: u64) -> CredentialId {
+        self.aliases
+            .get(&fingerprint)
+            .cloned()
+            .unwrap_or_else(|| CredentialId::from_fingerprint(fingerprint))
+    }
+
+    /// The credential of a secret that was found, and remembers it.
+    pub fn credential(
+        &mut self,
+        catalog: &Catalog,
+        found: &FoundSecret,
+        place: &Place,
+    ) -> Credential {
+        let id = self.id_of(found.fingerprint);
+        for alias in &found.aliases {
+            self.alias(*alias, &id);
+        }
+        let mut class = found.class.clone();
+        let mut facts = found.facts.clone();
+        let mut label = found.label.clone();
+        let mut sources = vec![place.clone()];
+        let mut marked = found.marked;
+        // A file tells more than a variable, and an expectation may name any of its places.
+        if let Some(known) = self.known(&id) {
+            add_places(&mut sources, &known.sources);
+            if is_general(&class) && !is_general(&known.class) {
+                class.clone_from(&known.class);
+            }
+            // The mark is in the secret that gives the id, not in its other half.
+            let is_other_half = id != CredentialId::from_fingerprint(found.fingerprint);
+            marked |= is_other_half && class == known.class && !known.unmarked;
+            facts.issued_at = facts.issued_at.or(known.issued_at);
+            facts.expires_at = facts.expires_at.or(known.expires_at);
+            facts.issued_to = facts.issued_to.or(known.issued_to);
+            if facts.audience.is_empty() {
+                facts.audience.clone_from(&known.audience);
+            }
+            label = label.or_else(|| known.label.clone());
+        }
+        let known = catalog.class(&class);
+        let (role, lifetime) = known.map_or((Role::Access, Lifetime::Static), |class| {
+            (class.role, class.lifetime)
+        });
+        let unmarked = !marked && known.is_some_and(|class| class.marked);
+        let lifetime = if facts.expires_at.is_some() && class != "private-key" {
+            Lifetime::ShortLived
+        } else {
+            lifetime
+        };
+        let credential = Credential {
+            id: id.clone(),
+            name: None,
+            class,
+            role,
+            lifetime,
+            issued_at: facts.issued_at,
+            expires_at: facts.expires_at,
+            owner: None,
+            label,
+            audience: facts.audience,
+            issued_to: facts.issued_to,
+            unmarked,
+            sources,
+        };
+        let made_up = matches!(place.source, Source::Presented | Source::Metadata);
+        if made_up && !self.picked_up.contains_key(&id) {
+            self.only_seen.insert(id, credential.clone());
+        } else {
+            self.picked_up.insert(id, credential.clone());
+        }
+        credential
+    }
+
+    /// Applies what is already known about a credential, whatever the place suggests.
+    pub fn as_known(
+        &mut self,
+        catalog: &Catalog,
+        id: &CredentialId,
+        found: &FoundSecret,
+        place: &Place,
+    ) -> Credential {
+        match self.known(id) {
+            Some(mut known) if !is_general(&known.class) => {
+                let before = std::mem::replace(&mut known.sources, vec![place.clone()]);
+                add_places(&mut known.sources, &before);
+                known
+            }
+            _ => self.credential(catalog, found, place),
+        }
+    }
+
+    /// Restores what was known before the agent started: a program that holds a credential does not
+    /// read it again.
+    pub fn remember(&mut self, credentials: Vec<Credential>) {
+        for mut credential in credentials {
+            // Names come from the expectations in force now.
+            (credential.name, credential.owner) = (None, None);
+            let made_up =
+                |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
+            let only_made_up = credential.sources.iter().all(made_up);
+            let remembered = if only_made_up {
+                &mut self.only_seen
+            } else {
+                &mut self.picked_up
+            };
+            remembered.insert(credential.id.clone(), credential);
+        }
+    }
+
+    /// Adds places to a credential that was picked up, also for later observations of it.
+    pub fn is_also_at(&mut self, credential: &mut Credential, places: &[Place]) {
+        add_places(&mut credential.sources, places);
+        if self.picked_up.contains_key(&credential.id) {
+            self.picked_up
+                .insert(credential.id.clone(), credential.clone());
+        }
+    }
+
+    pub fn is_known(&self, id: &CredentialId) -> bool {
+        self.picked_up.contains_key(id) || self.only_seen.contains_key(id)
+    }
+
+    pub fn known(&mut self, id: &CredentialId) -> Option<Credential> {
+        let known = self.picked_up.get(id);
+        known.or_else(|| self.only_seen.get(id)).cloned()
+    }
+}
+
+/// Adds missing places, as far as there is room.
+fn add_places(sources: &mut Vec<Place>, places: &[Place]) {
+    for place in places {
+        if sources.len() < PLACES_MAX && !sources.contains(place) {
+            sources.push(place.clone());
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Requests to the attacher thread.
+
+use crate::{
+    completion::Completion,
+    sensor::{
+        exclude::ExclusionRules,
+        hold::HeldFile,
+        known_files::{FileKey, FileVersion},
+        mapped::MappedFile,
+    },
+};
+use monitor_parse::tls_functions::AttachPoint;
+use std::collections::HashSet;
+
+/// A file with functions to attach to.
+#[derive(Debug)]
+pub struct AttachTarget {
+    pub key: FileKey,
+    pub version: FileVersion,
+    pub held: HeldFile,
+    pub name: String,
+    /// Whether it is a program rather than a library.
+    pub executable: bool,
+    /// The process that mapped it.
+    pub pid: Option<u32>,
+    /// How mapping records identify it.
+    pub file: Option<MappedFile>,
+    pub stacks: Vec<(&'static str, Vec<AttachPoint>)>,
+}
+
+/// A request to the attacher thread.
+#[derive(Debug)]
+pub enum AttachRequest {
+    Found(Box<AttachTarget>),
+    /// A process mapped a file that is attached per process, or held only while it is mapped.
+    Mapped {
+        key: FileKey,
+        pid: u32,
+    },
+    /// A child process inherits its parent's mappings.
+    Forked {
+        parent: u32,
+        child: u32,
+    },
+    /// A process executed another program.
+    Executed {
+        pid: u32,
+    },
+    Exited {
+        pid: u32,
+    },
+    /// Inspect the TLS reads of a process that talks to an authenticator.
+    InspectResponses {
+        pid: u32,
+    },
+    Exclude(ExclusionRules),
+    /// The names of images became known: what was excluded as a precaution may no longer be.
+    Reconsider,
+    /// Watches of files that may have changed or been deleted.
+    Changed(HashSet<i32>),
+    /// A file system was mounted or unmounted.
+    MountsChanged,
+    /// Dropped when every earlier request has been handled.
+    Reached(Completion),
+}
