@@ -1,26 +1,18 @@
 //! The catalog: recognises credentials by place, by name and by form.
 
 use crate::{
-    catalog::{
-        entry::{
-            CatalogAuthenticator, CatalogDocument, CredentialClass, FileFormat, IssuedField,
-            PathVariable,
-        },
-        glob::{host_globs, in_any_home, name_glob, path_glob, path_globs},
-    },
-    model::{Lifetime, Role},
+    catalog::entry::{CatalogAuthenticator, CredentialClass, IssuedField, PathVariable},
     yaml::YamlError,
 };
-use globset::{GlobSet, GlobSetBuilder};
+use globset::GlobSet;
 use monitor_common::scan::HEADER_MAX;
 use std::fmt::Debug;
 use thiserror::Error;
 
+mod compile;
 pub mod entry;
 pub mod glob;
 pub mod kernel_filter;
-
-const EMBEDDED: &str = include_str!("catalog.yaml");
 
 /// Why a catalog cannot be used.
 #[derive(Debug, Error)]
@@ -73,149 +65,6 @@ const FORM_MIN: usize = 16;
 pub const EXPECTATION_CLASS: &str = "named-secret";
 
 impl Catalog {
-    /// Compiles the embedded catalog, preceded by the additions of a configuration and followed by
-    /// the places that expectations name.
-    pub fn new(
-        added: &str,
-        written_files: &[String],
-        written_variables: &[String],
-    ) -> Result<Self, CatalogError> {
-        let parse = |text: &str| -> Result<CatalogDocument, CatalogError> {
-            if text.trim().is_empty() {
-                return Ok(CatalogDocument::default());
-            }
-            serde_saphyr::from_str(text).map_err(|error| CatalogError::Syntax(error.into()))
-        };
-        let mut document = parse(added)?;
-        let embedded = parse(EMBEDDED)?;
-        document.classes.extend(embedded.classes);
-        document.never_files.extend(embedded.never_files);
-        document
-            .never_environment
-            .extend(embedded.never_environment);
-        document.metadata.extend(embedded.metadata);
-        document.headers.extend(embedded.headers);
-        document.authenticators.extend(embedded.authenticators);
-        document.answers.extend(embedded.answers);
-        document.pointers.extend(embedded.pointers);
-        document.classes.push(CredentialClass {
-            class: EXPECTATION_CLASS.to_owned(),
-            role: Role::Access,
-            lifetime: Lifetime::Static,
-            short_form: false,
-            files: written_files.to_vec(),
-            sockets: written_files.to_vec(),
-            format: FileFormat::Token,
-            keys: Vec::new(),
-            environment: written_variables.to_vec(),
-            url_environment: Vec::new(),
-            prefixes: Vec::new(),
-            headers: Vec::new(),
-            home: Vec::new(),
-            self_hosted: false,
-            marked: false,
-            usual: Vec::new(),
-        });
-        Self::compile(document)
-    }
-
-    fn compile(document: CatalogDocument) -> Result<Self, CatalogError> {
-        let classes = document.classes;
-        let mut files = GlobSetBuilder::new();
-        let mut file_class = Vec::new();
-        let mut file_globs = Vec::new();
-        let mut sockets = GlobSetBuilder::new();
-        let mut socket_class = Vec::new();
-        let mut variables = GlobSetBuilder::new();
-        let mut variable_class = Vec::new();
-        let mut prefixes = Vec::new();
-        let mut headers = Vec::new();
-        let mut homes = Vec::new();
-        let mut usual = Vec::new();
-        for (index, class) in classes.iter().enumerate() {
-            for file in &class.files {
-                let file = in_any_home(file);
-                files.add(path_glob(&class.class, &file)?);
-                file_class.push(index);
-                file_globs.push(file);
-            }
-            for socket in &class.sockets {
-                let socket = in_any_home(socket);
-                sockets.add(path_glob(&class.class, &socket)?);
-                socket_class.push(index);
-                file_globs.push(socket);
-            }
-            let plain = class.environment.iter().map(|name| (name, true));
-            let urls = class.url_environment.iter().map(|name| (name, false));
-            for (name, plain) in plain.chain(urls) {
-                variables.add(name_glob(&class.class, name)?);
-                variable_class.push((index, plain));
-            }
-            headers.extend(
-                class
-                    .headers
-                    .iter()
-                    .map(|header| (header.to_ascii_lowercase(), Some(index))),
-            );
-            prefixes.extend(class.prefixes.iter().map(|prefix| (prefix.clone(), index)));
-            homes.push(host_globs(&class.class, &class.home)?);
-            usual.push(path_globs(&class.class, &class.usual)?);
-        }
-        for header in &document.headers {
-            let header = header.to_ascii_lowercase();
-            if !headers.iter().any(|(known, _)| *known == header) {
-                headers.push((header, None));
-            }
-        }
-        let names = headers.iter().map(|(name, _)| name);
-        let fields = document.answers.iter().map(|answer| &answer.field);
-        if let Some(name) = names.chain(fields).find(|name| name.len() > HEADER_MAX) {
-            return Err(CatalogError::Header(name.clone()));
-        }
-        let mut authenticators = Vec::new();
-        for authenticator in document.authenticators {
-            let hosts = host_globs(&authenticator.name, &authenticator.hosts)?;
-            authenticators.push((authenticator, hosts));
-        }
-        let build = |builder: GlobSetBuilder| {
-            builder.build().map_err(|source| CatalogError::Glob {
-                class: "all".to_owned(),
-                glob: "the set of all globs".to_owned(),
-                source,
-            })
-        };
-        Ok(Self {
-            files: build(files)?,
-            file_class,
-            sockets: build(sockets)?,
-            socket_class,
-            never_files: path_globs("never_files", &document.never_files)?,
-            variables: build(variables)?,
-            variable_class,
-            never_variables: {
-                let mut builder = GlobSetBuilder::new();
-                for name in &document.never_environment {
-                    builder.add(name_glob("never_environment", name)?);
-                }
-                build(builder)?
-            },
-            prefixes,
-            headers,
-            authenticators,
-            answers: document.answers,
-            pointers: document.pointers,
-            homes,
-            usual,
-            metadata: document
-                .metadata
-                .iter()
-                .filter_map(|address| address.parse().ok())
-                .collect(),
-            file_globs,
-            classes,
-        })
-    }
-
     /// The class of a file, by its normalised path.
     pub fn file(&self, path: &str) -> Option<&CredentialClass> {
         let matched = self.files.matches(path);

@@ -227,20 +227,7 @@ fn run(command: Command) -> Result<(), CliError> {
             file,
             config,
             state_dir,
-        } => {
-            let config = config_of(config);
-            let loaded = load(config.as_deref())?;
-            let settings = AgentOptions {
-                state_dir: state_dir_of(state_dir, &loaded),
-                config,
-                listen: LISTEN.to_owned(),
-                metrics_listen: None,
-                findings: "-".to_owned(),
-                findings_format: FindingsFormat::Json,
-                record: Some(file),
-            };
-            agent::run(&settings, loaded).map_err(command_failed)
-        }
+        } => record(file, config, state_dir),
         Command::Replay {
             file,
             config,
@@ -248,20 +235,47 @@ fn run(command: Command) -> Result<(), CliError> {
             findings,
             findings_format,
         } => {
-            let loaded = load(config.as_deref())?;
-            let catalog = loaded
-                .catalog(config.as_deref())
-                .map_err(|error| CliError::Usage(error.to_string()))?;
             let stream = FindingStream::open(&findings, findings_format, Delivery::Complete)
                 .map_err(|error| {
                     CliError::Failed(format!("cannot write to {findings}: {error}"))
                 })?;
-            let count = agent::replay(&file, loaded, catalog, stream, state_dir.as_deref())
-                .map_err(command_failed)?;
-            anstream::eprintln!("{}: {count} events replayed", file.display());
-            Ok(())
+            replay(&file, config.as_deref(), state_dir.as_deref(), stream)
         }
     }
+}
+
+fn record(
+    file: PathBuf,
+    config: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+) -> Result<(), CliError> {
+    let config = config_of(config);
+    let loaded = load(config.as_deref())?;
+    let options = AgentOptions {
+        state_dir: state_dir_of(state_dir, &loaded),
+        config,
+        listen: LISTEN.to_owned(),
+        metrics_listen: None,
+        findings: "-".to_owned(),
+        findings_format: FindingsFormat::Json,
+        record: Some(file),
+    };
+    agent::run(&options, loaded).map_err(command_failed)
+}
+
+fn replay(
+    file: &Path,
+    config: Option<&Path>,
+    state_dir: Option<&Path>,
+    stream: FindingStream,
+) -> Result<(), CliError> {
+    let loaded = load(config)?;
+    let catalog = loaded
+        .catalog(config)
+        .map_err(|error| CliError::Usage(error.to_string()))?;
+    let count = agent::replay(file, loaded, catalog, stream, state_dir).map_err(command_failed)?;
+    anstream::eprintln!("{}: {count} events replayed", file.display());
+    Ok(())
 }
 
 fn run_agent(args: RunArgs) -> Result<(), CliError> {

@@ -152,38 +152,11 @@ pub fn unreported(error: &str) -> String {
 /// Checks everything, and detaches again.
 pub fn examine(exclusion: &ExclusionRules) -> DoctorReport {
     let cgroup = cgroup_root();
-    let uid = rustix::process::geteuid();
     let mut checks = vec![
-        DoctorCheck {
-            name: "privileges".to_owned(),
-            ok: uid.is_root() || has_capabilities(),
-            needed: true,
-            detail: if uid.is_root() {
-                "running as root".to_owned()
-            } else {
-                format!("running as uid {}: root, or {CAPABILITIES}", uid.as_raw())
-            },
-        },
-        DoctorCheck {
-            name: "cgroup v2".to_owned(),
-            ok: cgroup.is_some(),
-            needed: true,
-            detail: cgroup.as_ref().map_or_else(
-                || "no cgroup v2 file system is mounted: connections and TLS server names are not observed".to_owned(),
-                |path| format!("mounted at {}", path.display()),
-            ),
-        },
+        check_privileges(),
+        check_cgroup(cgroup.as_deref()),
+        check_fields(),
     ];
-    let kernel_fields = fields::resolve(Path::new(fields::VMLINUX));
-    checks.push(DoctorCheck {
-        name: "kernel fields".to_owned(),
-        ok: kernel_fields.is_ok(),
-        needed: true,
-        detail: kernel_fields.as_ref().err().map_or_else(
-            || format!("resolved from {}", fields::VMLINUX),
-            ToString::to_string,
-        ),
-    });
     let (probes, mut missed) = match attach(cgroup.as_deref()) {
         Ok((attached, tested)) => {
             checks.push(DoctorCheck {
@@ -213,15 +186,7 @@ pub fn examine(exclusion: &ExclusionRules) -> DoctorReport {
             .err()
             .map(|error| unreported(&error.to_string())),
     );
-    let lsm = super::ladder::active_lsms();
-    checks.push(DoctorCheck {
-        name: "bpf in the LSM list".to_owned(),
-        ok: lsm
-            .as_deref()
-            .is_some_and(|list| list.split(',').any(|name| name == "bpf")),
-        needed: false,
-        detail: lsm.unwrap_or_else(|| "unknown: securityfs is not mounted".to_owned()),
-    });
+    checks.push(check_lsm());
     DoctorReport {
         kernel: rustix::system::uname()
             .release()
@@ -234,15 +199,65 @@ pub fn examine(exclusion: &ExclusionRules) -> DoctorReport {
     }
 }
 
+fn check_privileges() -> DoctorCheck {
+    let uid = rustix::process::geteuid();
+    DoctorCheck {
+        name: "privileges".to_owned(),
+        ok: uid.is_root() || has_capabilities(),
+        needed: true,
+        detail: if uid.is_root() {
+            "running as root".to_owned()
+        } else {
+            format!("running as uid {}: root, or {CAPABILITIES}", uid.as_raw())
+        },
+    }
+}
+
+fn check_cgroup(root: Option<&Path>) -> DoctorCheck {
+    DoctorCheck {
+        name: "cgroup v2".to_owned(),
+        ok: root.is_some(),
+        needed: true,
+        detail: root.map_or_else(
+            || "no cgroup v2 file system is mounted: connections and TLS server names are not observed".to_owned(),
+            |path| format!("mounted at {}", path.display()),
+        ),
+    }
+}
+
+fn check_fields() -> DoctorCheck {
+    let fields = fields::resolve(Path::new(fields::VMLINUX));
+    DoctorCheck {
+        name: "kernel fields".to_owned(),
+        ok: fields.is_ok(),
+        needed: true,
+        detail: fields.as_ref().err().map_or_else(
+            || format!("resolved from {}", fields::VMLINUX),
+            ToString::to_string,
+        ),
+    }
+}
+
+fn check_lsm() -> DoctorCheck {
+    let lsm = super::ladder::active_lsms();
+    let has_bpf = |list: &str| list.split(',').any(|name| name == "bpf");
+    DoctorCheck {
+        name: "bpf in the LSM list".to_owned(),
+        ok: lsm.as_deref().is_some_and(has_bpf),
+        needed: false,
+        detail: lsm.unwrap_or_else(|| "unknown: securityfs is not mounted".to_owned()),
+    }
+}
+
 /// Attaches every probe and runs the self-test, in a temporary directory.
 fn attach(
     cgroup: Option<&Path>,
 ) -> Result<(Vec<AttachedProgram>, Result<u32, SelfTestError>), String> {
-    let told = |error: std::io::Error| error.to_string();
+    let text = |error: std::io::Error| error.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(told)?;
+        .map_err(text)?;
     runtime.block_on(async {
         let catalog = Catalog::new("", &[], &[]).map_err(|error| error.to_string())?;
         let mut sensor = Sensor::start(&SensorOptions {
