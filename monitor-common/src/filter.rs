@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_names_do_not_collide() {
+    fn keys_of_different_kinds_do_not_collide() {
         let names = [
             "credentials",
             "config",

@@ -207,7 +207,7 @@ mod tests {
         }
 
         #[test]
-        fn steps_and_whole_agree(
+        fn incremental_and_whole_fingerprints_agree(
             key: [u8; 16], noise: u64,
             secret in proptest::collection::vec(any::<u8>(), 0..(MAX_SECRET + 64)),
         ) {

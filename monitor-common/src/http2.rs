@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_table_is_referred_to() {
+    fn entries_of_the_hpack_table_are_referenced() {
         let mut encoder = Encoder::default();
         let mut connection = Connection::default();
         let indexed = Encoder::WITH_INDEXING | Encoder::BEST_FORMAT | Encoder::HUFFMAN_VALUE;
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_before_and_behind() {
+    fn frames_before_and_after_headers() {
         let mut encoder = Encoder::default();
         let mut write = next_frame(4, 0, &[0; 18]);
         write.extend(next_frame(8, 0, &[0, 0, 1, 0]));
@@ -558,7 +558,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_code_is_the_standard_one(text in "[ -~]{0,300}") {
+        fn huffman_code_matches_the_standard(text in "[ -~]{0,300}") {
             let mut coded = Vec::new();
             httlib_huffman::encode(text.as_bytes(), &mut coded).expect("coded");
             let mut window = [0u8; WINDOW + SLACK];

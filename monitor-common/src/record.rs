@@ -220,7 +220,7 @@ pub struct PresentedRecord {
     pub write: u64,
     /// Fingerprint of the server name that the program set on the TLS object; 0 if it set none.
     pub server: u64,
-    pub shown: PresentedSecret,
+    pub secret: PresentedSecret,
 }
 
 /// A credential in a packet outside TLS. The connection tells whose socket it is, because the
@@ -234,7 +234,7 @@ pub struct PlaintextRecord {
     pub time: u64,
     /// Socket cookie.
     pub cookie: u64,
-    pub shown: PresentedSecret,
+    pub secret: PresentedSecret,
 }
 
 /// The socket that sent a write with a credential.

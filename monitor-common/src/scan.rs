@@ -765,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_of_the_catalog_is_nothing() {
+    fn unlisted_headers_are_ignored() {
         assert!(
             found(b"GET / HTTP/1.1\r\nX-Authorization: FAKEFAKE\r\nAuthorizatio: FAKEFAKE\r\n\r\n")
                 .is_empty()
@@ -820,7 +820,7 @@ mod tests {
         }
 
         #[test]
-        fn base64_is_the_standard_one(user in "[a-z]{0,100}", password in "[ -~]{1,600}") {
+        fn base64_matches_the_standard(user in "[a-z]{0,100}", password in "[ -~]{1,600}") {
             use base64::{Engine as _, engine::general_purpose::STANDARD};
             let coded = STANDARD.encode(format!("{user}:{password}"));
             let is_key = password.len() < 8 && user.len() >= 8;
@@ -839,7 +839,7 @@ mod tests {
         }
 
         #[test]
-        fn a_token_is_found_wherever_it_stands(
+        fn a_token_is_found_at_every_position(
             before in proptest::collection::vec("[A-Za-z-]{1,30}: [!-~]{0,400}\r\n", 0..10),
             token in "[A-Za-z0-9_.=-]{8,2000}",
             bearer: bool,

@@ -101,7 +101,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn marks_are_where_the_byte_is(bytes: [u8; 8], wanted: u8) {
+        fn marks_are_at_the_matching_bytes(bytes: [u8; 8], wanted: u8) {
             let word = u64::from_le_bytes(bytes) ^ splat(wanted);
             let place = bytes.iter().position(|byte| *byte == wanted);
             prop_assert_eq!(mask_below(zero_bytes(word)).map(super::masked_bytes), place.map(|place| place as u64));
@@ -110,7 +110,7 @@ mod tests {
         }
 
         #[test]
-        fn capitals_become_small(bytes: [u8; 8]) {
+        fn capitals_become_lower_case(bytes: [u8; 8]) {
             prop_assert_eq!(
                 to_lower(u64::from_le_bytes(bytes)).to_le_bytes(),
                 bytes.map(|byte| byte.to_ascii_lowercase())

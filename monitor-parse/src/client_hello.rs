@@ -274,14 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_host_name_is_no_name() {
+    fn invalid_host_names_are_ignored() {
         let hello =
             parse_client_hello(&client_hello(&sni("evil\u{1b}[31m.example"))).expect("parses");
         assert_eq!(hello.server_name, None);
     }
 
     #[test]
-    fn a_name_before_the_cut_counts() {
+    fn a_server_name_before_the_cut_is_used() {
         let mut extensions = sni("long.example");
         extensions.extend([0, 51, 4, 0]);
         extensions.extend([9; 1024]);
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_put_together_in_any_order_and_once() {
+    fn pieces_are_assembled_in_any_order_once() {
         let hello = client_hello(&sni("cut.example"));
         let at = u32::MAX - 3;
         let mut assembler = HelloAssembler::default();
@@ -364,7 +364,7 @@ mod tests {
         }
 
         #[test]
-        fn any_pieces_are_taken(pieces in proptest::collection::vec((0u64..3, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..30)) {
+        fn any_pieces_are_accepted(pieces in proptest::collection::vec((0u64..3, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..30)) {
             let mut assembler = HelloAssembler::default();
             for (cookie, sequence, bytes) in pieces {
                 let _ = assembler.add_piece(HelloPiece { time: Timestamp::UNIX_EPOCH, cookie, sequence, bytes });

@@ -17,8 +17,8 @@ pub fn parse_response(message: &[u8]) -> Option<DnsAnswer> {
     if !packet.has_flags(PacketFlag::RESPONSE) || packet.rcode() != RCODE::NoError {
         return None;
     }
-    let asked = packet.questions.first()?.qname.to_string();
-    let mut names = vec![host_name(asked.as_bytes())?];
+    let question = packet.questions.first()?.qname.to_string();
+    let mut names = vec![host_name(question.as_bytes())?];
     let mut addresses = Vec::new();
     for answer in &packet.answers {
         match &answer.rdata {

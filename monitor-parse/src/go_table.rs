@@ -491,13 +491,13 @@ mod tests {
 
     /// Neither the section nor the segment begins where Go's text begins.
     #[test]
-    fn a_table_that_says_another_text_is_not_believed() {
+    fn a_table_with_another_text_address_is_not_trusted() {
         let file = program(&FUNCTIONS, 0x1000);
         assert!(matches!(find(&file, "main.main"), Err(GoError::NoModule)));
     }
 
     #[test]
-    fn a_place_without_a_function_is_not_proven() {
+    fn an_address_without_a_function_is_not_proven() {
         let mut file = program(&FUNCTIONS, 0);
         file[0x1100 + 64] = 0x90;
         assert!(matches!(

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_claims_costs_no_memory() {
+    fn sizes_claimed_by_a_header_allocate_nothing() {
         for (kind, symbols) in [(11, SymbolTable::Dynamic), (2, SymbolTable::Static)] {
             for size in [1 << 20, 200 << 20, 1 << 30, 1 << 62, u64::MAX] {
                 let file = sparse(kind, size);
@@ -299,7 +299,7 @@ mod tests {
 
     /// A symbol that points into a function must not be attached to.
     #[test]
-    fn a_symbol_inside_of_a_function_is_not_proven() {
+    fn a_symbol_inside_a_function_is_not_proven() {
         let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
         let bytes = std::fs::read(format!("{multiarch}/libssl.so.3"))
             .expect("the tests need libssl.so.3, with which curl comes");

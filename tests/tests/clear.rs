@@ -100,7 +100,7 @@ fn run(command: &mut Command) -> Result<String> {
 }
 
 #[test]
-fn in_clear_over_the_network_is_a_finding() -> Result<()> {
+fn plaintext_over_the_network_is_a_finding() -> Result<()> {
     let scene = scene();
     let token = "FAKE-in-clear-over-the-network-1";
     run(&mut in_network(&format!(
@@ -121,7 +121,7 @@ fn in_clear_over_the_network_is_a_finding() -> Result<()> {
 }
 
 #[test]
-fn on_loopback_it_is_presented_and_no_finding() -> Result<()> {
+fn plaintext_on_loopback_is_no_finding() -> Result<()> {
     let scene = scene();
     let server = WebServer::start_plain("127.0.0.1")?;
     let port = server.address.port();
@@ -149,7 +149,7 @@ fn on_loopback_it_is_presented_and_no_finding() -> Result<()> {
 
 /// The head of a request in pieces, and a proxy that is told two names.
 #[test]
-fn in_pieces_and_through_a_proxy() -> Result<()> {
+fn plaintext_in_pieces_and_through_a_proxy() -> Result<()> {
     let scene = scene();
     let server = WebServer::start_plain("127.0.0.1")?;
     let (token, proxy) = ("FAKE-in-pieces-0000001", "RkFLRTpwcm94eS1GQUtF");

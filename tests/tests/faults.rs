@@ -201,7 +201,7 @@ fn a_policy_that_breaks_later_does_not_replace_the_old_one() -> Result<()> {
 /// As with Prometheus and Falco: the file that logrotate has moved away is reopened, and the
 /// configuration is reloaded.
 #[test]
-fn a_hangup_is_no_end() -> Result<()> {
+fn sighup_does_not_stop_the_agent() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("config.yaml");
     std::fs::write(&config, "mode: alert\n")?;
@@ -233,7 +233,7 @@ fn a_hangup_is_no_end() -> Result<()> {
 
 /// A client that opens connections and sends nothing gets only a share of them, and loses those.
 #[test]
-fn silent_connections_are_few() -> Result<()> {
+fn silent_connections_are_limited() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let descriptors =
@@ -271,7 +271,7 @@ fn silent_connections_are_few() -> Result<()> {
 /// The shipped unit runs with these capabilities: TLS is observed all the same, whichever mechanism
 /// the kernel allows.
 #[test]
-fn with_no_other_capabilities_than_doctor_names() -> Result<()> {
+fn the_capabilities_of_doctor_suffice() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start_with_capabilities(
         directory.path(),
@@ -349,7 +349,7 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
 }
 
 #[test]
-fn an_address_in_use_and_addresses_that_are_none() -> Result<()> {
+fn used_and_invalid_listen_addresses() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let taken = agent.listen.to_string();
@@ -404,7 +404,7 @@ fn a_state_directory_that_cannot_be_used() -> Result<()> {
 }
 
 #[test]
-fn wrong_words() -> Result<()> {
+fn wrong_arguments() -> Result<()> {
     for arguments in [
         vec!["query", "who"],
         vec!["findings", "--since", "yesterday"],
@@ -465,7 +465,7 @@ fn a_recording_of_version_0_1() -> Result<()> {
 }
 
 #[test]
-fn a_recording_is_judged_as_the_agent_judged() -> Result<()> {
+fn a_recording_replays_to_the_agents_findings() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let server = TlsServer::start("127.0.0.1")?;
     let key = aws_credentials(
@@ -620,7 +620,7 @@ fn kill_and_start_again() -> Result<()> {
 }
 
 #[test]
-fn what_ran_before_the_agent_is_taken_in() -> Result<()> {
+fn processes_older_than_the_agent_are_scanned() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut early = Command::new("sleep")
         .arg("60")
@@ -639,7 +639,7 @@ fn what_ran_before_the_agent_is_taken_in() -> Result<()> {
 }
 
 #[test]
-fn open_files_and_connections_of_before_are_taken_in() -> Result<()> {
+fn open_files_and_connections_older_than_the_agent_are_scanned() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let key = aws_credentials(
         directory.path(),

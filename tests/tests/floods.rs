@@ -129,7 +129,7 @@ fn every_read_of_one_process_is_counted() -> Result<()> {
 }
 
 #[test]
-fn what_is_lost_is_counted_by_workload_and_shown_as_a_gap() -> Result<()> {
+fn losses_are_counted_by_workload_and_shown_as_a_gap() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let key = key(directory.path(), 3)?;

@@ -306,7 +306,7 @@ fn tables_in_a_merged_section() -> Result<()> {
 /// A program whose tables contradict each other gets no probe, keeps running, and is reported by
 /// name.
 #[test]
-fn what_cannot_be_proven_is_named_and_left_alone() -> Result<()> {
+fn unproven_functions_are_reported_and_not_attached() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let server = WebServer::start("127.0.0.1")?;

@@ -48,7 +48,7 @@ fn copy_libraries(into: &Path) -> Result<PathBuf> {
 }
 
 #[test]
-fn what_curl_presents_is_seen_with_probes_at_functions_only() -> Result<()> {
+fn curl_is_observed_with_function_probes_only() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let agent = Agent::start(directory.path(), &[])?;
     let server = WebServer::start("127.0.0.1")?;

@@ -40,7 +40,7 @@ fn rules(answer: &Value, of: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_was_learned_becomes_expectations() -> Result<()> {
+fn learned_history_becomes_expectations() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("keytrail.yaml");

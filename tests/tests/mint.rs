@@ -115,7 +115,7 @@ fn from_the_metadata_service_to_the_store() -> Result<()> {
 }
 
 #[test]
-fn by_somebody_who_is_not_expected_to() -> Result<()> {
+fn minted_by_an_unexpected_workload() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let config = directory.path().join("keytrail.yaml");
     std::fs::write(

@@ -472,7 +472,7 @@ sys.stdin.read()
 "#;
 
 #[test]
-fn hostile_files_of_nobody_beside_a_theft_and_across_a_restart() -> Result<()> {
+fn hostile_files_of_an_unprivileged_user_beside_a_theft_and_across_a_restart() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let limit = MemoryLimit::new("hostile", 192 << 20)?;
     let surroundings = Surroundings {

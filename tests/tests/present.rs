@@ -709,7 +709,7 @@ fn a_key_pair_from_a_file_is_known_by_its_id() -> Result<()> {
 /// A deleted program is detached: otherwise its file could never be freed, and new ones keep
 /// coming.
 #[test]
-fn a_deleted_program_is_let_go() -> Result<()> {
+fn probes_of_a_deleted_program_are_detached() -> Result<()> {
     let scene = scene();
     let node = Command::new("node")
         .args(["-p", "process.execPath"])
@@ -733,7 +733,7 @@ fn a_deleted_program_is_let_go() -> Result<()> {
 /// It runs for a few milliseconds, and must be inspected before it exits, whatever the agent is
 /// doing.
 #[test]
-fn a_program_of_a_few_milliseconds_is_looked_at() -> Result<()> {
+fn a_program_of_a_few_milliseconds_is_observed() -> Result<()> {
     /// On a busy machine at most this many runs of a new program may be missed.
     const RUNS_MAX: usize = 10;
     let scene = scene();

@@ -110,7 +110,7 @@ fn names(hops: &[Value]) -> Vec<&str> {
 }
 
 #[test]
-fn a_key_goes_home_and_elsewhere() -> Result<()> {
+fn a_key_at_its_issuer_and_elsewhere() -> Result<()> {
     let scene = scene();
     let key = scene.key(1)?.display().to_string();
     let good = TestUnit::new("lab-good.service")?;
@@ -197,7 +197,7 @@ fn a_token_in_the_environment_is_fingerprinted_in_the_kernel() -> Result<()> {
 }
 
 #[test]
-fn a_long_and_a_dressed_secret_have_one_fingerprint_everywhere() -> Result<()> {
+fn long_and_quoted_secrets_have_one_fingerprint_everywhere() -> Result<()> {
     let scene = scene();
     for (number, secret) in [
         (0, "FAKE-lab-short".to_owned()),
@@ -238,7 +238,7 @@ fn a_long_and_a_dressed_secret_have_one_fingerprint_everywhere() -> Result<()> {
 }
 
 #[test]
-fn a_token_is_known_by_its_first_bytes_whatever_the_name() -> Result<()> {
+fn a_token_is_classified_by_its_prefix_under_any_name() -> Result<()> {
     let scene = scene();
     sh(
         "/bin/true; /bin/true",
@@ -292,7 +292,7 @@ fn an_aws_key_pair_in_the_environment_is_the_one_in_the_file() -> Result<()> {
 }
 
 #[test]
-fn the_path_is_the_kernels_and_not_the_users() -> Result<()> {
+fn the_path_comes_from_the_kernel() -> Result<()> {
     let scene = scene();
     let key = scene.key(4)?;
     let home = key
@@ -487,7 +487,7 @@ fn a_copy_is_found() -> Result<()> {
 }
 
 #[test]
-fn a_terminal_is_a_person() -> Result<()> {
+fn a_read_at_a_terminal_is_human_use() -> Result<()> {
     let scene = scene();
     let path = scene.directory.path().join("service/.netrc");
     std::fs::create_dir_all(path.parent().context("a parent")?)?;
@@ -509,7 +509,7 @@ fn a_terminal_is_a_person() -> Result<()> {
 }
 
 #[test]
-fn a_jwt_tells_its_expiry() -> Result<()> {
+fn a_jwt_has_its_expiry() -> Result<()> {
     let scene = scene();
     // {"alg":"none"} . {"sub":"system:serviceaccount:shop:api","aud":"https://kubernetes.default.svc","iat":1600000000,"exp":1600003600} . fake
     let token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6c2hvcDphcGkiLCJhdWQiOiJodHRwczovL2t1YmVybmV0ZXMuZGVmYXVsdC5zdmMiLCJpYXQiOjE2MDAwMDAwMDAsImV4cCI6MTYwMDAwMzYwMH0.ZmFrZQ";
@@ -550,7 +550,7 @@ fn a_jwt_tells_its_expiry() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_credential_is_not_reported() -> Result<()> {
+fn files_without_credentials_are_not_reported() -> Result<()> {
     let scene = scene();
     let directory = scene.directory.path().join("plain");
     std::fs::create_dir_all(directory.join(".ssh"))?;
@@ -640,7 +640,7 @@ fn answers_over_http_are_those_of_the_cli() -> Result<()> {
 }
 
 #[test]
-fn loss_is_counted_and_there_is_none() -> Result<()> {
+fn nothing_is_lost_and_losses_are_counted() -> Result<()> {
     let scene = scene();
     let key = scene.key(15)?.display().to_string();
     sh(

@@ -57,11 +57,11 @@ fn grafana() -> Result<()> {
     )?;
     let mut count = 0;
     for built in fs::read_dir(work.path())?.flatten() {
-        let there = root().join("dashboards/grafana").join(built.file_name());
-        if fs::read(&there).unwrap_or_default() != fs::read(built.path())? {
+        let committed = root().join("dashboards/grafana").join(built.file_name());
+        if fs::read(&committed).unwrap_or_default() != fs::read(built.path())? {
             bail!(
                 "{} differs from the output of dashboards/build.py: run it",
-                there.display()
+                committed.display()
             );
         }
         count += 1;

@@ -125,10 +125,10 @@ fn unit(work: &Path) -> Result<()> {
         .args(["verify", "--man=no"])
         .arg(&copy)
         .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stderr);
     // Problems of a unit are printed, although the exit status is 0.
-    if !output.status.success() || said.contains(NAME) {
-        bail!("{NAME}: {said}");
+    if !output.status.success() || text.contains(NAME) {
+        bail!("{NAME}: {text}");
     }
     println!("unit: {NAME} is valid");
     Ok(())

@@ -8,6 +8,7 @@ mod dashboards;
 mod debian;
 mod demo;
 mod deploy;
+mod downloads;
 mod lint;
 mod scenarios;
 mod setup;
@@ -135,7 +136,9 @@ fn run(command: XtaskCommand) -> Result<()> {
         XtaskCommand::Dashboards => dashboards::check(),
         XtaskCommand::Reference => test::write_reference(),
         XtaskCommand::Deploy => deploy::check(),
-        XtaskCommand::Lint { root: other } => lint::run(&other.unwrap_or_else(root)),
+        XtaskCommand::Lint { root: other } => {
+            lint::run(&other.unwrap_or_else(root), lint::LintMode::Complete)
+        }
         XtaskCommand::Cluster => cluster::run(),
         XtaskCommand::Vm {
             kernels,

@@ -169,10 +169,10 @@ fn go_below(directory: &Path) -> Option<PathBuf> {
 /// The directories of containerd, its client and runc, for tests of containers: fetched if the
 /// machine has none and runs Debian. Empty if they are on the `PATH`.
 pub fn containerd() -> Result<Vec<PathBuf>> {
-    let there = ["containerd", "ctr", "runc"]
+    let present = ["containerd", "ctr", "runc"]
         .iter()
         .all(|tool| Command::new(tool).arg("--version").output().is_ok());
-    if there {
+    if present {
         return Ok(Vec::new());
     }
     let into = tools().join("containerd");
@@ -475,12 +475,12 @@ fn from_debian(rustc: &Rustc, library: &Path) -> Result<()> {
 fn linker(rustc: &Rustc) -> Result<()> {
     let tools = tools();
     let binary = tools.join("bin").join("bpf-linker");
-    let there = Command::new(&binary)
+    let present = Command::new(&binary)
         .arg("--version")
         .output()
         .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(BPF_LINKER));
     // bpf-linker loads rustc's own LLVM, whose path rustc provides; called alone it may not start.
-    if there || (binary.is_file() && installed(&tools)) {
+    if present || (binary.is_file() && installed(&tools)) {
         return Ok(());
     }
     eprintln!("setup: building bpf-linker {BPF_LINKER}, a minute or two");

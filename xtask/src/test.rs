@@ -3,7 +3,9 @@
 use crate::{
     build, cluster,
     commands::{cargo, run_checked},
-    dashboards, deploy, scenarios, setup,
+    dashboards, deploy,
+    downloads::Downloads,
+    lint, scenarios, setup,
     shard::Shard,
     skips::SkipLog,
     vm::{self, VmCells},
@@ -21,6 +23,7 @@ pub fn run(all: bool) -> Result<()> {
         skips.skip("a real Kubernetes and other kernels", "they need root")?;
     }
     setup::run()?;
+    let downloads = Downloads::start(root);
     step("format");
     run_checked(cargo().args(["fmt", "--all", "--check"]))?;
     step("build");
@@ -46,22 +49,23 @@ pub fn run(all: bool) -> Result<()> {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\""),
     )?;
+    downloads.wait();
+    step("structure");
+    lint::run(&crate::root(), lint::LintMode::Code)?;
     step("chart and unit");
     deploy::check()?;
     step("rules of Prometheus");
     dashboards::check()?;
-    step("unit and property tests");
-    // The agent's dependencies are built already with these features. Alone, the other crates would
-    // have fewer, and this program has others: each would rebuild what they share.
-    let agent = [
-        "keytrail",
-        "monitor-common",
-        "monitor-core",
-        "monitor-parse",
-    ];
-    for packages in [agent.as_slice(), &["xtask"]] {
-        let packages = packages.iter().flat_map(|package| ["--package", package]);
-        run_checked(cargo().args(["test", "--release"]).args(packages))?;
+    step("unit and property tests of the pure crates, with overflow checks");
+    run_checked(
+        cargo()
+            .args(["test", "--package", "monitor-common"])
+            .args(["--package", "monitor-core", "--package", "monitor-parse"])
+            .args(["--features", "monitor-common/user"]),
+    )?;
+    step("unit tests of the agent and of this program");
+    for package in ["keytrail", "xtask"] {
+        run_checked(cargo().args(["test", "--release", "--package", package]))?;
     }
     if root {
         step("end-to-end scenarios");

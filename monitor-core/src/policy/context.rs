@@ -71,7 +71,9 @@ impl Context {
         let allowed = self.allows(credential, destination);
         // If it is not known which of several destinations it was, all must be wrong. An unknown
         // cluster object may be allowed.
-        let is_pending = |there: &Destination| there.name.is_none() && there.is_object_pending();
+        let is_pending = |destination: &Destination| {
+            destination.name.is_none() && destination.is_object_pending()
+        };
         let excused = hop
             .others
             .iter()
@@ -129,7 +131,7 @@ impl Context {
         // The cluster's object decides, whatever name is used for it. Anyone can create a service:
         // only the API's own is a home, and others are expected only if an expectation names them.
         let object = || {
-            let there = Destination {
+            let destination = Destination {
                 name: destination
                     .object
                     .clone()
@@ -137,7 +139,7 @@ impl Context {
                 name_source: NameSource::Kubernetes,
                 ..destination.clone()
             };
-            there.name.is_some() && self.allows_name(credential, &there)
+            destination.name.is_some() && self.allows_name(credential, &destination)
         };
         by_names || object()
     }

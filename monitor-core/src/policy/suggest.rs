@@ -691,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_presented_is_not_counted_as_held_too() {
+    fn presented_hops_are_not_counted_as_held_as_well() {
         let all = [
             tally(Evidence::Sole, 9),
             tally(Evidence::Presented, 2),

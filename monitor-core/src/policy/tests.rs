@@ -115,13 +115,13 @@ fn rules_of(findings: &[Finding]) -> Vec<(&str, Severity)> {
 
 impl Policy {
     fn judge_all(&mut self, used: &Use) -> Vec<Finding> {
-        let mut findings = told(self.judge_reader(used));
+        let mut findings = finding_of(self.judge_reader(used));
         findings.extend(self.judge_use(used));
         findings
     }
 }
 
-fn told(judged: Decision) -> Vec<Finding> {
+fn finding_of(judged: Decision) -> Vec<Finding> {
     match judged {
         Decision::Allowed => vec![],
         Decision::Pending(finding) | Decision::Violation(finding) => vec![finding],
@@ -359,7 +359,7 @@ fn unexpected_mint() {
             false,
         ),
     ] {
-        let findings = told(policy(text).judge_mint(&mint));
+        let findings = finding_of(policy(text).judge_mint(&mint));
         assert_eq!(
             rules_of(&findings),
             if found {
@@ -379,11 +379,11 @@ fn unexpected_mint() {
     if let Some(minted) = &mut identity.minted {
         minted.role = Role::Identity;
     }
-    assert_eq!(told(with.judge_mint(&identity)).len(), 1);
+    assert_eq!(finding_of(with.judge_mint(&identity)).len(), 1);
 }
 
 #[test]
-fn an_audience_is_a_home() {
+fn a_token_may_go_to_its_audience() {
     let mut hop = hop(
         "k8s-service-account-token",
         Some("vault.corp.example"),
@@ -427,7 +427,7 @@ fn unexpected_reader() {
 }
 
 #[test]
-fn what_is_not_told_of_a_name_is_in_doubt() {
+fn an_unknown_attribute_makes_a_decision_pending() {
     let text = "credentials:\n- name: k\n  match: { file: /srv/key }\n  readers: [ { namespace: payments, workload: api, service_account: payer } ]\n";
     let judge = |workload: Workload| {
         let mut read = used("x", "/srv/key", "/app");
@@ -541,7 +541,7 @@ fn the_token_of_another_pod() {
 }
 
 #[test]
-fn a_hop_says_whose_the_token_was() {
+fn a_finding_names_the_pod_of_a_token() {
     let issued = IssuedTo {
         namespace: "payments".into(),
         pod: "api-0".into(),
@@ -563,23 +563,31 @@ fn a_hop_says_whose_the_token_was() {
         pod: Some("thief".into()),
         ..Workload::host("thief")
     };
-    let said = |hop: &Hop| policy("").judge_hop(hop).1[0].summary.clone();
+    let summaries = |hop: &Hop| policy("").judge_hop(hop).1[0].summary.clone();
     let whose = "issued to payments/api (deployment, pod api-0, service account payer)";
-    assert!(said(&stolen).ends_with(whose), "{}", said(&stolen));
+    assert!(
+        summaries(&stolen).ends_with(whose),
+        "{}",
+        summaries(&stolen)
+    );
     stolen.workload.namespace = Some("payments".into());
     stolen.workload.pod = Some("api-0".into());
-    assert!(!said(&stolen).contains("issued to"), "{}", said(&stolen));
+    assert!(
+        !summaries(&stolen).contains("issued to"),
+        "{}",
+        summaries(&stolen)
+    );
     // Before they are named.
     stolen.workload.namespace = None;
     for (pod, own) in [(Some("a"), true), (Some("b"), false), (None, true)] {
         stolen.workload.pod = pod.map(str::to_owned);
-        assert_eq!(!said(&stolen).contains("issued to"), own, "{pod:?}");
+        assert_eq!(!summaries(&stolen).contains("issued to"), own, "{pod:?}");
     }
 }
 
 /// Anyone can create a service in a cluster: it is not a home for the API's credentials.
 #[test]
-fn a_service_of_the_cluster_is_no_home() {
+fn a_cluster_service_is_not_an_expected_destination() {
     let at = |object: &str, written: &str| {
         let mut hop = hop(
             "k8s-service-account-token",
@@ -674,7 +682,7 @@ fn credential_copied() {
 }
 
 #[test]
-fn what_is_written_to_be_in_two_places_is_no_copy() {
+fn a_credential_expected_in_two_places_is_no_copy() {
     let text = "credentials:\n- name: shared\n  match: { file: [ /run/secrets/x, /srv/x ] }\n  readers: [ { workload: a }, { workload: b } ]\n";
     let read = |place: &str, name: &str| {
         let mut used = used("x", place, "/app");
@@ -812,25 +820,25 @@ fn revoked_credential_used() {
 }
 
 #[test]
-fn an_authenticator_may_be_asked() {
+fn presenting_to_an_authenticator_is_expected() {
     let text = "authenticators:\n- { name: vault, destinations: [ 'vault.corp.example:443' ] }\n";
-    let mut asked = hop(
+    let mut request = hop(
         "k8s-service-account-token",
         Some("vault.corp.example"),
         "10.0.0.1",
         Evidence::Sole,
     );
     assert_eq!(
-        policy(text).judge_hop(&asked).0,
+        policy(text).judge_hop(&request).0,
         Verdict::Unexpected,
         "not with an access credential"
     );
-    asked.credential.role = Role::Identity;
-    assert_eq!(policy(text).judge_hop(&asked).0, Verdict::Expected);
+    request.credential.role = Role::Identity;
+    assert_eq!(policy(text).judge_hop(&request).0, Verdict::Expected);
 }
 
 #[test]
-fn the_same_again_is_the_same_finding() {
+fn a_repetition_has_the_same_finding_id() {
     let mut policy = policy("");
     let one = hop(
         "aws-access-key",
@@ -849,7 +857,7 @@ fn the_same_again_is_the_same_finding() {
 
 proptest! {
     #[test]
-    fn what_is_only_held_raises_nothing(name in "[a-z]{1,10}\\.example", class in "(aws-access-key|github-token|private-key)") {
+    fn held_evidence_raises_nothing(name in "[a-z]{1,10}\\.example", class in "(aws-access-key|github-token|private-key)") {
         let (verdict, findings) = policy("").judge_hop(&hop(&class, Some(&name), "203.0.113.1", Evidence::Held));
         prop_assert_eq!(verdict, Verdict::Unproven);
         prop_assert!(findings.is_empty());
@@ -871,7 +879,7 @@ fn foreign(exe: &str, victim: &str, look: Look) -> ForeignRead {
 }
 
 #[test]
-fn a_look_into_another_workload_is_high() {
+fn reading_another_workloads_memory_is_high() {
     let mut policy = policy("");
     let found = policy
         .judge_foreign(&foreign("/tmp/thief", "/usr/bin/app", Look::Environ))
@@ -884,7 +892,7 @@ fn a_look_into_another_workload_is_high() {
 }
 
 #[test]
-fn honest_looks_into_others_are_low() {
+fn debuggers_and_monitors_reading_processes_are_low() {
     let mut policy = policy("");
     let within = foreign("/usr/bin/app", "/usr/bin/app", Look::Trace);
     let mut started = foreign("/usr/bin/strace", "/usr/bin/app", Look::Trace);
@@ -918,7 +926,7 @@ fn honest_looks_into_others_are_low() {
 }
 
 #[test]
-fn what_has_no_mark_of_its_issuer_or_an_issuer_anywhere_is_unproven_elsewhere() {
+fn unmarked_and_self_hosted_credentials_are_unproven_elsewhere() {
     let mut policy = policy("");
     let mut at = |class: &str, unmarked: bool, host: &str| {
         let mut hop = hop(class, Some(host), "203.0.113.9", Evidence::Presented);
@@ -938,7 +946,7 @@ fn what_has_no_mark_of_its_issuer_or_an_issuer_anywhere_is_unproven_elsewhere() 
 }
 
 #[test]
-fn what_an_authenticator_minted_goes_back_to_it() {
+fn a_minted_token_may_return_to_its_authenticator() {
     let text = "authenticators: [ { name: vault, destinations: [ 'secrets.corp.example:443' ], mints: access } ]";
     let verdict = |class: &str, text: &str| {
         let name = Some("secrets.corp.example");
@@ -956,7 +964,7 @@ fn what_an_authenticator_minted_goes_back_to_it() {
 }
 
 #[test]
-fn a_name_that_name_servers_have_elsewhere_is_not_confirmed() {
+fn a_name_that_dns_disputes_is_not_confirmed() {
     let mut policy = policy("");
     let mut hop = hop(
         "stripe-key",

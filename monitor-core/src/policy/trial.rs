@@ -231,7 +231,7 @@ mod tests {
     use crate::model::{Evidence, Severity};
 
     #[test]
-    fn the_worst_of_what_is_the_same_counts() {
+    fn equal_findings_keep_the_worst_rank() {
         let finding = |second: u32, severity: &str, evidence: &str, count: u32| -> Finding {
             let time = format!("2026-01-01T00:00:{second:02}Z");
             serde_json::from_value(serde_json::json!({

@@ -23,7 +23,7 @@ pub(super) const SERVICE_PORTS: [u16; 9] = [53, 67, 68, 123, 323, 546, 547, 853,
 pub(super) struct Connection {
     pub time: Timestamp,
     /// Shared by the connections of a process, because there are many.
-    pub who: Arc<Actor>,
+    pub actor: Arc<Actor>,
     pub destination: Destination,
     pub stdin: Option<u64>,
     pub settled: bool,
@@ -38,7 +38,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct ProcessConnections {
     /// The actor of the last one.
-    who: Arc<Actor>,
+    actor: Arc<Actor>,
     /// The most recent ones.
     ids: VecDeque<u64>,
 }
@@ -70,14 +70,14 @@ impl Connections {
         &mut self,
         id: u64,
         time: Timestamp,
-        who: Actor,
+        actor: Actor,
         destination: Destination,
         stdin: Option<u64>,
     ) {
         if self.known.len() >= CONNECTIONS_MAX {
             self.known.pop_front();
         }
-        let who = self.note_process(id, who);
+        let actor = self.note_process(id, actor);
         if destination.transport != Transport::Udp {
             self.waiting.push_back(id);
         }
@@ -85,7 +85,7 @@ impl Connections {
             id,
             Connection {
                 time,
-                who,
+                actor,
                 destination,
                 stdin,
                 settled: false,
@@ -97,23 +97,23 @@ impl Connections {
     }
 
     /// Adds to the connections of a process; returns the shared actor.
-    fn note_process(&mut self, id: u64, who: Actor) -> Arc<Actor> {
-        let subject = who.subject;
+    fn note_process(&mut self, id: u64, actor: Actor) -> Arc<Actor> {
+        let subject = actor.subject;
         let process = self
             .by_process
             .entry(subject)
             .or_insert_with(|| ProcessConnections {
-                who: Arc::new(who.clone()),
+                actor: Arc::new(actor.clone()),
                 ids: VecDeque::new(),
             });
         if process.ids.len() >= CONNECTIONS_PER_PROCESS_MAX {
             process.ids.pop_front();
         }
         process.ids.push_back(id);
-        if *process.who != who {
-            process.who = Arc::new(who);
+        if *process.actor != actor {
+            process.actor = Arc::new(actor);
         }
-        Arc::clone(&process.who)
+        Arc::clone(&process.actor)
     }
 
     /// The most recent connections of a process.
@@ -130,7 +130,7 @@ impl Connections {
         self.ids_of(subject)
             .filter(|id| {
                 let known = self.known.get(id);
-                known.is_some_and(|known| !known.settled && known.who.subject == subject)
+                known.is_some_and(|known| !known.settled && known.actor.subject == subject)
             })
             .collect()
     }
@@ -142,7 +142,7 @@ impl Connections {
         for connection in self.ids_of(subject).filter_map(|id| self.known.get(&id)) {
             let destination = &connection.destination;
             // A socket cookie may belong to a later connection by now.
-            if connection.who.subject == subject
+            if connection.actor.subject == subject
                 && destination.transport == Transport::Tcp
                 && !found.contains(destination)
             {
@@ -150,9 +150,9 @@ impl Connections {
             }
         }
         // A DNS server counts only if no other destination is possible.
-        let is_service = |there: &Destination| SERVICE_PORTS.contains(&there.port);
+        let is_service = |destination: &Destination| SERVICE_PORTS.contains(&destination.port);
         if !found.iter().all(is_service) {
-            found.retain(|there| !is_service(there));
+            found.retain(|destination| !is_service(destination));
         }
         let asked_for =
             |destination: &Destination| server.is_some() && destination.name.as_deref() == server;
@@ -173,20 +173,23 @@ impl Connections {
     pub fn rename(&mut self, old: &Workload, new: &Workload) {
         // Connections of one process keep sharing their actor.
         let mut renamed: HashMap<*const Actor, Arc<Actor>> = HashMap::new();
-        let last = self.by_process.values_mut().map(|process| &mut process.who);
+        let last = self
+            .by_process
+            .values_mut()
+            .map(|process| &mut process.actor);
         let connected = self
             .known
             .values_mut()
-            .map(|connection| &mut connection.who);
-        for who in last.chain(connected) {
-            if who.workload == *old {
-                let new = renamed.entry(Arc::as_ptr(who)).or_insert_with(|| {
+            .map(|connection| &mut connection.actor);
+        for actor in last.chain(connected) {
+            if actor.workload == *old {
+                let new = renamed.entry(Arc::as_ptr(actor)).or_insert_with(|| {
                     Arc::new(Actor {
                         workload: new.clone(),
-                        ..(**who).clone()
+                        ..(**actor).clone()
                     })
                 });
-                *who = Arc::clone(new);
+                *actor = Arc::clone(new);
             }
         }
     }
@@ -212,7 +215,7 @@ impl Connections {
     /// Keeps what still waits, and what these processes may use.
     pub fn retain_of(&mut self, users: &HashSet<Subject>) {
         self.known
-            .retain(|_, known| !known.settled || users.contains(&known.who.subject));
+            .retain(|_, known| !known.settled || users.contains(&known.actor.subject));
         // Returns the memory of a burst.
         if self.known.capacity() > 1024 + 8 * self.known.len() {
             self.known.shrink_to_fit();

@@ -51,7 +51,8 @@ pub enum TrailEvent {
     PickUp(Box<PickUp>),
     Connect {
         time: Timestamp,
-        who: Actor,
+        #[serde(rename = "who")]
+        actor: Actor,
         connection: u64,
         destination: Destination,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,8 @@ pub enum TrailEvent {
     /// A process's environment or memory was read by another.
     Foreign {
         time: Timestamp,
-        who: Actor,
+        #[serde(rename = "who")]
+        actor: Actor,
         victim: Actor,
         look: Look,
     },
@@ -149,7 +151,8 @@ pub enum TrailOutput {
 #[serde(deny_unknown_fields)]
 pub struct PickUp {
     pub time: Timestamp,
-    pub who: Actor,
+    #[serde(rename = "who")]
+    pub actor: Actor,
     pub credential: Credential,
     pub place: Place,
     pub count: u64,
@@ -183,7 +186,8 @@ pub struct PickUp {
 #[serde(deny_unknown_fields)]
 pub struct Presented {
     pub time: Timestamp,
-    pub who: Actor,
+    #[serde(rename = "who")]
+    pub actor: Actor,
     /// Absent if it is not known which connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<u64>,

@@ -67,11 +67,11 @@ impl Trail {
             TrailEvent::PickUp(event) => self.pick_up(*event, out),
             TrailEvent::Connect {
                 time,
-                who,
+                actor,
                 connection,
                 destination,
                 stdin,
-            } => self.connect(time, who, connection, destination, stdin, out),
+            } => self.connect(time, actor, connection, destination, stdin, out),
             TrailEvent::Payload {
                 time,
                 connection,
@@ -80,10 +80,10 @@ impl Trail {
             TrailEvent::Refused { connection } => self.connections.remove(connection),
             TrailEvent::Foreign {
                 time,
-                who,
+                actor,
                 victim,
                 look,
-            } => self.foreign(time, &who, &victim, look, out),
+            } => self.foreign(time, &actor, &victim, look, out),
             TrailEvent::Presented(event) => self.presented_in_tls(*event, out),
             TrailEvent::Clear {
                 time,
@@ -120,13 +120,13 @@ impl Trail {
             source: event.place.source,
             usual: event.usual,
         };
-        let subject = event.who.subject;
+        let subject = event.actor.subject;
         self.holders
             .pick_up(subject, holding, event.stdout, event.stdout_of_parent);
         out.push(TrailOutput::Use(Box::new(Use {
             time: event.time,
-            workload: event.who.workload,
-            process: event.who.process,
+            workload: event.actor.workload,
+            process: event.actor.process,
             credential: event.credential,
             place: event.place,
             count: event.count,
@@ -143,7 +143,7 @@ impl Trail {
     fn connect(
         &mut self,
         time: Timestamp,
-        who: Actor,
+        actor: Actor,
         id: u64,
         mut destination: Destination,
         stdin: Option<u64>,
@@ -160,8 +160,8 @@ impl Trail {
             destination.add_name(name, NameSource::Dns);
         }
         let datagram = destination.transport == Transport::Udp;
-        self.holders.ensure(who.subject);
-        self.connections.add(id, time, who, destination, stdin);
+        self.holders.ensure(actor.subject);
+        self.connections.add(id, time, actor, destination, stdin);
         if datagram {
             self.resolve_destination(id, time, out);
         }
@@ -216,7 +216,7 @@ impl Trail {
         }
         let held = self
             .holders
-            .holdings_of(connection.who.subject, connection.stdin);
+            .holdings_of(connection.actor.subject, connection.stdin);
         let evidence = evidence_of(&held);
         let was_presented = |holding: &Holding| {
             let presented = connection.presented.as_ref();
@@ -231,8 +231,8 @@ impl Trail {
         for holding in held {
             out.push(TrailOutput::Hop(Box::new(Hop {
                 time: time.max(connection.time),
-                workload: connection.who.workload.clone(),
-                process: connection.who.process.clone(),
+                workload: connection.actor.workload.clone(),
+                process: connection.actor.process.clone(),
                 credential: (*holding.credential).clone(),
                 destination: connection.destination.clone(),
                 others: Vec::new(),
@@ -247,19 +247,19 @@ impl Trail {
     fn foreign(
         &mut self,
         time: Timestamp,
-        who: &Actor,
+        actor: &Actor,
         victim: &Actor,
         look: Look,
         out: &mut Vec<TrailOutput>,
     ) {
         let held = self.holders.holdings_of(victim.subject, None);
         let evidence = evidence_of(&held);
-        let ancestor = self.holders.is_ancestor(who.subject, victim.subject);
+        let ancestor = self.holders.is_ancestor(actor.subject, victim.subject);
         for holding in held {
             out.push(TrailOutput::Foreign(Box::new(ForeignRead {
                 time,
-                workload: who.workload.clone(),
-                process: who.process.clone(),
+                workload: actor.workload.clone(),
+                process: actor.process.clone(),
                 victim: victim.workload.clone(),
                 victim_process: victim.process.clone(),
                 look,
@@ -267,7 +267,7 @@ impl Trail {
                 evidence,
                 ancestor,
             })));
-            self.holders.copy(who.subject, &holding);
+            self.holders.copy(actor.subject, &holding);
         }
     }
 
@@ -302,11 +302,11 @@ fn evidence_of(held: &[Holding]) -> Evidence {
 }
 
 /// A use that is derived from a connection.
-pub fn used(time: Timestamp, who: &Actor, credential: &Credential, place: Place) -> TrailOutput {
+pub fn used(time: Timestamp, actor: &Actor, credential: &Credential, place: Place) -> TrailOutput {
     TrailOutput::Use(Box::new(Use {
         time,
-        workload: who.workload.clone(),
-        process: who.process.clone(),
+        workload: actor.workload.clone(),
+        process: actor.process.clone(),
         credential: credential.clone(),
         place,
         count: 1,

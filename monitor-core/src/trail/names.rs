@@ -153,7 +153,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_count_of_names_is_right(answers in proptest::collection::vec((0u8..4, 0u8..20), 0..200)) {
+        fn names_are_counted_exactly(answers in proptest::collection::vec((0u8..4, 0u8..20), 0..200)) {
             let mut known = DnsNames::default();
             for (host, name) in answers {
                 known.learn(&[format!("n{name}")], &[IpAddr::from([10, 0, 0, host])]);

@@ -26,7 +26,7 @@ impl Trail {
     pub(super) fn presented_in_tls(&mut self, event: Presented, out: &mut Vec<TrailOutput>) {
         let Presented {
             time,
-            who,
+            actor,
             connection,
             server,
             host,
@@ -34,9 +34,9 @@ impl Trail {
             place,
         } = event;
         let server = server.as_deref();
-        let mut destinations = match self.connection_of_write(who.subject, connection, server) {
+        let mut destinations = match self.connection_of_write(actor.subject, connection, server) {
             Some(destination) => vec![destination.clone()],
-            None => self.connections.tcp_destinations(who.subject, server),
+            None => self.connections.tcp_destinations(actor.subject, server),
         };
         apply_request_host(host.as_deref(), &mut destinations);
         if let [_] = destinations[..] {
@@ -49,7 +49,7 @@ impl Trail {
             connection,
             clear: false,
         };
-        self.presented(presented, &who, &destinations, out);
+        self.presented(presented, &actor, &destinations, out);
     }
 
     pub(super) fn presented_in_plaintext(
@@ -64,7 +64,7 @@ impl Trail {
             self.unmatched += 1;
             return;
         };
-        let who = Arc::clone(&known.who);
+        let actor = Arc::clone(&known.actor);
         let mut destinations = vec![known.destination.clone()];
         apply_request_host(host, &mut destinations);
         self.note_presented(Some(connection), &credential);
@@ -75,7 +75,7 @@ impl Trail {
             connection: Some(connection),
             clear: true,
         };
-        self.presented(presented, &who, &destinations, out);
+        self.presented(presented, &actor, &destinations, out);
     }
 
     /// A credential was issued in a response: the receiver holds it, and this is how it got it.
@@ -90,7 +90,7 @@ impl Trail {
             self.unmatched += 1;
             return;
         };
-        let who = Arc::clone(&known.who);
+        let actor = Arc::clone(&known.actor);
         let presented = known.presented.as_deref().cloned();
         let authenticator = known.destination.clone();
         let holding = Holding {
@@ -98,12 +98,12 @@ impl Trail {
             source: place.source,
             usual: false,
         };
-        self.holders.pick_up(who.subject, holding, None, false);
-        out.push(used(time, &who, &credential, place));
+        self.holders.pick_up(actor.subject, holding, None, false);
+        out.push(used(time, &actor, &credential, place));
         out.push(TrailOutput::Mint(Box::new(Mint {
             time,
-            workload: who.workload.clone(),
-            process: who.process.clone(),
+            workload: actor.workload.clone(),
+            process: actor.process.clone(),
             authenticator,
             // A renewal returns what was presented.
             presented: presented.filter(|presented| presented.id != credential.id),
@@ -115,7 +115,7 @@ impl Trail {
     fn presented(
         &mut self,
         presented: PresentedOn,
-        who: &Actor,
+        actor: &Actor,
         destinations: &[Destination],
         out: &mut Vec<TrailOutput>,
     ) {
@@ -126,7 +126,7 @@ impl Trail {
             connection,
             clear,
         } = presented;
-        out.push(used(time, who, &credential, place));
+        out.push(used(time, actor, &credential, place));
         if destinations.is_empty() {
             self.unmatched += 1;
         }
@@ -137,11 +137,11 @@ impl Trail {
                 .filter(|other| *other != destination)
                 .cloned()
                 .collect();
-            let again = self.take_reported(connection, who.subject, &credential, destination);
+            let again = self.take_reported(connection, actor.subject, &credential, destination);
             out.push(TrailOutput::Hop(Box::new(Hop {
                 time,
-                workload: who.workload.clone(),
-                process: who.process.clone(),
+                workload: actor.workload.clone(),
+                process: actor.process.clone(),
                 credential: credential.clone(),
                 destination: Destination {
                     one_of: if one_of > 1 { one_of } else { 0 },
@@ -170,7 +170,7 @@ impl Trail {
             .as_deref()
             .filter(|_| destination.name_source == NameSource::Sni);
         let fits = server.is_none() || name.is_none() || name == server;
-        (fits && self.holders.are_kin(connection.who.subject, subject))
+        (fits && self.holders.are_kin(connection.actor.subject, subject))
             .then_some(&connection.destination)
     }
 

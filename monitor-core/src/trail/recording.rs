@@ -59,9 +59,9 @@ impl RecordingReader {
             | TrailEvent::Exec {
                 subject, parent, ..
             } => processes.ensure(*subject, *parent, ()),
-            TrailEvent::PickUp(event) => processes.ensure(event.who.subject, None, ()),
-            TrailEvent::Connect { who, .. } | TrailEvent::Foreign { who, .. } => {
-                processes.ensure(who.subject, None, ());
+            TrailEvent::PickUp(event) => processes.ensure(event.actor.subject, None, ()),
+            TrailEvent::Connect { actor, .. } | TrailEvent::Foreign { actor, .. } => {
+                processes.ensure(actor.subject, None, ());
             }
             TrailEvent::Exit { time, subject } => processes.exit(*subject, *time),
             TrailEvent::Tick { time } => {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_recording_says_itself_when_processes_are_forgotten() {
+    fn a_new_recording_contains_its_own_gone_events() {
         let events = lines(Some(r#"{"event":"recording","version":2}"#));
         assert_eq!(events.len(), 5, "{events:?}");
     }

@@ -12,7 +12,7 @@ fn subject(pid: u32) -> Subject {
     Subject { pid, start: 1 }
 }
 
-fn who(pid: u32) -> Actor {
+fn actor(pid: u32) -> Actor {
     Actor {
         subject: subject(pid),
         workload: Workload::host("/usr/bin/app"),
@@ -66,7 +66,7 @@ fn fork(pid: u32, parent: u32) -> TrailEvent {
 fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
     TrailEvent::PickUp(Box::new(PickUp {
         time: at(1),
-        who: who(pid),
+        actor: actor(pid),
         credential: credential(id),
         place: Place {
             source,
@@ -89,7 +89,7 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
 fn connect(pid: u32, id: u64, address: &str, port: u16) -> TrailEvent {
     TrailEvent::Connect {
         time: at(2),
-        who: who(pid),
+        actor: actor(pid),
         connection: id,
         destination: Destination::unnamed(
             address.parse().expect("an address"),
@@ -159,7 +159,7 @@ fn one_credential_is_sole_and_two_are_held() {
 }
 
 #[test]
-fn who_holds_nothing_makes_no_hop() {
+fn a_process_without_credentials_makes_no_hop() {
     assert_eq!(
         hops(vec![
             connect(1, 1, "10.0.0.1", 443),
@@ -170,7 +170,7 @@ fn who_holds_nothing_makes_no_hop() {
 }
 
 #[test]
-fn name_servers_and_unnamed_loopback_are_no_hops() {
+fn dns_and_unnamed_loopback_are_no_hops() {
     for (address, port) in [
         ("10.0.0.1", 53),
         ("127.0.0.1", 9000),
@@ -187,7 +187,7 @@ fn name_servers_and_unnamed_loopback_are_no_hops() {
 }
 
 #[test]
-fn a_helper_hands_up_through_a_pipe() {
+fn a_helper_passes_a_credential_up_through_a_pipe() {
     // sh: $(cat key), then curl.
     let found = hops(vec![
         exec(1, 0, "b", true),
@@ -207,7 +207,7 @@ fn a_helper_hands_up_through_a_pipe() {
 }
 
 #[test]
-fn an_output_that_is_the_parents_is_not_handed_up() {
+fn an_output_shared_with_the_parent_passes_nothing_up() {
     // Two workers of one supervisor, all with the log at their standard output.
     let of_the_log = |pid, id| {
         let mut event = pick(pid, id, Source::File, Some(99));
@@ -246,7 +246,7 @@ fn a_pipe_between_two_commands() {
     }
     let TrailEvent::Connect {
         time,
-        who,
+        actor,
         connection,
         destination,
         ..
@@ -257,7 +257,7 @@ fn a_pipe_between_two_commands() {
     trail.process(
         TrailEvent::Connect {
             time,
-            who,
+            actor,
             connection,
             destination,
             stdin: Some(99),
@@ -269,7 +269,7 @@ fn a_pipe_between_two_commands() {
 }
 
 #[test]
-fn what_a_sibling_read_counts_below_a_shell_only() {
+fn a_sibling_counts_only_under_a_shell() {
     for (shell, expected) in [(true, 1), (false, 0)] {
         let found = hops(vec![
             exec(1, 0, "b", shell),
@@ -286,7 +286,7 @@ fn what_a_sibling_read_counts_below_a_shell_only() {
 }
 
 #[test]
-fn a_sibling_of_a_shell_does_not_weaken_ones_own() {
+fn own_credentials_take_precedence_over_a_siblings() {
     let found = hops(vec![
         exec(1, 0, "b", true),
         fork(2, 1),
@@ -302,7 +302,7 @@ fn a_sibling_of_a_shell_does_not_weaken_ones_own() {
 }
 
 #[test]
-fn nothing_crosses_a_change_of_user_or_workload() {
+fn inheritance_stops_at_a_change_of_user_or_workload() {
     let found = hops(vec![
         exec(1, 0, "root", false),
         pick(1, 7, Source::File, None),
@@ -315,7 +315,7 @@ fn nothing_crosses_a_change_of_user_or_workload() {
 }
 
 #[test]
-fn an_environment_is_handed_on_by_exec_alone() {
+fn exec_drops_inherited_variables() {
     let forked = hops(vec![
         exec(1, 0, "b", false),
         pick(1, 7, Source::Environment, None),
@@ -350,7 +350,7 @@ fn a_name_after_a_proxys_connect_is_another_hop() {
 }
 
 #[test]
-fn a_connection_that_says_nothing_is_a_hop_in_the_end() {
+fn a_silent_connection_becomes_a_hop_after_a_timeout() {
     let mut events = vec![
         pick(1, 7, Source::File, None),
         connect(1, 1, "10.0.0.1", 443),
@@ -373,7 +373,7 @@ fn a_second_call_of_connect_is_the_same_connection() {
 }
 
 #[test]
-fn what_is_presented_is_the_strongest_evidence() {
+fn presented_is_the_strongest_evidence() {
     let found = hops(vec![
         connect(1, 1, "127.0.0.1", 80),
         payload(1, None),
@@ -383,7 +383,7 @@ fn what_is_presented_is_the_strongest_evidence() {
 }
 
 #[test]
-fn what_is_presented_on_a_connection_that_was_told_is_the_same_use_once() {
+fn presenting_after_sole_counts_the_use_once() {
     let again = |events: Vec<TrailEvent>| -> Vec<bool> {
         let mut trail = Trail::new();
         let mut out = Vec::new();
@@ -430,7 +430,7 @@ fn what_is_presented_on_a_connection_that_was_told_is_the_same_use_once() {
 }
 
 #[test]
-fn what_is_presented_on_an_unknown_connection_went_to_one_of_them() {
+fn an_unknown_connection_is_one_of_the_process() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     for event in [
@@ -512,7 +512,7 @@ fn a_child_presents_on_the_connection_of_a_forgotten_parent() {
 fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent {
     TrailEvent::Presented(Box::new(Presented {
         time: at(4),
-        who: who(pid),
+        actor: actor(pid),
         connection,
         server: None,
         host: None,
@@ -558,7 +558,7 @@ fn resolved(name: &str, address: [u8; 4]) -> TrailEvent {
 }
 
 /// A request inside TLS whose head names a server.
-fn asks(host: &str) -> TrailEvent {
+fn request_for(host: &str) -> TrailEvent {
     let mut event = present(1, Some(1), 7);
     if let TrailEvent::Presented(event) = &mut event {
         event.host = Some(host.to_owned());
@@ -567,7 +567,7 @@ fn asks(host: &str) -> TrailEvent {
 }
 
 #[test]
-fn names_that_do_not_agree_are_kept() {
+fn disagreeing_names_are_kept() {
     let label = |events: Vec<TrailEvent>| hops(events).pop().map(|(_, label, _)| label);
     let hello = |ech| TrailEvent::Payload {
         time: at(3),
@@ -589,7 +589,11 @@ fn names_that_do_not_agree_are_kept() {
         (true, "back.example", "back.example:443"),
         (true, UNKNOWN_NAME, "front.example:443"),
     ] {
-        let found = label(vec![connect(1, 1, "10.0.0.1", 443), hello(ech), asks(host)]);
+        let found = label(vec![
+            connect(1, 1, "10.0.0.1", 443),
+            hello(ech),
+            request_for(host),
+        ]);
         assert_eq!(found.as_deref(), Some(expected), "{ech} {host}");
     }
     // A plaintext proxy is told one name after another.
@@ -609,7 +613,7 @@ fn names_that_do_not_agree_are_kept() {
 }
 
 #[test]
-fn what_is_minted_is_held_and_has_its_proof() {
+fn a_minted_credential_is_held_and_linked_to_what_was_presented() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     for event in [
@@ -636,7 +640,7 @@ fn what_is_minted_is_held_and_has_its_proof() {
 }
 
 #[test]
-fn a_connection_has_the_name_that_came_after_it() {
+fn a_late_workload_name_reaches_its_connections() {
     let named = Workload {
         namespace: Some("payments".into()),
         ..Workload::host("api")
@@ -644,10 +648,10 @@ fn a_connection_has_the_name_that_came_after_it() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     let begin = connect(1, 1, "10.0.0.1", 443);
-    let TrailEvent::Connect { who, .. } = &begin else {
+    let TrailEvent::Connect { actor, .. } = &begin else {
         unreachable!("it is one");
     };
-    let old = who.workload.clone();
+    let old = actor.workload.clone();
     for event in [
         begin,
         TrailEvent::Renamed {
@@ -667,7 +671,7 @@ fn a_connection_has_the_name_that_came_after_it() {
 }
 
 #[test]
-fn a_connection_has_the_object_that_was_told_after_it() {
+fn a_late_cluster_object_reaches_its_connections() {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     let mut begin = |id: u64, address: &str| {
@@ -679,14 +683,14 @@ fn a_connection_has_the_object_that_was_told_after_it() {
     };
     begin(1, "10.0.0.1");
     begin(2, "10.0.0.2");
-    let told = TrailEvent::Objects {
+    let objects = TrailEvent::Objects {
         time: at(3),
         objects: BTreeMap::from([(
             "10.0.0.1".parse().expect("an address"),
             "kubernetes.default.svc".into(),
         )]),
     };
-    trail.process(told, &mut out);
+    trail.process(objects, &mut out);
     trail.process(in_clear(1, None, 7), &mut out);
     trail.process(in_clear(2, None, 7), &mut out);
     let destinations: Vec<_> = out
@@ -756,8 +760,8 @@ fn any_event() -> impl Strategy<Value = TrailEvent> {
 fn foreign(pid: u32, victim: u32) -> TrailEvent {
     TrailEvent::Foreign {
         time: at(2),
-        who: who(pid),
-        victim: who(victim),
+        actor: actor(pid),
+        victim: actor(victim),
         look: Look::Environ,
     }
 }
@@ -777,7 +781,7 @@ fn foreign_reads(events: Vec<TrailEvent>) -> Vec<ForeignRead> {
 }
 
 #[test]
-fn who_looks_into_a_holder_holds_it_too() {
+fn reading_a_holders_memory_makes_a_holder() {
     let events = vec![
         exec(10, 1, "a", false),
         pick(10, 7, Source::Environment, None),
@@ -796,7 +800,7 @@ fn who_looks_into_a_holder_holds_it_too() {
 }
 
 #[test]
-fn a_look_into_one_that_holds_nothing_is_nothing() {
+fn reading_a_process_without_credentials_reports_nothing() {
     assert!(foreign_reads(vec![exec(10, 1, "a", false), foreign(20, 10)]).is_empty());
     let below = vec![
         exec(20, 1, "a", false),

@@ -82,14 +82,18 @@ fn exec() {
     repeat(ENTRIES_MAX, scan_entry, &mut walk);
     let gathered = candidate_count();
     if gathered > 0 {
-        let mut tell = CandidateWalk {
+        let mut candidates = CandidateWalk {
             candidates: gathered,
         };
         if walk.cut != 0 {
-            repeat(CANDIDATES_MAX as u32, extend_candidate, &mut tell);
+            repeat(CANDIDATES_MAX as u32, extend_candidate, &mut candidates);
         }
-        repeat(CANDIDATES_MAX as u32, locate_secret, &mut tell);
-        repeat(CANDIDATES_MAX as u32, fingerprint_candidate, &mut tell);
+        repeat(CANDIDATES_MAX as u32, locate_secret, &mut candidates);
+        repeat(
+            CANDIDATES_MAX as u32,
+            fingerprint_candidate,
+            &mut candidates,
+        );
     }
     wipe_all();
 }

@@ -62,9 +62,9 @@ fn remember_plain(scratch: &mut EnvironScratch) {
     // SAFETY: as above.
     let hit = unsafe { (&raw const scratch.name.first_hit).read_volatile() };
     if hit == 0
-        && let Some(looked) = name_slot(scratch)
+        && let Some(slot) = name_slot(scratch)
     {
-        looked.remember();
+        slot.remember();
     }
 }
 

@@ -29,8 +29,8 @@ pub struct CandidateWalk {
 /// space, quotes and scheme.
 pub extern "C" fn locate_secret(i: u64, context: *mut c_void) -> i64 {
     // SAFETY: the context is the CandidateWalk of `exec`.
-    let tell = unsafe { &mut *context.cast::<CandidateWalk>() };
-    if i >= tell.candidates {
+    let walk = unsafe { &mut *context.cast::<CandidateWalk>() };
+    if i >= walk.candidates {
         return 1;
     }
     let Some(scratch) = scratch() else { return 1 };
@@ -68,8 +68,8 @@ pub extern "C" fn locate_secret(i: u64, context: *mut c_void) -> i64 {
 /// Fingerprints one candidate and sends its record.
 pub extern "C" fn fingerprint_candidate(i: u64, context: *mut c_void) -> i64 {
     // SAFETY: the context is the CandidateWalk of `exec`.
-    let tell = unsafe { &mut *context.cast::<CandidateWalk>() };
-    if i >= tell.candidates {
+    let walk = unsafe { &mut *context.cast::<CandidateWalk>() };
+    if i >= walk.candidates {
         return 1;
     }
     let Some(scratch) = scratch() else { return 1 };
@@ -90,8 +90,8 @@ const ENTRY_MAX: u32 = 128 << 10;
 /// reason as candidates: see [`VariableCandidate`].
 pub extern "C" fn extend_candidate(i: u64, context: *mut c_void) -> i64 {
     // SAFETY: the context is the CandidateWalk of `exec`.
-    let tell = unsafe { &mut *context.cast::<CandidateWalk>() };
-    if i >= tell.candidates {
+    let walk = unsafe { &mut *context.cast::<CandidateWalk>() };
+    if i >= walk.candidates {
         return 1;
     }
     let Some(scratch) = scratch() else { return 1 };

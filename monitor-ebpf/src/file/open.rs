@@ -153,7 +153,7 @@ pub fn key_of(inode: u64, number: u64) -> InodeKey {
 #[inline(always)]
 fn handle_open<M: KernelMemory>(address: u64, flags: u32) {
     // Most files are opened again and again: read only as much as identifies the file.
-    let looked = SeenSlot::find(|base| {
+    let slot = SeenSlot::find(|base| {
         let [mount, dentry] = M::path(address);
         let [parent, name, inode] = M::identity(dentry);
         [
@@ -164,10 +164,10 @@ fn handle_open<M: KernelMemory>(address: u64, flags: u32) {
             M::number(inode, base),
         ]
     });
-    let Some(looked) = looked else {
+    let Some(slot) = slot else {
         return;
     };
-    if looked.is_seen() {
+    if slot.is_seen() {
         return;
     }
     let file = M::file(address);
@@ -176,7 +176,7 @@ fn handle_open<M: KernelMemory>(address: u64, flags: u32) {
     }
     let (format, number) = M::inode(file.inode);
     if format != S_IFREG || !match_file::<M>(&file, number, flags) {
-        looked.remember();
+        slot.remember();
     }
 }
 
@@ -196,7 +196,7 @@ pub fn match_file<M: KernelMemory>(file: &FileFields, number: u64, flags: u32) -
             return false;
         }
         match match_mount_point(file, root == file.dentry, &dentry) {
-            Some(there) if there.may_match(rules) => names = there,
+            Some(lower) if lower.may_match(rules) => names = lower,
             _ => return false,
         }
     }

@@ -114,7 +114,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
     let port = u16::from_be(port as u16);
     if protocol == IPPROTO_TCP {
         // An LRU map evicts an entry when it is full.
-        let awaited = ExpectedResponse {
+        let expected = ExpectedResponse {
             payloads_left: PAYLOADS_MAX,
             reported: 0,
             hello_begun: 0,
@@ -124,7 +124,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
             whole_body: 0,
             is_authenticator: u32::from(AUTHENTICATORS.get_ptr(address).is_some()),
         };
-        let _ = SOCKETS.insert(cookie, awaited, 0);
+        let _ = SOCKETS.insert(cookie, expected, 0);
     } else {
         let datagram = UdpPeer {
             cookie,

@@ -98,7 +98,7 @@ fn may_hold_write(record: [u8; 5], write: &TlsWrite) -> bool {
 fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let expected = SOCKETS.get_ptr_mut(cookie)?;
     let TcpPacket { sequence, payload } = TcpPacket::parse(ctx)?;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
@@ -106,14 +106,14 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
     }
     // SAFETY: the pointer is into the map; a socket sends one packet at a time, and a lost count
     // only means that one more payload is examined.
-    let awaited = unsafe { &mut *awaited };
-    if awaited.hello_begun == 0 {
+    let expected = unsafe { &mut *expected };
+    if expected.hello_begun == 0 {
         match hello_length(ctx, payload, payload_len) {
-            Some(length) if awaited.payloads_left > 0 => {
-                awaited.hello_begun = 1;
-                awaited.end = sequence.wrapping_add(length);
+            Some(length) if expected.payloads_left > 0 => {
+                expected.hello_begun = 1;
+                expected.end = sequence.wrapping_add(length);
             }
-            _ if may_hold_plaintext(ctx, payload, awaited) => {
+            _ if may_hold_plaintext(ctx, payload, expected) => {
                 // SAFETY: the program has the same type; the call returns only if the slot is
                 // empty.
                 unsafe { PLAINTEXT_SEARCH.tail_call(ctx, 0) };
@@ -129,11 +129,11 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
         payload_len,
         sequence,
     };
-    awaited.payloads_left = awaited.payloads_left.saturating_sub(1);
-    let first = awaited.reported == 0;
-    awaited.reported = 1;
-    let begun = awaited.hello_begun != 0;
-    let rest = awaited.end.wrapping_sub(sequence) as i32;
+    expected.payloads_left = expected.payloads_left.saturating_sub(1);
+    let first = expected.reported == 0;
+    expected.reported = 1;
+    let begun = expected.hello_begun != 0;
+    let rest = expected.end.wrapping_sub(sequence) as i32;
     if begun && payload_len as i32 >= rest {
         let _ = SOCKETS.remove(cookie);
     }
@@ -164,8 +164,8 @@ static PLAINTEXT_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Whether a payload may hold a credential, judged by its first bytes.
 #[inline(always)]
-fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, awaited: &ExpectedResponse) -> bool {
-    awaited.continues != 0
+fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, expected: &ExpectedResponse) -> bool {
+    expected.continues != 0
         || front_word(ctx, payload).is_some_and(|first| may_hold_credential(ctx, payload, first))
 }
 

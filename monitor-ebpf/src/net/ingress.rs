@@ -122,8 +122,8 @@ fn search_response(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: the pointer is into the map.
-    let awaited = unsafe { &*SOCKETS.get_ptr(cookie)? };
-    if is_within_quota(awaited) {
+    let expected = unsafe { &*SOCKETS.get_ptr(cookie)? };
+    if is_within_quota(expected) {
         // SAFETY: the program has the same type; the call returns only if the slot is empty.
         unsafe { RESPONSE_SEARCH.tail_call(ctx, 0) };
     }

@@ -125,18 +125,18 @@ impl PlaintextSource for SentPlaintext {
 fn inspect_payload(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let expected = SOCKETS.get_ptr_mut(cookie)?;
     let tcp = TcpPacket::parse(ctx)?;
     let len = u64::from(ctx.len().checked_sub(tcp.payload as u32)?);
     // SAFETY: the pointer is into the map; a socket sends one packet at a time.
     let first_payload = unsafe {
-        (*awaited).payloads_left = (*awaited).payloads_left.saturating_sub(1);
-        core::mem::replace(&mut (*awaited).reported, 1) == 0
+        (*expected).payloads_left = (*expected).payloads_left.saturating_sub(1);
+        core::mem::replace(&mut (*expected).reported, 1) == 0
     };
     let object = StreamKey::of_socket(cookie);
     let read = search_payload(ctx, object, tcp.payload, len);
     // SAFETY: as above.
-    unsafe { (*awaited).continues = u32::from(expects_more(object)) };
+    unsafe { (*expected).continues = u32::from(expects_more(object)) };
     let PlaintextSearch { found, number } = read?;
     let scratch = scratch::<SentPlaintext>()?;
     if first_payload || found > 0 {
@@ -172,12 +172,12 @@ pub fn may_get_response() -> bool {
 #[inline(never)]
 pub fn expect_response(scratch: &SearchScratch, cookie: u64) {
     if scratch.is_request()
-        && let Some(awaited) = SOCKETS.get_ptr_mut(cookie)
+        && let Some(expected) = SOCKETS.get_ptr_mut(cookie)
     {
         // SAFETY: the pointer is into the map; a socket sends one packet at a time.
         unsafe {
-            (*awaited).responses_left = RESPONSE_PACKETS;
-            (*awaited).whole_body = u32::from(requests_imds_token(
+            (*expected).responses_left = RESPONSE_PACKETS;
+            (*expected).whole_body = u32::from(requests_imds_token(
                 scan::word_at(&scratch.window, 0),
                 scan::word_at(&scratch.window, 8),
             ));
@@ -196,13 +196,10 @@ fn search_payload(
 ) -> Option<PlaintextSearch> {
     let first = front_word(ctx, payload).unwrap_or(0);
     let second = || second_word(ctx, payload);
-    let WriteFormat {
-        format: speaks,
-        skip,
-    } = write_format::<SentPlaintext>(object, first, len, second)?;
+    let WriteFormat { format, skip } = write_format::<SentPlaintext>(object, first, len, second)?;
     let scratch = scratch::<SentPlaintext>()?;
     let len = len - skip;
-    let number = begin_search(scratch, object, len, speaks);
+    let number = begin_search(scratch, object, len, format);
     let before = restore_carried(scratch);
     if before > 0 {
         continue_after_carried(scratch, len);

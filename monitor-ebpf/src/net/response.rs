@@ -37,11 +37,11 @@ const SEARCHES_PER_SECOND: u64 = 200;
 /// Whether this packet is to be searched. A server that sends more plaintext responses than the
 /// quota is not an authenticator, or is one that the agent was told about.
 #[inline(always)]
-pub fn is_within_quota(awaited: &ExpectedResponse) -> bool {
-    if awaited.responses_left == 0 {
+pub fn is_within_quota(expected: &ExpectedResponse) -> bool {
+    if expected.responses_left == 0 {
         return false;
     }
-    if awaited.is_authenticator != 0 {
+    if expected.is_authenticator != 0 {
         return true;
     }
     let Some(second) = SEARCH_QUOTA.get_ptr_mut(0) else {
@@ -91,7 +91,7 @@ impl PlaintextSource for ReceivedPlaintext {
 fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let awaited = SOCKETS.get_ptr_mut(cookie)?;
+    let expected = SOCKETS.get_ptr_mut(cookie)?;
     let payload = TcpPacket::parse(ctx)?.payload;
     let len = u64::from(ctx.len().checked_sub(payload as u32)?);
     if len == 0 {
@@ -100,8 +100,8 @@ fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the pointer is into the map; a lost count only means that one more packet is
     // examined.
     let is_whole = unsafe {
-        (*awaited).responses_left = (*awaited).responses_left.saturating_sub(1);
-        (*awaited).whole_body != 0
+        (*expected).responses_left = (*expected).responses_left.saturating_sub(1);
+        (*expected).whole_body != 0
     };
     let scratch = scratch::<ReceivedPlaintext>()?;
     let object = StreamKey::of_socket(cookie);
@@ -127,7 +127,7 @@ fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
     };
     if found > 0 {
         // SAFETY: as above.
-        unsafe { (*awaited).whole_body = 0 };
+        unsafe { (*expected).whole_body = 0 };
         emit_values::<ReceivedPlaintext>(scratch, found, number);
     }
     end_search::<ReceivedPlaintext>();

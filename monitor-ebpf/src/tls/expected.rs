@@ -13,11 +13,11 @@ pub static LAST_REQUESTS: LruHashMap<StreamKey, LastRequest> =
 /// A request with a credential of this TLS object was sent on a socket: expect a response.
 #[inline(always)]
 pub fn expect_response(object: StreamKey, cookie: u64) {
-    let asked = LastRequest {
+    let request = LastRequest {
         cookie,
         reads: READS_MAX,
     };
-    let _ = LAST_REQUESTS.insert(object, asked, 0);
+    let _ = LAST_REQUESTS.insert(object, request, 0);
 }
 
 /// A TLS object was freed; another may get the same address.

@@ -53,14 +53,14 @@ pub fn tls_read_enter_ex(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn handle_read_enter(ctx: &ProbeContext, length: u64) -> Option<()> {
     let object = object_at(ctx.arg(0)?);
-    let asked = LAST_REQUESTS.get_ptr_mut(object)?;
+    let request = LAST_REQUESTS.get_ptr_mut(object)?;
     // SAFETY: the pointer is into the map; a TLS object is read by one thread at a time.
     let cookie = unsafe {
-        if (*asked).reads == 0 {
+        if (*request).reads == 0 {
             return None;
         }
-        (*asked).reads -= 1;
-        (*asked).cookie
+        (*request).reads -= 1;
+        (*request).cookie
     };
     let read = PendingRead {
         cookie,

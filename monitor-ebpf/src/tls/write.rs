@@ -103,17 +103,15 @@ fn handle_write_return<const L: bool>(address: u64, bytes: u64, len: u64, cuts: 
         return;
     };
     let second = || read_word(bytes.wrapping_add(8)).unwrap_or(0);
-    let Some(WriteFormat {
-        format: speaks,
-        skip,
-    }) = write_format::<TlsWritePlaintext<L>>(object, first, len, second)
+    let Some(WriteFormat { format, skip }) =
+        write_format::<TlsWritePlaintext<L>>(object, first, len, second)
     else {
         return;
     };
     if is_agent(object.pid as u32) {
         return;
     }
-    search_write::<L>(object, bytes.wrapping_add(skip), len - skip, speaks, cuts);
+    search_write::<L>(object, bytes.wrapping_add(skip), len - skip, format, cuts);
 }
 
 /// Reads eight bytes of the process.
@@ -238,7 +236,7 @@ impl<const LOOPS: bool> PlaintextSource for TlsWritePlaintext<LOOPS> {
         record.server = unsafe { SERVER_NAMES.get(scratch.object) }
             .copied()
             .unwrap_or(0);
-        record.shown = known.as_record(scratch.host);
+        record.secret = known.as_record(scratch.host);
         // SAFETY: the record is inside the scratch and initialised above.
         unsafe {
             send(
@@ -258,11 +256,11 @@ impl<const LOOPS: bool> PlaintextSource for TlsWritePlaintext<LOOPS> {
 
 /// Searches `len` bytes for credentials.
 #[inline(always)]
-fn search_write<const L: bool>(object: StreamKey, bytes: u64, len: u64, speaks: u64, cuts: bool) {
+fn search_write<const L: bool>(object: StreamKey, bytes: u64, len: u64, format: u64, cuts: bool) {
     let Some(scratch) = scratch::<TlsWritePlaintext<L>>() else {
         return;
     };
-    let number = begin_search(scratch, object, len, speaks);
+    let number = begin_search(scratch, object, len, format);
     if !copy::<L>(scratch, bytes, len) {
         end_search::<TlsWritePlaintext<L>>();
         count(Probe::Present, Stage::Read);

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn as_people_write_it() {
+    fn common_dotenv_styles() {
         let text = "\u{feff}APP-NAME=shop
 MAIL_FROM=Shop Team <shop@example>
 not a line

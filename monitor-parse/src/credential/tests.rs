@@ -110,7 +110,7 @@ fn aws_profiles_are_named_by_their_key_id() {
 }
 
 #[test]
-fn a_service_account_token_tells_its_dates_and_audience() {
+fn a_service_account_token_has_dates_and_an_audience() {
     let jwt = token(
         r#"{"iss":"x","sub":"system:serviceaccount:shop:api","aud":["https://kubernetes.default.svc"],"iat":1700000000,"exp":1700003600}"#,
     );
@@ -132,7 +132,7 @@ fn a_service_account_token_tells_its_dates_and_audience() {
 }
 
 #[test]
-fn what_stands_beside_a_host_is_for_it() {
+fn the_host_beside_a_secret_is_its_audience() {
     for (path, text, hosts) in [
         (
             "/root/.netrc",
@@ -250,7 +250,7 @@ fn pem_keys_and_their_dates() {
 }
 
 #[test]
-fn what_is_not_read_is_not_found() {
+fn unsupported_formats_find_nothing() {
     assert!(find("/etc/shadow", "root:$6$fake:1::::::").is_empty());
 }
 

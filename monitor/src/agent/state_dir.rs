@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_none_is_refused_without_being_quoted() {
+    fn an_invalid_key_is_refused_without_being_quoted() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("fleet.key");
         for text in [

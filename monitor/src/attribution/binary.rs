@@ -121,8 +121,8 @@ fn is_added(pid: u32, exe: &Path) -> Option<bool> {
     {
         return None;
     }
-    let there = |layer: &Path| std::fs::symlink_metadata(host::path(layer).join(inner)).ok();
-    let Some(upper) = there(&layers.upper) else {
+    let metadata_at = |layer: &Path| std::fs::symlink_metadata(host::path(layer).join(inner)).ok();
+    let Some(upper) = metadata_at(&layers.upper) else {
         return Some(false);
     };
     // Changing only the owner or mode of a file creates a copy of it with the same times.
@@ -134,7 +134,7 @@ fn is_added(pid: u32, exe: &Path) -> Option<bool> {
         !layers
             .lower
             .iter()
-            .any(|layer| there(layer).as_ref().is_some_and(same)),
+            .any(|layer| metadata_at(layer).as_ref().is_some_and(same)),
     )
 }
 
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_executable_is() {
+    fn executables_that_can_be_trusted() {
         let mut binaries = BinaryTrust::default();
         for (exe, unlinked, expected) in [
             ("/usr/bin/curl", false, None),
@@ -227,7 +227,7 @@ mod tests {
                 ..running(&exe, false)
             })
         };
-        let there = look();
+        let metadata_at = look();
         fs::remove_file(&program).expect("removed");
         let gone = look();
         // An upgrade puts another file in its place.
@@ -236,7 +236,7 @@ mod tests {
         child.kill().expect("it ran");
         child.wait().expect("it ended");
         assert_eq!(
-            (there, gone, replaced),
+            (metadata_at, gone, replaced),
             (named, Some(Untrusted::Deleted), named)
         );
     }

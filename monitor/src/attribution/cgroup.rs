@@ -156,11 +156,11 @@ fn read_proc(pid: u32, namespace: &str) -> Option<String> {
 /// The cgroup that `/proc` shows as its root, determined from the tree mounted at `root`.
 fn namespace_of(root: &Path) -> Option<String> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let shown = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let relative = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     let own = std::process::id().to_string();
     let here = containing_directory(root, &own, 0)?;
     let here = format!("/{}", here.strip_prefix(root).ok()?.display());
-    let namespace = here.strip_suffix(shown.trim_end_matches('/'))?;
+    let namespace = here.strip_suffix(relative.trim_end_matches('/'))?;
     Some(namespace.trim_end_matches('/').to_owned())
 }
 
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn paths_of_a_namespace_are_those_of_the_host() {
         let own = "/kubepods/burstable/pod1b2c/0123".to_owned();
-        for (namespace, shown, host) in [
+        for (namespace, relative, host) in [
             (
                 "",
                 "/system.slice/nginx.service",
@@ -224,7 +224,11 @@ mod tests {
             // More of them than there are levels.
             (&own, "/../../../../../../a", "/a"),
         ] {
-            assert_eq!(host_path(namespace, shown), host, "{shown} in {namespace}");
+            assert_eq!(
+                host_path(namespace, relative),
+                host,
+                "{relative} in {namespace}"
+            );
         }
     }
 }

@@ -164,7 +164,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_gone_has_its_path() {
+    fn a_removed_cgroup_keeps_its_path() {
         let root = tempfile::tempdir().expect("a directory");
         fs::create_dir_all(root.path().join("there/already")).expect("made");
         let ino = |path: &str| fs::metadata(root.path().join(path)).expect("there").ino();

@@ -132,7 +132,7 @@ enum WatchEvent<'a, K> {
 
 /// Receives the events of a watch.
 trait WatchHandler<K> {
-    fn deliver(&mut self, told: WatchEvent<'_, K>);
+    fn deliver(&mut self, event: WatchEvent<'_, K>);
 }
 
 async fn follow<K>(what: &str, api: Api<K>, config: watcher::Config, mut who: impl WatchHandler<K>)

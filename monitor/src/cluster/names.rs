@@ -126,7 +126,7 @@ impl NameProvider for KubernetesNames {
         let known = lock(&self.known);
         if !known.synced {
             return Err(ProviderError {
-                asked: "the Kubernetes API".to_owned(),
+                provider: "the Kubernetes API".to_owned(),
                 reason: known
                     .error
                     .clone()
@@ -143,9 +143,9 @@ impl NameProvider for KubernetesNames {
 
 /// Events of the watches of pods, services and nodes update the index.
 impl<K: NamedObject> WatchHandler<K> for SharedNameIndex {
-    fn deliver(&mut self, told: WatchEvent<'_, K>) {
+    fn deliver(&mut self, event: WatchEvent<'_, K>) {
         let mut known = lock(self);
-        match told {
+        match event {
             WatchEvent::There(object) => object.put(&mut known),
             WatchEvent::Gone(object) => object.remove(&mut known),
             WatchEvent::All(uids) => {
@@ -415,9 +415,9 @@ fn container_names(pod: &Pod) -> Vec<(String, Vec<ContainerNames>)> {
 /// The image of a container: as named by the kubelet, or as requested if the kubelet gives only a
 /// digest.
 fn container_image(pod: &Pod, status: &ContainerStatus) -> Option<String> {
-    let told =
+    let by_kubelet =
         Some(&status.image).filter(|image| !image.is_empty() && !image.starts_with("sha256:"));
-    let asked = || {
+    let requested = || {
         let spec = pod.spec.as_ref()?;
         let init = spec.init_containers.iter().flatten();
         let mut all = spec.containers.iter().chain(init);
@@ -425,7 +425,7 @@ fn container_image(pod: &Pod, status: &ContainerStatus) -> Option<String> {
             .image
             .as_ref()
     };
-    told.or_else(asked).cloned()
+    by_kubelet.or_else(requested).cloned()
 }
 
 fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_its_owners() {
+    fn a_pod_has_the_name_of_its_owner() {
         for (version, kind, name, expected) in [
             (
                 "apps/v1",
@@ -623,9 +623,9 @@ mod tests {
     fn all_told() -> (SharedNameIndex, AddressIndex) {
         let known = SharedNameIndex::default();
         let addresses = AddressIndex(known.clone());
-        for (told, address) in [("10.1.0.7", Some(UNKNOWN_NAME)), ("203.0.113.7", None)] {
-            let at = addresses.object_at(told.parse().expect("an address"));
-            assert_eq!(at.as_deref(), address, "{told}, before anything was told");
+        for (event, address) in [("10.1.0.7", Some(UNKNOWN_NAME)), ("203.0.113.7", None)] {
+            let at = addresses.object_at(event.parse().expect("an address"));
+            assert_eq!(at.as_deref(), address, "{event}, before anything was told");
         }
         let nothing = || HashSet::new();
         WatchHandler::<Pod>::deliver(&mut known.clone(), WatchEvent::All(&nothing()));
@@ -638,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_of_who_has_it_now() {
+    fn an_address_belongs_to_its_current_pod() {
         let (known, addresses) = all_told();
         let at = |text: &str| addresses.object_at(text.parse().expect("an address"));
         let first = pod(json!({}));

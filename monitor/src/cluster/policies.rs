@@ -177,20 +177,20 @@ impl PolicyReviewer {
 
     /// Never returns.
     pub async fn follow(&mut self, config: watcher::Config) {
-        let (tell, told) = unbounded_channel();
+        let (status_queue, statuses) = unbounded_channel();
         let memory = PolicyWatch {
             policies: self.policies.clone(),
             names: BTreeMap::new(),
-            tell,
+            status_queue,
         };
         tokio::join!(
             follow(PLURAL, self.api.clone(), config, memory),
-            self.write(told)
+            self.write(statuses)
         );
     }
 
-    async fn write(&self, mut told: UnboundedReceiver<(String, Value)>) {
-        while let Some((name, status)) = told.recv().await {
+    async fn write(&self, mut statuses: UnboundedReceiver<(String, Value)>) {
+        while let Some((name, status)) = statuses.recv().await {
             let patch = Patch::Merge(json!({ "status": status }));
             let written = self
                 .api
@@ -209,12 +209,12 @@ struct PolicyWatch {
     policies: ClusterPolicies,
     /// Names by uid.
     names: BTreeMap<String, String>,
-    tell: UnboundedSender<(String, Value)>,
+    status_queue: UnboundedSender<(String, Value)>,
 }
 
 impl WatchHandler<DynamicObject> for PolicyWatch {
-    fn deliver(&mut self, told: WatchEvent<'_, DynamicObject>) {
-        match told {
+    fn deliver(&mut self, statuses: WatchEvent<'_, DynamicObject>) {
+        match statuses {
             WatchEvent::There(object) => {
                 let (Some(name), Some(uid)) = (&object.metadata.name, &object.metadata.uid) else {
                     return;
@@ -230,12 +230,12 @@ impl WatchHandler<DynamicObject> for PolicyWatch {
                 let before = object.data.get("status");
                 if let Some(status) = status_update(before, generation, &judged, Timestamp::now()) {
                     // The receiver is dropped only with the agent.
-                    let _ = self.tell.send((name.clone(), status));
+                    let _ = self.status_queue.send((name.clone(), status));
                 }
             }
             WatchEvent::Gone(object) => {
                 if let Some(name) = &object.metadata.name {
-                    self.policies.retain(|there| there != name);
+                    self.policies.retain(|existing| existing != name);
                 }
             }
             WatchEvent::All(uids) => self.retain(uids),
@@ -247,9 +247,9 @@ impl WatchHandler<DynamicObject> for PolicyWatch {
 impl PolicyWatch {
     fn retain(&mut self, uids: &HashSet<String>) {
         self.names.retain(|uid, _| uids.contains(uid));
-        let there: HashSet<&String> = self.names.values().collect();
+        let existing: HashSet<&String> = self.names.values().collect();
         self.policies
-            .retain(|name| there.contains(&name.to_owned()));
+            .retain(|name| existing.contains(&name.to_owned()));
     }
 }
 
@@ -352,24 +352,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_and_does_not_replace_what_was_right() {
+    fn an_invalid_policy_is_reported_and_does_not_replace_a_valid_one() {
         let policies = ClusterPolicies::default();
-        let (tell, mut told) = unbounded_channel();
+        let (status_queue, mut statuses) = unbounded_channel();
         let mut memory = PolicyWatch {
             policies: policies.clone(),
             names: BTreeMap::new(),
-            tell,
+            status_queue,
         };
         memory.deliver(WatchEvent::There(&object("a", &good(), None)));
         let held = policies.since(0).expect("it has changed");
         assert_eq!((held.expectations.len(), held.refused), (1, 0));
-        let (name, status) = told.try_recv().expect("a status");
+        let (name, status) = statuses.try_recv().expect("a status");
         assert_eq!(name, "a");
         assert_eq!(status["conditions"][0]["status"], "True");
         assert_eq!(status["credentials"], 1);
         // An identical resource needs no status update.
         memory.deliver(WatchEvent::There(&object("a", &good(), Some(&status))));
-        assert!(told.try_recv().is_err());
+        assert!(statuses.try_recv().is_err());
         for wrong in [
             json!({ "credentials": [{ "name": "x", "match": { "file": "/a" }, "readerz": [] }] }),
             json!({ "credentials": [{ "name": "x", "match": { "file": "/a/[" } }] }),
@@ -379,7 +379,7 @@ mod tests {
             memory.deliver(WatchEvent::There(&object("a", &wrong, Some(&status))));
             let held = policies.since(0).expect("it has changed");
             assert_eq!((held.expectations.len(), held.refused), (1, 1), "{wrong}");
-            let (_, status) = told.try_recv().expect("a status");
+            let (_, status) = statuses.try_recv().expect("a status");
             let condition = &status["conditions"][0];
             assert_eq!(condition["status"], "False", "{wrong}");
             assert_ne!(condition["message"], "", "{wrong}");
@@ -391,12 +391,12 @@ mod tests {
     }
 
     #[test]
-    fn what_held_before_holds_until_the_cluster_says_otherwise() {
+    fn stored_policies_apply_until_the_cluster_answers() {
         let state = tempfile::tempdir().expect("a directory");
         let remember = |policies: &ClusterPolicies| PolicyWatch {
             policies: policies.clone(),
             names: BTreeMap::new(),
-            tell: unbounded_channel().0,
+            status_queue: unbounded_channel().0,
         };
         let first = ClusterPolicies::restore(state.path());
         assert!(first.since(0).is_none());
@@ -420,13 +420,13 @@ mod tests {
     }
 
     #[test]
-    fn what_went_while_nobody_watched_is_gone() {
+    fn policies_deleted_during_an_outage_are_removed() {
         let policies = ClusterPolicies::default();
-        let (tell, _told) = unbounded_channel();
+        let (status_queue, _told) = unbounded_channel();
         let mut memory = PolicyWatch {
             policies: policies.clone(),
             names: BTreeMap::new(),
-            tell,
+            status_queue,
         };
         memory.deliver(WatchEvent::There(&object("a", &good(), None)));
         memory.deliver(WatchEvent::There(&object("b", &good(), None)));
@@ -437,7 +437,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_judged(text in "\\PC{0,40}", field in "[a-z]{0,12}") {
+        fn any_text_is_accepted_or_refused(text in "\\PC{0,40}", field in "[a-z]{0,12}") {
             let _ = parse_policy("x", &json!({ "credentials": text }));
             let _ = parse_policy("x", &json!({ field: [text] }));
         }

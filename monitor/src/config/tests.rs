@@ -133,7 +133,7 @@ fn errors_are_in_words_of_the_user() {
 }
 
 #[test]
-fn what_was_meant_is_said() {
+fn a_misspelling_gets_a_suggestion() {
     for (text, meant) in [
         (
             "credentials:\n  - name: x\n    match: {}\n    reader: []\n",
@@ -144,15 +144,15 @@ fn what_was_meant_is_said() {
         ("entirely: []\n", None),
     ] {
         let error = Config::parse(Path::new("p.yaml"), text).expect_err("wrong");
-        let said = error.to_string();
+        let error_text = error.to_string();
         match meant {
             Some(meant) => {
                 assert!(
-                    said.ends_with(&format!("did you mean `{meant}`?")),
-                    "{said}"
+                    error_text.ends_with(&format!("did you mean `{meant}`?")),
+                    "{error_text}"
                 );
             }
-            None => assert!(!said.contains("did you mean"), "{said}"),
+            None => assert!(!error_text.contains("did you mean"), "{error_text}"),
         }
     }
     let catalog = Catalog::new("", &[], &[]).expect("compiles");
@@ -168,7 +168,7 @@ fn what_was_meant_is_said() {
 }
 
 #[test]
-fn what_can_match_nothing_or_everybody_is_doubted() {
+fn patterns_that_match_nothing_or_everything_are_warned_about() {
     let catalog = Catalog::new("", &[], &[]).expect("compiles");
     let doubts = |text: &str| {
         let text = format!("credentials: [ {{ {text} }} ]");
@@ -190,10 +190,10 @@ fn what_can_match_nothing_or_everybody_is_doubted() {
             "write `nginx.service`",
         ),
     ] {
-        let told = doubts(text);
+        let warnings = doubts(text);
         assert!(
-            told.len() == 1 && told[0].contains(part),
-            "{text}: {told:?}"
+            warnings.len() == 1 && warnings[0].contains(part),
+            "{text}: {warnings:?}"
         );
     }
     for text in [
@@ -206,7 +206,7 @@ fn what_can_match_nothing_or_everybody_is_doubted() {
 }
 
 #[test]
-fn a_directory_is_read_by_whatever_path_it_is_given() {
+fn a_directory_is_read_under_any_path() {
     let parent = tempfile::tempdir().expect("a directory");
     let one = |name: &str| format!("credentials: [ {{ name: {name}, match: {{ file: /x }} }} ]");
     let directory = parent.path().join("policies");
@@ -228,7 +228,7 @@ fn a_directory_is_read_by_whatever_path_it_is_given() {
 }
 
 #[test]
-fn settings_of_the_agent_are_for_its_own_file_and_a_mode_is_anybodys() {
+fn settings_belong_to_the_agents_file_and_a_mode_to_any_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text);
     write(
@@ -284,15 +284,15 @@ fn several_documents_and_manifests_are_one() {
         manifest("a"),
         manifest("b").replace("match", "mach")
     );
-    let said = names(&wrong).expect_err("wrong");
+    let error_text = names(&wrong).expect_err("wrong");
     assert!(
-        said.starts_with("p.yaml:11:") && said.ends_with("did you mean `match`?"),
-        "{said}"
+        error_text.starts_with("p.yaml:11:") && error_text.ends_with("did you mean `match`?"),
+        "{error_text}"
     );
 }
 
 #[test]
-fn what_is_no_destination_is_refused() {
+fn invalid_destinations_are_refused() {
     for text in [
         "",
         " ",

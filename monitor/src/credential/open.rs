@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_found_where_the_host_has_it() {
+    fn a_volume_is_found_at_its_path_on_the_host() {
         let mounts = mounts(
             "29 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 31 29 254:16 /volumes /var/lib/kubelet/pods rw,relatime - ext4 /dev/vdb rw
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_opened_by_its_mount_alone() {
+    fn a_file_is_opened_through_its_mount_only() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("token");
         std::fs::write(&path, "FAKE").expect("written");

@@ -77,10 +77,10 @@ impl Credentials {
             {
                 continue;
             }
-            let Some(there) = running::path_target(pid, &path) else {
+            let Some(target) = running::path_target(pid, &path) else {
                 continue;
             };
-            if catalog.is_excluded_path(&normalise(&there.path.to_string_lossy())) {
+            if catalog.is_excluded_path(&normalise(&target.path.to_string_lossy())) {
                 continue;
             }
             let place = (container.to_owned(), normal.clone());
@@ -95,7 +95,7 @@ impl Credentials {
                 self.pointed.insert(place, class);
                 is_new = true;
             }
-            if let Some(file) = there.file {
+            if let Some(file) = target.file {
                 self.homes.entry(file).or_insert(normal);
                 files.push(file);
             }

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_known_is_found_by_its_inode() {
+    fn a_known_place_is_found_by_its_inode() {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().canonicalize().expect("a path").join(".netrc");
         std::fs::write(&path, "machine a login b password FAKE").expect("written");

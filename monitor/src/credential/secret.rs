@@ -104,7 +104,7 @@ mod tests {
     use std::io::Write as _;
 
     #[test]
-    fn nothing_stays_behind() {
+    fn the_buffer_is_zeroed() {
         let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(b"FAKE-secret").expect("written");
         std::io::Seek::rewind(&mut file).expect("rewound");

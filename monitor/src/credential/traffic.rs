@@ -127,9 +127,9 @@ impl Credentials {
 }
 
 /// The name of a login protocol, and the class of the secret sent in it.
-fn protocol_of(speaks: u64) -> (&'static str, &'static str) {
+fn protocol_of(login: u64) -> (&'static str, &'static str) {
     const PASSWORD: &str = "database-password";
-    match speaks {
+    match login {
         protocol::REDIS => ("redis", PASSWORD),
         protocol::POSTGRES => ("postgresql", PASSWORD),
         protocol::MYSQL => ("mysql", PASSWORD),

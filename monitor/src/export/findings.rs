@@ -35,7 +35,7 @@ struct KnownFinding {
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
-    told: Option<Timestamp>,
+    written: Option<Timestamp>,
 }
 
 /// A finding's severity and evidence, and their texts.
@@ -105,7 +105,7 @@ impl FindingStream {
                     count: finding.count,
                     first_seen: finding.first_seen,
                     last_seen: finding.last_seen,
-                    told: Some(finding.last_seen),
+                    written: Some(finding.last_seen),
                 }),
             );
         }
@@ -124,7 +124,7 @@ impl FindingStream {
                 count: 0,
                 first_seen: finding.time,
                 last_seen: finding.time,
-                told: None,
+                written: None,
             })
         });
         known.count = (known.count + finding.count).max(1);
@@ -141,11 +141,11 @@ impl FindingStream {
             finding.evidence = known.worst.evidence;
             finding.summary = known.worst.summary.to_string();
         }
-        let again = |told| finding.time.duration_since(told) >= REPEAT_INTERVAL;
-        let news = worse || known.told.is_none_or(again);
+        let again = |written| finding.time.duration_since(written) >= REPEAT_INTERVAL;
+        let news = worse || known.written.is_none_or(again);
         if news {
-            let told = known.told.replace(finding.time).is_some();
-            if let Err(error) = self.write(&finding, told) {
+            let written = known.written.replace(finding.time).is_some();
+            if let Err(error) = self.write(&finding, written) {
                 tracing::error!(%error, id = finding.id, "cannot serialise a finding");
             }
         }
@@ -160,10 +160,10 @@ impl FindingStream {
         Ok(())
     }
 
-    fn write(&self, finding: &Finding, told: bool) -> serde_json::Result<()> {
+    fn write(&self, finding: &Finding, written: bool) -> serde_json::Result<()> {
         let mut line = match self.format {
             FindingsFormat::Json => serde_json::to_vec(finding)?,
-            FindingsFormat::Ocsf => serde_json::to_vec(&ocsf::detection(finding, told))?,
+            FindingsFormat::Ocsf => serde_json::to_vec(&ocsf::detection(finding, written))?,
         };
         line.push(b'\n');
         self.out.write_line(line);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gets_worse_is_told_at_once_and_not_taken_back() {
+    fn a_worse_finding_is_written_at_once_and_never_replaced_by_a_milder_one() {
         let page = FindingOutput::default();
         let mut stream = FindingStream::new(
             Box::new(page.clone()),
@@ -239,12 +239,12 @@ mod tests {
         // Ends once everything is written.
         drop(stream);
         let written = page.0.lock().expect("nobody panicked").clone();
-        let told: Vec<Finding> = written
+        let written: Vec<Finding> = written
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_slice(line).expect("a line"))
             .collect();
-        let severities: Vec<Severity> = told.iter().map(|one| one.severity).collect();
+        let severities: Vec<Severity> = written.iter().map(|one| one.severity).collect();
         assert_eq!(severities, [Severity::Medium, Severity::Critical]);
     }
 }

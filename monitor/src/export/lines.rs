@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stops_costs_lines_and_no_time() {
+    fn a_stopped_reader_loses_lines_and_delays_nothing() {
         let (mut reader, lines) = into_a_pipe(Delivery::Lossy);
         let began = Instant::now();
         let line = vec![b'x'; 1023];

@@ -12,7 +12,7 @@ const REGULAR_FILE: u8 = 1;
 
 /// The finding, and whether it was written before; attributes without an OCSF equivalent are in
 /// `unmapped`, unknown ones are omitted.
-pub fn detection(finding: &Finding, told: bool) -> Value {
+pub fn detection(finding: &Finding, is_update: bool) -> Value {
     let (severity_id, severity) = match finding.severity {
         Severity::Low => (2, "Low"),
         Severity::Medium => (3, "Medium"),
@@ -20,7 +20,11 @@ pub fn detection(finding: &Finding, told: bool) -> Value {
         Severity::Critical => (5, "Critical"),
     };
     // A finding that was written before is an update.
-    let (activity_id, activity_name) = if told { (2, "Update") } else { (1, "Create") };
+    let (activity_id, activity_name) = if is_update {
+        (2, "Update")
+    } else {
+        (1, "Create")
+    };
     let description = metas()
         .iter()
         .find(|rule| rule.name == finding.rule)
@@ -187,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_is_there_and_what_is_absent_is_left_out() {
+    fn required_fields_are_present_and_absent_values_omitted() {
         let bare = json!({
             "id": "kf-1", "time": "2026-01-01T00:00:00Z", "rule": "blind", "severity": "high", "summary": "lost",
             "workload": { "kind": "host", "name": "keytrail" }, "count": 1,

@@ -63,7 +63,7 @@ fn part<T>(answer: T, total: usize, offset: usize, limit: usize) -> ListPage<T> 
 }
 
 /// Runs a query on the ledger, outside the serving threads.
-pub async fn ask<T, F>(app: Arc<AppState>, question: F) -> Answer<T>
+pub async fn run_query<T, F>(app: Arc<AppState>, question: F) -> Answer<T>
 where
     T: Serialize + Send + 'static,
     F: FnOnce(LedgerReader) -> Result<T, QueryError> + Send + 'static,
@@ -90,7 +90,7 @@ where
     F: FnOnce(&LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let (offset, limit) = (cut.offset.unwrap_or_default(), rows_asked(cut.limit)?);
-    ask(app, move |reader| {
+    run_query(app, move |reader| {
         let mut answer = question(&reader)?;
         let rows = answer.rows();
         let total = rows.len();
@@ -108,7 +108,7 @@ where
     F: FnOnce(&LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let (offset, limit) = (cut.offset.unwrap_or_default(), rows_asked(cut.limit)?);
-    ask(app, move |reader| {
+    run_query(app, move |reader| {
         let reader = reader.limited(offset, limit);
         let mut answer = question(&reader)?;
         let total = answer.rows().len() + reader.omitted();
@@ -128,7 +128,7 @@ where
     F: FnOnce(&LedgerReader) -> Result<T, QueryError> + Send + 'static,
 {
     let limit = rows_asked(limit.limit)?;
-    ask(app, move |reader| {
+    run_query(app, move |reader| {
         let reader = reader.limited(0, limit);
         let answer = question(&reader)?;
         let omitted = reader.omitted();

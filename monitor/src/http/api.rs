@@ -1,7 +1,7 @@
 //! The query API: the CLI's answers as JSON, and the OpenAPI document that describes them.
 
 use super::{
-    answers::{Answer, BoundedAnswer, ListPage, ask, bounded, list, ranked, rows_asked},
+    answers::{Answer, BoundedAnswer, ListPage, bounded, list, ranked, rows_asked, run_query},
     error::{ApiError, ErrorResponses},
     params::{
         AfterParam, CredentialParam, DestinationParam, FilterParams, LimitParam, PageParams,
@@ -205,13 +205,13 @@ async fn findings(
     if let Some(rule) = &by.rule {
         rules::check_rule_name(rule).map_err(ApiError::Parameter)?;
     }
-    let shown = cut
+    let rows_shown = cut
         .offset
         .unwrap_or_default()
         .saturating_add(rows_asked(cut.limit)?);
     list(app, cut, move |reader| {
         let mut found = reader.findings(of.about(), by.rule.as_deref(), by.severity, range)?;
-        found.mark_gaps(shown);
+        found.mark_gaps(rows_shown);
         Ok(found)
     })
     .await
@@ -287,7 +287,7 @@ async fn first_use(
     QueryParams(after): QueryParams<AfterParam>,
 ) -> Answer<FirstUse> {
     let after = time::moment(&after.after, Timestamp::now()).map_err(ApiError::Parameter)?;
-    ask(app, move |reader| reader.first_use(&of.credential, after)).await
+    run_query(app, move |reader| reader.first_use(&of.credential, after)).await
 }
 
 /// Which credentials a workload held, and where it presented them

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_machine_does_not_take_the_place_of_the_others() {
+    fn one_client_cannot_use_up_all_connections() {
         let few = ConnectionLimit::new(());
         let peer = |text: &str| text.parse::<IpAddr>().expect("an address");
         let mut held: Vec<ConnectionSlot> = (0..20)

@@ -19,7 +19,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryParams<T>
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         Query::try_from_uri(&parts.uri)
-            .map(|Query(asked)| Self(asked))
+            .map(|Query(parameters)| Self(parameters))
             .map_err(|error| ApiError::Parameter(error.body_text()))
     }
 }

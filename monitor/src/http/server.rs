@@ -135,12 +135,12 @@ where
 }
 
 fn routes(gate: &Arc<AccessGate>) -> Router<Arc<AppState>> {
-    let asked = || middleware::from_fn_with_state(Arc::clone(gate), access::questions);
-    let questions = api::routes().route_layer(asked());
+    let question_gate = || middleware::from_fn_with_state(Arc::clone(gate), access::questions);
+    let questions = api::routes().route_layer(question_gate());
     // With a token, everything except the page's own files requires it; without one, all requests
     // are local anyway.
     health()
-        .route_layer(asked())
+        .route_layer(question_gate())
         .merge(page::routes())
         .nest(api::PREFIX, questions)
         .layer(middleware::from_fn_with_state(

@@ -38,9 +38,9 @@ pub enum QueryError {
 /// The first few of many ids.
 fn listed(ids: &[String]) -> String {
     const SHOWN: usize = 10;
-    let shown = ids.iter().take(SHOWN).map(String::as_str);
+    let first = ids.iter().take(SHOWN).map(String::as_str);
     let more = (ids.len() > SHOWN).then_some("…");
-    shown.chain(more).collect::<Vec<_>>().join(", ")
+    first.chain(more).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn since(range: TimeRange) -> i64 {

@@ -110,7 +110,7 @@ fn forever() -> RetentionLimits {
 }
 
 #[test]
-fn what_gets_its_name_late_is_stored_under_it() {
+fn a_late_name_applies_to_stored_rows() {
     let directory = tempfile::tempdir().expect("a directory");
     let old = Workload {
         kind: monitor_core::model::WorkloadKind::Pod,
@@ -169,7 +169,7 @@ fn what_gets_its_name_late_is_stored_under_it() {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn entries_are_read_as_written() {
     let directory = tempfile::tempdir().expect("a directory");
     write(
         directory.path(),
@@ -237,7 +237,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn what_is_asked_for_together_holds_together() {
+fn filters_are_combined() {
     let directory = tempfile::tempdir().expect("a directory");
     write(
         directory.path(),
@@ -279,7 +279,7 @@ fn what_is_asked_for_together_holds_together() {
 }
 
 #[test]
-fn ids_by_prefix_and_what_is_not_known() {
+fn ids_by_prefix_and_unknown_ids() {
     let directory = tempfile::tempdir().expect("a directory");
     write(
         directory.path(),
@@ -325,7 +325,7 @@ fn growth_is_by_edge_and_hour() {
 }
 
 #[test]
-fn the_old_is_dropped_by_age_and_by_size() {
+fn old_rows_are_dropped_by_age_and_by_size() {
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();
     let old = now
@@ -381,7 +381,7 @@ fn the_old_is_dropped_by_age_and_by_size() {
 }
 
 #[test]
-fn a_range_that_cuts_an_hour_says_so() {
+fn a_range_that_cuts_an_hour_marks_its_rows_partial() {
     let directory = tempfile::tempdir().expect("a directory");
     let ten =
         |minutes: i64| Timestamp::from_second(480_000 * 3600 + minutes * 60).expect("in range");
@@ -418,7 +418,7 @@ fn a_range_that_cuts_an_hour_says_so() {
 }
 
 #[test]
-fn what_is_dropped_for_age_is_one_gap() {
+fn rows_dropped_for_age_are_one_gap() {
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();
     let ago = |days: i64| now - SignedDuration::from_hours(24 * days);
@@ -460,7 +460,7 @@ fn what_is_dropped_for_age_is_one_gap() {
 }
 
 #[test]
-fn a_clock_that_was_wrong_before_the_start_drops_nothing() {
+fn a_clock_set_before_the_start_drops_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();
     write(directory.path(), forever(), vec![used(1, "/a", "/x", now)]);
@@ -553,7 +553,7 @@ fn a_file_that_is_too_large_shrinks() {
 }
 
 #[test]
-fn a_program_is_found_in_whatever_unit_it_ran_and_a_pod_by_its_namespace() {
+fn a_program_is_found_in_any_unit_and_a_pod_by_its_namespace() {
     let directory = tempfile::tempdir().expect("a directory");
     let by = |exe: &str, workload: &Workload| {
         let mut entry = used(1, "/a", exe, at(0));
@@ -777,7 +777,7 @@ fn of_schema_2(path: &Path) {
 }
 
 #[test]
-fn an_older_file_is_brought_up_to_date() {
+fn an_older_schema_is_migrated() {
     let directory = tempfile::tempdir().expect("a directory");
     of_schema_2(&directory.path().join(FILE_NAME));
     write(directory.path(), forever(), vec![]);
@@ -824,7 +824,7 @@ fn by_pid(pid: u32, entry: LedgerEntry) -> LedgerEntry {
 }
 
 #[test]
-fn who_was_new_after_a_time() {
+fn first_uses_after_a_time() {
     let directory = tempfile::tempdir().expect("a directory");
     write(
         directory.path(),
@@ -878,7 +878,7 @@ fn who_was_new_after_a_time() {
 }
 
 #[test]
-fn a_copy_is_whole() {
+fn a_backup_is_complete() {
     let directory = tempfile::tempdir().expect("a directory");
     let state = directory.path().join("state");
     write(&state, forever(), vec![used(1, "/a", "/x", at(0))]);
@@ -894,7 +894,7 @@ fn a_copy_is_whole() {
 }
 
 #[test]
-fn a_clock_that_is_set_drops_nothing() {
+fn a_clock_set_while_running_drops_nothing() {
     use std::time::Duration;
     let directory = tempfile::tempdir().expect("a directory");
     let now = Timestamp::now();

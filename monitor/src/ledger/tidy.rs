@@ -103,8 +103,8 @@ impl RetentionTask {
         };
         let passed = SignedDuration::try_from(now.steady.saturating_sub(last.steady))
             .unwrap_or(SignedDuration::MAX);
-        let shown = now.time.duration_since(last.time);
-        let off = shown.saturating_sub(passed);
+        let clock_passed = now.time.duration_since(last.time);
+        let off = clock_passed.saturating_sub(passed);
         if off.abs() < CLOCK_JUMP_MIN {
             return Ok(());
         }

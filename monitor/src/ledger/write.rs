@@ -174,7 +174,7 @@ fn open_and_resume(
     };
     let alive = meta("alive")?;
     // Older files do not contain it.
-    let in_order = meta("in_order")?.is_none_or(|told| told != 0);
+    let in_order = meta("in_order")?.is_none_or(|damage| damage != 0);
     let reader = LedgerReader::open(directory)?;
     let before = PreviousState {
         last: alive.map(|alive| LastShutdown {
@@ -255,7 +255,7 @@ fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
 /// Checks the whole file in a separate thread, because that takes long for a large file; damage is
 /// sent, otherwise nothing.
 fn check_in_background(path: &Path) -> std::io::Result<Receiver<String>> {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (report, damage) = std::sync::mpsc::channel();
     let path = path.to_owned();
     std::thread::Builder::new()
         .name("ledger-check".to_owned())
@@ -272,9 +272,9 @@ fn check_in_background(path: &Path) -> std::io::Result<Receiver<String>> {
             };
             let reason = reason.lines().next().unwrap_or_default().to_owned();
             // The receiver is gone if the agent has stopped.
-            drop(tell.send(reason));
+            drop(report.send(reason));
         })?;
-    Ok(told)
+    Ok(damage)
 }
 
 struct WriterThread {

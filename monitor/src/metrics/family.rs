@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_under_an_id_is_counted_under_the_name() {
+    fn counts_move_from_an_id_to_its_name() {
         let family =
             BoundedFamily::counter("n_total", "Help.", &["namespace", "workload", "class"]);
         family.add(&["", "pod-1", "a"], &[], 2);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_is_set_once_or_again_or_in_place_of_others() {
+    fn a_gauge_is_set_once_repeatedly_or_exclusively() {
         let family = BoundedFamily::gauge("g", "Help.", &["a", "b"]);
         assert_eq!(rendered_series(&family), "");
         assert!(family.set_first(&["\0x\"y\n", ""], 1.5) && family.set_first(&["x\"y\n", ""], 2.5));

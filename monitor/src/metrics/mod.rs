@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_kept_elsewhere_only_grow() {
+    fn external_counters_only_grow() {
         let metrics = Metrics::new().expect("registers");
         assert_eq!(metrics.probes.set_events(Probe::File, Stage::Ring, 5), 5);
         assert_eq!(metrics.probes.set_events(Probe::File, Stage::Ring, 7), 2);

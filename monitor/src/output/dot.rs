@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_written_out() {
+    fn names_are_escaped() {
         assert_eq!(
             quoted("a\"b\\c\nd\u{1b}[2J"),
             "\"a\\\"b\\\\c\\nd\\\\u{1b}[2J\""

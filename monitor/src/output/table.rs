@@ -89,11 +89,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_obeys_nobody_who_is_watched() {
+    fn control_characters_of_observed_names_are_escaped() {
         let evil = "/tmp/\u{1b}[2J\u{202e}gpj.key\nfake row";
-        let shown = clean(evil);
-        assert!(!shown.chars().any(char::is_control), "{shown:?}");
-        assert!(!shown.contains('\u{202e}'));
+        let escaped = clean(evil);
+        assert!(!escaped.chars().any(char::is_control), "{escaped:?}");
+        assert!(!escaped.contains('\u{202e}'));
         let mut rows = TableBuilder::new(&["PLACE"]);
         rows.add(vec![evil.to_owned()]);
         let mut out = String::new();

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_evicted_in_use_stays_open() {
+    fn evicting_a_file_in_use_is_an_open_gap() {
         let mut notices = NoticeGaps::default();
         let evicted = |in_use| SensorNotice::Evicted {
             file: "/opt/x".to_owned(),

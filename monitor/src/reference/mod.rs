@@ -51,11 +51,11 @@ fn commands(page: &mut String, command: &clap::Command, above: &str) {
         }
         return;
     }
-    let mut shown = command.clone().bin_name(&name).term_width(100);
+    let mut help = command.clone().bin_name(&name).term_width(100);
     write!(
         page,
         "\n### {name}\n\n```\n{}```\n",
-        shown.render_long_help().to_string().trim_end().to_owned() + "\n"
+        help.render_long_help().to_string().trim_end().to_owned() + "\n"
     )
     .expect("a string takes it");
 }
@@ -131,15 +131,15 @@ fn check(name: &str, text: &str) {
     if std::env::var_os("KEYTRAIL_WRITE_REFERENCE").is_some() {
         fs::write(&path, text).expect("written");
     }
-    let there = fs::read_to_string(&path).unwrap_or_default();
+    let written = fs::read_to_string(&path).unwrap_or_default();
     assert!(
-        there == text,
+        written == text,
         "{name} is out of date: run `cargo xtask reference`"
     );
 }
 
 #[test]
-fn the_reference_says_what_the_code_says() {
+fn the_reference_matches_the_code() {
     check("docs/reference.md", &page());
 }
 
@@ -168,8 +168,8 @@ fn the_guide_has_every_key() {
         // On an unknown key, the parser lists the known ones.
         let error = Config::parse(Path::new("guide.yaml"), &text.replace("KEY", "zzzzzzzz"))
             .expect_err("no such key");
-        let said = error.to_string();
-        let (_, known) = said
+        let error_text = error.to_string();
+        let (_, known) = error_text
             .split_once("expected one of ")
             .expect("it lists the known keys");
         for key in known.split(", ") {

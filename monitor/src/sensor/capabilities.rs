@@ -27,7 +27,7 @@ mod tests {
 
     /// The shipped unit and chart grant exactly the capabilities that the agent requires.
     #[test]
-    fn what_is_shipped_has_these_capabilities() {
+    fn shipped_manifests_grant_these_capabilities() {
         let needed: Vec<&str> = CAPABILITIES
             .split([',', ' '])
             .filter(|word| word.starts_with("CAP_"))

@@ -328,8 +328,8 @@ impl TryFrom<RawRecord<'_>> for ObservedPresentation {
             task: task(&record.header, raw.clock),
             write: record.write,
             server: (record.server != 0).then_some(record.server),
-            host: (record.shown.host != 0).then_some(record.shown.host),
-            secret: (&record.shown).into(),
+            host: (record.secret.host != 0).then_some(record.secret.host),
+            secret: (&record.secret).into(),
         })
     }
 }
@@ -342,8 +342,8 @@ impl TryFrom<RawRecord<'_>> for PlaintextSecret {
         Ok(Self {
             time: raw.clock.at(record.time),
             cookie: record.cookie,
-            host: (record.shown.host != 0).then_some(record.shown.host),
-            secret: (&record.shown).into(),
+            host: (record.secret.host != 0).then_some(record.secret.host),
+            secret: (&record.secret).into(),
         })
     }
 }
@@ -437,7 +437,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn paths_are_turned_around() {
+    fn path_components_are_reversed() {
         assert_eq!(
             path(b"credentials\0.aws\0root\0", 22, false),
             PathBuf::from("/root/.aws/credentials")

@@ -286,8 +286,8 @@ fn in_host_root(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<Hel
     let below = inside.strip_prefix(&root.root).ok()?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = rustix::fs::open(host::path(below), flags, Mode::empty()).ok()?;
-    let (here, there) = (metadata(&found).ok()?, metadata(seen).ok()?);
-    ((here.dev(), here.ino()) == (there.dev(), there.ino()))
+    let (own_metadata, seen_metadata) = (metadata(&found).ok()?, metadata(seen).ok()?);
+    ((own_metadata.dev(), own_metadata.ino()) == (seen_metadata.dev(), seen_metadata.ino()))
         .then(|| reopen(&found, HoldLimit::Replaced).ok())
         .flatten()
 }

@@ -76,7 +76,7 @@ pub enum InspectRequest {
 /// The threads that find TLS.
 #[derive(Debug)]
 pub struct Inspector {
-    ask: Sender<InspectRequest>,
+    requests: Sender<InspectRequest>,
     /// Why the kernel does not report mappings.
     pub unreported: Option<String>,
 }
@@ -88,7 +88,7 @@ impl Inspector {
         attacher: &Sender<AttachRequest>,
         reporter: &NoticeSender,
     ) -> io::Result<Self> {
-        let (ask, asked) = channel();
+        let (requests, received) = channel();
         let (ask_slow, asked_slow) = sync_channel(WAITING_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let worker = InspectorThread {
@@ -98,7 +98,7 @@ impl Inspector {
             reporter: reporter.clone(),
             slow: ask_slow,
         };
-        thread("tls-inspector").spawn(move || worker.run(&asked))?;
+        thread("tls-inspector").spawn(move || worker.run(&received))?;
         // A program can have a hundred thousand symbols of its own; later files must not wait for
         // it.
         let (attacher_of_slow, reporter_of_slow) = (attacher.clone(), reporter.clone());
@@ -128,7 +128,7 @@ impl Inspector {
                 let follower = MappingFollower {
                     mappings,
                     known: known.clone(),
-                    ask: ask.clone(),
+                    requests: requests.clone(),
                     attacher: attacher.clone(),
                     reporter: reporter.clone(),
                     started: Instant::now(),
@@ -141,7 +141,7 @@ impl Inspector {
             Err(error) => {
                 let error = error.to_string();
                 tracing::warn!(%error, "the kernel does not report mapped files: reading the maps of all processes every few seconds instead");
-                let again = ask.clone();
+                let again = requests.clone();
                 thread("mapped-files").spawn(move || {
                     while again.send(InspectRequest::Running).is_ok() {
                         std::thread::sleep(Duration::from_secs(5));
@@ -150,13 +150,16 @@ impl Inspector {
                 Some(error)
             }
         };
-        Ok(Self { ask, unreported })
+        Ok(Self {
+            requests,
+            unreported,
+        })
     }
 
     /// Requests an inspection without waiting for it.
-    pub fn request(&self, ask: InspectRequest) {
+    pub fn request(&self, requests: InspectRequest) {
         // The thread ends only with this value.
-        let _ = self.ask.send(ask);
+        let _ = self.requests.send(requests);
     }
 }
 
@@ -164,7 +167,7 @@ impl Inspector {
 struct MappingFollower {
     mappings: MappingReader,
     known: KnownFiles,
-    ask: Sender<InspectRequest>,
+    requests: Sender<InspectRequest>,
     attacher: Sender<AttachRequest>,
     reporter: NoticeSender,
     started: Instant,
@@ -189,14 +192,15 @@ impl MappingFollower {
                 tracing::warn!(%error, "cannot read the mapping records of a CPU");
             }
             let (mut open, mut refused) = (true, 0);
-            let (known, ask, attacher) = (&self.known, &self.ask, &self.attacher);
+            let (known, requests, attacher) = (&self.known, &self.requests, &self.attacher);
             let now = self.started.elapsed().as_secs();
-            self.mappings
-                .drain(|mapping| match report(known, ask, attacher, mapping, now) {
+            self.mappings.drain(
+                |mapping| match report(known, requests, attacher, mapping, now) {
                     MappingReport::Done => {}
                     MappingReport::NoRoom => refused += 1,
                     MappingReport::Ended => open = false,
-                });
+                },
+            );
             if refused > 0 {
                 self.reporter
                     .report(SensorNotice::MappingsLost { count: refused });
@@ -215,7 +219,7 @@ impl MappingFollower {
             if self.rescanned.elapsed() >= interval {
                 self.rescanned = Instant::now();
                 self.has_lost = false;
-                open &= self.ask.send(InspectRequest::Running).is_ok();
+                open &= self.requests.send(InspectRequest::Running).is_ok();
             }
             if !open {
                 return;
@@ -244,7 +248,7 @@ impl MappingReport {
 /// Passes a mapping on if it is new.
 fn report(
     known: &KnownFiles,
-    ask: &Sender<InspectRequest>,
+    requests: &Sender<InspectRequest>,
     attacher: &Sender<AttachRequest>,
     mapping: ProcessMapping,
     now: u64,
@@ -256,7 +260,7 @@ fn report(
     });
     match found {
         None => MappingReport::NoRoom,
-        Some(None) => MappingReport::sent(ask.send(InspectRequest::Mapped(mapping))),
+        Some(None) => MappingReport::sent(requests.send(InspectRequest::Mapped(mapping))),
         Some(Some(FileState::Watched(watch))) => {
             watch.last_mapped.store(now, Ordering::Relaxed);
             if !watch.by_process.load(Ordering::Relaxed) {
@@ -282,9 +286,9 @@ struct InspectorThread {
 }
 
 impl InspectorThread {
-    fn run(mut self, asked: &Receiver<InspectRequest>) {
-        for ask in asked {
-            match ask {
+    fn run(mut self, received: &Receiver<InspectRequest>) {
+        for requests in received {
+            match requests {
                 InspectRequest::Mapped(mapping) => self.inspect_mapped(mapping),
                 InspectRequest::Running => self.inspect_running(),
                 InspectRequest::Installed(done) => {
@@ -610,30 +614,30 @@ mod tests {
     }
 
     #[test]
-    fn files_that_wait_are_bounded_and_each_waits_once() {
+    fn waiting_files_are_bounded_and_unique() {
         let known = KnownFiles::default();
-        let (ask, asked) = channel();
+        let (requests, received) = channel();
         let (attacher, _told) = channel();
-        let report = |inode| report(&known, &ask, &attacher, mapping(inode, 7), 0);
+        let report = |inode| report(&known, &requests, &attacher, mapping(inode, 7), 0);
         let waiting = WAITING_MAX as u64;
         for inode in 0..waiting {
             assert_eq!(report(inode), MappingReport::Done);
             assert_eq!(report(inode), MappingReport::Done);
         }
         assert_eq!(report(waiting), MappingReport::NoRoom);
-        assert_eq!(asked.try_iter().count(), WAITING_MAX);
+        assert_eq!(received.try_iter().count(), WAITING_MAX);
         // An inspected file makes room.
         known.set_nothing_found(mapping(0, 7).file);
         assert_eq!(report(waiting), MappingReport::Done);
         assert_eq!(report(0), MappingReport::Done);
-        assert_eq!(asked.try_iter().count(), 1, "the other is known");
+        assert_eq!(received.try_iter().count(), 1, "the other is known");
     }
 
     #[test]
-    fn a_file_that_is_attached_to_is_reported_by_process_where_that_matters() {
+    fn an_attached_file_is_reported_per_process_if_needed() {
         let known = KnownFiles::default();
-        let (ask, asked) = channel();
-        let (attacher, told) = channel();
+        let (requests, received) = channel();
+        let (attacher, attach_requests) = channel();
         let watch = Arc::new(FileWatch {
             key: FileKey {
                 device: 1,
@@ -643,16 +647,16 @@ mod tests {
             by_process: AtomicBool::new(false),
         });
         known.set_watched(mapping(2, 7).file, &watch);
-        let report = |now| report(&known, &ask, &attacher, mapping(2, 7), now);
+        let report = |now| report(&known, &requests, &attacher, mapping(2, 7), now);
         assert_eq!(report(5), MappingReport::Done);
         assert_eq!(watch.last_mapped.load(Ordering::Relaxed), 5);
-        assert!(told.try_recv().is_err());
+        assert!(attach_requests.try_recv().is_err());
         watch.by_process.store(true, Ordering::Relaxed);
         assert_eq!(report(6), MappingReport::Done);
         assert!(matches!(
-            told.try_recv(),
+            attach_requests.try_recv(),
             Ok(AttachRequest::Mapped { pid: 7, .. })
         ));
-        assert!(asked.try_recv().is_err(), "it is not inspected again");
+        assert!(received.try_recv().is_err(), "it is not inspected again");
     }
 }

@@ -707,7 +707,7 @@ mod tests {
     use crate::sensor::fields::VMLINUX;
 
     #[test]
-    fn every_hook_of_this_kernel_is_as_the_programs_take_it() {
+    fn every_hook_of_this_kernel_has_the_expected_prototype() {
         let data = std::fs::read(VMLINUX).expect("the tests need a kernel with BTF");
         let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
         let hooks = LADDERS
@@ -732,7 +732,7 @@ mod tests {
     }
 
     #[test]
-    fn another_prototype_is_told() {
+    fn a_different_prototype_is_reported() {
         let data = std::fs::read(VMLINUX).expect("the tests need a kernel with BTF");
         let prototypes = Prototypes::parse(VMLINUX, data).expect("BTF");
         assert!(

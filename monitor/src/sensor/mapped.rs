@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn this_program_has_itself_mapped() {
+    fn this_program_is_among_its_mappings() {
         let own = std::env::current_exe().expect("a path");
         let found = mappings_of_process(std::process::id());
         assert!(found.iter().any(|mapping| mapping.path == own), "{found:?}");

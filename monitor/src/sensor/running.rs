@@ -243,7 +243,7 @@ mod tests {
     use std::{io::Write as _, net::TcpListener, net::TcpStream};
 
     #[test]
-    fn what_this_process_has_open() {
+    fn open_files_of_this_process() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("open");
         std::fs::write(&path, "x").expect("written");

@@ -72,12 +72,12 @@ impl Sweeper {
 
     /// Removes lines that were split and not continued since the last call.
     fn sweep_carried(&mut self) {
-        let there = self.carried.keys().filter_map(Result::ok).collect();
-        for object in self.waiting.intersection(&there) {
+        let present = self.carried.keys().filter_map(Result::ok).collect();
+        for object in self.waiting.intersection(&present) {
             // It may have been removed in between.
             let _ = self.carried.remove(object);
         }
-        self.waiting = there;
+        self.waiting = present;
     }
 
     /// Removes writes that never reached a socket.

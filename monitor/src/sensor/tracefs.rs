@@ -8,8 +8,8 @@ pub const TRACEFS: &str = "/sys/kernel/tracing";
 /// Mounts tracefs if it is not mounted: hosts without systemd do not mount it, and tracepoints are
 /// identified by numbers in it.
 pub fn ensure_tracefs() {
-    let there = |path: &str| Path::new(path).join("events").is_dir();
-    if there(TRACEFS) || there("/sys/kernel/debug/tracing") {
+    let has_events = |path: &str| Path::new(path).join("events").is_dir();
+    if has_events(TRACEFS) || has_events("/sys/kernel/debug/tracing") {
         return;
     }
     let flags = rustix::mount::MountFlags::NOSUID

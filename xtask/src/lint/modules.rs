@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_circle_is_found_and_a_diamond_is_not() {
+    fn a_cycle_is_found_and_a_diamond_is_not() {
         let edges = |pairs: &[(&str, &str)]| {
             pairs
                 .iter()

@@ -119,6 +119,14 @@ pub fn run_cells(cells: VmCells) -> Result<()> {
     })
 }
 
+/// Fetches every kernel of the matrix.
+pub fn fetch_kernels() -> Result<()> {
+    if cfg!(target_arch = "x86_64") {
+        kernels::fetch(&[])?;
+    }
+    Ok(())
+}
+
 /// Boots every requested machine, one after the other.
 pub fn run(choice: &VmSelection) -> Result<()> {
     for wanted in &choice.kernels {

@@ -130,21 +130,21 @@ impl VerifierCosts {
 impl fmt::Display for VerifierCosts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Kernels before 5.16 do not report it.
-        let told: Vec<&String> = self
+        let machines: Vec<&String> = self
             .machines
             .iter()
             .filter(|machine| self.cells.keys().any(|(_, known)| known == *machine))
             .collect();
         write!(f, "| program |")?;
-        for machine in &told {
+        for machine in &machines {
             write!(f, " {machine} |")?;
         }
-        writeln!(f, "\n|---|{}", "---:|".repeat(told.len()))?;
+        writeln!(f, "\n|---|{}", "---:|".repeat(machines.len()))?;
         let mut programs: Vec<&String> = self.cells.keys().map(|(program, _)| program).collect();
         programs.dedup();
         for program in programs {
             write!(f, "| {program} |")?;
-            for machine in &told {
+            for machine in &machines {
                 match self.cells.get(&(program.clone(), (*machine).clone())) {
                     Some(instructions) => write!(f, " {instructions} |")?,
                     None => write!(f, " – |")?,

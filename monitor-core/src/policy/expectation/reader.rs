@@ -88,10 +88,10 @@ impl ReaderPattern {
             ("container", self.container.as_ref()),
             ("service_account", self.service_account.as_ref()),
         ];
-        let shown: Vec<String> = parts
+        let text: Vec<String> = parts
             .iter()
             .filter_map(|(name, pattern)| Some(format!("{name}={}", pattern.as_ref()?.text)))
             .collect();
-        shown.join(" ")
+        text.join(" ")
     }
 }

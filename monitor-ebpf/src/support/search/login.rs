@@ -12,8 +12,8 @@ use monitor_common::{
 
 /// Scans the words of a login.
 #[inline(always)]
-pub fn scan_login<S: PlaintextSource>(scratch: &mut SearchScratch, speaks: u64) -> u64 {
-    match speaks {
+pub fn scan_login<S: PlaintextSource>(scratch: &mut SearchScratch, format: u64) -> u64 {
+    match format {
         protocol::POSTGRES => postgres(scratch),
         protocol::MYSQL => mysql(scratch),
         protocol::MQTT => mqtt(scratch),

@@ -23,12 +23,12 @@ pub mod value;
 /// Searches the window; returns the number of values found.
 #[inline(always)]
 pub fn search<S: PlaintextSource>(scratch: &mut SearchScratch) -> u64 {
-    let speaks = scratch.words.protocol;
-    if speaks == HEAD || !S::LOOPS {
+    let format = scratch.words.protocol;
+    if format == HEAD || !S::LOOPS {
         scan_lines::<S>(scratch)
-    } else if speaks == FIELDS {
+    } else if format == FIELDS {
         scan_frames::<S>(scratch)
     } else {
-        scan_login::<S>(scratch, speaks)
+        scan_login::<S>(scratch, format)
     }
 }

@@ -14,13 +14,13 @@ pub fn send_plaintext_record(
     kind: u32,
     time: u64,
 ) {
-    let shown = known.as_record(scratch.host);
+    let secret = known.as_record(scratch.host);
     let record = &mut scratch.clear;
     record.kind = kind;
     record.reserved = 0;
     record.time = time;
     record.cookie = scratch.object.address;
-    record.shown = shown;
+    record.secret = secret;
     // SAFETY: the record is inside the scratch and initialised above.
     unsafe {
         send(

@@ -46,7 +46,7 @@ pub static HUFFMAN: Array<http2::HuffmanTable> = Array::with_max_entries(1, 0);
 /// window; returns the mark of this search. A separate function, because many paths lead here:
 /// after it the verifier sees only one.
 #[inline(never)]
-pub fn begin_search(scratch: &mut SearchScratch, object: StreamKey, len: u64, speaks: u64) -> u64 {
+pub fn begin_search(scratch: &mut SearchScratch, object: StreamKey, len: u64, format: u64) -> u64 {
     let number = boot_time_ns();
     scratch.mark = number;
     scratch.object = object;
@@ -64,7 +64,7 @@ pub fn begin_search(scratch: &mut SearchScratch, object: StreamKey, len: u64, sp
         end: len,
         ..FrameScan::default()
     };
-    scratch.words = LoginScan::new(len, speaks);
+    scratch.words = LoginScan::new(len, format);
     scratch.fields = ResponseScan {
         end: len,
         ..ResponseScan::default()

@@ -53,14 +53,14 @@ pub fn write_format<S: PlaintextSource>(
     } else {
         first
     };
-    let mut speaks = HEAD;
+    let mut format = HEAD;
     let mut skip = 0;
     if let Some(stream) = STREAMS.get_ptr_mut(object) {
         // SAFETY: the pointer is into the map; a TLS object or socket is written to by one thread
         // at a time.
         unsafe {
-            speaks = (*stream).format;
-            if speaks == FIELDS {
+            format = (*stream).format;
+            if format == FIELDS {
                 skip = (*stream).skip;
                 if skip >= len {
                     (*stream).skip = skip - len;
@@ -68,7 +68,7 @@ pub fn write_format<S: PlaintextSource>(
                 }
                 // No frame is that long: the address belonged to another object before.
                 if skip == 0 && scan::begins_with_method(first) {
-                    speaks = HEAD;
+                    format = HEAD;
                 }
                 (*stream).skip = 0;
             }
@@ -77,15 +77,15 @@ pub fn write_format<S: PlaintextSource>(
                 (*stream).carried_at = 0;
             }
             // What looked like the head of a request may have been a line of something else.
-            if able && speaks == HEAD && (*stream).carried_at == 0 {
-                speaks = monitor_common::login::detect_protocol(first, second);
+            if able && format == HEAD && (*stream).carried_at == 0 {
+                format = monitor_common::login::detect_protocol(first, second);
             }
         }
     } else if able {
-        speaks = monitor_common::login::detect_protocol(first, second);
-        if speaks == 0 {
+        format = monitor_common::login::detect_protocol(first, second);
+        if format == 0 {
             if http2::may_begin_fields(first) {
-                speaks = FIELDS;
+                format = FIELDS;
             } else if !scan::may_begin_request(first) {
                 return None;
             }
@@ -93,10 +93,7 @@ pub fn write_format<S: PlaintextSource>(
     } else if !scan::may_begin_request(first) {
         return None;
     }
-    Some(WriteFormat {
-        format: speaks,
-        skip,
-    })
+    Some(WriteFormat { format, skip })
 }
 
 /// Whether the next write of the connection is searched regardless of how it begins.

@@ -73,7 +73,7 @@ impl Cri {
 
     fn failed(&self, reason: impl ToString) -> ProviderError {
         ProviderError {
-            asked: self.socket.display().to_string(),
+            provider: self.socket.display().to_string(),
             reason: reason.to_string(),
         }
     }
@@ -100,7 +100,7 @@ impl Cri {
     async fn call<Asked, Answer>(
         &mut self,
         path: &'static str,
-        asked: Asked,
+        request: Asked,
     ) -> Result<Answer, ProviderError>
     where
         Asked: Message + 'static,
@@ -112,7 +112,7 @@ impl Cri {
             client.ready().await.map_err(|error| error_text(&error))?;
             client
                 .unary(
-                    Request::new(asked),
+                    Request::new(request),
                     PathAndQuery::from_static(path),
                     ProstCodec::<Asked, Answer>::default(),
                 )

@@ -48,10 +48,10 @@ pub struct PodOwner {
 
 /// Why a provider has no answer now.
 #[derive(Debug, Error)]
-#[error("{asked} failed: {reason}")]
+#[error("{provider} failed: {reason}")]
 pub struct ProviderError {
     /// The request that failed.
-    pub asked: String,
+    pub provider: String,
     pub reason: String,
 }
 
@@ -182,11 +182,11 @@ pub struct WorkloadRename {
 #[derive(Debug)]
 pub struct NameResolver {
     /// Without a provider, everything keeps its ids.
-    ask: Option<Sender<NameQuery>>,
-    answers: UnboundedReceiver<NameReply>,
+    queries: Option<Sender<NameQuery>>,
+    replies: UnboundedReceiver<NameReply>,
     known: HashMap<String, Workload>,
     /// Requested keys, and the workload shown until they are named.
-    asked: HashMap<String, Workload>,
+    requested: HashMap<String, Workload>,
     /// Keys that were given up before they had a complete name.
     not_named: HashSet<String>,
     /// Workloads of pods, by uid.
@@ -204,12 +204,12 @@ const NAMES_MAX: usize = 16_384;
 impl NameResolver {
     /// A resolver without providers.
     pub fn empty() -> Self {
-        let (_, answers) = tokio::sync::mpsc::unbounded_channel();
+        let (_, replies) = tokio::sync::mpsc::unbounded_channel();
         Self {
-            ask: None,
-            answers,
+            queries: None,
+            replies,
             known: HashMap::new(),
-            asked: HashMap::new(),
+            requested: HashMap::new(),
             not_named: HashSet::new(),
             pods: HashMap::new(),
             addresses: None,
@@ -224,24 +224,24 @@ impl NameResolver {
         sources: Vec<Box<dyn NameProvider>>,
         addresses: Option<Box<dyn ObjectDirectory>>,
     ) -> std::io::Result<Self> {
-        let (ask, asked) = channel();
-        let (tell, answers) = tokio::sync::mpsc::unbounded_channel();
+        let (queries, received) = channel();
+        let (send_reply, replies) = tokio::sync::mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         std::thread::Builder::new()
             .name("names".to_owned())
             .spawn(move || {
-                let mut asker = ResolverThread {
+                let mut resolver = ResolverThread {
                     sources,
                     runtime,
                     pending: HashMap::new(),
                 };
-                asker.run(&asked, |answer| tell.send(answer).is_ok());
+                resolver.run(&received, |answer| send_reply.send(answer).is_ok());
             })?;
         Ok(Self {
-            ask: Some(ask),
-            answers,
+            queries: Some(queries),
+            replies,
             addresses,
             ..Self::empty()
         })
@@ -276,32 +276,34 @@ impl NameResolver {
 
     /// Requests the name of a cgroup's container, once.
     pub fn request(&mut self, group: &Cgroup) {
-        let (Some(ask), Some(key), Some(workload)) =
-            (&self.ask, container_key(group), workload_from_path(group))
-        else {
+        let (Some(queries), Some(key), Some(workload)) = (
+            &self.queries,
+            container_key(group),
+            workload_from_path(group),
+        ) else {
             return;
         };
         let again = self.not_named.remove(key);
         let known = self.known.contains_key(key);
-        if (known || self.asked.contains_key(key)) && !again {
+        if (known || self.requested.contains_key(key)) && !again {
             return;
         }
-        if self.known.len() + self.asked.len() >= NAMES_MAX {
+        if self.known.len() + self.requested.len() >= NAMES_MAX {
             return;
         }
         // The thread ends only with this value.
-        let _ = ask.send(NameQuery {
+        let _ = queries.send(NameQuery {
             key: key.to_owned(),
             pod_uid: group.pod_uid.clone(),
         });
         if !known {
-            self.asked.insert(key.to_owned(), workload);
+            self.requested.insert(key.to_owned(), workload);
         }
     }
 
     /// Evicts what belongs to none of these cgroups, if much is remembered.
     pub fn retain<'a>(&mut self, groups: impl Iterator<Item = &'a Cgroup>) {
-        if self.known.len() + self.asked.len() < NAMES_MAX / 2 {
+        if self.known.len() + self.requested.len() < NAMES_MAX / 2 {
             return;
         }
         let mut keys = HashSet::new();
@@ -311,7 +313,7 @@ impl NameResolver {
             uids.extend(group.pod_uid.as_deref());
         }
         self.known.retain(|key, _| keys.contains(key.as_str()));
-        self.asked.retain(|key, _| keys.contains(key.as_str()));
+        self.requested.retain(|key, _| keys.contains(key.as_str()));
         self.not_named.retain(|key| keys.contains(key.as_str()));
         self.pods.retain(|uid, _| uids.contains(uid.as_str()));
         let mut images = self.images.write().unwrap_or_else(PoisonError::into_inner);
@@ -321,14 +323,14 @@ impl NameResolver {
     /// The workload of a cgroup, by name if it is known; `None` if it belongs to the host.
     pub fn workload(&self, group: &Cgroup) -> Option<Workload> {
         let key = container_key(group)?;
-        let known = self.known.get(key).or_else(|| self.asked.get(key));
+        let known = self.known.get(key).or_else(|| self.requested.get(key));
         known.cloned().or_else(|| workload_from_path(group))
     }
 
     /// The renames that resulted from replies since the last call.
     pub fn take_replies(&mut self) -> Vec<WorkloadRename> {
         let mut renamed = Vec::new();
-        while let Ok(answer) = self.answers.try_recv() {
+        while let Ok(answer) = self.replies.try_recv() {
             match answer {
                 NameReply::Named { key, named, whole } => {
                     let Some(mut new) = named.workload() else {
@@ -349,7 +351,7 @@ impl NameResolver {
                         self.pods.insert(uid, pod);
                     }
                     // A workload that has a name may get a better one.
-                    let old = self.asked.remove(&key);
+                    let old = self.requested.remove(&key);
                     if let Some(old) = old.or_else(|| self.known.get(&key).cloned())
                         && old != new
                     {
@@ -362,7 +364,7 @@ impl NameResolver {
                 }
                 NameReply::Unnamed(key, reason) => {
                     *self.unnamed.entry(reason).or_default() += 1;
-                    if let Some(called) = self.asked.get_mut(&key) {
+                    if let Some(called) = self.requested.get_mut(&key) {
                         let old = called.clone();
                         // Without a provider, the ids are its complete name.
                         called.partial &= reason != NO_SOURCE;
@@ -437,11 +439,11 @@ impl ProviderListing {
                 list.iter()
                     .find(|named| named.container.is_none() && named.pod_uid == uid)
             };
-            let said = by_id.or_else(|| uid.as_ref().and_then(|_| by_uid()));
-            if let Some(said) = said {
+            let failure = by_id.or_else(|| uid.as_ref().and_then(|_| by_uid()));
+            if let Some(failure) = failure {
                 all = Some(match all {
-                    Some(before) => before.merge(said),
-                    None => said.clone(),
+                    Some(before) => before.merge(failure),
+                    None => failure.clone(),
                 });
             }
         }
@@ -452,7 +454,11 @@ impl ProviderListing {
 }
 
 impl ResolverThread {
-    fn run(&mut self, asked: &Receiver<NameQuery>, mut tell: impl FnMut(NameReply) -> bool) {
+    fn run(
+        &mut self,
+        received: &Receiver<NameQuery>,
+        mut send_reply: impl FnMut(NameReply) -> bool,
+    ) {
         loop {
             let next = self.pending.values().map(|pending| pending.next).min();
             let wait = next.map_or(RETRY_MAX, |next| {
@@ -468,16 +474,16 @@ impl ResolverThread {
                     part: None,
                 });
             };
-            match asked.recv_timeout(wait) {
+            match received.recv_timeout(wait) {
                 Ok(question) => {
                     new(question);
-                    asked.try_iter().for_each(new);
+                    received.try_iter().for_each(new);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             for answer in self.query_due() {
-                if !tell(answer) {
+                if !send_reply(answer) {
                     return;
                 }
             }
@@ -487,9 +493,9 @@ impl ResolverThread {
     /// Queries what is due.
     fn query_due(&mut self) -> Vec<NameReply> {
         let now = Instant::now();
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         if !self.pending.values().any(|pending| pending.next <= now) {
-            return answers;
+            return replies;
         }
         let round = self.list_all();
         self.pending.retain(|key, pending| {
@@ -500,7 +506,7 @@ impl ResolverThread {
             pending.next = Instant::now() + (age / 2).clamp(FIRST_RETRY, RETRY_MAX);
             match round.lookup(key, pending.pod_uid.as_deref()) {
                 Some((named, true)) => {
-                    answers.push(NameReply::Named {
+                    replies.push(NameReply::Named {
                         key: key.clone(),
                         named: Box::new(named),
                         whole: true,
@@ -510,7 +516,7 @@ impl ResolverThread {
                 Some((named, false)) => {
                     if age > PARTIAL_AFTER && pending.part.as_ref() != Some(&named) {
                         pending.part = Some(named.clone());
-                        answers.push(NameReply::Named {
+                        replies.push(NameReply::Named {
                             key: key.clone(),
                             named: Box::new(named),
                             whole: false,
@@ -520,17 +526,17 @@ impl ResolverThread {
                 None => {
                     if !pending.unnamed && (age > UNNAMED_AFTER || round.reason == NO_SOURCE) {
                         pending.unnamed = true;
-                        answers.push(NameReply::Unnamed(key.clone(), round.reason));
+                        replies.push(NameReply::Unnamed(key.clone(), round.reason));
                     }
                 }
             }
             if age < GIVE_UP_AFTER {
                 return true;
             }
-            answers.push(NameReply::NotNamed(key.clone()));
+            replies.push(NameReply::NotNamed(key.clone()));
             false
         });
-        answers
+        replies
     }
 
     fn list_all(&mut self) -> ProviderListing {
@@ -588,10 +594,11 @@ mod tests {
         }
 
         fn list(&mut self, _: &Runtime) -> Result<Vec<ContainerNames>, ProviderError> {
-            let said = self.0.lock().expect("nobody panicked").clone();
-            said.unwrap_or_else(|| Ok(Vec::new()))
+            let failure = self.0.lock().expect("nobody panicked").clone();
+            failure
+                .unwrap_or_else(|| Ok(Vec::new()))
                 .map_err(|reason| ProviderError {
-                    asked: "said".into(),
+                    provider: "a provider".into(),
                     reason,
                 })
         }
@@ -625,9 +632,10 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_name_yet_is_named_when_the_answer_comes() {
-        let said = FakeProvider::default();
-        let mut names = NameResolver::from(vec![Box::new(said.clone())], None).expect("a thread");
+    fn a_workload_is_renamed_when_its_name_arrives() {
+        let failure = FakeProvider::default();
+        let mut names =
+            NameResolver::from(vec![Box::new(failure.clone())], None).expect("a thread");
         let group = container();
         names.request(&group);
         let unnamed = names.workload(&group).expect("it has its ids");
@@ -639,8 +647,8 @@ mod tests {
         let unnamed = renamed.new;
         assert_eq!(names.workload(&group).as_ref(), Some(&unnamed));
         assert_eq!(names.unnamed.get(NO_SOURCE), Some(&1));
-        said.say(Err("not now".into()));
-        said.say(Ok(vec![named()]));
+        failure.say(Err("not now".into()));
+        failure.say(Ok(vec![named()]));
         let renamed = next(&mut names);
         assert_eq!(renamed.old, unnamed);
         assert_eq!(renamed.new.key(), "payments/api-0");
@@ -649,13 +657,13 @@ mod tests {
     }
 
     #[test]
-    fn no_name_is_better_than_anothers() {
-        let said = FakeProvider::default();
-        said.say(Ok(vec![ContainerNames {
+    fn a_foreign_name_is_never_used() {
+        let failure = FakeProvider::default();
+        failure.say(Ok(vec![ContainerNames {
             id: ID.replace('0', "1"),
             ..named()
         }]));
-        let mut names = NameResolver::from(vec![Box::new(said)], None).expect("a thread");
+        let mut names = NameResolver::from(vec![Box::new(failure)], None).expect("a thread");
         let group = container();
         names.request(&group);
         let renamed = next(&mut names);
@@ -682,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_source_does_not_know_the_next_may() {
+    fn the_next_source_is_asked_for_unknown_names() {
         let (api, runtime) = (FakeProvider::default(), FakeProvider::default());
         runtime.say(Ok(vec![named()]));
         let sources: Vec<Box<dyn NameProvider>> =
@@ -713,11 +721,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_the_host_is_not_asked_for() {
+    fn host_processes_need_no_name_source() {
         let mut names = NameResolver::from(vec![], None).expect("a thread");
         let group = parse("/system.slice/nginx.service");
         names.request(&group);
         assert_eq!(names.workload(&group), None);
-        assert!(names.asked.is_empty());
+        assert!(names.requested.is_empty());
     }
 }

@@ -36,7 +36,7 @@ impl Enricher {
         self.attribution.ensure(task);
         events.push(TrailEvent::Connect {
             time: task.time,
-            who: self.actor(task.subject),
+            actor: self.actor(task.subject),
             connection: connection_id(connection),
             destination: self.destination(
                 task.time,

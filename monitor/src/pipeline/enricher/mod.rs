@@ -193,7 +193,7 @@ impl Enricher {
         let home = self.resolve_issued_to(&mut credential).map(Box::new);
         PickUp {
             time,
-            who: self.actor(subject),
+            actor: self.actor(subject),
             credential,
             count,
             stdout: output.pipe,

@@ -120,7 +120,7 @@ impl Enricher {
                 .and_then(|fingerprint| self.server_by_fingerprint(fingerprint)),
             host: self.request_host(pending.host),
             time: pending.time,
-            who: pending.actor,
+            actor: pending.actor,
             connection,
             credential: pending.credential,
             place: pending.place,

@@ -55,7 +55,7 @@ impl Enricher {
         if victim.pid != self.sensor.own_pid {
             events.push(TrailEvent::Foreign {
                 time: task.time,
-                who: self.actor(task.subject),
+                actor: self.actor(task.subject),
                 victim: self.actor(victim),
                 look: read.look,
             });
@@ -67,7 +67,7 @@ impl Enricher {
 
     /// A gap for a read of the agent's own memory: its later reports cannot be relied on.
     fn tampering_gap(&self, task: &TaskInfo, look: Look) -> TrailEvent {
-        let who = self.actor(task.subject);
+        let actor = self.actor(task.subject);
         let how = match look {
             Look::Trace => "traced the agent",
             Look::Environ | Look::Memory => "opened the memory of the agent",
@@ -78,9 +78,9 @@ impl Enricher {
                 probe: None,
                 detail: format!(
                     "{} ({}, uid {}) {how}",
-                    who.workload.key(),
-                    who.process.exe,
-                    who.process.uid
+                    actor.workload.key(),
+                    actor.process.exe,
+                    actor.process.uid
                 ),
                 since: task.time,
                 until: Some(task.time),

@@ -40,7 +40,7 @@ impl Enricher {
             for (inode, to) in connections.outgoing_of(subject.pid, &open.sockets) {
                 events.push(TrailEvent::Connect {
                     time: now,
-                    who: self.actor(subject),
+                    actor: self.actor(subject),
                     // No cookie is that large.
                     connection: inode | 1 << 63,
                     destination: self.destination(now, to.address, to.port, to.transport),

@@ -1,0 +1,42 @@
+//! Fetches what later steps need while the first ones compile.
+
+use crate::{setup, vm};
+use anyhow::Result;
+use std::{thread, thread::JoinHandle};
+
+/// Downloads in progress.
+pub struct Downloads(JoinHandle<()>);
+
+impl Downloads {
+    /// Starts to fetch what the checks need, and with `root` what the scenarios need too. Whatever
+    /// is there already takes no time.
+    pub fn start(root: bool) -> Self {
+        Self(thread::spawn(move || {
+            fetch("helm", setup::helm());
+            fetch("Python's packages", setup::python());
+            fetch("Prometheus", setup::prometheus());
+            if root {
+                fetch("Go", setup::go());
+                fetch("the newest Go", setup::newest_go());
+                fetch("a browser", setup::browser());
+                fetch("the dashboards' components", setup::panels());
+                fetch("containerd", setup::containerd());
+                fetch("kernels", vm::fetch_kernels());
+            }
+        }))
+    }
+
+    /// Waits until everything is fetched, because the next steps would fetch it as well.
+    pub fn wait(self) {
+        if self.0.join().is_err() {
+            eprintln!("the downloads panicked; the steps that need them fetch what is missing");
+        }
+    }
+}
+
+/// An error is not final: the step that needs it tries again, and reports it.
+fn fetch<T>(what: &str, result: Result<T>) {
+    if let Err(error) = result {
+        eprintln!("{what} could not be fetched in advance: {error:#}");
+    }
+}
