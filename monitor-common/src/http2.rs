@@ -268,7 +268,7 @@ pub const STATES: usize = 256;
 pub const HALVES: usize = 16;
 
 /// The effect of half a byte in each state: the next state in the low byte, the completed symbol in
-/// the second byte, and [`LETTER`] if a symbol is complete.
+/// the second byte, and [`SYMBOL`] if a symbol is complete.
 pub type HuffmanTable = [u32; STATES * HALVES];
 /// A symbol is complete.
 pub const SYMBOL: u32 = 1 << 16;

@@ -26,7 +26,7 @@ pub mod protocol {
 }
 
 /// Set in the rule of a value that does not come from a header; the bits below hold one of
-/// [`speaks`].
+/// [`protocol`].
 pub const LOGIN: u64 = BARE_VALUE | 1 << 27;
 /// Anything shorter is not treated as a secret.
 const MIN_SECRET: u64 = 4;
@@ -128,7 +128,7 @@ pub struct LoginScan {
     pub at: u64,
     /// Bytes in the window.
     pub end: u64,
-    /// One of [`speaks`].
+    /// One of [`protocol`].
     pub protocol: u64,
     /// Start of the current word, and the number of words before it.
     pub word_start: u64,
@@ -137,7 +137,7 @@ pub struct LoginScan {
     pub secret_word: u64,
     /// The number of the word that names an authentication mechanism, plus 1.
     pub mechanism: u64,
-    /// The expected content of the connection's next write, one of [`speaks`]; 0 if nothing is
+    /// The expected content of the connection's next write, one of [`protocol`]; 0 if nothing is
     /// expected.
     pub next: u64,
     /// Scratch space for [`hide_from_verifier`].

@@ -202,7 +202,7 @@ pub struct PresentedSecret {
     /// Length of the secret in bytes.
     pub secret_len: u32,
     /// The value of the [`crate::filter::FilterKind::Header`] rule; or [`crate::login::LOGIN`] and
-    /// one of [`crate::login::speaks`]; or [`crate::response::FIELD`] and the index of a field.
+    /// one of [`crate::login::protocol`]; or [`crate::response::RESPONSE_FIELD`] and the index of a field.
     pub name: u32,
     /// As in [`VariableRecord`].
     pub prefix: u32,

@@ -8,7 +8,7 @@ use crate::{
     swar::{SPACES, count_marks, exact_zero_bytes, mask_below, masked_bytes, splat, zero_bytes},
 };
 
-/// Set together with [`BARE`] in the rule of a value that is a field of a response; the bits below
+/// Set together with [`BARE_VALUE`] in the rule of a value that is a field of a response; the bits below
 /// hold the field's index in the catalog.
 pub const RESPONSE_FIELD: u64 = BARE_VALUE | 1 << 28;
 /// Used instead of an index: the whole response body is the secret.
@@ -31,7 +31,7 @@ pub struct ResponseScan {
     pub token_start: u64,
     /// 1 if the current token follows a `>`.
     pub in_element: u64,
-    /// One of [`awaits`].
+    /// One of the states in `expects`.
     pub expects: u64,
     /// The rule of the last name found in the catalog.
     pub rule: u64,

@@ -393,7 +393,7 @@ pub fn find_secret(window: &ScanWindow, value: HeaderValue, place: &mut u64) -> 
     )
 }
 
-/// The value of each base64 letter; [`FILL`] for padding, [`NO_LETTER`] for any other byte.
+/// The value of each base64 letter; [`PADDING`] for padding, [`INVALID`] for any other byte.
 const BASE64_VALUES: [u8; 256] = {
     let mut letters = [INVALID; 256];
     let all = *b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

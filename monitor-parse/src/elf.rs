@@ -2,7 +2,7 @@
 //!
 //! No size in such a file is trusted. Tables are read through a window of fixed size, so that a
 //! small file that claims a section of gigabytes costs no memory, and all reads of a file together
-//! are limited to [`READ_BUDGET`], so that it costs little time. Only 64-bit little-endian files of
+//! are limited to `READ_BUDGET`, so that it costs little time. Only 64-bit little-endian files of
 //! the agent's own architecture are parsed: others use a different calling convention.
 
 use object::{
@@ -121,7 +121,7 @@ pub enum UnwindEntry {
     Unknown,
 }
 
-/// A file from which at most [`READ_BUDGET`] bytes are read.
+/// A file from which at most `READ_BUDGET` bytes are read.
 #[derive(Debug)]
 struct BudgetedFile<'a, F: ?Sized> {
     file: &'a F,

@@ -41,13 +41,32 @@ pub fn run(all: bool) -> Result<()> {
         "warnings",
     ]))?;
     step("lints of the probes");
+    let of_probes = |command: &str| {
+        const ARCH: &str = "--cfg=bpf_target_arch=\"x86_64\"";
+        let mut cargo = cargo();
+        cargo
+            .args([command, "--release", "--package", "monitor-ebpf"])
+            .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
+            .args(["--target-dir", "target/bpf-lints"])
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", ARCH)
+            .env("RUSTDOCFLAGS", format!("{ARCH} -D warnings"));
+        cargo
+    };
+    run_checked(of_probes("clippy").args(["--", "-D", "warnings"]))?;
+    run_checked(of_probes("doc").args(["--no-deps", "--document-private-items"]))?;
+    step("links in the comments");
     run_checked(
         cargo()
-            .args(["clippy", "--release", "--package", "monitor-ebpf"])
-            .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
-            .args(["--target-dir", "target/bpf-lints", "--", "-D", "warnings"])
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\""),
+            .args([
+                "doc",
+                "--release",
+                "--workspace",
+                "--exclude",
+                "monitor-ebpf",
+            ])
+            .args(["--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     downloads.wait();
     step("structure");

@@ -27,7 +27,7 @@ impl StreamKey {
     }
 }
 
-/// Format of a write: the head of an HTTP/1.1 request. The others are in [`crate::login::speaks`].
+/// Format of a write: the head of an HTTP/1.1 request. The others are in [`crate::login::protocol`].
 pub const HEAD: u64 = 0;
 
 /// Format of a write: HTTP/2 fields.

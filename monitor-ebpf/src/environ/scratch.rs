@@ -10,7 +10,7 @@ use monitor_common::{
 #[map]
 static ENVIRON_SCRATCH: PerCpuArray<EnvironScratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's buffer. Do not keep a reference across a call of [`repeat`] whose step changes the
+/// This CPU's buffer. Do not keep a reference across a call of [`repeat`](crate::support::kernel::repeat) whose step changes the
 /// buffer: the compiler would assume that its contents are unchanged. Call this function again
 /// instead.
 #[inline(always)]

@@ -87,7 +87,7 @@ pub extern "C" fn fingerprint_candidate(i: u64, context: *mut c_void) -> i64 {
 const ENTRY_MAX: u32 = 128 << 10;
 
 /// Determines the length of a candidate longer than a chunk. It is a separate pass for the same
-/// reason as candidates: see [`VariableCandidate`].
+/// reason as candidates: see [`VariableCandidate`](monitor_common::map::VariableCandidate).
 pub extern "C" fn extend_candidate(i: u64, context: *mut c_void) -> i64 {
     // SAFETY: the context is the CandidateWalk of `exec`.
     let walk = unsafe { &mut *context.cast::<CandidateWalk>() };

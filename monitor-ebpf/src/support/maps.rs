@@ -110,7 +110,7 @@ pub fn wipe(place: *mut u8, len: u64) {
     } else {
         len
     };
-    // SAFETY: the verifier checks that the place has room for WIPED bytes; the helper copies at
+    // SAFETY: the verifier checks that the place has room for WIPE_MAX bytes; the helper copies at
     // native speed, unlike a loop.
     unsafe {
         bpf_probe_read_kernel(
@@ -121,7 +121,7 @@ pub fn wipe(place: *mut u8, len: u64) {
     }
 }
 
-/// Overwrites the `N` bytes at a place, at most [`WIPED`].
+/// Overwrites the `N` bytes at a place, at most [`WIPE_MAX`].
 ///
 /// # Safety
 /// The place must be in a map and have `N` bytes.

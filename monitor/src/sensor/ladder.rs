@@ -686,7 +686,7 @@ pub struct HelperSupport {
     pub loops: bool,
 }
 
-/// See [`Helpers`].
+/// What this kernel supports.
 pub static HELPERS: LazyLock<HelperSupport> = LazyLock::new(|| {
     let has = |kind, helper| is_helper_supported(kind, helper).unwrap_or(false);
     let typed_task = BpfHelper::BPF_FUNC_get_current_task_btf;

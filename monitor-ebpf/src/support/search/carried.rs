@@ -20,7 +20,7 @@ pub static CARRIED: HashMap<StreamKey, CarriedLine> = HashMap::with_max_entries(
 const CARRIED_NS: u64 = 30_000_000_000;
 
 /// Restores the first part of a line that the connection's last write split to the front of the
-/// window; returns its length, which is less than [`CARRIED_MAX`]. Called after [`begin_search`]
+/// window; returns its length, which is less than [`CARRIED_MAX`]. Called after [`begin_search`](crate::support::search::source::begin_search)
 /// and followed by [`continue_after_carried`].
 #[inline(never)]
 pub fn restore_carried(scratch: &mut SearchScratch) -> u64 {

@@ -28,7 +28,7 @@ pub fn header(key: u64, bloom: BloomFilter) -> Option<u32> {
 /// Maximum lines, or pieces of long ones, scanned in one write.
 pub const LINES_MAX: u32 = 256;
 
-/// As [`LINES`], without `bpf_loop`.
+/// As [`LINES_MAX`], without `bpf_loop`.
 const UNROLLED_LINES: u32 = 24;
 
 /// Scans the head of an HTTP/1.1 request; returns the number of values found.
