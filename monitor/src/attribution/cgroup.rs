@@ -2,16 +2,16 @@
 
 use super::groups::{CgroupPaths, watch_cgroups};
 use crate::host;
+use hashlink::LruCache;
 use monitor_parse::cgroup::{Cgroup, parse};
 use std::{
-    collections::HashMap,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 /// Cgroups by the id that BPF reports, with `/proc/PID/cgroup` as a fallback.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CgroupIndex {
     root: Option<PathBuf>,
     root_id: u64,
@@ -22,11 +22,11 @@ pub struct CgroupIndex {
     /// The cgroup that `/proc` shows as its root: the agent's own, if its container has a cgroup
     /// namespace. Empty if it is the real root.
     namespace: String,
-    known: HashMap<u64, Arc<Cgroup>>,
-    by_path: HashMap<String, Arc<Cgroup>>,
+    known: LruCache<u64, Arc<Cgroup>>,
+    by_path: LruCache<String, Arc<Cgroup>>,
 }
 
-/// Number of cgroups cached before the cache is cleared: more than a node has.
+/// Number of cgroups cached: more than a node has.
 const CACHED: usize = 8192;
 
 impl CgroupIndex {
@@ -50,7 +50,8 @@ impl CgroupIndex {
             paths,
             gone: 0,
             namespace,
-            ..Self::default()
+            known: LruCache::new(CACHED),
+            by_path: LruCache::new(CACHED),
         }
     }
 
@@ -64,10 +65,6 @@ impl CgroupIndex {
             && let Some(known) = self.known.get(&id)
         {
             return Arc::clone(known);
-        }
-        if self.by_path.len() > CACHED || self.known.len() > CACHED {
-            self.by_path.clear();
-            self.known.clear();
         }
         let own = id != 0 && id != self.root_id;
         let found = self
@@ -84,11 +81,14 @@ impl CgroupIndex {
             (None, Some(parent)) => parent.path.clone(),
             (None, None) => String::new(),
         };
-        let group = Arc::clone(
-            self.by_path
-                .entry(path)
-                .or_insert_with_key(|path| Arc::new(parse(path))),
-        );
+        let group = match self.by_path.get(&path) {
+            Some(group) => Arc::clone(group),
+            None => {
+                let group = Arc::new(parse(&path));
+                self.by_path.insert(path, Arc::clone(&group));
+                group
+            }
+        };
         if id != self.root_id && id != 0 {
             self.known.insert(id, Arc::clone(&group));
         }

@@ -20,6 +20,7 @@ use crate::sensor::{
 };
 use binary::{BinaryTrust, RunningBinary};
 use cgroup::CgroupIndex;
+use hashlink::LruCache;
 use homes::HomeDirectories;
 use jiff::Timestamp;
 use monitor_core::model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind};
@@ -27,8 +28,10 @@ use monitor_core::process_table::ProcessTable;
 use monitor_parse::cgroup::Cgroup;
 use mounted::MountedFiles;
 use names::{NameResolver, WorkloadRename};
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
+/// Number of processes of this program cached.
+const AGENTS_CACHED: usize = 256;
 /// Number of ancestors shown with a process.
 const ANCESTORS_MAX: usize = 8;
 
@@ -56,7 +59,7 @@ pub struct Attribution {
     binaries: BinaryTrust,
     mounted: MountedFiles,
     /// Processes running this program, and whether they are agents.
-    agents: HashMap<Subject, bool>,
+    agents: LruCache<Subject, bool>,
     /// Whether process records, possibly exits, were lost since the table was last compared with
     /// `/proc`.
     records_lost: bool,
@@ -75,7 +78,7 @@ impl Attribution {
             clock: BootClock::now(),
             binaries: BinaryTrust::default(),
             mounted: MountedFiles::default(),
-            agents: HashMap::new(),
+            agents: LruCache::new(AGENTS_CACHED),
             records_lost: false,
             last_comparison: None,
             unattributed: 0,
@@ -182,8 +185,6 @@ impl Attribution {
 
     /// Whether a process is another agent of this host.
     pub fn is_agent(&mut self, subject: Subject) -> bool {
-        /// Number of processes cached.
-        const AGENTS_CACHED: usize = 256;
         let named = self
             .entry(subject)
             .is_some_and(|entry| entry.exe.ends_with("/keytrail") && entry.uid == 0);
@@ -196,9 +197,6 @@ impl Attribution {
         let Some(is_agent) = peer::is_agent(subject.pid) else {
             return false;
         };
-        if self.agents.len() >= AGENTS_CACHED {
-            self.agents.clear();
-        }
         self.agents.insert(subject, is_agent);
         is_agent
     }

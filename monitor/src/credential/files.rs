@@ -15,8 +15,10 @@ use monitor_core::{
 use monitor_parse::credential::{FoundSecret, find_secrets};
 use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
+/// Number of files whose first path as a credential's is remembered.
+pub(super) const HOMES_CACHED: usize = 80_000;
 /// Number of files whose contents are cached.
-const FILES_CACHED: usize = 20_000;
+pub(super) const FILES_CACHED: usize = 20_000;
 
 /// What was found in a version of a file.
 #[derive(Debug)]
@@ -222,19 +224,20 @@ impl Credentials {
             return Some((source.clone(), source));
         } else {
             // Inherited descriptors are reported without a path.
-            let home = self.homes.get(&file).or_else(|| {
+            let home = match self.homes.get(&file) {
+                Some(home) => home.clone(),
                 // Recovered from a file system whose generation only the probes can read.
-                self.homes.get(&FileId {
-                    generation: 0,
-                    ..file
-                })
-            })?;
+                None => {
+                    let recovered = FileId {
+                        generation: 0,
+                        ..file
+                    };
+                    self.homes.get(&recovered)?.clone()
+                }
+            };
             let seen = if seen == "/" { home.clone() } else { seen };
-            return Some((seen, home.clone()));
+            return Some((seen, home));
         };
-        if self.homes.len() >= FILES_CACHED * 4 {
-            self.homes.clear();
-        }
         self.homes.entry(file).or_insert_with(|| known.clone());
         Some((seen, known))
     }
@@ -268,9 +271,6 @@ impl Credentials {
         };
         let found = Arc::new(found);
         let modified = Timestamp::from_second(metadata.mtime()).ok();
-        if self.files.len() >= FILES_CACHED {
-            self.files.clear();
-        }
         self.files.insert(
             file,
             FileContents {

@@ -16,17 +16,13 @@ mod variables;
 pub use files::{MountView, OpenedFile};
 
 use crate::sensor::observation::FileId;
-use files::FileContents;
+use files::{FILES_CACHED, FileContents, HOMES_CACHED};
 use hashlink::LruCache;
 use known::KnownCredentials;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::{catalog::Catalog, model::Credential};
 use secret::SecretBuffer;
-use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 /// Bytes of a credential file that are read.
 const FILE_MAX: usize = 1 << 20;
@@ -39,11 +35,11 @@ pub struct Credentials {
     catalog: Arc<Catalog>,
     key: FingerprintKey,
     buffer: SecretBuffer,
-    files: HashMap<FileId, FileContents>,
+    files: LruCache<FileId, FileContents>,
     known: KnownCredentials,
     /// The path under which a file was first recognised as a credential's: it remains one under any
     /// other path.
-    homes: HashMap<FileId, String>,
+    homes: LruCache<FileId, String>,
     /// Places of credentials according to variables, by container and path, and their class.
     pointed: BTreeMap<(String, String), String>,
     /// Fingerprints of values of such variables that were followed.
@@ -60,9 +56,9 @@ impl Credentials {
             catalog,
             key,
             buffer: SecretBuffer::new(FILE_MAX)?,
-            files: HashMap::new(),
+            files: LruCache::new(FILES_CACHED),
             known: KnownCredentials::default(),
-            homes: HashMap::new(),
+            homes: LruCache::new(HOMES_CACHED),
             pointed: BTreeMap::new(),
             followed: LruCache::new(FOLLOWED_CACHED),
             unfollowed: 0,

@@ -5,10 +5,10 @@ use super::{
     ocsf,
 };
 use crate::config::settings::FindingsFormat;
+use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::{Evidence, Finding, Severity};
 use std::{
-    collections::HashMap,
     fs::OpenOptions,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt as _,
@@ -17,7 +17,7 @@ use std::{
 
 /// A continuing finding is written again after this time.
 const REPEAT_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
-/// Number of findings remembered; the oldest are evicted first.
+/// Number of findings remembered.
 const FINDINGS_CACHED: usize = 20_000;
 
 /// Counts findings, and writes new ones.
@@ -26,7 +26,8 @@ pub struct FindingStream {
     out: LineWriter,
     /// Set if it is a file.
     path: Option<PathBuf>,
-    known: HashMap<String, Box<KnownFinding>>,
+    /// By id; those that did not recur for longest are evicted first.
+    known: LruCache<String, Box<KnownFinding>>,
 }
 
 struct KnownFinding {
@@ -86,7 +87,7 @@ impl FindingStream {
             format,
             out: LineWriter::start("findings", out, delivery)?,
             path: None,
-            known: HashMap::new(),
+            known: LruCache::new(FINDINGS_CACHED),
         })
     }
 
@@ -97,7 +98,8 @@ impl FindingStream {
 
     /// Restores the counts of an earlier run.
     pub fn restore(&mut self, findings: Vec<Finding>) {
-        for finding in findings {
+        // The most recent come first.
+        for finding in findings.into_iter().rev() {
             self.known.insert(
                 finding.id.clone(),
                 Box::new(KnownFinding {
@@ -114,9 +116,6 @@ impl FindingStream {
     /// Counts a finding; returns it with its count, and writes it if it is new, worse than before,
     /// or has continued for a while.
     pub fn record(&mut self, mut finding: Finding) -> Finding {
-        if self.known.len() >= FINDINGS_CACHED {
-            self.evict();
-        }
         let now = FindingRank::of(&finding);
         let known = self.known.entry(finding.id.clone()).or_insert_with(|| {
             Box::new(KnownFinding {
@@ -168,13 +167,6 @@ impl FindingStream {
         line.push(b'\n');
         self.out.write_line(line);
         Ok(())
-    }
-
-    fn evict(&mut self) {
-        let mut times: Vec<Timestamp> = self.known.values().map(|known| known.last_seen).collect();
-        times.sort();
-        let middle = times[times.len() / 2];
-        self.known.retain(|_, known| known.last_seen > middle);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::sinks::Sinks;
 use crate::{ledger::LedgerEntry, metrics::Metrics};
+use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
     model::{Evidence, Finding, Gap, Mint, NOT_COVERED, NameSource, Use, Workload},
@@ -9,7 +10,7 @@ use monitor_core::{
     trail::{Trail, TrailEvent, TrailOutput},
 };
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     io::{self, Write as _},
     net::IpAddr,
 };
@@ -58,7 +59,7 @@ pub struct Evaluator {
     /// Decisions waiting for a name that did not arrive soon.
     pending: VecDeque<DeferredDecision>,
     /// Workloads for which no name exists.
-    unnamed: HashSet<Workload>,
+    unnamed: LruCache<Workload, ()>,
     /// Recent gaps, to attach to findings near them.
     gaps: VecDeque<Gap>,
     /// Whether events happen now rather than in a replay.
@@ -77,7 +78,7 @@ impl Evaluator {
             authenticator_clients: Vec::new(),
             deferred: VecDeque::new(),
             pending: VecDeque::new(),
-            unnamed: HashSet::new(),
+            unnamed: LruCache::new(DEFERRED_MAX),
             gaps: VecDeque::new(),
             live,
         }
@@ -198,10 +199,7 @@ impl Evaluator {
     /// Renames a workload in what was stored, and decides what waited for the name.
     fn rename(&mut self, [old, new]: [Workload; 2]) {
         if old == new {
-            if self.unnamed.len() >= DEFERRED_MAX {
-                self.unnamed.clear();
-            }
-            self.unnamed.insert(old.clone());
+            self.unnamed.insert(old.clone(), ());
         } else {
             self.policy.rename(&old, &new);
             self.sinks.metrics.rename(&old, &new);
@@ -226,7 +224,7 @@ impl Evaluator {
     fn decide_when_named(&mut self, mut deferred: DeferredDecision) {
         let workload = deferred.workload();
         if workload.partial
-            && !self.unnamed.contains(workload)
+            && !self.unnamed.contains_key(workload)
             && self.deferred.len() < DEFERRED_MAX
         {
             self.deferred.push_back(deferred);

@@ -13,13 +13,14 @@ use super::{
     mapped::{self, MappedFile, MappingReader, ProcessMapping},
 };
 use crate::{completion::Completion, host};
+use hashlink::LruCache;
 use monitor_parse::{
     elf::SymbolTable,
     tls_functions::{self, AttachPoint, ENTRY_BYTES, TlsInspection},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs::File,
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
@@ -93,7 +94,7 @@ impl Inspector {
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let worker = InspectorThread {
             known: known.clone(),
-            inspected: HashMap::new(),
+            inspected: LruCache::new(FILES_CACHED),
             attacher: attacher.clone(),
             reporter: reporter.clone(),
             slow: ask_slow,
@@ -279,7 +280,7 @@ fn report(
 struct InspectorThread {
     known: KnownFiles,
     /// Results of earlier inspections: a file has several identities if it is mounted twice.
-    inspected: HashMap<FileKey, (FileVersion, Arc<TlsInspection>)>,
+    inspected: LruCache<FileKey, (FileVersion, Arc<TlsInspection>)>,
     attacher: Sender<AttachRequest>,
     reporter: NoticeSender,
     slow: SyncSender<ProcessMapping>,
@@ -371,9 +372,6 @@ impl InspectorThread {
             Some((_, inspection)) => Arc::clone(inspection),
             None => {
                 let inspection = Arc::new(candidate.inspect(SymbolTable::Dynamic));
-                if self.inspected.len() >= FILES_CACHED {
-                    self.inspected.clear();
-                }
                 self.inspected
                     .insert(key, (version, Arc::clone(&inspection)));
                 inspection
