@@ -48,13 +48,14 @@ impl<T> ProcessTable<T> {
         );
     }
 
-    /// Adds a process that is alive, unless it is there.
+    /// Adds a process that is alive, or the missing parent of one that is there.
     pub fn ensure(&mut self, subject: Subject, parent: Option<Subject>, value: T) {
-        self.0.entry(subject).or_insert(Entry {
+        let entry = self.0.entry(subject).or_insert(Entry {
             parent,
             exited: None,
             value,
         });
+        entry.parent = entry.parent.or(parent);
     }
 
     pub fn parent(&self, subject: Subject) -> Option<Subject> {

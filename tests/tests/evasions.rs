@@ -71,7 +71,7 @@ const SCENARIOS: &[(&str, &str, EvasionFn)] = &[
     }),
     ("mounted under another name", "file_open", mounted_away),
     (
-        "an innocent file mounted in its place",
+        "an ordinary file mounted over it",
         "file_open",
         mounted_in_place,
     ),
@@ -100,11 +100,11 @@ const SCENARIOS: &[(&str, &str, EvasionFn)] = &[
         |s| s.read("thread", TestKey::plain),
     ),
     ("a projected volume that is rotated", "file_open", rotated),
-    ("an inode that is used again", "file_open", reused),
+    ("a reused inode number", "file_open", reused),
     ("an executable in memory", "process_exec", in_memory),
     ("an executable that is deleted", "process_exec", deleted),
     (
-        "a child that lives a moment, and its environment",
+        "a short-lived child, and its environment",
         "environ_",
         short_lived,
     ),
@@ -127,16 +127,20 @@ const SCENARIOS: &[(&str, &str, EvasionFn)] = &[
     ("a ClientHello cut over several writes", "hello_", |s| {
         s.connect("cut")
     }),
-    ("another's environ", "file_open", |s| s.look("environ")),
-    ("another's environ, by its thread", "file_open", |s| {
-        s.look("task")
+    ("the environ of another process", "file_open", |s| {
+        s.look("environ")
     }),
     (
-        "another's environ, in another procfs",
+        "the environ of another process, by its thread",
+        "file_open",
+        |s| s.look("task"),
+    ),
+    (
+        "the environ of another process, in another procfs",
         "memory_",
         other_procfs,
     ),
-    ("another's mem", "file_open", |s| s.look("mem")),
+    ("the mem of another process", "file_open", |s| s.look("mem")),
     ("process_vm_readv", "memory_", |s| s.look("vm-readv")),
     ("ptrace", "memory_", |s| s.look("ptrace")),
 ];

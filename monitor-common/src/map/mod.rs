@@ -1,8 +1,8 @@
 //! Keys and values of the maps.
 //!
-//! Integers only, explicit padding, sizes asserted at compile time on both sides: two halves of a
-//! release must agree on them. Derived conversions prove that no type has padding, of which a key
-//! could differ.
+//! What both sides use has integers only, explicit padding, and a size that is asserted at compile
+//! time: the two halves of a release must agree. Derived conversions prove that it has no padding,
+//! in which two equal keys could differ. Memory of the probes alone is in `scratch`.
 
 mod connection;
 mod file;

@@ -5,7 +5,7 @@ use crate::model::{Credential, Destination, Subject, Transport, Workload};
 use hashlink::LinkedHashMap;
 use jiff::{SignedDuration, Timestamp};
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -212,10 +212,14 @@ impl Connections {
         self.by_process.remove(&subject);
     }
 
-    /// Keeps what still waits, and what these processes may use.
-    pub fn retain_of(&mut self, users: &HashSet<Subject>) {
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Keeps what still waits, and what a process may use.
+    pub fn retain_of(&mut self, may_use: impl Fn(Subject) -> bool) {
         self.known
-            .retain(|_, known| !known.settled || users.contains(&known.actor.subject));
+            .retain(|_, known| !known.settled || may_use(known.actor.subject));
         // Returns the memory of a burst.
         if self.known.capacity() > 1024 + 8 * self.known.len() {
             self.known.shrink_to_fit();

@@ -60,7 +60,7 @@ impl ProcessNode {
     }
 }
 
-/// Every process until attribution forgets it, and what it holds.
+/// Every process that attribution knows, and what it holds.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     nodes: HashMap<Subject, ProcessNode>,
@@ -212,10 +212,14 @@ impl Holders {
         false
     }
 
-    /// Every process that is known or has a known child: these may use a connection.
-    pub fn known_and_parents(&self) -> HashSet<Subject> {
+    pub fn contains(&self, subject: Subject) -> bool {
+        self.nodes.contains_key(&subject)
+    }
+
+    /// Forgotten processes with a known child, which may use their connections.
+    pub fn forgotten_parents(&self) -> HashSet<Subject> {
         let parents = self.nodes.values().filter_map(|node| node.parent);
-        parents.chain(self.nodes.keys().copied()).collect()
+        parents.filter(|parent| !self.contains(*parent)).collect()
     }
 
     /// Returns the memory of a burst.

@@ -287,8 +287,11 @@ impl Trail {
         while let Some(id) = self.connections.pop_due(now) {
             self.resolve_destination(id, now, out);
         }
-        self.connections
-            .retain_of(&self.holders.known_and_parents());
+        if !self.connections.is_empty() {
+            let parents = self.holders.forgotten_parents();
+            let may_use = |subject| self.holders.contains(subject) || parents.contains(&subject);
+            self.connections.retain_of(may_use);
+        }
         self.holders.shrink();
     }
 }

@@ -2,6 +2,7 @@
 
 use super::TrailEvent;
 use crate::process_table::ProcessTable;
+use serde::Deserialize;
 use thiserror::Error;
 
 /// The version of recordings that this release writes. Since version 2, `gone` events say when
@@ -11,12 +12,19 @@ pub const RECORDING_VERSION: u32 = 2;
 /// Why a line of a recording cannot be used.
 #[derive(Debug, Error)]
 pub enum RecordingError {
-    #[error("not an event of a recording: {0}")]
+    #[error("not an event of a recording")]
     Event(#[from] serde_json::Error),
     #[error(
         "a recording of version {0}, and this Keytrail reads versions up to {RECORDING_VERSION}: use the newer Keytrail that wrote it"
     )]
     Newer(u32),
+}
+
+/// The version of a recording, whatever else its header says.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum RecordingHeader {
+    Recording { version: u32 },
 }
 
 /// Reads a recording, line by line.
@@ -37,21 +45,23 @@ impl Default for RecordingReader {
 impl RecordingReader {
     /// The event of a line, and after it what an older recording lacks.
     pub fn read(&mut self, line: &str) -> Result<[Option<TrailEvent>; 2], RecordingError> {
+        // A newer header may have more fields.
+        if let Ok(RecordingHeader::Recording { version }) = serde_json::from_str(line)
+            && version > RECORDING_VERSION
+        {
+            return Err(RecordingError::Newer(version));
+        }
         let event: TrailEvent = serde_json::from_str(line)?;
-        let gone = self.follow(&event)?;
+        let gone = self.follow(&event);
         Ok([Some(event), gone])
     }
 
-    fn follow(&mut self, event: &TrailEvent) -> Result<Option<TrailEvent>, RecordingError> {
-        if let TrailEvent::Recording { version } = event {
-            if *version > RECORDING_VERSION {
-                return Err(RecordingError::Newer(*version));
-            }
+    /// What an older recording lacks after this event.
+    fn follow(&mut self, event: &TrailEvent) -> Option<TrailEvent> {
+        if let TrailEvent::Recording { .. } = event {
             self.processes = None;
         }
-        let Some(processes) = &mut self.processes else {
-            return Ok(None);
-        };
+        let processes = self.processes.as_mut()?;
         match event {
             TrailEvent::Fork {
                 subject, parent, ..
@@ -66,11 +76,11 @@ impl RecordingReader {
             TrailEvent::Exit { time, subject } => processes.exit(*subject, *time),
             TrailEvent::Tick { time } => {
                 let subjects = processes.evict_exited(*time);
-                return Ok((!subjects.is_empty()).then_some(TrailEvent::Gone { subjects }));
+                return (!subjects.is_empty()).then_some(TrailEvent::Gone { subjects });
             }
             _ => {}
         }
-        Ok(None)
+        None
     }
 }
 
@@ -130,10 +140,36 @@ mod tests {
 
     #[test]
     fn a_recording_of_a_newer_release_is_refused() {
-        let error = RecordingReader::default()
-            .read(r#"{"event":"recording","version":3}"#)
-            .expect_err("newer");
-        assert!(error.to_string().contains("newer Keytrail"), "{error}");
+        for header in [
+            r#"{"event":"recording","version":3}"#,
+            r#"{"event":"recording","version":9,"host":"x"}"#,
+        ] {
+            let error = RecordingReader::default().read(header).expect_err("newer");
+            assert!(error.to_string().contains("newer Keytrail"), "{error}");
+        }
+    }
+
+    /// A fork record may arrive after what the process did.
+    #[test]
+    fn a_parent_is_kept_for_a_process_whose_fork_came_late() {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).expect("in range");
+        let subject = |pid| Subject { pid, start: 1 };
+        let mut reader = RecordingReader::default();
+        let mut follow = |event: &TrailEvent| reader.follow(event);
+        let fork = |pid, parent: Option<u32>| TrailEvent::Fork {
+            time: at(0),
+            subject: subject(pid),
+            parent: parent.map(subject),
+        };
+        follow(&fork(1, None));
+        follow(&fork(2, None));
+        follow(&fork(2, Some(1)));
+        let exit = TrailEvent::Exit {
+            time: at(1),
+            subject: subject(1),
+        };
+        follow(&exit);
+        assert_eq!(follow(&TrailEvent::Tick { time: at(60) }), None);
     }
 
     proptest! {

@@ -227,7 +227,7 @@ mod tests {
                 ..running(&exe, false)
             })
         };
-        let metadata_at = look();
+        let running = look();
         fs::remove_file(&program).expect("removed");
         let gone = look();
         // An upgrade puts another file in its place.
@@ -236,7 +236,7 @@ mod tests {
         child.kill().expect("it ran");
         child.wait().expect("it ended");
         assert_eq!(
-            (metadata_at, gone, replaced),
+            (running, gone, replaced),
             (named, Some(Untrusted::Deleted), named)
         );
     }

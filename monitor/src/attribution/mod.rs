@@ -295,7 +295,7 @@ impl Attribution {
         let group = &self.table.get(subject)?.group;
         self.table
             .alive()
-            .find(|(peer, entry)| *peer != subject && Arc::ptr_eq(&entry.group, group))
+            .find(|(peer, entry)| *peer != subject && entry.group == *group)
             .map(|(peer, _)| peer.pid)
     }
 }

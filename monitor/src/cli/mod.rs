@@ -235,11 +235,8 @@ fn run(command: Command) -> Result<(), CliError> {
             findings,
             findings_format,
         } => {
-            let stream = FindingStream::open(&findings, findings_format, Delivery::Complete)
-                .map_err(|error| {
-                    CliError::Failed(format!("cannot write to {findings}: {error}"))
-                })?;
-            replay(&file, config.as_deref(), state_dir.as_deref(), stream)
+            let target = (findings.as_str(), findings_format);
+            replay(&file, config.as_deref(), state_dir.as_deref(), target)
         }
     }
 }
@@ -267,12 +264,14 @@ fn replay(
     file: &Path,
     config: Option<&Path>,
     state_dir: Option<&Path>,
-    stream: FindingStream,
+    (findings, format): (&str, FindingsFormat),
 ) -> Result<(), CliError> {
     let loaded = load(config)?;
     let catalog = loaded
         .catalog(config)
         .map_err(|error| CliError::Usage(error.to_string()))?;
+    let stream = FindingStream::open(findings, format, Delivery::Complete)
+        .map_err(|error| CliError::Failed(format!("cannot write to {findings}: {error}")))?;
     let count = agent::replay(file, loaded, catalog, stream, state_dir).map_err(command_failed)?;
     anstream::eprintln!("{}: {count} events replayed", file.display());
     Ok(())

@@ -620,12 +620,12 @@ mod tests {
     }
 
     /// An empty, synced cluster.
-    fn all_told() -> (SharedNameIndex, AddressIndex) {
+    fn synced_index() -> (SharedNameIndex, AddressIndex) {
         let known = SharedNameIndex::default();
         let addresses = AddressIndex(known.clone());
-        for (event, address) in [("10.1.0.7", Some(UNKNOWN_NAME)), ("203.0.113.7", None)] {
-            let at = addresses.object_at(event.parse().expect("an address"));
-            assert_eq!(at.as_deref(), address, "{event}, before anything was told");
+        for (address, expected) in [("10.1.0.7", Some(UNKNOWN_NAME)), ("203.0.113.7", None)] {
+            let at = addresses.object_at(address.parse().expect("an address"));
+            assert_eq!(at.as_deref(), expected, "{address}, before any event");
         }
         let nothing = || HashSet::new();
         WatchHandler::<Pod>::deliver(&mut known.clone(), WatchEvent::All(&nothing()));
@@ -639,7 +639,7 @@ mod tests {
 
     #[test]
     fn an_address_belongs_to_its_current_pod() {
-        let (known, addresses) = all_told();
+        let (known, addresses) = synced_index();
         let at = |text: &str| addresses.object_at(text.parse().expect("an address"));
         let first = pod(json!({}));
         first.put(&mut lock(&known));
@@ -664,7 +664,7 @@ mod tests {
 
     #[test]
     fn services_and_nodes_have_addresses() {
-        let (known, addresses) = all_told();
+        let (known, addresses) = synced_index();
         let at = |text: &str| addresses.object_at(text.parse().expect("an address"));
         let service: Service = serde_json::from_value(json!({
             "metadata": { "name": "ledger", "namespace": "payments", "uid": "s-1" },

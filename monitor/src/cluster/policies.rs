@@ -213,8 +213,8 @@ struct PolicyWatch {
 }
 
 impl WatchHandler<DynamicObject> for PolicyWatch {
-    fn deliver(&mut self, statuses: WatchEvent<'_, DynamicObject>) {
-        match statuses {
+    fn deliver(&mut self, event: WatchEvent<'_, DynamicObject>) {
+        match event {
             WatchEvent::There(object) => {
                 let (Some(name), Some(uid)) = (&object.metadata.name, &object.metadata.uid) else {
                     return;

@@ -174,7 +174,7 @@ fn open_and_resume(
     };
     let alive = meta("alive")?;
     // Older files do not contain it.
-    let in_order = meta("in_order")?.is_none_or(|damage| damage != 0);
+    let in_order = meta("in_order")?.is_none_or(|flag| flag != 0);
     let reader = LedgerReader::open(directory)?;
     let before = PreviousState {
         last: alive.map(|alive| LastShutdown {

@@ -158,9 +158,9 @@ impl Inspector {
     }
 
     /// Requests an inspection without waiting for it.
-    pub fn request(&self, requests: InspectRequest) {
+    pub fn request(&self, request: InspectRequest) {
         // The thread ends only with this value.
-        let _ = self.requests.send(requests);
+        let _ = self.requests.send(request);
     }
 }
 
@@ -288,8 +288,8 @@ struct InspectorThread {
 
 impl InspectorThread {
     fn run(mut self, received: &Receiver<InspectRequest>) {
-        for requests in received {
-            match requests {
+        for request in received {
+            match request {
                 InspectRequest::Mapped(mapping) => self.inspect_mapped(mapping),
                 InspectRequest::Running => self.inspect_running(),
                 InspectRequest::Installed(done) => {

@@ -439,11 +439,11 @@ impl ProviderListing {
                 list.iter()
                     .find(|named| named.container.is_none() && named.pod_uid == uid)
             };
-            let failure = by_id.or_else(|| uid.as_ref().and_then(|_| by_uid()));
-            if let Some(failure) = failure {
+            let found_names = by_id.or_else(|| uid.as_ref().and_then(|_| by_uid()));
+            if let Some(found_names) = found_names {
                 all = Some(match all {
-                    Some(before) => before.merge(failure),
-                    None => failure.clone(),
+                    Some(before) => before.merge(found_names),
+                    None => found_names.clone(),
                 });
             }
         }
@@ -594,8 +594,8 @@ mod tests {
         }
 
         fn list(&mut self, _: &Runtime) -> Result<Vec<ContainerNames>, ProviderError> {
-            let failure = self.0.lock().expect("nobody panicked").clone();
-            failure
+            let answer = self.0.lock().expect("nobody panicked").clone();
+            answer
                 .unwrap_or_else(|| Ok(Vec::new()))
                 .map_err(|reason| ProviderError {
                     provider: "a provider".into(),
@@ -633,9 +633,8 @@ mod tests {
 
     #[test]
     fn a_workload_is_renamed_when_its_name_arrives() {
-        let failure = FakeProvider::default();
-        let mut names =
-            NameResolver::from(vec![Box::new(failure.clone())], None).expect("a thread");
+        let answer = FakeProvider::default();
+        let mut names = NameResolver::from(vec![Box::new(answer.clone())], None).expect("a thread");
         let group = container();
         names.request(&group);
         let unnamed = names.workload(&group).expect("it has its ids");
@@ -647,8 +646,8 @@ mod tests {
         let unnamed = renamed.new;
         assert_eq!(names.workload(&group).as_ref(), Some(&unnamed));
         assert_eq!(names.unnamed.get(NO_SOURCE), Some(&1));
-        failure.say(Err("not now".into()));
-        failure.say(Ok(vec![named()]));
+        answer.say(Err("not now".into()));
+        answer.say(Ok(vec![named()]));
         let renamed = next(&mut names);
         assert_eq!(renamed.old, unnamed);
         assert_eq!(renamed.new.key(), "payments/api-0");
@@ -658,12 +657,12 @@ mod tests {
 
     #[test]
     fn a_foreign_name_is_never_used() {
-        let failure = FakeProvider::default();
-        failure.say(Ok(vec![ContainerNames {
+        let answer = FakeProvider::default();
+        answer.say(Ok(vec![ContainerNames {
             id: ID.replace('0', "1"),
             ..named()
         }]));
-        let mut names = NameResolver::from(vec![Box::new(failure)], None).expect("a thread");
+        let mut names = NameResolver::from(vec![Box::new(answer)], None).expect("a thread");
         let group = container();
         names.request(&group);
         let renamed = next(&mut names);
