@@ -28,6 +28,32 @@ pub fn run(all: bool) -> Result<()> {
     run_checked(cargo().args(["fmt", "--all", "--check"]))?;
     step("build");
     build::run()?;
+    lints()?;
+    downloads.wait();
+    step("structure");
+    lint::run(&crate::root(), lint::LintMode::Code)?;
+    step("chart and unit");
+    deploy::check()?;
+    step("rules of Prometheus");
+    dashboards::check()?;
+    unit_tests()?;
+    if root {
+        step("end-to-end scenarios");
+        scenarios::run(&[], all)?;
+        step("a real Kubernetes");
+        cluster::run()?;
+        step("other kernels");
+        vm::run_cells(if all { VmCells::All } else { VmCells::Ordinary })?;
+        if !all {
+            Shard::of_commit()?.run()?;
+        }
+    }
+    skips.show();
+    Ok(())
+}
+
+/// Clippy, and the links in the comments.
+fn lints() -> Result<()> {
     step("lints");
     run_checked(cargo().args([
         "clippy",
@@ -68,13 +94,10 @@ pub fn run(all: bool) -> Result<()> {
             .args(["--no-deps", "--document-private-items"])
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
-    downloads.wait();
-    step("structure");
-    lint::run(&crate::root(), lint::LintMode::Code)?;
-    step("chart and unit");
-    deploy::check()?;
-    step("rules of Prometheus");
-    dashboards::check()?;
+    Ok(())
+}
+
+fn unit_tests() -> Result<()> {
     step("unit and property tests of the pure crates, with overflow checks");
     run_checked(
         cargo()
@@ -86,18 +109,6 @@ pub fn run(all: bool) -> Result<()> {
     for package in ["keytrail", "xtask"] {
         run_checked(cargo().args(["test", "--release", "--package", package]))?;
     }
-    if root {
-        step("end-to-end scenarios");
-        scenarios::run(&[], all)?;
-        step("a real Kubernetes");
-        cluster::run()?;
-        step("other kernels");
-        vm::run_cells(if all { VmCells::All } else { VmCells::Ordinary })?;
-        if !all {
-            Shard::of_commit()?.run()?;
-        }
-    }
-    skips.show();
     Ok(())
 }
 

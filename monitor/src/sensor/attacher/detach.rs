@@ -1,6 +1,5 @@
 //! Detaching, which waits for the CPUs.
 
-use super::state::AttacherState;
 use crate::{completion, sensor::uprobe::UprobeLink};
 use std::time::{Duration, Instant};
 
@@ -9,38 +8,28 @@ const DETACH_THREADS: usize = 16;
 /// Maximum time that shutdown waits for them; the kernel detaches the rest.
 pub(super) const DETACH_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl AttacherState {
-    pub(super) fn detach_everything(&mut self) {
-        let began = Instant::now();
-        let mut links: Vec<UprobeLink> = std::mem::take(&mut self.answers)
-            .into_values()
-            .flatten()
-            .collect();
-        links.extend(
-            std::mem::take(&mut self.files)
-                .into_values()
-                .flat_map(|watched| watched.scope.into_links()),
+/// Detaches everything at the end, for at most [`DETACH_TIMEOUT`].
+pub(super) fn detach_all(mut links: Vec<UprobeLink>) {
+    let began = Instant::now();
+    let count = links.len();
+    let each = count.div_ceil(DETACH_THREADS).max(1);
+    let (done, waiter) = completion::completion();
+    while !links.is_empty() {
+        let some = links.split_off(links.len().saturating_sub(each));
+        // The fields of a tuple are dropped in this order: the links first.
+        drop_in_thread((some, done.clone()));
+    }
+    drop(done);
+    let in_time = waiter.wait_timeout(DETACH_TIMEOUT);
+    let milliseconds = began.elapsed().as_millis() as u64;
+    if in_time {
+        tracing::debug!(links = count, milliseconds, "all TLS probes detached");
+    } else {
+        tracing::warn!(
+            links = count,
+            milliseconds,
+            "detaching timed out; the kernel completes it"
         );
-        let count = links.len();
-        let each = count.div_ceil(DETACH_THREADS).max(1);
-        let (done, waiter) = completion::completion();
-        while !links.is_empty() {
-            let some = links.split_off(links.len().saturating_sub(each));
-            // The fields of a tuple are dropped in this order: the links first.
-            drop_in_thread((some, done.clone()));
-        }
-        drop(done);
-        let in_time = waiter.wait_timeout(DETACH_TIMEOUT);
-        let milliseconds = began.elapsed().as_millis() as u64;
-        if in_time {
-            tracing::debug!(links = count, milliseconds, "all TLS probes detached");
-        } else {
-            tracing::warn!(
-                links = count,
-                milliseconds,
-                "detaching timed out; the kernel completes it"
-            );
-        }
     }
 }
 

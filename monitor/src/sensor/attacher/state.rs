@@ -3,7 +3,7 @@
 use super::{
     AttachRequest, AttachTarget, NoticeSender, SensorNotice,
     changes::FileChangeWatcher,
-    detach::detach,
+    detach::{detach, detach_all},
     files::{AttachedFile, ProcessScope},
     points::by_program,
     users::users,
@@ -67,7 +67,13 @@ impl AttacherState {
                 self.sweep();
             }
         }
-        self.detach_everything();
+        let answers = std::mem::take(&mut self.answers).into_values().flatten();
+        let files = std::mem::take(&mut self.files).into_values();
+        detach_all(
+            answers
+                .chain(files.flat_map(|watched| watched.scope.into_links()))
+                .collect(),
+        );
     }
 
     fn handle(&mut self, command: AttachRequest) {
