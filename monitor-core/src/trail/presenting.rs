@@ -98,7 +98,10 @@ impl Trail {
             source: place.source,
             usual: false,
         };
-        self.holders.pick_up(actor.subject, holding, None, false);
+        // A forgotten process passes nothing on, and would never be forgotten again.
+        if self.holders.contains(actor.subject) {
+            self.holders.pick_up(actor.subject, holding, None, false);
+        }
         out.push(used(time, &actor, &credential, place));
         out.push(TrailOutput::Mint(Box::new(Mint {
             time,

@@ -509,6 +509,25 @@ fn a_child_presents_on_the_connection_of_a_forgotten_parent() {
     );
 }
 
+#[test]
+fn a_response_to_a_forgotten_process_does_not_bring_it_back() {
+    let mut trail = Trail::new();
+    let mut out = Vec::new();
+    for event in [
+        connect(1, 1, "10.0.0.1", 443),
+        payload(1, Some("x.example")),
+        fork(2, 1),
+        TrailEvent::Gone {
+            subjects: vec![subject(1)],
+        },
+        minted(1, 7),
+    ] {
+        trail.process(event, &mut out);
+    }
+    assert!(matches!(out.last(), Some(TrailOutput::Mint(_))));
+    assert!(!trail.holders.contains(subject(1)));
+}
+
 fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent {
     TrailEvent::Presented(Box::new(Presented {
         time: at(4),
