@@ -2,7 +2,7 @@
 
 use super::{
     SensorError,
-    maps::{Plain, failed, take},
+    maps::{Plain, failed, open_map},
     report::{ProbeCounters, RingLoss},
 };
 use aya::{
@@ -21,10 +21,10 @@ pub struct KernelCounters {
 }
 
 impl KernelCounters {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
-            counts: take(ebpf, "COUNTS")?,
-            losses: take(ebpf, "LOSSES")?,
+            counts: open_map(ebpf, "COUNTS")?,
+            losses: open_map(ebpf, "LOSSES")?,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     SensorError, boot_time,
-    maps::{Plain, failed, take},
+    maps::{Plain, failed, open_map},
     observation::FileId,
 };
 use aya::{
@@ -32,12 +32,12 @@ pub struct KernelFilter {
 }
 
 impl KernelFilter {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
-            bloom: take(ebpf, "BLOOM")?,
-            rules: take(ebpf, "RULES")?,
-            inodes: take(ebpf, "INODES")?,
-            epoch: take(ebpf, "EPOCH")?,
+            bloom: open_map(ebpf, "BLOOM")?,
+            rules: open_map(ebpf, "RULES")?,
+            inodes: open_map(ebpf, "INODES")?,
+            epoch: open_map(ebpf, "EPOCH")?,
             inode_filter: Box::new([0; BLOOM_WORDS]),
             noted: LruCache::new(INODE_LIMIT),
         })

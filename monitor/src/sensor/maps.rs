@@ -18,7 +18,7 @@ pub struct Plain<T>(pub T);
 unsafe impl<T: FromBytes + IntoBytes + Copy + 'static> aya::Pod for Plain<T> {}
 
 /// Takes a map out of the loaded probes. It must be kept as long as they may be attached.
-pub fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, SensorError>
+pub fn open_map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, SensorError>
 where
     T: TryFrom<aya::maps::Map, Error = MapError>,
 {
@@ -27,11 +27,11 @@ where
 }
 
 /// Takes a ring buffer, and registers its descriptor for waiting.
-pub fn take_ring(
+pub fn open_ring(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<AsyncFd<RingBuf<MapData>>, SensorError> {
-    let ring = take(ebpf, name)?;
+    let ring = open_map(ebpf, name)?;
     // SAFETY: the descriptor belongs to the map, and stays open as long as the ring that is moved
     // in.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }

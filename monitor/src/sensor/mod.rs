@@ -45,7 +45,7 @@ pub use hold::mount_points;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use kernel_filter::KernelFilter;
 use ladder::{KernelSupport, LADDERS};
-use maps::{Plain, failed, take};
+use maps::{Plain, failed, open_map};
 use monitor_common::{
     fields::FieldOffsets,
     fingerprint::FingerprintKey,
@@ -187,12 +187,12 @@ impl Sensor {
             multi,
         };
         let mut sensor = Self {
-            rings: Rings::take(&mut ebpf)?,
-            filter: KernelFilter::take(&mut ebpf)?,
-            counters: KernelCounters::take(&mut ebpf)?,
-            sweeper: Sweeper::take(&mut ebpf)?,
-            agent: take(&mut ebpf, "AGENT")?,
-            authenticators: take(&mut ebpf, "AUTHENTICATORS")?,
+            rings: Rings::open(&mut ebpf)?,
+            filter: KernelFilter::open(&mut ebpf)?,
+            counters: KernelCounters::open(&mut ebpf)?,
+            sweeper: Sweeper::open(&mut ebpf)?,
+            agent: open_map(&mut ebpf, "AGENT")?,
+            authenticators: open_map(&mut ebpf, "AUTHENTICATORS")?,
             attached: Vec::new(),
             uprobes: None,
             _ebpf: ebpf,

@@ -3,7 +3,7 @@
 use super::{
     SensorError, boot_time,
     decode::{BootClock, DecodedRecord, decode},
-    maps::take_ring,
+    maps::open_ring,
     observation::Observation,
 };
 use aya::{
@@ -34,10 +34,10 @@ pub struct Rings {
 }
 
 impl Rings {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
-            credentials: take_ring(ebpf, "CREDENTIAL_RING")?,
-            processes: take_ring(ebpf, "PROCESS_RING")?,
+            credentials: open_ring(ebpf, "CREDENTIAL_RING")?,
+            processes: open_ring(ebpf, "PROCESS_RING")?,
             pending: Vec::new(),
             hellos: HelloAssembler::default(),
             undecoded: 0,

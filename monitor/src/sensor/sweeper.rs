@@ -3,7 +3,7 @@
 use super::{
     SensorError, boot_time, decode,
     decode::BootClock,
-    maps::{Plain, failed, take},
+    maps::{Plain, failed, open_map},
     observation::{Observation, OpenFileKey, RepeatedOpens},
 };
 use crate::interval::Interval;
@@ -33,13 +33,13 @@ pub struct Sweeper {
 }
 
 impl Sweeper {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
-            reads: take(ebpf, "READS")?,
-            writes: take(ebpf, "PENDING_WRITES")?,
-            writing: take(ebpf, "WRITES_PENDING")?,
-            responses: take(ebpf, "RESPONSES_PENDING")?,
-            carried: take(ebpf, "CARRIED")?,
+            reads: open_map(ebpf, "READS")?,
+            writes: open_map(ebpf, "PENDING_WRITES")?,
+            writing: open_map(ebpf, "WRITES_PENDING")?,
+            responses: open_map(ebpf, "RESPONSES_PENDING")?,
+            carried: open_map(ebpf, "CARRIED")?,
             waiting: HashSet::new(),
             carried_sweep: Interval::new(CARRIED_SWEEP_INTERVAL),
         })
