@@ -36,12 +36,6 @@ pub(super) trait Edge: Sized {
 
     /// Reads a row: the common columns, and from index 7 its own.
     fn read(reader: &LedgerReader, common: CommonColumns, row: &Row<'_>) -> rusqlite::Result<Self>;
-
-    /// Replaces what was seen by a part of it.
-    fn set_part(&mut self, part: &EdgePart, process: Process);
-
-    /// The verdict of the selected part.
-    fn set_verdict(&mut self, verdict: Verdict);
 }
 
 /// The columns that all kinds of edges have.
@@ -54,6 +48,10 @@ pub(super) struct CommonColumns {
     count: u64,
     first_seen: Timestamp,
     last_seen: Timestamp,
+    /// Part of it may lie outside the range.
+    partial: bool,
+    /// Of the selected part, in place of the stored one.
+    verdict: Option<Verdict>,
 }
 
 impl CommonColumns {
@@ -66,7 +64,26 @@ impl CommonColumns {
             count: row.get::<_, i64>(4)?.max(0) as u64,
             first_seen: from_micros(row.get(5)?),
             last_seen: from_micros(row.get(6)?),
+            partial: false,
+            verdict: None,
         })
+    }
+
+    /// Replaces what was seen by the selected part of it.
+    fn select(self, edge: &EdgeRank) -> Self {
+        let verdict = Some(edge.verdict);
+        match &edge.part {
+            None => Self { verdict, ..self },
+            Some(part) => Self {
+                verdict,
+                process: part.process,
+                count: part.count,
+                first_seen: part.first_seen,
+                last_seen: part.last_seen,
+                partial: part.partial,
+                ..self
+            },
+        }
     }
 }
 
@@ -101,19 +118,10 @@ impl Edge for UseRow {
             count: common.count,
             first_seen: common.first_seen,
             last_seen: common.last_seen,
-            partial: false,
+            partial: common.partial,
             modified: row.get::<_, Option<i64>>(9)?.map(from_micros),
         })
     }
-
-    fn set_part(&mut self, part: &EdgePart, process: Process) {
-        self.count = part.count;
-        (self.first_seen, self.last_seen) = (part.first_seen, part.last_seen);
-        self.partial = part.partial;
-        self.process = process;
-    }
-
-    fn set_verdict(&mut self, _: Verdict) {}
 }
 
 impl Edge for HopRow {
@@ -131,29 +139,18 @@ impl Edge for HopRow {
             process: reader.process(common.process)?,
             destination: reader.destination(row.get(7)?)?,
             evidence: from_word(row, 8)?,
-            verdict: from_word(row, 9)?,
+            verdict: common.verdict.map_or_else(|| from_word(row, 9), Ok)?,
             count: common.count,
             first_seen: common.first_seen,
             last_seen: common.last_seen,
-            partial: false,
+            partial: common.partial,
         })
-    }
-
-    fn set_part(&mut self, part: &EdgePart, process: Process) {
-        self.count = part.count;
-        (self.first_seen, self.last_seen) = (part.first_seen, part.last_seen);
-        self.partial = part.partial;
-        self.process = process;
-    }
-
-    fn set_verdict(&mut self, verdict: Verdict) {
-        self.verdict = verdict;
     }
 }
 
 /// What the hours of an edge say about a range.
 #[derive(Debug)]
-pub(super) struct EdgePart {
+struct EdgePart {
     verdict: Option<Verdict>,
     process: i64,
     count: u64,
@@ -240,22 +237,11 @@ impl LedgerReader {
         );
         let mut found = Vec::new();
         for edge in self.select_edges(edges) {
-            for mut row in self.rows(&sql, [edge.id], |row| self.edge_row::<E>(row))? {
-                row.set_verdict(edge.verdict);
-                if let Some(part) = &edge.part {
-                    let process = self
-                        .process(part.process)
-                        .map_err(|error| self.failed(error))?;
-                    row.set_part(part, process);
-                }
-                found.push(row);
-            }
+            found.extend(self.rows(&sql, [edge.id], |row| {
+                E::read(self, CommonColumns::read(row)?.select(&edge), row)
+            })?);
         }
         Ok(found)
-    }
-
-    fn edge_row<E: Edge>(&self, row: &Row<'_>) -> rusqlite::Result<E> {
-        E::read(self, CommonColumns::read(row)?, row)
     }
 
     /// Orders edges (unexpected before unproven before expected, strong evidence first, then the
@@ -402,7 +388,9 @@ impl LedgerReader {
             columns::<E>(Table::Hours)
         );
         self.rows(&sql, rusqlite::params_from_iter(parameters), |row| {
-            self.edge_row(row)
+            let common = CommonColumns::read(row)?;
+            let partial = !range.contains(common.first_seen, common.last_seen);
+            E::read(self, CommonColumns { partial, ..common }, row)
         })
     }
 }

@@ -57,6 +57,13 @@ pub fn credential_heading(out: &mut String, credential: &Credential) {
     }
 }
 
+/// Several credentials, as [`credential_heading`].
+pub fn credential_headings(out: &mut String, credentials: &[Credential]) {
+    for credential in credentials {
+        credential_heading(out, credential);
+    }
+}
+
 /// What was not observed.
 pub fn gaps(out: &mut String, gaps: &[Gap]) {
     // Gaps of every release are the same in every answer: summarised in one line.

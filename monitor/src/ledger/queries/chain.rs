@@ -18,7 +18,7 @@ use monitor_core::{
     history::{HopRow, MintLink, TimeRange},
     model::{Credential, CredentialId, Destination, Gap, Workload},
 };
-use rusqlite::{Row, params};
+use rusqlite::{Row, ToSql};
 use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
 use utoipa::ToSchema;
@@ -107,13 +107,7 @@ impl LedgerReader {
         range: TimeRange,
     ) -> Result<Vec<MintLink>, QueryError> {
         let (from, to) = hours_of(range);
-        Ok(self.rows(
-            &format!(
-                "{LINKS} WHERE hour BETWEEN ?1 AND ?2 AND last_seen >= ?3 AND first_seen <= ?4 {GROUPED}"
-            ),
-            params![from, to, since(range), until(range)],
-            link_from_row,
-        )?)
+        self.links_where("hour BETWEEN ?3 AND ?4", &[&from, &to], range)
     }
 
     /// What a workload obtained, or presented to obtain something.
@@ -122,13 +116,7 @@ impl LedgerReader {
         workload: i64,
         range: TimeRange,
     ) -> Result<Vec<MintLink>, QueryError> {
-        Ok(self.rows(
-            &format!(
-                "{LINKS} WHERE workload = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
-            ),
-            params![workload, since(range), until(range)],
-            link_from_row,
-        )?)
+        self.links_where("workload = ?3", &[&workload], range)
     }
 
     /// Links that end or begin with a credential.
@@ -139,11 +127,24 @@ impl LedgerReader {
         range: TimeRange,
     ) -> Result<Vec<MintLink>, QueryError> {
         let side = if upstream { "minted" } else { "presented" };
+        self.links_where(&format!("{side} = ?3"), &[&id.0], range)
+    }
+
+    /// Links of a range that satisfy a condition on parameters from `?3` on.
+    fn links_where(
+        &self,
+        condition: &str,
+        parameters: &[&dyn ToSql],
+        range: TimeRange,
+    ) -> Result<Vec<MintLink>, QueryError> {
+        let (since, until) = (since(range), until(range));
+        let mut all: Vec<&dyn ToSql> = vec![&since, &until];
+        all.extend(parameters);
         Ok(self.rows(
             &format!(
-                "{LINKS} WHERE {side} = ?1 AND last_seen >= ?2 AND first_seen <= ?3 {GROUPED}"
+                "{LINKS} WHERE {condition} AND last_seen >= ?1 AND first_seen <= ?2 {GROUPED}"
             ),
-            params![id.0, since(range), until(range)],
+            all.as_slice(),
             link_from_row,
         )?)
     }
@@ -169,9 +170,7 @@ fn link_from_row(row: &Row<'_>) -> rusqlite::Result<MintLink> {
 impl TableAnswer for Chain {
     fn table(&self) -> String {
         let mut out = String::new();
-        for credential in &self.credentials {
-            sections::credential_heading(&mut out, credential);
-        }
+        sections::credential_headings(&mut out, &self.credentials);
         out.push('\n');
         if self.links.is_empty() {
             out.push_str("Nothing was observed to be minted from it or with it.\n");

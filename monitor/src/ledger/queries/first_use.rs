@@ -118,9 +118,7 @@ fn workload(event: &TimelineEvent) -> Option<&Workload> {
 impl TableAnswer for FirstUse {
     fn table(&self) -> String {
         let mut out = String::new();
-        for credential in &self.credentials {
-            sections::credential_heading(&mut out, credential);
-        }
+        sections::credential_headings(&mut out, &self.credentials);
         let _ = writeln!(
             out,
             "\nAfter {} ({}); used before by {}",

@@ -88,20 +88,14 @@ impl LedgerReader {
         let (ids, row_ids) = (ids.as_deref(), row_ids.as_deref());
         // By hour, as stored; one more than shown.
         let uses = self.newest_hours::<UseRow>(ids, row_ids, range, EVENTS_MAX + 1)?;
-        let uses = uses.into_iter().map(|mut row| {
-            row.partial = !range.contains(row.first_seen, row.last_seen);
-            TimelineEvent::Use {
-                time: range.first_inside(row.first_seen, row.last_seen),
-                row: Box::new(row),
-            }
+        let uses = uses.into_iter().map(|row| TimelineEvent::Use {
+            time: range.first_inside(row.first_seen, row.last_seen),
+            row: Box::new(row),
         });
         let hops = self.newest_hours::<HopRow>(ids, row_ids, range, EVENTS_MAX + 1)?;
-        let hops = hops.into_iter().map(|mut row| {
-            row.partial = !range.contains(row.first_seen, row.last_seen);
-            TimelineEvent::Hop {
-                time: range.first_inside(row.first_seen, row.last_seen),
-                row: Box::new(row),
-            }
+        let hops = hops.into_iter().map(|row| TimelineEvent::Hop {
+            time: range.first_inside(row.first_seen, row.last_seen),
+            row: Box::new(row),
         });
         let mut events: Vec<TimelineEvent> = uses.chain(hops).collect();
         let about = |finding: &Finding| match (ids, &finding.credential) {

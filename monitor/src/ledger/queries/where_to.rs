@@ -37,9 +37,7 @@ impl LedgerReader {
 impl TableAnswer for WhereAnswer {
     fn table(&self) -> String {
         let mut out = String::new();
-        for credential in &self.credentials {
-            sections::credential_heading(&mut out, credential);
-        }
+        sections::credential_headings(&mut out, &self.credentials);
         out.push('\n');
         if self.hops.is_empty() {
             out.push_str("No hops observed.\n");

@@ -37,9 +37,7 @@ impl LedgerReader {
 impl TableAnswer for WhoAnswer {
     fn table(&self) -> String {
         let mut out = String::new();
-        for credential in &self.credentials {
-            sections::credential_heading(&mut out, credential);
-        }
+        sections::credential_headings(&mut out, &self.credentials);
         out.push('\n');
         sections::use_rows(&mut out, &self.uses);
         sections::gaps(&mut out, &self.gaps);
