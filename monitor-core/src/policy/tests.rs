@@ -115,13 +115,13 @@ fn rules_of(findings: &[Finding]) -> Vec<(&str, Severity)> {
 
 impl Policy {
     fn judge_all(&mut self, used: &Use) -> Vec<Finding> {
-        let mut findings = finding_of(self.judge_reader(used));
+        let mut findings = findings_of(self.judge_reader(used));
         findings.extend(self.judge_use(used));
         findings
     }
 }
 
-fn finding_of(judged: Decision) -> Vec<Finding> {
+fn findings_of(judged: Decision) -> Vec<Finding> {
     match judged {
         Decision::Allowed => vec![],
         Decision::Pending(finding) | Decision::Violation(finding) => vec![finding],
@@ -359,7 +359,7 @@ fn unexpected_mint() {
             false,
         ),
     ] {
-        let findings = finding_of(policy(text).judge_mint(&mint));
+        let findings = findings_of(policy(text).judge_mint(&mint));
         assert_eq!(
             rules_of(&findings),
             if found {
@@ -379,7 +379,7 @@ fn unexpected_mint() {
     if let Some(minted) = &mut identity.minted {
         minted.role = Role::Identity;
     }
-    assert_eq!(finding_of(with.judge_mint(&identity)).len(), 1);
+    assert_eq!(findings_of(with.judge_mint(&identity)).len(), 1);
 }
 
 #[test]
@@ -563,25 +563,25 @@ fn a_finding_names_the_pod_of_a_token() {
         pod: Some("thief".into()),
         ..Workload::host("thief")
     };
-    let summaries = |hop: &Hop| policy("").judge_hop(hop).1[0].summary.clone();
+    let summary_of = |hop: &Hop| policy("").judge_hop(hop).1[0].summary.clone();
     let whose = "issued to payments/api (deployment, pod api-0, service account payer)";
     assert!(
-        summaries(&stolen).ends_with(whose),
+        summary_of(&stolen).ends_with(whose),
         "{}",
-        summaries(&stolen)
+        summary_of(&stolen)
     );
     stolen.workload.namespace = Some("payments".into());
     stolen.workload.pod = Some("api-0".into());
     assert!(
-        !summaries(&stolen).contains("issued to"),
+        !summary_of(&stolen).contains("issued to"),
         "{}",
-        summaries(&stolen)
+        summary_of(&stolen)
     );
     // Before they are named.
     stolen.workload.namespace = None;
     for (pod, own) in [(Some("a"), true), (Some("b"), false), (None, true)] {
         stolen.workload.pod = pod.map(str::to_owned);
-        assert_eq!(!summaries(&stolen).contains("issued to"), own, "{pod:?}");
+        assert_eq!(!summary_of(&stolen).contains("issued to"), own, "{pod:?}");
     }
 }
 

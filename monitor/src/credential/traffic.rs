@@ -2,7 +2,7 @@
 
 use super::{
     Credentials,
-    class::{GENERIC_CLASS, by_form},
+    class::{GENERIC_CLASS, by_fingerprint, by_form},
 };
 use crate::sensor::observation::ObservedSecret;
 use monitor_common::{
@@ -10,8 +10,6 @@ use monitor_common::{
     response::{RESPONSE_FIELD, WHOLE_BODY},
 };
 use monitor_core::model::{Credential, CredentialId, Place, Source};
-use monitor_parse::credential::{FoundSecret, SecretFacts};
-use std::sync::Arc;
 
 /// The class of the AWS metadata service's session token.
 const IMDS_TOKEN_CLASS: &str = "imds-token";
@@ -19,7 +17,7 @@ const IMDS_TOKEN_CLASS: &str = "imds-token";
 impl Credentials {
     /// A secret found in the bytes of a connection, and its position in them.
     pub fn presented(&mut self, observed: ObservedSecret) -> (Credential, Place) {
-        let catalog = Arc::clone(&self.catalog);
+        let catalog = &self.catalog;
         let (place, by_header) = match u64::from(observed.header) & !LOGIN {
             _ if u64::from(observed.header) & LOGIN == 0 => {
                 let (header, class) = catalog.header(observed.header).unwrap_or(("", None));
@@ -34,24 +32,11 @@ impl Credentials {
             source: Source::Presented,
             place,
         };
-        let by_form = by_form(
-            &catalog,
-            observed.prefix,
-            observed.secret_len,
-            observed.dots,
-        );
+        let by_form = by_form(catalog, observed.prefix, observed.secret_len, observed.dots);
         let class = by_form
             .or(by_header)
             .map_or(GENERIC_CLASS, |class| &class.class);
-        let found = FoundSecret {
-            class: class.to_owned(),
-            marked: catalog.is_prefix_of(class, observed.prefix),
-            whole: false,
-            fingerprint: observed.fingerprint,
-            aliases: Vec::new(),
-            label: None,
-            facts: SecretFacts::default(),
-        };
+        let found = by_fingerprint(catalog, class, observed.fingerprint, observed.prefix);
         // A known password is the credential, whatever user is sent with it.
         if let Some(inner) = observed.inner {
             let id = self.known.id_of(inner);
@@ -61,13 +46,13 @@ impl Credentials {
         }
         let id = self.known.id_of(observed.fingerprint);
         // The place where it was picked up tells more than where it is presented.
-        let credential = self.known.as_known(&catalog, &id, &found, &place);
+        let credential = self.known.as_known(catalog, &id, &found, &place);
         (credential, place)
     }
 
     /// The credentials in one response of an authenticator.
     pub fn minted(&mut self, answer: &[ObservedSecret]) -> Vec<(Credential, Place)> {
-        let catalog = Arc::clone(&self.catalog);
+        let catalog = &self.catalog;
         let field = |observed: &ObservedSecret| u64::from(observed.header) & !RESPONSE_FIELD;
         let name = |observed: &ObservedSecret| {
             catalog
@@ -91,12 +76,7 @@ impl Credentials {
                 }
                 continue;
             }
-            let by_form = by_form(
-                &catalog,
-                observed.prefix,
-                observed.secret_len,
-                observed.dots,
-            );
+            let by_form = by_form(catalog, observed.prefix, observed.secret_len, observed.dots);
             let (field, class) = match known {
                 _ if field(observed) == WHOLE_BODY => ("body", Some(IMDS_TOKEN_CLASS)),
                 Some(known) => (known.field.as_str(), known.class.as_deref()),
@@ -110,17 +90,9 @@ impl Credentials {
                 source: Source::Metadata,
                 place: format!("answer:{field}"),
             };
-            let found = FoundSecret {
-                class: class.to_owned(),
-                marked: catalog.is_prefix_of(class, observed.prefix),
-                whole: false,
-                fingerprint: observed.fingerprint,
-                aliases: Vec::new(),
-                label: None,
-                facts: SecretFacts::default(),
-            };
+            let found = by_fingerprint(catalog, class, observed.fingerprint, observed.prefix);
             let id = self.known.id_of(observed.fingerprint);
-            minted.push((self.known.as_known(&catalog, &id, &found, &place), place));
+            minted.push((self.known.as_known(catalog, &id, &found, &place), place));
         }
         minted
     }

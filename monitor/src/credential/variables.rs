@@ -1,13 +1,15 @@
 //! Credentials in environment variables.
 
-use super::{Credentials, class::by_form};
+use super::{
+    Credentials,
+    class::{by_fingerprint, by_form},
+};
 use crate::sensor::observation::ObservedVariable;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::{
     catalog::{Catalog, entry::CredentialClass},
     model::{Credential, CredentialId, Place, Source},
 };
-use monitor_parse::credential::{FoundSecret, SecretFacts};
 use std::{fs::File, sync::Arc};
 
 /// A shorter value is a setting, not a secret.
@@ -35,26 +37,19 @@ impl Credentials {
                 }
             }
         }
-        let catalog = Arc::clone(&self.catalog);
+        let catalog = &self.catalog;
         let mut picked: Vec<(Credential, Place)> = Vec::new();
         for variable in variables {
             if aliases.contains(&variable.fingerprint) {
                 continue;
             }
-            let Some(class) = classify(&catalog, variable) else {
+            let Some(class) = classify(catalog, variable) else {
                 continue;
             };
             let place = variable_place(&variable.name);
-            let found = FoundSecret {
-                class: class.class.clone(),
-                marked: catalog.is_prefix_of(&class.class, variable.prefix),
-                whole: false,
-                fingerprint: variable.fingerprint,
-                aliases: Vec::new(),
-                label: None,
-                facts: SecretFacts::default(),
-            };
-            let mut credential = self.known.credential(&self.catalog, &found, &place);
+            let found =
+                by_fingerprint(catalog, &class.class, variable.fingerprint, variable.prefix);
+            let mut credential = self.known.credential(catalog, &found, &place);
             if variable.name == "AWS_ACCESS_KEY_ID" {
                 self.known.is_also_at(&mut credential, &alias_places);
             }
