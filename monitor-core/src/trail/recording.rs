@@ -13,7 +13,7 @@ pub const RECORDING_VERSION: u32 = 2;
 #[derive(Debug, Error)]
 pub enum RecordingError {
     #[error("not an event of a recording")]
-    Event(#[from] serde_json::Error),
+    Event(#[source] serde_json::Error),
     #[error(
         "a recording of version {0}, and this Keytrail reads versions up to {RECORDING_VERSION}: use the newer Keytrail that wrote it"
     )]
@@ -45,13 +45,19 @@ impl Default for RecordingReader {
 impl RecordingReader {
     /// The event of a line, and after it what an older recording lacks.
     pub fn read(&mut self, line: &str) -> Result<[Option<TrailEvent>; 2], RecordingError> {
-        // A newer header may have more fields.
-        if let Ok(RecordingHeader::Recording { version }) = serde_json::from_str(line)
+        let event: TrailEvent =
+            serde_json::from_str(line).map_err(|error| match serde_json::from_str(line) {
+                // A newer header may have more fields.
+                Ok(RecordingHeader::Recording { version }) if version > RECORDING_VERSION => {
+                    RecordingError::Newer(version)
+                }
+                _ => RecordingError::Event(error),
+            })?;
+        if let TrailEvent::Recording { version } = event
             && version > RECORDING_VERSION
         {
             return Err(RecordingError::Newer(version));
         }
-        let event: TrailEvent = serde_json::from_str(line)?;
         let gone = self.follow(&event);
         Ok([Some(event), gone])
     }
