@@ -4,14 +4,15 @@ use crate::{setup, vm};
 use anyhow::Result;
 use std::{thread, thread::JoinHandle};
 
-/// Downloads in progress.
-pub struct Downloads(JoinHandle<()>);
+/// Downloads in progress. Dropping it waits for them, also after an error: the next run would take
+/// an incomplete file for a complete one.
+pub struct Downloads(Option<JoinHandle<()>>);
 
 impl Downloads {
     /// Starts to fetch what the checks need, and with `root` what the scenarios need too. Whatever
     /// is there already takes no time.
     pub fn start(root: bool) -> Self {
-        Self(thread::spawn(move || {
+        Self(Some(thread::spawn(move || {
             fetch("helm", setup::helm());
             fetch("Python's packages", setup::python());
             fetch("Prometheus", setup::prometheus());
@@ -23,12 +24,13 @@ impl Downloads {
                 fetch("containerd", setup::containerd());
                 fetch("kernels", vm::fetch_kernels());
             }
-        }))
+        })))
     }
+}
 
-    /// Waits until everything is fetched, because the next steps would fetch it as well.
-    pub fn wait(self) {
-        if self.0.join().is_err() {
+impl Drop for Downloads {
+    fn drop(&mut self) {
+        if self.0.take().is_some_and(|thread| thread.join().is_err()) {
             eprintln!("the downloads panicked; the steps that need them fetch what is missing");
         }
     }

@@ -29,7 +29,8 @@ pub fn run(all: bool) -> Result<()> {
     step("build");
     build::run()?;
     lints()?;
-    downloads.wait();
+    // The next steps would fetch the same.
+    drop(downloads);
     step("structure");
     lint::run(&crate::root(), lint::LintMode::Code)?;
     step("chart and unit");
