@@ -128,7 +128,8 @@ pub struct FileRecord {
     pub inside_len: u32,
     /// Bytes of the mount-root path that follows the path.
     pub source_len: u32,
-    pub reserved: u32,
+    /// Magic number of its file system.
+    pub magic: u32,
 }
 
 /// A read of another process's environment or memory.

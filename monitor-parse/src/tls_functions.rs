@@ -56,6 +56,27 @@ pub const STACKS: [TlsStack; 2] = [
     },
 ];
 
+/// A program by its name, as received from another process.
+pub fn known_program(name: &str) -> Option<&'static str> {
+    let all = [
+        WRITE,
+        WRITTEN,
+        FREED,
+        SERVER,
+        READ,
+        READ_EX,
+        READ_RETURN,
+        GO,
+    ];
+    all.into_iter().find(|program| *program == name)
+}
+
+/// A TLS stack by its name, as received from another process.
+pub fn known_stack(name: &str) -> Option<&'static str> {
+    let all = STACKS.iter().map(|stack| stack.name).chain([GO_STACK]);
+    all.into_iter().find(|stack| *stack == name)
+}
+
 /// Maximum functions with the same name; a library has one, or one per symbol version.
 const SAME_NAME_MAX: usize = 4;
 /// Maximum reasons kept per file.

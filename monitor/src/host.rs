@@ -34,9 +34,9 @@ fn id(path: &str) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// The directory in `/proc` of a process that has the host's root.
-pub fn process() -> String {
-    HOST.map_or_else(|| "self".to_owned(), |pid| pid.to_string())
+/// A process that has the host's root: another one, or this one.
+pub fn pid() -> u32 {
+    HOST.map_or_else(std::process::id, i32::unsigned_abs)
 }
 
 /// Where the agent finds a path of the host.

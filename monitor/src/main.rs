@@ -13,11 +13,12 @@ mod http;
 mod interval;
 mod ledger;
 mod metrics;
+mod observed;
 mod output;
 mod pipeline;
+mod reader;
 #[cfg(test)]
 mod reference;
-mod reserved;
 mod sensor;
 
 use std::process::ExitCode;

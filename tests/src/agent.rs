@@ -152,6 +152,22 @@ impl Agent {
         self.child.id()
     }
 
+    /// Its child processes: the readers.
+    pub fn children(&self) -> Result<Vec<u32>> {
+        let mut children = Vec::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            // The thread may have ended.
+            let of_thread = std::fs::read_to_string(thread?.path().join("children"));
+            let of_thread = of_thread.unwrap_or_default();
+            children.extend(
+                of_thread
+                    .split_ascii_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            );
+        }
+        Ok(children)
+    }
+
     /// The agent's standard error.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! No byte of a secret leaves the probe or the zeroized buffer: known secrets are planted,
-//! everything is exercised, and then state, logs, findings, metrics, answers and a core dump of the
-//! running agent are searched for them.
+//! everything is exercised, and then state, logs, findings, metrics, answers and core dumps of every
+//! process of the running agent are searched for them.
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -70,6 +70,23 @@ fn rings_of(pid: u32) -> Result<Vec<u8>> {
     }
     anyhow::ensure!(rings.len() > 1 << 20, "no rings are mapped: {maps}");
     Ok(rings)
+}
+
+/// Writes a core dump of a process.
+fn core_of(pid: u32, directory: &Path) -> Result<PathBuf> {
+    let core = directory.join("core");
+    let dumped = Command::new("gcore")
+        .arg("-o")
+        .arg(&core)
+        .arg(pid.to_string())
+        .output()?;
+    let core = PathBuf::from(format!("{}.{pid}", core.display()));
+    anyhow::ensure!(
+        core.is_file(),
+        "gcore made no core: {}",
+        String::from_utf8_lossy(&dumped.stderr)
+    );
+    Ok(core)
 }
 
 #[test]
@@ -261,18 +278,13 @@ fn no_secret_stays() -> Result<()> {
         let output = agent.query(arguments)?;
         places.push((arguments.join(" "), [output.stdout, output.stderr].concat()));
     }
-    let core = directory.path().join("core");
-    let dumped = Command::new("gcore")
-        .arg("-o")
-        .arg(&core)
-        .arg(agent.pid().to_string())
-        .output()?;
-    let core = PathBuf::from(format!("{}.{}", core.display(), agent.pid()));
-    assert!(
-        core.is_file(),
-        "gcore made no core: {}",
-        String::from_utf8_lossy(&dumped.stderr)
-    );
+    let readers = agent.children()?;
+    assert!(readers.len() >= 2, "no readers: {readers:?}");
+    let mut cores = Vec::new();
+    for pid in readers.iter().copied().chain([agent.pid()]) {
+        cores.push(core_of(pid, directory.path())?);
+    }
+    let core = cores.last().context("a core")?.clone();
     early.kill()?;
     early.wait()?;
     std::fs::remove_dir_all(&planted)?;
@@ -281,8 +293,10 @@ fn no_secret_stays() -> Result<()> {
     for path in written {
         places.push((path.display().to_string(), std::fs::read(&path)?));
     }
-    let core_size = std::fs::metadata(&core)?.len();
-    assert!(core_size > 1 << 20, "a core of {core_size} bytes is none");
+    for core in &cores {
+        let size = std::fs::metadata(core)?.len();
+        assert!(size > 1 << 20, "a core of {size} bytes is none");
+    }
     // The search works: the core dump contains the key's id, which is public.
     for (place, bytes) in &places {
         for (number, mark) in marks(0..27) {

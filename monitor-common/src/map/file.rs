@@ -47,7 +47,7 @@ pub struct ReadCount {
 pub const REPEAT_NS: u64 = 1_000_000_000;
 
 /// Identifies a file even if its inode number is reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct InodeKey {

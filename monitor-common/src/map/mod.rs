@@ -4,6 +4,7 @@
 //! time: the two halves of a release must agree. Derived conversions prove that it has no padding,
 //! in which two equal keys could differ. Memory of the probes alone is in `scratch`.
 
+mod agent;
 mod connection;
 mod file;
 mod process;
@@ -11,6 +12,7 @@ mod scratch;
 mod stream;
 mod tls;
 
+pub use agent::*;
 pub use connection::*;
 pub use file::*;
 pub use process::*;

@@ -8,6 +8,18 @@ use super::{
 use crate::model::{Lifetime, Role};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use monitor_common::scan::HEADER_MAX;
+use serde::{Deserialize, Serialize};
+
+/// What a configuration adds to the embedded catalog.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogSources {
+    /// A catalog document, whose entries come first; may be empty.
+    pub added: String,
+    /// Files and sockets that expectations name.
+    pub files: Vec<String>,
+    /// Variables that expectations name.
+    pub variables: Vec<String>,
+}
 
 const EMBEDDED: &str = include_str!("catalog.yaml");
 
@@ -19,12 +31,26 @@ impl Catalog {
         written_files: &[String],
         written_variables: &[String],
     ) -> Result<Self, CatalogError> {
+        Self::compile(CatalogSources {
+            added: added.to_owned(),
+            files: written_files.to_vec(),
+            variables: written_variables.to_vec(),
+        })
+    }
+
+    /// As [`new`](Self::new).
+    pub fn compile(sources: CatalogSources) -> Result<Self, CatalogError> {
         let parse = |text: &str| -> Result<CatalogDocument, CatalogError> {
             if text.trim().is_empty() {
                 return Ok(CatalogDocument::default());
             }
             serde_saphyr::from_str(text).map_err(|error| CatalogError::Syntax(error.into()))
         };
+        let CatalogSources {
+            added,
+            files,
+            variables,
+        } = &sources;
         let mut document = parse(added)?;
         document.append(parse(EMBEDDED)?);
         document.classes.push(CredentialClass {
@@ -32,11 +58,11 @@ impl Catalog {
             role: Role::Access,
             lifetime: Lifetime::Static,
             short_form: false,
-            files: written_files.to_vec(),
-            sockets: written_files.to_vec(),
+            files: files.clone(),
+            sockets: files.clone(),
             format: FileFormat::Token,
             keys: Vec::new(),
-            environment: written_variables.to_vec(),
+            environment: variables.clone(),
             url_environment: Vec::new(),
             prefixes: Vec::new(),
             headers: Vec::new(),
@@ -45,7 +71,14 @@ impl Catalog {
             marked: false,
             usual: Vec::new(),
         });
-        compile(document)
+        let mut catalog = compile(document)?;
+        catalog.sources = sources;
+        Ok(catalog)
+    }
+
+    /// What it was compiled from, apart from the embedded catalog.
+    pub fn sources(&self) -> &CatalogSources {
+        &self.sources
     }
 }
 
@@ -153,6 +186,7 @@ fn compile(document: CatalogDocument) -> Result<Catalog, CatalogError> {
         .collect::<Result<_, _>>()?;
     let addresses = document.metadata.iter();
     Ok(Catalog {
+        sources: CatalogSources::default(),
         files: build(tables.files)?,
         file_class: tables.file_class,
         sockets: build(tables.sockets)?,

@@ -1,11 +1,11 @@
 //! The entries of the catalog, as written in YAML.
 
 use crate::model::{Lifetime, Role};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 
 /// How secrets are stored in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
     /// The file is one token, possibly surrounded by white space.

@@ -14,6 +14,8 @@ pub mod entry;
 pub mod glob;
 pub mod kernel_filter;
 
+pub use compile::CatalogSources;
+
 /// Why a catalog cannot be used.
 #[derive(Debug, Error)]
 pub enum CatalogError {
@@ -56,6 +58,15 @@ pub struct Catalog {
     /// Probes send the index.
     answers: Vec<IssuedField>,
     pointers: Vec<PathVariable>,
+    sources: CatalogSources,
+}
+
+/// Whether a class tells only that something is secret.
+pub fn is_general(class: &str) -> bool {
+    matches!(
+        class,
+        "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
+    ) || class == EXPECTATION_CLASS
 }
 
 /// A shorter secret has no reliable form.

@@ -1,7 +1,7 @@
 //! Credential files that a process inherits at exec.
 
 use crate::{
-    file::open::{is_learned, key_of},
+    file::open::{file_system_of, is_learned, key_of},
     support::{
         kernel::{field, read},
         maps::{BloomFilter, CREDENTIAL_RING, send},
@@ -84,7 +84,7 @@ fn report_known_inode(inode: u64, number: u64) {
     record.path_len = 0;
     record.inside_len = 0;
     record.source_len = 0;
-    record.reserved = 0;
+    record.magic = file_system_of(inode);
     // SAFETY: the record is initialised above.
     unsafe {
         send(

@@ -6,11 +6,9 @@ use crate::{
         procfs::report_process_file,
     },
     support::{
+        agent::note_agent_open,
         kernel::{self, S_IFREG, field, read},
-        maps::{
-            BloomFilter, CREDENTIAL_RING, INODES, SeenSlot, count, count_lost, current_cgroup,
-            is_agent,
-        },
+        maps::{BloomFilter, CREDENTIAL_RING, INODES, SeenSlot, count, count_lost, current_cgroup},
         path::{PathWalk, parent_mount},
         repeats::repeat_count,
         task::{self, HookContext, current_pid, fill_header},
@@ -149,6 +147,13 @@ pub fn key_of(inode: u64, number: u64) -> InodeKey {
     }
 }
 
+/// The magic number of an inode's file system.
+#[inline(always)]
+pub fn file_system_of(inode: u64) -> u32 {
+    let sb: u64 = field(inode, FieldId::InodeSb);
+    field::<u64>(sb, FieldId::SbMagic) as u32
+}
+
 /// Common to all hooks of this family: handles an opened file.
 #[inline(always)]
 fn handle_open<M: KernelMemory>(address: u64, flags: u32) {
@@ -171,10 +176,16 @@ fn handle_open<M: KernelMemory>(address: u64, flags: u32) {
         return;
     }
     let file = M::file(address);
-    if file.mode & (FMODE_READ | FMODE_WRITE) == 0 || file.mode & FMODE_NOACCOUNT != 0 {
+    if file.mode & (FMODE_READ | FMODE_WRITE) == 0 {
         return;
     }
     let (format, number) = M::inode(file.inode);
+    // The agent compares both files of an overlay, and reads none of those seen already.
+    if note_agent_open(file.inode, || key_of(file.inode, number))
+        || file.mode & FMODE_NOACCOUNT != 0
+    {
+        return;
+    }
     if format != S_IFREG || !match_file::<M>(&file, number, flags) {
         slot.remember();
     }
@@ -263,9 +274,6 @@ fn check_exact(file: &FileFields, number: u64, names: &FileNames, mut flags: u32
 #[inline(always)]
 fn report_once(file: &FileFields, key: InodeKey, mut flags: u32) {
     let pid = current_pid();
-    if is_agent(pid) {
-        return;
-    }
     // Writing a file and then reading it does not count as a repeated read.
     let mut of = pid;
     if file.mode & FMODE_READ == 0 {
@@ -323,7 +331,7 @@ fn send_record(file: &FileFields, key: InodeKey, repeats: u32, mut flags: u32) {
         record.path_len = (&raw const (*walk).path).read_volatile();
         record.inside_len = (&raw const (*walk).inside).read_volatile();
         record.source_len = (&raw const (*walk).at).read_volatile();
-        record.reserved = 0;
+        record.magic = file_system_of(file.inode);
     }
     slot.submit(0);
     count(Probe::File, Stage::Sent);

@@ -2,13 +2,11 @@
 
 use crate::support::{
     foreign::report_foreign_read,
-    kernel::{self, field},
+    kernel::{self, PROC_SUPER_MAGIC, field},
     task::subject_of,
     view::CopyAccess,
 };
 use monitor_common::{fields::FieldId, record::foreign};
-
-const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
 /// Handles an open of a procfs file named like one that exposes a process.
 #[inline(always)]

@@ -1,8 +1,9 @@
 //! Connects: TCP, and UDP sends to an address.
 
 use crate::support::{
+    agent::is_agent,
     kernel::boot_time_ns,
-    maps::{CREDENTIAL_RING, is_agent, send},
+    maps::{CREDENTIAL_RING, send},
     task::{HookContext, fill_header, standard_stream},
 };
 use aya_ebpf::{
@@ -145,7 +146,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
     // on the stack, because this program can be preempted by another on the same CPU.
     let record = unsafe { &mut *record.as_mut_ptr() };
     fill_header(&mut record.header, kind::CONNECT, HookContext::Socket);
-    if is_agent(record.header.pid) {
+    if is_agent(record.header.pid, HookContext::Socket) {
         return;
     }
     record.cookie = cookie;

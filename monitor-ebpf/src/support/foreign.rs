@@ -1,7 +1,8 @@
 //! Reports reads of another process.
 
 use crate::support::{
-    maps::{CREDENTIAL_RING, is_agent, send},
+    agent::is_agent,
+    maps::{CREDENTIAL_RING, send},
     repeats::repeat_count,
     task::{HookContext, current_pid, fill_header},
 };
@@ -15,7 +16,7 @@ use monitor_common::{
 #[inline(always)]
 pub fn report_foreign_read((target, target_start): (u32, u64), how: u32) {
     let pid = current_pid();
-    if target == pid || target == 0 || is_agent(pid) {
+    if target == pid || target == 0 || is_agent(pid, HookContext::Tracing) {
         return;
     }
     let mut record = MaybeUninit::<ForeignReadRecord>::uninit();

@@ -86,6 +86,9 @@ pub fn boot_time_ns() -> u64 {
 
 pub const S_IFREG: u32 = 0x8000;
 
+/// Magic number of procfs.
+pub const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+
 /// 1 if this kernel has `bpf_loop`. Set by the agent before load, after probing for it.
 #[unsafe(no_mangle)]
 pub static LOOPS: u32 = 0;

@@ -45,10 +45,6 @@ pub fn rule(key: u64) -> Option<u32> {
 #[map]
 pub static INODES: HashMap<InodeKey, u32> = HashMap::with_max_entries(65536, 0);
 
-/// Index 0: the agent's own thread group, which is never reported.
-#[map]
-static AGENT: Array<u32> = Array::with_max_entries(1, 0);
-
 /// Tags of files and variable names that were examined and match no rule. A tag combines identity
 /// and epoch. It is one word, so that two CPUs cannot produce a mixed tag.
 #[map]
@@ -219,10 +215,4 @@ impl BloomFilter {
         // filter's size.
         unsafe { (*self.0)[word & (BLOOM_WORDS - 1)] & mask != 0 }
     }
-}
-
-/// Whether the current process is the agent.
-#[inline(always)]
-pub fn is_agent(pid: u32) -> bool {
-    AGENT.get(0).is_some_and(|agent| *agent == pid)
 }

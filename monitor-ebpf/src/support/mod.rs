@@ -1,5 +1,6 @@
 //! Shared by the probes: maps, kernel structures, tasks, paths, and the search for credentials.
 
+pub mod agent;
 pub mod foreign;
 pub mod kernel;
 pub mod maps;

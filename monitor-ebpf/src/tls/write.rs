@@ -5,8 +5,9 @@
 
 use crate::{
     support::{
+        agent::is_agent,
         kernel::boot_time_ns,
-        maps::{CREDENTIAL_RING, count, current_cgroup, is_agent, send},
+        maps::{CREDENTIAL_RING, count, current_cgroup, send},
         search::{
             carried::{after_carried, continue_after_carried, forget_object, restore_carried},
             search,
@@ -108,7 +109,7 @@ fn handle_write_return<const L: bool>(address: u64, bytes: u64, len: u64, cuts: 
     else {
         return;
     };
-    if is_agent(object.pid as u32) {
+    if is_agent(object.pid as u32, HookContext::Tracing) {
         return;
     }
     search_write::<L>(object, bytes.wrapping_add(skip), len - skip, format, cuts);

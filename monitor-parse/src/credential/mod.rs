@@ -26,9 +26,10 @@ use monitor_core::{
     },
     model::IssuedTo,
 };
+use serde::{Deserialize, Serialize};
 
 /// One secret of a file: its fingerprint and its public properties. The secret itself is not kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundSecret {
     pub class: String,
     /// It has an issuer's mark.
@@ -51,7 +52,7 @@ impl FoundSecret {
 }
 
 /// What a credential says about itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretFacts {
     pub issued_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,

@@ -2,17 +2,18 @@
 
 use super::{
     Flags,
-    background::{clean_up_in_background, recover_in_background},
+    background::clean_up_in_background,
     config_watcher::{ConfigWatcher, LoadedConfig},
     start_gaps::{RunTimes, standing_gaps, start_gaps},
 };
 use crate::{
     attribution::{Attribution, names::NameResolver},
     config::exclude::ExcludePattern,
-    credential::{Credentials, recover::RecoveredFile},
+    credential::Credentials,
     interval::Interval,
     ledger::LastShutdown,
     pipeline::{Batch, Evaluator, Pipeline, SensorFacts},
+    reader::{ReadId, ReadResult, ReaderLanes, mounts, protocol::ReaderSetup},
     sensor::{
         Sensor, SensorOptions, cgroup_root,
         effects::Effects,
@@ -30,12 +31,17 @@ use monitor_core::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering, mpsc::Receiver},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
+use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Maximum time that the pipeline waits for records.
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
+/// As [`POLL_TIMEOUT`], while an observation waits for a reader.
+const WAITING_POLL_TIMEOUT: Duration = Duration::from_millis(20);
+/// Maximum time until what was running before the agent is read; the rest follows.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time to wait for the cluster's addresses at start; records accumulate in the rings
 /// meanwhile.
 const OBJECT_SYNC_TIMEOUT: Duration = Duration::from_secs(1);
@@ -72,7 +78,10 @@ struct Observer {
     sensor: Sensor,
     pipeline: Pipeline,
     heartbeat: Heartbeat,
-    recovered: Receiver<RecoveredFile>,
+    readers: ReaderLanes,
+    answers: UnboundedReceiver<(ReadId, ReadResult)>,
+    /// All records sent before this time were read.
+    read_until: Timestamp,
     watch: ConfigWatcher,
     flags: Flags,
     batch: Batch,
@@ -97,6 +106,11 @@ impl Observer {
             cgroup: cgroup.as_deref(),
             btf: Path::new(VMLINUX),
             exclusion: ExclusionRules::new(inputs.exclude.clone(), images),
+            readers: ReaderSetup {
+                catalog: Some(inputs.catalog.sources().clone()),
+                key: [inputs.key.k0, inputs.key.k1],
+                mounts_at_start: mounts().collect(),
+            },
         })?;
         let now = Timestamp::now();
         let standing = standing_gaps(&sensor, &inputs.exclude);
@@ -108,18 +122,18 @@ impl Observer {
         })?;
         let mut batch = Batch {
             observations: Vec::new(),
+            answers: Vec::new(),
             read_until: now,
         };
-        let own_pid = self_test(&mut sensor, &inputs.state_dir, &mut batch.observations)
+        let own = self_test(&mut sensor, &inputs.state_dir, &mut batch.observations)
             .await
             .context("self-test of the probes failed")?;
         attribution.await_objects(OBJECT_SYNC_TIMEOUT);
-        let credentials = Credentials::new(Arc::clone(&inputs.catalog), inputs.key)
-            .context("cannot allocate the buffer for secrets")?;
-        let recovered =
-            recover_in_background(Arc::clone(&inputs.catalog), file_places(&inputs.known))?;
+        let credentials = Credentials::new(Arc::clone(&inputs.catalog), inputs.key);
+        let (readers, answers) = ReaderLanes::start(sensor.readers())
+            .context("cannot start the threads that ask readers")?;
         let facts = SensorFacts {
-            own_pid,
+            own_pid: own.pid,
             environ_is_read: sensor.environ_is_read(),
         };
         let mut pipeline = Pipeline::new(
@@ -129,23 +143,26 @@ impl Observer {
             inputs.exclude,
             facts,
         );
+        let known = file_places(&inputs.known);
         pipeline.restore(inputs.known);
-        pipeline.start(gaps, now)?;
+        let effects = pipeline.start(gaps, known, now)?;
         // What the agent itself did during the self-test.
-        batch.observations.retain(|observation| {
-            observation
-                .task()
-                .is_none_or(|task| task.subject.pid != own_pid)
-        });
+        batch
+            .observations
+            .retain(|observation| observation.task().is_none_or(|task| task.subject != own));
         let mut observer = Self {
             sensor,
             pipeline,
-            heartbeat: Heartbeat::new(&inputs.state_dir, own_pid),
-            recovered,
+            heartbeat: Heartbeat::new(&inputs.state_dir, own),
+            readers,
+            answers,
+            read_until: now,
             watch: inputs.watch,
             flags: inputs.flags,
             batch,
         };
+        observer.apply(effects)?;
+        observer.catch_up().await?;
         observer.process()?;
         observer.flags.ready.store(true, Ordering::Release);
         tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
@@ -159,18 +176,13 @@ impl Observer {
         while !self.flags.stop.load(Ordering::Acquire) {
             // Records sent before this are read after it.
             self.batch.read_until = Timestamp::now();
+            self.read().await?;
             let observations = &mut self.batch.observations;
-            self.sensor
-                .read_observations(POLL_TIMEOUT, observations)
-                .await?;
             if repeated_opens.is_due() {
                 self.sensor.take_repeated_opens(observations);
             }
             self.heartbeat.remove_own(observations);
             self.process()?;
-            for found in self.recovered.try_iter() {
-                self.sensor.apply(self.pipeline.add_recovered(&found))?;
-            }
             if tick.is_due() {
                 self.tick()?;
             }
@@ -179,8 +191,75 @@ impl Observer {
         Ok(())
     }
 
+    /// Reads observations. Answers of readers that arrive meanwhile are processed at once, so that
+    /// the observations that wait for them do not wait for more.
+    async fn read(&mut self) -> anyhow::Result<()> {
+        let limit = if self.pipeline.is_waiting() {
+            WAITING_POLL_TIMEOUT
+        } else {
+            POLL_TIMEOUT
+        };
+        let mut delayed = Vec::new();
+        {
+            let read = self
+                .sensor
+                .read_observations(limit, &mut self.batch.observations);
+            tokio::pin!(read);
+            loop {
+                tokio::select! {
+                    done = &mut read => {
+                        done?;
+                        break;
+                    }
+                    Some(answer) = self.answers.recv() => {
+                        let mut batch = Batch {
+                            observations: Vec::new(),
+                            answers: vec![answer],
+                            read_until: self.read_until,
+                        };
+                        let mut effects = self.pipeline.process(&mut batch, Timestamp::now())?;
+                        self.readers.submit(std::mem::take(&mut effects.reads));
+                        delayed.push(effects);
+                    }
+                }
+            }
+        }
+        self.read_until = self.batch.read_until;
+        for effects in delayed {
+            self.apply(effects)?;
+        }
+        Ok(())
+    }
+
+    /// Processes what was running before the agent, as far as it can be read in time; the rest
+    /// follows.
+    async fn catch_up(&mut self) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
+        while self.pipeline.unexamined() > 0 || self.pipeline.is_waiting() {
+            let Ok(Some(answer)) = tokio::time::timeout_at(deadline, self.answers.recv()).await
+            else {
+                let processes = self.pipeline.unexamined();
+                tracing::info!(processes, "still reading what was running before the agent");
+                break;
+            };
+            let mut batch = Batch {
+                observations: Vec::new(),
+                answers: vec![answer],
+                read_until: self.read_until,
+            };
+            let effects = self.pipeline.process(&mut batch, Timestamp::now())?;
+            self.apply(effects)?;
+        }
+        Ok(())
+    }
+
     fn process(&mut self) -> anyhow::Result<()> {
         let effects = self.pipeline.process(&mut self.batch, Timestamp::now())?;
+        self.apply(effects)
+    }
+
+    fn apply(&mut self, mut effects: Effects) -> anyhow::Result<()> {
+        self.readers.submit(std::mem::take(&mut effects.reads));
         Ok(self.sensor.apply(effects)?)
     }
 
@@ -188,9 +267,9 @@ impl Observer {
     fn tick(&mut self) -> anyhow::Result<()> {
         self.sensor.maintain()?;
         let mut report = self.sensor.take_report()?;
-        report.silent_since = self.heartbeat.beat(&mut self.sensor)?;
+        report.silent_since = self.heartbeat.beat(&self.sensor);
         let effects = self.pipeline.tick(report, Timestamp::now())?;
-        self.sensor.apply(effects)?;
+        self.apply(effects)?;
         self.reload_if_changed()
     }
 
@@ -225,7 +304,7 @@ impl Observer {
         } = loaded;
         let exclude = config.settings.inspect.exclude;
         let effects = self.pipeline.reload(config.expectations, catalog, exclude);
-        self.sensor.apply(effects)?;
+        self.apply(effects)?;
         let success = i64::from(refused == 0);
         self.pipeline
             .sinks_mut()

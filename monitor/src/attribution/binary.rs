@@ -1,15 +1,10 @@
 //! Executables that were not installed: in memory only, deleted, or added to a container after its
 //! image.
 
-use crate::host;
+use crate::reader::protocol::ReadRequest;
 use hashlink::LruCache;
-use monitor_core::model::Untrusted;
-use procfs::process::{MountInfo, Process};
-use std::{
-    fs::Metadata,
-    os::unix::fs::MetadataExt as _,
-    path::{Component, Path, PathBuf},
-};
+use monitor_core::model::{Subject, Untrusted};
+use std::path::Path;
 
 /// Number of container executables whose origin is cached.
 const CACHED: usize = 4096;
@@ -22,7 +17,7 @@ const RUNTIMES: [&str; 4] = ["runc", "crun", "youki", "runsc"];
 /// A running executable, as far as it matters for trust.
 #[derive(Clone, Copy, Debug)]
 pub struct RunningBinary<'a> {
-    pub pid: u32,
+    pub subject: Subject,
     /// Path as the process sees it.
     pub exe: &'a str,
     /// It had no name when it was started.
@@ -38,19 +33,55 @@ pub struct RunningBinary<'a> {
 pub struct BinaryTrust {
     /// Whether it was added after the image, by container and executable.
     added: LruCache<(String, String), bool>,
+    /// Whether another file is at the path of a program whose own file was deleted.
+    replaced: LruCache<Subject, bool>,
 }
 
 impl Default for BinaryTrust {
     fn default() -> Self {
         Self {
             added: LruCache::new(CACHED),
+            replaced: LruCache::new(CACHED),
         }
     }
 }
 
 impl BinaryTrust {
-    /// Why an executable cannot be trusted. For a process that exited, only what was seen at its
-    /// start is known.
+    /// What must be read to decide, if anything.
+    pub fn request(&mut self, running: RunningBinary<'_>) -> Option<ReadRequest> {
+        let RunningBinary { subject, exe, .. } = running;
+        if running.unlinked {
+            return None;
+        }
+        if self.replaced.get(&subject).is_none() && is_deleted(subject.pid) {
+            return Some(ReadRequest::Exists {
+                pid: subject.pid,
+                path: Path::new(exe).into(),
+            });
+        }
+        let key = (running.container?.to_owned(), exe.to_owned());
+        self.added.get(&key).is_none().then(|| ReadRequest::Added {
+            pid: subject.pid,
+            exe: Path::new(exe).into(),
+        })
+    }
+
+    /// Remembers the answer to a request.
+    pub fn learn(&mut self, running: RunningBinary<'_>, request: &ReadRequest, fact: bool) {
+        match (request, running.container) {
+            (ReadRequest::Exists { .. }, _) => {
+                self.replaced.insert(running.subject, fact);
+            }
+            (ReadRequest::Added { .. }, Some(container)) => {
+                let key = (container.to_owned(), running.exe.to_owned());
+                self.added.insert(key, fact);
+            }
+            _ => {}
+        }
+    }
+
+    /// Why an executable cannot be trusted, as far as it is known. For a process that exited, only
+    /// what was seen at its start is known.
     pub fn distrust_reason(&mut self, running: RunningBinary<'_>) -> Option<Untrusted> {
         let exe = running.exe;
         if running.unlinked {
@@ -61,18 +92,13 @@ impl BinaryTrust {
                 (false, _) => Some(Untrusted::Deleted),
             };
         }
-        if is_deleted(running.pid, exe) {
+        // An upgrade puts another file at the same path.
+        if self.replaced.get(&running.subject) == Some(&false) {
             return Some(Untrusted::Deleted);
         }
         if let Some(container) = running.container {
             let key = (container.to_owned(), exe.to_owned());
-            let known = self.added.get(&key).copied();
-            let added = known.or_else(|| {
-                let added = is_added(running.pid, Path::new(exe))?;
-                self.added.insert(key, added);
-                Some(added)
-            });
-            if added == Some(true) {
+            if self.added.get(&key) == Some(&true) {
                 return Some(Untrusted::Added);
             }
         }
@@ -89,92 +115,24 @@ fn is_runtime(running: RunningBinary<'_>) -> bool {
     running.container.is_none() && parent.is_some_and(|name| RUNTIMES.contains(&name))
 }
 
-/// Whether the file of a running program was deleted without a replacement; an upgrade puts another
-/// file at the same path.
-fn is_deleted(pid: u32, exe: &str) -> bool {
-    let gone = std::fs::read_link(format!("/proc/{pid}/exe"))
-        .is_ok_and(|link| link.to_string_lossy().ends_with(" (deleted)"));
-    let place = Path::new("/proc").join(pid.to_string()).join("root");
-    gone && std::fs::symlink_metadata(place.join(exe.trim_start_matches('/')))
-        .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-}
-
-/// Whether a program is in a container's writable layer and differs from its image; `None` if that
-/// cannot be determined.
-fn is_added(pid: u32, exe: &Path) -> Option<bool> {
-    let mounts = Process::new(i32::try_from(pid).ok()?)
-        .ok()?
-        .mountinfo()
-        .ok()?;
-    let mount = mounts
-        .0
-        .iter()
-        .filter(|mount| exe.starts_with(&mount.mount_point))
-        // If several mounts are at one place, the last is on top.
-        .max_by_key(|mount| mount.mount_point.components().count())?;
-    let layers = OverlayLayers::read(mount)?;
-    let inner = exe.strip_prefix(&mount.mount_point).ok()?;
-    // It is the kernel's path: no links, and no `..`.
-    if inner
-        .components()
-        .any(|part| !matches!(part, Component::Normal(_)))
-    {
-        return None;
-    }
-    let metadata_at = |layer: &Path| std::fs::symlink_metadata(host::path(layer).join(inner)).ok();
-    let Some(upper) = metadata_at(&layers.upper) else {
-        return Some(false);
-    };
-    // Changing only the owner or mode of a file creates a copy of it with the same times.
-    let same = |lower: &Metadata| {
-        (lower.len(), lower.mtime(), lower.mtime_nsec())
-            == (upper.len(), upper.mtime(), upper.mtime_nsec())
-    };
-    Some(
-        !layers
-            .lower
-            .iter()
-            .any(|layer| metadata_at(layer).as_ref().is_some_and(same)),
-    )
-}
-
-/// The directories of an overlay, as its mounter sees them.
-#[derive(Debug, PartialEq, Eq)]
-struct OverlayLayers {
-    upper: PathBuf,
-    lower: Vec<PathBuf>,
-}
-
-impl OverlayLayers {
-    fn read(mount: &MountInfo) -> Option<Self> {
-        if mount.fs_type != "overlay" {
-            return None;
-        }
-        let option = |name: &str| mount.super_options.get(name)?.clone();
-        let upper = PathBuf::from(option("upperdir")?);
-        let mut lower = Vec::new();
-        for layer in option("lowerdir").unwrap_or_default().split(':') {
-            let layer = Path::new(layer);
-            if layer.is_absolute() {
-                lower.push(layer.to_owned());
-            } else if !layer.as_os_str().is_empty() {
-                // Relative to the mounter's working directory, which is a parent of the other
-                // layers.
-                lower.extend(upper.ancestors().skip(1).map(|above| above.join(layer)));
-            }
-        }
-        Some(Self { upper, lower })
-    }
+/// Whether the file of a running program was deleted.
+fn is_deleted(pid: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|link| link.to_string_lossy().ends_with(" (deleted)"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn subject(pid: u32) -> Subject {
+        Subject { pid, start: 1 }
+    }
+
     fn running(exe: &str, unlinked: bool) -> RunningBinary<'_> {
         RunningBinary {
             // No process has this pid.
-            pid: 0x7000_0001,
+            subject: subject(0x7000_0001),
             exe,
             unlinked,
             parent: Some("/usr/bin/bash"),
@@ -220,41 +178,44 @@ mod tests {
             .iter()
             .any(|place| exe.starts_with(place))
             .then_some(Untrusted::Temporary);
-        let mut binaries = BinaryTrust::default();
-        let mut look = || {
-            binaries.distrust_reason(RunningBinary {
-                pid: child.id(),
-                ..running(&exe, false)
-            })
+        let process = RunningBinary {
+            subject: subject(child.id()),
+            ..running(&exe, false)
         };
-        let running = look();
+        let mut binaries = BinaryTrust::default();
+        let unasked = binaries.request(process);
+        let before = binaries.distrust_reason(process);
         fs::remove_file(&program).expect("removed");
-        let gone = look();
-        // An upgrade puts another file in its place.
-        fs::copy("/bin/cat", &program).expect("copied");
-        let replaced = look();
+        let request = binaries.request(process).expect("its path must be checked");
         child.kill().expect("it ran");
         child.wait().expect("it ended");
+        let reason = |exists| {
+            let mut binaries = BinaryTrust::default();
+            binaries.learn(process, &request, exists);
+            assert_eq!(binaries.request(process), None, "it is asked once");
+            binaries.distrust_reason(process)
+        };
+        assert_eq!((unasked, before), (None, named));
         assert_eq!(
-            (running, gone, replaced),
-            (named, Some(Untrusted::Deleted), named)
+            (reason(false), reason(true)),
+            (Some(Untrusted::Deleted), named)
         );
     }
 
     #[test]
-    fn the_layers_of_an_overlay() {
-        let layers =
-            |line: &str| OverlayLayers::read(&MountInfo::from_line(line).expect("a mount"));
-        let found = layers(
-            "40 39 0:50 / / rw,relatime - overlay overlay rw,lowerdir=/s/2/fs:1/fs,upperdir=/s/3/fs,workdir=/s/3/work",
+    fn a_program_in_a_container_is_compared_with_its_image() {
+        let process = RunningBinary {
+            container: Some("c"),
+            ..running("/app/x", false)
+        };
+        let mut binaries = BinaryTrust::default();
+        let request = binaries.request(process).expect("it must be checked");
+        assert!(
+            matches!(&request, ReadRequest::Added { exe, .. } if exe.as_path() == Path::new("/app/x"))
         );
-        let found = found.expect("an overlay");
-        assert_eq!(found.upper, Path::new("/s/3/fs"));
-        assert_eq!(found.lower[0], Path::new("/s/2/fs"));
-        assert!(found.lower.contains(&PathBuf::from("/s/1/fs")), "{found:?}");
-        assert_eq!(
-            layers("29 1 254:0 / / rw,relatime - ext4 /dev/vda rw"),
-            None
-        );
+        assert_eq!(binaries.distrust_reason(process), None, "not known yet");
+        binaries.learn(process, &request, true);
+        assert_eq!(binaries.distrust_reason(process), Some(Untrusted::Added));
+        assert_eq!(binaries.request(process), None);
     }
 }

@@ -7,31 +7,32 @@
 mod binary;
 pub mod cgroup;
 mod groups;
-mod homes;
-mod mounted;
 pub mod names;
 mod peer;
 mod processes;
 
-use crate::sensor::{
-    decode::BootClock,
-    exclude::ContainerImages,
-    observation::{ReadTarget, TaskInfo},
+use crate::{
+    reader::protocol::ReadRequest,
+    sensor::{
+        decode::BootClock,
+        exclude::ContainerImages,
+        observation::{ReadTarget, TaskInfo},
+    },
 };
 use binary::{BinaryTrust, RunningBinary};
 use cgroup::CgroupIndex;
 use hashlink::LruCache;
-use homes::HomeDirectories;
 use jiff::Timestamp;
 use monitor_core::model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind};
 use monitor_core::process_table::ProcessTable;
 use monitor_parse::cgroup::Cgroup;
-use mounted::MountedFiles;
 use names::{NameResolver, WorkloadRename};
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// Number of processes of this program cached.
 const AGENTS_CACHED: usize = 256;
+/// Number of container files cached.
+const MOUNTED_CACHED: usize = 4096;
 /// Number of ancestors shown with a process.
 const ANCESTORS_MAX: usize = 8;
 
@@ -54,10 +55,12 @@ pub struct Attribution {
     table: ProcessTable<ProcessEntry>,
     groups: CgroupIndex,
     names: NameResolver,
-    homes: HomeDirectories,
+    /// Home directories by user.
+    homes: HashMap<u32, String>,
     clock: BootClock,
     binaries: BinaryTrust,
-    mounted: MountedFiles,
+    /// Whether a file is mounted on its own, by container and path.
+    mounted: LruCache<(String, String), bool>,
     /// Processes running this program, and whether they are agents.
     agents: LruCache<Subject, bool>,
     /// Whether process records, possibly exits, were lost since the table was last compared with
@@ -74,10 +77,10 @@ impl Attribution {
             table: ProcessTable::default(),
             groups: CgroupIndex::new(cgroup_root),
             names,
-            homes: HomeDirectories::default(),
+            homes: HashMap::new(),
             clock: BootClock::now(),
             binaries: BinaryTrust::default(),
-            mounted: MountedFiles::default(),
+            mounted: LruCache::new(MOUNTED_CACHED),
             agents: LruCache::new(AGENTS_CACHED),
             records_lost: false,
             last_comparison: None,
@@ -259,34 +262,58 @@ impl Attribution {
     }
 
     /// The interactive login of a subject, if it has a terminal.
-    pub fn login(&mut self, subject: Subject) -> Option<Login> {
+    pub fn login(&self, subject: Subject) -> Option<Login> {
         let entry = self.table.get(subject)?;
         entry.tty.then(|| Login {
             uid: entry.uid,
-            home: self.homes.of(entry.uid),
+            home: self.homes.get(&entry.uid).cloned(),
         })
     }
 
-    /// Why the executable of a subject cannot be trusted.
+    /// Replaces the home directories of the host's users.
+    pub fn set_homes(&mut self, homes: Vec<(u32, String)>) {
+        self.homes = homes.into_iter().collect();
+    }
+
+    /// What must be read to decide whether the executable of a subject can be trusted, if anything.
+    pub fn trust_request(&mut self, subject: Subject) -> Option<ReadRequest> {
+        let running = running_binary(&self.table, subject)?;
+        self.binaries.request(running)
+    }
+
+    /// Takes the answer to a [`trust_request`](Self::trust_request).
+    pub fn set_trust(&mut self, subject: Subject, request: &ReadRequest, fact: bool) {
+        if let Some(running) = running_binary(&self.table, subject) {
+            self.binaries.learn(running, request, fact);
+        }
+    }
+
+    /// Why the executable of a subject cannot be trusted, as far as it is known.
     pub fn distrust_reason(&mut self, subject: Subject) -> Option<Untrusted> {
-        let entry = self.table.get(subject)?;
-        let parent = self.table.ancestors(subject).next();
-        self.binaries.distrust_reason(RunningBinary {
-            pid: subject.pid,
-            exe: &entry.exe,
-            unlinked: entry.unlinked,
-            parent: parent.map(|(_, parent)| &*parent.exe),
-            container: entry.group.container.as_deref(),
-        })
+        let running = running_binary(&self.table, subject)?;
+        self.binaries.distrust_reason(running)
     }
 
-    /// Whether a file was mounted individually into the container of a subject.
-    pub fn is_mounted(&mut self, subject: Subject, path: &str) -> bool {
+    /// Whether a file was mounted individually into the container of a subject: for a process on the
+    /// host it was not. `None` if that is not known.
+    pub fn is_mounted(&mut self, subject: Subject, path: &str) -> Option<bool> {
+        let entry = self.table.get(subject)?;
+        let Some(container) = &entry.group.container else {
+            return Some(false);
+        };
+        let key = (container.clone(), path.to_owned());
+        self.mounted.get(&key).copied()
+    }
+
+    /// Remembers whether a file was mounted individually into the container of a subject.
+    pub fn set_mounted(&mut self, subject: Subject, path: &str, alone: bool) {
         let container = self
             .table
             .get(subject)
-            .and_then(|entry| entry.group.container.as_deref());
-        container.is_some_and(|container| self.mounted.check_alone(container, subject.pid, path))
+            .and_then(|entry| entry.group.container.clone());
+        if let Some(container) = container {
+            self.mounted.insert((container, path.to_owned()), alone);
+        }
     }
 
     /// Another live process of the same cgroup, through whose root a file of an exited process's
@@ -298,6 +325,21 @@ impl Attribution {
             .find(|(peer, entry)| *peer != subject && entry.group == *group)
             .map(|(peer, _)| peer.pid)
     }
+}
+
+fn running_binary(
+    table: &ProcessTable<ProcessEntry>,
+    subject: Subject,
+) -> Option<RunningBinary<'_>> {
+    let entry = table.get(subject)?;
+    let parent = table.ancestors(subject).next();
+    Some(RunningBinary {
+        subject,
+        exe: &entry.exe,
+        unlinked: entry.unlinked,
+        parent: parent.map(|(_, parent)| &*parent.exe),
+        container: entry.group.container.as_deref(),
+    })
 }
 
 /// The host pid of a process that is known by its pid in a PID namespace. If that process exited,

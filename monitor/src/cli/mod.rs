@@ -14,6 +14,7 @@ use crate::{
         lines::{Delivery, LineWriter},
     },
     ledger::{queries::QueryFilter, reader::QueryError},
+    reader,
     sensor::{
         doctor,
         exclude::{ContainerImages, ExclusionRules},
@@ -92,6 +93,9 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
     },
+    /// Open and parse files for the agent, which starts this process
+    #[command(hide = true)]
+    Reader,
     /// Replay a recording through the same trail and policy
     Replay {
         file: PathBuf,
@@ -223,6 +227,7 @@ fn run(command: Command) -> Result<(), CliError> {
                 Err(CliError::Reported)
             }
         }
+        Command::Reader => reader::serve().map_err(|error| CliError::Usage(error.to_string())),
         Command::Record {
             file,
             config,

@@ -1,18 +1,10 @@
 //! The class of a secret, from what is known about it.
 
-use monitor_core::catalog::{Catalog, EXPECTATION_CLASS, entry::CredentialClass};
+use monitor_core::catalog::{Catalog, entry::CredentialClass};
 use monitor_parse::credential::{FoundSecret, SecretFacts};
 
 /// The class of a credential about which nothing else is known.
 pub const GENERIC_CLASS: &str = "generic-secret";
-
-/// Classes that tell only that something is secret.
-pub fn is_general(class: &str) -> bool {
-    matches!(
-        class,
-        "generic-secret" | "mounted-secret" | "volume-secret" | "dotenv-secret" | "jwt"
-    ) || class == EXPECTATION_CLASS
-}
 
 /// Short prefixes match by chance; a real token is at least this long.
 const FORM_SECRET_MIN: u32 = 20;

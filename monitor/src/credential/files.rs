@@ -1,7 +1,13 @@
 //! Credentials in files and at sockets.
 
-use super::{Credentials, class::is_general, open, recover};
-use crate::sensor::observation::FileId;
+use super::Credentials;
+use crate::{
+    observed::{file::FileId, mapping::FileVersion, path::RawPath},
+    reader::{
+        ReadFailure,
+        protocol::{FileAnswer, FileRequest, RecoveredFile},
+    },
+};
 use jiff::Timestamp;
 use monitor_common::fingerprint::fingerprint;
 use monitor_core::{
@@ -9,11 +15,12 @@ use monitor_core::{
         Catalog,
         entry::{CredentialClass, FileFormat},
         glob::{normalise, volume_of},
+        is_general,
     },
     model::{Credential, CredentialId, Place, Source},
 };
-use monitor_parse::credential::{FoundSecret, find_secrets};
-use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
+use monitor_parse::credential::FoundSecret;
+use std::{path::Path, sync::Arc};
 
 /// Number of files whose first path as a credential's is remembered.
 pub(super) const HOMES_CACHED: usize = 80_000;
@@ -21,11 +28,9 @@ pub(super) const HOMES_CACHED: usize = 80_000;
 pub(super) const FILES_CACHED: usize = 20_000;
 
 /// What was found in a version of a file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FileContents {
-    /// Modification and change time, and size: another version is read again.
-    version: (i64, i64, i64, i64, u64),
-    modified: Option<Timestamp>,
+    version: FileVersion,
     found: Arc<Vec<FoundSecret>>,
 }
 
@@ -47,6 +52,8 @@ pub struct OpenedFile<'a> {
     /// Path inside its own file system, if a mount shows it under another path.
     pub source: Option<&'a Path>,
     pub file: FileId,
+    /// Magic number of its file system.
+    pub magic: u32,
 }
 
 /// The process whose view of the file system a path refers to.
@@ -59,38 +66,99 @@ pub struct MountView<'a> {
     pub container: &'a str,
 }
 
+/// A file at a place of credentials.
+#[derive(Clone, Debug)]
+pub struct CredentialFile {
+    file: FileId,
+    /// The path to show, and the one by which the catalog knows it.
+    shown: String,
+    home: String,
+    container: String,
+    class: String,
+    format: FileFormat,
+    /// Only a variable made it a credential's place.
+    by_pointer: bool,
+    /// Its contents when they were last read.
+    known: Option<FileContents>,
+}
+
+impl CredentialFile {
+    /// Path to show.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
 impl Credentials {
-    /// The credentials in an opened file; `None` if its place is not a credential's.
-    pub fn in_file(
+    /// The place of an opened file; `None` if it is not a credential's.
+    pub fn credential_file(
         &mut self,
         opened: OpenedFile<'_>,
-        view: MountView<'_>,
-    ) -> Option<FileCredentials> {
+        container: &str,
+    ) -> Option<CredentialFile> {
         let OpenedFile {
             path, source, file, ..
         } = opened;
         let catalog = Arc::clone(&self.catalog);
-        let (normal, home) = self.placed(&catalog, path, source, file, view.container)?;
-        let class = self.class_at(&catalog, &home, view.container)?;
-        let by_pointer = catalog.file(&home).map(|class| &class.class) != Some(&class.class);
+        let (shown, home) = self.placed(&catalog, path, source, file, container)?;
+        let class = self.class_at(&catalog, &home, container)?;
+        let by_place = catalog.file(&home);
+        Some(CredentialFile {
+            file,
+            container: container.to_owned(),
+            class: class.class.clone(),
+            format: class.format,
+            by_pointer: by_place.map(|known| &known.class) != Some(&class.class),
+            known: self.files.get(&file).cloned(),
+            shown,
+            home,
+        })
+    }
+
+    /// The request to read such a file.
+    pub fn file_request(
+        &self,
+        place: &CredentialFile,
+        opened: OpenedFile<'_>,
+        view: MountView<'_>,
+        check_mount: bool,
+    ) -> FileRequest {
+        // Inherited descriptors are reported without a path.
+        let path = if opened.path == Path::new("/") {
+            Path::new(&place.home)
+        } else {
+            opened.path
+        };
+        FileRequest {
+            path: path.into(),
+            source: opened.source.map(RawPath::from),
+            file: opened.file,
+            magic: opened.magic,
+            pid: view.pid,
+            peer: view.peer,
+            contained: !view.container.is_empty(),
+            class: place.class.clone(),
+            format: place.format,
+            known: place.known.as_ref().map(|known| known.version),
+            check_mount,
+        }
+    }
+
+    /// The credentials in a file, from its contents; `None` if there are none. A file that could not
+    /// be read is known by its place.
+    pub fn in_file(
+        &mut self,
+        file: &CredentialFile,
+        contents: Result<FileAnswer, ReadFailure>,
+    ) -> Option<FileCredentials> {
         let place = Place {
             source: Source::File,
-            place: normal.clone(),
+            place: file.shown.clone(),
         };
-        let volume_of = volume_of(&normal).or_else(|| volume_of(&home));
-        let path = if path == Path::new("/") {
-            Path::new(&home)
-        } else {
-            path
-        };
-        let read = match open::as_seen_by_process(path, source, file, view) {
-            Ok(mut opened) => self.read(&mut opened, file, class),
-            Err(error) => Err(error),
-        };
-        let (found, modified) = match read {
-            Ok(read) => read,
-            Err(error) => {
-                tracing::debug!(path = %normal, %error, "a credential file could not be read");
+        let (found, modified) = match contents {
+            Ok(answer) => (self.contents(file, &answer), answer.modified),
+            Err(failure) => {
+                tracing::debug!(path = %file.shown, %failure, "a credential file could not be read");
                 self.unreadable += 1;
                 (Arc::new(Vec::new()), None)
             }
@@ -98,34 +166,52 @@ impl Credentials {
         // A file to which a variable points is a credential only if its contents have the form of
         // one.
         let has_form = |found: &FoundSecret| {
-            !by_pointer || (!found.whole && (class.format != FileFormat::Token || found.is_jwt()))
+            !file.by_pointer
+                || (!found.whole && (file.format != FileFormat::Token || found.is_jwt()))
         };
         let mut credentials: Vec<Credential> = found
             .iter()
             .filter(|found| has_form(found))
             .map(|found| self.known.credential(&self.catalog, found, &place))
             .collect();
-        let by_place = class.format == FileFormat::Opaque || modified.is_none();
-        if credentials.is_empty() && by_place && !by_pointer {
-            credentials.push(self.by_place(class, &place, view.container));
+        let by_place = file.format == FileFormat::Opaque || modified.is_none();
+        if credentials.is_empty() && by_place && !file.by_pointer {
+            let catalog = Arc::clone(&self.catalog);
+            let class = entry_of(&catalog, file)?;
+            credentials.push(self.by_place(class, &place, &file.container));
         }
-        if home != normal {
+        if file.home != file.shown {
             // It can still be queried by its original place.
             let home = Place {
                 source: Source::File,
-                place: home.clone(),
+                place: file.home.clone(),
             };
             for credential in &mut credentials {
                 self.known
                     .is_also_at(credential, std::slice::from_ref(&home));
             }
         }
-        (!credentials.is_empty()).then_some(FileCredentials {
+        (!credentials.is_empty()).then(|| FileCredentials {
             credentials,
             place,
             modified,
-            volume_of,
+            volume_of: volume_of(&file.shown).or_else(|| volume_of(&file.home)),
         })
+    }
+
+    /// What was found in a file, also if the reader found the version that was known.
+    fn contents(&mut self, file: &CredentialFile, answer: &FileAnswer) -> Arc<Vec<FoundSecret>> {
+        let found = match (&answer.found, &file.known) {
+            (Some(found), _) => Arc::new(found.clone()),
+            (None, Some(known)) => Arc::clone(&known.found),
+            (None, None) => Arc::default(),
+        };
+        let contents = FileContents {
+            version: answer.version,
+            found: Arc::clone(&found),
+        };
+        self.files.insert(file.file, contents);
+        found
     }
 
     /// A credential issued at a socket; its secret becomes known when it is presented.
@@ -166,12 +252,6 @@ impl Credentials {
         }
     }
 
-    /// Whether a path on the host is a credential's.
-    pub fn is_place(&self, path: &Path) -> bool {
-        let path = normalise(&path.to_string_lossy());
-        self.class_at(&self.catalog, &path, "").is_some()
-    }
-
     /// The class of a file by its path: from the catalog, or because a variable pointed there,
     /// which is more specific than a general class.
     pub(super) fn class_at<'a>(
@@ -192,14 +272,17 @@ impl Credentials {
     }
 
     /// Remembers recovered files.
-    pub fn recovered(&mut self, found: &recover::RecoveredFile) {
-        let path = normalise(&found.path.to_string_lossy());
+    pub fn recovered(&mut self, found: &RecoveredFile) {
+        let path = normalise(&found.path.as_path().to_string_lossy());
         self.homes.entry(found.file).or_insert(path);
     }
 
     /// Remembers a file that was written under a credential's name; returns `false` if it is not
     /// one.
-    pub fn written(&mut self, path: &Path, source: Option<&Path>, file: FileId) -> bool {
+    pub fn written(&mut self, opened: OpenedFile<'_>) -> bool {
+        let OpenedFile {
+            path, source, file, ..
+        } = opened;
         let catalog = Arc::clone(&self.catalog);
         self.placed(&catalog, path, source, file, "").is_some()
     }
@@ -241,44 +324,12 @@ impl Credentials {
         self.homes.entry(file).or_insert_with(|| known.clone());
         Some((seen, known))
     }
+}
 
-    fn read(
-        &mut self,
-        opened: &mut File,
-        file: FileId,
-        class: &CredentialClass,
-    ) -> io::Result<(Arc<Vec<FoundSecret>>, Option<Timestamp>)> {
-        let metadata = opened.metadata()?;
-        let version = (
-            metadata.mtime(),
-            metadata.mtime_nsec(),
-            metadata.ctime(),
-            metadata.ctime_nsec(),
-            metadata.len(),
-        );
-        if let Some(known) = self.files.get(&file)
-            && known.version == version
-        {
-            return Ok((Arc::clone(&known.found), known.modified));
-        }
-        let catalog = Arc::clone(&self.catalog);
-        let key = self.key;
-        let found = if class.format == FileFormat::Opaque {
-            Vec::new()
-        } else {
-            self.buffer
-                .with_file(opened, |bytes| find_secrets(&catalog, class, key, bytes))?
-        };
-        let found = Arc::new(found);
-        let modified = Timestamp::from_second(metadata.mtime()).ok();
-        self.files.insert(
-            file,
-            FileContents {
-                version,
-                modified,
-                found: Arc::clone(&found),
-            },
-        );
-        Ok((found, modified))
-    }
+/// The catalog's entry for the place of a file; `None` if the catalog was replaced meanwhile.
+fn entry_of<'a>(catalog: &'a Catalog, file: &CredentialFile) -> Option<&'a CredentialClass> {
+    catalog
+        .class_entries()
+        .iter()
+        .find(|entry| entry.class == file.class && entry.format == file.format)
 }

@@ -1,9 +1,8 @@
 //! Known credentials: what was learned about one applies wherever it appears again.
 
-use super::class::is_general;
 use hashlink::LruCache;
 use monitor_core::{
-    catalog::Catalog,
+    catalog::{Catalog, is_general},
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
 };
 use monitor_parse::credential::FoundSecret;

@@ -1,31 +1,25 @@
 //! Identifies what was picked up: class, fingerprint, lifetime.
 //!
-//! A file is read once per version, through the root of the process that opened it; a variable's
-//! fingerprint comes from the kernel. Only public data leaves this module.
+//! A file is read once per version, by the reader; a variable's fingerprint comes from the kernel.
+//! No secret reaches this module.
 
 mod class;
 mod files;
 mod known;
-mod open;
 mod pointers;
-pub mod recover;
-mod secret;
 mod traffic;
 mod variables;
 
-pub use files::{MountView, OpenedFile};
+pub use files::{CredentialFile, MountView, OpenedFile};
 
-use crate::sensor::observation::FileId;
+use crate::observed::file::FileId;
 use files::{FILES_CACHED, FileContents, HOMES_CACHED};
 use hashlink::LruCache;
 use known::KnownCredentials;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::{catalog::Catalog, model::Credential};
-use secret::SecretBuffer;
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-/// Bytes of a credential file that are read.
-const FILE_MAX: usize = 1 << 20;
 /// Number of values of such variables cached.
 const FOLLOWED_CACHED: usize = 4096;
 
@@ -34,7 +28,6 @@ const FOLLOWED_CACHED: usize = 4096;
 pub struct Credentials {
     catalog: Arc<Catalog>,
     key: FingerprintKey,
-    buffer: SecretBuffer,
     files: LruCache<FileId, FileContents>,
     known: KnownCredentials,
     /// The path under which a file was first recognised as a credential's: it remains one under any
@@ -51,11 +44,10 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    pub fn new(catalog: Arc<Catalog>, key: FingerprintKey) -> io::Result<Self> {
-        Ok(Self {
+    pub fn new(catalog: Arc<Catalog>, key: FingerprintKey) -> Self {
+        Self {
             catalog,
             key,
-            buffer: SecretBuffer::new(FILE_MAX)?,
             files: LruCache::new(FILES_CACHED),
             known: KnownCredentials::default(),
             homes: LruCache::new(HOMES_CACHED),
@@ -63,7 +55,7 @@ impl Credentials {
             followed: LruCache::new(FOLLOWED_CACHED),
             unfollowed: 0,
             unreadable: 0,
-        })
+        }
     }
 
     pub fn catalog(&self) -> &Arc<Catalog> {

@@ -1,9 +1,13 @@
-use super::{
-    pointers::targets,
-    variables::{parse_variable, variable_place},
-    *,
+use super::{files::FileCredentials, variables::variable_place, *};
+use crate::{
+    observed::{file::kernel_device, variable::ObservedVariable},
+    reader::{
+        ReaderTasks,
+        protocol::{PointedPlace, ReadAnswer, ReadRequest},
+    },
+    sensor::observation::ObservedSecret,
 };
-use crate::sensor::observation::{ObservedSecret, ObservedVariable};
+use monitor_common::environ::value_marks;
 use monitor_core::catalog::glob::volume_of;
 use std::{os::unix::fs::MetadataExt as _, path::Path};
 
@@ -11,12 +15,44 @@ const KEY: FingerprintKey = FingerprintKey { k0: 3, k1: 4 };
 
 fn credentials() -> Credentials {
     let catalog = Arc::new(Catalog::new("", &[], &[]).expect("embedded"));
-    Credentials::new(catalog, KEY).expect("a buffer")
+    Credentials::new(catalog, KEY)
 }
 
-fn variable(name: &str, secret: &str) -> ObservedVariable {
+/// A variable as a probe reports it.
+fn variable(name: &str, value: &str) -> ObservedVariable {
     let catalog = Catalog::new("", &[], &[]).expect("embedded");
-    parse_variable(&catalog, KEY, format!("{name}={secret}").as_bytes()).expect("an entry")
+    let url = catalog
+        .variable(name)
+        .is_some_and(|class| !class.url_environment.is_empty());
+    let password = value_marks(value.as_bytes()).password().filter(|_| url);
+    let secret = password.map_or(value, |(start, len)| {
+        &value[start as usize..(start + len) as usize]
+    });
+    ObservedVariable {
+        name: name.to_owned(),
+        fingerprint: fingerprint(KEY, secret.as_bytes()),
+        secret_len: secret.len() as u32,
+        prefix: catalog.prefix_index(secret.as_bytes()),
+        dots: value.matches('.').count() as u32,
+        url: password.is_some(),
+    }
+}
+
+/// What the reader finds in a file that this process opened.
+fn read(credentials: &mut Credentials, opened: OpenedFile<'_>) -> Option<FileCredentials> {
+    let place = credentials.credential_file(opened, "")?;
+    let view = MountView {
+        pid: std::process::id(),
+        peer: None,
+        container: "",
+    };
+    let request = credentials.file_request(&place, opened, view, false);
+    let answer = ReaderTasks::for_tests(KEY).result(&ReadRequest::File(request));
+    let contents = answer.map(|answer| match answer {
+        ReadAnswer::File(answer) => answer,
+        other => panic!("{other:?}"),
+    });
+    credentials.in_file(&place, contents)
 }
 
 #[test]
@@ -48,18 +84,11 @@ fn a_presented_credential_keeps_the_places_where_it_was_picked_up() {
     );
 }
 
-fn own_view() -> MountView<'static> {
-    MountView {
-        pid: std::process::id(),
-        peer: None,
-        container: "",
-    }
-}
-
 fn file_id(path: &Path) -> FileId {
+    let metadata = std::fs::metadata(path).expect("there");
     FileId {
-        device: 1,
-        inode: std::fs::metadata(path).expect("there").ino(),
+        device: kernel_device(metadata.dev()),
+        inode: metadata.ino(),
         generation: 0,
     }
 }
@@ -69,6 +98,7 @@ fn opened(path: &Path) -> OpenedFile<'_> {
         path,
         source: None,
         file: file_id(path),
+        magic: 0,
     }
 }
 
@@ -106,9 +136,7 @@ fn one_key_pair_has_one_id_in_file_and_environment() {
     )
     .expect("written");
     let mut credentials = credentials();
-    let in_file = credentials
-        .in_file(opened(&path), own_view())
-        .expect("a credential");
+    let in_file = read(&mut credentials, opened(&path)).expect("a credential");
     let id = in_file.credentials[0].id.clone();
     let picked = credentials.in_environment(&[
         variable("AWS_ACCESS_KEY_ID", "AKIAFAKEFAKEFAKEFAKE"),
@@ -130,9 +158,7 @@ fn a_new_version_of_a_file_is_read_again() {
     let mut ids = Vec::new();
     for password in ["fake-one", "fake-other"] {
         std::fs::write(&path, format!("machine a login b password {password}\n")).expect("written");
-        let found = credentials
-            .in_file(opened(&path), own_view())
-            .expect("found");
+        let found = read(&mut credentials, opened(&path)).expect("found");
         ids.push(found.credentials[0].id.clone());
     }
     assert_ne!(ids[0], ids[1]);
@@ -147,117 +173,58 @@ fn an_unreadable_file_is_known_by_its_place() {
         inode: 1,
         generation: 0,
     };
-    let found = credentials
-        .in_file(
-            OpenedFile {
-                path,
-                source: None,
-                file,
-            },
-            own_view(),
-        )
-        .expect("by place");
+    let opened = OpenedFile {
+        path,
+        source: None,
+        file,
+        magic: 0,
+    };
+    let found = read(&mut credentials, opened).expect("by place");
     assert!(found.credentials[0].id.0.starts_with("loc-"));
     assert_eq!(credentials.unreadable, 1);
 }
 
 #[test]
-fn paths_in_variables() {
-    let catalog = Catalog::new("", &[], &[]).expect("embedded");
-    let found = |entry: &str| -> Vec<(String, String)> {
-        targets(&catalog, entry.as_bytes())
-            .into_iter()
-            .map(|(path, class)| (path.display().to_string(), class))
-            .collect()
-    };
-    let one = |path: &str, class: &str| (path.to_owned(), class.to_owned());
-    assert_eq!(
-        found("KUBECONFIG=/a/one:/b/other"),
-        [one("/a/one", "kubeconfig"), one("/b/other", "kubeconfig")]
-    );
-    assert_eq!(
-        found("DOCKER_CONFIG=/a"),
-        [one("/a/config.json", "registry-credential")]
-    );
-    assert_eq!(
-        found("SPIFFE_ENDPOINT_SOCKET=unix:///run/x.sock"),
-        [one("/run/x.sock", "spiffe-svid")]
-    );
-    for nothing in [
-        "KUBECONFIG=",
-        "KUBECONFIG",
-        "PATH=/bin",
-        "",
-        "=x",
-        "GOOGLE_APPLICATION_CREDENTIALS={\"private_key\"}",
-        "KUBECONFIG=users\n- token",
-    ] {
-        assert_eq!(found(nothing), [], "{nothing}");
-    }
-}
-
-#[test]
-fn a_variable_cannot_make_an_excluded_file_a_credential() {
+fn places_that_variables_name_are_bounded() {
     let mut credentials = credentials();
-    let mut child = std::process::Command::new("cat")
-        .env(
-            "KUBECONFIG",
-            "/etc/passwd:/nonexistent/kt:/proc/self/root/etc/passwd",
-        )
-        .env("GOOGLE_APPLICATION_CREDENTIALS", "keytrail-test-sa.json")
-        .current_dir("/tmp")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("started");
-    // Once it responds, it has executed the program.
-    use std::io::{Read as _, Write as _};
-    child
-        .stdin
-        .as_mut()
-        .expect("a pipe")
-        .write_all(b"x")
-        .expect("written");
-    let mut answer = [0];
-    child
-        .stdout
-        .as_mut()
-        .expect("a pipe")
-        .read_exact(&mut answer)
-        .expect("read");
-    std::fs::write("/tmp/keytrail-test-sa.json", "{}").expect("written");
-    let (files, is_new) = credentials.follow(child.id(), "", &[]).expect("it runs");
-    std::fs::remove_file("/tmp/keytrail-test-sa.json").expect("removed");
-    drop(child.stdin.take());
-    child.wait().expect("it ended");
-    assert!(is_new && files.len() == 1, "{files:?}");
-    assert!(credentials.is_place(Path::new("/tmp/keytrail-test-sa.json")));
-    for none in ["/nonexistent/kt", "/etc/passwd"] {
-        assert!(!credentials.is_place(Path::new(none)), "{none}");
-    }
-    assert_eq!(credentials.pointed.len(), 1, "{:?}", credentials.pointed);
+    let place = |number: usize| PointedPlace {
+        path: format!("/srv/{number}"),
+        class: "kubeconfig".to_owned(),
+        file: None,
+    };
+    let (files, is_new) = credentials.add_places("", &[7], vec![place(0), place(0)]);
+    assert!(files.is_empty() && is_new);
+    assert_eq!(
+        credentials.add_places("", &[], vec![place(0)]),
+        (vec![], false)
+    );
+    credentials.add_places("", &[], (0..1000).map(place).collect());
+    assert_eq!(credentials.pointed.len(), 256);
+    assert_eq!(credentials.unfollowed, 1000 - 256);
+    credentials.add_places("other", &[], vec![place(0)]);
+    assert_eq!(credentials.pointed.len(), 257, "another container has room");
 }
 
 #[test]
 fn a_pointer_counts_only_with_the_form_of_a_credential() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut credentials = credentials();
-    let mut read = |name: &str, class: &str, bytes: &[u8]| {
+    let mut found = |name: &str, class: &str, bytes: &[u8]| {
         let path = directory.path().join(name);
         std::fs::write(&path, bytes).expect("written");
         let place = (String::new(), path.display().to_string());
         credentials.pointed.insert(place, class.to_owned());
-        let found = credentials.in_file(opened(&path), own_view());
+        let found = read(&mut credentials, opened(&path));
         found.map_or(0, |found| found.credentials.len())
     };
     let jwt = b"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4IiwiZXhwIjoxNzAwMDAzNjAwfQ.fakesignature";
     let config = b"users: [ { name: a, user: { token: FAKE-pointed-1 } } ]";
-    assert_eq!(read("a", "eks-web-identity-token", jwt), 1);
-    assert_eq!(read("b", "kubeconfig", config), 1);
+    assert_eq!(found("a", "eks-web-identity-token", jwt), 1);
+    assert_eq!(found("b", "kubeconfig", config), 1);
     let hosts = b"127.0.0.1 localhost\n::1 localhost\n";
-    assert_eq!(read("c", "eks-web-identity-token", hosts), 0);
-    assert_eq!(read("d", "kubeconfig", hosts), 0);
-    assert_eq!(read("e", "kubeconfig", b"\x7fELF\x02\xff\xfe\x00"), 0);
+    assert_eq!(found("c", "eks-web-identity-token", hosts), 0);
+    assert_eq!(found("d", "kubeconfig", hosts), 0);
+    assert_eq!(found("e", "kubeconfig", b"\x7fELF\x02\xff\xfe\x00"), 0);
 }
 
 #[test]

@@ -4,13 +4,11 @@ use super::{
     Credentials,
     class::{by_fingerprint, by_form},
 };
-use crate::sensor::observation::ObservedVariable;
-use monitor_common::fingerprint::{FingerprintKey, fingerprint};
+use crate::observed::variable::ObservedVariable;
 use monitor_core::{
     catalog::{Catalog, entry::CredentialClass},
     model::{Credential, CredentialId, Place, Source},
 };
-use std::{fs::File, sync::Arc};
 
 /// A shorter value is a setting, not a secret.
 const SECRET_MIN: u32 = 8;
@@ -57,25 +55,6 @@ impl Credentials {
         }
         picked
     }
-
-    /// The secrets in the environment of a process that started before the agent.
-    pub fn in_running(&mut self, pid: u32) -> Vec<(Credential, Place)> {
-        let Ok(mut file) = File::open(format!("/proc/{pid}/environ")) else {
-            return Vec::new();
-        };
-        let catalog = Arc::clone(&self.catalog);
-        let key = self.key;
-        let variables = self.buffer.with_file(&mut file, |bytes| {
-            bytes
-                .split(|byte| *byte == 0)
-                .filter_map(|entry| parse_variable(&catalog, key, entry))
-                .collect::<Vec<_>>()
-        });
-        match variables {
-            Ok(variables) => self.in_environment(&variables),
-            Err(_) => Vec::new(),
-        }
-    }
 }
 
 pub(super) fn variable_place(name: &str) -> Place {
@@ -83,33 +62,6 @@ pub(super) fn variable_place(name: &str) -> Place {
         source: Source::Environment,
         place: format!("env:{name}"),
     }
-}
-
-/// Parses `name=value`; `None` if it is neither.
-pub(super) fn parse_variable(
-    catalog: &Catalog,
-    key: FingerprintKey,
-    entry: &[u8],
-) -> Option<ObservedVariable> {
-    let at = entry.iter().position(|byte| *byte == b'=')?;
-    let name = std::str::from_utf8(&entry[..at]).ok()?;
-    let value = &entry[at + 1..];
-    let class = catalog.variable(name);
-    let is_url = class.is_some_and(|class| !class.url_environment.is_empty());
-    let password = monitor_common::environ::value_marks(value).password();
-    let url = is_url && password.is_some();
-    let secret = match password {
-        Some((start, len)) if url => &value[start as usize..(start + len) as usize],
-        _ => monitor_common::fingerprint::trimmed(value),
-    };
-    Some(ObservedVariable {
-        name: name.to_owned(),
-        fingerprint: fingerprint(key, secret),
-        secret_len: secret.len() as u32,
-        prefix: catalog.prefix_index(secret),
-        dots: value.iter().filter(|byte| **byte == b'.').count() as u32,
-        url,
-    })
 }
 
 fn classify<'a>(catalog: &'a Catalog, variable: &ObservedVariable) -> Option<&'a CredentialClass> {

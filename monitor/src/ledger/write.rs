@@ -8,7 +8,7 @@ use super::{
     schema,
     tidy::{ClockReading, RetentionTask},
 };
-use crate::{completion, config::settings::RetentionLimits, reserved::reserve};
+use crate::{completion, config::settings::RetentionLimits};
 use jiff::Timestamp;
 use monitor_core::model::{
     Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
@@ -206,9 +206,6 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
     connection
         .execute_batch("PRAGMA temp_store = MEMORY;")
         .map_err(failed)?;
-    for suffix in ["", "-wal", "-shm"] {
-        reserve(Path::new(&format!("{}{suffix}", path.display())));
-    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|source| {
         LedgerError::Directory {
             path: path.to_owned(),

@@ -5,6 +5,7 @@ use super::{
     family::BoundedFamily,
     registry::{FoldedSeries, MetricFamilies},
 };
+use crate::reader::ReadFailure;
 use monitor_common::record::{Probe, Stage};
 use monitor_core::model::Workload;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
@@ -17,6 +18,7 @@ pub struct ProbeMetrics {
     lost_by: BoundedFamily,
     attached: IntGaugeVec,
     unattributed: IntCounterVec,
+    reader_failures: IntCounterVec,
     folded: FoldedSeries,
     totals: Mutex<HashMap<(&'static str, String), u64>>,
 }
@@ -55,6 +57,11 @@ impl ProbeMetrics {
                 "Processes and files that could not be attributed.",
                 &["reason"],
             )?,
+            reader_failures: families.counter(
+                "keytrail_reader_failures_total",
+                "Files, programs and processes that the reader could not read.",
+                &["reason"],
+            )?,
             attached,
             folded,
             totals: Mutex::default(),
@@ -67,6 +74,9 @@ impl ProbeMetrics {
                     .with_label_values(&[probe.name(), stage])
                     .inc_by(0);
             }
+        }
+        for failure in ReadFailure::ALL {
+            metrics.count_reader_failures(failure, 0);
         }
         Ok(metrics)
     }
@@ -105,6 +115,11 @@ impl ProbeMetrics {
 
     pub fn count_unattributed(&self, reason: &'static str, total: u64) {
         self.add_growth(&self.unattributed, "unattributed", &[reason], total);
+    }
+
+    /// Requests to readers without an answer; returns the increase.
+    pub fn count_reader_failures(&self, failure: ReadFailure, total: u64) -> u64 {
+        self.add_growth(&self.reader_failures, "reader", &[failure.name()], total)
     }
 
     /// A workload was renamed: moves its losses to the new name.

@@ -1,7 +1,10 @@
 //! The counters of all probes and stages. Losses become gaps.
 
-use super::{Pipeline, gaps::lost_events};
-use crate::sensor::report::SensorReport;
+use super::{
+    Pipeline,
+    gaps::{lost_events, unread},
+};
+use crate::{reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
 use monitor_common::record::{Probe, Stage};
 use monitor_core::{model::Gap, trail::TrailEvent};
@@ -16,6 +19,19 @@ impl Pipeline {
         self.count_ring_losses(report, since, now);
         self.count_stage_losses(report, since, now);
         self.count_unattributed();
+        self.count_reader_failures(report, since, now);
+    }
+
+    fn count_reader_failures(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+        for (failure, total) in &report.reader_failures {
+            let metrics = &self.evaluator.sinks.metrics;
+            let count = metrics.probes.count_reader_failures(*failure, *total);
+            // A file that is gone before it can be read is usual.
+            if count > 0 && *failure != ReadFailure::Unreadable {
+                let gap = unread(*failure, count, since, until);
+                self.events.push(TrailEvent::Gap { gap });
+            }
+        }
     }
 
     fn count_ring_losses(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {

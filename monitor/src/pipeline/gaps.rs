@@ -1,5 +1,6 @@
 //! Gaps that the pipeline reports about the probes.
 
+use crate::reader::ReadFailure;
 use jiff::Timestamp;
 use monitor_common::record::{Probe, Stage};
 use monitor_core::model::Gap;
@@ -44,5 +45,19 @@ pub fn silent_probe(since: Timestamp) -> Gap {
         until: None,
         count: 0,
         blind: true,
+    }
+}
+
+/// A gap for files, programs and processes that the reader could not read.
+pub fn unread(failure: ReadFailure, count: u64, since: Timestamp, until: Timestamp) -> Gap {
+    Gap {
+        kind: "unread".to_owned(),
+        probe: None,
+        detail: format!("a file, program or environment could not be read: {failure}"),
+        since,
+        until: Some(until),
+        count,
+        // Nothing at all is read then.
+        blind: failure == ReadFailure::NotStarted,
     }
 }

@@ -13,14 +13,15 @@ mod tests;
 use crate::{
     attribution::Attribution,
     config::exclude::ExcludePattern,
-    credential::{Credentials, recover::RecoveredFile},
+    credential::Credentials,
+    reader::{ReadId, ReadResult},
     sensor::{
         effects::Effects, exclude::ExclusionRules, observation::Observation, report::SensorReport,
     },
 };
 use enricher::Enricher;
 pub use evaluator::Evaluator;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
     catalog::Catalog, model::Credential, policy::expectation::Expectations, trail::TrailEvent,
 };
@@ -32,6 +33,8 @@ use std::{io, sync::Arc};
 #[derive(Debug)]
 pub struct Batch {
     pub observations: Vec<Observation>,
+    /// Answers of the reader.
+    pub answers: Vec<(ReadId, ReadResult)>,
     /// All records sent before this time were read.
     pub read_until: Timestamp,
 }
@@ -55,7 +58,12 @@ pub struct Pipeline {
     events: Vec<TrailEvent>,
     /// When the sensor's counters were last collected.
     counted: Timestamp,
+    /// When the host's users were last read.
+    homes_read: Timestamp,
 }
+
+/// Interval at which the host's users are read again.
+const HOMES_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 
 impl Pipeline {
     pub fn new(
@@ -72,6 +80,7 @@ impl Pipeline {
             exclude,
             events: Vec::new(),
             counted: Timestamp::UNIX_EPOCH,
+            homes_read: Timestamp::UNIX_EPOCH,
         }
     }
 
@@ -92,22 +101,41 @@ impl Pipeline {
         self.enricher.credentials.remember(known);
     }
 
-    /// Processes what existed before the probes: the gaps of this start, and what is running.
-    pub fn start(&mut self, gaps: Vec<TrailEvent>, now: Timestamp) -> io::Result<()> {
-        self.counted = now;
+    /// Processes what existed before the probes: the gaps of this start, and what is running. `known`
+    /// are the places of credential files of an earlier run.
+    pub fn start(
+        &mut self,
+        gaps: Vec<TrailEvent>,
+        known: Vec<String>,
+        now: Timestamp,
+    ) -> io::Result<Effects> {
+        (self.counted, self.homes_read) = (now, now);
         self.events.extend(gaps);
         self.enricher.scan_running(now, &mut self.events);
+        self.enricher.request_background(known);
         // Nothing can prevent the start any more.
         if let Some(ledger) = &self.evaluator.sinks.ledger {
             ledger.started();
         }
-        self.evaluator.process(&mut self.events)
+        self.evaluator.process(&mut self.events)?;
+        Ok(self.effects(false))
+    }
+
+    /// Whether an observation waits for an answer of the reader.
+    pub fn is_waiting(&self) -> bool {
+        self.enricher.is_waiting()
+    }
+
+    /// Number of running processes whose environment and files are not read yet.
+    pub fn unexamined(&self) -> usize {
+        self.enricher.unexamined()
     }
 
     /// Processes a batch of observations, and leaves it empty.
     pub fn process(&mut self, batch: &mut Batch, now: Timestamp) -> io::Result<Effects> {
+        let answers = std::mem::take(&mut batch.answers);
         self.enricher
-            .process(&mut batch.observations, &mut self.events);
+            .process(&mut batch.observations, answers, now, &mut self.events);
         let renamed = self.enricher.rename(now, &mut self.events);
         self.enricher
             .release_unmatched(batch.read_until, &mut self.events);
@@ -123,19 +151,15 @@ impl Pipeline {
         let gaps = gaps.into_iter().chain(silent);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
         self.enricher.add_object_names(now, &mut self.events);
+        // The clock may have been set back.
+        if now.duration_since(self.homes_read).abs() >= HOMES_INTERVAL {
+            self.homes_read = now;
+            self.enricher.request_homes();
+        }
         self.events.push(TrailEvent::Tick { time: now });
         self.enricher.evict_exited(now, &mut self.events);
         self.evaluator.process(&mut self.events)?;
         Ok(self.effects(false))
-    }
-
-    /// Adds a credential file that an earlier run knew.
-    pub fn add_recovered(&mut self, found: &RecoveredFile) -> Effects {
-        self.enricher.credentials.recovered(found);
-        Effects {
-            learn: vec![found.file],
-            ..Effects::default()
-        }
     }
 
     /// Replaces the expectations, the catalog and the exclusions.
@@ -147,6 +171,7 @@ impl Pipeline {
     ) -> Effects {
         let credentials = &mut self.enricher.credentials;
         credentials.set_catalog(Arc::clone(&catalog));
+        let catalog_sources = catalog.sources().clone();
         let rules = credentials.rules();
         self.evaluator.policy.replace(expectations, catalog);
         let exclusion = (self.exclude != exclude).then(|| {
@@ -158,6 +183,7 @@ impl Pipeline {
             rules: Some(rules),
             authenticators: Some(self.evaluator.authenticators()),
             exclusion,
+            catalog: Some(catalog_sources),
             ..Effects::default()
         }
     }
@@ -180,6 +206,7 @@ impl Pipeline {
             rules,
             learn: wanted.learn,
             ignore: wanted.ignore,
+            reads: self.enricher.take_read_requests(),
             inspect_responses: std::mem::take(&mut self.evaluator.authenticator_clients),
             reconsider_exclusion: renamed && !self.exclude.is_empty(),
             ..Effects::default()

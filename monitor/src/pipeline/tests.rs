@@ -7,10 +7,12 @@ use crate::{
     credential::Credentials,
     export::{findings::FindingStream, lines::Delivery},
     metrics::Metrics,
+    observed::file::{FileId, kernel_device},
+    reader::{ReadFailure, ReadId, ReadResult, ReaderTasks},
     sensor::{
         observation::{
-            FileId, Observation, ObservedConnection, ObservedOpen, ObservedPresentation,
-            ObservedSecret, OpenKind, StdoutPipe, TaskInfo, kernel_device,
+            Observation, ObservedConnection, ObservedOpen, ObservedPresentation, ObservedSecret,
+            OpenKind, StdoutPipe, TaskInfo,
         },
         report::{RingLoss, SensorReport},
     },
@@ -38,6 +40,7 @@ const WRITE: u64 = 40;
 /// A pipeline that records its events.
 struct TestPipeline {
     pipeline: Pipeline,
+    reader: ReaderTasks,
     directory: tempfile::TempDir,
     time: Timestamp,
 }
@@ -62,7 +65,7 @@ impl TestPipeline {
         let policy = Policy::new(Config::default().expectations, Arc::clone(&catalog));
         let pipeline = Pipeline::new(
             Attribution::new(None, NameResolver::empty()),
-            Credentials::new(catalog, KEY).expect("a buffer"),
+            Credentials::new(catalog, KEY),
             Evaluator::new(policy, sinks, true),
             Vec::new(),
             SensorFacts {
@@ -72,18 +75,50 @@ impl TestPipeline {
         );
         Self {
             pipeline,
+            reader: ReaderTasks::for_tests(KEY),
             directory,
             time: Timestamp::now(),
         }
     }
 
+    /// Processes observations, and the answers to what the pipeline asks of the reader.
     fn process(&mut self, observations: Vec<Observation>) -> super::Effects {
+        let mut whole = self.process_unanswered(observations);
+        while !whole.reads.is_empty() {
+            let reads = std::mem::take(&mut whole.reads);
+            let answers = reads
+                .into_iter()
+                .map(|(id, request)| (id, self.reader.result(&request)))
+                .collect();
+            let more = self.answer(answers);
+            whole.learn.extend(more.learn);
+            whole.ignore.extend(more.ignore);
+            whole.reads.extend(more.reads);
+        }
+        whole
+    }
+
+    /// Processes observations while the reader does not respond.
+    fn process_unanswered(&mut self, observations: Vec<Observation>) -> super::Effects {
+        self.process_batch(observations, Vec::new())
+    }
+
+    fn answer(&mut self, answers: Vec<(ReadId, ReadResult)>) -> super::Effects {
+        self.process_batch(Vec::new(), answers)
+    }
+
+    fn process_batch(
+        &mut self,
+        observations: Vec<Observation>,
+        answers: Vec<(ReadId, ReadResult)>,
+    ) -> super::Effects {
         let mut batch = Batch {
             observations,
+            answers,
             read_until: self.time,
         };
         let effects = self.pipeline.process(&mut batch, self.time);
-        assert!(batch.observations.is_empty(), "the batch is consumed");
+        assert!(batch.observations.is_empty() && batch.answers.is_empty());
         effects.expect("processed")
     }
 
@@ -132,6 +167,7 @@ impl TestPipeline {
             path: path.to_owned(),
             source: None,
             file,
+            magic: 0,
             known,
             kind: OpenKind::Opened,
             count: 1,
@@ -353,4 +389,108 @@ fn an_exited_process_is_forgotten_by_every_stage_at_once() {
             .entry(task.subject)
             .is_none()
     );
+}
+
+/// The credential file of the tests below, as opened by this process.
+fn open_credentials(test: &TestPipeline) -> Observation {
+    let path = test.write(".netrc", "machine a login b password FAKE-secret\n");
+    test.open(&path, false).1
+}
+
+fn picked_up(events: &[TrailEvent]) -> usize {
+    events
+        .iter()
+        .filter(|event| matches!(event, TrailEvent::PickUp(_)))
+        .count()
+}
+
+fn connected(events: &[TrailEvent]) -> usize {
+    events
+        .iter()
+        .filter(|event| matches!(event, TrailEvent::Connect { .. }))
+        .count()
+}
+
+#[test]
+fn a_connection_after_a_read_waits_for_the_reader() {
+    let mut test = TestPipeline::new();
+    let batch = vec![open_credentials(&test), test.connect()];
+    let effects = test.process_unanswered(batch);
+    assert!(test.pipeline.is_waiting());
+    assert_eq!(connected(&test.events()), 0, "it would precede the pick-up");
+    let answers = effects
+        .reads
+        .iter()
+        .map(|(id, request)| (*id, test.reader.result(request)))
+        .collect();
+    test.answer(answers);
+    let events = test.events();
+    let position = |is: fn(&TrailEvent) -> bool| events.iter().position(is);
+    let pick_up = position(|event| matches!(event, TrailEvent::PickUp(_)));
+    let connect = position(|event| matches!(event, TrailEvent::Connect { .. }));
+    assert!(pick_up.is_some() && pick_up < connect, "{events:?}");
+}
+
+#[test]
+fn a_reader_that_does_not_respond_delays_others_for_a_moment_only() {
+    let mut test = TestPipeline::new();
+    let batch = vec![open_credentials(&test), test.connect()];
+    let effects = test.process_unanswered(batch);
+    test.time += SignedDuration::from_millis(501);
+    test.process_unanswered(Vec::new());
+    let events = test.events();
+    assert_eq!((connected(&events), picked_up(&events)), (1, 0));
+    // Others on that file system are not waited for.
+    let batch = vec![open_credentials(&test), test.connect()];
+    test.process_unanswered(batch);
+    assert_eq!(connected(&test.events()), 2);
+    // What comes late is not lost.
+    let answers: Vec<_> = effects
+        .reads
+        .iter()
+        .map(|(id, request)| (*id, test.reader.result(request)))
+        .collect();
+    test.answer(answers);
+    assert_eq!(picked_up(&test.events()), 1);
+}
+
+#[test]
+fn a_file_that_the_reader_cannot_read_is_known_by_its_place() {
+    let mut test = TestPipeline::new();
+    let batch = vec![open_credentials(&test)];
+    let effects = test.process_unanswered(batch);
+    let answers = effects
+        .reads
+        .iter()
+        .map(|(id, _)| (*id, Err(ReadFailure::Replaced)))
+        .collect();
+    test.answer(answers);
+    let ids: Vec<String> = test
+        .events()
+        .into_iter()
+        .filter_map(|event| match event {
+            TrailEvent::PickUp(event) => Some(event.credential.id.0),
+            _ => None,
+        })
+        .collect();
+    assert!(ids.len() == 1 && ids[0].starts_with("loc-"), "{ids:?}");
+}
+
+#[test]
+fn failures_of_the_reader_become_gaps() {
+    let mut test = TestPipeline::new();
+    let report = SensorReport {
+        reader_failures: vec![(ReadFailure::TimedOut, 3), (ReadFailure::Unreadable, 9)],
+        ..SensorReport::default()
+    };
+    test.pipeline.tick(report, test.time).expect("processed");
+    let gaps: Vec<(String, u64)> = test
+        .events()
+        .into_iter()
+        .filter_map(|event| match event {
+            TrailEvent::Gap { gap } => Some((gap.kind, gap.count)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gaps, [("unread".to_owned(), 3)]);
 }

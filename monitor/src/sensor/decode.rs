@@ -1,10 +1,11 @@
 //! Decodes and validates the records of the probes.
 
 use super::observation::{
-    FileId, Observation, ObservedConnection, ObservedExec, ObservedForeignRead, ObservedOpen,
-    ObservedPresentation, ObservedSecret, ObservedVariable, OpenKind, PlaintextHost,
-    PlaintextSecret, ReadTarget, StdoutPipe, TaskInfo,
+    Observation, ObservedConnection, ObservedExec, ObservedForeignRead, ObservedOpen,
+    ObservedPresentation, ObservedSecret, OpenKind, PlaintextHost, PlaintextSecret, ReadTarget,
+    StdoutPipe, TaskInfo,
 };
+use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
     self, BY_INODE, CONNECTED, ConnectRecord, FileRecord, ForeignReadRecord, INHERITED, NO_LOGIN,
@@ -224,6 +225,7 @@ impl TryFrom<RawRecord<'_>> for ObservedOpen {
                 inode: record.inode,
                 generation: record.generation,
             },
+            magic: record.magic,
             known: has(BY_INODE),
             kind: if has(WRITE_ONLY) {
                 OpenKind::Written

@@ -9,11 +9,14 @@ use super::{
     fields, inspector, mapped,
     selftest::{SelfTestError, self_test},
 };
-use crate::config::exclude::ExcludePattern;
+use crate::{
+    config::exclude::ExcludePattern,
+    reader::{ReaderPool, Unregistered, mounts, protocol::ReaderSetup},
+};
 use monitor_common::{fingerprint::FingerprintKey, record::Probe};
-use monitor_core::catalog::Catalog;
+use monitor_core::{catalog::Catalog, model::Subject};
 use serde::Serialize;
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
@@ -195,7 +198,7 @@ pub fn examine(exclusion: &ExclusionRules) -> DoctorReport {
         checks,
         probes,
         missed,
-        not_attached: inspector::examine_running(exclusion),
+        not_attached: examine_running(exclusion),
     }
 }
 
@@ -252,7 +255,7 @@ fn check_lsm() -> DoctorCheck {
 /// Attaches every probe and runs the self-test, in a temporary directory.
 fn attach(
     cgroup: Option<&Path>,
-) -> Result<(Vec<AttachedProgram>, Result<u32, SelfTestError>), String> {
+) -> Result<(Vec<AttachedProgram>, Result<Subject, SelfTestError>), String> {
     let text = |error: std::io::Error| error.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -266,6 +269,7 @@ fn attach(
             cgroup,
             btf: Path::new(fields::VMLINUX),
             exclusion: ExclusionRules::default(),
+            readers: setup(),
         })
         .map_err(|error| error.to_string())?;
         let directory =
@@ -276,6 +280,21 @@ fn attach(
         }
         Ok((sensor.attached().to_vec(), tested))
     })
+}
+
+/// Readers of programs only.
+fn setup() -> ReaderSetup {
+    ReaderSetup {
+        catalog: None,
+        key: [0, 0],
+        mounts_at_start: mounts().collect(),
+    }
+}
+
+/// The running programs that are not attached to.
+fn examine_running(exclusion: &ExclusionRules) -> Vec<UnattachedProgram> {
+    let readers = ReaderPool::new(setup(), Arc::new(Unregistered));
+    inspector::examine_running(&mut readers.program_client(), exclusion)
 }
 
 fn report(program: &AttachedProgram) -> ProbeReport {

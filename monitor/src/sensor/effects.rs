@@ -1,11 +1,15 @@
 //! What the pipeline asks of the probes.
 
 use super::{Sensor, SensorError, attacher::AttachRequest, exclude::ExclusionRules};
-use crate::sensor::observation::FileId;
-use monitor_core::catalog::kernel_filter::FilterRules;
+use crate::{
+    observed::file::FileId,
+    reader::{ReadId, protocol::ReadRequest},
+};
+use monitor_core::catalog::{CatalogSources, kernel_filter::FilterRules};
 use std::net::IpAddr;
 
-/// Changes to what the probes observe, applied in the order of the fields.
+/// Changes to what the probes observe and readers recognise, applied in the order of the fields, and
+/// requests to readers, which are submitted separately.
 #[derive(Debug, Default)]
 pub struct Effects {
     /// New rules of the kernel filter.
@@ -20,6 +24,10 @@ pub struct Effects {
     pub authenticators: Option<Vec<IpAddr>>,
     /// Programs to which no uprobe is attached.
     pub exclusion: Option<ExclusionRules>,
+    /// What readers compile a changed catalog from.
+    pub catalog: Option<CatalogSources>,
+    /// Requests to readers.
+    pub reads: Vec<(ReadId, ReadRequest)>,
     /// More image names became known: the exclusion rules may match more programs.
     pub reconsider_exclusion: bool,
 }
@@ -35,6 +43,9 @@ impl Sensor {
         }
         for file in effects.ignore {
             self.filter.ignore(file)?;
+        }
+        if let Some(catalog) = effects.catalog {
+            self.readers.set_catalog(catalog);
         }
         if let Some(addresses) = &effects.authenticators {
             self.set_authenticators(addresses)?;

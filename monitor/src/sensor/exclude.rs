@@ -1,11 +1,17 @@
 //! Programs to which no uprobe is attached: `inspect.exclude` in the configuration.
 
-use super::{file_reader::FileReader, hold};
-use crate::{config::exclude::ExcludePattern, host};
-use monitor_parse::{cgroup::parse as parse_cgroup, elf::Elf};
+use crate::{
+    config::exclude::ExcludePattern,
+    host,
+    observed::mapping::FileKey,
+    reader::{
+        ReaderClient,
+        protocol::{HostProgram, ReadAnswer, ReadRequest},
+    },
+};
+use monitor_parse::cgroup::parse as parse_cgroup;
 use std::{
     collections::HashMap,
-    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -20,17 +26,37 @@ pub struct ExclusionRules {
     images: ContainerImages,
     /// Whether an excluded program may use shared libraries.
     affects_libraries: bool,
-    /// Files named by patterns, by device and inode.
-    files: Vec<(u64, u64, String)>,
+    /// Files named by patterns.
+    files: Vec<(FileKey, String)>,
 }
 
 impl ExclusionRules {
+    /// The rules before the files that they name are known: those are not excluded under another
+    /// name yet, and libraries are assumed to be affected.
     pub fn new(patterns: Vec<ExcludePattern>, images: ContainerImages) -> Self {
         Self {
-            affects_libraries: patterns.iter().any(may_use_libraries),
-            files: patterns.iter().filter_map(file_of).collect(),
+            affects_libraries: !patterns.is_empty(),
+            files: Vec::new(),
             patterns,
             images,
+        }
+    }
+
+    /// The rules with the files that they name.
+    pub fn resolve(self, client: &mut ReaderClient) -> Self {
+        let programs: Vec<Option<HostProgram>> = self
+            .patterns
+            .iter()
+            .map(|pattern| program_of(pattern, client))
+            .collect();
+        let named = || self.patterns.iter().zip(&programs);
+        Self {
+            affects_libraries: named()
+                .any(|(pattern, program)| may_use_libraries(pattern, *program)),
+            files: named()
+                .filter_map(|(pattern, program)| Some(((*program)?.key, pattern.text().to_owned())))
+                .collect(),
+            ..self
         }
     }
 
@@ -55,10 +81,10 @@ impl ExclusionRules {
     }
 
     /// The pattern that names this exact file.
-    pub fn pattern_for_file(&self, device: u64, inode: u64) -> Option<String> {
+    pub fn pattern_for_file(&self, file: FileKey) -> Option<String> {
         let mut files = self.files.iter();
-        let found = files.find(|file| (file.0, file.1) == (device, inode))?;
-        Some(found.2.clone())
+        let (_, pattern) = files.find(|(known, _)| *known == file)?;
+        Some(pattern.clone())
     }
 
     /// The pattern that excludes an executable by its path.
@@ -109,26 +135,24 @@ impl ExclusionRules {
 
 /// Whether matching programs may use shared libraries. False only for a single, installed,
 /// statically linked program.
-fn may_use_libraries(pattern: &ExcludePattern) -> bool {
-    let is_literal = !pattern.text().contains(['*', '?', '[', '{', '\\']);
-    if !pattern.is_path() || !is_literal {
-        return true;
-    }
-    let program = hold::hold_on_host(Path::new(pattern.text()));
-    let headers = program.and_then(|program| {
-        let file = FileReader(&program.file);
-        Some(Elf::parse(&file).ok()?.has_interpreter())
-    });
-    headers.unwrap_or(true)
+fn may_use_libraries(pattern: &ExcludePattern, program: Option<HostProgram>) -> bool {
+    !is_literal_path(pattern) || program.is_none_or(|program| program.uses_libraries)
+}
+
+fn is_literal_path(pattern: &ExcludePattern) -> bool {
+    pattern.is_path() && !pattern.text().contains(['*', '?', '[', '{', '\\'])
 }
 
 /// The file named by a pattern that is a path: it is excluded under whatever name it is accessed.
-fn file_of(pattern: &ExcludePattern) -> Option<(u64, u64, String)> {
-    if !pattern.is_path() {
+fn program_of(pattern: &ExcludePattern, client: &mut ReaderClient) -> Option<HostProgram> {
+    if !is_literal_path(pattern) {
         return None;
     }
-    let metadata = std::fs::metadata(host::path(Path::new(pattern.text()))).ok()?;
-    Some((metadata.dev(), metadata.ino(), pattern.text().to_owned()))
+    let path = Path::new(pattern.text()).into();
+    match client.call(&ReadRequest::HostProgram { path }) {
+        Ok((ReadAnswer::HostProgram(program), _)) => program,
+        _ => None,
+    }
 }
 
 /// Names of units end with one of these suffixes; those of images do not.

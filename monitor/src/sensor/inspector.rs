@@ -5,49 +5,32 @@
 //! root file system. A file that was only opened or written is not a candidate.
 
 use super::{
-    attacher::{AttachRequest, AttachTarget, NoticeSender, SensorNotice},
+    attacher::{AttachRequest, AttachTarget, LibraryFunctions, NoticeSender, SensorNotice},
     exclude::ExclusionRules,
-    file_reader::FileReader,
-    hold::{self, HeldFile, HoldError},
-    known_files::{FILES_CACHED, FileKey, FileState, FileVersion, KnownFiles, WAITING_MAX},
-    mapped::{self, MappedFile, MappingReader, ProcessMapping},
+    known_files::{FileState, KnownFiles, WAITING_MAX},
+    mapped::MappingReader,
 };
-use crate::{completion::Completion, host};
-use hashlink::LruCache;
-use monitor_parse::{
-    elf::SymbolTable,
-    tls_functions::{self, AttachPoint, ENTRY_BYTES, TlsInspection},
+use crate::{
+    completion::Completion,
+    observed::mapping::{MappedFile, ProcessMapping, mappings_of_process, processes},
+    reader::{
+        ReadFailure, ReaderClient, ReaderPool,
+        protocol::{NotHeld, ProgramAnswer, ReadAnswer, ReadRequest, Symbols},
+    },
 };
+use monitor_parse::tls_functions;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     collections::HashSet,
     fs::File,
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
     sync::{
-        Arc,
         atomic::Ordering,
-        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     },
     time::{Duration, Instant},
 };
 
-/// Library directories of the host; one level of architecture directories below them is searched
-/// too.
-const LIBRARIES: [&str; 6] = [
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/usr/local/lib64",
-];
-/// File name prefixes of TLS libraries.
-const LIBRARY_NAMES: [&str; 2] = ["libssl", "libgnutls"];
-
-/// Larger files are not parsed.
-const FILE_MAX: u64 = 1 << 30;
 /// Interval between scans of all running processes: they find what was mapped while its file was
 /// believed to contain nothing.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(300);
@@ -72,7 +55,12 @@ pub enum InspectRequest {
     /// Inspect installed libraries; the completion is dropped when the attacher has attached to all
     /// of them.
     Installed(Completion),
+    /// Apply new exclusion rules.
+    Exclude(ExclusionRules),
 }
+
+/// The reader for symbols is ended if it is not used for this long.
+const IDLE_READER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The threads that find TLS.
 #[derive(Debug)]
@@ -85,6 +73,7 @@ pub struct Inspector {
 impl Inspector {
     /// Starts the threads. They end with the attacher, or with this value.
     pub fn start(
+        readers: &ReaderPool,
         known: &KnownFiles,
         attacher: &Sender<AttachRequest>,
         reporter: &NoticeSender,
@@ -92,38 +81,24 @@ impl Inspector {
         let (requests, received) = channel();
         let (ask_slow, asked_slow) = sync_channel(WAITING_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let worker = InspectorThread {
+        let results = InspectionReporter {
             known: known.clone(),
-            inspected: LruCache::new(FILES_CACHED),
             attacher: attacher.clone(),
             reporter: reporter.clone(),
+        };
+        let symbols = SymbolThread {
+            client: readers.program_client(),
+            known: known.clone(),
+            results: results.clone(),
+        };
+        let inspector = InspectorThread {
+            client: readers.program_client(),
+            known: known.clone(),
+            results,
             slow: ask_slow,
         };
-        thread("tls-inspector").spawn(move || worker.run(&received))?;
-        // A program can have a hundred thousand symbols of its own; later files must not wait for
-        // it.
-        let (attacher_of_slow, reporter_of_slow) = (attacher.clone(), reporter.clone());
-        let known_of_slow = known.clone();
-        thread("tls-symbols").spawn(move || {
-            for mapping in asked_slow {
-                let mapping: ProcessMapping = mapping;
-                let file = mapping.file;
-                // Opened again: a waiting file must not keep anything busy.
-                match InspectionCandidate::hold(mapping) {
-                    Ok(candidate) => {
-                        let inspection = candidate.inspect(SymbolTable::Static);
-                        candidate.report(
-                            &inspection,
-                            &known_of_slow,
-                            &attacher_of_slow,
-                            &reporter_of_slow,
-                        );
-                    }
-                    // It is inspected the next time it is mapped.
-                    Err(_) => known_of_slow.forget_mapped(file),
-                }
-            }
-        })?;
+        thread("tls-inspector").spawn(move || inspector.run(&received))?;
+        thread("tls-symbols").spawn(move || symbols.run(&asked_slow))?;
         let unreported = match MappingReader::open() {
             Ok(mappings) => {
                 let follower = MappingFollower {
@@ -276,13 +251,155 @@ fn report(
     }
 }
 
-/// Inspects files for dynamic symbols and Go tables.
-struct InspectorThread {
+/// Passes the results of inspections on.
+#[derive(Clone)]
+struct InspectionReporter {
     known: KnownFiles,
-    /// Results of earlier inspections: a file has several identities if it is mounted twice.
-    inspected: LruCache<FileKey, (FileVersion, Arc<TlsInspection>)>,
     attacher: Sender<AttachRequest>,
     reporter: NoticeSender,
+}
+
+/// The result of an inspection.
+struct InspectedProgram {
+    answer: ProgramAnswer,
+    /// An O_PATH descriptor of the file, if there is anything to attach to.
+    file: Option<File>,
+    name: String,
+    /// The process that mapped it, and how mapping records identify it.
+    mapped: Option<(u32, MappedFile)>,
+}
+
+impl InspectionReporter {
+    /// Passes the result to the attacher, and reports what could not be proven.
+    fn report(&self, program: InspectedProgram) {
+        let InspectedProgram {
+            answer,
+            file,
+            name,
+            mapped,
+        } = program;
+        for reason in answer.unproven {
+            self.reporter.report(SensorNotice::NotAttached {
+                file: name.clone(),
+                reason,
+            });
+        }
+        let stacks: Vec<(&'static str, LibraryFunctions)> = answer
+            .stacks
+            .iter()
+            .filter_map(|(stack, functions)| {
+                let functions = functions.iter().filter_map(|function| {
+                    Some((
+                        tls_functions::known_program(&function.program)?,
+                        function.offset,
+                    ))
+                });
+                Some((tls_functions::known_stack(stack)?, functions.collect()))
+            })
+            .collect();
+        let (Some(file), false) = (file, stacks.is_empty()) else {
+            if let Some((_, mapped)) = mapped {
+                // The memory of one process says nothing about the file: it is inspected again when
+                // another process maps it.
+                if answer.changed_by_process {
+                    self.known.forget_mapped(mapped);
+                } else {
+                    self.known.set_nothing_found(mapped);
+                }
+            }
+            return;
+        };
+        let found = AttachTarget {
+            key: answer.key,
+            version: answer.version,
+            file,
+            until: answer.until,
+            name,
+            executable: answer.executable,
+            pid: mapped.map(|(pid, _)| pid),
+            mapped: mapped.map(|(_, mapped)| mapped),
+            stacks,
+        };
+        // The attacher ends only with the agent.
+        let _ = self.attacher.send(AttachRequest::Found(Box::new(found)));
+    }
+
+    fn not_inspected(&self, mapping: &ProcessMapping, reason: &NotHeld) {
+        let path = mapping.path.display();
+        if reason.permanent {
+            self.known.set_nothing_found(mapping.file);
+            self.reporter.report(SensorNotice::NotAttached {
+                file: path.to_string(),
+                reason: reason.reason.clone(),
+            });
+        } else {
+            let reason = &reason.reason;
+            tracing::debug!(%path, pid = mapping.pid, reason, "mapped file not inspected");
+            // A longer-lived process may map it again.
+            self.known.forget_mapped(mapping.file);
+        }
+    }
+}
+
+/// Has the reader inspect a file that a process has mapped.
+fn inspect(
+    client: &mut ReaderClient,
+    mapping: &ProcessMapping,
+    symbols: Symbols,
+) -> Result<InspectedProgram, NotHeld> {
+    let request = ReadRequest::Mapped {
+        mapping: mapping.clone(),
+        symbols,
+    };
+    match client.call(&request) {
+        Ok((ReadAnswer::Program(answer), place)) => Ok(InspectedProgram {
+            answer,
+            file: place.map(File::from),
+            name: mapping.path.display().to_string(),
+            mapped: Some((mapping.pid, mapping.file)),
+        }),
+        Ok((ReadAnswer::NotHeld(reason), _)) => Err(reason),
+        Ok(_) => Err(NotHeld {
+            reason: "the reader answered another question".to_owned(),
+            permanent: false,
+        }),
+        // The file would do the same again.
+        Err(failure) => Err(NotHeld {
+            reason: format!("it could not be inspected: {failure}"),
+            permanent: failure != ReadFailure::NotStarted,
+        }),
+    }
+}
+
+/// Inspects files for symbols of their own. A program can have a hundred thousand of them; other
+/// files must not wait for it.
+struct SymbolThread {
+    client: ReaderClient,
+    known: KnownFiles,
+    results: InspectionReporter,
+}
+
+impl SymbolThread {
+    fn run(mut self, mappings: &Receiver<ProcessMapping>) {
+        loop {
+            match mappings.recv_timeout(IDLE_READER_TIMEOUT) {
+                Ok(mapping) => match inspect(&mut self.client, &mapping, Symbols::Static) {
+                    Ok(program) => self.results.report(program),
+                    // It is inspected the next time it is mapped.
+                    Err(_) => self.known.forget_mapped(mapping.file),
+                },
+                Err(RecvTimeoutError::Timeout) => self.client.retire(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+}
+
+/// Inspects files for dynamic symbols and Go tables.
+struct InspectorThread {
+    client: ReaderClient,
+    known: KnownFiles,
+    results: InspectionReporter,
     slow: SyncSender<ProcessMapping>,
 }
 
@@ -293,42 +410,42 @@ impl InspectorThread {
                 InspectRequest::Mapped(mapping) => self.inspect_mapped(mapping),
                 InspectRequest::Running => self.inspect_running(),
                 InspectRequest::Installed(done) => {
-                    for library in installed_libraries() {
-                        self.installed_libraries(&library);
-                    }
-                    // The attacher ends only with the agent.
-                    let _ = self.attacher.send(AttachRequest::Reached(done));
+                    self.inspect_installed();
+                    self.send(AttachRequest::Reached(done));
+                }
+                InspectRequest::Exclude(exclusion) => {
+                    let exclusion = exclusion.resolve(&mut self.client);
+                    self.send(AttachRequest::Exclude(exclusion));
+                    // Files excluded before may not be excluded any more.
+                    self.known.reset_nothing_found();
+                    self.inspect_running();
                 }
             }
         }
     }
 
-    fn inspect_mapped(&mut self, mapping: ProcessMapping) {
-        let file = mapping.file;
-        match InspectionCandidate::hold(mapping) {
-            Ok(candidate) => self.inspect(candidate),
-            // A longer-lived process may map it again.
-            Err((mapping, error)) => self.handle_not_held(&mapping, file, &error),
-        }
+    fn send(&self, request: AttachRequest) {
+        // The attacher ends only with the agent.
+        let _ = self.results.attacher.send(request);
     }
 
-    fn handle_not_held(&self, mapping: &ProcessMapping, file: MappedFile, error: &HoldError) {
-        let path = mapping.path.display();
-        if error.is_permanent() {
-            self.known.set_nothing_found(file);
-            self.reporter.report(SensorNotice::NotAttached {
-                file: path.to_string(),
-                reason: error.to_string(),
-            });
-        } else {
-            tracing::debug!(%path, pid = mapping.pid, %error, "mapped file not inspected");
-            self.known.forget_mapped(file);
+    fn inspect_mapped(&mut self, mapping: ProcessMapping) {
+        match inspect(&mut self.client, &mapping, Symbols::Dynamic) {
+            Ok(program) if program.answer.is_empty => {
+                let file = mapping.file;
+                // If too many are waiting, it is inspected the next time it is mapped.
+                if self.slow.try_send(mapping).is_err() {
+                    self.known.forget_mapped(file);
+                }
+            }
+            Ok(program) => self.results.report(program),
+            Err(reason) => self.results.not_inspected(&mapping, &reason),
         }
     }
 
     fn inspect_running(&mut self) {
-        for pid in mapped::processes() {
-            for mapping in mapped::mappings_of_process(pid) {
+        for pid in processes() {
+            for mapping in mappings_of_process(pid) {
                 let file = mapping.file;
                 let known = self.known.lock(|files| {
                     let known = files.get(&file).cloned();
@@ -343,8 +460,7 @@ impl InspectorThread {
                     None => self.inspect_mapped(mapping),
                     Some(FileState::Watched(watch)) if watch.by_process.load(Ordering::Relaxed) => {
                         let key = watch.key;
-                        // The attacher ends only with the agent.
-                        let _ = self.attacher.send(AttachRequest::Mapped { key, pid });
+                        self.send(AttachRequest::Mapped { key, pid });
                     }
                     Some(_) => {}
                 }
@@ -352,191 +468,24 @@ impl InspectorThread {
         }
     }
 
-    fn installed_libraries(&mut self, path: &Path) {
-        let Some(held) = hold::hold_on_host(path) else {
+    fn inspect_installed(&mut self) {
+        let Ok((ReadAnswer::Libraries(libraries), _)) = self.client.call(&ReadRequest::Libraries)
+        else {
             return;
         };
-        self.inspect(InspectionCandidate {
-            held,
-            name: path.display().to_string(),
-            mapping: None,
-            executable: false,
-        });
-    }
-
-    fn inspect(&mut self, candidate: InspectionCandidate) {
-        let metadata = &candidate.held.metadata;
-        let (key, version) = (FileKey::of(metadata), FileVersion::of(metadata));
-        let known = self.inspected.get(&key);
-        let inspection = match known.filter(|(known, _)| *known == version) {
-            Some((_, inspection)) => Arc::clone(inspection),
-            None => {
-                let inspection = Arc::new(candidate.inspect(SymbolTable::Dynamic));
-                self.inspected
-                    .insert(key, (version, Arc::clone(&inspection)));
-                inspection
-            }
-        };
-        if !inspection.is_empty() {
-            candidate.report(&inspection, &self.known, &self.attacher, &self.reporter);
-        } else if let Some(mapping) = candidate.mapping {
-            let file = mapping.file;
-            // If too many are waiting, it is inspected the next time it is mapped.
-            if self.slow.try_send(mapping).is_err() {
-                self.known.forget_mapped(file);
+        for path in libraries {
+            let name = path.as_path().display().to_string();
+            let request = ReadRequest::Installed { path };
+            if let Ok((ReadAnswer::Program(answer), place)) = self.client.call(&request) {
+                self.results.report(InspectedProgram {
+                    answer,
+                    file: place.map(File::from),
+                    name,
+                    mapped: None,
+                });
             }
         }
     }
-}
-
-/// A file to be inspected.
-struct InspectionCandidate {
-    held: HeldFile,
-    name: String,
-    mapping: Option<ProcessMapping>,
-    /// Whether it is the program that the process runs.
-    executable: bool,
-}
-
-impl InspectionCandidate {
-    fn hold(mapping: ProcessMapping) -> Result<Self, (ProcessMapping, HoldError)> {
-        let held = match hold::hold_mapped(&mapping) {
-            Ok(held) => held,
-            Err(error) => return Err((mapping, error)),
-        };
-        let program = std::fs::metadata(format!("/proc/{}/exe", mapping.pid));
-        Ok(Self {
-            name: mapping.path.display().to_string(),
-            executable: program.is_ok_and(|program| program.ino() == mapping.file.inode),
-            mapping: Some(mapping),
-            held,
-        })
-    }
-
-    fn inspect(&self, symbols: SymbolTable) -> TlsInspection {
-        if self.held.metadata.len() > FILE_MAX {
-            tracing::debug!(file = self.name, "too large to be inspected");
-            return TlsInspection::default();
-        }
-        match tls_functions::inspect(&FileReader(&self.held.file), symbols) {
-            Ok(inspection) => inspection,
-            Err(error) => {
-                tracing::debug!(file = self.name, %error, "not inspected");
-                TlsInspection::default()
-            }
-        }
-    }
-
-    /// Passes the result to the attacher, and reports what could not be proven.
-    fn report(
-        self,
-        inspection: &TlsInspection,
-        known: &KnownFiles,
-        attacher: &Sender<AttachRequest>,
-        reporter: &NoticeSender,
-    ) {
-        let mut stacks = inspection.stacks.clone();
-        let mut unproven = inspection.unproven.clone();
-        let mut changed_by_process = false;
-        if let Some(mapping) = &self.mapping {
-            stacks.retain(|(stack, points)| {
-                let differs = points.iter().any(|point| !is_in_memory(mapping, point));
-                if differs {
-                    unproven.push(format!(
-                        "{stack}: the bytes in the process's memory differ from the file"
-                    ));
-                }
-                changed_by_process |= differs;
-                !differs
-            });
-        }
-        for reason in unproven {
-            reporter.report(SensorNotice::NotAttached {
-                file: self.name.clone(),
-                reason,
-            });
-        }
-        let file = self.mapping.as_ref().map(|mapping| mapping.file);
-        if stacks.is_empty() {
-            if let Some(file) = file {
-                // The memory of one process says nothing about the file: it is inspected again when
-                // another process maps it.
-                if changed_by_process {
-                    known.forget_mapped(file);
-                } else {
-                    known.set_nothing_found(file);
-                }
-            }
-            return;
-        }
-        let metadata = &self.held.metadata;
-        let found = AttachTarget {
-            key: FileKey::of(metadata),
-            version: FileVersion::of(metadata),
-            held: self.held,
-            name: self.name,
-            executable: self.executable,
-            pid: self.mapping.map(|mapping| mapping.pid),
-            file,
-            stacks,
-        };
-        // The attacher ends only with the agent.
-        let _ = attacher.send(AttachRequest::Found(Box::new(found)));
-    }
-}
-
-/// Whether the process's memory at a function equals its file, apart from a breakpoint. Also true
-/// if the process exited, or has mapped that part of the file elsewhere.
-fn is_in_memory(mapping: &ProcessMapping, point: &AttachPoint) -> bool {
-    const BREAKPOINT: usize = if cfg!(target_arch = "aarch64") { 4 } else { 1 };
-    let inside = point.offset.checked_sub(mapping.offset);
-    let Some(inside) = inside.filter(|inside| *inside < mapping.size) else {
-        return true;
-    };
-    let mut bytes = [0; ENTRY_BYTES];
-    let read = File::open(format!("/proc/{}/mem", mapping.pid))
-        .and_then(|memory| memory.read_exact_at(&mut bytes, mapping.address + inside));
-    read.is_err()
-        || bytes == point.entry
-        || (is_breakpoint(&bytes) && bytes[BREAKPOINT..] == point.entry[BREAKPOINT..])
-}
-
-fn is_breakpoint(bytes: &[u8; ENTRY_BYTES]) -> bool {
-    if cfg!(target_arch = "aarch64") {
-        // brk #5, which the kernel uses for uprobes.
-        bytes.starts_with(&[0xa0, 0x00, 0x20, 0xd4])
-    } else {
-        bytes[0] == 0xcc
-    }
-}
-
-/// Installed TLS libraries of the host.
-fn installed_libraries() -> Vec<PathBuf> {
-    let entries = |directory: &Path| {
-        let directory = directory.to_owned();
-        std::fs::read_dir(host::path(&directory))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(move |entry| directory.join(entry.file_name()))
-    };
-    let mut directories: Vec<PathBuf> = LIBRARIES.iter().map(PathBuf::from).collect();
-    for directory in LIBRARIES {
-        directories.extend(entries(Path::new(directory)).filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.ends_with("-gnu") || name.contains("-linux-"))
-        }));
-    }
-    directories
-        .iter()
-        .flat_map(|directory| entries(directory))
-        .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| {
-                name.contains(".so") && LIBRARY_NAMES.iter().any(|front| name.starts_with(front))
-            })
-        })
-        .collect()
 }
 
 /// A running program, and why it is not attached to.
@@ -547,12 +496,15 @@ pub struct UnattachedProgram {
 }
 
 /// Examines all running programs, for `doctor`.
-pub fn examine_running(exclusion: &ExclusionRules) -> Vec<UnattachedProgram> {
+pub fn examine_running(
+    client: &mut ReaderClient,
+    exclusion: &ExclusionRules,
+) -> Vec<UnattachedProgram> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
-    for pid in mapped::processes() {
+    for pid in processes() {
         let excluded = exclusion.pattern_for(pid);
-        for mapping in mapped::mappings_of_process(pid) {
+        for mapping in mappings_of_process(pid) {
             if !seen.insert((mapping.file, excluded.is_some())) {
                 continue;
             }
@@ -561,27 +513,30 @@ pub fn examine_running(exclusion: &ExclusionRules) -> Vec<UnattachedProgram> {
                 let file = file.clone();
                 found.push(UnattachedProgram { file, reason });
             };
-            let candidate = match InspectionCandidate::hold(mapping) {
-                Ok(candidate) => candidate,
-                Err((_, error)) => {
-                    if error.is_permanent() {
-                        add(error.to_string());
+            let mut inspected = inspect(client, &mapping, Symbols::Dynamic);
+            if inspected
+                .as_ref()
+                .is_ok_and(|program| program.answer.is_empty)
+            {
+                inspected = inspect(client, &mapping, Symbols::Static);
+            }
+            let answer = match inspected {
+                Ok(program) => program.answer,
+                Err(reason) => {
+                    if reason.permanent {
+                        add(reason.reason);
                     }
                     continue;
                 }
             };
-            let mut inspection = candidate.inspect(SymbolTable::Dynamic);
-            if inspection.is_empty() {
-                inspection = candidate.inspect(SymbolTable::Static);
-            }
             if let Some(pattern) = &excluded
-                && !inspection.stacks.is_empty()
+                && !answer.stacks.is_empty()
             {
                 add(format!(
                     "excluded by `inspect.exclude: {pattern}` (process {pid})"
                 ));
             }
-            inspection.unproven.into_iter().for_each(add);
+            answer.unproven.into_iter().for_each(add);
         }
     }
     found.sort();

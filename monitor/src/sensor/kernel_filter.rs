@@ -3,8 +3,8 @@
 use super::{
     SensorError, boot_time,
     maps::{Plain, failed, open_map},
-    observation::FileId,
 };
+use crate::observed::file::FileId;
 use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData},

@@ -1,9 +1,8 @@
 //! The states of mapped files, shared by the threads that inspect them and attach to them.
 
-use super::mapped::MappedFile;
+use crate::observed::mapping::{FileKey, MappedFile};
 use std::{
     collections::HashMap,
-    os::unix::fs::MetadataExt as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64},
@@ -18,45 +17,6 @@ pub const FILES_CACHED: usize = 65_536;
 const NOTHING_TTL: Duration = Duration::from_secs(30);
 /// Maximum files waiting for the inspector, and for its slow part.
 pub const WAITING_MAX: usize = 2048;
-
-/// Identifies a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileKey {
-    pub device: u64,
-    pub inode: u64,
-}
-
-/// Identifies one version of a file's contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileVersion {
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileVersion {
-    pub fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            size: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Whether the contents are the same: a change of owner or link count does not matter.
-    pub fn same_content(&self, other: &Self) -> bool {
-        (self.size, self.modified) == (other.size, other.modified)
-    }
-}
-
-impl FileKey {
-    pub fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
-    }
-}
 
 /// A file with attached probes, as other threads see it.
 #[derive(Debug)]

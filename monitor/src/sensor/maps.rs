@@ -58,8 +58,8 @@ mod tests {
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 26] = [
-            ("AGENT", 4, size_of::<u32>()),
+        let expected: [(&str, usize, usize); 27] = [
+            ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
             ("CALLS", size_of::<u64>(), size_of::<ReadCall>()),
@@ -75,6 +75,7 @@ mod tests {
                 size_of::<LastRequest>(),
             ),
             ("LOSSES", size_of::<LossKey>(), size_of::<u64>()),
+            ("OPENED", 4, size_of::<ReaderOpens>()),
             ("PENDING_CONNECTS", size_of::<u64>(), size_of::<u64>()),
             ("PENDING_READS", size_of::<u64>(), size_of::<PendingRead>()),
             ("PENDING_WRITES", size_of::<u64>(), size_of::<TlsWrite>()),

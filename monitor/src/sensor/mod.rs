@@ -2,6 +2,7 @@
 //!
 //! The only module that uses aya. Its output is [`Observation`].
 
+mod agent_processes;
 mod attacher;
 pub mod btf;
 pub mod capabilities;
@@ -11,8 +12,6 @@ pub mod doctor;
 pub mod effects;
 pub mod exclude;
 pub mod fields;
-mod file_reader;
-mod hold;
 mod inspector;
 mod kernel_filter;
 mod known_files;
@@ -24,7 +23,6 @@ pub mod observation;
 mod perf;
 pub mod report;
 mod rings;
-pub mod running;
 pub mod selftest;
 mod skipped_hooks;
 mod sweeper;
@@ -33,6 +31,8 @@ mod uprobe;
 mod uprobe_program;
 mod uprobe_threads;
 
+use crate::reader::{ProcessRegistry, ReaderPool, protocol::ReaderSetup};
+use agent_processes::AgentProcessMaps;
 pub use attacher::SensorNotice;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -41,7 +41,6 @@ use aya::{
 use counters::KernelCounters;
 use exclude::ExclusionRules;
 use fields::FieldsError;
-pub use hold::mount_points;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use kernel_filter::KernelFilter;
 use ladder::{KernelSupport, LADDERS};
@@ -53,7 +52,7 @@ use monitor_common::{
     map::PeerAddress,
     record::Probe,
 };
-use monitor_core::catalog::kernel_filter::FilterRules;
+use monitor_core::{catalog::kernel_filter::FilterRules, model::Subject};
 use multi::MultiPrograms;
 use observation::Observation;
 use report::SensorReport;
@@ -62,6 +61,7 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use sweeper::Sweeper;
@@ -134,6 +134,8 @@ pub struct SensorOptions<'a> {
     pub btf: &'a Path,
     /// Programs to which no uprobe is attached.
     pub exclusion: ExclusionRules,
+    /// What readers are started with.
+    pub readers: ReaderSetup,
 }
 
 /// The loaded probes.
@@ -144,7 +146,8 @@ pub struct Sensor {
     filter: KernelFilter,
     counters: KernelCounters,
     sweeper: Sweeper,
-    agent: Array<MapData, u32>,
+    agents: Arc<AgentProcessMaps>,
+    readers: ReaderPool,
     authenticators: HashMap<MapData, Plain<PeerAddress>, u32>,
     attached: Vec<AttachedProgram>,
     /// Absent if the kernel does not allow uprobes.
@@ -175,7 +178,6 @@ impl Sensor {
                 .ok(),
             _ => None,
         };
-        hold::remember_mounts();
         let types = aya::Btf::from_sys_fs().ok();
         let machine = KernelSupport {
             cgroup: options.cgroup,
@@ -186,12 +188,15 @@ impl Sensor {
             uring: !uring.contains(&0),
             multi,
         };
+        let agents = Arc::new(AgentProcessMaps::open(&mut ebpf)?);
+        let registry: Arc<dyn ProcessRegistry> = Arc::clone(&agents) as _;
         let mut sensor = Self {
             rings: Rings::open(&mut ebpf)?,
             filter: KernelFilter::open(&mut ebpf)?,
             counters: KernelCounters::open(&mut ebpf)?,
             sweeper: Sweeper::open(&mut ebpf)?,
-            agent: open_map(&mut ebpf, "AGENT")?,
+            agents,
+            readers: ReaderPool::new(options.readers.clone(), registry),
             authenticators: open_map(&mut ebpf, "AUTHENTICATORS")?,
             attached: Vec::new(),
             uprobes: None,
@@ -201,8 +206,13 @@ impl Sensor {
         sensor.set_huffman()?;
         let programs = sensor.attach(&machine)?;
         drop(machine);
+        let of_files = |line: &AttachedProgram| line.probe == Probe::File && line.error.is_none();
+        sensor
+            .agents
+            .set_file_probe(sensor.attached.iter().any(of_files));
         if !programs.is_empty() {
-            let threads = UprobeThreads::start(programs, options.exclusion.clone());
+            let threads =
+                UprobeThreads::start(programs, options.exclusion.clone(), &sensor.readers);
             sensor.uprobes = Some(threads.map_err(SensorError::Threads)?);
         }
         Ok(sensor)
@@ -271,9 +281,15 @@ impl Sensor {
         &self.attached
     }
 
-    /// Tells the probes the agent's pid, whose own reads are not reported.
-    pub fn set_agent(&mut self, pid: u32) -> Result<(), SensorError> {
-        self.agent.set(0, pid, 0).map_err(failed("AGENT"))
+    /// Tells the probes the agent's main process, whose own reads are not reported; `None` to have
+    /// them reported.
+    pub fn set_agent(&self, agent: Option<Subject>) {
+        self.agents.set_main(agent);
+    }
+
+    /// Readers whose processes the probes know.
+    pub fn readers(&self) -> &ReaderPool {
+        &self.readers
     }
 
     /// Waits until there are records, at most `limit`; appends the observations in time order.
@@ -302,6 +318,7 @@ impl Sensor {
             notices: uprobes
                 .flat_map(|uprobes| uprobes.notices.try_iter())
                 .collect(),
+            reader_failures: self.readers.failures().collect(),
             silent_since: None,
         })
     }

@@ -1,5 +1,6 @@
 //! The sensor's output: decoded and validated records.
 
+use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::Timestamp;
 use monitor_core::model::{Look, Subject, Transport};
 use monitor_parse::{client_hello::FirstPayload, dns::DnsAnswer};
@@ -16,6 +17,8 @@ pub enum Observation {
     FileRepeated(RepeatedOpens),
     Variable(TaskInfo, ObservedVariable),
     Connected(ObservedConnection),
+    /// A connection that existed before the agent.
+    Running(RunningConnection),
     /// A TCP connection that was never established, by its socket cookie.
     Refused {
         cookie: u64,
@@ -52,6 +55,7 @@ impl Observation {
             Self::Fork(task) | Self::Exit(task) | Self::Variable(task, _) => Some(task),
             Self::FileOpened(open) => Some(&open.task),
             Self::Connected(connection) => Some(&connection.task),
+            Self::Running(connection) => Some(&connection.task),
             Self::Presented(presentation) => Some(&presentation.task),
             Self::ForeignRead(read) => Some(&read.task),
             Self::FileRepeated(_)
@@ -89,20 +93,6 @@ pub struct ObservedExec {
     pub unlinked: bool,
 }
 
-/// Identifies a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// See [`kernel_device`].
-    pub device: u32,
-    pub inode: u64,
-    pub generation: u32,
-}
-
-/// Converts a device number from system calls to the kernel's internal representation.
-pub fn kernel_device(device: u64) -> u32 {
-    rustix::fs::major(device) << 20 | rustix::fs::minor(device)
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedOpen {
     pub task: TaskInfo,
@@ -111,6 +101,8 @@ pub struct ObservedOpen {
     /// Path inside its own file system, if a mount shows it under another path.
     pub source: Option<PathBuf>,
     pub file: FileId,
+    /// Magic number of its file system.
+    pub magic: u32,
     /// The probe recognised it by its inode, regardless of its name.
     pub known: bool,
     pub kind: OpenKind,
@@ -156,20 +148,6 @@ pub struct RepeatedOpens {
     pub count: u32,
 }
 
-/// A variable that may hold a secret, reported by a probe or read from `/proc`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedVariable {
-    pub name: String,
-    pub fingerprint: u64,
-    /// Bytes of the secret.
-    pub secret_len: u32,
-    /// Index in the catalog's prefix table.
-    pub prefix: Option<u32>,
-    pub dots: u32,
-    /// The secret is the password of a URL.
-    pub url: bool,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedConnection {
     pub task: TaskInfo,
@@ -179,6 +157,17 @@ pub struct ObservedConnection {
     pub transport: Transport,
     /// Inode number of the pipe or socket at the process's standard input.
     pub stdin: Option<u64>,
+}
+
+/// A connection that existed before the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningConnection {
+    pub task: TaskInfo,
+    /// Inode number of its socket.
+    pub inode: u64,
+    pub address: IpAddr,
+    pub port: u16,
+    pub transport: Transport,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

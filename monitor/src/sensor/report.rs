@@ -1,6 +1,7 @@
 //! The sensor's own account: records sent, lost and not decoded.
 
 use super::SensorNotice;
+use crate::reader::ReadFailure;
 use monitor_common::record::{COUNTERS, Probe, STAGES, Stage};
 
 /// What the sensor did since it started, or since the last report.
@@ -14,6 +15,8 @@ pub struct SensorReport {
     pub losses: Vec<RingLoss>,
     /// Since the last report.
     pub notices: Vec<SensorNotice>,
+    /// Requests to readers without an answer, since the start.
+    pub reader_failures: Vec<(ReadFailure, u64)>,
     /// The file probe has not reported the agent's own opens since then, which was detected since
     /// the last report.
     pub silent_since: Option<jiff::Timestamp>,

@@ -2,9 +2,12 @@
 
 use super::{
     Sensor, SensorError,
-    observation::{Observation, ObservedForeignRead, ObservedOpen, kernel_device},
+    agent_processes::in_initial_pid_namespace,
+    observation::{Observation, ObservedForeignRead, ObservedOpen},
 };
+use crate::observed::file::kernel_device;
 use jiff::Timestamp;
+use monitor_core::model::Subject;
 use std::{
     fs::{self, File},
     io,
@@ -36,14 +39,14 @@ pub enum SelfTestError {
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Opens a file with the name of a credential and waits until the probes report it. Returns this
-/// process's pid in the initial PID namespace, which differs from its own view inside a PID
-/// namespace, and passes it to the probes. Anything else observed meanwhile is appended to
+/// process as the probes see it, whose pid differs from its own view inside a PID namespace, and
+/// passes it to them. Anything else observed meanwhile is appended to
 /// `observations`.
 pub async fn self_test(
     sensor: &mut Sensor,
     directory: &Path,
     observations: &mut Vec<Observation>,
-) -> Result<u32, SelfTestError> {
+) -> Result<Subject, SelfTestError> {
     let mark = SelfTestFile::new("self-test");
     let folder = TestDirectory(directory.join(&mark.name));
     let path = folder.netrc();
@@ -107,8 +110,8 @@ pub async fn self_test(
         task.comm.clone(),
         comm.trim_end().to_owned(),
     )?;
-    sensor.set_agent(task.subject.pid)?;
-    Ok(task.subject.pid)
+    sensor.set_agent(Some(task.subject));
+    Ok(task.subject)
 }
 
 /// A directory for a file with a credential's name, removed however the test ends.
@@ -148,18 +151,14 @@ struct SelfTestFile {
 
 impl SelfTestFile {
     fn new(front: &str) -> Self {
-        /// The inode number of the initial PID namespace.
-        const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
         let mut random = [0; 8];
         // Without random bytes, the process and the file are sufficient.
         let _ = getrandom::fill(&mut random);
-        let initial =
-            fs::metadata("/proc/self/ns/pid").is_ok_and(|ns| ns.ino() == INITIAL_PID_NAMESPACE);
         Self {
             name: format!("{front}-{:016x}", u64::from_le_bytes(random)),
             inode: 0,
             device: None,
-            pid: initial.then(std::process::id),
+            pid: in_initial_pid_namespace().then(std::process::id),
         }
     }
 
@@ -195,7 +194,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Heartbeat {
     directory: PathBuf,
-    own: u32,
+    own: Subject,
     last: Instant,
     /// An open that was not observed yet.
     waiting: Option<SelfTestFile>,
@@ -205,8 +204,8 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// `own` is the agent's pid as returned by [`self_test`].
-    pub fn new(directory: &Path, own: u32) -> Self {
+    /// `own` is the agent as returned by [`self_test`].
+    pub fn new(directory: &Path, own: Subject) -> Self {
         Self {
             directory: directory.to_owned(),
             own,
@@ -219,7 +218,7 @@ impl Heartbeat {
 
     /// Opens the file if it is due; called every second. Returns since when the file probe may be
     /// silent, if that was detected since the last call.
-    pub fn beat(&mut self, sensor: &mut Sensor) -> Result<Option<Timestamp>, SensorError> {
+    pub fn beat(&mut self, sensor: &Sensor) -> Option<Timestamp> {
         let since = self.last.elapsed();
         let fell_silent = self.waiting.is_some() && since > TIMEOUT && !self.silent;
         self.silent |= fell_silent;
@@ -230,13 +229,13 @@ impl Heartbeat {
             let mark = SelfTestFile::new("heartbeat");
             let folder = TestDirectory(self.directory.join(&mark.name));
             if let Ok(metadata) = folder.make() {
-                sensor.set_agent(0)?;
+                sensor.set_agent(None);
                 let opened = File::open(folder.netrc());
-                sensor.set_agent(self.own)?;
+                sensor.set_agent(Some(self.own));
                 self.waiting = opened.is_ok().then(|| mark.create(&metadata));
             }
         }
-        Ok(fell_silent.then_some(self.seen))
+        fell_silent.then_some(self.seen)
     }
 
     /// Removes the heartbeat, and other activity of the agent itself, from the observations.
@@ -245,11 +244,11 @@ impl Heartbeat {
         let own = self.own;
         let mut seen = false;
         observations.retain(|observation| match observation {
-            Observation::FileOpened(ObservedOpen { task, .. }) if task.subject.pid == own => {
+            Observation::FileOpened(ObservedOpen { task, .. }) if task.subject == own => {
                 seen |= mark.matches(observation);
                 false
             }
-            Observation::ForeignRead(ObservedForeignRead { task, .. }) => task.subject.pid != own,
+            Observation::ForeignRead(ObservedForeignRead { task, .. }) => task.subject != own,
             _ => true,
         });
         if seen {

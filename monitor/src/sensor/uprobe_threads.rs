@@ -8,7 +8,7 @@ use super::{
     observation::Observation,
     uprobe_program::UprobePrograms,
 };
-use crate::completion;
+use crate::{completion, reader::ReaderPool};
 use std::{
     io,
     sync::mpsc::{Receiver, channel},
@@ -18,7 +18,6 @@ use std::{
 /// The threads that find TLS and attach probes to it.
 #[derive(Debug)]
 pub struct UprobeThreads {
-    pub known: KnownFiles,
     pub inspector: Inspector,
     pub attacher: Attacher,
     pub notices: Receiver<SensorNotice>,
@@ -30,12 +29,19 @@ const INSTALLED_TIMEOUT: Duration = Duration::from_secs(20);
 impl UprobeThreads {
     /// Starts the threads, and waits until installed libraries are attached to. Running programs
     /// follow later.
-    pub fn start(programs: UprobePrograms, exclusion: ExclusionRules) -> io::Result<Self> {
+    pub fn start(
+        programs: UprobePrograms,
+        exclusion: ExclusionRules,
+        readers: &ReaderPool,
+    ) -> io::Result<Self> {
+        let mut client = readers.program_client();
+        let exclusion = exclusion.resolve(&mut client);
+        drop(client);
         let (report, notices) = channel();
         let reporter = NoticeSender(report);
         let known = KnownFiles::default();
         let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
-        let inspector = Inspector::start(&known, attacher.commands(), &reporter)?;
+        let inspector = Inspector::start(readers, &known, attacher.commands(), &reporter)?;
         // The inspector passes it on to the attacher, after the files it found.
         let (done, waiter) = completion::completion();
         inspector.request(InspectRequest::Installed(done));
@@ -46,7 +52,6 @@ impl UprobeThreads {
         }
         inspector.request(InspectRequest::Running);
         Ok(Self {
-            known,
             inspector,
             attacher,
             notices,
@@ -55,10 +60,7 @@ impl UprobeThreads {
 
     /// Applies new exclusion rules.
     pub fn exclude(&self, exclusion: ExclusionRules) {
-        self.attacher.send(AttachRequest::Exclude(exclusion));
-        // Files excluded before may not be excluded any more.
-        self.known.reset_nothing_found();
-        self.inspector.request(InspectRequest::Running);
+        self.inspector.request(InspectRequest::Exclude(exclusion));
     }
 
     /// Tells the attacher about forks, execs and exits, if it needs them.

@@ -10,9 +10,10 @@ use syn::{
 
 /// The layers of the agent, the lowest first: a module uses only modules of its own and of lower
 /// layers.
-const AGENT_LAYERS: [&[&str]; 9] = [
-    &["completion", "host", "interval", "reserved"],
+const AGENT_LAYERS: [&[&str]; 10] = [
+    &["completion", "host", "interval", "observed"],
     &["config"],
+    &["reader"],
     &["sensor"],
     &["output"],
     &["attribution", "credential", "ledger"],

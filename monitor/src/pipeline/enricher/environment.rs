@@ -1,7 +1,11 @@
 //! Credentials in the environment of a process, and the places that it names.
 
 use super::Enricher;
-use crate::sensor::observation::{Observation, ObservedVariable, StdoutPipe, TaskInfo};
+use crate::{
+    observed::variable::ObservedVariable,
+    reader::protocol::PointedPlace,
+    sensor::observation::{Observation, StdoutPipe, TaskInfo},
+};
 use jiff::Timestamp;
 use monitor_core::{
     model::{Credential, Place, Subject},
@@ -10,18 +14,6 @@ use monitor_core::{
 use std::collections::VecDeque;
 
 impl Enricher {
-    /// Reads the environment of a process from `/proc`.
-    pub(super) fn read_environment(
-        &mut self,
-        time: Timestamp,
-        subject: Subject,
-        events: &mut Vec<TrailEvent>,
-    ) {
-        let found = self.credentials.in_running(subject.pid);
-        self.pick_up_variables(time, subject, found, events);
-        self.follow(subject, &[]);
-    }
-
     /// The variables of one exec: `first`, and those at the front of `rest`. They belong together:
     /// an AWS key pair consists of two or three of them.
     pub(super) fn variables(
@@ -43,13 +35,13 @@ impl Enricher {
             .filter_map(|variable| self.credentials.points(variable, &container))
             .collect();
         if !values.is_empty() {
-            self.follow(task.subject, &values);
+            self.reads.request_places(task.time, task.subject, values);
         }
         let found = self.credentials.in_environment(&variables);
         self.pick_up_variables(task.time, task.subject, found, events);
     }
 
-    fn pick_up_variables(
+    pub(super) fn pick_up_variables(
         &mut self,
         time: Timestamp,
         subject: Subject,
@@ -64,10 +56,14 @@ impl Enricher {
     }
 
     /// Learns the places of credentials that a process's environment names.
-    fn follow(&mut self, subject: Subject, values: &[u64]) {
+    pub(super) fn learn_places(
+        &mut self,
+        subject: Subject,
+        values: &[u64],
+        places: Vec<PointedPlace>,
+    ) {
         let container = self.container_of(subject);
-        let found = self.credentials.follow(subject.pid, &container, values);
-        let Some((files, is_new)) = found else { return };
+        let (files, is_new) = self.credentials.add_places(&container, values, places);
         self.wanted.learn.extend(files);
         self.wanted.places_changed |= is_new;
     }

@@ -2,7 +2,8 @@
 
 use super::Enricher;
 use crate::{
-    credential::{MountView, OpenedFile},
+    credential::{CredentialFile, OpenedFile},
+    reader::{ReadFailure, protocol::FileAnswer},
     sensor::observation::{ObservedOpen, OpenFileKey, OpenKind, RepeatedOpens, StdoutPipe},
 };
 use monitor_core::{
@@ -18,28 +19,23 @@ pub(super) type FileReads = Arc<(Vec<Credential>, Place)>;
 pub(super) const READS_CACHED: usize = 16_384;
 
 impl Enricher {
+    /// An opened file or socket whose contents are not needed.
     pub(super) fn file_opened(&mut self, open: &ObservedOpen, events: &mut Vec<TrailEvent>) {
         self.attribution.ensure(&open.task);
-        let opened = OpenedFile {
-            path: &open.path,
-            source: open.source.as_deref(),
-            file: open.file,
-        };
         match open.kind {
             OpenKind::Written => {
-                if self
-                    .credentials
-                    .written(opened.path, opened.source, open.file)
-                {
+                let opened = OpenedFile {
+                    path: &open.path,
+                    source: open.source.as_deref(),
+                    file: open.file,
+                    magic: open.magic,
+                };
+                if self.credentials.written(opened) {
                     self.wanted.learn.push(open.file);
                 }
             }
             OpenKind::Connected => self.socket_connected(open, events),
-            // Below its own parent it is still the parent's file: the trail knows that.
-            OpenKind::Inherited if self.attribution.matches_parent(open.task.subject) => {}
-            OpenKind::Inherited => self.file_read(open, opened, Source::Inherited, events),
-            OpenKind::Received => self.file_read(open, opened, Source::Socket, events),
-            OpenKind::Opened => self.file_read(open, opened, Source::File, events),
+            OpenKind::Opened | OpenKind::Received | OpenKind::Inherited => {}
         }
     }
 
@@ -60,29 +56,33 @@ impl Enricher {
         }
     }
 
-    fn file_read(
+    /// A file whose name or inode is a credential's is none.
+    pub(super) fn not_a_credential(&mut self, open: &ObservedOpen) {
+        // What the probe recognised as a credential's file remains one, whatever it contains now.
+        if !open.known {
+            self.wanted.ignore.push(open.file);
+        }
+    }
+
+    /// A file at a place of credentials, with its contents.
+    pub(super) fn file_read(
         &mut self,
         open: &ObservedOpen,
-        opened: OpenedFile<'_>,
         source: Source,
+        place: &CredentialFile,
+        contents: Result<FileAnswer, ReadFailure>,
         events: &mut Vec<TrailEvent>,
     ) {
         let subject = open.task.subject;
-        let container = self.container_of(subject);
-        let view = MountView {
-            pid: subject.pid,
-            // On the host, the path can be opened without another process's help.
-            peer: (!container.is_empty())
-                .then(|| self.attribution.live_peer(subject))
-                .flatten(),
-            container: &container,
-        };
-        let Some(mut found) = self.credentials.in_file(opened, view) else {
-            // What the probe recognised as a credential's file remains one, whatever it contains
-            // now.
-            if !open.known {
-                self.wanted.ignore.push(open.file);
-            }
+        let alone = contents
+            .as_ref()
+            .ok()
+            .and_then(|answer| answer.mounted_alone);
+        if let Some(alone) = alone {
+            self.attribution.set_mounted(subject, place.shown(), alone);
+        }
+        let Some(mut found) = self.credentials.in_file(place, contents) else {
+            self.not_a_credential(open);
             return;
         };
         found.place.source = source;
@@ -93,7 +93,7 @@ impl Enricher {
             inode: open.file.inode,
         };
         let known = Arc::new((found.credentials.clone(), found.place.clone()));
-        self.reads.insert(key, known);
+        self.repeated.insert(key, known);
         for credential in found.credentials {
             let mut picked_up = self.pick_up(
                 open.task.time,
@@ -113,7 +113,7 @@ impl Enricher {
     }
 
     pub(super) fn file_repeated(&mut self, opens: RepeatedOpens, events: &mut Vec<TrailEvent>) {
-        let Some(known) = self.reads.peek(&opens.key).cloned() else {
+        let Some(known) = self.repeated.peek(&opens.key).cloned() else {
             return;
         };
         let (credentials, place) = &*known;

@@ -6,14 +6,17 @@ mod environment;
 mod file;
 mod presented;
 mod process;
+mod reads;
 mod running;
 
 use super::SensorFacts;
 use crate::{
     attribution::{Attribution, names::WorkloadRename},
     credential::Credentials,
+    observed::file::FileId,
+    reader::{ReadId, ReadResult, protocol::ReadRequest},
     sensor::observation::{
-        FileId, Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, StdoutPipe,
+        Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, StdoutPipe,
     },
 };
 use connection::PendingObjects;
@@ -25,6 +28,7 @@ use monitor_core::{
     trail::{Actor, PickUp, TrailEvent},
 };
 use presented::PendingPresentation;
+use reads::PendingReads;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Number of server names cached.
@@ -50,7 +54,8 @@ pub struct Enricher {
     sensor: SensorFacts,
     /// The credentials of a file and process when they were last reported, for repeat counts that
     /// arrive later.
-    reads: LruCache<OpenFileKey, FileReads>,
+    repeated: LruCache<OpenFileKey, FileReads>,
+    reads: PendingReads,
     wanted: WantedFiles,
     /// Number of payloads that began like a ClientHello and could not be parsed.
     pub(super) malformed: u64,
@@ -69,7 +74,8 @@ impl Enricher {
             attribution,
             credentials,
             sensor,
-            reads: LruCache::new(READS_CACHED),
+            repeated: LruCache::new(READS_CACHED),
+            reads: PendingReads::default(),
             wanted: WantedFiles::default(),
             malformed: 0,
             servers: LruCache::new(SERVER_NAMES_CACHED),
@@ -79,18 +85,25 @@ impl Enricher {
         }
     }
 
-    /// Converts a batch of observations to events, in order.
-    pub fn process(&mut self, observations: &mut Vec<Observation>, events: &mut Vec<TrailEvent>) {
-        let mut rest: VecDeque<Observation> = observations.drain(..).collect();
-        while let Some(observation) = rest.pop_front() {
-            if !self.is_from_other_agent(&observation) {
-                self.enrich(observation, &mut rest, events);
-            }
+    /// Converts a batch of observations to events, in order, as far as the answers of the reader
+    /// allow.
+    pub fn process(
+        &mut self,
+        observations: &mut Vec<Observation>,
+        answers: Vec<(ReadId, ReadResult)>,
+        now: Timestamp,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        self.reads.queue.extend(observations.drain(..));
+        for (id, result) in answers {
+            self.take_answer(id, result, events);
         }
+        self.advance(now, events);
     }
 
-    /// Converts one observation, and those of `rest` that belong to it.
-    fn enrich(
+    /// Converts an observation that needs nothing from the reader, or has it, and those of `rest`
+    /// that belong to it.
+    fn enrich_at_once(
         &mut self,
         observation: Observation,
         rest: &mut VecDeque<Observation>,
@@ -104,6 +117,7 @@ impl Enricher {
             Observation::FileRepeated(opens) => self.file_repeated(opens, events),
             Observation::Variable(task, variable) => self.variables(&task, variable, rest, events),
             Observation::Connected(connection) => self.connected(&connection, events),
+            Observation::Running(connection) => self.running_connection(&connection, events),
             Observation::Refused { cookie } => {
                 events.push(TrailEvent::Refused { connection: cookie });
             }
@@ -164,6 +178,31 @@ impl Enricher {
         }
     }
 
+    /// Returns and clears the requests to the reader.
+    pub fn take_read_requests(&mut self) -> Vec<(ReadId, ReadRequest)> {
+        self.reads.take_requests()
+    }
+
+    /// Whether an observation waits for the reader.
+    pub fn is_waiting(&self) -> bool {
+        self.reads.is_waiting()
+    }
+
+    /// Number of running processes that are not examined yet.
+    pub fn unexamined(&self) -> usize {
+        self.reads.unexamined
+    }
+
+    /// Requests what does not belong to an observation. `known` are the places of an earlier run.
+    pub fn request_background(&mut self, known: Vec<String>) {
+        self.reads.request_background(known);
+    }
+
+    /// Requests the home directories of the host's users again.
+    pub fn request_homes(&mut self) {
+        self.reads.request_homes();
+    }
+
     /// Returns and clears what the kernel filter lacks.
     pub fn take_wanted(&mut self) -> WantedFiles {
         std::mem::take(&mut self.wanted)
@@ -188,7 +227,7 @@ impl Enricher {
         let pod_uid = entry.and_then(|entry| entry.group.pod_uid.clone());
         let given = place.source != Source::File
             || usual
-            || self.attribution.is_mounted(subject, &place.place);
+            || self.attribution.is_mounted(subject, &place.place) == Some(true);
         let untrusted = self.attribution.distrust_reason(subject);
         let home = self.resolve_issued_to(&mut credential).map(Box::new);
         PickUp {

@@ -83,6 +83,10 @@ impl Enricher {
     /// after each batch with the time up to which all records were read: unread records may still
     /// tell the socket.
     pub fn release_unmatched(&mut self, read_until: Timestamp, events: &mut Vec<TrailEvent>) {
+        // So may observations that wait for the reader.
+        if self.is_waiting() {
+            return;
+        }
         while let Some(entry) = self.presented.first_entry() {
             let late = entry
                 .get()

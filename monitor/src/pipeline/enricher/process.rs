@@ -18,9 +18,6 @@ impl Enricher {
         let task = &exec.task;
         self.attribution.exec(task, &exec.exe, exec.unlinked);
         events.push(self.exec_event(task.time, task.subject));
-        if self.sensor.environ_is_read {
-            self.read_environment(task.time, task.subject, events);
-        }
     }
 
     pub(super) fn fork(&mut self, task: &TaskInfo, events: &mut Vec<TrailEvent>) {

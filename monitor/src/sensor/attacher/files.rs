@@ -1,9 +1,8 @@
 //! Files with attached probes.
 
-use crate::sensor::{
-    hold::HoldLimit,
-    known_files::{FileVersion, FileWatch},
-    uprobe::UprobeLink,
+use crate::{
+    observed::{mapping::FileVersion, mount::HoldLimit},
+    sensor::{known_files::FileWatch, uprobe::UprobeLink},
 };
 use std::{
     collections::{HashMap, HashSet},

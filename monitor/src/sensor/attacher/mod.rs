@@ -16,7 +16,7 @@ mod sweep;
 mod users;
 
 pub use notice::{NoticeSender, SensorNotice};
-pub use request::{AttachRequest, AttachTarget};
+pub use request::{AttachRequest, AttachTarget, LibraryFunctions};
 
 use super::{exclude::ExclusionRules, known_files::KnownFiles, uprobe_program::UprobePrograms};
 use crate::completion::{self, CompletionWaiter};

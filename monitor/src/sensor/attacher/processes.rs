@@ -6,7 +6,10 @@ use super::{
     state::AttacherState,
     users::{FileUsers, users},
 };
-use crate::sensor::{hold::HoldLimit, known_files::FileKey, mapped};
+use crate::observed::{
+    mapping::{FileKey, mapped_inodes},
+    mount::HoldLimit,
+};
 use monitor_parse::tls_functions as tls;
 use std::{cell::LazyCell, num::NonZeroU32, sync::atomic::Ordering};
 
@@ -73,7 +76,7 @@ impl AttacherState {
     pub(super) fn unmapped(&mut self, pid: u32) {
         let mut unused = Vec::new();
         let mut links = Vec::new();
-        let still_mapped = LazyCell::new(|| mapped::mapped_inodes(pid));
+        let still_mapped = LazyCell::new(|| mapped_inodes(pid));
         for ((_, inode, _), watched) in &mut self.files {
             // It may have executed the same program again before this request was handled.
             if !watched.mappers.contains(&pid) || still_mapped.contains(inode) {
@@ -118,7 +121,7 @@ impl AttacherState {
             );
             return;
         }
-        let inodes = mapped::mapped_inodes(pid);
+        let inodes = mapped_inodes(pid);
         let mut links = Vec::new();
         for watched in self.files.values() {
             if watched.answers.is_empty() || !inodes.contains(&watched.watch.key.inode) {

@@ -2,30 +2,34 @@
 
 use crate::{
     completion::Completion,
-    sensor::{
-        exclude::ExclusionRules,
-        hold::HeldFile,
-        known_files::{FileKey, FileVersion},
-        mapped::MappedFile,
+    observed::{
+        mapping::{FileKey, FileVersion, MappedFile},
+        mount::HoldLimit,
     },
+    sensor::exclude::ExclusionRules,
 };
-use monitor_parse::tls_functions::AttachPoint;
-use std::collections::HashSet;
+use std::{collections::HashSet, fs::File};
+
+/// The functions of one TLS library: the program for each, and its offset in the file.
+pub type LibraryFunctions = Vec<(&'static str, u64)>;
 
 /// A file with functions to attach to.
 #[derive(Debug)]
 pub struct AttachTarget {
     pub key: FileKey,
     pub version: FileVersion,
-    pub held: HeldFile,
+    /// An O_PATH descriptor: the file itself is not open.
+    pub file: File,
+    pub until: HoldLimit,
     pub name: String,
     /// Whether it is a program rather than a library.
     pub executable: bool,
     /// The process that mapped it.
     pub pid: Option<u32>,
     /// How mapping records identify it.
-    pub file: Option<MappedFile>,
-    pub stacks: Vec<(&'static str, Vec<AttachPoint>)>,
+    pub mapped: Option<MappedFile>,
+    /// Functions by TLS library.
+    pub stacks: Vec<(&'static str, LibraryFunctions)>,
 }
 
 /// A request to the attacher thread.

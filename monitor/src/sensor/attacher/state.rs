@@ -6,17 +6,21 @@ use super::{
     detach::{detach, detach_all},
     files::{AttachedFile, ProcessScope},
     points::by_program,
+    request::LibraryFunctions,
     users::users,
 };
-use crate::sensor::{
-    exclude::ExclusionRules,
-    hold::HoldLimit,
-    known_files::{FileKey, FileVersion, FileWatch, KnownFiles},
-    mapped::MappedFile,
-    uprobe::{self, UprobeError, UprobeLink},
-    uprobe_program::UprobePrograms,
+use crate::{
+    observed::{
+        mapping::{FileKey, FileVersion, MappedFile},
+        mount::HoldLimit,
+    },
+    sensor::{
+        exclude::ExclusionRules,
+        known_files::{FileWatch, KnownFiles},
+        uprobe::{self, UprobeError, UprobeLink},
+        uprobe_program::UprobePrograms,
+    },
 };
-use monitor_parse::tls_functions::AttachPoint;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
@@ -98,8 +102,8 @@ impl AttacherState {
             .find(|watched| watched.watch.key == found.key && watched.version == found.version)
             .map(|watched| Arc::clone(&watched.watch));
         if let Some(watch) = watch {
-            if let Some(file) = found.file {
-                self.known.set_watched(file, &watch);
+            if let Some(mapped) = found.mapped {
+                self.known.set_watched(mapped, &watch);
             }
             if let Some(pid) = found.pid {
                 self.add_mapper(found.key, pid);
@@ -108,10 +112,10 @@ impl AttacherState {
         }
         // The file has new contents: its old offsets are no longer valid.
         self.release_file(found.key);
-        let metadata = found.held.file.metadata();
+        let metadata = found.file.metadata();
         if metadata.is_ok_and(|metadata| FileVersion::of(&metadata) != found.version) {
             tracing::debug!(file = found.name, "it changed during its inspection");
-            self.forget(found.file, found.key);
+            self.forget(found.mapped, found.key);
             return;
         }
         let watch = Arc::new(FileWatch {
@@ -119,23 +123,23 @@ impl AttacherState {
             last_mapped: AtomicU64::new(self.started.elapsed().as_secs()),
             by_process: AtomicBool::new(false),
         });
-        let change = self.changes.follow(&found.held.file);
+        let change = self.changes.follow(&found.file);
         let mut attached = false;
-        for (stack, points) in &found.stacks {
+        for (stack, functions) in &found.stacks {
             self.make_room();
-            attached |= self.attach_stack(&found, &watch, stack, points, change);
+            attached |= self.attach_stack(&found, &watch, stack, functions, change);
         }
         if !attached {
             if let Some(change) = change {
                 self.changes.forget(change);
             }
-            if let Some(file) = found.file {
-                self.known.set_nothing_found(file);
+            if let Some(mapped) = found.mapped {
+                self.known.set_nothing_found(mapped);
             }
             return;
         }
-        if let Some(file) = found.file {
-            self.known.set_watched(file, &watch);
+        if let Some(mapped) = found.mapped {
+            self.known.set_watched(mapped, &watch);
         }
         self.update_follows();
         if watch.by_process.load(Ordering::Relaxed) {
@@ -148,24 +152,24 @@ impl AttacherState {
         found: &AttachTarget,
         watch: &Arc<FileWatch>,
         stack: &'static str,
-        points: &[AttachPoint],
+        functions: &LibraryFunctions,
         change: Option<i32>,
     ) -> bool {
-        let Ok(file) = found.held.file.try_clone() else {
+        let Ok(file) = found.file.try_clone() else {
             self.reporter.report(SensorNotice::NotAttached {
                 file: found.name.clone(),
                 reason: "out of descriptors".to_owned(),
             });
             return false;
         };
-        let (answers, points) = by_program(points, found.executable);
+        let (answers, points) = by_program(functions, found.executable);
         let mut watched = AttachedFile {
             watch: Arc::clone(watch),
             version: found.version,
             name: found.name.clone(),
             stack,
             file,
-            until: found.held.until,
+            until: found.until,
             points,
             answers,
             scope: ProcessScope::All(Vec::new()),
@@ -189,10 +193,9 @@ impl AttacherState {
         } else {
             self.exclusion.affects_libraries()
         };
-        let FileKey { device, inode } = watched.watch.key;
         let excluded = self
             .exclusion
-            .pattern_for_file(device, inode)
+            .pattern_for_file(watched.watch.key)
             .or_else(|| self.exclusion.pattern_for_path(&watched.name));
         if let Some(pattern) = excluded {
             tracing::info!(file = %watched.name, pattern, "excluded: no TLS probes attached");

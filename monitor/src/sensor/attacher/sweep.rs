@@ -6,10 +6,13 @@ use super::{
     state::AttacherState,
     users::users,
 };
-use crate::sensor::{
-    exclude::ExclusionRules,
-    hold::{self, HoldLimit, MountId},
-    known_files::FileKey,
+use crate::{
+    observed::{
+        mapping::FileKey,
+        mount::{HoldLimit, MountId},
+    },
+    reader::mounts,
+    sensor::exclude::ExclusionRules,
 };
 use std::collections::HashSet;
 
@@ -63,7 +66,7 @@ impl AttacherState {
     }
 
     pub(super) fn release_unmounted(&mut self) {
-        let mounted: HashSet<MountId> = hold::own_mounts().collect();
+        let mounted: HashSet<MountId> = mounts().collect();
         let gone: Vec<FileKey> = self
             .files
             .values()

@@ -1,6 +1,6 @@
 //! Which processes have mapped which files.
 
-use crate::sensor::mapped;
+use crate::observed::mapping::{mappings_of_process, processes};
 use std::collections::{HashMap, HashSet};
 
 /// The current mappings of all processes.
@@ -13,15 +13,16 @@ pub(super) struct FileUsers {
 }
 
 pub(super) fn users() -> FileUsers {
-    use std::os::unix::fs::MetadataExt as _;
     let mut users = FileUsers::default();
-    for pid in mapped::processes() {
-        for mapping in mapped::mappings_of_process(pid) {
-            let mappers = users.mappers.entry(mapping.file.inode).or_default();
-            mappers.insert(pid);
+    for pid in processes() {
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        for mapping in mappings_of_process(pid) {
+            let inode = mapping.file.inode;
+            users.mappers.entry(inode).or_default().insert(pid);
+            if program.as_ref() == Some(&mapping.path) {
+                users.programs.insert(inode);
+            }
         }
-        let program = std::fs::metadata(format!("/proc/{pid}/exe"));
-        users.programs.extend(program.map(|program| program.ino()));
     }
     users
 }

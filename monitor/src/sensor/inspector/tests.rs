@@ -1,6 +1,12 @@
 use super::*;
-use crate::sensor::known_files::FileWatch;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use crate::{observed::mapping::FileKey, sensor::known_files::FileWatch};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
 
 fn mapping(inode: u64, pid: u32) -> ProcessMapping {
     ProcessMapping {

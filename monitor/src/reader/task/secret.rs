@@ -25,7 +25,9 @@ impl SecretBuffer {
     /// Maps `size` bytes. If they cannot be locked (a limit of the service), that is logged but not
     /// an error: they are zeroized all the same.
     pub fn new(size: usize) -> io::Result<Self> {
-        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous};
+        use rustix::mm::{
+            Advice, MapFlags, MlockFlags, ProtFlags, madvise, mlock_with, mmap_anonymous,
+        };
         // SAFETY: a new private mapping at an address chosen by the kernel aliases nothing.
         let pages = unsafe {
             mmap_anonymous(
@@ -37,7 +39,8 @@ impl SecretBuffer {
         }?;
         // SAFETY: the range is the mapping just made.
         unsafe {
-            if let Err(error) = mlock(pages, size) {
+            // Pages are locked as they are used.
+            if let Err(error) = mlock_with(pages, size, MlockFlags::ONFAULT) {
                 tracing::warn!(%error, "cannot lock the buffer for secrets into memory");
             }
             if let Err(error) = madvise(pages, size, Advice::LinuxDontDump) {

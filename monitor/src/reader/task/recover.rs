@@ -5,10 +5,11 @@
 //! inode. One started later finds it through the host's mounts, the kubelet's directory, and the
 //! ledger.
 
-use crate::{
-    host,
-    sensor::{mount_points, observation::FileId, running},
+use super::{
+    hold::mount_points,
+    identify::{Links, identify, locate, open_below},
 };
+use crate::{host, observed::file::FileId, reader::protocol::RecoveredFile};
 use monitor_core::catalog::{Catalog, glob::normalise};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use std::{
@@ -40,15 +41,8 @@ const ENTRIES_MAX: usize = 4096;
 const FILES_PER_VOLUME_MAX: usize = 1024;
 const FILES_MAX: usize = 40_000;
 
-/// A file, and the path by which the catalog recognises it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecoveredFile {
-    pub file: FileId,
-    pub path: PathBuf,
-}
-
 /// Finds credential files in volumes of pods, and at previously known places.
-pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
+pub(super) fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
     let mut recovered = Vec::new();
     let mut seen = HashSet::new();
     let mut add = |path: PathBuf, identify: &dyn Fn(&Path) -> Option<FileId>| {
@@ -57,7 +51,10 @@ pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
             && let Some(file) = identify(&path)
             && seen.insert(file)
         {
-            recovered.push(RecoveredFile { file, path });
+            recovered.push(RecoveredFile {
+                file,
+                path: path.into(),
+            });
         }
     };
     for view in views() {
@@ -71,7 +68,8 @@ pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
     }
     for place in known.iter().filter(|place| place.starts_with('/')) {
         add(PathBuf::from(place), &|path| {
-            running::identify(&host::path(path))
+            let place = locate(host::pid(), path, Links::Inside).ok()?;
+            identify(&place, host::pid())
         });
     }
     recovered
@@ -81,6 +79,8 @@ pub fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
 /// directories are opened below its root without following links, because whoever creates links
 /// there chooses their targets.
 struct MountNamespace {
+    /// A process in it.
+    pid: u32,
     root: OwnedFd,
     points: Vec<PathBuf>,
 }
@@ -99,24 +99,23 @@ fn views() -> Vec<MountNamespace> {
             let name = exe.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| KUBELETS.contains(&name))
         })
-        .map(|process| process.pid().to_string());
+        .map(|process| process.pid() as u32);
     let mut seen = HashSet::new();
     let mut views = Vec::new();
-    for process in [host::process(), "self".to_owned()]
+    for pid in [host::pid(), std::process::id()]
         .into_iter()
         .chain(kubelets)
     {
-        let namespace = std::fs::read_link(format!("/proc/{process}/ns/mnt"));
+        let namespace = std::fs::read_link(format!("/proc/{pid}/ns/mnt"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(format!("/proc/{process}/root"), flags, Mode::empty());
+        let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty());
         if let (Ok(namespace), Ok(root)) = (namespace, root)
             && seen.insert(namespace)
         {
             views.push(MountNamespace {
+                pid,
                 root,
-                points: mount_points(&process)
-                    .filter(|point| is_volume(point))
-                    .collect(),
+                points: mount_points(pid).filter(|point| is_volume(point)).collect(),
             });
         }
     }
@@ -125,17 +124,12 @@ fn views() -> Vec<MountNamespace> {
 
 impl MountNamespace {
     fn open(&self, path: &Path, flags: OFlags) -> Option<OwnedFd> {
-        let inside = path.strip_prefix("/").unwrap_or(path);
-        let resolve =
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-        let flags = flags | OFlags::CLOEXEC;
-        rustix::fs::openat2(&self.root, inside, flags, Mode::empty(), resolve).ok()
+        open_below(&self.root, path, flags, ResolveFlags::NO_SYMLINKS).ok()
     }
 
     /// Identifies a file, as the probes do.
     fn identify(&self, path: &Path) -> Option<FileId> {
-        let opened = self.open(path, OFlags::PATH)?;
-        running::identify(Path::new(&host::descriptor_path(&opened)))
+        identify(&self.open(path, OFlags::PATH)?, self.pid)
     }
 
     /// The directories of volumes with secrets.
@@ -206,6 +200,7 @@ fn is_volume(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn volumes_with_secrets() {
@@ -245,7 +240,8 @@ mod tests {
             "env:X".to_owned(),
         ];
         let recovered = recover(&catalog, &known);
-        let found = recovered.iter().find(|found| found.path == path);
-        assert_eq!(found.map(|found| found.file), running::identify(&path));
+        let found = recovered.iter().find(|found| found.path.as_path() == path);
+        let inode = path.metadata().expect("there").ino();
+        assert_eq!(found.map(|found| found.file.inode), Some(inode));
     }
 }

@@ -4,25 +4,27 @@
 //! is detached. So a file is opened through a mount that is permanent anyway, or through a private
 //! copy of its mount, and only if neither exists through the mount that the process uses.
 
-use super::{
-    capabilities::effective_capabilities,
-    mapped::{ProcessMapping, bounded_lines},
-    running::REMOTE_FILE_SYSTEMS,
+use super::identify::{
+    Links, is_remote_kind, locate, metadata, open_below, reopen as reopen_for_reading,
 };
 use crate::{
     host::{self, descriptor_path},
-    reserved,
+    observed::{
+        mapping::{ProcessMapping, bounded_lines},
+        mount::{HoldLimit, MountId},
+    },
 };
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{Mode, OFlags, ResolveFlags},
     mount::OpenTreeFlags,
+    thread::CapabilitySet,
 };
 use std::{
     collections::HashSet,
     fs::{File, Metadata},
     io,
     os::{
-        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, OwnedFd},
         unix::fs::{FileTypeExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -52,27 +54,12 @@ impl HoldError {
     }
 }
 
-/// How long a file may be kept open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldLimit {
-    /// Until it is deleted or replaced: its mount is the host's own, or contains image layers.
-    Replaced,
-    /// Until this mount is gone: the file is open through a private copy of it.
-    Unmounted(MountId),
-    /// Until no process maps it: its mount is busy until then anyway.
-    Unmapped,
-}
-
-/// Identifies a mount; the mount number alone is reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MountId {
-    number: u64,
-    device: (u32, u32),
-}
-
-/// A file opened for reading, through a mount that may be kept busy.
+/// A file opened through a mount that may be kept busy.
 #[derive(Debug)]
 pub struct HeldFile {
+    /// An O_PATH descriptor: what uprobes are registered by.
+    pub place: OwnedFd,
+    /// The same file, open for reading.
     pub file: File,
     pub metadata: Metadata,
     pub until: HoldLimit,
@@ -94,35 +81,30 @@ impl MountEntry {
     /// Whether another machine, or a local program, serves the file system and may not respond. The
     /// host's own root must respond anyway.
     fn may_wait(&self) -> bool {
-        let remote = self.kind == "fuse"
-            || self.kind.starts_with("fuse.")
-            || REMOTE_FILE_SYSTEMS.contains(&self.kind.as_str());
-        remote && self.point != Path::new("/")
+        is_remote_kind(&self.kind) && self.point != Path::new("/")
     }
 }
 
-/// The mounts present when the agent started; permanent mounts are among them.
-static MOUNTS_AT_START: LazyLock<HashSet<MountId>> = LazyLock::new(|| own_mounts().collect());
-
-/// Records the current mounts as those present when the agent started.
-pub fn remember_mounts() {
-    LazyLock::force(&MOUNTS_AT_START);
+/// The mounts of this process's own namespace.
+pub fn mounts() -> impl Iterator<Item = MountId> {
+    mounts_of(std::process::id())
+        .into_iter()
+        .map(|mount| mount.id)
 }
 
-/// The mounts of the agent's own namespace.
-pub fn own_mounts() -> impl Iterator<Item = MountId> {
-    mounts_of("self").into_iter().map(|mount| mount.id)
+/// The mount points of a process.
+pub(super) fn mount_points(pid: u32) -> impl Iterator<Item = PathBuf> + use<> {
+    mounts_of(pid).into_iter().map(|mount| mount.point)
 }
 
-/// The mount points of a process, given its directory in `/proc`.
-pub fn mount_points(process: &str) -> impl Iterator<Item = PathBuf> + use<> {
-    mounts_of(process).into_iter().map(|mount| mount.point)
-}
-
-/// Opens a file that a process has mapped.
-pub fn hold_mapped(mapping: &ProcessMapping) -> Result<HeldFile, HoldError> {
-    let of_process = mounts_of(&mapping.pid.to_string());
-    let own = mounts_of("self");
+/// Opens a file that a process has mapped. `at_start` are the mounts that were present when the agent
+/// started.
+pub(super) fn hold_mapped(
+    mapping: &ProcessMapping,
+    at_start: &HashSet<MountId>,
+) -> Result<HeldFile, HoldError> {
+    let of_process = mounts_of(mapping.pid);
+    let own = mounts_of(std::process::id());
     let mount_of = |opened: &OwnedFd| -> io::Result<Option<&MountEntry>> {
         let number = mount_number(opened)?;
         let is_it = |mount: &&MountEntry| mount.id.number == number;
@@ -134,7 +116,7 @@ pub fn hold_mapped(mapping: &ProcessMapping) -> Result<HeldFile, HoldError> {
     })?;
     // A mount that is in neither list is internal to the kernel, for example for shared memory.
     let Some(mount) = mount else {
-        return reopen(&seen, HoldLimit::Unmapped);
+        return reopen(seen, HoldLimit::Unmapped);
     };
     let inside = mapping
         .path
@@ -151,11 +133,11 @@ pub fn hold_mapped(mapping: &ProcessMapping) -> Result<HeldFile, HoldError> {
         }
     }
     if !own.iter().any(|known| known.id == mount.id) {
-        return reopen(&seen, HoldLimit::Unmapped);
+        return reopen(seen, HoldLimit::Unmapped);
     }
     match copy_of_mount(&seen) {
-        Some(copy) => reopen(&copy, HoldLimit::Unmounted(mount.id)),
-        None if MOUNTS_AT_START.contains(&mount.id) => reopen(&seen, HoldLimit::Unmapped),
+        Some(copy) => reopen(copy, HoldLimit::Unmounted(mount.id)),
+        None if at_start.contains(&mount.id) => reopen(seen, HoldLimit::Unmapped),
         None => Err(HoldError::Busy(mount.point.clone())),
     }
 }
@@ -164,8 +146,8 @@ pub fn hold_mapped(mapping: &ProcessMapping) -> Result<HeldFile, HoldError> {
 fn copy_of_mount(seen: &OwnedFd) -> Option<OwnedFd> {
     /// A seccomp filter may kill a process that makes the call without the capability.
     static CAN_CLONE_MOUNTS: LazyLock<bool> = LazyLock::new(|| {
-        const SYS_ADMIN: u32 = 21;
-        effective_capabilities().is_some_and(|bits| bits >> SYS_ADMIN & 1 == 1)
+        rustix::thread::capabilities(None)
+            .is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_ADMIN))
     });
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     (*CAN_CLONE_MOUNTS)
@@ -174,10 +156,10 @@ fn copy_of_mount(seen: &OwnedFd) -> Option<OwnedFd> {
 }
 
 /// Opens a host file by its path if its mount is permanent; otherwise `None`.
-pub fn hold_on_host(path: &Path) -> Option<HeldFile> {
+pub(super) fn hold_on_host(path: &Path) -> Option<HeldFile> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let seen = rustix::fs::open(host::path(path), flags, Mode::empty()).ok()?;
-    let held = reopen(&seen, HoldLimit::Replaced).ok()?;
+    let held = reopen(seen, HoldLimit::Replaced).ok()?;
     let root = std::fs::metadata(host::path(Path::new("/"))).ok()?;
     (held.metadata.dev() == root.dev()).then_some(held)
 }
@@ -232,9 +214,12 @@ fn in_layer(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFil
         if !layer.is_absolute() {
             return None;
         }
-        let place = host::path(&layer).join(relative_path(inside));
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(found) = rustix::fs::open(&place, flags, Mode::empty()) else {
+        let Ok(layer) = locate(host::pid(), &layer, Links::Inside) else {
+            continue;
+        };
+        // The container may put links into its own layer.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let Ok(found) = open_below(&layer, inside, flags, ResolveFlags::NO_SYMLINKS) else {
             continue;
         };
         let metadata = metadata(&found).ok()?;
@@ -247,7 +232,7 @@ fn in_layer(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFil
             && metadata.len() == expected.len()
             && is_changed(&metadata) == is_changed(&expected);
         return same
-            .then(|| reopen(&found, HoldLimit::Replaced).ok())
+            .then(|| reopen(found, HoldLimit::Replaced).ok())
             .flatten();
     }
     None
@@ -279,39 +264,31 @@ fn layers(options: &str) -> Vec<PathBuf> {
 /// The same file below the host's root, if it is in the same file system: often the case for host
 /// directories mounted into a container.
 fn in_host_root(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFile> {
-    let mounts = mounts_of(&host::process());
+    let mounts = mounts_of(host::pid());
     let root = mounts
         .iter()
         .find(|known| known.point == Path::new("/") && known.id.device == mount.id.device)?;
     let below = inside.strip_prefix(&root.root).ok()?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = rustix::fs::open(host::path(below), flags, Mode::empty()).ok()?;
+    let found = locate(host::pid(), below, Links::None).ok()?;
     let (own_metadata, seen_metadata) = (metadata(&found).ok()?, metadata(seen).ok()?);
     ((own_metadata.dev(), own_metadata.ino()) == (seen_metadata.dev(), seen_metadata.ino()))
-        .then(|| reopen(&found, HoldLimit::Replaced).ok())
+        .then(|| reopen(found, HoldLimit::Replaced).ok())
         .flatten()
 }
 
-/// Reopens an O_PATH descriptor for reading.
-fn reopen(place: &OwnedFd, until: HoldLimit) -> Result<HeldFile, HoldError> {
-    let before = metadata(place)?;
-    if !before.is_file() || reserved::is_reserved(&before) {
+/// Opens the file of an O_PATH descriptor for reading as well.
+fn reopen(place: OwnedFd, until: HoldLimit) -> Result<HeldFile, HoldError> {
+    if !metadata(&place)?.is_file() {
         return Err(HoldError::Replaced);
     }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(descriptor_path(place), flags, Mode::empty());
-    let file = File::from(file.map_err(io::Error::from)?);
+    let file = reopen_for_reading(&place)?;
     let metadata = file.metadata()?;
     Ok(HeldFile {
+        place,
         file,
         metadata,
         until,
     })
-}
-
-fn metadata(descriptor: &OwnedFd) -> io::Result<Metadata> {
-    // A clone of the descriptor, because `File` provides the metadata call.
-    File::from(descriptor.as_fd().try_clone_to_owned()?).metadata()
 }
 
 fn is_changed(metadata: &Metadata) -> (i64, i64) {
@@ -333,8 +310,8 @@ fn mount_number(descriptor: &OwnedFd) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("the kernel does not report its mount"))
 }
 
-fn mounts_of(process: &str) -> Vec<MountEntry> {
-    bounded_lines(&format!("/proc/{process}/mountinfo"))
+fn mounts_of(pid: u32) -> Vec<MountEntry> {
+    bounded_lines(&format!("/proc/{pid}/mountinfo"))
         .take(MOUNTS_MAX)
         .filter_map(|line| parse_mount(&String::from_utf8_lossy(&line)))
         .collect()
@@ -390,7 +367,7 @@ fn unescape(text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensor::mapped;
+    use crate::observed::mapping::{MappedFile, mappings_of_process};
     use proptest::prelude::*;
 
     #[test]
@@ -407,20 +384,23 @@ mod tests {
     #[test]
     fn this_program_is_held() {
         let own = std::env::current_exe().expect("a path");
-        let mapping = mapped::mappings_of_process(std::process::id())
+        let mapping = mappings_of_process(std::process::id())
             .into_iter()
             .find(|mapping| mapping.path == own)
             .expect("mapped");
-        let held = hold_mapped(&mapping).expect("held");
+        let held = hold_mapped(&mapping, &HashSet::new()).expect("held");
         assert_eq!(held.metadata.ino(), mapping.file.inode);
         let other = ProcessMapping {
-            file: mapped::MappedFile {
+            file: MappedFile {
                 inode: mapping.file.inode + 1,
                 ..mapping.file
             },
             ..mapping
         };
-        assert!(hold_mapped(&other).is_err(), "another file");
+        assert!(
+            hold_mapped(&other, &HashSet::new()).is_err(),
+            "another file"
+        );
     }
 
     #[test]

@@ -1,0 +1,213 @@
+//! What a reader does for each kind of request.
+
+mod environment;
+mod file_reader;
+pub mod hold;
+mod homes;
+mod identify;
+mod libraries;
+mod mounted;
+mod opened_file;
+mod program;
+mod recover;
+mod running;
+mod secret;
+mod trust;
+
+use super::protocol::{
+    FileAnswer, FileRequest, ProcessAnswer, ReadAnswer, ReadRequest, ReaderSetup,
+};
+use crate::observed::mapping::FileVersion;
+use jiff::Timestamp;
+use monitor_common::fingerprint::FingerprintKey;
+use monitor_core::catalog::{
+    Catalog, CatalogError, CatalogSources, entry::FileFormat, glob::normalise,
+};
+use monitor_parse::credential::find_secrets;
+use program::ProgramInspector;
+use running::RunningConnections;
+use secret::SecretBuffer;
+use std::{io, os::fd::OwnedFd};
+use thiserror::Error;
+
+/// Bytes of a credential file or an environment that are read.
+const FILE_MAX: usize = 1 << 20;
+
+/// Why the tasks cannot be set up.
+#[derive(Debug, Error)]
+pub enum TaskError {
+    #[error("the catalog cannot be compiled: {0}")]
+    Catalog(#[from] CatalogError),
+    #[error("cannot allocate the buffer for secrets: {0}")]
+    Buffer(io::Error),
+}
+
+/// Answers requests.
+#[derive(Debug)]
+pub struct ReaderTasks {
+    /// Absent in a reader of programs.
+    credentials: Option<CredentialTasks>,
+    programs: ProgramInspector,
+}
+
+impl ReaderTasks {
+    /// Tasks of this process, with the embedded catalog.
+    #[cfg(test)]
+    pub fn for_tests(key: FingerprintKey) -> Self {
+        let setup = ReaderSetup {
+            catalog: Some(CatalogSources::default()),
+            key: [key.k0, key.k1],
+            mounts_at_start: Vec::new(),
+        };
+        Self::new(&setup).expect("the embedded catalog")
+    }
+
+    /// As a client returns it.
+    #[cfg(test)]
+    pub fn result(&mut self, request: &ReadRequest) -> super::ReadResult {
+        match self.answer(request).0 {
+            ReadAnswer::Unreadable(_) => Err(super::ReadFailure::Unreadable),
+            answer => Ok(answer),
+        }
+    }
+
+    pub fn new(setup: &ReaderSetup) -> Result<Self, TaskError> {
+        let credentials = match &setup.catalog {
+            Some(catalog) => Some(CredentialTasks::new(catalog.clone(), setup.key)?),
+            None => None,
+        };
+        Ok(Self {
+            credentials,
+            programs: ProgramInspector::new(setup.mounts_at_start.iter().copied().collect()),
+        })
+    }
+
+    /// The answer to a request, and the descriptor that accompanies it.
+    pub fn answer(&mut self, request: &ReadRequest) -> (ReadAnswer, Option<OwnedFd>) {
+        let answer = match request {
+            ReadRequest::Exists { pid, path } => {
+                ReadAnswer::Fact(Some(trust::exists(*pid, path.as_path())))
+            }
+            ReadRequest::Added { pid, exe } => {
+                ReadAnswer::Fact(trust::is_added(*pid, exe.as_path()))
+            }
+            ReadRequest::Homes => homes::homes().map_or_else(unreadable, ReadAnswer::Homes),
+            ReadRequest::Mapped { mapping, symbols } => {
+                return self.programs.mapped(mapping, *symbols);
+            }
+            ReadRequest::Installed { path } => return self.programs.installed(path.as_path()),
+            ReadRequest::Libraries => ReadAnswer::Libraries(libraries::installed()),
+            ReadRequest::HostProgram { path } => {
+                ReadAnswer::HostProgram(program::host_program(path.as_path()))
+            }
+            ReadRequest::File(_)
+            | ReadRequest::Environment { .. }
+            | ReadRequest::Process { .. }
+            | ReadRequest::Recover { .. } => match &mut self.credentials {
+                Some(credentials) => credentials.answer(request),
+                None => unreadable("this reader has no catalog"),
+            },
+        };
+        (answer, None)
+    }
+}
+
+/// Finds credentials in files and environments.
+#[derive(Debug)]
+struct CredentialTasks {
+    catalog: Catalog,
+    key: FingerprintKey,
+    buffer: SecretBuffer,
+    connections: RunningConnections,
+}
+
+impl CredentialTasks {
+    fn new(catalog: CatalogSources, key: [u64; 2]) -> Result<Self, TaskError> {
+        let [k0, k1] = key;
+        Ok(Self {
+            catalog: Catalog::compile(catalog)?,
+            key: FingerprintKey { k0, k1 },
+            buffer: SecretBuffer::new(FILE_MAX).map_err(TaskError::Buffer)?,
+            connections: RunningConnections::default(),
+        })
+    }
+
+    fn answer(&mut self, request: &ReadRequest) -> ReadAnswer {
+        let answer = match request {
+            ReadRequest::File(file) => self.file(file).map_or_else(unreadable, ReadAnswer::File),
+            ReadRequest::Environment { process } => {
+                let answer = environment::read(self, process.pid);
+                answer.map_or_else(unreadable, ReadAnswer::Environment)
+            }
+            ReadRequest::Process { process } => self.process(process.pid),
+            ReadRequest::Recover { known } => {
+                ReadAnswer::Recovered(recover::recover(&self.catalog, known))
+            }
+            _ => unreadable("not a question about credentials"),
+        };
+        match request {
+            // Its pid may belong to another process by now.
+            ReadRequest::Environment { process } | ReadRequest::Process { process }
+                if !running::is_running(*process) =>
+            {
+                unreadable("the process exited")
+            }
+            _ => answer,
+        }
+    }
+
+    fn file(&mut self, request: &FileRequest) -> io::Result<FileAnswer> {
+        let (mut opened, seen) = opened_file::open_as_seen(request)?;
+        let metadata = opened.metadata()?;
+        let version = FileVersion::of(&metadata);
+        let class = self
+            .catalog
+            .class_entries()
+            .iter()
+            .find(|entry| entry.class == request.class && entry.format == request.format)
+            .ok_or_else(|| io::Error::other("its class is not in the catalog"))?;
+        let found = if request.known == Some(version) {
+            None
+        } else if class.format == FileFormat::Opaque {
+            Some(Vec::new())
+        } else {
+            let (catalog, key) = (&self.catalog, self.key);
+            let found = self.buffer.with_file(&mut opened, |bytes| {
+                find_secrets(catalog, class, key, bytes)
+            })?;
+            Some(found)
+        };
+        Ok(FileAnswer {
+            version,
+            modified: Timestamp::from_second(version.modified_seconds()).ok(),
+            found,
+            opened: seen,
+            mounted_alone: request
+                .check_mount
+                .then(|| mounted::is_alone(request.pid, request.path.as_path()))
+                .flatten(),
+        })
+    }
+
+    fn process(&mut self, pid: u32) -> ReadAnswer {
+        // A process may have an environment that cannot be read, and files all the same.
+        let environment = environment::read(self, pid).unwrap_or_default();
+        let open = running::open_files(pid, |path| {
+            let path = normalise(&path.to_string_lossy());
+            self.catalog.file(&path).is_some()
+                || environment.places.iter().any(|place| place.path == path)
+        });
+        ReadAnswer::Process(ProcessAnswer {
+            files: open.files,
+            connections: self.connections.outgoing_of(pid, &open.sockets),
+            environment,
+        })
+    }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> ReadAnswer {
+    ReadAnswer::Unreadable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

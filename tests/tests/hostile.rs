@@ -1,0 +1,406 @@
+//! Workloads that attack the agent: they must not stop it, blind it, or have it read for them.
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    agent::{Agent, Surroundings, binary},
+    wait_for,
+    workload::{MemoryLimit, TestUnit, aws_credentials, sh},
+};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+/// The memory that a hardened installation gives the agent.
+const MEMORY: u64 = 128 << 20;
+
+/// A file system whose daemon answers nobody but `cat`; unmounted when dropped.
+struct HoldingMount {
+    daemon: Child,
+    place: PathBuf,
+}
+
+impl HoldingMount {
+    fn start(place: &Path) -> Result<Self> {
+        fs::create_dir_all(place)?;
+        sh("[ -e /dev/fuse ] || mknod /dev/fuse c 10 229", &[])?;
+        let mut daemon = Command::new(binary()?.with_file_name("lab-fuse"))
+            .arg(place)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = daemon.stdout.take().context("its output")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        ensure!(line == "mounted\n", "the daemon says {line:?}");
+        Ok(Self {
+            daemon,
+            place: place.to_owned(),
+        })
+    }
+}
+
+impl Drop for HoldingMount {
+    fn drop(&mut self) {
+        // Whoever waits for it gets an error.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        let _ = Command::new("umount").arg("-l").arg(&self.place).status();
+    }
+}
+
+/// A credential with written readers, whose use by anyone else is a finding.
+struct Treasure {
+    directory: tempfile::TempDir,
+    path: PathBuf,
+    config: PathBuf,
+}
+
+impl Treasure {
+    fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = aws_credentials(directory.path(), "AKIAFAKEHOSTILE00001", "FAKE/hostile/1")?;
+        let config = directory.path().join("config.yaml");
+        fs::write(
+            &config,
+            format!(
+                "credentials:\n  - name: treasure\n    match: {{ file: {} }}\n    readers: [ {{ unit: owner.service }} ]\n",
+                path.display()
+            ),
+        )?;
+        Ok(Self {
+            directory,
+            path,
+            config,
+        })
+    }
+
+    fn agent(&self, group: Option<&Path>) -> Result<Agent> {
+        let config = self.config.display().to_string();
+        let surroundings = Surroundings {
+            group,
+            ..Surroundings::default()
+        };
+        Agent::start_in(self.directory.path(), &["--config", &config], &surroundings)
+    }
+
+    /// Steals it, and returns the time until the finding is in the stream.
+    fn steal(&self, agent: &Agent) -> Result<Duration> {
+        let before = agent.findings()?.len();
+        // Another one each time: the same theft is reported once.
+        static THIEVES: AtomicU32 = AtomicU32::new(0);
+        let number = THIEVES.fetch_add(1, Ordering::Relaxed);
+        let thief = TestUnit::new(&format!("thief-{number}.service"))?;
+        let began = Instant::now();
+        thief.sh(&format!("cat {}", self.path.display()), &[])?;
+        wait_for("the theft is found", Duration::from_secs(10), || {
+            let findings = agent.findings()?;
+            let new = findings.iter().skip(before);
+            let found = new
+                .filter(|finding| finding["rule"] == "unexpected-reader")
+                .any(|finding| finding["credential"]["name"] == "treasure");
+            Ok(found.then(|| began.elapsed()))
+        })
+        .with_context(|| agent.log_text())
+    }
+}
+
+fn failures(agent: &Agent, reason: &str) -> Result<f64> {
+    let label = format!("reason=\"{reason}\"");
+    agent.metric("keytrail_reader_failures_total", &[&label])
+}
+
+/// The state of a process as `/proc` shows it; `None` if it is gone.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+#[test]
+fn a_file_system_that_answers_the_thief_but_not_the_agent() -> Result<()> {
+    assert!(lab::is_root(), "it mounts a file system");
+    let limit = MemoryLimit::new("hostile", MEMORY)?;
+    let treasure = Treasure::new()?;
+    let mut agent = treasure.agent(Some(&limit.path))?;
+    let mount = HoldingMount::start(&treasure.directory.path().join("mnt"))?;
+    let keys = format!("cat {}/{{0..9}}.key >/dev/null", mount.place.display());
+    sh(&keys, &[])?;
+    let first = treasure.steal(&agent)?;
+    wait_for("a reader is abandoned", Duration::from_secs(5), || {
+        Ok((failures(&agent, "abandoned")? > 0.0).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
+    sh(&keys, &[])?;
+    let second = treasure.steal(&agent)?;
+    wait_for("the rest is refused", Duration::from_secs(5), || {
+        Ok((failures(&agent, "refused")? >= 10.0).then_some(()))
+    })?;
+    assert_eq!(
+        failures(&agent, "abandoned")?,
+        1.0,
+        "one hangs, the rest is not opened"
+    );
+    for theft in [first, second] {
+        assert!(theft < Duration::from_secs(1), "found after {theft:?}");
+    }
+    assert_eq!(agent.get("/healthz")?.0, 200);
+    // What was not read is known by its place, and a gap says so.
+    let key = format!("{}/7.key", mount.place.display());
+    let answer = agent.await_used(&key)?;
+    let gaps = answer["gaps"].as_array().cloned().unwrap_or_default();
+    assert!(
+        gaps.iter().any(|gap| gap["kind"] == "unread"),
+        "no gap: {answer}"
+    );
+    let stuck: Vec<u32> = agent
+        .children()?
+        .into_iter()
+        .filter(|pid| state_of(*pid) == Some('D'))
+        .collect();
+    assert_eq!(stuck.len(), 1, "{stuck:?}");
+    let began = Instant::now();
+    let status = agent.stop()?;
+    assert!(status.success(), "{status}");
+    let stopping = began.elapsed();
+    assert!(
+        stopping < Duration::from_secs(5),
+        "stopped after {stopping:?}"
+    );
+    drop(mount);
+    wait_for("the reader ends", Duration::from_secs(5), || {
+        Ok(state_of(stuck[0])
+            .is_none_or(|state| state == 'Z')
+            .then_some(()))
+    })?;
+    if let Some(peak) = limit.peak() {
+        assert!(peak < MEMORY, "{peak} bytes");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_system_that_responds_again_is_read_again() -> Result<()> {
+    assert!(lab::is_root(), "it mounts a file system");
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    let place = treasure.directory.path().join("mnt");
+    let mount = HoldingMount::start(&place)?;
+    sh(&format!("cat {}/0.key >/dev/null", place.display()), &[])?;
+    wait_for("a reader is abandoned", Duration::from_secs(5), || {
+        Ok((failures(&agent, "abandoned")? > 0.0).then_some(()))
+    })?;
+    // The daemon ends; another one serves files at the same place.
+    drop(mount);
+    let again = place.join(".aws");
+    fs::create_dir_all(&again)?;
+    aws_credentials(&place, "AKIAFAKEHOSTILE00002", "FAKE/hostile/2")?;
+    sh(
+        &format!("cat {}/credentials >/dev/null", again.display()),
+        &[],
+    )?;
+    let id = agent.id_of("AKIAFAKEHOSTILE00002")?;
+    agent.await_used(&id)?;
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_is_killed_again_and_again() -> Result<()> {
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    for number in 0..10 {
+        for reader in agent.children()? {
+            // It may have ended since.
+            sh(&format!("kill -9 {reader} || true"), &[])?;
+        }
+        let key = format!("AKIAFAKEKILLED{number:06}");
+        let home = treasure.directory.path().join(number.to_string());
+        let path = aws_credentials(&home, &key, "FAKE/hostile/3")?;
+        let id = agent.id_of(&key)?;
+        // A read that no reader survived is known by its place.
+        let read = format!("cat {} >/dev/null", path.display());
+        sh(&read, &[])?;
+        agent.await_used(&path.display().to_string())?;
+        wait_for("the key is read", Duration::from_secs(5), || {
+            let known = agent.json(&["query", "who", &id])?;
+            if known.is_none() {
+                sh(&read, &[])?;
+            }
+            Ok(known.map(drop))
+        })?;
+    }
+    assert_eq!(agent.get("/healthz")?.0, 200);
+    assert!(treasure.steal(&agent)? < Duration::from_secs(1));
+    Ok(())
+}
+
+#[test]
+fn a_recycled_pid_of_a_reader_is_observed() -> Result<()> {
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    let home = treasure.directory.path().join("recycled");
+    let path = aws_credentials(&home, "AKIAFAKERECYCLED0001", "FAKE/hostile/4")?;
+    let readers = agent.children()?;
+    let reader = *readers.first().context("no reader")?;
+    for reader in &readers {
+        sh(&format!("kill -9 {reader}"), &[])?;
+    }
+    // The agent notices with its next read or inspection.
+    wait_for("the reader's pid is free", Duration::from_secs(5), || {
+        treasure.steal(&agent)?;
+        Ok(state_of(reader).is_none().then_some(()))
+    })?;
+    let script = format!(
+        "echo {} > /proc/sys/kernel/ns_last_pid; cat {} >/dev/null & echo $!; wait",
+        reader - 1,
+        path.display()
+    );
+    wait_for("a process with that pid", Duration::from_secs(20), || {
+        let output = sh(&script, &[])?;
+        let pid: u32 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
+        Ok((pid == reader).then_some(()))
+    })?;
+    let id = agent.id_of("AKIAFAKERECYCLED0001")?;
+    agent.await_used(&id)?;
+    Ok(())
+}
+
+/// A directory of user nobody, and a directory of root that nobody may not enter.
+fn two_homes(base: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (thief, victim) = (base.join("thief"), base.join("victim"));
+    for (home, key) in [
+        (&thief, "AKIAFAKETHIEF0000001"),
+        (&victim, "AKIAFAKEVICTIM000001"),
+    ] {
+        aws_credentials(home, key, "FAKE/hostile/5")?;
+    }
+    sh(
+        &format!(
+            "chmod 755 {0}; chown -R nobody {1}; chmod 700 {2}",
+            base.display(),
+            thief.display(),
+            victim.display()
+        ),
+        &[],
+    )?;
+    Ok((thief, victim))
+}
+
+#[test]
+fn a_directory_that_is_swapped_before_the_agent_reads() -> Result<()> {
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    let base = treasure.directory.path();
+    let (thief, victim) = two_homes(base)?;
+    let stopped = |signal: &str| -> Result<()> {
+        for reader in agent.children()? {
+            sh(&format!("kill -{signal} {reader}"), &[])?;
+        }
+        Ok(())
+    };
+    for swap in [
+        // A link to the victim's directory.
+        format!(
+            "mv {0} {0}.away && ln -s {1} {0}",
+            thief.display(),
+            victim.display()
+        ),
+        // The directory itself, which only root could put there.
+        format!("rm {0}; mv {1} {0}", thief.display(), victim.display()),
+    ] {
+        // Readers are busy, as they can be kept by other files.
+        stopped("STOP")?;
+        let read = format!(
+            "setpriv --reuid nobody --clear-groups cat {}/.aws/credentials",
+            thief.display()
+        );
+        let away = format!("{0}.away", thief.display());
+        if Path::new(&away).exists() {
+            // Opened under its own name again.
+            sh(
+                &format!("mv {0} {0}.link; mv {away} {0}", thief.display()),
+                &[],
+            )?;
+            sh(&read, &[])?;
+            sh(
+                &format!("mv {0} {away}; mv {0}.link {0}", thief.display()),
+                &[],
+            )?;
+        } else {
+            sh(&read, &[])?;
+        }
+        sh(&swap, &[])?;
+        stopped("CONT")?;
+    }
+    // Both reads are known by their place.
+    let place = format!("{}/.aws/credentials", thief.display());
+    agent.await_used(&place)?;
+    // What the agent reads afterwards has its answer, so it has dealt with the others.
+    treasure.steal(&agent)?;
+    let stolen = agent.id_of("AKIAFAKEVICTIM000001")?;
+    let known = agent.json(&["query", "who", &stolen])?;
+    assert!(
+        known.is_none(),
+        "the agent read the victim's file: {known:?}"
+    );
+    wait_for("both reads are refused", Duration::from_secs(5), || {
+        let refused = failures(&agent, "unreadable")? + failures(&agent, "replaced")?;
+        Ok((refused >= 2.0).then_some(()))
+    })
+}
+
+#[test]
+fn readers_have_few_rights() -> Result<()> {
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    treasure.steal(&agent)?;
+    let readers = agent.children()?;
+    assert!(!readers.is_empty());
+    for reader in readers {
+        let status = fs::read_to_string(format!("/proc/{reader}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim_start_matches(':').trim().to_owned())
+        };
+        assert_eq!(
+            field("Seccomp").as_deref(),
+            Some("2"),
+            "system calls are filtered"
+        );
+        assert_eq!(field("NoNewPrivs").as_deref(), Some("1"));
+        // DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN and CHECKPOINT_RESTORE.
+        let held = u64::from_str_radix(&field("CapEff").context("capabilities")?, 16)?;
+        assert_eq!(
+            held & !(1 << 2 | 1 << 19 | 1 << 21 | 1 << 40),
+            0,
+            "{held:x}"
+        );
+        let limits = fs::read_to_string(format!("/proc/{reader}/limits"))?;
+        let limited = |name: &str| {
+            let line = limits.lines().find(|line| line.starts_with(name));
+            line.is_some_and(|line| !line[name.len()..].trim().starts_with("unlimited"))
+        };
+        for name in [
+            "Max address space",
+            "Max open files",
+            "Max file size",
+            "Max core file size",
+        ] {
+            assert!(limited(name), "{name}: {limits}");
+        }
+        let environment = fs::read(format!("/proc/{reader}/environ"))?;
+        let variables = environment
+            .split(|byte| *byte == 0)
+            .filter(|entry| !entry.is_empty());
+        assert_eq!(
+            variables.count(),
+            1,
+            "{}",
+            String::from_utf8_lossy(&environment)
+        );
+    }
+    Ok(())
+}
