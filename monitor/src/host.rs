@@ -1,6 +1,5 @@
 //! Access to the host's files from inside a container.
 
-use procfs::process::{MountInfo, Process};
 use std::{
     os::{
         fd::{AsFd, AsRawFd as _},
@@ -52,13 +51,6 @@ pub fn descriptor_path(descriptor: impl AsFd) -> String {
 
 fn below(root: &str, path: &Path) -> PathBuf {
     Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// The host's mounts; empty if they cannot be read.
-pub fn mounts() -> Vec<MountInfo> {
-    let process = HOST.map_or_else(Process::myself, Process::new);
-    let mounts = process.and_then(|process| process.mountinfo());
-    mounts.map(|mounts| mounts.0).unwrap_or_default()
 }
 
 /// The paths of a process in every hierarchy, as `/proc` shows them; empty if it exited.

@@ -72,6 +72,33 @@ pub struct Credential {
     pub sources: Vec<Place>,
 }
 
+impl Credential {
+    /// A credential of which nothing more is known.
+    pub fn new(
+        id: CredentialId,
+        class: &str,
+        role: Role,
+        lifetime: Lifetime,
+        sources: Vec<Place>,
+    ) -> Self {
+        Self {
+            id,
+            name: None,
+            class: class.to_owned(),
+            role,
+            lifetime,
+            issued_at: None,
+            expires_at: None,
+            owner: None,
+            label: None,
+            audience: Vec::new(),
+            issued_to: None,
+            unmarked: false,
+            sources,
+        }
+    }
+}
+
 /// The pod to which a service-account token is bound.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct IssuedTo {

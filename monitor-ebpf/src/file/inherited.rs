@@ -1,9 +1,9 @@
 //! Credential files that a process inherits at exec.
 
 use crate::{
-    file::open::{file_system_of, is_learned, key_of},
+    file::open::{is_learned, key_of},
     support::{
-        kernel::{field, read},
+        kernel::{field, file_system_magic, read},
         maps::{BloomFilter, CREDENTIAL_RING, send},
         repeats::repeat_count,
         task::{self, HookContext, fill_header},
@@ -84,7 +84,7 @@ fn report_known_inode(inode: u64, number: u64) {
     record.path_len = 0;
     record.inside_len = 0;
     record.source_len = 0;
-    record.magic = file_system_of(inode);
+    record.magic = file_system_magic(inode) as u32;
     // SAFETY: the record is initialised above.
     unsafe {
         send(

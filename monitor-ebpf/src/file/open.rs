@@ -7,7 +7,7 @@ use crate::{
     },
     support::{
         agent::note_agent_open,
-        kernel::{self, S_IFREG, field, read},
+        kernel::{self, S_IFREG, field, file_system_magic, read},
         maps::{BloomFilter, CREDENTIAL_RING, INODES, SeenSlot, count, count_lost, current_cgroup},
         path::{PathWalk, parent_mount},
         repeats::repeat_count,
@@ -145,13 +145,6 @@ pub fn key_of(inode: u64, number: u64) -> InodeKey {
         device: field(sb, FieldId::SbDev),
         generation: field(inode, FieldId::InodeGeneration),
     }
-}
-
-/// The magic number of an inode's file system.
-#[inline(always)]
-pub fn file_system_of(inode: u64) -> u32 {
-    let sb: u64 = field(inode, FieldId::InodeSb);
-    field::<u64>(sb, FieldId::SbMagic) as u32
 }
 
 /// Common to all hooks of this family: handles an opened file.
@@ -331,7 +324,7 @@ fn send_record(file: &FileFields, key: InodeKey, repeats: u32, mut flags: u32) {
         record.path_len = (&raw const (*walk).path).read_volatile();
         record.inside_len = (&raw const (*walk).inside).read_volatile();
         record.source_len = (&raw const (*walk).at).read_volatile();
-        record.magic = file_system_of(file.inode);
+        record.magic = file_system_magic(file.inode) as u32;
     }
     slot.submit(0);
     count(Probe::File, Stage::Sent);

@@ -2,7 +2,7 @@
 
 use crate::support::{
     foreign::report_foreign_read,
-    kernel::{self, PROC_SUPER_MAGIC, field},
+    kernel::{self, PROC_SUPER_MAGIC, field, file_system_magic},
     task::subject_of,
     view::CopyAccess,
 };
@@ -11,8 +11,7 @@ use monitor_common::{fields::FieldId, record::foreign};
 /// Handles an open of a procfs file named like one that exposes a process.
 #[inline(always)]
 pub fn report_process_file(inode: u64, first: u32) {
-    let sb: u64 = field(inode, FieldId::InodeSb);
-    if field::<u64>(sb, FieldId::SbMagic) != PROC_SUPER_MAGIC {
+    if file_system_magic(inode) != PROC_SUPER_MAGIC {
         return;
     }
     let node = inode.wrapping_sub(kernel::offset(FieldId::ProcInodeVfs));

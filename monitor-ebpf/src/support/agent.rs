@@ -2,16 +2,13 @@
 //! for the agent to compare with what the probes reported.
 
 use crate::support::{
-    kernel::{PROC_SUPER_MAGIC, field},
+    kernel::{PROC_SUPER_MAGIC, file_system_magic},
     task::{HookContext, current_pid, current_start},
 };
 use aya_ebpf::{macros::map, maps::Array};
-use monitor_common::{
-    fields::FieldId,
-    map::{
-        AGENT_PROCESSES, AgentProcesses, InodeKey, READER_OPENS, ReaderOpen, ReaderOpens,
-        START_TICK_NS, pid_bit,
-    },
+use monitor_common::map::{
+    AGENT_PROCESSES, AgentProcesses, InodeKey, READER_OPENS, ReaderOpen, ReaderOpens,
+    START_TICK_NS, pid_bit,
 };
 
 /// Index 0: the processes of the agent.
@@ -53,8 +50,7 @@ pub fn note_agent_open(inode: u64, file: impl FnOnce() -> InodeKey) -> bool {
     let Some(index) = agent_index(current_pid(), HookContext::Tracing) else {
         return false;
     };
-    let sb: u64 = field(inode, FieldId::InodeSb);
-    let magic: u64 = field(sb, FieldId::SbMagic);
+    let magic = file_system_magic(inode);
     // It reads about processes and mounts all the time.
     if magic == PROC_SUPER_MAGIC {
         return true;

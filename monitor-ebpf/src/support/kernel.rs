@@ -89,6 +89,13 @@ pub const S_IFREG: u32 = 0x8000;
 /// Magic number of procfs.
 pub const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
+/// The magic number of an inode's file system.
+#[inline(always)]
+pub fn file_system_magic(inode: u64) -> u64 {
+    let sb: u64 = field(inode, FieldId::InodeSb);
+    field(sb, FieldId::SbMagic)
+}
+
 /// 1 if this kernel has `bpf_loop`. Set by the agent before load, after probing for it.
 #[unsafe(no_mangle)]
 pub static LOOPS: u32 = 0;

@@ -120,11 +120,7 @@ impl Observer {
             authenticators: Some(inputs.evaluator.authenticators()),
             ..Effects::default()
         })?;
-        let mut batch = Batch {
-            observations: Vec::new(),
-            answers: Vec::new(),
-            read_until: now,
-        };
+        let mut batch = Batch::empty(now);
         let own = self_test(&mut sensor, &inputs.state_dir, &mut batch.observations)
             .await
             .context("self-test of the probes failed")?;
@@ -212,11 +208,8 @@ impl Observer {
                         break;
                     }
                     Some(answer) = self.answers.recv() => {
-                        let mut batch = Batch {
-                            observations: Vec::new(),
-                            answers: vec![answer],
-                            read_until: self.read_until,
-                        };
+                        let mut batch = Batch::empty(self.read_until);
+                        batch.answers.push(answer);
                         let mut effects = self.pipeline.process(&mut batch, Timestamp::now())?;
                         self.readers.submit(std::mem::take(&mut effects.reads));
                         delayed.push(effects);
@@ -242,11 +235,8 @@ impl Observer {
                 tracing::info!(processes, "still reading what was running before the agent");
                 break;
             };
-            let mut batch = Batch {
-                observations: Vec::new(),
-                answers: vec![answer],
-                read_until: self.read_until,
-            };
+            let mut batch = Batch::empty(self.read_until);
+            batch.answers.push(answer);
             let effects = self.pipeline.process(&mut batch, Timestamp::now())?;
             self.apply(effects)?;
         }

@@ -12,6 +12,7 @@ mod peer;
 mod processes;
 
 use crate::{
+    observed::process::live_subject,
     reader::protocol::ReadRequest,
     sensor::{
         decode::BootClock,
@@ -129,8 +130,7 @@ impl Attribution {
                     .table
                     .get(from)
                     .is_none_or(|entry| entry.group.container.is_some());
-                let found = pid_from_namespace(from.pid, number, contained)
-                    .and_then(|number| self.live_subject(number));
+                let found = pid_from_namespace(from.pid, number, contained).and_then(live_subject);
                 if found.is_none() {
                     self.unattributed += 1;
                 }

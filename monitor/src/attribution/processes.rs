@@ -2,7 +2,7 @@
 //! names an unknown process.
 
 use super::{Attribution, ProcessEntry};
-use crate::sensor::observation::TaskInfo;
+use crate::{observed::process::live_subject, sensor::observation::TaskInfo};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::Subject;
 use std::{path::Path, sync::Arc};
@@ -37,12 +37,12 @@ impl Attribution {
             start: stat.starttime,
         };
         let parent = (stat.ppid > 0)
-            .then(|| self.live_subject(stat.ppid as u32))
+            .then(|| live_subject(stat.ppid as u32))
             .flatten();
         let (exe, unlinked) = executable(pid, &stat.comm);
         let group = self.groups.get(0, pid, None);
         // The pid may have been reused between the two reads.
-        if self.live_subject(pid) != Some(subject) {
+        if live_subject(pid) != Some(subject) {
             return None;
         }
         self.names.request(&group);
@@ -61,17 +61,6 @@ impl Attribution {
             },
         );
         Some(subject)
-    }
-
-    /// The process that has a pid now, if it is in the table.
-    pub(super) fn live_subject(&self, pid: u32) -> Option<Subject> {
-        let stat = procfs::process::Process::new(i32::try_from(pid).ok()?)
-            .and_then(|process| process.stat())
-            .ok()?;
-        Some(Subject {
-            pid,
-            start: stat.starttime,
-        })
     }
 
     /// Records an exec.
@@ -194,7 +183,7 @@ impl Attribution {
             .table
             .alive()
             .map(|(subject, _)| subject)
-            .filter(|subject| self.live_subject(subject.pid) != Some(*subject))
+            .filter(|subject| live_subject(subject.pid) != Some(*subject))
             .collect();
         for subject in &missing {
             self.table.exit(*subject, now);

@@ -235,21 +235,13 @@ impl Credentials {
     fn by_place(&self, class: &CredentialClass, place: &Place, container: &str) -> Credential {
         let mut named = container.as_bytes().to_vec();
         named.extend_from_slice(place.place.as_bytes());
-        Credential {
-            id: CredentialId::from_place(fingerprint(self.key, &named)),
-            name: None,
-            class: class.class.clone(),
-            role: class.role,
-            lifetime: class.lifetime,
-            issued_at: None,
-            expires_at: None,
-            owner: None,
-            label: None,
-            audience: Vec::new(),
-            issued_to: None,
-            unmarked: false,
-            sources: vec![place.clone()],
-        }
+        Credential::new(
+            CredentialId::from_place(fingerprint(self.key, &named)),
+            &class.class,
+            class.role,
+            class.lifetime,
+            vec![place.clone()],
+        )
     }
 
     /// The class of a file by its path: from the catalog, or because a variable pointed there,

@@ -1,6 +1,6 @@
 use super::{files::FileCredentials, variables::variable_place, *};
 use crate::{
-    observed::{file::kernel_device, variable::ObservedVariable},
+    observed::variable::ObservedVariable,
     reader::{
         ReaderTasks,
         protocol::{PointedPlace, ReadAnswer, ReadRequest},
@@ -9,7 +9,7 @@ use crate::{
 };
 use monitor_common::environ::value_marks;
 use monitor_core::catalog::glob::volume_of;
-use std::{os::unix::fs::MetadataExt as _, path::Path};
+use std::path::Path;
 
 const KEY: FingerprintKey = FingerprintKey { k0: 3, k1: 4 };
 
@@ -84,20 +84,11 @@ fn a_presented_credential_keeps_the_places_where_it_was_picked_up() {
     );
 }
 
-fn file_id(path: &Path) -> FileId {
-    let metadata = std::fs::metadata(path).expect("there");
-    FileId {
-        device: kernel_device(metadata.dev()),
-        inode: metadata.ino(),
-        generation: 0,
-    }
-}
-
 fn opened(path: &Path) -> OpenedFile<'_> {
     OpenedFile {
         path,
         source: None,
-        file: file_id(path),
+        file: FileId::for_tests(path),
         magic: 0,
     }
 }

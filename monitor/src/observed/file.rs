@@ -11,6 +11,20 @@ pub struct FileId {
     pub generation: u32,
 }
 
+#[cfg(test)]
+impl FileId {
+    /// The file at a path, on a file system that shows system calls what the kernel uses.
+    pub fn for_tests(path: &std::path::Path) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = path.metadata().expect("a file");
+        Self {
+            device: kernel_device(metadata.dev()),
+            inode: metadata.ino(),
+            generation: 0,
+        }
+    }
+}
+
 /// Converts a device number from system calls to the kernel's internal representation.
 pub fn kernel_device(device: u64) -> u32 {
     rustix::fs::major(device) << 20 | rustix::fs::minor(device)

@@ -39,6 +39,17 @@ pub struct Batch {
     pub read_until: Timestamp,
 }
 
+impl Batch {
+    /// Without observations and answers.
+    pub fn empty(read_until: Timestamp) -> Self {
+        Self {
+            observations: Vec::new(),
+            answers: Vec::new(),
+            read_until,
+        }
+    }
+}
+
 /// What the pipeline needs to know about the sensor.
 #[derive(Clone, Copy, Debug)]
 pub struct SensorFacts {

@@ -7,7 +7,7 @@ use crate::{
     credential::Credentials,
     export::{findings::FindingStream, lines::Delivery},
     metrics::Metrics,
-    observed::file::{FileId, kernel_device},
+    observed::file::FileId,
     reader::{ReadFailure, ReadId, ReadResult, ReaderTasks},
     sensor::{
         observation::{
@@ -28,7 +28,6 @@ use monitor_core::{
 use std::{
     fs::{self, File},
     io::BufWriter,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -156,12 +155,7 @@ impl TestPipeline {
     }
 
     fn open(&self, path: &Path, known: bool) -> (FileId, Observation) {
-        let metadata = fs::metadata(path).expect("a file");
-        let file = FileId {
-            device: kernel_device(metadata.dev()),
-            inode: metadata.ino(),
-            generation: 0,
-        };
+        let file = FileId::for_tests(path);
         let open = ObservedOpen {
             task: self.task(),
             path: path.to_owned(),

@@ -5,9 +5,9 @@ use super::{
     registry::{KernelOpen, ProcessRegistry},
     wire::{self, Deadline, WireError},
 };
-use monitor_core::model::Subject;
+use crate::observed::process::live_subject;
 use std::{
-    fs, io,
+    io,
     os::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::ExitStatusExt as _},
@@ -77,10 +77,8 @@ impl ReaderProcess {
             ended: false,
         };
         // It opens nothing before it has received its setup.
-        let subject = Subject {
-            pid: process.child.id(),
-            start: start_time(process.child.id())?,
-        };
+        let subject = live_subject(process.child.id())
+            .ok_or_else(|| io::Error::other("procfs does not show it"))?;
         process.entry = process.registry.add(subject);
         let deadline = Deadline::after(SETUP_TIMEOUT);
         let answer = wire::send(&process.socket, setup, None, deadline)
@@ -172,18 +170,6 @@ impl Drop for ReaderProcess {
     }
 }
 
-/// Start time of a process in hundredths of a second since boot.
-fn start_time(pid: u32) -> io::Result<u64> {
-    /// Fields after the command name, before the start time.
-    const FIELD: usize = 19;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    let field = after_name.and_then(|rest| rest.split(' ').nth(FIELD));
-    field
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("no start time in /proc/{pid}/stat")))
-}
-
 fn reason(status: ExitStatus) -> ReaderExit {
     match status.signal() {
         Some(libc::SIGXCPU) => ReaderExit::CpuTime,
@@ -197,13 +183,6 @@ fn reason(status: ExitStatus) -> ReaderExit {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_start_time_is_that_of_the_process() {
-        let own = procfs::process::Process::myself().expect("this process");
-        let expected = own.stat().expect("its state").starttime;
-        assert_eq!(start_time(std::process::id()).expect("read"), expected);
-    }
 
     #[test]
     fn how_a_process_ended() {

@@ -91,6 +91,26 @@ pub struct FileRequest {
     pub check_mount: bool,
 }
 
+#[cfg(test)]
+impl FileRequest {
+    /// A file that this process opened.
+    pub fn for_tests(path: &std::path::Path, file: FileId) -> Self {
+        Self {
+            path: path.into(),
+            source: None,
+            file,
+            magic: 0,
+            pid: std::process::id(),
+            peer: None,
+            contained: false,
+            class: String::new(),
+            format: FileFormat::Token,
+            known: None,
+            check_mount: false,
+        }
+    }
+}
+
 /// The contents of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileAnswer {

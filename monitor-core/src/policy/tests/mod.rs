@@ -30,24 +30,17 @@ fn policy(text: &str) -> Policy {
 }
 
 fn credential(class: &str, place: &str) -> Credential {
-    Credential {
-        id: CredentialId::from_fingerprint(7),
-        name: None,
-        class: class.into(),
-        role: Role::Access,
-        lifetime: Lifetime::ShortLived,
-        issued_at: None,
-        expires_at: None,
-        owner: None,
-        label: None,
-        audience: vec![],
-        issued_to: None,
-        unmarked: false,
-        sources: vec![Place {
-            source: Source::File,
-            place: place.into(),
-        }],
-    }
+    let place = Place {
+        source: Source::File,
+        place: place.into(),
+    };
+    Credential::new(
+        CredentialId::from_fingerprint(7),
+        class,
+        Role::Access,
+        Lifetime::ShortLived,
+        vec![place],
+    )
 }
 
 fn process(exe: &str) -> Process {

@@ -199,12 +199,8 @@ fn foreign(pid: u32, victim: u32) -> TrailEvent {
 }
 
 fn foreign_reads(events: Vec<TrailEvent>) -> Vec<ForeignRead> {
-    let mut trail = Trail::new();
-    let mut out = Vec::new();
-    for event in events {
-        trail.process(event, &mut out);
-    }
-    out.into_iter()
+    outputs(events)
+        .into_iter()
         .filter_map(|outcome| match outcome {
             TrailOutput::Foreign(read) => Some(*read),
             _ => None,

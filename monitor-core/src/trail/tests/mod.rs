@@ -32,21 +32,13 @@ fn actor(pid: u32) -> Actor {
 }
 
 fn credential(id: u64) -> Credential {
-    Credential {
-        id: CredentialId::from_fingerprint(id),
-        name: None,
-        class: "aws-access-key".into(),
-        role: Role::Access,
-        lifetime: Lifetime::Static,
-        issued_at: None,
-        expires_at: None,
-        owner: None,
-        label: None,
-        audience: vec![],
-        issued_to: None,
-        unmarked: false,
-        sources: vec![],
-    }
+    Credential::new(
+        CredentialId::from_fingerprint(id),
+        "aws-access-key",
+        Role::Access,
+        Lifetime::Static,
+        vec![],
+    )
 }
 
 fn exec(pid: u32, parent: u32, boundary: &str, shell: bool) -> TrailEvent {
@@ -116,14 +108,20 @@ fn payload(id: u64, name: Option<&str>) -> TrailEvent {
     }
 }
 
-/// `(credential, destination, evidence)` of every hop that results from the events.
-fn hops(events: Vec<TrailEvent>) -> Vec<(String, String, Evidence)> {
+/// What results from events.
+fn outputs(events: Vec<TrailEvent>) -> Vec<TrailOutput> {
     let mut trail = Trail::new();
     let mut out = Vec::new();
     for event in events {
         trail.process(event, &mut out);
     }
-    out.into_iter()
+    out
+}
+
+/// `(credential, destination, evidence)` of every hop that results from the events.
+fn hops(events: Vec<TrailEvent>) -> Vec<(String, String, Evidence)> {
+    outputs(events)
+        .into_iter()
         .filter_map(|outcome| match outcome {
             TrailOutput::Hop(hop) => Some((
                 hop.credential.id.0.clone(),

@@ -15,12 +15,8 @@ fn presented_is_the_strongest_evidence() {
 #[test]
 fn presenting_after_sole_counts_the_use_once() {
     let again = |events: Vec<TrailEvent>| -> Vec<bool> {
-        let mut trail = Trail::new();
-        let mut out = Vec::new();
-        for event in events {
-            trail.process(event, &mut out);
-        }
-        out.into_iter()
+        outputs(events)
+            .into_iter()
             .filter_map(|outcome| match outcome {
                 TrailOutput::Hop(hop) => Some(hop.again),
                 _ => None,

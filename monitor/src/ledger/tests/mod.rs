@@ -37,21 +37,13 @@ fn credential(id: u64, path: &str) -> (Credential, Place) {
         source: Source::File,
         place: path.into(),
     };
-    let credential = Credential {
-        id: CredentialId::from_fingerprint(id),
-        name: None,
-        class: "aws-access-key".into(),
-        role: Role::Access,
-        lifetime: Lifetime::Static,
-        issued_at: None,
-        expires_at: None,
-        owner: None,
-        label: None,
-        audience: vec![],
-        issued_to: None,
-        unmarked: false,
-        sources: vec![place.clone()],
-    };
+    let credential = Credential::new(
+        CredentialId::from_fingerprint(id),
+        "aws-access-key",
+        Role::Access,
+        Lifetime::Static,
+        vec![place.clone()],
+    );
     (credential, place)
 }
 

@@ -270,22 +270,8 @@ impl Enricher {
                 return;
             }
             let head = self.reads.head.take();
-            let (head, file) = match head {
-                Some(mut head) => {
-                    let file = head.file.take();
-                    (Some(head), file)
-                }
-                None => (None, None),
-            };
-            let environment = head.and_then(|mut head| {
-                // Without an answer in time, the program is trusted as far as it is known.
-                for id in head.trust.keys() {
-                    self.reads.purposes.remove(id);
-                }
-                head.environment.take()
-            });
             let mut rest = std::mem::take(&mut self.reads.queue);
-            self.enrich(observation, file, environment, &mut rest, events);
+            self.enrich(observation, head, &mut rest, events);
             rest.append(&mut self.reads.queue);
             self.reads.queue = rest;
         }
@@ -392,40 +378,26 @@ impl Enricher {
         }
     }
 
-    /// Enriches one observation, and those of `rest` that belong to it.
+    /// Enriches one observation with what was read for it, and those of `rest` that belong to it.
     fn enrich(
         &mut self,
         observation: Observation,
-        file: Option<HeadFile>,
-        environment: Option<HeadEnvironment>,
+        head: Option<HeadReads>,
         rest: &mut VecDeque<Observation>,
         events: &mut Vec<TrailEvent>,
     ) {
-        match (observation, file) {
-            (Observation::FileOpened(open), Some(file)) => {
-                let HeadFile {
-                    id,
-                    source,
-                    place,
-                    contents,
-                } = file;
-                match contents {
-                    Some(contents) => self.file_read(&open, source, &place, contents, events),
-                    None => {
-                        self.reads.remember_late(open.file.device);
-                        let late = LateFile {
-                            open,
-                            source,
-                            place,
-                        };
-                        let purpose = ReadPurpose::LateFile(Box::new(late));
-                        self.reads.purposes.insert(id, purpose);
-                    }
-                }
-            }
+        let Some(head) = head else {
+            return self.enrich_at_once(observation, rest, events);
+        };
+        // Without an answer in time, the program is trusted as far as it is known.
+        for id in head.trust.keys() {
+            self.reads.purposes.remove(id);
+        }
+        match (observation, head.file) {
+            (Observation::FileOpened(open), Some(file)) => self.enrich_file(open, file, events),
             (observation, _) => self.enrich_at_once(observation, rest, events),
         }
-        if let Some(HeadEnvironment { id, taken, answer }) = environment {
+        if let Some(HeadEnvironment { id, taken, answer }) = head.environment {
             match answer {
                 Some(answer) => self.take_environment(&taken, answer, events),
                 None => {
@@ -434,6 +406,27 @@ impl Enricher {
                 }
             }
         }
+    }
+
+    /// Enriches an opened file, or sets it aside until its contents come.
+    fn enrich_file(&mut self, open: ObservedOpen, file: HeadFile, events: &mut Vec<TrailEvent>) {
+        let HeadFile {
+            id,
+            source,
+            place,
+            contents,
+        } = file;
+        if let Some(contents) = contents {
+            return self.file_read(&open, source, &place, contents, events);
+        }
+        self.reads.remember_late(open.file.device);
+        let late = LateFile {
+            open,
+            source,
+            place,
+        };
+        let purpose = ReadPurpose::LateFile(Box::new(late));
+        self.reads.purposes.insert(id, purpose);
     }
 
     fn take_environment(

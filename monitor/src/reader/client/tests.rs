@@ -1,13 +1,12 @@
 use super::*;
-use crate::observed::mapping::FileVersion;
 use crate::{
-    observed::{file::FileId, path::RawPath},
+    observed::{file::FileId, mapping::FileVersion, path::RawPath},
     reader::{
         protocol::{FileAnswer, FileRequest},
         registry::Unregistered,
     },
 };
-use monitor_core::{catalog::entry::FileFormat, model::Subject};
+use monitor_core::model::Subject;
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 /// Records which processes are registered, and reports one open.
@@ -130,22 +129,6 @@ fn a_reader_that_cannot_be_started_is_not_tried_at_once_again() {
     }
 }
 
-fn file_request(file: FileId) -> ReadRequest {
-    ReadRequest::File(FileRequest {
-        path: Path::new("/x").into(),
-        source: None,
-        file,
-        magic: 0,
-        pid: 1,
-        peer: None,
-        contained: false,
-        class: String::new(),
-        format: FileFormat::Token,
-        known: None,
-        check_mount: false,
-    })
-}
-
 #[test]
 fn another_file_than_the_probe_reported_is_replaced() {
     let wanted = FileId {
@@ -166,7 +149,7 @@ fn another_file_than_the_probe_reported_is_replaced() {
         mounted_alone: None,
     });
     let open = |file| KernelOpen { file, magic: 0 };
-    let request = file_request(wanted);
+    let request = ReadRequest::File(FileRequest::for_tests(Path::new("/x"), wanted));
     for (opens, expected) in [
         (Some(vec![open(wanted)]), Ok(())),
         // The file of an overlay, then the one below it.

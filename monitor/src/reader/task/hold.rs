@@ -4,18 +4,21 @@
 //! is detached. So a file is opened through a mount that is permanent anyway, or through a private
 //! copy of its mount, and only if neither exists through the mount that the process uses.
 
-use super::identify::{
-    Links, is_remote_kind, locate, metadata, open_below, reopen as reopen_for_reading,
+use super::{
+    identify::{
+        Links, locate, metadata, mount_number, open_in_layer, reopen as reopen_for_reading,
+    },
+    mount_table::{MountEntry, mounts_of},
 };
 use crate::{
     host::{self, descriptor_path},
     observed::{
-        mapping::{ProcessMapping, bounded_lines},
+        mapping::ProcessMapping,
         mount::{HoldLimit, MountId},
     },
 };
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags},
+    fs::{Mode, OFlags},
     mount::OpenTreeFlags,
     thread::CapabilitySet,
 };
@@ -24,7 +27,7 @@ use std::{
     fs::{File, Metadata},
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::OwnedFd,
         unix::fs::{FileTypeExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -65,24 +68,9 @@ pub struct HeldFile {
     pub until: HoldLimit,
 }
 
-/// The used parts of a `mountinfo` line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct MountEntry {
-    id: MountId,
-    /// The directory of the file system that is mounted.
-    root: PathBuf,
-    point: PathBuf,
-    kind: String,
-    /// The options of the file system.
-    options: String,
-}
-
-impl MountEntry {
-    /// Whether another machine, or a local program, serves the file system and may not respond. The
-    /// host's own root must respond anyway.
-    fn may_wait(&self) -> bool {
-        is_remote_kind(&self.kind) && self.point != Path::new("/")
-    }
+/// Whether a mount may keep the reader waiting. The host's own root must respond anyway.
+fn may_wait(mount: &MountEntry) -> bool {
+    mount.is_remote() && mount.point != Path::new("/")
 }
 
 /// The mounts of this process's own namespace.
@@ -106,12 +94,13 @@ pub(super) fn hold_mapped(
     let of_process = mounts_of(mapping.pid);
     let own = mounts_of(std::process::id());
     let mount_of = |opened: &OwnedFd| -> io::Result<Option<&MountEntry>> {
-        let number = mount_number(opened)?;
+        let number = mount_number(opened)?
+            .ok_or_else(|| io::Error::other("the kernel does not report its mount"))?;
         let is_it = |mount: &&MountEntry| mount.id.number == number;
         Ok(of_process.iter().chain(&own).find(is_it))
     };
     let (seen, mount) = open_as_mapped(mapping, |opened| match mount_of(opened)? {
-        Some(mount) if mount.may_wait() => Err(HoldError::Remote(mount.kind.clone())),
+        Some(mount) if may_wait(mount) => Err(HoldError::Remote(mount.kind.clone())),
         mount => Ok(mount),
     })?;
     // A mount that is in neither list is internal to the kernel, for example for shared memory.
@@ -209,17 +198,13 @@ fn open_as_mapped<T>(
 /// probes.
 fn in_layer(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFile> {
     let expected = metadata(seen).ok()?;
-    for layer in layers(&mount.options) {
+    let layers = mount.overlay_layers();
+    for layer in layers.upper.into_iter().chain(layers.lower) {
         // A relative layer refers to a directory that is not known any more.
         if !layer.is_absolute() {
             return None;
         }
-        let Ok(layer) = locate(host::pid(), &layer, Links::Inside) else {
-            continue;
-        };
-        // The container may put links into its own layer.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW;
-        let Ok(found) = open_below(&layer, inside, flags, ResolveFlags::NO_SYMLINKS) else {
+        let Some(found) = open_in_layer(&layer, inside) else {
             continue;
         };
         let metadata = metadata(&found).ok()?;
@@ -236,29 +221,6 @@ fn in_layer(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFil
             .flatten();
     }
     None
-}
-
-/// The directories of an overlay, the uppermost first.
-fn layers(options: &str) -> Vec<PathBuf> {
-    let (mut upper, mut lower) = (Vec::new(), Vec::new());
-    for (name, value) in options
-        .split(',')
-        .filter_map(|option| option.split_once('='))
-    {
-        match name {
-            "upperdir" => upper.push(unescape(value)),
-            "lowerdir" => lower.extend(
-                value
-                    .split(':')
-                    .filter(|part| !part.is_empty())
-                    .map(unescape),
-            ),
-            // Since Linux 6.8 each layer can be an option of its own.
-            "lowerdir+" => lower.push(unescape(value)),
-            _ => {}
-        }
-    }
-    upper.into_iter().chain(lower).collect()
 }
 
 /// The same file below the host's root, if it is in the same file system: often the case for host
@@ -299,87 +261,10 @@ fn relative_path(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Maximum mounts of one namespace; a node with hundreds of containers has a few thousand.
-const MOUNTS_MAX: usize = 20_000;
-
-/// The number of the mount through which a descriptor was opened.
-fn mount_number(descriptor: &OwnedFd) -> io::Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()))?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
-        .ok_or_else(|| io::Error::other("the kernel does not report its mount"))
-}
-
-fn mounts_of(pid: u32) -> Vec<MountEntry> {
-    bounded_lines(&format!("/proc/{pid}/mountinfo"))
-        .take(MOUNTS_MAX)
-        .filter_map(|line| parse_mount(&String::from_utf8_lossy(&line)))
-        .collect()
-}
-
-/// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/x rw,errors=continue`
-fn parse_mount(line: &str) -> Option<MountEntry> {
-    let (front, back) = line.split_once(" - ")?;
-    let mut front = front.split(' ');
-    let number = front.next()?.parse().ok()?;
-    let (major, minor) = front.nth(1)?.split_once(':')?;
-    let root = unescape(front.next()?);
-    let point = unescape(front.next()?);
-    let mut back = back.split(' ');
-    let kind = back.next()?.to_owned();
-    Some(MountEntry {
-        id: MountId {
-            number,
-            device: (major.parse().ok()?, minor.parse().ok()?),
-        },
-        root,
-        point,
-        kind,
-        options: back.nth(1).unwrap_or_default().to_owned(),
-    })
-}
-
-/// The kernel escapes spaces and similar characters as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
-    let bytes = text.as_bytes();
-    let mut path = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let code = (bytes[at] == b'\\')
-            .then(|| std::str::from_utf8(bytes.get(at + 1..at + 4)?).ok())
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                path.push(code);
-                at += 4;
-            }
-            None => {
-                path.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    OsString::from_vec(path).into()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::mount_table::parse_mount, *};
     use crate::observed::mapping::{MappedFile, mappings_of_process};
-    use proptest::prelude::*;
-
-    #[test]
-    fn layers_of_an_overlay() {
-        let old = "rw,lowerdir=/l/2/fs:/l/1\\040x/fs,upperdir=/u/fs,workdir=/w";
-        let paths: Vec<PathBuf> = ["/u/fs", "/l/2/fs", "/l/1 x/fs"]
-            .map(PathBuf::from)
-            .to_vec();
-        assert_eq!(layers(old), paths);
-        let new = "rw,lowerdir+=/l/2/fs,lowerdir+=/l/1\\040x/fs,upperdir=/u/fs";
-        assert_eq!(layers(new), paths);
-    }
 
     #[test]
     fn this_program_is_held() {
@@ -416,19 +301,7 @@ mod tests {
             ("/srv", "ext4", false),
             ("/dev", "fusectl", false),
         ] {
-            assert_eq!(mount(point, kind).may_wait(), waits, "{kind} at {point}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_mount(line in "\\PC{0,80}") {
-            let _ = parse_mount(&line);
-        }
-
-        #[test]
-        fn any_options(options in "(lowerdir|upperdir|[+=:,/\\\\a-z0-7]){0,30}") {
-            let _ = layers(&options);
+            assert_eq!(may_wait(&mount(point, kind)), waits, "{kind} at {point}");
         }
     }
 }

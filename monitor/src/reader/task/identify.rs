@@ -1,8 +1,7 @@
 //! Opens paths as a process sees them, and identifies files as the kernel does.
 
-use super::mounted::bounded_mounts;
+use super::mount_table::{MountEntry, mounts_of};
 use crate::{host, observed::file::FileId};
-use procfs::process::MountInfo;
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags},
     io::Errno,
@@ -62,15 +61,13 @@ pub(super) fn locate_on(
         Err(Errno::AGAIN | Errno::INVAL) => {}
         opened => return opened,
     }
-    let crosses = |mount: &MountInfo| {
+    let crosses = |mount: &MountEntry| {
         // A link may lead through any mount.
-        links == Links::Inside || path.starts_with(&mount.mount_point)
+        links == Links::Inside || path.starts_with(&mount.point)
     };
-    let mounts = bounded_mounts(pid);
-    let waits = |mount: &MountInfo| {
-        may_wait(mount) && crosses(mount) && (device.is_none() || device_of(mount) != device)
-    };
-    if mounts.iter().any(waits) {
+    let waits =
+        |mount: &MountEntry| may_wait(mount) && crosses(mount) && Some(mount.device()) != device;
+    if mounts_of(pid).iter().any(waits) {
         return match links {
             // Without links the path may cross fewer mounts.
             Links::Inside => locate_on(pid, path, Links::None, device),
@@ -85,21 +82,9 @@ fn root_of(pid: u32) -> Result<OwnedFd, Errno> {
     rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())
 }
 
-/// Names of file systems that another machine or a local program serves.
-const REMOTE_KINDS: [&str; 13] = [
-    "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "9p", "afs", "lustre", "gfs2", "ocfs2",
-    "virtiofs", "fuseblk",
-];
-
-/// Whether a file system, by its name in the mount table, may not respond.
-pub(super) fn is_remote_kind(kind: &str) -> bool {
-    kind == "fuse" || kind.starts_with("fuse.") || REMOTE_KINDS.contains(&kind)
-}
-
 /// Whether a mount may keep a lookup waiting. A root from another machine must respond anyway.
-fn may_wait(mount: &MountInfo) -> bool {
-    let of_machine = mount.mount_point == Path::new("/") && !mount.fs_type.starts_with("fuse");
-    is_remote_kind(&mount.fs_type) && !of_machine
+fn may_wait(mount: &MountEntry) -> bool {
+    mount.is_remote() && (mount.is_fuse() || mount.point != Path::new("/"))
 }
 
 /// What an O_PATH descriptor refers to, found without asking its file system.
@@ -125,18 +110,18 @@ impl Located {
 }
 
 /// The mount through which a descriptor was opened, among those of a process.
-pub(super) fn mount_of(descriptor: impl AsFd, pid: u32) -> Option<MountInfo> {
-    let (mount, _) = descriptor_info(descriptor).ok()?;
-    let mount = mount?;
-    let mut mounts = bounded_mounts(pid).into_iter();
-    mounts.find(|known| u64::try_from(known.mnt_id) == Ok(mount))
+pub(super) fn mount_of(descriptor: impl AsFd, pid: u32) -> Option<MountEntry> {
+    let number = mount_number(descriptor).ok()??;
+    let mut mounts = mounts_of(pid).into_iter();
+    mounts.find(|known| known.id.number == number)
 }
 
-/// The kernel's number of the device of a mount.
-pub(super) fn device_of(mount: &MountInfo) -> Option<u32> {
-    let (major, minor) = mount.majmin.split_once(':')?;
-    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
-    Some(major << 20 | minor)
+/// Opens an O_PATH descriptor of a path inside a layer of an overlay, given as the host sees it.
+pub(super) fn open_in_layer(layer: &Path, inside: &Path) -> Option<OwnedFd> {
+    let layer = locate(host::pid(), layer, Links::Inside).ok()?;
+    // The container may put links into its own layer.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
+    open_below(&layer, inside, flags, Links::None.flags()).ok()
 }
 
 /// Opens a path below a directory.
@@ -179,16 +164,17 @@ pub(super) fn metadata(descriptor: &OwnedFd) -> io::Result<Metadata> {
     File::from(descriptor.as_fd().try_clone_to_owned()?).metadata()
 }
 
-/// The number of the mount through which a descriptor was opened, and, since Linux 5.14, the kernel's
-/// inode number.
-fn descriptor_info(descriptor: impl AsFd) -> io::Result<(Option<u64>, Option<u64>)> {
+/// The number of the mount through which a descriptor was opened.
+pub(super) fn mount_number(descriptor: impl AsFd) -> io::Result<Option<u64>> {
+    descriptor_field(descriptor, "mnt_id:")
+}
+
+/// A number that the kernel shows about a descriptor, if it shows that one.
+fn descriptor_field(descriptor: impl AsFd, name: &str) -> io::Result<Option<u64>> {
     let number = descriptor.as_fd().as_raw_fd();
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
-    let field = |name: &str| {
-        let mut lines = text.lines();
-        lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-    };
-    Ok((field("mnt_id:"), field("ino:")))
+    let mut lines = text.lines();
+    Ok(lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok()))
 }
 
 /// Identifies what a descriptor refers to as the probes do; `None` if it is not a regular file, or on
@@ -199,15 +185,14 @@ fn descriptor_info(descriptor: impl AsFd) -> io::Result<(Option<u64>, Option<u64
 pub(super) fn identify(place: &OwnedFd, pid: u32) -> Option<FileId> {
     let located = Located::of(place).ok()?;
     let mount = mount_of(place, pid);
-    let remote = mount
-        .as_ref()
-        .is_some_and(|mount| is_remote_kind(&mount.fs_type));
+    let remote = mount.as_ref().is_some_and(MountEntry::is_remote);
     if located.kind != FileType::RegularFile || remote {
         return None;
     }
-    let (_, inode) = descriptor_info(place).ok()?;
+    // Since Linux 5.14.
+    let inode = descriptor_field(place, "ino:").ok()?;
     Some(FileId {
-        device: mount.as_ref().and_then(device_of).unwrap_or(located.device),
+        device: mount.as_ref().map_or(located.device, MountEntry::device),
         inode: inode.unwrap_or(located.inode),
         generation: reopen(place).map_or(0, |file| inode_generation(&file)),
     })
@@ -231,8 +216,7 @@ pub(super) fn path_target(pid: u32, path: &Path) -> Option<PathTarget> {
     let cached = Links::Inside.flags() | ResolveFlags::CACHED;
     let opened = match open_below(&root, path, OFlags::PATH, cached) {
         Err(Errno::AGAIN | Errno::INVAL) => {
-            let mounts = bounded_mounts(pid);
-            if mounts.iter().any(may_wait) {
+            if mounts_of(pid).iter().any(may_wait) {
                 locate(pid, path, Links::None).ok()?
             } else {
                 open_below(&root, path, OFlags::PATH, Links::Inside.flags()).ok()?
@@ -304,20 +288,5 @@ mod tests {
         assert_eq!(target.path, home.join("key"));
         assert!(target.file.is_some());
         assert!(path_target(own(), &home).is_none(), "a directory");
-    }
-
-    #[test]
-    fn file_systems_that_may_not_respond() {
-        for (kind, remote) in [
-            ("fuse", true),
-            ("fuse.sshfs", true),
-            ("fuseblk", true),
-            ("fusectl", false),
-            ("nfs4", true),
-            ("ext4", false),
-            ("overlay", false),
-        ] {
-            assert_eq!(is_remote_kind(kind), remote, "{kind}");
-        }
     }
 }

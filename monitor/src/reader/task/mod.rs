@@ -6,6 +6,7 @@ pub mod hold;
 mod homes;
 mod identify;
 mod libraries;
+mod mount_table;
 mod mounted;
 mod opened_file;
 mod program;
@@ -17,11 +18,12 @@ mod trust;
 use super::protocol::{
     FileAnswer, FileRequest, ProcessAnswer, ReadAnswer, ReadRequest, ReaderSetup,
 };
-use crate::observed::mapping::FileVersion;
+use crate::observed::{mapping::FileVersion, process::live_subject};
 use jiff::Timestamp;
 use monitor_common::fingerprint::FingerprintKey;
-use monitor_core::catalog::{
-    Catalog, CatalogError, CatalogSources, entry::FileFormat, glob::normalise,
+use monitor_core::{
+    catalog::{Catalog, CatalogError, CatalogSources, entry::FileFormat, glob::normalise},
+    model::Subject,
 };
 use monitor_parse::credential::find_secrets;
 use program::ProgramInspector;
@@ -85,6 +87,12 @@ impl ReaderTasks {
     /// The answer to a request, and the descriptor that accompanies it.
     pub fn answer(&mut self, request: &ReadRequest) -> (ReadAnswer, Option<OwnedFd>) {
         let answer = match request {
+            ReadRequest::File(file) => self.with_catalog(|tasks| tasks.file(file)),
+            ReadRequest::Environment { process } => {
+                self.with_catalog(|tasks| tasks.environment(*process))
+            }
+            ReadRequest::Process { process } => self.with_catalog(|tasks| tasks.process(*process)),
+            ReadRequest::Recover { known } => self.with_catalog(|tasks| Ok(tasks.recover(known))),
             ReadRequest::Exists { pid, path } => {
                 ReadAnswer::Fact(Some(trust::exists(*pid, path.as_path())))
             }
@@ -100,15 +108,19 @@ impl ReaderTasks {
             ReadRequest::HostProgram { path } => {
                 ReadAnswer::HostProgram(program::host_program(path.as_path()))
             }
-            ReadRequest::File(_)
-            | ReadRequest::Environment { .. }
-            | ReadRequest::Process { .. }
-            | ReadRequest::Recover { .. } => match &mut self.credentials {
-                Some(credentials) => credentials.answer(request),
-                None => unreadable("this reader has no catalog"),
-            },
         };
         (answer, None)
+    }
+
+    /// The answer to a question about credentials.
+    fn with_catalog(
+        &mut self,
+        read: impl FnOnce(&mut CredentialTasks) -> io::Result<ReadAnswer>,
+    ) -> ReadAnswer {
+        match &mut self.credentials {
+            Some(tasks) => read(tasks).unwrap_or_else(unreadable),
+            None => unreadable("this reader has no catalog"),
+        }
     }
 }
 
@@ -132,31 +144,7 @@ impl CredentialTasks {
         })
     }
 
-    fn answer(&mut self, request: &ReadRequest) -> ReadAnswer {
-        let answer = match request {
-            ReadRequest::File(file) => self.file(file).map_or_else(unreadable, ReadAnswer::File),
-            ReadRequest::Environment { process } => {
-                let answer = environment::read(self, process.pid);
-                answer.map_or_else(unreadable, ReadAnswer::Environment)
-            }
-            ReadRequest::Process { process } => self.process(process.pid),
-            ReadRequest::Recover { known } => {
-                ReadAnswer::Recovered(recover::recover(&self.catalog, known))
-            }
-            _ => unreadable("not a question about credentials"),
-        };
-        match request {
-            // Its pid may belong to another process by now.
-            ReadRequest::Environment { process } | ReadRequest::Process { process }
-                if !running::is_running(*process) =>
-            {
-                unreadable("the process exited")
-            }
-            _ => answer,
-        }
-    }
-
-    fn file(&mut self, request: &FileRequest) -> io::Result<FileAnswer> {
+    fn file(&mut self, request: &FileRequest) -> io::Result<ReadAnswer> {
         let (mut opened, seen) = opened_file::open_as_seen(request)?;
         let metadata = opened.metadata()?;
         let version = FileVersion::of(&metadata);
@@ -177,7 +165,7 @@ impl CredentialTasks {
             })?;
             Some(found)
         };
-        Ok(FileAnswer {
+        Ok(ReadAnswer::File(FileAnswer {
             version,
             modified: Timestamp::from_second(version.modified_seconds()).ok(),
             found,
@@ -186,10 +174,17 @@ impl CredentialTasks {
                 .check_mount
                 .then(|| mounted::is_alone(request.pid, request.path.as_path()))
                 .flatten(),
-        })
+        }))
     }
 
-    fn process(&mut self, pid: u32) -> ReadAnswer {
+    fn environment(&mut self, process: Subject) -> io::Result<ReadAnswer> {
+        let answer = environment::read(self, process.pid)?;
+        still_runs(process)?;
+        Ok(ReadAnswer::Environment(answer))
+    }
+
+    fn process(&mut self, process: Subject) -> io::Result<ReadAnswer> {
+        let Subject { pid, .. } = process;
         // A process may have an environment that cannot be read, and files all the same.
         let environment = environment::read(self, pid).unwrap_or_default();
         let open = running::open_files(pid, |path| {
@@ -197,11 +192,25 @@ impl CredentialTasks {
             self.catalog.file(&path).is_some()
                 || environment.places.iter().any(|place| place.path == path)
         });
-        ReadAnswer::Process(ProcessAnswer {
+        let connections = self.connections.outgoing_of(pid, &open.sockets);
+        still_runs(process)?;
+        Ok(ReadAnswer::Process(ProcessAnswer {
             files: open.files,
-            connections: self.connections.outgoing_of(pid, &open.sockets),
+            connections,
             environment,
-        })
+        }))
+    }
+
+    fn recover(&self, known: &[String]) -> ReadAnswer {
+        ReadAnswer::Recovered(recover::recover(&self.catalog, known))
+    }
+}
+
+/// Fails if a pid belongs to another process by now.
+fn still_runs(process: Subject) -> io::Result<()> {
+    match live_subject(process.pid) {
+        Some(live) if live == process => Ok(()),
+        _ => Err(io::Error::other("the process exited")),
     }
 }
 

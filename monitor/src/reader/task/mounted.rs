@@ -1,28 +1,16 @@
-//! The mounts of a process, and files that were mounted into its container on purpose.
+//! Files that were mounted into a container on purpose.
 
-use crate::observed::mapping::bounded_lines;
-use procfs::process::MountInfo;
+use super::mount_table::mounts_of;
 use std::path::Path;
-
-/// Maximum mounts of one namespace; a node with hundreds of containers has a few thousand.
-const MOUNTS_MAX: usize = 20_000;
-
-/// The mounts of a process; empty if it exited.
-pub(super) fn bounded_mounts(pid: u32) -> Vec<MountInfo> {
-    bounded_lines(&format!("/proc/{pid}/mountinfo"))
-        .take(MOUNTS_MAX)
-        .filter_map(|line| MountInfo::from_line(std::str::from_utf8(&line).ok()?).ok())
-        .collect()
-}
 
 /// Whether a file, or its directory, is a mount of its own in the view of a process: not one with
 /// much else below it. `None` if the process exited.
 pub(super) fn is_alone(pid: u32, path: &Path) -> Option<bool> {
-    let mounts = bounded_mounts(pid);
+    let mounts = mounts_of(pid);
     if mounts.is_empty() {
         return None;
     }
-    let points = mounts.iter().map(|mount| mount.mount_point.as_path());
+    let points = mounts.iter().map(|mount| mount.point.as_path());
     Some(check_alone(path, points))
 }
 

@@ -1,13 +1,15 @@
 //! Opens the file that a process opened: through the process's own view, that of another process of
 //! its container, or the host's mounts, because a short-lived container may be gone by then.
 
-use super::identify::{Links, Located, device_of, locate_on, metadata, mount_of, reopen};
+use super::{
+    identify::{Links, Located, locate_on, metadata, mount_of, reopen},
+    mount_table::{MountEntry, mounts_of},
+};
 use crate::{
     host,
     observed::file::{FileId, kernel_device},
     reader::protocol::FileRequest,
 };
-use procfs::process::MountInfo;
 use rustix::fs::FileType;
 use std::{
     fs::File,
@@ -35,7 +37,7 @@ pub(super) fn open_as_seen(request: &FileRequest) -> io::Result<(File, FileId)> 
             Err(error) => last = error,
         }
     }
-    let mounts = host::mounts();
+    let mounts = mounts_of(host::pid());
     for place in places(&mounts, source.unwrap_or(path), request.file.device) {
         match open(host::pid(), &place, request.file) {
             Ok(opened) => return Ok(opened),
@@ -67,21 +69,20 @@ fn open(pid: u32, path: &Path, wanted: FileId) -> io::Result<(File, FileId)> {
 /// Whether a descriptor is on the file system with this device. Some file systems show system calls
 /// another device than the kernel's, which is in the mount table.
 fn is_on(place: &OwnedFd, located: Located, pid: u32, device: u32) -> bool {
-    located.device == device || mount_of(place, pid).as_ref().and_then(device_of) == Some(device)
+    located.device == device || mount_of(place, pid).is_some_and(|mount| mount.device() == device)
 }
 
 /// Paths at which the host has mounted a file's file system, from its path inside that file system.
-fn places(mounts: &[MountInfo], source: &Path, device: u32) -> Vec<PathBuf> {
-    let device = format!("{}:{}", device >> 20, device & 0xf_ffff);
+fn places(mounts: &[MountEntry], source: &Path, device: u32) -> Vec<PathBuf> {
     mounts
         .iter()
-        .filter(|mount| mount.majmin == device)
+        .filter(|mount| mount.device() == device)
         .filter_map(|mount| {
             let rest = source.strip_prefix(&mount.root).ok()?;
             Some(if rest.as_os_str().is_empty() {
-                mount.mount_point.clone()
+                mount.point.clone()
             } else {
-                mount.mount_point.join(rest)
+                mount.point.join(rest)
             })
         })
         .collect()
@@ -89,13 +90,12 @@ fn places(mounts: &[MountInfo], source: &Path, device: u32) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use monitor_core::catalog::entry::FileFormat;
+    use super::{super::mount_table::parse_mount, *};
     use proptest::prelude::*;
 
-    fn mounts(text: &str) -> Vec<MountInfo> {
+    fn mounts(text: &str) -> Vec<MountEntry> {
         text.lines()
-            .map(|line| MountInfo::from_line(line).expect("a mount"))
+            .map(|line| parse_mount(line).expect("a mount"))
             .collect()
     }
 
@@ -123,22 +123,6 @@ mod tests {
         assert!(place("/elsewhere/token", (254, 16)).is_empty());
     }
 
-    fn request(path: &Path, file: FileId) -> FileRequest {
-        FileRequest {
-            path: path.into(),
-            source: None,
-            file,
-            magic: 0,
-            pid: std::process::id(),
-            peer: None,
-            contained: false,
-            class: String::new(),
-            format: FileFormat::Token,
-            known: None,
-            check_mount: false,
-        }
-    }
-
     /// A file that a process opened, and the directory that contains it.
     fn opened() -> (tempfile::TempDir, PathBuf, FileId) {
         let directory = tempfile::tempdir().expect("a directory");
@@ -148,12 +132,7 @@ mod tests {
             .expect("a path")
             .join("token");
         std::fs::write(&path, "FAKE").expect("written");
-        let metadata = path.metadata().expect("it is there");
-        let file = FileId {
-            device: kernel_device(metadata.dev()),
-            inode: metadata.ino(),
-            generation: 0,
-        };
+        let file = FileId::for_tests(&path);
         (directory, path, file)
     }
 
@@ -165,10 +144,10 @@ mod tests {
             pid: u32::MAX,
             source: Some(path.as_path().into()),
             contained: true,
-            ..request(Path::new("/run/secrets/token"), file)
+            ..FileRequest::for_tests(Path::new("/run/secrets/token"), file)
         };
         // A mount whose root does not contain the directory has no such path.
-        let places = places(&host::mounts(), &path, file.device);
+        let places = places(&mounts_of(host::pid()), &path, file.device);
         let expected = places.iter().any(|place| host::path(place).exists());
         assert_eq!(open_as_seen(&gone).is_ok(), expected);
     }
@@ -182,8 +161,8 @@ mod tests {
         std::fs::write(elsewhere.join("key"), "FAKE-of-another-user").expect("written");
         let swapped = home.join("swapped");
         std::os::unix::fs::symlink(&elsewhere, &swapped).expect("linked");
-        assert!(open_as_seen(&request(&swapped.join("key"), file)).is_err());
-        assert!(open_as_seen(&request(&path, file)).is_ok());
+        assert!(open_as_seen(&FileRequest::for_tests(&swapped.join("key"), file)).is_err());
+        assert!(open_as_seen(&FileRequest::for_tests(&path, file)).is_ok());
         drop(directory);
     }
 
@@ -191,9 +170,9 @@ mod tests {
     fn another_file_system_and_another_kind_of_file_are_refused() {
         let (_directory, path, file) = opened();
         let elsewhere = FileId { device: 7, ..file };
-        assert!(open_as_seen(&request(&path, elsewhere)).is_err());
+        assert!(open_as_seen(&FileRequest::for_tests(&path, elsewhere)).is_err());
         let directory = path.parent().expect("a parent");
-        assert!(open_as_seen(&request(directory, file)).is_err());
+        assert!(open_as_seen(&FileRequest::for_tests(directory, file)).is_err());
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use crate::{
     observed::{file::FileId, path::RawPath},
     reader::protocol::RemoteAddress,
 };
-use monitor_core::model::{Subject, Transport};
+use monitor_core::model::Transport;
 use procfs::{
     ProcResult,
     net::{TcpNetEntry, TcpState, UdpNetEntry},
@@ -19,15 +19,6 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
-
-/// Whether a process still runs.
-pub(super) fn is_running(subject: Subject) -> bool {
-    let process = i32::try_from(subject.pid)
-        .ok()
-        .and_then(|pid| Process::new(pid).ok());
-    let stat = process.and_then(|process| process.stat().ok());
-    stat.is_some_and(|stat| stat.starttime == subject.start)
-}
 
 /// What a process has open.
 #[derive(Debug, Default)]

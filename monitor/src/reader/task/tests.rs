@@ -1,8 +1,6 @@
 use super::{environment::targets, *};
-use crate::observed::file::{FileId, kernel_device};
+use crate::observed::file::FileId;
 use monitor_common::fingerprint::fingerprint;
-use monitor_core::model::Subject;
-use std::os::unix::fs::MetadataExt as _;
 
 const KEY: FingerprintKey = FingerprintKey { k0: 3, k1: 4 };
 
@@ -63,13 +61,7 @@ fn a_variable_cannot_make_an_excluded_file_a_credential() {
     input.write_all(b"x").expect("written");
     let output = child.stdout.as_mut().expect("a pipe");
     output.read_exact(&mut [0]).expect("read");
-    let process = Subject {
-        pid: child.id(),
-        start: procfs::process::Process::new(child.id() as i32)
-            .and_then(|process| process.stat())
-            .expect("it runs")
-            .starttime,
-    };
+    let process = live_subject(child.id()).expect("it runs");
     let mut tasks = ReaderTasks::for_tests(KEY);
     let answer = tasks.result(&ReadRequest::Environment { process });
     let recycled = Subject {
@@ -108,25 +100,12 @@ fn a_known_version_is_not_read_again() {
         .expect("a path")
         .join(".netrc");
     std::fs::write(&path, "machine a login b password fake-one").expect("written");
-    let metadata = path.metadata().expect("there");
     let catalog = Catalog::compile(CatalogSources::default()).expect("embedded");
     let class = catalog.file("/home/a/.netrc").expect("a class");
     let mut request = FileRequest {
-        path: path.as_path().into(),
-        source: None,
-        file: FileId {
-            device: kernel_device(metadata.dev()),
-            inode: metadata.ino(),
-            generation: 0,
-        },
-        magic: 0,
-        pid: std::process::id(),
-        peer: None,
-        contained: false,
         class: class.class.clone(),
         format: class.format,
-        known: None,
-        check_mount: false,
+        ..FileRequest::for_tests(&path, FileId::for_tests(&path))
     };
     let mut tasks = ReaderTasks::for_tests(KEY);
     let mut read = |request: &FileRequest| match tasks.result(&ReadRequest::File(request.clone())) {

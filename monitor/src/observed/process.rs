@@ -1,0 +1,13 @@
+//! Running processes.
+
+use monitor_core::model::Subject;
+use procfs::process::Process;
+
+/// The process that has a pid now; `None` if there is none.
+pub fn live_subject(pid: u32) -> Option<Subject> {
+    let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+    Some(Subject {
+        pid,
+        start: stat.starttime,
+    })
+}
