@@ -90,8 +90,8 @@ impl<T> ProcessTable<T> {
     }
 
     /// Removes processes that exited long ago, and those without living descendants that exited
-    /// recently; returns them in order.
-    pub fn evict_exited(&mut self, now: Timestamp) -> Vec<Subject> {
+    /// recently; returns them in order. Those in `held` stay.
+    pub fn evict_exited(&mut self, now: Timestamp, held: &HashSet<Subject>) -> Vec<Subject> {
         let mut has_heirs = HashSet::new();
         for alive in self.0.values().filter(|entry| entry.exited.is_none()) {
             let mut above = alive.parent;
@@ -110,7 +110,8 @@ impl<T> ProcessTable<T> {
             };
             let stays = entry
                 .exited
-                .is_none_or(|exited| now.duration_since(exited) <= kept);
+                .is_none_or(|exited| now.duration_since(exited) <= kept)
+                || held.contains(subject);
             if !stays {
                 evicted.push(*subject);
             }
@@ -145,12 +146,14 @@ mod tests {
         table.insert(subject(3), Some(subject(2)), "child");
         table.exit(subject(1), at(0));
         table.exit(subject(2), at(0));
-        assert_eq!(table.evict_exited(at(60)), []);
+        assert_eq!(table.evict_exited(at(60), &HashSet::new()), []);
         let ancestors: Vec<&str> = table.ancestors(subject(3)).map(|(_, name)| *name).collect();
         assert_eq!(ancestors, ["parent", "grandparent"]);
         table.exit(subject(3), at(60));
-        assert_eq!(table.evict_exited(at(65)), [subject(1), subject(2)]);
-        assert_eq!(table.evict_exited(at(71)), [subject(3)]);
+        let held = HashSet::from([subject(1)]);
+        assert_eq!(table.evict_exited(at(65), &held), [subject(2)]);
+        assert_eq!(table.evict_exited(at(65), &HashSet::new()), [subject(1)]);
+        assert_eq!(table.evict_exited(at(71), &HashSet::new()), [subject(3)]);
         assert_eq!(table.values().count(), 0);
     }
 
@@ -160,8 +163,8 @@ mod tests {
         table.insert(subject(1), None, ());
         table.insert(subject(2), Some(subject(1)), ());
         table.exit(subject(1), at(0));
-        assert_eq!(table.evict_exited(at(120)), []);
-        assert_eq!(table.evict_exited(at(121)), [subject(1)]);
+        assert_eq!(table.evict_exited(at(120), &HashSet::new()), []);
+        assert_eq!(table.evict_exited(at(121), &HashSet::new()), [subject(1)]);
         assert_eq!(table.alive().count(), 1);
     }
 
@@ -171,7 +174,7 @@ mod tests {
         let mut table = ProcessTable::default();
         table.insert(subject(1), Some(subject(2)), ());
         table.insert(subject(2), Some(subject(1)), ());
-        assert_eq!(table.evict_exited(at(0)), []);
+        assert_eq!(table.evict_exited(at(0), &HashSet::new()), []);
         assert_eq!(table.ancestors(subject(1)).take(64).count(), 64);
     }
 }

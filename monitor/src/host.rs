@@ -6,7 +6,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::OnceLock,
 };
 
 /// A process that has the host's root, if the agent's root is another one and that process may be
@@ -14,7 +14,20 @@ use std::{
 /// itself.
 ///
 /// This is pid 1 if it may be accessed, otherwise the process that started this container.
-static HOST: LazyLock<Option<i32>> = LazyLock::new(|| {
+static HOST: OnceLock<Option<i32>> = OnceLock::new();
+
+/// The process with the host's root; see [`HOST`].
+pub fn process() -> Option<i32> {
+    *HOST.get_or_init(find_process)
+}
+
+/// Sets what [`process`] returns, in a process whose parent is the agent.
+pub fn set_process(pid: Option<i32>) {
+    // Nothing asked before.
+    let _ = HOST.set(pid);
+}
+
+fn find_process() -> Option<i32> {
     let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
     let own = id("/")?;
     [Some(1), parent]
@@ -22,7 +35,7 @@ static HOST: LazyLock<Option<i32>> = LazyLock::new(|| {
         .flatten()
         .find_map(|pid| id(&root(pid)).map(|root| (pid, root)))
         .and_then(|(pid, root)| (root != own).then_some(pid))
-});
+}
 
 fn root(pid: i32) -> String {
     format!("/proc/{pid}/root")
@@ -35,12 +48,12 @@ fn id(path: &str) -> Option<(u64, u64)> {
 
 /// A process that has the host's root: another one, or this one.
 pub fn pid() -> u32 {
-    HOST.map_or_else(std::process::id, i32::unsigned_abs)
+    process().map_or_else(std::process::id, i32::unsigned_abs)
 }
 
 /// Where the agent finds a path of the host.
 pub fn path(path: &Path) -> PathBuf {
-    below(&HOST.map_or_else(|| "/".to_owned(), root), path)
+    below(&process().map_or_else(|| "/".to_owned(), root), path)
 }
 
 /// A path that refers to an open descriptor of this process, whatever its former name refers to

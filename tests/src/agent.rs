@@ -154,18 +154,7 @@ impl Agent {
 
     /// Its child processes: the readers.
     pub fn children(&self) -> Result<Vec<u32>> {
-        let mut children = Vec::new();
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            // The thread may have ended.
-            let of_thread = std::fs::read_to_string(thread?.path().join("children"));
-            let of_thread = of_thread.unwrap_or_default();
-            children.extend(
-                of_thread
-                    .split_ascii_whitespace()
-                    .filter_map(|pid| pid.parse::<u32>().ok()),
-            );
-        }
-        Ok(children)
+        Ok(children_of(self.pid())?)
     }
 
     /// The agent's standard error.
@@ -355,6 +344,22 @@ impl Agent {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         Ok(self.child.wait()?)
     }
+}
+
+/// The child processes of a process.
+pub fn children_of(pid: u32) -> std::io::Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // The thread may have ended.
+        let of_thread = std::fs::read_to_string(thread?.path().join("children"));
+        let of_thread = of_thread.unwrap_or_default();
+        children.extend(
+            of_thread
+                .split_ascii_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    Ok(children)
 }
 
 /// Starts a command that is killed when this process ends, however it ends. The kernel ties it to

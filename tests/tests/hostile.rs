@@ -2,16 +2,21 @@
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
-    agent::{Agent, Surroundings, binary},
+    agent::{Agent, Surroundings, binary, children_of},
     wait_for,
     workload::{MemoryLimit, TestUnit, aws_credentials, sh},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    fs,
-    io::{BufRead as _, BufReader},
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -88,15 +93,20 @@ impl Treasure {
         Agent::start_in(self.directory.path(), &["--config", &config], &surroundings)
     }
 
-    /// Steals it, and returns the time until the finding is in the stream.
-    fn steal(&self, agent: &Agent) -> Result<Duration> {
-        let before = agent.findings()?.len();
-        // Another one each time: the same theft is reported once.
+    /// Has it read by another workload each time: the same theft is reported once.
+    fn thief(&self) -> Result<()> {
         static THIEVES: AtomicU32 = AtomicU32::new(0);
         let number = THIEVES.fetch_add(1, Ordering::Relaxed);
         let thief = TestUnit::new(&format!("thief-{number}.service"))?;
-        let began = Instant::now();
         thief.sh(&format!("cat {}", self.path.display()), &[])?;
+        Ok(())
+    }
+
+    /// Steals it, and returns the time until the finding is in the stream.
+    fn steal(&self, agent: &Agent) -> Result<Duration> {
+        let before = agent.findings()?.len();
+        let began = Instant::now();
+        self.thief()?;
         wait_for("the theft is found", Duration::from_secs(10), || {
             let findings = agent.findings()?;
             let new = findings.iter().skip(before);
@@ -109,15 +119,32 @@ impl Treasure {
     }
 }
 
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid.try_into()?).context("a pid")?;
+    Ok(kill_process(pid, signal)?)
+}
+
 fn failures(agent: &Agent, reason: &str) -> Result<f64> {
     let label = format!("reason=\"{reason}\"");
     agent.metric("keytrail_reader_failures_total", &[&label])
 }
 
+/// Stops the agent, which must not take long, whatever it waits for.
+fn stop_in_time(agent: &mut Agent) -> Result<()> {
+    let began = Instant::now();
+    let status = agent.stop()?;
+    ensure!(status.success(), "{status}");
+    let stopping = began.elapsed();
+    ensure!(
+        stopping < Duration::from_secs(5),
+        "stopped after {stopping:?}"
+    );
+    Ok(())
+}
+
 /// The state of a process as `/proc` shows it; `None` if it is gone.
 fn state_of(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    state_of_task(Path::new(&format!("/proc/{pid}")))
 }
 
 #[test]
@@ -162,14 +189,7 @@ fn a_file_system_that_answers_the_thief_but_not_the_agent() -> Result<()> {
         .filter(|pid| state_of(*pid) == Some('D'))
         .collect();
     assert_eq!(stuck.len(), 1, "{stuck:?}");
-    let began = Instant::now();
-    let status = agent.stop()?;
-    assert!(status.success(), "{status}");
-    let stopping = began.elapsed();
-    assert!(
-        stopping < Duration::from_secs(5),
-        "stopped after {stopping:?}"
-    );
+    stop_in_time(&mut agent)?;
     drop(mount);
     wait_for("the reader ends", Duration::from_secs(5), || {
         Ok(state_of(stuck[0])
@@ -204,6 +224,198 @@ fn a_file_system_that_responds_again_is_read_again() -> Result<()> {
     )?;
     let id = agent.id_of("AKIAFAKEHOSTILE00002")?;
     agent.await_used(&id)?;
+    Ok(())
+}
+
+/// Stops the processes that an agent starts, as soon as they are there, until it is dropped.
+struct StoppedReaders {
+    ends: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl StoppedReaders {
+    fn of(pid: u32) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&ends);
+        let thread = std::thread::spawn(move || {
+            while !ended.load(Ordering::Acquire) {
+                // The agent may have ended.
+                for reader in children_of(pid).unwrap_or_default() {
+                    let _ = signal(reader, Signal::STOP);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Self {
+            ends,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for StoppedReaders {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // It cannot panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What each thread of a process does.
+fn threads(pid: u32) -> String {
+    let of = |task: &Path, name: &str| {
+        let text = fs::read_to_string(task.join(name)).unwrap_or_default();
+        text.trim().to_owned()
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    tasks
+        .flatten()
+        .map(|task| {
+            let task = task.path();
+            let state = state_of_task(&task).unwrap_or('?');
+            format!("{} {state} {}\n", of(&task, "comm"), of(&task, "syscall"))
+        })
+        .collect()
+}
+
+fn state_of_task(task: &Path) -> Option<char> {
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The readers, the ledger, the output, the log, the configuration and the state directory: none of
+/// them responds, and what the probes report is processed all the same.
+#[test]
+fn everything_outside_the_agent_stops_responding() -> Result<()> {
+    assert!(lab::is_root(), "it mounts a file system");
+    let treasure = Treasure::new()?;
+    let base = treasure.directory.path();
+    let configuration = base.join("configuration");
+    fs::create_dir(&configuration)?;
+    let config = configuration.join("config.yaml");
+    fs::copy(&treasure.config, &config)?;
+    // A pipe that is full, and that nobody reads.
+    let (_reader, writer) = std::io::pipe()?;
+    let mut writer = File::from(OwnedFd::from(writer));
+    rustix::io::ioctl_fionbio(&writer, true)?;
+    while writer.write(&[b'\n'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false)?;
+    let surroundings = Surroundings {
+        stdout: Some(&writer),
+        ..Surroundings::default()
+    };
+    let config = config.display().to_string();
+    let mut agent = Agent::start_in(base, &["--config", &config], &surroundings)?;
+    let lock = "import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=10)
+connection.execute('begin exclusive')
+print('locked', flush=True)
+sys.stdin.read()";
+    let mut holder = Command::new("python3")
+        .args(["-c", lock])
+        .arg(agent.state_dir.join("ledger.sqlite"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().context("its output")?).read_line(&mut line)?;
+    ensure!(line == "locked\n", "it says {line:?}");
+    let stopped = StoppedReaders::of(agent.pid());
+    let mounts = [
+        HoldingMount::start(&configuration)?,
+        HoldingMount::start(&agent.state_dir)?,
+    ];
+    let found = || agent.metric("keytrail_findings_total", &["rule=\"unexpected-reader\""]);
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    // The state directory is used every 30 s.
+    while began.elapsed() < Duration::from_secs(35) {
+        let before = found()?;
+        let stole = Instant::now();
+        treasure.thief()?;
+        wait_for("the theft is counted", Duration::from_secs(10), || {
+            Ok((found()? > before).then_some(()))
+        })
+        .with_context(|| format!("after {:?}: {}", began.elapsed(), threads(agent.pid())))?;
+        slowest = slowest.max(stole.elapsed());
+        ensure!(agent.get("/healthz")?.0 == 200);
+    }
+    println!("the slowest theft was found after {slowest:?}");
+    ensure!(slowest < Duration::from_secs(3), "after {slowest:?}");
+    // A process cannot end while one of its threads waits for a file system.
+    drop(mounts);
+    let began = Instant::now();
+    let status = agent.stop()?;
+    ensure!(status.success(), "{status}");
+    let stopping = began.elapsed();
+    ensure!(stopping < Duration::from_secs(12), "after {stopping:?}");
+    drop(stopped);
+    drop(holder.stdin.take());
+    holder.wait()?;
+    Ok(())
+}
+
+/// Each mount has a device of its own, so that one refusal is not enough.
+#[test]
+fn overlays_of_a_user_without_privileges_over_a_file_system_that_does_not_respond() -> Result<()> {
+    assert!(lab::is_root(), "it mounts a file system");
+    let treasure = Treasure::new()?;
+    let mut agent = treasure.agent(None)?;
+    let base = treasure.directory.path().join("layers");
+    let mount = HoldingMount::start(&base.join("mnt"))?;
+    let empty = base.join("empty");
+    fs::create_dir_all(&empty)?;
+    let overlay = format!(
+        "mount -t overlay o -o lowerdir={mount}:{empty} {empty} && exec cat {empty}/0.key -",
+        mount = mount.place.display(),
+        empty = empty.display(),
+    );
+    // They stay, as their mounts end with them.
+    let mut hostile = Vec::new();
+    for _ in 0..4 {
+        let mut child = Command::new("unshare")
+            .args(["-U", "-r", "-m", "sh", "-c", &overlay])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
+        ensure!(line.contains("PRIVATE KEY"), "it says {line:?}");
+        hostile.push(child);
+    }
+    wait_for("the rest is refused", Duration::from_secs(20), || {
+        Ok((failures(&agent, "refused")? >= 2.0).then_some(()))
+    })
+    .with_context(|| agent.log_text())?;
+    assert_eq!(failures(&agent, "abandoned")?, 2.0);
+    // What those with privileges have mounted is read all the same, overlays included.
+    let theft = treasure.steal(&agent)?;
+    assert!(theft < Duration::from_secs(1), "found after {theft:?}");
+    let image = base.join("image");
+    aws_credentials(&image, "AKIAFAKEHOSTILE00003", "FAKE/hostile/3")?;
+    let root = base.join("root");
+    fs::create_dir_all(&root)?;
+    let layers = format!("lowerdir={}:{}", image.display(), empty.display());
+    let container = format!(
+        "mount -t overlay o -o {layers} {root} && cat {root}/.aws/credentials >/dev/null",
+        root = root.display(),
+    );
+    sh(&container, &[])?;
+    let id = agent.id_of("AKIAFAKEHOSTILE00003")?;
+    let used = agent.await_used(&id);
+    sh(&format!("umount {}", root.display()), &[])?;
+    used?;
+    stop_in_time(&mut agent)?;
+    drop(mount);
+    for mut child in hostile {
+        // Its input ends.
+        drop(child.stdin.take());
+        child.wait()?;
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use super::TrailEvent;
 use crate::process_table::ProcessTable;
 use serde::Deserialize;
+use std::collections::HashSet;
 use thiserror::Error;
 
 /// The version of recordings that this release writes. Since version 2, `gone` events say when
@@ -81,7 +82,7 @@ impl RecordingReader {
             }
             TrailEvent::Exit { time, subject } => processes.exit(*subject, *time),
             TrailEvent::Tick { time } => {
-                let subjects = processes.evict_exited(*time);
+                let subjects = processes.evict_exited(*time, &HashSet::new());
                 return (!subjects.is_empty()).then_some(TrailEvent::Gone { subjects });
             }
             _ => {}

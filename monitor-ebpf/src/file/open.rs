@@ -6,7 +6,7 @@ use crate::{
         procfs::report_process_file,
     },
     support::{
-        agent::note_agent_open,
+        agent::{may_be_agent, note_agent_open},
         kernel::{self, S_IFREG, field, file_system_magic, read},
         maps::{BloomFilter, CREDENTIAL_RING, INODES, SeenSlot, count, count_lost, current_cgroup},
         path::{PathWalk, parent_mount},
@@ -165,7 +165,8 @@ fn handle_open<M: KernelMemory>(address: u64, flags: u32) {
     let Some(slot) = slot else {
         return;
     };
-    if slot.is_seen() {
+    // What the agent's readers open is compared with what was reported, whether it was seen or not.
+    if slot.is_seen() && !may_be_agent() {
         return;
     }
     let file = M::file(address);

@@ -37,6 +37,14 @@ fn agent_index(pid: u32, hooked: HookContext) -> Option<u32> {
     None
 }
 
+/// Whether the current process may belong to the agent, by its pid alone.
+#[inline(always)]
+pub fn may_be_agent() -> bool {
+    AGENTS
+        .get(0)
+        .is_some_and(|agents| agents.pid_bits & pid_bit(current_pid()) != 0)
+}
+
 /// Whether the current process, with this pid, belongs to the agent.
 #[inline(always)]
 pub fn is_agent(pid: u32, hooked: HookContext) -> bool {

@@ -12,9 +12,15 @@ use crate::{
 };
 use monitor_core::catalog::Catalog;
 use std::{
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, channel},
+    },
+    time::Duration,
 };
 
 /// Detects changes.
@@ -56,6 +62,37 @@ pub struct LoadedConfig {
     pub catalog: Arc<Catalog>,
     /// Number of cluster resources that are not accepted.
     pub refused: usize,
+    /// Settings that are read only at start have changed since the start.
+    pub needs_restart: bool,
+}
+
+/// Interval between checks for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Detects changes in a thread of its own, because the files may be on a file system that does not
+/// respond. `reload` is set to load the configuration in any case.
+pub fn watch_in_background(
+    mut watch: ConfigWatcher,
+    reload: Arc<AtomicBool>,
+) -> io::Result<Receiver<Result<LoadedConfig, ConfigError>>> {
+    let (send, changes) = channel();
+    std::thread::Builder::new()
+        .name("configuration".to_owned())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(CHECK_INTERVAL);
+                let change = if reload.swap(false, Ordering::AcqRel) {
+                    Some(watch.reload())
+                } else {
+                    watch.take_changed()
+                };
+                // The receiver is gone if the agent stops.
+                if change.is_some_and(|change| send.send(change).is_err()) {
+                    return;
+                }
+            }
+        })?;
+    Ok(changes)
 }
 
 impl ConfigWatcher {
@@ -106,7 +143,7 @@ impl ConfigWatcher {
     }
 
     /// Whether settings that are read only at start have changed since the start.
-    pub fn needs_restart(&self) -> bool {
+    fn needs_restart(&self) -> bool {
         self.settings
             .as_ref()
             .zip(self.settings_at_start.as_ref())
@@ -142,6 +179,7 @@ impl ConfigWatcher {
             config: loaded,
             catalog,
             refused,
+            needs_restart: self.needs_restart(),
         })
     }
 

@@ -60,6 +60,7 @@ impl Listeners {
         let hanging_up = async {
             while hangup.recv().await.is_some() {
                 flags.reload.store(true, Ordering::Release);
+                flags.reopen.store(true, Ordering::Release);
             }
         };
         let app = Arc::new(app);

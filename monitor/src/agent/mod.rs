@@ -64,8 +64,9 @@ struct Flags {
     /// The probes are attached, and what was running is processed.
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
-    /// SIGHUP was received: files were changed or moved.
+    /// SIGHUP was received: load the configuration again, and open the findings file again.
     reload: Arc<AtomicBool>,
+    reopen: Arc<AtomicBool>,
 }
 
 /// Runs until SIGTERM or SIGINT. `config` is the configuration at start.

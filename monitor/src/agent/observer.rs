@@ -3,23 +3,24 @@
 use super::{
     Flags,
     background::clean_up_in_background,
-    config_watcher::{ConfigWatcher, LoadedConfig},
+    config_watcher::{ConfigWatcher, LoadedConfig, watch_in_background},
     start_gaps::{RunTimes, standing_gaps, start_gaps},
 };
 use crate::{
     attribution::{Attribution, names::NameResolver},
-    config::exclude::ExcludePattern,
+    config::{error::ConfigError, exclude::ExcludePattern},
     credential::Credentials,
+    host,
     interval::Interval,
     ledger::LastShutdown,
     pipeline::{Batch, Evaluator, Pipeline, SensorFacts},
-    reader::{ReadId, ReadResult, ReaderLanes, mounts, protocol::ReaderSetup},
+    reader::{
+        ReadId, ReadResult, ReaderLanes, mounts,
+        protocol::{ReaderSetup, Views},
+    },
     sensor::{
-        Sensor, SensorOptions, cgroup_root,
-        effects::Effects,
-        exclude::ExclusionRules,
-        fields::VMLINUX,
-        selftest::{Heartbeat, self_test},
+        Sensor, SensorOptions, cgroup_root, effects::Effects, exclude::ExclusionRules,
+        fields::VMLINUX, heartbeat::Heartbeat, selftest::self_test,
     },
 };
 use anyhow::Context as _;
@@ -31,7 +32,7 @@ use monitor_core::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::Ordering, mpsc::Receiver},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -82,7 +83,7 @@ struct Observer {
     answers: UnboundedReceiver<(ReadId, ReadResult)>,
     /// All records sent before this time were read.
     read_until: Timestamp,
-    watch: ConfigWatcher,
+    changes: Receiver<Result<LoadedConfig, ConfigError>>,
     flags: Flags,
     batch: Batch,
 }
@@ -110,6 +111,8 @@ impl Observer {
                 catalog: Some(inputs.catalog.sources().clone()),
                 key: [inputs.key.k0, inputs.key.k1],
                 mounts_at_start: mounts().collect(),
+                host: host::process(),
+                views: Views::All,
             },
         })?;
         let now = Timestamp::now();
@@ -126,6 +129,9 @@ impl Observer {
             .context("self-test of the probes failed")?;
         attribution.await_objects(OBJECT_SYNC_TIMEOUT);
         let credentials = Credentials::new(Arc::clone(&inputs.catalog), inputs.key);
+        let reload = Arc::clone(&inputs.flags.reload);
+        let changes = watch_in_background(inputs.watch, reload)
+            .context("cannot start the thread that watches the configuration")?;
         let (readers, answers) = ReaderLanes::start(sensor.readers())
             .context("cannot start the threads that ask readers")?;
         let facts = SensorFacts {
@@ -141,19 +147,21 @@ impl Observer {
         );
         let known = file_places(&inputs.known);
         pipeline.restore(inputs.known);
-        let effects = pipeline.start(gaps, known, now)?;
+        let effects = pipeline.start(gaps, known, now);
         // What the agent itself did during the self-test.
         batch
             .observations
             .retain(|observation| observation.task().is_none_or(|task| task.subject != own));
+        let heartbeat = Heartbeat::start(&inputs.state_dir, own, sensor.agent_processes())
+            .context("cannot start the thread that tests the probes")?;
         let mut observer = Self {
             sensor,
             pipeline,
-            heartbeat: Heartbeat::new(&inputs.state_dir, own),
+            heartbeat,
             readers,
             answers,
             read_until: now,
-            watch: inputs.watch,
+            changes,
             flags: inputs.flags,
             batch,
         };
@@ -183,7 +191,7 @@ impl Observer {
                 self.tick()?;
             }
         }
-        self.pipeline.finish();
+        self.pipeline.finish(Timestamp::now());
         Ok(())
     }
 
@@ -210,7 +218,7 @@ impl Observer {
                     Some(answer) = self.answers.recv() => {
                         let mut batch = Batch::empty(self.read_until);
                         batch.answers.push(answer);
-                        let mut effects = self.pipeline.process(&mut batch, Timestamp::now())?;
+                        let mut effects = self.pipeline.process(&mut batch, Timestamp::now());
                         self.readers.submit(std::mem::take(&mut effects.reads));
                         delayed.push(effects);
                     }
@@ -237,46 +245,43 @@ impl Observer {
             };
             let mut batch = Batch::empty(self.read_until);
             batch.answers.push(answer);
-            let effects = self.pipeline.process(&mut batch, Timestamp::now())?;
+            let effects = self.pipeline.process(&mut batch, Timestamp::now());
             self.apply(effects)?;
         }
         Ok(())
     }
 
     fn process(&mut self) -> anyhow::Result<()> {
-        let effects = self.pipeline.process(&mut self.batch, Timestamp::now())?;
+        let effects = self.pipeline.process(&mut self.batch, Timestamp::now());
         self.apply(effects)
     }
 
     fn apply(&mut self, mut effects: Effects) -> anyhow::Result<()> {
-        self.readers.submit(std::mem::take(&mut effects.reads));
-        Ok(self.sensor.apply(effects)?)
+        let reads = std::mem::take(&mut effects.reads);
+        // First the probes: what readers open meanwhile is compared with what these know.
+        self.sensor.apply(effects)?;
+        self.readers.submit(reads);
+        Ok(())
     }
 
     /// Does what is due every second.
     fn tick(&mut self) -> anyhow::Result<()> {
         self.sensor.maintain()?;
         let mut report = self.sensor.take_report()?;
-        report.silent_since = self.heartbeat.beat(&self.sensor);
-        let effects = self.pipeline.tick(report, Timestamp::now())?;
+        report.silent_since = self.heartbeat.beat();
+        let effects = self.pipeline.tick(report, Timestamp::now());
         self.apply(effects)?;
         self.reload_if_changed()
     }
 
     fn reload_if_changed(&mut self) -> anyhow::Result<()> {
-        let requested = self.flags.reload.swap(false, Ordering::AcqRel);
-        if requested && let Err(error) = self.pipeline.sinks_mut().stream.reopen() {
-            tracing::error!(%error, "cannot reopen the findings file; still writing to the old one");
+        if self.flags.reopen.swap(false, Ordering::AcqRel) {
+            self.pipeline.sinks_mut().stream.reopen();
         }
-        let changed = if requested {
-            Some(self.watch.reload())
-        } else {
-            self.watch.take_changed()
-        };
-        match changed {
-            None => Ok(()),
-            Some(Ok(loaded)) => self.apply_config(loaded),
-            Some(Err(error)) => {
+        match self.changes.try_recv() {
+            Err(_) => Ok(()),
+            Ok(Ok(loaded)) => self.apply_config(loaded),
+            Ok(Err(error)) => {
                 self.pipeline.sinks_mut().metrics.reload_success.set(0);
                 tracing::error!(
                     "changed configuration is invalid, the previous one stays in force: {error:#}"
@@ -291,6 +296,7 @@ impl Observer {
             config,
             catalog,
             refused,
+            needs_restart,
         } = loaded;
         let exclude = config.settings.inspect.exclude;
         let effects = self.pipeline.reload(config.expectations, catalog, exclude);
@@ -302,7 +308,7 @@ impl Observer {
             .reload_success
             .set(success);
         tracing::info!("configuration reloaded");
-        if self.watch.needs_restart() {
+        if needs_restart {
             tracing::warn!("agent settings changed as well: they take effect at the next start");
         }
         Ok(())

@@ -64,7 +64,7 @@ pub fn replay(
                 .flatten(),
         );
         count += 1;
-        evaluator.process(&mut events)?;
+        evaluator.process(&mut events);
     }
     evaluator.finish();
     Ok(count)

@@ -5,7 +5,7 @@ use super::{Attribution, ProcessEntry};
 use crate::{observed::process::live_subject, sensor::observation::TaskInfo};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::Subject;
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 /// After exit records were lost, the table is compared with `/proc`, at most this often.
 const COMPARE_AFTER_LOSS: SignedDuration = SignedDuration::from_secs(10);
@@ -192,9 +192,9 @@ impl Attribution {
     }
 
     /// Forgets processes that exited long ago, and those without descendants that exited recently;
-    /// returns them.
-    pub fn evict_exited(&mut self, now: Timestamp) -> Vec<Subject> {
-        let evicted = self.table.evict_exited(now);
+    /// returns them. Those in `kept` stay.
+    pub fn evict_exited(&mut self, now: Timestamp, kept: &HashSet<Subject>) -> Vec<Subject> {
+        let evicted = self.table.evict_exited(now, kept);
         self.names
             .retain(self.table.values().map(|entry| &*entry.group));
         evicted

@@ -1,6 +1,6 @@
 use super::*;
 use jiff::SignedDuration;
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 fn task_info(pid: u32, parent: u32) -> TaskInfo {
     TaskInfo {
@@ -91,11 +91,15 @@ fn exited_processes_are_kept_longer_while_a_descendant_lives() {
     attribution.fork(&below);
     attribution.exit(&process);
     let after = |seconds| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds);
-    assert!(attribution.evict_exited(after(60)).is_empty());
+    assert!(
+        attribution
+            .evict_exited(after(60), &HashSet::new())
+            .is_empty()
+    );
     assert_eq!(attribution.process(process.subject).exe, "/bin/true");
     attribution.exit(&below);
-    assert_eq!(attribution.evict_exited(after(9)), []);
-    let mut dead = attribution.evict_exited(after(11));
+    assert_eq!(attribution.evict_exited(after(9), &HashSet::new()), []);
+    let mut dead = attribution.evict_exited(after(11), &HashSet::new());
     dead.sort();
     assert_eq!(dead, [process.subject, below.subject]);
 }
@@ -119,7 +123,7 @@ fn a_process_whose_exit_was_lost_is_found_missing() {
     attribution.note_lost_records();
     assert_eq!(attribution.take_missing(after(31)), [gone.subject]);
     attribution.exec(&gone, Path::new("/bin/true"), false);
-    attribution.evict_exited(after(60));
+    attribution.evict_exited(after(60), &HashSet::new());
     attribution.exec(&gone, Path::new("/bin/true"), false);
     attribution.note_lost_records();
     assert_eq!(attribution.take_missing(after(35)), [], "not each second");

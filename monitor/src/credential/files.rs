@@ -5,7 +5,7 @@ use crate::{
     observed::{file::FileId, mapping::FileVersion, path::RawPath},
     reader::{
         ReadFailure,
-        protocol::{FileAnswer, FileRequest, RecoveredFile},
+        protocol::{FileContents, FileRequest, RecoveredFile},
     },
 };
 use jiff::Timestamp;
@@ -29,7 +29,7 @@ pub(super) const FILES_CACHED: usize = 20_000;
 
 /// What was found in a version of a file.
 #[derive(Clone, Debug)]
-pub(super) struct FileContents {
+pub(super) struct KnownContents {
     version: FileVersion,
     found: Arc<Vec<FoundSecret>>,
 }
@@ -79,7 +79,7 @@ pub struct CredentialFile {
     /// Only a variable made it a credential's place.
     by_pointer: bool,
     /// Its contents when they were last read.
-    known: Option<FileContents>,
+    known: Option<KnownContents>,
 }
 
 impl CredentialFile {
@@ -149,7 +149,7 @@ impl Credentials {
     pub fn in_file(
         &mut self,
         file: &CredentialFile,
-        contents: Result<FileAnswer, ReadFailure>,
+        contents: Result<FileContents, ReadFailure>,
     ) -> Option<FileCredentials> {
         let place = Place {
             source: Source::File,
@@ -200,13 +200,13 @@ impl Credentials {
     }
 
     /// What was found in a file, also if the reader found the version that was known.
-    fn contents(&mut self, file: &CredentialFile, answer: &FileAnswer) -> Arc<Vec<FoundSecret>> {
+    fn contents(&mut self, file: &CredentialFile, answer: &FileContents) -> Arc<Vec<FoundSecret>> {
         let found = match (&answer.found, &file.known) {
             (Some(found), _) => Arc::new(found.clone()),
             (None, Some(known)) => Arc::clone(&known.found),
             (None, None) => Arc::default(),
         };
-        let contents = FileContents {
+        let contents = KnownContents {
             version: answer.version,
             found: Arc::clone(&found),
         };

@@ -13,7 +13,7 @@ mod variables;
 pub use files::{CredentialFile, MountView, OpenedFile};
 
 use crate::observed::file::FileId;
-use files::{FILES_CACHED, FileContents, HOMES_CACHED};
+use files::{FILES_CACHED, HOMES_CACHED, KnownContents};
 use hashlink::LruCache;
 use known::KnownCredentials;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
@@ -28,7 +28,7 @@ const FOLLOWED_CACHED: usize = 4096;
 pub struct Credentials {
     catalog: Arc<Catalog>,
     key: FingerprintKey,
-    files: LruCache<FileId, FileContents>,
+    files: LruCache<FileId, KnownContents>,
     known: KnownCredentials,
     /// The path under which a file was first recognised as a credential's: it remains one under any
     /// other path.

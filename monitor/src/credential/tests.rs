@@ -2,7 +2,7 @@ use super::{files::FileCredentials, variables::variable_place, *};
 use crate::{
     observed::variable::ObservedVariable,
     reader::{
-        ReaderTasks,
+        ReadFailure, ReaderTasks,
         protocol::{PointedPlace, ReadAnswer, ReadRequest},
     },
     sensor::observation::ObservedSecret,
@@ -48,8 +48,8 @@ fn read(credentials: &mut Credentials, opened: OpenedFile<'_>) -> Option<FileCre
     };
     let request = credentials.file_request(&place, opened, view, false);
     let answer = ReaderTasks::for_tests(KEY).result(&ReadRequest::File(request));
-    let contents = answer.map(|answer| match answer {
-        ReadAnswer::File(answer) => answer,
+    let contents = answer.and_then(|answer| match answer {
+        ReadAnswer::File(answer) => answer.contents.map_err(|_| ReadFailure::Unreadable),
         other => panic!("{other:?}"),
     });
     credentials.in_file(&place, contents)

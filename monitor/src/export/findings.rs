@@ -152,11 +152,10 @@ impl FindingStream {
     }
 
     /// Reopens the file of findings, after it was moved away.
-    pub fn reopen(&mut self) -> io::Result<()> {
-        if let Some(path) = &self.path {
-            self.out.set_target(to_file(path)?);
+    pub fn reopen(&self) {
+        if let Some(path) = self.path.clone() {
+            self.out.reopen(Box::new(move || to_file(&path)));
         }
-        Ok(())
     }
 
     fn write(&self, finding: &Finding, written: bool) -> serde_json::Result<()> {

@@ -28,6 +28,8 @@ pub enum Delivery {
 
 enum LineMessage {
     Line(Vec<u8>),
+    /// Write to another output from now on.
+    Reopen(OpenTarget),
     /// Dropped when everything before it is written.
     Reached(Completion),
 }
@@ -44,7 +46,6 @@ struct LineQueue {
     /// Waits for the thread, which ends when everything is written.
     end: Mutex<CompletionWaiter>,
     lost: Arc<AtomicU64>,
-    next_target: Arc<Mutex<Option<LineTarget>>>,
 }
 
 impl std::fmt::Debug for LineQueue {
@@ -58,6 +59,8 @@ impl std::fmt::Debug for LineQueue {
 
 /// An output for lines.
 type LineTarget = Box<dyn Write + Send>;
+/// Opens an output, which may take long.
+type OpenTarget = Box<dyn FnOnce() -> io::Result<LineTarget> + Send>;
 
 impl LineWriter {
     /// Starts the thread.
@@ -65,12 +68,11 @@ impl LineWriter {
         let (queue, messages) = sync_channel(QUEUE_MAX);
         let (alive, end) = completion::completion();
         let lost = Arc::new(AtomicU64::new(0));
-        let next_target = Arc::new(Mutex::new(Some(target)));
-        let (lost_in_thread, targets) = (Arc::clone(&lost), Arc::clone(&next_target));
+        let lost_in_thread = Arc::clone(&lost);
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                write_lines(&messages, &targets, &lost_in_thread);
+                write_lines(&messages, target, &lost_in_thread);
                 drop(alive);
             })?;
         Ok(Self {
@@ -79,7 +81,6 @@ impl LineWriter {
                 delivery,
                 end: Mutex::new(end),
                 lost,
-                next_target,
             }),
         })
     }
@@ -91,10 +92,12 @@ impl LineWriter {
         }
     }
 
-    /// Changes the output, starting with the next line that is written.
-    pub fn set_target(&self, target: LineTarget) {
-        let next = self.inner.next_target.lock();
-        *next.unwrap_or_else(PoisonError::into_inner) = Some(target);
+    /// Has the thread open another output, starting with the next line. If it cannot be opened, the
+    /// old one is kept.
+    pub fn reopen(&self, open: OpenTarget) {
+        if !self.send(LineMessage::Reopen(open)) {
+            tracing::error!("cannot reopen an output that does not respond");
+        }
     }
 
     fn send(&self, message: LineMessage) -> bool {
@@ -134,30 +137,21 @@ impl Drop for LineQueue {
     }
 }
 
-fn write_lines(
-    messages: &Receiver<LineMessage>,
-    next_target: &Mutex<Option<LineTarget>>,
-    lost: &AtomicU64,
-) {
-    let mut target: Option<LineTarget> = None;
+fn write_lines(messages: &Receiver<LineMessage>, mut target: LineTarget, lost: &AtomicU64) {
     for message in messages {
-        let next = next_target
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        target = next.or(target);
         match message {
             LineMessage::Reached(reached) => drop(reached),
+            LineMessage::Reopen(open) => match open() {
+                Ok(opened) => target = opened,
+                Err(error) => {
+                    tracing::error!(%error, "cannot reopen the findings file; still writing to the old one");
+                }
+            },
             LineMessage::Line(line) => {
                 // Whole and immediately: a line must not stay in a buffer, or be truncated by a
                 // kill.
-                let written = target.as_mut().is_some_and(|target| {
-                    target
-                        .write_all(&line)
-                        .and_then(|()| target.flush())
-                        .is_ok()
-                });
-                if !written {
+                let written = target.write_all(&line).and_then(|()| target.flush());
+                if written.is_err() {
                     lost.fetch_add(1, Ordering::Relaxed);
                 }
             }

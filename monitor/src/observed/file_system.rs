@@ -42,13 +42,20 @@ pub fn is_surely_local(magic: u32, device: u32) -> bool {
     !is_remote(magic) && (LOCAL.contains(&magic) || device >> 20 != 0)
 }
 
+/// Magic number of overlay file systems.
+const OVERLAY: u32 = 0x794c_7630;
+
+/// As [`is_surely_local`], where overlays are known to have local layers only.
+pub fn is_local_or_overlay(magic: u32, device: u32) -> bool {
+    magic == OVERLAY || is_surely_local(magic, device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_may_wait() {
-        const OVERLAY: u32 = 0x794c_7630;
         const EXT4: u32 = 0xef53;
         let disk = 254 << 20 | 1;
         for (magic, device, remote, local) in [
@@ -63,6 +70,8 @@ mod tests {
         ] {
             assert_eq!(is_remote(magic), remote, "{magic:#x}");
             assert_eq!(is_surely_local(magic, device), local, "{magic:#x}");
+            let with_overlays = local || magic == OVERLAY;
+            assert_eq!(is_local_or_overlay(magic, device), with_overlays);
         }
     }
 }

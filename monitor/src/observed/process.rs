@@ -11,3 +11,9 @@ pub fn live_subject(pid: u32) -> Option<Subject> {
         start: stat.starttime,
     })
 }
+
+/// Whether a process is in the agent's user namespace; `None` if it exited.
+pub fn in_own_user_namespace(pid: u32) -> Option<bool> {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
+    Some(namespace(&pid.to_string())? == namespace("self")?)
+}

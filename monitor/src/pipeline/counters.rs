@@ -1,7 +1,7 @@
 //! The counters of all probes and stages. Losses become gaps.
 
 use super::{
-    Pipeline,
+    EventRecorder, Pipeline,
     gaps::{lost_events, unread},
 };
 use crate::{reader::ReadFailure, sensor::report::SensorReport};
@@ -99,6 +99,11 @@ impl Pipeline {
                 "stream",
                 sinks.stream.lost(),
                 "findings could not be written to the findings stream",
+            ),
+            (
+                "recording",
+                sinks.record.as_ref().map_or(0, EventRecorder::lost),
+                "events could not be written to the recording",
             ),
             (
                 "ledger",

@@ -9,11 +9,7 @@ use monitor_core::{
     policy::{Policy, decision::Decision},
     trail::{Trail, TrailEvent, TrailOutput},
 };
-use std::{
-    collections::VecDeque,
-    io::{self, Write as _},
-    net::IpAddr,
-};
+use std::{collections::VecDeque, net::IpAddr};
 
 /// Maximum uses and mints waiting for a name, and workloads remembered as unnamed.
 const DEFERRED_MAX: usize = 4096;
@@ -94,12 +90,11 @@ impl Evaluator {
     }
 
     /// Processes events, and distributes the outputs.
-    pub fn process(&mut self, events: &mut Vec<TrailEvent>) -> io::Result<()> {
+    pub fn process(&mut self, events: &mut Vec<TrailEvent>) {
         let mut outcomes = Vec::new();
         for event in events.drain(..) {
-            if let Some(record) = &mut self.sinks.record {
-                serde_json::to_writer(&mut *record, &event)?;
-                record.write_all(b"\n")?;
+            if let Some(recorder) = &self.sinks.record {
+                recorder.record(&event);
             }
             if let TrailEvent::Tick { time } = &event {
                 self.release_deferred(*time);
@@ -109,10 +104,6 @@ impl Evaluator {
                 self.evaluate(outcome);
             }
         }
-        if let Some(record) = &mut self.sinks.record {
-            record.flush()?;
-        }
-        Ok(())
     }
 
     fn evaluate(&mut self, outcome: TrailOutput) {

@@ -26,8 +26,8 @@ use monitor_core::{
     catalog::Catalog, model::Credential, policy::expectation::Expectations, trail::TrailEvent,
 };
 use notices::NoticeGaps;
-pub use sinks::Sinks;
-use std::{io, sync::Arc};
+pub use sinks::{EventRecorder, Sinks};
+use std::sync::Arc;
 
 /// Observations in time order.
 #[derive(Debug)]
@@ -114,12 +114,7 @@ impl Pipeline {
 
     /// Processes what existed before the probes: the gaps of this start, and what is running. `known`
     /// are the places of credential files of an earlier run.
-    pub fn start(
-        &mut self,
-        gaps: Vec<TrailEvent>,
-        known: Vec<String>,
-        now: Timestamp,
-    ) -> io::Result<Effects> {
+    pub fn start(&mut self, gaps: Vec<TrailEvent>, known: Vec<String>, now: Timestamp) -> Effects {
         (self.counted, self.homes_read) = (now, now);
         self.events.extend(gaps);
         self.enricher.scan_running(now, &mut self.events);
@@ -128,8 +123,8 @@ impl Pipeline {
         if let Some(ledger) = &self.evaluator.sinks.ledger {
             ledger.started();
         }
-        self.evaluator.process(&mut self.events)?;
-        Ok(self.effects(false))
+        self.evaluator.process(&mut self.events);
+        self.effects(false)
     }
 
     /// Whether an observation waits for an answer of the reader.
@@ -143,19 +138,19 @@ impl Pipeline {
     }
 
     /// Processes a batch of observations, and leaves it empty.
-    pub fn process(&mut self, batch: &mut Batch, now: Timestamp) -> io::Result<Effects> {
+    pub fn process(&mut self, batch: &mut Batch, now: Timestamp) -> Effects {
         let answers = std::mem::take(&mut batch.answers);
         self.enricher
             .process(&mut batch.observations, answers, now, &mut self.events);
         let renamed = self.enricher.rename(now, &mut self.events);
         self.enricher
             .release_unmatched(batch.read_until, &mut self.events);
-        self.evaluator.process(&mut self.events)?;
-        Ok(self.effects(renamed))
+        self.evaluator.process(&mut self.events);
+        self.effects(renamed)
     }
 
     /// Does what is due every second: counters, gaps, timeouts.
-    pub fn tick(&mut self, report: SensorReport, now: Timestamp) -> io::Result<Effects> {
+    pub fn tick(&mut self, report: SensorReport, now: Timestamp) -> Effects {
         self.count(&report, now);
         let gaps = self.notices.gaps(report.notices, now);
         let silent = report.silent_since.map(gaps::silent_probe);
@@ -167,10 +162,12 @@ impl Pipeline {
             self.homes_read = now;
             self.enricher.request_homes();
         }
-        self.events.push(TrailEvent::Tick { time: now });
+        let time = self.enricher.enriched_until(now);
+        self.events.push(TrailEvent::Tick { time });
+        self.enricher.report_overdue(now, &mut self.events);
         self.enricher.evict_exited(now, &mut self.events);
-        self.evaluator.process(&mut self.events)?;
-        Ok(self.effects(false))
+        self.evaluator.process(&mut self.events);
+        self.effects(false)
     }
 
     /// Replaces the expectations, the catalog and the exclusions.
@@ -200,7 +197,9 @@ impl Pipeline {
     }
 
     /// Decides everything that is waiting, because no more input will come.
-    pub fn finish(&mut self) {
+    pub fn finish(&mut self, now: Timestamp) {
+        self.enricher.enrich_the_rest(now, &mut self.events);
+        self.evaluator.process(&mut self.events);
         self.evaluator.finish();
     }
 

@@ -1,6 +1,6 @@
 //! Tests of the pipeline without a kernel: batches of observations in, effects and events out.
 
-use super::{Batch, Evaluator, Pipeline, SensorFacts, Sinks};
+use super::{Batch, Evaluator, EventRecorder, Pipeline, SensorFacts, Sinks};
 use crate::{
     attribution::{Attribution, names::NameResolver},
     config::{Config, settings::FindingsFormat},
@@ -21,13 +21,12 @@ use jiff::{SignedDuration, Timestamp};
 use monitor_common::{fingerprint::FingerprintKey, record::Probe};
 use monitor_core::{
     catalog::Catalog,
-    model::{Subject, Transport},
+    model::{Subject, Transport, Workload},
     policy::Policy,
     trail::TrailEvent,
 };
 use std::{
     fs::{self, File},
-    io::BufWriter,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -59,7 +58,7 @@ impl TestPipeline {
                 Delivery::Complete,
             )
             .expect("a stream"),
-            record: Some(BufWriter::new(record)),
+            record: Some(EventRecorder::start(Box::new(record)).expect("a thread")),
         };
         let policy = Policy::new(Config::default().expectations, Arc::clone(&catalog));
         let pipeline = Pipeline::new(
@@ -102,6 +101,15 @@ impl TestPipeline {
         self.process_batch(observations, Vec::new())
     }
 
+    /// The reader answers what the pipeline asked.
+    fn answer_reads(&mut self, effects: &super::Effects) {
+        let reads = effects.reads.iter();
+        let answers = reads
+            .map(|(id, request)| (*id, self.reader.result(request)))
+            .collect();
+        self.answer(answers);
+    }
+
     fn answer(&mut self, answers: Vec<(ReadId, ReadResult)>) -> super::Effects {
         self.process_batch(Vec::new(), answers)
     }
@@ -118,13 +126,17 @@ impl TestPipeline {
         };
         let effects = self.pipeline.process(&mut batch, self.time);
         assert!(batch.observations.is_empty() && batch.answers.is_empty());
-        effects.expect("processed")
+        effects
     }
 
     /// The events so far.
     fn events(&self) -> Vec<TrailEvent> {
+        let recorder = self.pipeline.evaluator.sinks.record.as_ref();
+        recorder.expect("a recording").flush();
         let text = fs::read_to_string(self.directory.path().join("record")).expect("a record");
+        // It begins with its version.
         text.lines()
+            .skip(1)
             .map(|line| serde_json::from_str(line).expect("an event"))
             .collect()
     }
@@ -296,7 +308,7 @@ fn losses_become_gaps_once_and_are_counted_per_workload() {
     };
     let time = test.time;
     let tick = |test: &mut TestPipeline, report: SensorReport| {
-        test.pipeline.tick(report, time).expect("processed");
+        test.pipeline.tick(report, time);
     };
     let losses = report.losses.clone();
     tick(
@@ -334,7 +346,7 @@ fn a_silent_probe_is_a_blind_gap() {
         silent_since: Some(test.time),
         ..SensorReport::default()
     };
-    test.pipeline.tick(report, test.time).expect("processed");
+    test.pipeline.tick(report, test.time);
     let blind = test.events().into_iter().any(
         |event| matches!(event, TrailEvent::Gap { gap } if gap.kind == "probe-silent" && gap.blind),
     );
@@ -373,8 +385,7 @@ fn an_exited_process_is_forgotten_by_every_stage_at_once() {
     };
     assert!(!gone(&test));
     test.time += SignedDuration::from_secs(11);
-    let tick = test.pipeline.tick(SensorReport::default(), test.time);
-    tick.expect("processed");
+    test.pipeline.tick(SensorReport::default(), test.time);
     assert!(gone(&test), "{:?}", test.events());
     assert!(
         test.pipeline
@@ -412,12 +423,7 @@ fn a_connection_after_a_read_waits_for_the_reader() {
     let effects = test.process_unanswered(batch);
     assert!(test.pipeline.is_waiting());
     assert_eq!(connected(&test.events()), 0, "it would precede the pick-up");
-    let answers = effects
-        .reads
-        .iter()
-        .map(|(id, request)| (*id, test.reader.result(request)))
-        .collect();
-    test.answer(answers);
+    test.answer_reads(&effects);
     let events = test.events();
     let position = |is: fn(&TrailEvent) -> bool| events.iter().position(is);
     let pick_up = position(|event| matches!(event, TrailEvent::PickUp(_)));
@@ -439,13 +445,85 @@ fn a_reader_that_does_not_respond_delays_others_for_a_moment_only() {
     test.process_unanswered(batch);
     assert_eq!(connected(&test.events()), 2);
     // What comes late is not lost.
-    let answers: Vec<_> = effects
-        .reads
-        .iter()
-        .map(|(id, request)| (*id, test.reader.result(request)))
-        .collect();
-    test.answer(answers);
+    test.answer_reads(&effects);
     assert_eq!(picked_up(&test.events()), 1);
+}
+
+#[test]
+fn the_workload_of_a_late_file_is_known_after_its_process_exited() {
+    let mut test = TestPipeline::new();
+    let open = open_credentials(&test);
+    let effects = test.process_unanswered(vec![open]);
+    let exit = Observation::Exit(test.task());
+    test.time += SignedDuration::from_secs(1);
+    test.process_unanswered(vec![exit]);
+    let workload = test
+        .pipeline
+        .enricher
+        .attribution
+        .workload(test.task().subject);
+    // Long after exited processes are forgotten.
+    test.time += SignedDuration::from_secs(30);
+    test.pipeline.tick(SensorReport::default(), test.time);
+    let is_gone = |event: &TrailEvent| matches!(event, TrailEvent::Gone { .. });
+    assert!(!test.events().iter().any(is_gone));
+    test.answer_reads(&effects);
+    let events = test.events();
+    let actors: Vec<&Workload> = events
+        .iter()
+        .filter_map(|event| match event {
+            TrailEvent::PickUp(event) => Some(&event.actor.workload),
+            _ => None,
+        })
+        .collect();
+    // By its place when it took too long, and by its key when that came.
+    assert_eq!(actors, [&workload; 2]);
+    test.time += SignedDuration::from_secs(3);
+    test.pipeline.tick(SensorReport::default(), test.time);
+    assert!(test.events().iter().any(is_gone));
+}
+
+#[test]
+fn what_waits_when_the_agent_stops_is_not_lost() {
+    let mut test = TestPipeline::new();
+    let batch = vec![
+        open_credentials(&test),
+        test.connect(),
+        open_credentials(&test),
+        test.connect(),
+    ];
+    test.process_unanswered(batch);
+    test.pipeline.finish(test.time);
+    let events = test.events();
+    // By its place, because its contents are not known.
+    assert_eq!((connected(&events), picked_up(&events)), (2, 2));
+}
+
+#[test]
+fn a_long_queue_does_not_wait_and_ticks_do_not_overtake_it() {
+    let mut test = TestPipeline::new();
+    let open = open_credentials(&test);
+    test.process_unanswered(vec![open]);
+    let since = test.time;
+    test.time += SignedDuration::from_millis(10);
+    test.pipeline.tick(SensorReport::default(), test.time);
+    let ticks = |test: &TestPipeline| {
+        let events = test.events();
+        let ticks = events.into_iter().filter_map(|event| match event {
+            TrailEvent::Tick { time } => Some(time),
+            _ => None,
+        });
+        ticks.collect::<Vec<_>>()
+    };
+    assert_eq!(ticks(&test), [since]);
+    let many = 40_000;
+    let batch = (0..many).map(|_| test.connect()).collect();
+    test.process_unanswered(batch);
+    assert!(!test.pipeline.is_waiting());
+    // The recording has lost some of them, as its thread was busy.
+    assert!(connected(&test.events()) > many / 4);
+    test.pipeline.tick(SensorReport::default(), test.time);
+    assert_eq!(ticks(&test).last(), Some(&test.time));
 }
 
 #[test]
@@ -477,7 +555,7 @@ fn failures_of_the_reader_become_gaps() {
         reader_failures: vec![(ReadFailure::TimedOut, 3), (ReadFailure::Unreadable, 9)],
         ..SensorReport::default()
     };
-    test.pipeline.tick(report, test.time).expect("processed");
+    test.pipeline.tick(report, test.time);
     let gaps: Vec<(String, u64)> = test
         .events()
         .into_iter()

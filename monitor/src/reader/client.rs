@@ -2,12 +2,16 @@
 
 use super::{
     process::{ReaderExit, ReaderProcess},
-    protocol::{ReadAnswer, ReadRequest, ReaderSetup},
+    protocol::{FileAnswer, ReadAnswer, ReadRequest, ReaderSetup, Views},
     registry::{KernelOpen, ProcessRegistry},
+    role::ReaderRole,
     stuck::StuckReaders,
     wire::WireError,
 };
-use crate::observed::file_system::{is_remote, is_surely_local};
+use crate::observed::{
+    file::FileId,
+    file_system::{is_remote, is_surely_local},
+};
 use monitor_core::catalog::CatalogSources;
 use std::{
     os::fd::OwnedFd,
@@ -137,20 +141,11 @@ impl ReaderPool {
         }))
     }
 
-    /// A client with a reader of its own for credentials, which starts with the first request.
-    pub fn client(&self) -> ReaderClient {
-        self.client_with_catalog(true)
-    }
-
-    /// As [`client`](Self::client), for programs only: its reader has no catalog.
-    pub fn program_client(&self) -> ReaderClient {
-        self.client_with_catalog(false)
-    }
-
-    fn client_with_catalog(&self, has_catalog: bool) -> ReaderClient {
+    /// A client with a reader of its own, which starts with the first request.
+    pub fn client(&self, role: ReaderRole) -> ReaderClient {
         ReaderClient {
             shared: Arc::clone(&self.0),
-            has_catalog,
+            role,
             process: None,
             version: 0,
             failed_to_start: None,
@@ -189,18 +184,27 @@ impl SharedState {
         self.failures[failure as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The setup and its version, for a reader with or without a catalog.
-    fn setup(&self, has_catalog: bool) -> (u64, Arc<ReaderSetup>) {
+    /// The setup of a reader, and its version.
+    fn setup(&self, role: ReaderRole) -> (u64, Arc<ReaderSetup>) {
         let setup = self.setup.lock().unwrap_or_else(PoisonError::into_inner);
-        if has_catalog {
-            return (setup.0, Arc::clone(&setup.1));
+        match role {
+            ReaderRole::Credentials => (setup.0, Arc::clone(&setup.1)),
+            ReaderRole::LocalFiles => {
+                let local = ReaderSetup {
+                    views: Views::OwnUserNamespace,
+                    ..ReaderSetup::clone(&setup.1)
+                };
+                (setup.0, Arc::new(local))
+            }
+            ReaderRole::Programs => {
+                // The rest does not change.
+                let without = ReaderSetup {
+                    catalog: None,
+                    ..ReaderSetup::clone(&setup.1)
+                };
+                (0, Arc::new(without))
+            }
         }
-        // The rest does not change.
-        let without = ReaderSetup {
-            catalog: None,
-            ..ReaderSetup::clone(&setup.1)
-        };
-        (0, Arc::new(without))
     }
 }
 
@@ -208,7 +212,7 @@ impl SharedState {
 #[derive(Debug)]
 pub struct ReaderClient {
     shared: Arc<SharedState>,
-    has_catalog: bool,
+    role: ReaderRole,
     process: Option<ReaderProcess>,
     /// The version of the setup that the process has.
     version: u64,
@@ -229,8 +233,16 @@ impl ReaderClient {
             // The request may not be the reason.
             answer = self.try_call(request);
         }
-        if let Err(failure) = &answer {
-            self.shared.count_failure(*failure);
+        let failure = match &answer {
+            Err(failure) => Some(*failure),
+            Ok((ReadAnswer::File(FileAnswer { contents, .. }), _)) => {
+                let error = contents.as_ref().err();
+                error.map(|_| ReadFailure::Unreadable)
+            }
+            Ok(_) => None,
+        };
+        if let Some(failure) = failure {
+            self.shared.count_failure(failure);
         }
         answer
     }
@@ -254,7 +266,9 @@ impl ReaderClient {
         request: &ReadRequest,
     ) -> Result<(ReadAnswer, Option<OwnedFd>), ReadFailure> {
         let place = request.file_system();
-        if place.is_some_and(|(device, magic)| self.shared.stuck.refuses(device, magic)) {
+        if self.role != ReaderRole::LocalFiles
+            && place.is_some_and(|(device, magic)| self.shared.stuck.refuses(device, magic))
+        {
             return Err(ReadFailure::Refused);
         }
         let mut process = self.ready_process()?;
@@ -279,15 +293,17 @@ impl ReaderClient {
                     .iter()
                     .rev()
                     .map(|open| (open.file.device, open.magic));
-                // What it waits for is not a local disk, whatever it opened before.
-                let mut candidates = place
-                    .into_iter()
-                    .chain(opened)
+                // What it waits for is not a local disk, whatever it opened before; and rather what
+                // it opened than what it was to open.
+                let mut candidates = opened
+                    .chain(place)
                     .filter(|(device, magic)| !is_surely_local(*magic, *device));
                 let failure = self.end(process, candidates.next().map(|(device, _)| device));
                 tracing::debug!(?request, %failure, "the reader was replaced");
                 Err(failure)
             }
+            // It may wait in the kernel with its socket closed.
+            Err(_) if !process.ends_soon() => Err(self.end(process, None)),
             Err(error) => {
                 let failure = ReadFailure::from(process.exit());
                 tracing::debug!(?request, %failure, %error, "the reader was replaced");
@@ -298,7 +314,7 @@ impl ReaderClient {
 
     /// The reader, started if there is none, or if it has an older setup.
     fn ready_process(&mut self) -> Result<ReaderProcess, ReadFailure> {
-        let (version, setup) = self.shared.setup(self.has_catalog);
+        let (version, setup) = self.shared.setup(self.role);
         if let Some(mut process) = self.process.take() {
             let ended = process.has_ended();
             self.hangs &= !ended;
@@ -318,6 +334,7 @@ impl ReaderClient {
             return Err(ReadFailure::NotStarted);
         }
         let shared = &self.shared;
+        let began = Instant::now();
         // One may be killed while it starts.
         for attempt in 1..=START_ATTEMPTS {
             match ReaderProcess::start(&shared.program, &setup, &shared.registry) {
@@ -325,7 +342,7 @@ impl ReaderClient {
                     (self.version, self.failed_to_start) = (version, None);
                     return Ok(process);
                 }
-                Err(error) if attempt < START_ATTEMPTS => {
+                Err(error) if attempt < START_ATTEMPTS && began.elapsed() < RESTART_INTERVAL => {
                     tracing::debug!(%error, "a reader did not start");
                 }
                 Err(error) => {
@@ -343,7 +360,7 @@ impl ReaderClient {
             return ReadFailure::TimedOut;
         }
         // If too many are abandoned, it is kept, and no request is made until it ends.
-        self.process = self.shared.stuck.add(process, device);
+        self.process = self.shared.stuck.add(process, self.role, device);
         self.hangs = self.process.is_some();
         ReadFailure::Abandoned
     }
@@ -352,12 +369,21 @@ impl ReaderClient {
 fn limit(request: &ReadRequest) -> Duration {
     match request {
         ReadRequest::File(file) if is_surely_local(file.magic, file.file.device) => LIMIT,
-        ReadRequest::File(_) | ReadRequest::Exists { .. } | ReadRequest::Added { .. } => {
-            CAUTIOUS_LIMIT
-        }
+        ReadRequest::File(_)
+        | ReadRequest::Exists { .. }
+        | ReadRequest::Added { .. }
+        | ReadRequest::Environment { .. } => CAUTIOUS_LIMIT,
         ReadRequest::Recover { .. } => LONG_LIMIT,
         _ => LIMIT,
     }
+}
+
+/// Whether the kernel opened the wanted file. Files found in `/proc` at the start have no generation
+/// where only the kernel can tell it.
+fn is_same(opened: FileId, wanted: FileId) -> bool {
+    opened == wanted
+        || (wanted.generation == 0
+            && (opened.device, opened.inode) == (wanted.device, wanted.inode))
 }
 
 /// Compares what the reader opened, according to the kernel, with what it was to open.
@@ -367,12 +393,18 @@ fn check(
     opens: Option<&[KernelOpen]>,
 ) -> Result<(), ReadFailure> {
     match (request, answer) {
-        (ReadRequest::File(wanted), ReadAnswer::File(answer)) => {
+        (
+            ReadRequest::File(wanted),
+            ReadAnswer::File(FileAnswer {
+                contents: Ok(contents),
+                ..
+            }),
+        ) => {
             let is_wanted = match opens {
-                Some(opens) => opens.iter().any(|open| open.file == wanted.file),
+                Some(opens) => opens.iter().any(|open| is_same(open.file, wanted.file)),
                 // System calls show another device on some file systems, and another inode number
                 // in containers.
-                None => wanted.contained || answer.opened.inode == wanted.file.inode,
+                None => wanted.contained || contents.opened.inode == wanted.file.inode,
             };
             is_wanted.then_some(()).ok_or(ReadFailure::Replaced)
         }

@@ -1,14 +1,22 @@
-//! A thread that asks a reader, so that nothing else waits for it.
+//! Threads that ask readers, so that nothing else waits for them.
 
 use super::{
     client::{ReadFailure, ReaderPool},
     protocol::{ReadAnswer, ReadRequest},
+    role::ReaderRole,
 };
-use crate::observed::file_system::is_remote;
+use crate::observed::{
+    file_system::{is_local_or_overlay, is_remote},
+    process::in_own_user_namespace,
+};
+use hashlink::LruCache;
 use std::{
     io,
-    sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -25,6 +33,36 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum requests that wait for one reader: more than a node has processes.
 const WAITING_MAX: usize = 16_384;
 
+/// File systems that responded slowly a moment ago.
+#[derive(Clone, Debug)]
+struct SlowDevices(Arc<Mutex<LruCache<u32, Instant>>>);
+
+impl SlowDevices {
+    /// A request that takes this long shows that its file system is slow.
+    const SLOW: Duration = Duration::from_millis(250);
+    /// How long that is remembered.
+    const TTL: Duration = Duration::from_secs(60);
+    /// Number of file systems remembered.
+    const CACHED: usize = 1024;
+
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(LruCache::new(Self::CACHED))))
+    }
+
+    fn note(&self, request: &ReadRequest, took: Duration) {
+        if let (Some((device, _)), true) = (request.file_system(), took >= Self::SLOW) {
+            let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            slow.insert(device, Instant::now());
+        }
+    }
+
+    fn contains(&self, device: u32) -> bool {
+        let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slow.get(&device)
+            .is_some_and(|since| since.elapsed() < Self::TTL)
+    }
+}
+
 /// Requests to one reader, answered in order.
 #[derive(Debug)]
 struct ReaderLane {
@@ -35,16 +73,19 @@ struct ReaderLane {
 
 impl ReaderLane {
     /// Starts the thread; it ends with this value, or with the receiver of the answers. Its reader
-    /// is ended when it is idle, unless it is `always_ready`.
+    /// is ended when it is idle, except that of local files.
     fn start(
         name: &str,
         readers: &ReaderPool,
+        role: ReaderRole,
         answers: UnboundedSender<(ReadId, ReadResult)>,
-        always_ready: bool,
+        slow: &SlowDevices,
     ) -> io::Result<Self> {
         let (requests, received) = sync_channel::<(ReadId, ReadRequest)>(WAITING_MAX);
-        let mut client = readers.client();
+        let mut client = readers.client(role);
         let answered = answers.clone();
+        let slow = slow.clone();
+        let always_ready = role == ReaderRole::LocalFiles;
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -54,7 +95,9 @@ impl ReaderLane {
                 loop {
                     match received.recv_timeout(IDLE_TIMEOUT) {
                         Ok((id, request)) => {
+                            let began = Instant::now();
                             let result = client.call(&request).map(|(answer, _)| answer);
+                            slow.note(&request, began.elapsed());
                             if answered.send((id, result)).is_err() {
                                 return;
                             }
@@ -83,22 +126,31 @@ impl ReaderLane {
     }
 }
 
-/// The lanes of the pipeline: one for what it waits for, one for what may take long.
+/// The lanes of the pipeline. Each has a reader of its own, so that none waits for another.
 #[derive(Debug)]
 pub struct ReaderLanes {
+    /// Files that nobody without privileges can keep from responding.
     files: ReaderLane,
+    /// What a process has, and files that its owner may have arranged.
+    processes: ReaderLane,
+    /// What may take long.
     background: ReaderLane,
+    slow: SlowDevices,
 }
 
 impl ReaderLanes {
-    /// Starts the threads; the receiver gets the answers of both.
+    /// Starts the threads; the receiver gets the answers of all lanes.
     pub fn start(
         readers: &ReaderPool,
     ) -> io::Result<(Self, UnboundedReceiver<(ReadId, ReadResult)>)> {
         let (answers, received) = unbounded_channel();
+        let slow = SlowDevices::new();
+        let start = |name, role| ReaderLane::start(name, readers, role, answers.clone(), &slow);
         let lanes = Self {
-            files: ReaderLane::start("read-files", readers, answers.clone(), true)?,
-            background: ReaderLane::start("read-slowly", readers, answers, false)?,
+            files: start("read-files", ReaderRole::LocalFiles)?,
+            processes: start("read-processes", ReaderRole::Credentials)?,
+            background: start("read-slowly", ReaderRole::Credentials)?,
+            slow: slow.clone(),
         };
         Ok((lanes, received))
     }
@@ -106,21 +158,71 @@ impl ReaderLanes {
     /// Submits requests without waiting for them.
     pub fn submit(&self, requests: Vec<(ReadId, ReadRequest)>) {
         for (id, request) in requests {
-            let lane = if may_take_long(&request) {
+            self.lane(&request).submit(id, request);
+        }
+    }
+
+    fn lane(&self, request: &ReadRequest) -> &ReaderLane {
+        match request {
+            ReadRequest::File(file)
+                if is_remote(file.magic) || self.slow.contains(file.file.device) =>
+            {
                 &self.background
-            } else {
+            }
+            ReadRequest::File(file)
+                if is_local_or_overlay(file.magic, file.file.device)
+                    && has_privileged_mounts(file.pid) =>
+            {
                 &self.files
-            };
-            lane.submit(id, request);
+            }
+            ReadRequest::Exists { pid, .. } | ReadRequest::Added { pid, .. }
+                if has_privileged_mounts(*pid) =>
+            {
+                &self.files
+            }
+            ReadRequest::File(_)
+            | ReadRequest::Exists { .. }
+            | ReadRequest::Added { .. }
+            | ReadRequest::Environment { .. }
+            | ReadRequest::Process { .. } => &self.processes,
+            _ => &self.background,
         }
     }
 }
 
-/// Whether a request may wait for another machine or process, or examines many files.
-fn may_take_long(request: &ReadRequest) -> bool {
-    match request {
-        ReadRequest::File(file) => is_remote(file.magic),
-        ReadRequest::Exists { .. } | ReadRequest::Added { .. } => false,
-        _ => true,
+/// Whether only a process with privileges can have made the mounts that a process sees. If that
+/// process exited, paths are opened through the host's mounts.
+fn has_privileged_mounts(pid: u32) -> bool {
+    in_own_user_namespace(pid) != Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::file::FileId;
+    use crate::reader::protocol::FileRequest;
+    use std::path::Path;
+
+    #[test]
+    fn a_file_system_is_slow_for_a_while_after_a_slow_answer() {
+        let slow = SlowDevices::new();
+        let file = FileId {
+            device: 40,
+            inode: 1,
+            generation: 0,
+        };
+        let request = ReadRequest::File(FileRequest::for_tests(Path::new("/x"), file));
+        slow.note(&request, SlowDevices::SLOW / 2);
+        assert!(!slow.contains(40));
+        slow.note(&request, SlowDevices::SLOW);
+        assert!(slow.contains(40));
+        assert!(!slow.contains(41));
+        slow.note(&ReadRequest::Homes, SlowDevices::SLOW);
+    }
+
+    #[test]
+    fn mounts_in_the_agents_user_namespace_are_privileged() {
+        assert!(has_privileged_mounts(std::process::id()));
+        assert!(has_privileged_mounts(0x7000_0001), "it exited");
     }
 }

@@ -11,6 +11,7 @@ mod lane;
 mod process;
 pub mod protocol;
 mod registry;
+mod role;
 mod sandbox;
 mod serve;
 mod stuck;
@@ -20,6 +21,7 @@ mod wire;
 pub use client::{ReadFailure, ReaderClient, ReaderPool};
 pub use lane::{ReadId, ReadResult, ReaderLanes};
 pub use registry::{KernelOpen, ProcessRegistry, Unregistered};
+pub use role::ReaderRole;
 pub use serve::serve;
 #[cfg(test)]
 pub use task::ReaderTasks;

@@ -116,11 +116,13 @@ impl ReaderProcess {
         self.has_ended_within(KILL_TIMEOUT)
     }
 
-    /// Why it closed its socket.
+    /// Whether it ends by itself, after it closed its socket.
+    pub fn ends_soon(&mut self) -> bool {
+        self.has_ended_within(KILL_TIMEOUT)
+    }
+
+    /// Why it ended.
     pub fn exit(&mut self) -> ReaderExit {
-        if !self.has_ended_within(KILL_TIMEOUT) {
-            self.kill();
-        }
         match self.child.try_wait() {
             Ok(Some(status)) => reason(status),
             Ok(None) | Err(_) => ReaderExit::Crashed,

@@ -25,6 +25,18 @@ pub struct ReaderSetup {
     pub key: [u64; 2],
     /// Mounts that were present when the agent started: permanent ones are among them.
     pub mounts_at_start: Vec<MountId>,
+    /// A process that has the host's root, if the agent's root is another one.
+    pub host: Option<i32>,
+    pub views: Views,
+}
+
+/// Through the root of which processes a reader opens paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Views {
+    /// Those in the agent's user namespace: their mounts were made with privileges, so an overlay
+    /// among them is not a way to a file system that does not respond.
+    OwnUserNamespace,
+    All,
 }
 
 /// A request to a reader.
@@ -111,17 +123,24 @@ impl FileRequest {
     }
 }
 
-/// The contents of a file.
+/// What is known about a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileAnswer {
+    /// The contents, or why there are none.
+    pub contents: Result<FileContents, String>,
+    /// Whether the file, or its directory, is a mount of its own, if that was asked.
+    pub mounted_alone: Option<bool>,
+}
+
+/// The contents of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileContents {
     pub version: FileVersion,
     pub modified: Option<Timestamp>,
     /// `None` if it is the version that the request named.
     pub found: Option<Vec<FoundSecret>>,
     /// How the reader's own system calls identify the file.
     pub opened: FileId,
-    /// Whether the file, or its directory, is a mount of its own, if that was asked.
-    pub mounted_alone: Option<bool>,
 }
 
 /// A credential's place that an environment names.

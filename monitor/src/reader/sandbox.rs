@@ -1,6 +1,7 @@
 //! What a reader may do. In a pod it has no cgroup of its own, so the limits are its own: memory, CPU
 //! time per request, descriptors, capabilities, system calls.
 
+use rustix::ioctl::{Opcode, opcode};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
@@ -8,16 +9,17 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use std::{collections::BTreeMap, io};
 use thiserror::Error;
 
-/// Maximum address space: the program itself has some 60 MiB, most of it not in memory.
-const ADDRESS_SPACE: u64 = 384 << 20;
+/// Maximum address space: the program and its libraries have some 50 MiB, most of it not in memory.
+const ADDRESS_SPACE: u64 = 160 << 20;
 /// Maximum number of descriptors.
 const DESCRIPTORS: u64 = 64;
-/// Maximum CPU time of one request, in seconds.
-const CPU_SECONDS: u64 = 4;
 
 /// Why a limit could not be set. A reader without limits answers nothing.
 #[derive(Debug, Error)]
@@ -73,11 +75,11 @@ fn limit(resource: Resource, name: &'static str, value: u64) -> Result<(), Sandb
     })
 }
 
-/// Allows this process [`CPU_SECONDS`] more; then the kernel ends it.
-pub fn begin_request() {
+/// Allows this process some more seconds of CPU time; then the kernel ends it.
+pub fn begin_request(seconds: u64) {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).tv_sec;
     let limit = Rlimit {
-        current: Some(used.unsigned_abs() + CPU_SECONDS),
+        current: Some(used.unsigned_abs() + seconds),
         maximum: getrlimit(Resource::Cpu).maximum,
     };
     // It is within the maximum, which is not changed.
@@ -104,9 +106,11 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     )
 }
 
-/// System calls for reading files, for memory, and for the answers. Any other one fails.
+/// System calls for reading files, for memory, and for the answers, with any arguments. Any other
+/// one fails, except those in [`restricted`].
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_brk,
+    libc::SYS_capget,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_close,
@@ -121,22 +125,17 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getpid,
     libc::SYS_getrandom,
     libc::SYS_gettid,
-    libc::SYS_ioctl,
     libc::SYS_lseek,
     libc::SYS_madvise,
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_munlock,
     libc::SYS_munmap,
     libc::SYS_nanosleep,
     libc::SYS_newfstatat,
     libc::SYS_open_tree,
-    libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_ppoll,
     libc::SYS_pread64,
-    libc::SYS_prlimit64,
     libc::SYS_read,
     libc::SYS_readlinkat,
     libc::SYS_recvmsg,
@@ -151,12 +150,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_statfs,
     libc::SYS_statx,
-    libc::SYS_tgkill,
     libc::SYS_uname,
-    libc::SYS_write,
-    libc::SYS_writev,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_open,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     #[cfg(target_arch = "x86_64")]
@@ -167,9 +161,62 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_lstat,
 ];
 
+/// System calls that are allowed with some arguments only.
+fn restricted() -> Result<Vec<(libc::c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
+    use SeccompCmpArgLen::Dword;
+    let equal = |argument, mask: i32, value: u32| {
+        let operator = SeccompCmpOp::MaskedEq(u64::from(mask.cast_unsigned()));
+        SeccompCondition::new(argument, Dword, operator, u64::from(value))
+    };
+    let all = |conditions| SeccompRule::new(conditions);
+    let own_pid = rustix::process::getpid().as_raw_nonzero().get();
+    let private = libc::MAP_PRIVATE.cast_unsigned();
+    // Also not for creating or truncating.
+    let not_read_only = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+    let mut rules = vec![
+        // The generation of a file.
+        (
+            libc::SYS_ioctl,
+            vec![all(vec![equal(1, -1, FS_IOC_GETVERSION)?])?],
+        ),
+        // Memory of its own, in which nothing new is executed.
+        (
+            libc::SYS_mmap,
+            vec![all(vec![
+                equal(2, libc::PROT_EXEC, 0)?,
+                equal(3, libc::MAP_TYPE, private)?,
+            ])?],
+        ),
+        (
+            libc::SYS_mprotect,
+            vec![all(vec![equal(2, libc::PROT_EXEC, 0)?])?],
+        ),
+        (
+            libc::SYS_openat,
+            vec![all(vec![equal(2, not_read_only, 0)?])?],
+        ),
+        // Its own limits, and its own end.
+        (libc::SYS_prlimit64, vec![all(vec![equal(0, -1, 0)?])?]),
+        (
+            libc::SYS_tgkill,
+            vec![all(vec![equal(0, -1, own_pid.cast_unsigned())?])?],
+        ),
+    ];
+    #[cfg(target_arch = "x86_64")]
+    rules.push((
+        libc::SYS_open,
+        vec![all(vec![equal(1, not_read_only, 0)?])?],
+    ));
+    Ok(rules)
+}
+
+/// The request for a file's generation.
+pub const FS_IOC_GETVERSION: Opcode = opcode::read::<std::ffi::c_long>(b'v', 1);
+
 fn filter() -> Result<BpfProgram, SandboxError> {
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    rules.extend(restricted()?);
     let filter = SeccompFilter::new(
         rules,
         // As an older kernel would: the C library then tries another call.

@@ -11,7 +11,11 @@ use super::{
 };
 use crate::{
     config::exclude::ExcludePattern,
-    reader::{ReaderPool, Unregistered, mounts, protocol::ReaderSetup},
+    host,
+    reader::{
+        ReaderPool, ReaderRole, Unregistered, mounts,
+        protocol::{ReaderSetup, Views},
+    },
 };
 use monitor_common::{fingerprint::FingerprintKey, record::Probe};
 use monitor_core::{catalog::Catalog, model::Subject};
@@ -288,13 +292,15 @@ fn setup() -> ReaderSetup {
         catalog: None,
         key: [0, 0],
         mounts_at_start: mounts().collect(),
+        host: host::process(),
+        views: Views::All,
     }
 }
 
 /// The running programs that are not attached to.
 fn examine_running(exclusion: &ExclusionRules) -> Vec<UnattachedProgram> {
     let readers = ReaderPool::new(setup(), Arc::new(Unregistered));
-    inspector::examine_running(&mut readers.program_client(), exclusion)
+    inspector::examine_running(&mut readers.client(ReaderRole::Programs), exclusion)
 }
 
 fn report(program: &AttachedProgram) -> ProbeReport {

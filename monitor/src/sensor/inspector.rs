@@ -14,7 +14,7 @@ use crate::{
     completion::Completion,
     observed::mapping::{MappedFile, ProcessMapping, mappings_of_process, processes},
     reader::{
-        ReadFailure, ReaderClient, ReaderPool,
+        ReadFailure, ReaderClient, ReaderPool, ReaderRole,
         protocol::{NotHeld, ProgramAnswer, ReadAnswer, ReadRequest, Symbols},
     },
 };
@@ -87,12 +87,12 @@ impl Inspector {
             reporter: reporter.clone(),
         };
         let symbols = SymbolThread {
-            client: readers.program_client(),
+            client: readers.client(ReaderRole::Programs),
             known: known.clone(),
             results: results.clone(),
         };
         let inspector = InspectorThread {
-            client: readers.program_client(),
+            client: readers.client(ReaderRole::Programs),
             known: known.clone(),
             results,
             slow: ask_slow,
@@ -385,8 +385,8 @@ impl SymbolThread {
             match mappings.recv_timeout(IDLE_READER_TIMEOUT) {
                 Ok(mapping) => match inspect(&mut self.client, &mapping, Symbols::Static) {
                     Ok(program) => self.results.report(program),
-                    // It is inspected the next time it is mapped.
-                    Err(_) => self.known.forget_mapped(mapping.file),
+                    // It is inspected again when it is mapped after a while.
+                    Err(_) => self.known.set_nothing_found(mapping.file),
                 },
                 Err(RecvTimeoutError::Timeout) => self.client.retire(),
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod effects;
 pub mod exclude;
 pub mod fields;
+pub mod heartbeat;
 mod inspector;
 mod kernel_filter;
 mod known_files;
@@ -285,6 +286,11 @@ impl Sensor {
     /// them reported.
     pub fn set_agent(&self, agent: Option<Subject>) {
         self.agents.set_main(agent);
+    }
+
+    /// The agent's processes, as the probes know them.
+    pub fn agent_processes(&self) -> Arc<AgentProcessMaps> {
+        Arc::clone(&self.agents)
     }
 
     /// Readers whose processes the probes know.

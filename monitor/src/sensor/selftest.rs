@@ -3,10 +3,9 @@
 use super::{
     Sensor, SensorError,
     agent_processes::in_initial_pid_namespace,
-    observation::{Observation, ObservedForeignRead, ObservedOpen},
+    observation::{Observation, ObservedOpen},
 };
 use crate::observed::file::kernel_device;
-use jiff::Timestamp;
 use monitor_core::model::Subject;
 use std::{
     fs::{self, File},
@@ -36,7 +35,8 @@ pub enum SelfTestError {
     Sensor(#[from] SensorError),
 }
 
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time until an open is reported.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Opens a file with the name of a credential and waits until the probes report it. Returns this
 /// process as the probes see it, whose pid differs from its own view inside a PID namespace, and
@@ -115,14 +115,14 @@ pub async fn self_test(
 }
 
 /// A directory for a file with a credential's name, removed however the test ends.
-struct TestDirectory(PathBuf);
+pub(super) struct TestDirectory(pub PathBuf);
 
 impl TestDirectory {
-    fn netrc(&self) -> PathBuf {
+    pub fn netrc(&self) -> PathBuf {
         self.0.join(".netrc")
     }
 
-    fn make(&self) -> io::Result<fs::Metadata> {
+    pub fn make(&self) -> io::Result<fs::Metadata> {
         fs::create_dir_all(&self.0)?;
         fs::write(self.netrc(), b"")?;
         fs::metadata(self.netrc())
@@ -142,15 +142,15 @@ impl Drop for TestDirectory {
 /// systems report another device than the kernel uses: then a name that no one else knows is
 /// compared.
 #[derive(Debug)]
-struct SelfTestFile {
-    name: String,
+pub(super) struct SelfTestFile {
+    pub name: String,
     inode: u64,
     device: Option<u32>,
     pid: Option<u32>,
 }
 
 impl SelfTestFile {
-    fn new(front: &str) -> Self {
+    pub fn new(front: &str) -> Self {
         let mut random = [0; 8];
         // Without random bytes, the process and the file are sufficient.
         let _ = getrandom::fill(&mut random);
@@ -163,7 +163,7 @@ impl SelfTestFile {
     }
 
     /// Adds the identity of the created file.
-    fn create(self, metadata: &fs::Metadata) -> Self {
+    pub fn create(self, metadata: &fs::Metadata) -> Self {
         let device = metadata.dev();
         Self {
             inode: metadata.ino(),
@@ -172,7 +172,7 @@ impl SelfTestFile {
         }
     }
 
-    fn matches(&self, observation: &Observation) -> bool {
+    pub fn matches(&self, observation: &Observation) -> bool {
         let Observation::FileOpened(ObservedOpen {
             task, file, path, ..
         }) = observation
@@ -183,78 +183,5 @@ impl SelfTestFile {
         file.inode == self.inode
             && self.device.is_none_or(|device| file.device == device)
             && self.pid.map_or_else(named, |pid| task.subject.pid == pid)
-    }
-}
-
-/// Interval between checks that the probes still work.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
-
-/// A file with a credential's name that the agent opens regularly: probes that do not report it
-/// were detached, or are kept from reporting.
-#[derive(Debug)]
-pub struct Heartbeat {
-    directory: PathBuf,
-    own: Subject,
-    last: Instant,
-    /// An open that was not observed yet.
-    waiting: Option<SelfTestFile>,
-    /// When the probes were last known to work.
-    seen: Timestamp,
-    silent: bool,
-}
-
-impl Heartbeat {
-    /// `own` is the agent as returned by [`self_test`].
-    pub fn new(directory: &Path, own: Subject) -> Self {
-        Self {
-            directory: directory.to_owned(),
-            own,
-            last: Instant::now(),
-            waiting: None,
-            seen: Timestamp::now(),
-            silent: false,
-        }
-    }
-
-    /// Opens the file if it is due; called every second. Returns since when the file probe may be
-    /// silent, if that was detected since the last call.
-    pub fn beat(&mut self, sensor: &Sensor) -> Option<Timestamp> {
-        let since = self.last.elapsed();
-        let fell_silent = self.waiting.is_some() && since > TIMEOUT && !self.silent;
-        self.silent |= fell_silent;
-        if since > HEARTBEAT_INTERVAL {
-            self.last = Instant::now();
-            self.waiting = None;
-            // If the disk is full, there is no heartbeat, and nothing to expect.
-            let mark = SelfTestFile::new("heartbeat");
-            let folder = TestDirectory(self.directory.join(&mark.name));
-            if let Ok(metadata) = folder.make() {
-                sensor.set_agent(None);
-                let opened = File::open(folder.netrc());
-                sensor.set_agent(Some(self.own));
-                self.waiting = opened.is_ok().then(|| mark.create(&metadata));
-            }
-        }
-        fell_silent.then_some(self.seen)
-    }
-
-    /// Removes the heartbeat, and other activity of the agent itself, from the observations.
-    pub fn remove_own(&mut self, observations: &mut Vec<Observation>) {
-        let Some(mark) = &self.waiting else { return };
-        let own = self.own;
-        let mut seen = false;
-        observations.retain(|observation| match observation {
-            Observation::FileOpened(ObservedOpen { task, .. }) if task.subject == own => {
-                seen |= mark.matches(observation);
-                false
-            }
-            Observation::ForeignRead(ObservedForeignRead { task, .. }) => task.subject != own,
-            _ => true,
-        });
-        if seen {
-            self.waiting = None;
-            self.silent = false;
-            self.seen = Timestamp::now();
-        }
     }
 }

@@ -8,7 +8,10 @@ use super::{
     observation::Observation,
     uprobe_program::UprobePrograms,
 };
-use crate::{completion, reader::ReaderPool};
+use crate::{
+    completion,
+    reader::{ReaderPool, ReaderRole},
+};
 use std::{
     io,
     sync::mpsc::{Receiver, channel},
@@ -34,7 +37,7 @@ impl UprobeThreads {
         exclusion: ExclusionRules,
         readers: &ReaderPool,
     ) -> io::Result<Self> {
-        let mut client = readers.program_client();
+        let mut client = readers.client(ReaderRole::Programs);
         let exclusion = exclusion.resolve(&mut client);
         drop(client);
         let (report, notices) = channel();

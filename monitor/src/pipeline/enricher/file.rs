@@ -70,19 +70,22 @@ impl Enricher {
         open: &ObservedOpen,
         source: Source,
         place: &CredentialFile,
-        contents: Result<FileAnswer, ReadFailure>,
+        answer: Result<FileAnswer, ReadFailure>,
         events: &mut Vec<TrailEvent>,
     ) {
         let subject = open.task.subject;
-        let alone = contents
-            .as_ref()
-            .ok()
-            .and_then(|answer| answer.mounted_alone);
+        let alone = answer.as_ref().ok().and_then(|answer| answer.mounted_alone);
+        let contents =
+            answer.and_then(|answer| answer.contents.map_err(|_| ReadFailure::Unreadable));
+        let was_read = contents.is_ok();
         if let Some(alone) = alone {
             self.attribution.set_mounted(subject, place.shown(), alone);
         }
         let Some(mut found) = self.credentials.in_file(place, contents) else {
-            self.not_a_credential(open);
+            // A file that could not be read this time may be a credential's.
+            if was_read {
+                self.not_a_credential(open);
+            }
             return;
         };
         found.place.source = source;

@@ -8,6 +8,7 @@ mod presented;
 mod process;
 mod reads;
 mod running;
+mod wait_budget;
 
 use super::SensorFacts;
 use crate::{
@@ -172,7 +173,7 @@ impl Enricher {
                 .into_iter()
                 .map(|subject| TrailEvent::Exit { time: now, subject }),
         );
-        let subjects = self.attribution.evict_exited(now);
+        let subjects = self.attribution.evict_exited(now, &self.reads.subjects());
         if !subjects.is_empty() {
             events.push(TrailEvent::Gone { subjects });
         }
@@ -186,6 +187,13 @@ impl Enricher {
     /// Whether an observation waits for the reader.
     pub fn is_waiting(&self) -> bool {
         self.reads.is_waiting()
+    }
+
+    /// Until when all observations are enriched, except those that are set aside.
+    pub fn enriched_until(&self, now: Timestamp) -> Timestamp {
+        self.reads
+            .waiting_since()
+            .map_or(now, |since| since.min(now))
     }
 
     /// Number of running processes that are not examined yet.

@@ -4,13 +4,15 @@
 //! behind it, but only for a moment: then it is set aside and enriched when its answer comes, so
 //! that a file system that does not respond delays nothing else.
 
-use super::Enricher;
+mod answers;
+
+use super::{Enricher, wait_budget::WaitBudget};
 use crate::{
     credential::{CredentialFile, MountView, OpenedFile},
-    observed::file_system::is_remote,
+    observed::file::FileId,
     reader::{
-        ReadFailure, ReadId, ReadResult,
-        protocol::{EnvironmentAnswer, FileAnswer, ReadAnswer, ReadRequest},
+        ReadFailure, ReadId,
+        protocol::{EnvironmentAnswer, FileAnswer, ReadRequest},
     },
     sensor::observation::{Observation, ObservedOpen, OpenKind, TaskInfo},
 };
@@ -19,12 +21,16 @@ use monitor_core::{
     model::{Source, Subject},
     trail::TrailEvent,
 };
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-/// How long later observations wait for a local file.
-const LOCAL_WAIT: SignedDuration = SignedDuration::from_millis(500);
-/// How long they wait for a file on a file system that may not respond.
-const REMOTE_WAIT: SignedDuration = SignedDuration::from_millis(100);
+/// How long later observations wait for what is not a file: an environment, or the trust in a
+/// program.
+const OTHER_WAIT: SignedDuration = SignedDuration::from_millis(100);
+/// If more observations than this are in the queue, none waits for its answer.
+const QUEUE_MAX: usize = 32_768;
+
+/// Attempts to find the files of an earlier run again, after the first.
+const RECOVER_RETRIES: usize = 2;
 
 /// The contents of a file, or why there are none.
 type ContentsResult = Result<FileAnswer, ReadFailure>;
@@ -43,8 +49,29 @@ enum ReadPurpose {
         time: Timestamp,
         subject: Subject,
     },
+    /// Whether the program of a process can be trusted.
+    Trust {
+        subject: Subject,
+        request: ReadRequest,
+    },
     Homes,
-    Recovered,
+    /// Files at these places, and in volumes.
+    Recovered {
+        known: Vec<String>,
+        attempts_left: usize,
+    },
+}
+
+impl ReadPurpose {
+    /// The process to which the answer belongs.
+    fn subject(&self) -> Option<Subject> {
+        match self {
+            Self::LateFile(late) => Some(late.open.task.subject),
+            Self::Environment(taken) => Some(taken.subject),
+            Self::Process { subject, .. } | Self::Trust { subject, .. } => Some(*subject),
+            Self::Head | Self::Homes | Self::Recovered { .. } => None,
+        }
+    }
 }
 
 /// A file whose contents come late.
@@ -53,6 +80,9 @@ struct LateFile {
     open: ObservedOpen,
     source: Source,
     place: CredentialFile,
+    since: Timestamp,
+    /// It took too long, and the file was reported by its place.
+    reported: bool,
 }
 
 /// What is taken from an environment.
@@ -74,7 +104,7 @@ struct HeadReads {
     file: Option<HeadFile>,
     environment: Option<HeadEnvironment>,
     /// Requests about the trust in its program that have no answer yet.
-    trust: BTreeMap<ReadId, ReadRequest>,
+    trust: BTreeSet<ReadId>,
     subject: Subject,
 }
 
@@ -123,6 +153,9 @@ pub(super) struct PendingReads {
     requests: Vec<(ReadId, ReadRequest)>,
     /// Number of late files by device: others there are not waited for.
     late: HashMap<u32, usize>,
+    budget: WaitBudget,
+    /// The agent stops: nothing waits any more.
+    ends: bool,
     /// Number of processes that are not examined yet.
     pub unexamined: usize,
 }
@@ -150,7 +183,18 @@ impl PendingReads {
     /// run knew.
     pub fn request_background(&mut self, known: Vec<String>) {
         self.request(ReadRequest::Homes, ReadPurpose::Homes);
-        self.request(ReadRequest::Recover { known }, ReadPurpose::Recovered);
+        self.request_recovered(known, RECOVER_RETRIES);
+    }
+
+    fn request_recovered(&mut self, known: Vec<String>, attempts_left: usize) {
+        let request = ReadRequest::Recover {
+            known: known.clone(),
+        };
+        let purpose = ReadPurpose::Recovered {
+            known,
+            attempts_left,
+        };
+        self.request(request, purpose);
     }
 
     /// Requests the home directories of the host's users again.
@@ -180,6 +224,17 @@ impl PendingReads {
         self.request(request, ReadPurpose::Environment(taken));
     }
 
+    /// The processes to which outstanding answers belong: they must stay known until then.
+    pub fn subjects(&self) -> HashSet<Subject> {
+        let subjects = self.purposes.values();
+        subjects.filter_map(ReadPurpose::subject).collect()
+    }
+
+    /// Since when the first observation waits, if it does.
+    pub fn waiting_since(&self) -> Option<Timestamp> {
+        Some(self.head.as_ref()?.since)
+    }
+
     fn remember_late(&mut self, device: u32) {
         *self.late.entry(device).or_default() += 1;
     }
@@ -195,64 +250,6 @@ impl PendingReads {
 }
 
 impl Enricher {
-    /// Takes the answer to a request.
-    pub(super) fn take_answer(
-        &mut self,
-        id: ReadId,
-        result: ReadResult,
-        events: &mut Vec<TrailEvent>,
-    ) {
-        match self.reads.purposes.remove(&id) {
-            Some(ReadPurpose::Head) => self.take_head_answer(id, result),
-            Some(ReadPurpose::LateFile(late)) => {
-                let LateFile {
-                    open,
-                    source,
-                    place,
-                } = *late;
-                self.reads.forget_late(open.file.device);
-                self.file_read(&open, source, &place, contents(result), events);
-            }
-            Some(ReadPurpose::Environment(taken)) => {
-                self.take_environment(&taken, environment(result), events);
-            }
-            Some(ReadPurpose::Process { time, subject }) => {
-                self.reads.unexamined -= 1;
-                if let Ok(ReadAnswer::Process(answer)) = result {
-                    self.take_process(time, subject, answer, events);
-                }
-            }
-            Some(ReadPurpose::Homes) => {
-                if let Ok(ReadAnswer::Homes(homes)) = result {
-                    self.attribution.set_homes(homes);
-                }
-            }
-            Some(ReadPurpose::Recovered) => {
-                if let Ok(ReadAnswer::Recovered(files)) = result {
-                    self.take_recovered(files);
-                }
-            }
-            // It was given up.
-            None => {}
-        }
-    }
-
-    fn take_head_answer(&mut self, id: ReadId, result: ReadResult) {
-        let Some(head) = &mut self.reads.head else {
-            return;
-        };
-        if let Some(file) = head.file.as_mut().filter(|file| file.id == id) {
-            file.contents = Some(contents(result));
-        } else if let Some(asked) = head.environment.as_mut().filter(|asked| asked.id == id) {
-            asked.answer = Some(environment(result));
-        } else if let Some(request) = head.trust.remove(&id) {
-            let subject = head.subject;
-            if let Ok(ReadAnswer::Fact(Some(fact))) = result {
-                self.attribution.set_trust(subject, &request, fact);
-            }
-        }
-    }
-
     /// Enriches the observations in the queue, up to one that must wait.
     pub(super) fn advance(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
         while let Some(observation) = self.reads.queue.pop_front() {
@@ -265,11 +262,17 @@ impl Enricher {
             if let Some(head) = &self.reads.head
                 && !head.is_complete()
                 && !head.is_overdue(now)
+                && self.reads.queue.len() < QUEUE_MAX
+                && !self.reads.ends
             {
                 self.reads.queue.push_front(observation);
                 return;
             }
             let head = self.reads.head.take();
+            if let (Some(head), Observation::FileOpened(open)) = (&head, &observation) {
+                let waited = now.duration_since(head.since);
+                self.reads.budget.add(open.file.device, open.magic, waited);
+            }
             let mut rest = std::mem::take(&mut self.reads.queue);
             self.enrich(observation, head, &mut rest, events);
             rest.append(&mut self.reads.queue);
@@ -277,22 +280,37 @@ impl Enricher {
         }
     }
 
+    /// Enriches what is in the queue without waiting, because no more answers will come.
+    pub fn enrich_the_rest(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
+        self.reads.ends = true;
+        self.advance(now, events);
+        let purposes = std::mem::take(&mut self.reads.purposes);
+        for purpose in purposes.into_values() {
+            if let ReadPurpose::LateFile(late) = purpose
+                && !late.reported
+            {
+                self.report_by_place(&late, events);
+            }
+        }
+    }
+
     /// Requests what an observation needs; `None` if it can be enriched at once.
     fn begin(&mut self, now: Timestamp, observation: &Observation) -> Option<HeadReads> {
         let mut head = HeadReads {
             since: now,
-            limit: LOCAL_WAIT,
+            limit: OTHER_WAIT,
             file: None,
             environment: None,
-            trust: BTreeMap::new(),
+            trust: BTreeSet::new(),
             subject: observation.task()?.subject,
         };
         let picks_up = match observation {
             Observation::FileOpened(open) => {
                 self.attribution.ensure(&open.task);
                 head.file = self.begin_file(open);
-                if is_remote(open.magic) {
-                    head.limit = REMOTE_WAIT;
+                if head.file.is_some() {
+                    let FileId { device, .. } = open.file;
+                    head.limit = self.reads.budget.limit(now, device, open.magic);
                 }
                 if self.reads.late.contains_key(&open.file.device) {
                     head.limit = SignedDuration::ZERO;
@@ -304,14 +322,15 @@ impl Enricher {
                 true
             }
             Observation::Exec(exec) if self.sensor.environ_is_read => {
+                // Its program may have to be examined as well.
+                self.attribution.exec(&exec.task, &exec.exe, exec.unlinked);
                 head.environment = Some(self.begin_environment(&exec.task));
-                false
+                true
             }
             _ => false,
         };
-        if picks_up && let Some(request) = self.attribution.trust_request(head.subject) {
-            let id = self.reads.request(request.clone(), ReadPurpose::Head);
-            head.trust.insert(id, request);
+        if picks_up {
+            head.trust.extend(self.request_trust(head.subject));
         }
         (!head.is_complete()).then_some(head)
     }
@@ -390,11 +409,10 @@ impl Enricher {
             return self.enrich_at_once(observation, rest, events);
         };
         // Without an answer in time, the program is trusted as far as it is known.
-        for id in head.trust.keys() {
-            self.reads.purposes.remove(id);
-        }
         match (observation, head.file) {
-            (Observation::FileOpened(open), Some(file)) => self.enrich_file(open, file, events),
+            (Observation::FileOpened(open), Some(file)) => {
+                self.enrich_file(open, file, head.since, events);
+            }
             (observation, _) => self.enrich_at_once(observation, rest, events),
         }
         if let Some(HeadEnvironment { id, taken, answer }) = head.environment {
@@ -409,7 +427,13 @@ impl Enricher {
     }
 
     /// Enriches an opened file, or sets it aside until its contents come.
-    fn enrich_file(&mut self, open: ObservedOpen, file: HeadFile, events: &mut Vec<TrailEvent>) {
+    fn enrich_file(
+        &mut self,
+        open: ObservedOpen,
+        file: HeadFile,
+        since: Timestamp,
+        events: &mut Vec<TrailEvent>,
+    ) {
         let HeadFile {
             id,
             source,
@@ -424,37 +448,10 @@ impl Enricher {
             open,
             source,
             place,
+            since,
+            reported: false,
         };
         let purpose = ReadPurpose::LateFile(Box::new(late));
         self.reads.purposes.insert(id, purpose);
-    }
-
-    fn take_environment(
-        &mut self,
-        taken: &EnvironmentUse,
-        answer: Option<EnvironmentAnswer>,
-        events: &mut Vec<TrailEvent>,
-    ) {
-        let EnvironmentAnswer { variables, places } = answer.unwrap_or_default();
-        let EnvironmentUse { time, subject, .. } = *taken;
-        if taken.pick_up {
-            let found = self.credentials.in_environment(&variables);
-            self.pick_up_variables(time, subject, found, events);
-        }
-        self.learn_places(subject, &taken.values, places);
-    }
-}
-
-fn contents(result: ReadResult) -> ContentsResult {
-    match result? {
-        ReadAnswer::File(answer) => Ok(answer),
-        _ => Err(ReadFailure::Unreadable),
-    }
-}
-
-fn environment(result: ReadResult) -> Option<EnvironmentAnswer> {
-    match result {
-        Ok(ReadAnswer::Environment(answer)) => Some(answer),
-        _ => None,
     }
 }

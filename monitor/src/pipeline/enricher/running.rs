@@ -18,6 +18,8 @@ impl Enricher {
         }
         for subject in subjects {
             if subject.pid != self.sensor.own_pid {
+                // Answered before what it holds, so that this is known with it.
+                self.request_trust(subject);
                 self.reads.request_process(now, subject);
             }
         }

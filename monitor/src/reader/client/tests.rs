@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     observed::{file::FileId, mapping::FileVersion, path::RawPath},
     reader::{
-        protocol::{FileAnswer, FileRequest},
+        protocol::{FileContents, FileRequest},
         registry::Unregistered,
     },
 };
@@ -45,6 +45,8 @@ fn setup() -> ReaderSetup {
         catalog: None,
         key: [1, 2],
         mounts_at_start: Vec::new(),
+        host: None,
+        views: Views::All,
     }
 }
 
@@ -66,7 +68,7 @@ fn client(
     fs::write(&path, text).expect("written");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("executable");
     let pool = ReaderPool::with_program(&path, setup(), Arc::clone(registry) as _);
-    let client = pool.client();
+    let client = pool.client(ReaderRole::Credentials);
     (pool, client, path)
 }
 
@@ -121,7 +123,7 @@ fn how_a_reader_ends_is_told_apart() {
 #[test]
 fn a_reader_that_cannot_be_started_is_not_tried_at_once_again() {
     let pool = ReaderPool::with_program(Path::new("/nonexistent"), setup(), Arc::new(Unregistered));
-    let mut client = pool.client();
+    let mut client = pool.client(ReaderRole::Credentials);
     for count in 1..=2 {
         let failed = client.call(&ReadRequest::Homes).expect_err("no program");
         assert_eq!(failed, ReadFailure::NotStarted);
@@ -142,10 +144,12 @@ fn another_file_than_the_probe_reported_is_replaced() {
     };
     let metadata = fs::metadata("/proc/self/exe").expect("there");
     let answer = ReadAnswer::File(FileAnswer {
-        version: FileVersion::of(&metadata),
-        modified: None,
-        found: Some(Vec::new()),
-        opened: other,
+        contents: Ok(FileContents {
+            version: FileVersion::of(&metadata),
+            modified: None,
+            found: Some(Vec::new()),
+            opened: other,
+        }),
         mounted_alone: None,
     });
     let open = |file| KernelOpen { file, magic: 0 };

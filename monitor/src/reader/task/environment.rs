@@ -17,6 +17,8 @@ use std::{
 
 /// Maximum places named by one environment.
 const PLACES_MAX: usize = 16;
+/// Maximum variables of one environment that may be secrets.
+const VARIABLES_MAX: usize = 4096;
 
 /// Reads the environment of a process.
 pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<EnvironmentAnswer> {
@@ -26,6 +28,10 @@ pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<Environm
         let entries = || bytes.split(|byte| *byte == 0);
         let variables: Vec<ObservedVariable> = entries()
             .filter_map(|entry| parse_variable(catalog, key, entry))
+            .filter(|variable| {
+                variable.prefix.is_some() || catalog.variable(&variable.name).is_some()
+            })
+            .take(VARIABLES_MAX)
             .collect();
         let targets: Vec<(PathBuf, String)> = entries()
             .flat_map(|entry| targets(catalog, entry))

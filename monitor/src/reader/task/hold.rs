@@ -80,11 +80,6 @@ pub fn mounts() -> impl Iterator<Item = MountId> {
         .map(|mount| mount.id)
 }
 
-/// The mount points of a process.
-pub(super) fn mount_points(pid: u32) -> impl Iterator<Item = PathBuf> + use<> {
-    mounts_of(pid).into_iter().map(|mount| mount.point)
-}
-
 /// Opens a file that a process has mapped. `at_start` are the mounts that were present when the agent
 /// started.
 pub(super) fn hold_mapped(
@@ -113,7 +108,7 @@ pub(super) fn hold_mapped(
         .ok()
         .map(|rest| mount.root.join(rest));
     if let Some(inside) = &inside {
-        if mount.kind == "overlay" {
+        if mount.is_overlay() {
             if let Some(held) = in_layer(mount, inside, &seen) {
                 return Ok(held);
             }
@@ -170,14 +165,18 @@ fn open_as_mapped<T>(
         format!("/proc/{pid}/map_files/{address:x}-{end:x}"),
         format!("/proc/{pid}/exe"),
     ];
-    let named = Path::new(&format!("/proc/{pid}/root")).join(relative_path(&mapping.path));
-    let places = exact.into_iter().map(PathBuf::from).chain([named]);
+    let open_exact =
+        |link: &String| rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let exact = exact.iter().map(open_exact);
+    let named = std::iter::once_with(|| locate(*pid, &mapping.path, Links::None));
     let mut last = HoldError::Replaced;
-    for place in places {
-        match rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+    for opened in exact.chain(named) {
+        match opened {
             Ok(opened) => {
                 let found = match check(&opened) {
                     Ok(found) => found,
+                    // The other ways lead there too.
+                    Err(error @ HoldError::Remote(_)) => return Err(error),
                     Err(error) => {
                         last = error;
                         continue;
@@ -204,7 +203,7 @@ fn in_layer(mount: &MountEntry, inside: &Path, seen: &OwnedFd) -> Option<HeldFil
         if !layer.is_absolute() {
             return None;
         }
-        let Some(found) = open_in_layer(&layer, inside) else {
+        let Ok(found) = open_in_layer(&layer, inside) else {
             continue;
         };
         let metadata = metadata(&found).ok()?;
@@ -255,10 +254,6 @@ fn reopen(place: OwnedFd, until: HoldLimit) -> Result<HeldFile, HoldError> {
 
 fn is_changed(metadata: &Metadata) -> (i64, i64) {
     (metadata.mtime(), metadata.mtime_nsec())
-}
-
-fn relative_path(path: &Path) -> &Path {
-    path.strip_prefix("/").unwrap_or(path)
 }
 
 #[cfg(test)]

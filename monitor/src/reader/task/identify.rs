@@ -1,7 +1,11 @@
 //! Opens paths as a process sees them, and identifies files as the kernel does.
 
 use super::mount_table::{MountEntry, mounts_of};
-use crate::{host, observed::file::FileId};
+use crate::{
+    host,
+    observed::{file::FileId, process::in_own_user_namespace},
+    reader::{protocol::Views, sandbox::FS_IOC_GETVERSION},
+};
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags},
     io::Errno,
@@ -43,7 +47,7 @@ pub(super) fn below_root(pid: u32, path: &Path, flags: OFlags) -> Result<OwnedFd
 /// may not respond: what the kernel has cached needs no file system, and the rest is opened only
 /// where the path crosses none of those.
 pub(super) fn locate(pid: u32, path: &Path, links: Links) -> Result<OwnedFd, Errno> {
-    locate_on(pid, path, links, None)
+    locate_on(pid, path, links, None, Views::All)
 }
 
 /// As [`locate`], but the file system with this device may be asked.
@@ -52,8 +56,16 @@ pub(super) fn locate_on(
     path: &Path,
     links: Links,
     device: Option<u32>,
+    views: Views,
 ) -> Result<OwnedFd, Errno> {
     let root = root_of(pid)?;
+    let mounts = mounts_of(pid);
+    // After both were read: nobody without privileges returns to this user namespace, so neither is
+    // from another one.
+    let privileged = in_own_user_namespace(pid) == Some(true);
+    if views == Views::OwnUserNamespace && !privileged {
+        return Err(Errno::PERM);
+    }
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
     let cached = links.flags() | ResolveFlags::CACHED;
     match open_below(&root, path, flags, cached) {
@@ -65,12 +77,13 @@ pub(super) fn locate_on(
         // A link may lead through any mount.
         links == Links::Inside || path.starts_with(&mount.point)
     };
-    let waits =
-        |mount: &MountEntry| may_wait(mount) && crosses(mount) && Some(mount.device()) != device;
-    if mounts_of(pid).iter().any(waits) {
+    let waits = |mount: &MountEntry| {
+        may_hang(mount, privileged) && crosses(mount) && Some(mount.device()) != device
+    };
+    if mounts.iter().any(waits) {
         return match links {
             // Without links the path may cross fewer mounts.
-            Links::Inside => locate_on(pid, path, Links::None, device),
+            Links::Inside => locate_on(pid, path, Links::None, device, views),
             Links::None => Err(Errno::STALE),
         };
     }
@@ -85,6 +98,12 @@ fn root_of(pid: u32) -> Result<OwnedFd, Errno> {
 /// Whether a mount may keep a lookup waiting. A root from another machine must respond anyway.
 fn may_wait(mount: &MountEntry) -> bool {
     mount.is_remote() && (mount.is_fuse() || mount.point != Path::new("/"))
+}
+
+/// As [`may_wait`], for a mount that was perhaps not made with privileges: whoever mounts an overlay
+/// chooses what is below it.
+fn may_hang(mount: &MountEntry, privileged: bool) -> bool {
+    may_wait(mount) || (!privileged && mount.is_overlay())
 }
 
 /// What an O_PATH descriptor refers to, found without asking its file system.
@@ -117,11 +136,11 @@ pub(super) fn mount_of(descriptor: impl AsFd, pid: u32) -> Option<MountEntry> {
 }
 
 /// Opens an O_PATH descriptor of a path inside a layer of an overlay, given as the host sees it.
-pub(super) fn open_in_layer(layer: &Path, inside: &Path) -> Option<OwnedFd> {
-    let layer = locate(host::pid(), layer, Links::Inside).ok()?;
+pub(super) fn open_in_layer(layer: &Path, inside: &Path) -> Result<OwnedFd, Errno> {
+    let layer = locate(host::pid(), layer, Links::Inside)?;
     // The container may put links into its own layer.
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
-    open_below(&layer, inside, flags, Links::None.flags()).ok()
+    open_below(&layer, inside, flags, Links::None.flags())
 }
 
 /// Opens a path below a directory.
@@ -183,16 +202,22 @@ fn descriptor_field(descriptor: impl AsFd, name: &str) -> io::Result<Option<u64>
 /// Some file systems show system calls another device than the kernel uses, and an overlay another
 /// inode number: the kernel's own device is in the mount table.
 pub(super) fn identify(place: &OwnedFd, pid: u32) -> Option<FileId> {
+    identify_among(place, &mounts_of(pid))
+}
+
+/// As [`identify`], with the mounts of that process.
+pub(super) fn identify_among(place: &OwnedFd, mounts: &[MountEntry]) -> Option<FileId> {
     let located = Located::of(place).ok()?;
-    let mount = mount_of(place, pid);
-    let remote = mount.as_ref().is_some_and(MountEntry::is_remote);
+    let number = mount_number(place).ok().flatten();
+    let mount = mounts.iter().find(|mount| Some(mount.id.number) == number);
+    let remote = mount.is_some_and(MountEntry::is_remote);
     if located.kind != FileType::RegularFile || remote {
         return None;
     }
     // Since Linux 5.14.
     let inode = descriptor_field(place, "ino:").ok()?;
     Some(FileId {
-        device: mount.as_ref().map_or(located.device, MountEntry::device),
+        device: mount.map_or(located.device, MountEntry::device),
         inode: inode.unwrap_or(located.inode),
         generation: reopen(place).map_or(0, |file| inode_generation(&file)),
     })
@@ -216,7 +241,9 @@ pub(super) fn path_target(pid: u32, path: &Path) -> Option<PathTarget> {
     let cached = Links::Inside.flags() | ResolveFlags::CACHED;
     let opened = match open_below(&root, path, OFlags::PATH, cached) {
         Err(Errno::AGAIN | Errno::INVAL) => {
-            if mounts_of(pid).iter().any(may_wait) {
+            let mounts = mounts_of(pid);
+            let privileged = in_own_user_namespace(pid) == Some(true);
+            if mounts.iter().any(|mount| may_hang(mount, privileged)) {
                 locate(pid, path, Links::None).ok()?
             } else {
                 open_below(&root, path, OFlags::PATH, Links::Inside.flags()).ok()?
@@ -238,8 +265,7 @@ pub(super) fn path_target(pid: u32, path: &Path) -> Option<PathTarget> {
 
 /// The generation of a file's inode; 0 if its file system has none.
 fn inode_generation(file: &File) -> u32 {
-    use rustix::ioctl::{Getter, ioctl, opcode};
-    const FS_IOC_GETVERSION: rustix::ioctl::Opcode = opcode::read::<std::ffi::c_long>(b'v', 1);
+    use rustix::ioctl::{Getter, ioctl};
     // SAFETY: despite its definition the call writes an int, and there is room for a long.
     let version = unsafe { ioctl(file, Getter::<FS_IOC_GETVERSION, u64>::new()) };
     version.map_or(0, |version| version as u32)

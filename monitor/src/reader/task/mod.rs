@@ -16,7 +16,8 @@ mod secret;
 mod trust;
 
 use super::protocol::{
-    FileAnswer, FileRequest, ProcessAnswer, ReadAnswer, ReadRequest, ReaderSetup,
+    FileAnswer, FileContents, FileRequest, ProcessAnswer, ReadAnswer, ReadRequest, ReaderSetup,
+    Views,
 };
 use crate::observed::{mapping::FileVersion, process::live_subject};
 use jiff::Timestamp;
@@ -49,6 +50,7 @@ pub enum TaskError {
 pub struct ReaderTasks {
     /// Absent in a reader of programs.
     credentials: Option<CredentialTasks>,
+    views: Views,
     programs: ProgramInspector,
 }
 
@@ -60,6 +62,8 @@ impl ReaderTasks {
             catalog: Some(CatalogSources::default()),
             key: [key.k0, key.k1],
             mounts_at_start: Vec::new(),
+            host: None,
+            views: Views::All,
         };
         Self::new(&setup).expect("the embedded catalog")
     }
@@ -75,11 +79,12 @@ impl ReaderTasks {
 
     pub fn new(setup: &ReaderSetup) -> Result<Self, TaskError> {
         let credentials = match &setup.catalog {
-            Some(catalog) => Some(CredentialTasks::new(catalog.clone(), setup.key)?),
+            Some(catalog) => Some(CredentialTasks::new(catalog.clone(), setup)?),
             None => None,
         };
         Ok(Self {
             credentials,
+            views: setup.views,
             programs: ProgramInspector::new(setup.mounts_at_start.iter().copied().collect()),
         })
     }
@@ -87,14 +92,14 @@ impl ReaderTasks {
     /// The answer to a request, and the descriptor that accompanies it.
     pub fn answer(&mut self, request: &ReadRequest) -> (ReadAnswer, Option<OwnedFd>) {
         let answer = match request {
-            ReadRequest::File(file) => self.with_catalog(|tasks| tasks.file(file)),
+            ReadRequest::File(file) => self.with_catalog(|tasks| Ok(tasks.file(file))),
             ReadRequest::Environment { process } => {
                 self.with_catalog(|tasks| tasks.environment(*process))
             }
             ReadRequest::Process { process } => self.with_catalog(|tasks| tasks.process(*process)),
             ReadRequest::Recover { known } => self.with_catalog(|tasks| Ok(tasks.recover(known))),
             ReadRequest::Exists { pid, path } => {
-                ReadAnswer::Fact(Some(trust::exists(*pid, path.as_path())))
+                ReadAnswer::Fact(trust::exists(*pid, path.as_path(), self.views))
             }
             ReadRequest::Added { pid, exe } => {
                 ReadAnswer::Fact(trust::is_added(*pid, exe.as_path()))
@@ -129,23 +134,37 @@ impl ReaderTasks {
 struct CredentialTasks {
     catalog: Catalog,
     key: FingerprintKey,
+    views: Views,
     buffer: SecretBuffer,
     connections: RunningConnections,
 }
 
 impl CredentialTasks {
-    fn new(catalog: CatalogSources, key: [u64; 2]) -> Result<Self, TaskError> {
-        let [k0, k1] = key;
+    fn new(catalog: CatalogSources, setup: &ReaderSetup) -> Result<Self, TaskError> {
+        let [k0, k1] = setup.key;
         Ok(Self {
             catalog: Catalog::compile(catalog)?,
             key: FingerprintKey { k0, k1 },
+            views: setup.views,
             buffer: SecretBuffer::new(FILE_MAX).map_err(TaskError::Buffer)?,
             connections: RunningConnections::default(),
         })
     }
 
-    fn file(&mut self, request: &FileRequest) -> io::Result<ReadAnswer> {
-        let (mut opened, seen) = opened_file::open_as_seen(request)?;
+    fn file(&mut self, request: &FileRequest) -> ReadAnswer {
+        let mounted_alone = request
+            .check_mount
+            .then(|| mounted::is_alone(request.pid, request.path.as_path()))
+            .flatten();
+        let contents = self.contents(request).map_err(|error| error.to_string());
+        ReadAnswer::File(FileAnswer {
+            contents,
+            mounted_alone,
+        })
+    }
+
+    fn contents(&mut self, request: &FileRequest) -> io::Result<FileContents> {
+        let (mut opened, seen) = opened_file::open_as_seen(request, self.views)?;
         let metadata = opened.metadata()?;
         let version = FileVersion::of(&metadata);
         let class = self
@@ -165,16 +184,12 @@ impl CredentialTasks {
             })?;
             Some(found)
         };
-        Ok(ReadAnswer::File(FileAnswer {
+        Ok(FileContents {
             version,
             modified: Timestamp::from_second(version.modified_seconds()).ok(),
             found,
             opened: seen,
-            mounted_alone: request
-                .check_mount
-                .then(|| mounted::is_alone(request.pid, request.path.as_path()))
-                .flatten(),
-        }))
+        })
     }
 
     fn environment(&mut self, process: Subject) -> io::Result<ReadAnswer> {

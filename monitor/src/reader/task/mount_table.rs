@@ -38,6 +38,10 @@ impl MountEntry {
         self.is_fuse() || REMOTE_KINDS.contains(&self.kind.as_str())
     }
 
+    pub fn is_overlay(&self) -> bool {
+        self.kind == "overlay"
+    }
+
     /// The directories of an overlay, as its mounter sees them.
     pub fn overlay_layers(&self) -> OverlayLayers {
         overlay_layers(&self.options)

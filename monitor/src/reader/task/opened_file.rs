@@ -8,7 +8,7 @@ use super::{
 use crate::{
     host,
     observed::file::{FileId, kernel_device},
-    reader::protocol::FileRequest,
+    reader::protocol::{FileRequest, Views},
 };
 use rustix::fs::FileType;
 use std::{
@@ -20,7 +20,7 @@ use std::{
 
 /// Opens a file as the process saw it; also returns how system calls identify it. The caller
 /// compares what was opened with what the probe reported.
-pub(super) fn open_as_seen(request: &FileRequest) -> io::Result<(File, FileId)> {
+pub(super) fn open_as_seen(request: &FileRequest, allowed: Views) -> io::Result<(File, FileId)> {
     let path = request.path.as_path();
     let source = request.source.as_ref().map(|source| source.as_path());
     let mut views = vec![(request.pid, path)];
@@ -32,14 +32,14 @@ pub(super) fn open_as_seen(request: &FileRequest) -> io::Result<(File, FileId)> 
     }
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for (pid, path) in views {
-        match open(pid, path, request.file) {
+        match open(pid, path, request.file, allowed) {
             Ok(opened) => return Ok(opened),
             Err(error) => last = error,
         }
     }
     let mounts = mounts_of(host::pid());
     for place in places(&mounts, source.unwrap_or(path), request.file.device) {
-        match open(host::pid(), &place, request.file) {
+        match open(host::pid(), &place, request.file, allowed) {
             Ok(opened) => return Ok(opened),
             Err(error) => last = error,
         }
@@ -47,8 +47,8 @@ pub(super) fn open_as_seen(request: &FileRequest) -> io::Result<(File, FileId)> 
     Err(last)
 }
 
-fn open(pid: u32, path: &Path, wanted: FileId) -> io::Result<(File, FileId)> {
-    let place = locate_on(pid, path, Links::None, Some(wanted.device))?;
+fn open(pid: u32, path: &Path, wanted: FileId, views: Views) -> io::Result<(File, FileId)> {
+    let place = locate_on(pid, path, Links::None, Some(wanted.device), views)?;
     let located = Located::of(&place)?;
     if located.kind != FileType::RegularFile {
         return Err(io::Error::other("no longer a regular file"));
@@ -149,7 +149,7 @@ mod tests {
         // A mount whose root does not contain the directory has no such path.
         let places = places(&mounts_of(host::pid()), &path, file.device);
         let expected = places.iter().any(|place| host::path(place).exists());
-        assert_eq!(open_as_seen(&gone).is_ok(), expected);
+        assert_eq!(open_as_seen(&gone, Views::All).is_ok(), expected);
     }
 
     #[test]
@@ -161,8 +161,14 @@ mod tests {
         std::fs::write(elsewhere.join("key"), "FAKE-of-another-user").expect("written");
         let swapped = home.join("swapped");
         std::os::unix::fs::symlink(&elsewhere, &swapped).expect("linked");
-        assert!(open_as_seen(&FileRequest::for_tests(&swapped.join("key"), file)).is_err());
-        assert!(open_as_seen(&FileRequest::for_tests(&path, file)).is_ok());
+        assert!(
+            open_as_seen(
+                &FileRequest::for_tests(&swapped.join("key"), file),
+                Views::All
+            )
+            .is_err()
+        );
+        assert!(open_as_seen(&FileRequest::for_tests(&path, file), Views::All).is_ok());
         drop(directory);
     }
 
@@ -170,9 +176,9 @@ mod tests {
     fn another_file_system_and_another_kind_of_file_are_refused() {
         let (_directory, path, file) = opened();
         let elsewhere = FileId { device: 7, ..file };
-        assert!(open_as_seen(&FileRequest::for_tests(&path, elsewhere)).is_err());
+        assert!(open_as_seen(&FileRequest::for_tests(&path, elsewhere), Views::All).is_err());
         let directory = path.parent().expect("a parent");
-        assert!(open_as_seen(&FileRequest::for_tests(directory, file)).is_err());
+        assert!(open_as_seen(&FileRequest::for_tests(directory, file), Views::All).is_err());
     }
 
     proptest! {

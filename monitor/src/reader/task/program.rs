@@ -171,12 +171,33 @@ fn is_in_memory(mapping: &ProcessMapping, point: &AttachPoint) -> bool {
     let Some(inside) = inside.filter(|inside| *inside < mapping.size) else {
         return true;
     };
+    let address = mapping.address + inside;
+    // A page that is not in memory was not changed, and reading it could wait for a file system.
+    if !are_in_memory(mapping.pid, address, ENTRY_BYTES as u64) {
+        return true;
+    }
     let mut bytes = [0; ENTRY_BYTES];
     let read = File::open(format!("/proc/{}/mem", mapping.pid))
-        .and_then(|memory| memory.read_exact_at(&mut bytes, mapping.address + inside));
+        .and_then(|memory| memory.read_exact_at(&mut bytes, address));
     read.is_err()
         || bytes == point.entry
         || (is_breakpoint(&bytes) && bytes[BREAKPOINT..] == point.entry[BREAKPOINT..])
+}
+
+/// Whether a process has all pages of a range in memory or swapped out.
+fn are_in_memory(pid: u32, address: u64, len: u64) -> bool {
+    /// The kernel's flags of a page that is present or swapped.
+    const EXISTS: u64 = 1 << 63 | 1 << 62;
+    const ENTRY: u64 = size_of::<u64>() as u64;
+    let size = rustix::param::page_size() as u64;
+    let Ok(pages) = File::open(format!("/proc/{pid}/pagemap")) else {
+        return false;
+    };
+    (address / size..=(address + len - 1) / size).all(|page| {
+        let mut entry = [0; size_of::<u64>()];
+        pages.read_exact_at(&mut entry, page * ENTRY).is_ok()
+            && u64::from_ne_bytes(entry) & EXISTS != 0
+    })
 }
 
 fn is_breakpoint(bytes: &[u8; ENTRY_BYTES]) -> bool {
@@ -185,5 +206,21 @@ fn is_breakpoint(bytes: &[u8; ENTRY_BYTES]) -> bool {
         bytes.starts_with(&[0xa0, 0x00, 0x20, 0xd4])
     } else {
         bytes[0] == 0xcc
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_in_memory() {
+        let value = std::hint::black_box([7u8; 64]);
+        let address = value.as_ptr() as u64;
+        let pid = std::process::id();
+        assert!(are_in_memory(pid, address, 64));
+        // Nothing is mapped there.
+        assert!(!are_in_memory(pid, 0, 64));
+        assert!(!are_in_memory(0x7000_0001, address, 64));
     }
 }

@@ -6,8 +6,8 @@
 //! ledger.
 
 use super::{
-    hold::mount_points,
-    identify::{Links, identify, locate, open_below},
+    identify::{Links, identify_among, locate, open_below},
+    mount_table::{MountEntry, mounts_of},
 };
 use crate::{host, observed::file::FileId, reader::protocol::RecoveredFile};
 use monitor_core::catalog::{Catalog, glob::normalise};
@@ -40,17 +40,22 @@ const ENTRIES_MAX: usize = 4096;
 /// Maximum files per volume, and in total.
 const FILES_PER_VOLUME_MAX: usize = 1024;
 const FILES_MAX: usize = 40_000;
+/// Maximum bytes of all paths: a message has four bytes or so for each.
+const PATH_BYTES_MAX: usize = 3 << 20;
 
 /// Finds credential files in volumes of pods, and at previously known places.
 pub(super) fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile> {
     let mut recovered = Vec::new();
     let mut seen = HashSet::new();
+    let mut path_bytes = 0;
     let mut add = |path: PathBuf, identify: &dyn Fn(&Path) -> Option<FileId>| {
         if seen.len() < FILES_MAX
+            && path_bytes < PATH_BYTES_MAX
             && catalog.file(&normalise(&path.to_string_lossy())).is_some()
             && let Some(file) = identify(&path)
             && seen.insert(file)
         {
+            path_bytes += path.as_os_str().len();
             recovered.push(RecoveredFile {
                 file,
                 path: path.into(),
@@ -66,10 +71,11 @@ pub(super) fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile>
             }
         }
     }
+    let mounts = mounts_of(host::pid());
     for place in known.iter().filter(|place| place.starts_with('/')) {
         add(PathBuf::from(place), &|path| {
             let place = locate(host::pid(), path, Links::Inside).ok()?;
-            identify(&place, host::pid())
+            identify_among(&place, &mounts)
         });
     }
     recovered
@@ -79,10 +85,8 @@ pub(super) fn recover(catalog: &Catalog, known: &[String]) -> Vec<RecoveredFile>
 /// directories are opened below its root without following links, because whoever creates links
 /// there chooses their targets.
 struct MountNamespace {
-    /// A process in it.
-    pid: u32,
     root: OwnedFd,
-    points: Vec<PathBuf>,
+    mounts: Vec<MountEntry>,
 }
 
 /// The mount namespaces in which kubelets keep volumes: the host's, the agent's own, and those of
@@ -113,9 +117,8 @@ fn views() -> Vec<MountNamespace> {
             && seen.insert(namespace)
         {
             views.push(MountNamespace {
-                pid,
                 root,
-                points: mount_points(pid).filter(|point| is_volume(point)).collect(),
+                mounts: mounts_of(pid),
             });
         }
     }
@@ -129,12 +132,14 @@ impl MountNamespace {
 
     /// Identifies a file, as the probes do.
     fn identify(&self, path: &Path) -> Option<FileId> {
-        identify(&self.open(path, OFlags::PATH)?, self.pid)
+        identify_among(&self.open(path, OFlags::PATH)?, &self.mounts)
     }
 
     /// The directories of volumes with secrets.
     fn volumes(&self) -> BTreeSet<PathBuf> {
-        let mut volumes: BTreeSet<PathBuf> = self.points.iter().cloned().collect();
+        let points = self.mounts.iter().map(|mount| &mount.point);
+        let mut volumes: BTreeSet<PathBuf> =
+            points.filter(|point| is_volume(point)).cloned().collect();
         let mut directories: BTreeSet<PathBuf> =
             POD_DIRECTORIES.iter().map(PathBuf::from).collect();
         // Kubelets with another directory are found by their mounts.

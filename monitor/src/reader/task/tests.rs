@@ -109,7 +109,7 @@ fn a_known_version_is_not_read_again() {
     };
     let mut tasks = ReaderTasks::for_tests(KEY);
     let mut read = |request: &FileRequest| match tasks.result(&ReadRequest::File(request.clone())) {
-        Ok(ReadAnswer::File(answer)) => answer,
+        Ok(ReadAnswer::File(answer)) => answer.contents.expect("read"),
         other => panic!("{other:?}"),
     };
     let first = read(&request);

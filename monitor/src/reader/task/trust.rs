@@ -1,9 +1,10 @@
 //! Executables that were deleted, or added to a container after its image.
 
 use super::{
-    identify::{Links, locate, metadata, open_in_layer},
+    identify::{Links, locate_on, metadata, open_in_layer},
     mount_table::{MountEntry, mounts_of},
 };
+use crate::{observed::process::live_subject, reader::protocol::Views};
 use rustix::io::Errno;
 use std::{
     fs::Metadata,
@@ -11,9 +12,16 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Whether a process sees anything at a path. Also true if that cannot be determined.
-pub(super) fn exists(pid: u32, path: &Path) -> bool {
-    !matches!(locate(pid, path, Links::None), Err(Errno::NOENT))
+/// Whether a process sees anything at a path; `None` if that cannot be determined.
+pub(super) fn exists(pid: u32, path: &Path, views: Views) -> Option<bool> {
+    // Its root is there as long as the process is.
+    live_subject(pid)?;
+    let found = match locate_on(pid, path, Links::None, None, views) {
+        Ok(_) => true,
+        Err(Errno::NOENT | Errno::NOTDIR) => false,
+        Err(_) => return None,
+    };
+    live_subject(pid).map(|_| found)
 }
 
 /// Whether a program is in a container's writable layer and differs from its image; `None` if that
@@ -34,8 +42,12 @@ pub(super) fn is_added(pid: u32, exe: &Path) -> Option<bool> {
     {
         return None;
     }
-    let metadata_at = |layer: &Path| metadata(&open_in_layer(layer, inner)?).ok();
-    let Some(upper) = metadata_at(&upper) else {
+    let metadata_at = |layer: &Path| match open_in_layer(layer, inner) {
+        Ok(opened) => metadata(&opened).ok().map(Some),
+        Err(Errno::NOENT | Errno::NOTDIR) => Some(None),
+        Err(_) => None,
+    };
+    let Some(upper) = metadata_at(&upper)? else {
         return Some(false);
     };
     // Changing only the owner or mode of a file creates a copy of it with the same times.
@@ -43,13 +55,18 @@ pub(super) fn is_added(pid: u32, exe: &Path) -> Option<bool> {
         (lower.len(), lower.mtime(), lower.mtime_nsec())
             == (upper.len(), upper.mtime(), upper.mtime_nsec())
     };
-    let unchanged = |layer: &PathBuf| metadata_at(layer).as_ref().is_some_and(same);
-    Some(!lower.iter().any(unchanged))
+    for layer in &lower {
+        // Some of these may not exist.
+        if metadata_at(layer).flatten().as_ref().is_some_and(same) {
+            return Some(false);
+        }
+    }
+    Some(true)
 }
 
 /// The upper directory of an overlay, and where its lower ones may be.
 fn possible_layers(mount: &MountEntry) -> Option<(PathBuf, Vec<PathBuf>)> {
-    if mount.kind != "overlay" {
+    if !mount.is_overlay() {
         return None;
     }
     let layers = mount.overlay_layers();
