@@ -419,6 +419,52 @@ fn overlays_of_a_user_without_privileges_over_a_file_system_that_does_not_respon
     Ok(())
 }
 
+/// Hiding a secret behind too many others leaves a trace.
+#[test]
+fn what_is_too_large_to_be_examined_is_counted() -> Result<()> {
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    let base = treasure.directory.path();
+    let netrc = base.join(".netrc");
+    let many: String = (0..300)
+        .map(|number| format!("machine h{number} login a password FAKE-many-{number}\n"))
+        .collect();
+    let latin = b"machine a login b password FAKE-text\nmachine c login d password FAKE-\xfc\n";
+    let mut large = b"TOKEN=FAKE-large\n# ".to_vec();
+    large.resize(2 << 20, b'x');
+    let dotenv = base.join(".env");
+    for (file, contents, reason) in [
+        (&netrc, many.as_bytes(), "too-many-secrets"),
+        (&netrc, latin, "not-text"),
+        (&dotenv, &large, "too-large"),
+    ] {
+        fs::write(file, contents)?;
+        sh(&format!("cat {} >/dev/null", file.display()), &[])?;
+        wait_for(reason, Duration::from_secs(5), || {
+            Ok((failures(&agent, reason)? > 0.0).then_some(()))
+        })
+        .with_context(|| agent.log_text())?;
+    }
+    for known in ["FAKE-many-0", "FAKE-text", "FAKE-large"] {
+        agent.await_used(&agent.id_of(known)?)?;
+    }
+    let lost = || {
+        let labels = ["probe=\"environ\"", "stage=\"read\""];
+        agent.metric("keytrail_events_lost_total", &labels)
+    };
+    let before = lost()?;
+    let names: Vec<String> = (0..5000).map(|number| format!("NAME_{number}")).collect();
+    let status = Command::new("true")
+        .env_clear()
+        .envs(names.iter().map(|name| (name, "x")))
+        .status()?;
+    ensure!(status.success(), "{status}");
+    wait_for("variables are counted", Duration::from_secs(5), || {
+        Ok((lost()? > before).then_some(()))
+    })?;
+    Ok(())
+}
+
 #[test]
 fn a_reader_that_is_killed_again_and_again() -> Result<()> {
     let treasure = Treasure::new()?;

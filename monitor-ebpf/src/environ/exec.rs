@@ -46,7 +46,7 @@ struct EnvironWalk {
 
 /// Hook: raw tracepoint `sched_process_exec(task, old_pid, bprm)`, in the new program's context.
 /// First kernel: 5.17 (`bpf_loop`). Missed: an entry on a page that is not in memory (counted as
-/// `read`), and every entry after it.
+/// `read`), and every entry after it; entries beyond the first 4,096 (counted as `read`).
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn environ_exec(_: RawTracePointContext) -> i32 {
     exec();
@@ -80,6 +80,9 @@ fn exec() {
         return;
     }
     repeat(ENTRIES_MAX, scan_entry, &mut walk);
+    if walk.at < walk.end {
+        count(Probe::Environ, Stage::Read);
+    }
     let gathered = candidate_count();
     if gathered > 0 {
         let mut candidates = CandidateWalk {
@@ -116,6 +119,7 @@ extern "C" fn scan_entry(_: u64, context: *mut c_void) -> i64 {
     };
     if read <= 0 {
         count(Probe::Environ, Stage::Read);
+        walk.at = walk.end;
         return 1;
     }
     let read = read as u64;

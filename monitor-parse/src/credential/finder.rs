@@ -1,6 +1,6 @@
 //! Collects the secrets of one file.
 
-use super::{FoundSecret, SecretFacts, jwt};
+use super::{FoundSecret, LeftOut, SecretFacts, jwt};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use monitor_common::fingerprint::{FingerprintKey, fingerprint, trimmed};
 use monitor_core::catalog::{Catalog, entry::CredentialClass};
@@ -10,6 +10,8 @@ use percent_encoding::percent_decode_str;
 const SECRETS_MAX: usize = 256;
 /// Shorter values are not secrets.
 const SECRET_MIN: usize = 4;
+/// What stands for bytes that are not text.
+const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
 /// The secrets found so far, and what is needed to recognise more.
 pub(super) struct SecretFinder<'a> {
@@ -17,6 +19,7 @@ pub(super) struct SecretFinder<'a> {
     pub(super) class: &'a CredentialClass,
     pub(super) key: FingerprintKey,
     pub(super) found: Vec<FoundSecret>,
+    pub(super) left_out: Option<LeftOut>,
 }
 
 impl SecretFinder<'_> {
@@ -27,7 +30,19 @@ impl SecretFinder<'_> {
     /// Adds a secret; its form may identify a class that the place does not.
     pub(super) fn add_secret(&mut self, secret: &str, label: Option<String>, aliases: Vec<u64>) {
         let secret = trimmed(secret.as_bytes());
-        if secret.len() < SECRET_MIN || self.found.len() >= SECRETS_MAX {
+        if secret.len() < SECRET_MIN {
+            return;
+        }
+        // Its bytes are not those of the file.
+        if secret
+            .windows(REPLACEMENT.len())
+            .any(|part| part == REPLACEMENT)
+        {
+            self.left_out = Some(LeftOut::NotText);
+            return;
+        }
+        if self.found.len() >= SECRETS_MAX {
+            self.left_out = Some(LeftOut::Secrets);
             return;
         }
         let facts = jwt::facts(secret).unwrap_or_default();

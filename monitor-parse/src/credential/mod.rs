@@ -27,6 +27,28 @@ use monitor_core::{
     model::IssuedTo,
 };
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// The secrets of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileSecrets {
+    pub found: Vec<FoundSecret>,
+    /// Why there may be more.
+    pub left_out: Option<LeftOut>,
+}
+
+/// What of a file or an environment is not examined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeftOut {
+    /// All but the first of its many secrets.
+    Secrets,
+    /// A secret that is not text.
+    NotText,
+    /// Everything after the first bytes.
+    Bytes,
+    /// All but the first of its many variables.
+    Variables,
+}
 
 /// One secret of a file: its fingerprint and its public properties. The secret itself is not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,15 +90,17 @@ pub fn find_secrets(
     class: &CredentialClass,
     key: FingerprintKey,
     bytes: &[u8],
-) -> Vec<FoundSecret> {
+) -> FileSecrets {
     let mut finder = SecretFinder {
         catalog,
         class,
         key,
         found: Vec::new(),
+        left_out: None,
     };
-    let text = std::str::from_utf8(bytes).ok();
-    match (class.format, text) {
+    // One byte that is not text, such as a name in Latin-1, must not hide the secrets beside it.
+    let text = (!bytes.contains(&0)).then(|| String::from_utf8_lossy(bytes));
+    match (class.format, text.as_deref()) {
         (FileFormat::Opaque, _) => {}
         (FileFormat::Whole, _) | (_, None) => finder.whole_file(bytes),
         (FileFormat::Token, Some(text)) => token::find(&mut finder, text),
@@ -91,7 +115,15 @@ pub fn find_secrets(
         (FileFormat::Aws, Some(text)) => aws::find(&mut finder, text),
         (FileFormat::Docker, Some(text)) => docker::find(&mut finder, text),
     }
+    // It is binary after all.
+    if matches!(text, Some(Cow::Owned(_))) && finder.found.is_empty() {
+        finder.left_out = None;
+        finder.whole_file(bytes);
+    }
     // The result is kept as long as the file is known.
     finder.found.shrink_to_fit();
-    finder.found
+    FileSecrets {
+        found: finder.found,
+        left_out: finder.left_out,
+    }
 }

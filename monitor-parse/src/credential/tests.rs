@@ -73,7 +73,7 @@ const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };
 fn find(path: &str, text: &str) -> Vec<FoundSecret> {
     let catalog = Catalog::new("", &[], &[]).expect("embedded");
     let class = catalog.file(path).expect("a credential file").clone();
-    find_secrets(&catalog, &class, KEY, text.as_bytes())
+    find_secrets(&catalog, &class, KEY, text.as_bytes()).found
 }
 
 fn fingerprint_of(secret: &str) -> u64 {
@@ -247,6 +247,33 @@ fn pem_keys_and_their_dates() {
         "-----BEGIN CERTIFICATE-----\nRkFLRQ==\n-----END CERTIFICATE-----\n",
     );
     assert!(found.is_empty(), "a certificate alone is no secret");
+}
+
+#[test]
+fn what_is_left_out_of_a_file_is_told() {
+    let catalog = Catalog::new("", &[], &[]).expect("embedded");
+    let read = |path: &str, bytes: &[u8]| {
+        let class = catalog.file(path).expect("a credential file");
+        find_secrets(&catalog, class, KEY, bytes)
+    };
+    let many: String = (0..300)
+        .map(|number| format!("machine h{number} login a password FAKE-{number}\n"))
+        .collect();
+    let secrets = read("/root/.netrc", many.as_bytes());
+    assert_eq!(secrets.found.len(), 256);
+    assert_eq!(secrets.left_out, Some(LeftOut::Secrets));
+    // A name in Latin-1 beside a secret, and a secret with such a byte.
+    let latin = b"# M\xfcller\nmachine a login b password FAKE-secret\n";
+    let secrets = read("/root/.netrc", latin);
+    assert_eq!(secrets.found[0].fingerprint, fingerprint_of("FAKE-secret"));
+    assert_eq!(secrets.left_out, None);
+    let latin = b"machine a login b password FAKE-secret\nmachine c login d password FAKE-\xfc\n";
+    let secrets = read("/root/.netrc", latin);
+    assert_eq!(secrets.found.len(), 1);
+    assert_eq!(secrets.left_out, Some(LeftOut::NotText));
+    // Neither text nor a known format.
+    let secrets = read("/root/.netrc", b"FAKE\xff\xfe\0binary");
+    assert!(secrets.found[0].whole);
 }
 
 #[test]

@@ -53,7 +53,9 @@ pub fn unread(failure: ReadFailure, count: u64, since: Timestamp, until: Timesta
     Gap {
         kind: "unread".to_owned(),
         probe: None,
-        detail: format!("a file, program or environment could not be read: {failure}"),
+        detail: format!(
+            "a file, program or environment was not read, or not completely: {failure}"
+        ),
         since,
         until: Some(until),
         count,

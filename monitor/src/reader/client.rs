@@ -13,6 +13,7 @@ use crate::observed::{
     file_system::{is_remote, is_surely_local},
 };
 use monitor_core::catalog::CatalogSources;
+use monitor_parse::credential::LeftOut;
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -35,7 +36,7 @@ const START_ATTEMPTS: usize = 3;
 /// Minimum time between two starts of a reader after all attempts failed.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a request was not answered.
+/// Why a request was not answered, or not completely.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ReadFailure {
     #[error("it took too long")]
@@ -60,10 +61,18 @@ pub enum ReadFailure {
     Overloaded,
     #[error("it could not be opened or read")]
     Unreadable,
+    #[error("it has more secrets than are read of one file")]
+    TooManySecrets,
+    #[error("a secret in it is not text")]
+    NotText,
+    #[error("it has more bytes than are read of one file")]
+    TooLarge,
+    #[error("it has more variables than are read of one environment")]
+    TooManyVariables,
 }
 
 impl ReadFailure {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::TimedOut,
         Self::Abandoned,
         Self::Refused,
@@ -75,6 +84,10 @@ impl ReadFailure {
         Self::NotStarted,
         Self::Overloaded,
         Self::Unreadable,
+        Self::TooManySecrets,
+        Self::NotText,
+        Self::TooLarge,
+        Self::TooManyVariables,
     ];
 
     /// The name in metrics.
@@ -91,6 +104,21 @@ impl ReadFailure {
             Self::NotStarted => "not-started",
             Self::Overloaded => "overloaded",
             Self::Unreadable => "unreadable",
+            Self::TooManySecrets => "too-many-secrets",
+            Self::NotText => "not-text",
+            Self::TooLarge => "too-large",
+            Self::TooManyVariables => "too-many-variables",
+        }
+    }
+}
+
+impl From<LeftOut> for ReadFailure {
+    fn from(left_out: LeftOut) -> Self {
+        match left_out {
+            LeftOut::Secrets => Self::TooManySecrets,
+            LeftOut::NotText => Self::NotText,
+            LeftOut::Bytes => Self::TooLarge,
+            LeftOut::Variables => Self::TooManyVariables,
         }
     }
 }
@@ -235,11 +263,13 @@ impl ReaderClient {
         }
         let failure = match &answer {
             Err(failure) => Some(*failure),
-            Ok((ReadAnswer::File(FileAnswer { contents, .. }), _)) => {
-                let error = contents.as_ref().err();
-                error.map(|_| ReadFailure::Unreadable)
-            }
-            Ok(_) => None,
+            Ok((
+                ReadAnswer::File(FileAnswer {
+                    contents: Err(_), ..
+                }),
+                _,
+            )) => Some(ReadFailure::Unreadable),
+            Ok((answer, _)) => answer.left_out().map(ReadFailure::from),
         };
         if let Some(failure) = failure {
             self.shared.count_failure(failure);

@@ -12,7 +12,7 @@ use monitor_core::{
     catalog::{CatalogSources, entry::FileFormat},
     model::{Subject, Transport},
 };
-use monitor_parse::credential::FoundSecret;
+use monitor_parse::credential::{FoundSecret, LeftOut};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -67,6 +67,18 @@ pub enum ReadRequest {
     Libraries,
     /// The identity of a program of the host, and whether it uses shared libraries.
     HostProgram { path: RawPath },
+}
+
+impl ReadAnswer {
+    /// What was not examined.
+    pub fn left_out(&self) -> Option<LeftOut> {
+        match self {
+            Self::File(FileAnswer { contents, .. }) => contents.as_ref().ok()?.left_out,
+            Self::Environment(environment) => environment.left_out,
+            Self::Process(process) => process.environment.left_out,
+            _ => None,
+        }
+    }
 }
 
 impl ReadRequest {
@@ -141,6 +153,7 @@ pub struct FileContents {
     pub found: Option<Vec<FoundSecret>>,
     /// How the reader's own system calls identify the file.
     pub opened: FileId,
+    pub left_out: Option<LeftOut>,
 }
 
 /// A credential's place that an environment names.
@@ -158,6 +171,7 @@ pub struct PointedPlace {
 pub struct EnvironmentAnswer {
     pub variables: Vec<ObservedVariable>,
     pub places: Vec<PointedPlace>,
+    pub left_out: Option<LeftOut>,
 }
 
 /// The remote end of a connection.

@@ -149,6 +149,7 @@ fn another_file_than_the_probe_reported_is_replaced() {
             modified: None,
             found: Some(Vec::new()),
             opened: other,
+            left_out: None,
         }),
         mounted_alone: None,
     });

@@ -9,6 +9,7 @@ use crate::{
 };
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::catalog::{Catalog, glob::normalise, is_general};
+use monitor_parse::credential::LeftOut;
 use std::{
     fs::File,
     io,
@@ -24,14 +25,14 @@ const VARIABLES_MAX: usize = 4096;
 pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<EnvironmentAnswer> {
     let mut file = File::open(format!("/proc/{pid}/environ"))?;
     let (catalog, key) = (&tasks.catalog, tasks.key);
-    let (variables, targets) = tasks.buffer.with_file(&mut file, |bytes| {
+    let ((mut variables, targets), has_more) = tasks.buffer.with_file(&mut file, |bytes| {
         let entries = || bytes.split(|byte| *byte == 0);
         let variables: Vec<ObservedVariable> = entries()
             .filter_map(|entry| parse_variable(catalog, key, entry))
             .filter(|variable| {
                 variable.prefix.is_some() || catalog.variable(&variable.name).is_some()
             })
-            .take(VARIABLES_MAX)
+            .take(VARIABLES_MAX + 1)
             .collect();
         let targets: Vec<(PathBuf, String)> = entries()
             .flat_map(|entry| targets(catalog, entry))
@@ -43,7 +44,17 @@ pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<Environm
         .into_iter()
         .filter_map(|(path, class)| pointed_place(catalog, pid, &path, class))
         .collect();
-    Ok(EnvironmentAnswer { variables, places })
+    let left_out = if variables.len() > VARIABLES_MAX {
+        Some(LeftOut::Variables)
+    } else {
+        has_more.then_some(LeftOut::Bytes)
+    };
+    variables.truncate(VARIABLES_MAX);
+    Ok(EnvironmentAnswer {
+        variables,
+        places,
+        left_out,
+    })
 }
 
 /// A place that exists and may be a credential's. Anyone can point anywhere.

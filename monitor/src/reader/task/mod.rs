@@ -26,7 +26,7 @@ use monitor_core::{
     catalog::{Catalog, CatalogError, CatalogSources, entry::FileFormat, glob::normalise},
     model::Subject,
 };
-use monitor_parse::credential::find_secrets;
+use monitor_parse::credential::{LeftOut, find_secrets};
 use program::ProgramInspector;
 use running::RunningConnections;
 use secret::SecretBuffer;
@@ -173,22 +173,24 @@ impl CredentialTasks {
             .iter()
             .find(|entry| entry.class == request.class && entry.format == request.format)
             .ok_or_else(|| io::Error::other("its class is not in the catalog"))?;
-        let found = if request.known == Some(version) {
-            None
+        let (found, left_out) = if request.known == Some(version) {
+            (None, None)
         } else if class.format == FileFormat::Opaque {
-            Some(Vec::new())
+            (Some(Vec::new()), None)
         } else {
             let (catalog, key) = (&self.catalog, self.key);
-            let found = self.buffer.with_file(&mut opened, |bytes| {
+            let (secrets, has_more) = self.buffer.with_file(&mut opened, |bytes| {
                 find_secrets(catalog, class, key, bytes)
             })?;
-            Some(found)
+            let cut = has_more.then_some(LeftOut::Bytes);
+            (Some(secrets.found), cut.or(secrets.left_out))
         };
         Ok(FileContents {
             version,
             modified: Timestamp::from_second(version.modified_seconds()).ok(),
             found,
             opened: seen,
+            left_out,
         })
     }
 

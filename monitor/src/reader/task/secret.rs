@@ -22,9 +22,10 @@ pub struct SecretBuffer {
 unsafe impl Send for SecretBuffer {}
 
 impl SecretBuffer {
-    /// Maps `size` bytes. If they cannot be locked (a limit of the service), that is logged but not
+    /// Maps memory for `size` bytes of a file. If they cannot be locked (a limit of the service), that is logged but not
     /// an error: they are zeroized all the same.
     pub fn new(size: usize) -> io::Result<Self> {
+        let size = size + 1;
         use rustix::mm::{
             Advice, MapFlags, MlockFlags, ProtFlags, madvise, mlock_with, mmap_anonymous,
         };
@@ -60,14 +61,16 @@ impl SecretBuffer {
         unsafe { std::slice::from_raw_parts_mut(self.pages.as_ptr(), self.size) }
     }
 
-    /// Reads a file, up to the buffer's size, passes the bytes to `look`, and zeroizes them.
+    /// Reads a file, up to the buffer's size, passes the bytes to `look`, and zeroizes them; also
+    /// returns whether the file has more bytes.
     pub fn with_file<T>(
         &mut self,
         file: &mut File,
         look: impl FnOnce(&[u8]) -> T,
-    ) -> io::Result<T> {
-        let mut len = 0;
+    ) -> io::Result<(T, bool)> {
+        let (mut len, max) = (0, self.size - 1);
         let result = loop {
+            // One byte more than is used.
             let place = &mut self.whole()[len..];
             if place.is_empty() {
                 break Ok(());
@@ -80,7 +83,7 @@ impl SecretBuffer {
             }
         };
         self.len = len;
-        let result = result.map(|()| look(&self.whole()[..len]));
+        let result = result.map(|()| (look(&self.whole()[..len.min(max)]), len > max));
         self.clear();
         result
     }
@@ -113,19 +116,20 @@ mod tests {
         std::io::Seek::rewind(&mut file).expect("rewound");
         let mut buffer = SecretBuffer::new(4096).expect("mapped");
         let seen = buffer.with_file(&mut file, <[u8]>::to_vec).expect("read");
-        assert_eq!(seen, b"FAKE-secret");
+        assert_eq!(seen, (b"FAKE-secret".to_vec(), false));
         assert!(buffer.whole().iter().all(|byte| *byte == 0));
     }
 
     #[test]
     fn a_large_file_is_cut() {
         let mut file = tempfile::tempfile().expect("a temporary file");
-        file.write_all(&[7; 10_000]).expect("written");
-        std::io::Seek::rewind(&mut file).expect("rewound");
+        file.write_all(&[7; 4097]).expect("written");
         let mut buffer = SecretBuffer::new(4096).expect("mapped");
-        assert_eq!(
-            buffer.with_file(&mut file, <[u8]>::len).expect("read"),
-            4096
-        );
+        for (len, expected) in [(4097, (4096, true)), (4096, (4096, false))] {
+            file.set_len(len).expect("cut");
+            std::io::Seek::rewind(&mut file).expect("rewound");
+            let read = buffer.with_file(&mut file, <[u8]>::len);
+            assert_eq!(read.expect("read"), expected);
+        }
     }
 }

@@ -142,7 +142,10 @@ impl Enricher {
         events: &mut Vec<TrailEvent>,
     ) {
         // Without an answer nothing was followed: the next process with that value is.
-        let Some(EnvironmentAnswer { variables, places }) = answer else {
+        let Some(EnvironmentAnswer {
+            variables, places, ..
+        }) = answer
+        else {
             return;
         };
         let EnvironmentUse { time, subject, .. } = *taken;
