@@ -10,8 +10,8 @@ pub mod credential;
 pub mod dns;
 pub mod elf;
 pub mod go_table;
-#[cfg(test)]
-mod peak;
+#[cfg(any(test, feature = "peak"))]
+pub mod peak;
 pub mod tls_functions;
 
 #[cfg(test)]

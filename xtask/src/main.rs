@@ -9,6 +9,7 @@ mod debian;
 mod demo;
 mod deploy;
 mod downloads;
+mod fuzz;
 mod lint;
 mod scenarios;
 mod setup;
@@ -51,6 +52,14 @@ enum XtaskCommand {
         /// Also every combination of programs and a real Kubernetes: an hour or more
         #[arg(long)]
         all: bool,
+    },
+    /// Run the fuzz targets of the parsers, one hour each
+    Fuzz {
+        /// Only this one
+        target: Option<String>,
+        /// Seconds for each
+        #[arg(long, default_value_t = 3600)]
+        seconds: u64,
     },
     /// Run the end-to-end tests on this machine, a part of `test` (root)
     Scenarios {
@@ -133,6 +142,7 @@ fn run(command: XtaskCommand) -> Result<()> {
             skips.show();
             Ok(())
         }
+        XtaskCommand::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         XtaskCommand::Dashboards => dashboards::check(),
         XtaskCommand::Reference => test::write_reference(),
         XtaskCommand::Deploy => deploy::check(),

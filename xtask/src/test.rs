@@ -5,12 +5,15 @@ use crate::{
     commands::{cargo, run_checked},
     dashboards, deploy,
     downloads::Downloads,
-    lint, scenarios, setup,
+    fuzz, lint, scenarios, setup,
     shard::Shard,
     skips::SkipLog,
     vm::{self, VmCells},
 };
 use anyhow::Result;
+
+/// Seconds for each fuzz target: a minute in total.
+const FUZZ_SECONDS: u64 = 12;
 
 /// The end-to-end scenarios need root. Without it they are skipped and counted; in CI that is an
 /// error. With `all`, every combination of programs and every kernel is tested, which takes an hour
@@ -38,6 +41,8 @@ pub fn run(all: bool) -> Result<()> {
     step("rules of Prometheus");
     dashboards::check()?;
     unit_tests()?;
+    step("fuzz targets of the parsers");
+    fuzz::run(None, FUZZ_SECONDS)?;
     if root {
         step("end-to-end scenarios");
         scenarios::run(&[], all)?;

@@ -1,0 +1,17 @@
+//! Paths of cgroups, which a container may name.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use monitor_parse::{cgroup, peak};
+
+#[global_allocator]
+static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
+    peak::CountingAllocator(std::alloc::System);
+
+/// Bytes for the longest path.
+const PEAK: usize = 1 << 20;
+
+fuzz_target!(|path: &str| {
+    let bytes = peak::of(|| drop(cgroup::parse(path)));
+    assert!(bytes < PEAK, "{bytes} bytes");
+});

@@ -1,0 +1,17 @@
+//! DNS responses.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use monitor_parse::{dns, peak};
+
+#[global_allocator]
+static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
+    peak::CountingAllocator(std::alloc::System);
+
+/// Bytes for the longest message.
+const PEAK: usize = 16 << 20;
+
+fuzz_target!(|bytes: &[u8]| {
+    let peak = peak::of(|| drop(dns::parse_response(bytes)));
+    assert!(peak < PEAK, "{peak} bytes");
+});
