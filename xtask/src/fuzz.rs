@@ -5,7 +5,7 @@ use crate::{
     root,
     setup::tools,
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use std::{fs, path::Path, process::Command};
 
 /// Runs on the pinned, stable toolchain: without a sanitizer, which parsers in safe Rust do not
@@ -28,6 +28,12 @@ const MEMORY_MIB: u64 = 512;
 /// Runs each target for this many seconds; one with a name only runs that one. What is found is kept
 /// in `target/fuzz/corpus`, so that the next run begins there.
 pub fn run(name: Option<&str>, seconds: u64) -> Result<()> {
+    if let Some(name) = name
+        && !TARGETS.iter().any(|(target, _)| *target == name)
+    {
+        let known: Vec<&str> = TARGETS.iter().map(|(target, _)| *target).collect();
+        bail!("no fuzz target `{name}`; there are {}", known.join(", "));
+    }
     let program = install()?;
     let (source, work) = (
         root().join("monitor-parse/fuzz"),

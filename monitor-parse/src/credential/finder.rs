@@ -20,6 +20,8 @@ pub(super) struct SecretFinder<'a> {
     pub(super) key: FingerprintKey,
     pub(super) found: Vec<FoundSecret>,
     pub(super) left_out: Option<LeftOut>,
+    /// Bytes of the file that are not text were replaced.
+    pub(super) is_lossy: bool,
 }
 
 impl SecretFinder<'_> {
@@ -34,9 +36,10 @@ impl SecretFinder<'_> {
             return;
         }
         // Its bytes are not those of the file.
-        if secret
-            .windows(REPLACEMENT.len())
-            .any(|part| part == REPLACEMENT)
+        if self.is_lossy
+            && secret
+                .windows(REPLACEMENT.len())
+                .any(|part| part == REPLACEMENT)
         {
             self.left_out = Some(LeftOut::NotText);
             return;

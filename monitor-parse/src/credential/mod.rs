@@ -97,27 +97,29 @@ pub fn find_secrets(
         key,
         found: Vec::new(),
         left_out: None,
+        is_lossy: false,
     };
-    // One byte that is not text, such as a name in Latin-1, must not hide the secrets beside it.
-    let text = (!bytes.contains(&0)).then(|| String::from_utf8_lossy(bytes));
-    match (class.format, text.as_deref()) {
-        (FileFormat::Opaque, _) => {}
-        (FileFormat::Whole, _) | (_, None) => finder.whole_file(bytes),
-        (FileFormat::Token, Some(text)) => token::find(&mut finder, text),
-        (FileFormat::Pem, Some(text)) => pem::find(&mut finder, text),
-        (FileFormat::Ini, Some(text)) => ini::find(&mut finder, text),
-        (FileFormat::Json, Some(text)) => json::find(&mut finder, text),
-        (FileFormat::Yaml, Some(text)) => yaml::find(&mut finder, text),
-        (FileFormat::Netrc, Some(text)) => netrc::find(&mut finder, text),
-        (FileFormat::Pgpass, Some(text)) => pgpass::find(&mut finder, text),
-        (FileFormat::Urls, Some(text)) => urls::find(&mut finder, text),
-        (FileFormat::Dotenv, Some(text)) => dotenv::find(&mut finder, text),
-        (FileFormat::Aws, Some(text)) => aws::find(&mut finder, text),
-        (FileFormat::Docker, Some(text)) => docker::find(&mut finder, text),
+    // A byte that is not text, such as a name in Latin-1, must not hide the secrets beside it.
+    let text = String::from_utf8_lossy(bytes);
+    finder.is_lossy = matches!(text, Cow::Owned(_));
+    let text = &*text;
+    match class.format {
+        FileFormat::Opaque => {}
+        FileFormat::Whole => finder.whole_file(bytes),
+        FileFormat::Token => token::find(&mut finder, text),
+        FileFormat::Pem => pem::find(&mut finder, text),
+        FileFormat::Ini => ini::find(&mut finder, text),
+        FileFormat::Json => json::find(&mut finder, text),
+        FileFormat::Yaml => yaml::find(&mut finder, text),
+        FileFormat::Netrc => netrc::find(&mut finder, text),
+        FileFormat::Pgpass => pgpass::find(&mut finder, text),
+        FileFormat::Urls => urls::find(&mut finder, text),
+        FileFormat::Dotenv => dotenv::find(&mut finder, text),
+        FileFormat::Aws => aws::find(&mut finder, text),
+        FileFormat::Docker => docker::find(&mut finder, text),
     }
-    // It is binary after all.
-    if matches!(text, Some(Cow::Owned(_))) && finder.found.is_empty() {
-        finder.left_out = None;
+    // It may be binary after all.
+    if finder.is_lossy && finder.found.is_empty() {
         finder.whole_file(bytes);
     }
     // The result is kept as long as the file is known.

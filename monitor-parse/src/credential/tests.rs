@@ -271,6 +271,9 @@ fn what_is_left_out_of_a_file_is_told() {
     let secrets = read("/root/.netrc", latin);
     assert_eq!(secrets.found.len(), 1);
     assert_eq!(secrets.left_out, Some(LeftOut::NotText));
+    let zero = b"machine a login b password FAKE-secret\n# \0\n";
+    let secrets = read("/root/.netrc", zero);
+    assert_eq!(secrets.found[0].fingerprint, fingerprint_of("FAKE-secret"));
     // Neither text nor a known format.
     let secrets = read("/root/.netrc", b"FAKE\xff\xfe\0binary");
     assert!(secrets.found[0].whole);

@@ -191,6 +191,7 @@ impl Observer {
                 self.tick()?;
             }
         }
+        self.take_answers()?;
         self.pipeline.finish(Timestamp::now());
         Ok(())
     }
@@ -251,6 +252,14 @@ impl Observer {
         Ok(())
     }
 
+    /// Processes the answers that have arrived.
+    fn take_answers(&mut self) -> anyhow::Result<()> {
+        while let Ok(answer) = self.answers.try_recv() {
+            self.batch.answers.push(answer);
+        }
+        self.process()
+    }
+
     fn process(&mut self) -> anyhow::Result<()> {
         let effects = self.pipeline.process(&mut self.batch, Timestamp::now());
         self.apply(effects)
@@ -266,6 +275,8 @@ impl Observer {
 
     /// Does what is due every second.
     fn tick(&mut self) -> anyhow::Result<()> {
+        // What is here is not late, however long this thread was busy.
+        self.take_answers()?;
         self.sensor.maintain()?;
         let mut report = self.sensor.take_report()?;
         report.silent_since = self.heartbeat.beat();

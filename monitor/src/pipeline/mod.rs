@@ -162,9 +162,9 @@ impl Pipeline {
             self.homes_read = now;
             self.enricher.request_homes();
         }
+        self.enricher.report_overdue(now, &mut self.events);
         let time = self.enricher.enriched_until(now);
         self.events.push(TrailEvent::Tick { time });
-        self.enricher.report_overdue(now, &mut self.events);
         self.enricher.evict_exited(now, &mut self.events);
         self.evaluator.process(&mut self.events);
         self.effects(false)

@@ -296,9 +296,7 @@ impl ReaderClient {
         request: &ReadRequest,
     ) -> Result<(ReadAnswer, Option<OwnedFd>), ReadFailure> {
         let place = request.file_system();
-        if self.role != ReaderRole::LocalFiles
-            && place.is_some_and(|(device, magic)| self.shared.stuck.refuses(device, magic))
-        {
+        if self.refuses(request) {
             return Err(ReadFailure::Refused);
         }
         let mut process = self.ready_process()?;
@@ -339,6 +337,17 @@ impl ReaderClient {
                 tracing::debug!(?request, %failure, %error, "the reader was replaced");
                 Err(failure)
             }
+        }
+    }
+
+    /// Whether a request may have the reader wait, and too many wait already.
+    fn refuses(&self, request: &ReadRequest) -> bool {
+        let stuck = &self.shared.stuck;
+        match (self.role, request.file_system()) {
+            (ReaderRole::LocalFiles, _) => false,
+            (_, Some((device, magic))) => stuck.refuses(device, magic),
+            (ReaderRole::Credentials, None) => request.is_about_process() && stuck.is_full(),
+            (ReaderRole::Programs, None) => false,
         }
     }
 

@@ -6,7 +6,7 @@ use super::{
     role::ReaderRole,
 };
 use crate::observed::{
-    file_system::{is_local_or_overlay, is_remote},
+    file_system::{is_local_or_overlay, is_remote, is_surely_local},
     process::in_own_user_namespace,
 };
 use hashlink::LruCache;
@@ -50,7 +50,10 @@ impl SlowDevices {
     }
 
     fn note(&self, request: &ReadRequest, took: Duration) {
-        if let (Some((device, _)), true) = (request.file_system(), took >= Self::SLOW) {
+        // Other causes delay the answer about a local file, and everybody has files there.
+        if let (Some((device, magic)), true) = (request.file_system(), took >= Self::SLOW)
+            && !is_surely_local(magic, device)
+        {
             let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             slow.insert(device, Instant::now());
         }
@@ -211,13 +214,22 @@ mod tests {
             inode: 1,
             generation: 0,
         };
-        let request = ReadRequest::File(FileRequest::for_tests(Path::new("/x"), file));
+        let file = FileRequest::for_tests(Path::new("/x"), file);
+        let request = ReadRequest::File(file.clone());
         slow.note(&request, SlowDevices::SLOW / 2);
         assert!(!slow.contains(40));
         slow.note(&request, SlowDevices::SLOW);
         assert!(slow.contains(40));
         assert!(!slow.contains(41));
         slow.note(&ReadRequest::Homes, SlowDevices::SLOW);
+        // A disk of everybody.
+        let disk = FileId {
+            device: 8 << 20 | 1,
+            ..file.file
+        };
+        let request = FileRequest { file: disk, ..file };
+        slow.note(&ReadRequest::File(request), SlowDevices::SLOW);
+        assert!(!slow.contains(disk.device));
     }
 
     #[test]

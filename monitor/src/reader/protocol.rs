@@ -82,6 +82,17 @@ impl ReadAnswer {
 }
 
 impl ReadRequest {
+    /// Whether the answer depends on what a process has arranged, such as its memory.
+    pub fn is_about_process(&self) -> bool {
+        matches!(
+            self,
+            Self::Environment { .. }
+                | Self::Process { .. }
+                | Self::Exists { .. }
+                | Self::Added { .. }
+        )
+    }
+
     /// The file system that the request is about, if it is known: device and magic number.
     pub fn file_system(&self) -> Option<(u32, u32)> {
         match self {

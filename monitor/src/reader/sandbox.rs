@@ -117,7 +117,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_dup,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_getcwd,
@@ -173,7 +172,19 @@ fn restricted() -> Result<Vec<(libc::c_long, Vec<SeccompRule>)>, seccompiler::Ba
     let private = libc::MAP_PRIVATE.cast_unsigned();
     // Also not for creating or truncating.
     let not_read_only = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+    // Not for locks, leases and signals.
+    let descriptors = [
+        libc::F_DUPFD_CLOEXEC,
+        libc::F_GETFD,
+        libc::F_SETFD,
+        libc::F_GETFL,
+    ];
+    let on_descriptors = descriptors
+        .into_iter()
+        .map(|command| all(vec![equal(1, -1, command.cast_unsigned())?]))
+        .collect::<Result<_, _>>()?;
     let mut rules = vec![
+        (libc::SYS_fcntl, on_descriptors),
         // The generation of a file.
         (
             libc::SYS_ioctl,

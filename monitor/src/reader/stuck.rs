@@ -57,9 +57,13 @@ impl StuckReaders {
     /// reader waits for it; or no more can be abandoned, and it may be one to wait for.
     pub fn refuses(&self, device: u32, magic: u32) -> bool {
         self.lock(|stuck| {
-            let devices = || stuck.iter().filter_map(|reader| reader.device);
-            devices().any(|waiting| waiting == device)
-                || (devices().count() >= ABANDONED_MAX && !is_surely_local(magic, device))
+            stuck.iter().any(|reader| reader.device == Some(device))
+                || (stuck.len() >= ABANDONED_MAX && !is_surely_local(magic, device))
         })
+    }
+
+    /// Whether no more readers can be abandoned.
+    pub fn is_full(&self) -> bool {
+        self.lock(|stuck| stuck.len() >= ABANDONED_MAX)
     }
 }

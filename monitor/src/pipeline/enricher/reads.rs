@@ -23,9 +23,6 @@ use monitor_core::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-/// How long later observations wait for what is not a file: an environment, or the trust in a
-/// program.
-const OTHER_WAIT: SignedDuration = SignedDuration::from_millis(100);
 /// If more observations than this are in the queue, none waits for its answer.
 const QUEUE_MAX: usize = 32_768;
 
@@ -269,9 +266,15 @@ impl Enricher {
                 return;
             }
             let head = self.reads.head.take();
-            if let (Some(head), Observation::FileOpened(open)) = (&head, &observation) {
+            // Answers that come in time cost little.
+            if let Some(head) = head.as_ref().filter(|head| !head.is_complete()) {
                 let waited = now.duration_since(head.since);
-                self.reads.budget.add(open.file.device, open.magic, waited);
+                match &observation {
+                    Observation::FileOpened(open) if head.file.is_some() => {
+                        self.reads.budget.add(open.file.device, open.magic, waited);
+                    }
+                    _ => self.reads.budget.add_other(waited),
+                }
             }
             let mut rest = std::mem::take(&mut self.reads.queue);
             self.enrich(observation, head, &mut rest, events);
@@ -298,7 +301,7 @@ impl Enricher {
     fn begin(&mut self, now: Timestamp, observation: &Observation) -> Option<HeadReads> {
         let mut head = HeadReads {
             since: now,
-            limit: OTHER_WAIT,
+            limit: self.reads.budget.other_limit(now),
             file: None,
             environment: None,
             trust: BTreeSet::new(),

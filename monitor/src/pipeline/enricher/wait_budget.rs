@@ -11,8 +11,13 @@ const LOCAL_WAIT: SignedDuration = SignedDuration::from_millis(500);
 const REMOTE_WAIT: SignedDuration = SignedDuration::from_millis(100);
 /// Longest wait for all files of one file system within [`PERIOD`].
 const DEVICE_WAIT: SignedDuration = SignedDuration::from_millis(200);
-/// Longest wait for all file systems that may be slow, within [`PERIOD`].
+/// Longest wait for what is not a file: an environment, or the trust in a program.
+const OTHER_WAIT: SignedDuration = SignedDuration::from_millis(100);
+/// Longest wait for everything that may be slow, within [`PERIOD`].
 const TOTAL_WAIT: SignedDuration = SignedDuration::from_millis(500);
+/// As [`TOTAL_WAIT`], for local devices and memory: users can make many file systems in memory, and
+/// keep their reader busy.
+const TOTAL_LOCAL_WAIT: SignedDuration = SignedDuration::from_secs(2);
 /// After this time, waits are forgotten.
 const PERIOD: SignedDuration = SignedDuration::from_secs(10);
 /// Number of file systems whose waits are remembered.
@@ -23,6 +28,7 @@ const DEVICES_CACHED: usize = 1024;
 pub(super) struct WaitBudget {
     since: Timestamp,
     total: SignedDuration,
+    total_local: SignedDuration,
     by_device: LruCache<u32, SignedDuration>,
 }
 
@@ -31,6 +37,7 @@ impl Default for WaitBudget {
         Self {
             since: Timestamp::UNIX_EPOCH,
             total: SignedDuration::ZERO,
+            total_local: SignedDuration::ZERO,
             by_device: LruCache::new(DEVICES_CACHED),
         }
     }
@@ -39,15 +46,11 @@ impl Default for WaitBudget {
 impl WaitBudget {
     /// How long to wait for a file on a file system, given by device and magic number.
     pub fn limit(&mut self, now: Timestamp, device: u32, magic: u32) -> SignedDuration {
-        // Nobody but the owner of a local device can make it slow.
+        self.begin_period(now);
         if is_surely_local(magic, device) {
-            return LOCAL_WAIT;
-        }
-        // The clock may have been set back.
-        if now.duration_since(self.since).abs() >= PERIOD {
-            self.since = now;
-            self.total = SignedDuration::ZERO;
-            self.by_device.clear();
+            return LOCAL_WAIT
+                .min(TOTAL_LOCAL_WAIT - self.total_local)
+                .max(SignedDuration::ZERO);
         }
         let longest = if is_remote(magic) {
             REMOTE_WAIT
@@ -59,9 +62,34 @@ impl WaitBudget {
         longest.min(left).max(SignedDuration::ZERO)
     }
 
-    /// Records a wait.
+    /// How long to wait for what is not a file.
+    pub fn other_limit(&mut self, now: Timestamp) -> SignedDuration {
+        self.begin_period(now);
+        OTHER_WAIT
+            .min(TOTAL_WAIT - self.total)
+            .max(SignedDuration::ZERO)
+    }
+
+    fn begin_period(&mut self, now: Timestamp) {
+        // The clock may have been set back.
+        if now.duration_since(self.since).abs() >= PERIOD {
+            self.since = now;
+            self.total = SignedDuration::ZERO;
+            self.total_local = SignedDuration::ZERO;
+            self.by_device.clear();
+        }
+    }
+
+    /// Records a wait in vain for what is not a file.
+    pub fn add_other(&mut self, waited: SignedDuration) {
+        self.total += waited.abs();
+    }
+
+    /// Records a wait in vain for a file.
     pub fn add(&mut self, device: u32, magic: u32, waited: SignedDuration) {
-        if !is_surely_local(magic, device) {
+        if is_surely_local(magic, device) {
+            self.total_local += waited.abs();
+        } else {
             self.total += waited.abs();
             let of_device = self.by_device.get(&device).copied().unwrap_or_default();
             self.by_device.insert(device, of_device + waited.abs());
@@ -101,7 +129,17 @@ mod tests {
             LOCAL_WAIT,
             "memory is not slow"
         );
+        assert_eq!(budget.other_limit(now), SignedDuration::ZERO);
+        for device in 50..54 {
+            budget.add(device, TMPFS, LOCAL_WAIT);
+        }
+        assert_eq!(
+            budget.limit(now, 54, TMPFS),
+            SignedDuration::ZERO,
+            "many of them are"
+        );
         let later = now + PERIOD;
         assert_eq!(budget.limit(later, 41, OVERLAY), DEVICE_WAIT);
+        assert_eq!(budget.other_limit(later), OTHER_WAIT);
     }
 }

@@ -140,7 +140,9 @@ pub(super) fn open_in_layer(layer: &Path, inside: &Path) -> Result<OwnedFd, Errn
     let layer = locate(host::pid(), layer, Links::Inside)?;
     // The container may put links into its own layer.
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
-    open_below(&layer, inside, flags, Links::None.flags())
+    // Nothing is mounted in a layer, unless someone wants the reader to wait there.
+    let resolve = Links::None.flags() | ResolveFlags::NO_XDEV;
+    open_below(&layer, inside, flags, resolve)
 }
 
 /// Opens a path below a directory.

@@ -102,7 +102,7 @@ impl ReaderTasks {
                 ReadAnswer::Fact(trust::exists(*pid, path.as_path(), self.views))
             }
             ReadRequest::Added { pid, exe } => {
-                ReadAnswer::Fact(trust::is_added(*pid, exe.as_path()))
+                ReadAnswer::Fact(trust::is_added(*pid, exe.as_path(), self.views))
             }
             ReadRequest::Homes => homes::homes().map_or_else(unreadable, ReadAnswer::Homes),
             ReadRequest::Mapped { mapping, symbols } => {

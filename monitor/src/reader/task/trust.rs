@@ -4,7 +4,10 @@ use super::{
     identify::{Links, locate_on, metadata, open_in_layer},
     mount_table::{MountEntry, mounts_of},
 };
-use crate::{observed::process::live_subject, reader::protocol::Views};
+use crate::{
+    observed::process::{in_own_user_namespace, live_subject},
+    reader::protocol::Views,
+};
 use rustix::io::Errno;
 use std::{
     fs::Metadata,
@@ -26,8 +29,12 @@ pub(super) fn exists(pid: u32, path: &Path, views: Views) -> Option<bool> {
 
 /// Whether a program is in a container's writable layer and differs from its image; `None` if that
 /// cannot be determined.
-pub(super) fn is_added(pid: u32, exe: &Path) -> Option<bool> {
+pub(super) fn is_added(pid: u32, exe: &Path, views: Views) -> Option<bool> {
     let mounts = mounts_of(pid);
+    // Whoever mounts without privileges chooses the layers.
+    if views == Views::OwnUserNamespace && in_own_user_namespace(pid) != Some(true) {
+        return None;
+    }
     let mount = mounts
         .iter()
         .filter(|mount| exe.starts_with(&mount.point))

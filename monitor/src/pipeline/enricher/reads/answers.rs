@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use monitor_core::{model::Subject, trail::TrailEvent};
 
 /// After this time a file is reported without its contents.
-const LATE_MAX: SignedDuration = SignedDuration::from_secs(1);
+const LATE_MAX: SignedDuration = SignedDuration::from_secs(3);
 
 impl Enricher {
     /// Takes the answer to a request.
@@ -27,7 +27,8 @@ impl Enricher {
             Some(ReadPurpose::LateFile(late)) => {
                 self.reads.forget_late(late.open.file.device);
                 let result = contents(result);
-                if result.is_ok() || !late.reported {
+                let was_read = result.as_ref().is_ok_and(|answer| answer.contents.is_ok());
+                if was_read || !late.reported {
                     self.file_read(&late.open, late.source, &late.place, result, events);
                 }
             }
