@@ -14,7 +14,7 @@ pub mod go_table;
 pub mod peak;
 pub mod tls_functions;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "peak"))]
 #[global_allocator]
 static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
     peak::CountingAllocator(std::alloc::System);

@@ -4,10 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 use monitor_parse::{cgroup, peak};
 
-#[global_allocator]
-static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
-    peak::CountingAllocator(std::alloc::System);
-
 /// Bytes for the longest path.
 const PEAK: usize = 1 << 20;
 

@@ -8,10 +8,6 @@ use monitor_parse::{
     peak,
 };
 
-#[global_allocator]
-static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
-    peak::CountingAllocator(std::alloc::System);
-
 /// Bytes for a ClientHello and its pieces.
 const PEAK: usize = 4 << 20;
 

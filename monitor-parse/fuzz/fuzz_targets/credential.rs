@@ -7,10 +7,6 @@ use monitor_core::catalog::Catalog;
 use monitor_parse::{credential::find_secrets, peak};
 use std::sync::LazyLock;
 
-#[global_allocator]
-static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
-    peak::CountingAllocator(std::alloc::System);
-
 /// Bytes for a file of one megabyte, as in the crate's own test.
 const PEAK: usize = 48 << 20;
 const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };

@@ -4,10 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 use monitor_parse::{dns, peak};
 
-#[global_allocator]
-static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
-    peak::CountingAllocator(std::alloc::System);
-
 /// Bytes for the longest message.
 const PEAK: usize = 16 << 20;
 

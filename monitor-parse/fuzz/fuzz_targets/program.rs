@@ -4,10 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 use monitor_parse::{elf::SymbolTable, peak, tls_functions::inspect};
 
-#[global_allocator]
-static ALLOCATOR: peak::CountingAllocator<std::alloc::System> =
-    peak::CountingAllocator(std::alloc::System);
-
 /// Bytes for any program, as in the crate's own test.
 const PEAK: usize = 64 << 20;
 

@@ -217,8 +217,7 @@ impl Observer {
                         break;
                     }
                     Some(answer) = self.answers.recv() => {
-                        let mut batch = Batch::empty(self.read_until);
-                        batch.answers.push(answer);
+                        let mut batch = Batch::of_answer(answer, self.read_until);
                         let mut effects = self.pipeline.process(&mut batch, Timestamp::now());
                         self.readers.submit(std::mem::take(&mut effects.reads));
                         delayed.push(effects);
@@ -244,8 +243,7 @@ impl Observer {
                 tracing::info!(processes, "still reading what was running before the agent");
                 break;
             };
-            let mut batch = Batch::empty(self.read_until);
-            batch.answers.push(answer);
+            let mut batch = Batch::of_answer(answer, self.read_until);
             let effects = self.pipeline.process(&mut batch, Timestamp::now());
             self.apply(effects)?;
         }

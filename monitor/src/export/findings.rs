@@ -154,7 +154,11 @@ impl FindingStream {
     /// Reopens the file of findings, after it was moved away.
     pub fn reopen(&self) {
         if let Some(path) = self.path.clone() {
-            self.out.reopen(Box::new(move || to_file(&path)));
+            self.out.reopen(Box::new(move || {
+                to_file(&path)
+                    .inspect_err(|error| tracing::error!(%error, "cannot reopen the findings file; still writing to the old one"))
+                    .ok()
+            }));
         }
     }
 

@@ -60,7 +60,7 @@ impl std::fmt::Debug for LineQueue {
 /// An output for lines.
 type LineTarget = Box<dyn Write + Send>;
 /// Opens an output, which may take long.
-type OpenTarget = Box<dyn FnOnce() -> io::Result<LineTarget> + Send>;
+type OpenTarget = Box<dyn FnOnce() -> Option<LineTarget> + Send>;
 
 impl LineWriter {
     /// Starts the thread.
@@ -92,8 +92,8 @@ impl LineWriter {
         }
     }
 
-    /// Has the thread open another output, starting with the next line. If it cannot be opened, the
-    /// old one is kept.
+    /// Has the thread open another output, starting with the next line; if `open` returns `None`,
+    /// the old one is kept.
     pub fn reopen(&self, open: OpenTarget) {
         if !self.send(LineMessage::Reopen(open)) {
             tracing::error!("cannot reopen an output that does not respond");
@@ -141,12 +141,7 @@ fn write_lines(messages: &Receiver<LineMessage>, mut target: LineTarget, lost: &
     for message in messages {
         match message {
             LineMessage::Reached(reached) => drop(reached),
-            LineMessage::Reopen(open) => match open() {
-                Ok(opened) => target = opened,
-                Err(error) => {
-                    tracing::error!(%error, "cannot reopen the findings file; still writing to the old one");
-                }
-            },
+            LineMessage::Reopen(open) => target = open().unwrap_or(target),
             LineMessage::Line(line) => {
                 // Whole and immediately: a line must not stay in a buffer, or be truncated by a
                 // kill.

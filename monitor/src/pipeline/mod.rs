@@ -48,6 +48,14 @@ impl Batch {
             read_until,
         }
     }
+
+    /// One answer only.
+    pub fn of_answer(answer: (ReadId, ReadResult), read_until: Timestamp) -> Self {
+        Self {
+            answers: vec![answer],
+            ..Self::empty(read_until)
+        }
+    }
 }
 
 /// What the pipeline needs to know about the sensor.

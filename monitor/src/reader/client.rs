@@ -212,27 +212,10 @@ impl SharedState {
         self.failures[failure as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The setup of a reader, and its version.
-    fn setup(&self, role: ReaderRole) -> (u64, Arc<ReaderSetup>) {
+    /// The current setup, and its version.
+    fn setup(&self) -> (u64, Arc<ReaderSetup>) {
         let setup = self.setup.lock().unwrap_or_else(PoisonError::into_inner);
-        match role {
-            ReaderRole::Credentials => (setup.0, Arc::clone(&setup.1)),
-            ReaderRole::LocalFiles => {
-                let local = ReaderSetup {
-                    views: Views::OwnUserNamespace,
-                    ..ReaderSetup::clone(&setup.1)
-                };
-                (setup.0, Arc::new(local))
-            }
-            ReaderRole::Programs => {
-                // The rest does not change.
-                let without = ReaderSetup {
-                    catalog: None,
-                    ..ReaderSetup::clone(&setup.1)
-                };
-                (0, Arc::new(without))
-            }
-        }
+        (setup.0, Arc::clone(&setup.1))
     }
 }
 
@@ -353,7 +336,7 @@ impl ReaderClient {
 
     /// The reader, started if there is none, or if it has an older setup.
     fn ready_process(&mut self) -> Result<ReaderProcess, ReadFailure> {
-        let (version, setup) = self.shared.setup(self.role);
+        let (version, setup) = self.shared.setup();
         if let Some(mut process) = self.process.take() {
             let ended = process.has_ended();
             self.hangs &= !ended;
@@ -361,7 +344,7 @@ impl ReaderClient {
                 self.process = Some(process);
                 return Err(ReadFailure::Abandoned);
             }
-            if !ended && self.version == version {
+            if !ended && (self.version == version || self.role == ReaderRole::Programs) {
                 return Ok(process);
             }
             self.end(process, None);
@@ -372,6 +355,7 @@ impl ReaderClient {
         {
             return Err(ReadFailure::NotStarted);
         }
+        let setup = setup_for(self.role, &setup);
         let shared = &self.shared;
         let began = Instant::now();
         // One may be killed while it starts.
@@ -402,6 +386,22 @@ impl ReaderClient {
         self.process = self.shared.stuck.add(process, self.role, device);
         self.hangs = self.process.is_some();
         ReadFailure::Abandoned
+    }
+}
+
+/// The setup of a reader with this role. Of what one for programs gets, nothing changes.
+fn setup_for(role: ReaderRole, setup: &ReaderSetup) -> ReaderSetup {
+    let setup = setup.clone();
+    match role {
+        ReaderRole::Credentials => setup,
+        ReaderRole::LocalFiles => ReaderSetup {
+            views: Views::OwnUserNamespace,
+            ..setup
+        },
+        ReaderRole::Programs => ReaderSetup {
+            catalog: None,
+            ..setup
+        },
     }
 }
 

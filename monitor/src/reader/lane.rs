@@ -51,7 +51,8 @@ impl SlowDevices {
 
     fn note(&self, request: &ReadRequest, took: Duration) {
         // Other causes delay the answer about a local file, and everybody has files there.
-        if let (Some((device, magic)), true) = (request.file_system(), took >= Self::SLOW)
+        if took >= Self::SLOW
+            && let Some((device, magic)) = request.file_system()
             && !is_surely_local(magic, device)
         {
             let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,16 +179,13 @@ impl ReaderLanes {
             {
                 &self.files
             }
+            ReadRequest::File(_) => &self.processes,
             ReadRequest::Exists { pid, .. } | ReadRequest::Added { pid, .. }
                 if has_privileged_mounts(*pid) =>
             {
                 &self.files
             }
-            ReadRequest::File(_)
-            | ReadRequest::Exists { .. }
-            | ReadRequest::Added { .. }
-            | ReadRequest::Environment { .. }
-            | ReadRequest::Process { .. } => &self.processes,
+            request if request.is_about_process() => &self.processes,
             _ => &self.background,
         }
     }
@@ -202,8 +200,7 @@ fn has_privileged_mounts(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observed::file::FileId;
-    use crate::reader::protocol::FileRequest;
+    use crate::{observed::file::FileId, reader::protocol::FileRequest};
     use std::path::Path;
 
     #[test]

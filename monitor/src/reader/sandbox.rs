@@ -167,7 +167,6 @@ fn restricted() -> Result<Vec<(libc::c_long, Vec<SeccompRule>)>, seccompiler::Ba
         let operator = SeccompCmpOp::MaskedEq(u64::from(mask.cast_unsigned()));
         SeccompCondition::new(argument, Dword, operator, u64::from(value))
     };
-    let all = |conditions| SeccompRule::new(conditions);
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let private = libc::MAP_PRIVATE.cast_unsigned();
     // Also not for creating or truncating.
@@ -181,42 +180,49 @@ fn restricted() -> Result<Vec<(libc::c_long, Vec<SeccompRule>)>, seccompiler::Ba
     ];
     let on_descriptors = descriptors
         .into_iter()
-        .map(|command| all(vec![equal(1, -1, command.cast_unsigned())?]))
+        .map(|command| SeccompRule::new(vec![equal(1, -1, command.cast_unsigned())?]))
         .collect::<Result<_, _>>()?;
     let mut rules = vec![
         (libc::SYS_fcntl, on_descriptors),
         // The generation of a file.
         (
             libc::SYS_ioctl,
-            vec![all(vec![equal(1, -1, FS_IOC_GETVERSION)?])?],
+            vec![SeccompRule::new(vec![equal(1, -1, FS_IOC_GETVERSION)?])?],
         ),
         // Memory of its own, in which nothing new is executed.
         (
             libc::SYS_mmap,
-            vec![all(vec![
+            vec![SeccompRule::new(vec![
                 equal(2, libc::PROT_EXEC, 0)?,
                 equal(3, libc::MAP_TYPE, private)?,
             ])?],
         ),
         (
             libc::SYS_mprotect,
-            vec![all(vec![equal(2, libc::PROT_EXEC, 0)?])?],
+            vec![SeccompRule::new(vec![equal(2, libc::PROT_EXEC, 0)?])?],
         ),
         (
             libc::SYS_openat,
-            vec![all(vec![equal(2, not_read_only, 0)?])?],
+            vec![SeccompRule::new(vec![equal(2, not_read_only, 0)?])?],
         ),
         // Its own limits, and its own end.
-        (libc::SYS_prlimit64, vec![all(vec![equal(0, -1, 0)?])?]),
+        (
+            libc::SYS_prlimit64,
+            vec![SeccompRule::new(vec![equal(0, -1, 0)?])?],
+        ),
         (
             libc::SYS_tgkill,
-            vec![all(vec![equal(0, -1, own_pid.cast_unsigned())?])?],
+            vec![SeccompRule::new(vec![equal(
+                0,
+                -1,
+                own_pid.cast_unsigned(),
+            )?])?],
         ),
     ];
     #[cfg(target_arch = "x86_64")]
     rules.push((
         libc::SYS_open,
-        vec![all(vec![equal(1, not_read_only, 0)?])?],
+        vec![SeccompRule::new(vec![equal(1, not_read_only, 0)?])?],
     ));
     Ok(rules)
 }

@@ -11,7 +11,7 @@ use monitor_core::model::Subject;
 use std::{
     fs::File,
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, channel, sync_channel},
@@ -128,7 +128,7 @@ impl Heartbeat {
 /// Creates the file to open.
 fn prepare(directory: &Path) -> Option<(SelfTestFile, TestDirectory)> {
     let file = SelfTestFile::new("heartbeat");
-    let folder = TestDirectory(PathBuf::from(directory).join(&file.name));
+    let folder = TestDirectory(directory.join(&file.name));
     let metadata = folder.make().ok()?;
     Some((file.create(&metadata), folder))
 }

@@ -287,14 +287,7 @@ impl Enricher {
     pub fn enrich_the_rest(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
         self.reads.ends = true;
         self.advance(now, events);
-        let purposes = std::mem::take(&mut self.reads.purposes);
-        for purpose in purposes.into_values() {
-            if let ReadPurpose::LateFile(late) = purpose
-                && !late.reported
-            {
-                self.report_by_place(&late, events);
-            }
-        }
+        self.report_by_place(|_| true, events);
     }
 
     /// Requests what an observation needs; `None` if it can be enriched at once.

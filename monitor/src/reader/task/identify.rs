@@ -59,11 +59,10 @@ pub(super) fn locate_on(
     views: Views,
 ) -> Result<OwnedFd, Errno> {
     let root = root_of(pid)?;
-    let mounts = mounts_of(pid);
-    // After both were read: nobody without privileges returns to this user namespace, so neither is
-    // from another one.
-    let privileged = in_own_user_namespace(pid) == Some(true);
-    if views == Views::OwnUserNamespace && !privileged {
+    // Nobody without privileges returns to this user namespace: what was read of the process before
+    // is not from another one.
+    let privileged = || in_own_user_namespace(pid) == Some(true);
+    if views == Views::OwnUserNamespace && !privileged() {
         return Err(Errno::PERM);
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
@@ -77,6 +76,11 @@ pub(super) fn locate_on(
         // A link may lead through any mount.
         links == Links::Inside || path.starts_with(&mount.point)
     };
+    let mounts = mounts_of(pid);
+    let privileged = privileged();
+    if views == Views::OwnUserNamespace && !privileged {
+        return Err(Errno::PERM);
+    }
     let waits = |mount: &MountEntry| {
         may_hang(mount, privileged) && crosses(mount) && Some(mount.device()) != device
     };

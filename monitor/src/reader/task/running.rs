@@ -1,6 +1,6 @@
 //! Open files and connections of processes that already run, from `/proc`.
 
-use super::identify::identify;
+use super::{identify::identify_among, mount_table::mounts_of};
 use crate::{
     observed::{file::FileId, path::RawPath},
     reader::protocol::RemoteAddress,
@@ -13,6 +13,7 @@ use procfs::{
 };
 use rustix::fs::{Mode, OFlags};
 use std::{
+    cell::LazyCell,
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
@@ -38,6 +39,7 @@ const FILES_MAX: usize = 1024;
 /// not be read.
 pub(super) fn open_files(pid: u32, wanted: impl Fn(&Path) -> bool) -> OpenFiles {
     let mut open = OpenFiles::default();
+    let mounts = LazyCell::new(|| mounts_of(pid));
     let descriptors = i32::try_from(pid)
         .ok()
         .and_then(|pid| Process::new(pid).ok())
@@ -57,7 +59,7 @@ pub(super) fn open_files(pid: u32, wanted: impl Fn(&Path) -> bool) -> OpenFiles 
                 let link = format!("/proc/{pid}/fd/{}", descriptor.fd);
                 let flags = OFlags::PATH | OFlags::CLOEXEC;
                 let place = rustix::fs::open(link, flags, Mode::empty()).ok();
-                let file = place.and_then(|place| identify(&place, pid));
+                let file = place.and_then(|place| identify_among(&place, &mounts));
                 open.files.extend(file.map(|file| (path.into(), file)));
             }
             FDTarget::Socket(inode) => open.sockets.push(inode),

@@ -111,29 +111,30 @@ impl Enricher {
     /// Reports files whose contents take too long by their place; if the contents come after all,
     /// they are reported as well.
     pub fn report_overdue(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
-        let mut overdue = Vec::new();
-        for (id, purpose) in &mut self.reads.purposes {
-            if let ReadPurpose::LateFile(late) = purpose
-                && !late.reported
-                // The clock may have been set back.
-                && now.duration_since(late.since).abs() >= LATE_MAX
-            {
-                late.reported = true;
-                overdue.push(*id);
-            }
-        }
-        for id in overdue {
-            if let Some(ReadPurpose::LateFile(late)) = self.reads.purposes.remove(&id) {
-                self.report_by_place(&late, events);
-                let purpose = ReadPurpose::LateFile(late);
-                self.reads.purposes.insert(id, purpose);
-            }
-        }
+        // The clock may have been set back.
+        let is_overdue = |late: &LateFile| now.duration_since(late.since).abs() >= LATE_MAX;
+        self.report_by_place(is_overdue, events);
     }
 
-    pub(super) fn report_by_place(&mut self, late: &LateFile, events: &mut Vec<TrailEvent>) {
-        let unread = Err(ReadFailure::TimedOut);
-        self.file_read(&late.open, late.source, &late.place, unread, events);
+    /// Reports late files by their place, each once.
+    pub(super) fn report_by_place(
+        &mut self,
+        which: impl Fn(&LateFile) -> bool,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        let mut purposes = std::mem::take(&mut self.reads.purposes);
+        for purpose in purposes.values_mut() {
+            if let ReadPurpose::LateFile(late) = purpose
+                && !late.reported
+                && which(late)
+            {
+                late.reported = true;
+                let unread = Err(ReadFailure::TimedOut);
+                self.file_read(&late.open, late.source, &late.place, unread, events);
+            }
+        }
+        purposes.append(&mut self.reads.purposes);
+        self.reads.purposes = purposes;
     }
 
     pub(super) fn take_environment(
