@@ -133,7 +133,8 @@ pub const fn seen_tag(epoch: u64, parts: [u64; 5]) -> u64 {
         .wrapping_add(parts[2].wrapping_mul(0x27d4_eb2f_1656_67c5))
         .wrapping_add(parts[3].wrapping_mul(0x85eb_ca77_c2b2_ae63))
         .wrapping_add(parts[4].wrapping_mul(0xff51_afd7_ed55_8ccd));
-    (sum ^ (sum >> 29)) | 1 << 63
+    let tag = sum ^ (sum >> 29);
+    tag | (tag == 0) as u64
 }
 
 /// The first bytes of a name, as the probes read them.

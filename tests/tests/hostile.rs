@@ -473,6 +473,25 @@ fn what_is_too_large_to_be_examined_is_counted() -> Result<()> {
     Ok(())
 }
 
+/// The first name was constructed to have the second one's hash, as long as hashes had no key: what
+/// was remembered of it hid the other.
+#[test]
+fn a_name_that_was_constructed_to_hide_another() -> Result<()> {
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    let secrets: Vec<String> = (0..20)
+        .map(|number| format!("FAKE-collision-{number:04}"))
+        .collect();
+    for secret in &secrets {
+        let script = "DB_P3NOXAA0=plain-value /bin/true; DB_PASSWORD=$SECRET /bin/true";
+        sh(script, &[("SECRET", secret)])?;
+    }
+    for secret in &secrets {
+        agent.await_used(&agent.id_of(secret)?)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_reader_that_is_killed_again_and_again() -> Result<()> {
     let treasure = Treasure::new()?;

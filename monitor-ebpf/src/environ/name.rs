@@ -5,11 +5,13 @@ use crate::{
     support::{
         kernel::repeat,
         maps::{BloomFilter, SeenSlot, rule},
+        secret::secret_key,
     },
 };
 use core::ffi::c_void;
 use monitor_common::{
     environ::{NAME_MAX, NameWords},
+    fingerprint::SipHasher,
     map::EnvironScratch,
     swar,
 };
@@ -32,11 +34,11 @@ pub fn classify_name(scratch: &mut EnvironScratch) {
 #[inline(always)]
 fn name_slot(scratch: &EnvironScratch) -> Option<SeenSlot> {
     // SAFETY: this CPU's own memory; volatile, because it passes through memory.
-    let [sum, len] = unsafe { (&raw const scratch.name.quick_hash).read_volatile() };
+    let [hash, len] = unsafe { (&raw const scratch.name.quick_hash).read_volatile() };
     if len == 0 {
         return None;
     }
-    SeenSlot::find(|_| [sum, len, 0, 0, 0])
+    SeenSlot::find(|_| [hash, len, 0, 0, 0])
 }
 
 /// Whether the name is known to match no rule.
@@ -68,10 +70,11 @@ fn remember_plain(scratch: &mut EnvironScratch) {
     }
 }
 
-/// Hashes the bytes before the `=`, eight at a time, and counts them; 0 if there is no `=`.
+/// Hashes the bytes before the `=`, eight at a time, and counts them; 0 if there is no `=`. The hash
+/// has a key, because whoever could construct a name with the hash of another would hide that one.
 #[inline(never)]
 fn hash_name(scratch: &mut EnvironScratch) {
-    let (mut sum, mut len) = (0u64, 0u64);
+    let (mut name, mut len) = (SipHasher::new(secret_key()), 0u64);
     for (i, bytes) in scratch.entry.chunks_exact(8).enumerate().take(NAME_MAX / 8) {
         // SAFETY: a chunk has eight bytes, and an entry starts at a multiple of eight.
         let word = unsafe { bytes.as_ptr().cast::<u64>().read() };
@@ -80,17 +83,18 @@ fn hash_name(scratch: &mut EnvironScratch) {
             swar::zero_bytes(word),
         );
         let Some(below) = swar::mask_below(equals | ends) else {
-            sum = swar::add_name_word(sum, word);
+            name.push_name_word(word);
             continue;
         };
         if swar::mask_below(equals) == Some(below) {
-            sum = swar::add_name_word(sum, word & below);
+            name.push_name_word(word & below);
             len = i as u64 * 8 + swar::masked_bytes(below);
         }
         break;
     }
+    let hash = name.finish_name(len);
     // SAFETY: this CPU's own memory.
-    unsafe { (&raw mut scratch.name.quick_hash).write_volatile([sum, len]) };
+    unsafe { (&raw mut scratch.name.quick_hash).write_volatile([hash, len]) };
 }
 
 /// Splits the name at the front of an entry into words.
