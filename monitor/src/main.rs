@@ -8,6 +8,7 @@ mod completion;
 mod config;
 mod credential;
 mod export;
+mod health;
 mod host;
 mod http;
 mod interval;

@@ -8,6 +8,7 @@ pub mod maps;
 pub mod memory;
 pub mod server;
 pub mod skip;
+pub mod tamper;
 pub mod web;
 pub mod workload;
 

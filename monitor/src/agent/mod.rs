@@ -8,12 +8,14 @@ mod recording;
 mod replay;
 mod start_gaps;
 mod state_dir;
+mod watchdog;
 
 use crate::{
     attribution::names::{NameProvider, NameResolver, ObjectDirectory, cri::Cri},
     cluster::{self, KubernetesClient},
     config::{Config, settings::FindingsFormat},
     export::{findings::FindingStream, lines::Delivery},
+    health::Health,
     http::state::{AppState, CONCURRENT_QUERIES},
     ledger::{LedgerWriter, PreviousState},
     metrics::Metrics,
@@ -67,6 +69,7 @@ struct Flags {
     /// SIGHUP was received: load the configuration again, and open the findings file again.
     reload: Arc<AtomicBool>,
     reopen: Arc<AtomicBool>,
+    health: Health,
 }
 
 /// Runs until SIGTERM or SIGINT. `config` is the configuration at start.
@@ -84,6 +87,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
     let LoadedConfig {
         config, catalog, ..
     } = watch.load()?;
+    let flags = Flags::default();
     let metrics = Arc::new(Metrics::new()?);
     metrics.reload_success.set(1);
     let _lock = lock(&options.state_dir)?;
@@ -94,7 +98,8 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
     let (ledger, before) = match options.record {
         None => {
             let retention = config.settings.retention.clone();
-            let (writer, before) = LedgerWriter::open(&options.state_dir, retention)?;
+            let (writer, before) =
+                LedgerWriter::open(&options.state_dir, retention, flags.health.clone())?;
             (Some(writer), before)
         }
         Some(_) => (None, PreviousState::default()),
@@ -118,7 +123,6 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         .build()?;
     // Before the probes, so that an address in use is reported at once.
     let listeners = runtime.block_on(Listeners::bind(options, &config.settings))?;
-    let flags = Flags::default();
     let inputs = ObserverInputs {
         exclude: config.settings.inspect.exclude.clone(),
         names: name_providers(cluster)?,
@@ -144,6 +148,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         metrics,
         state_dir: options.state_dir.clone(),
         ready: Arc::clone(&flags.ready),
+        health: flags.health.clone(),
         turns: Semaphore::new(CONCURRENT_QUERIES),
     };
     runtime.block_on(listeners.serve(app, &flags, end))?;

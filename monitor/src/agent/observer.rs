@@ -5,6 +5,7 @@ use super::{
     background::clean_up_in_background,
     config_watcher::{ConfigWatcher, LoadedConfig, watch_in_background},
     start_gaps::{RunTimes, standing_gaps, start_gaps},
+    watchdog::Watchdog,
 };
 use crate::{
     attribution::{Attribution, names::NameResolver},
@@ -19,8 +20,8 @@ use crate::{
         protocol::{ReaderSetup, Views},
     },
     sensor::{
-        Sensor, SensorOptions, cgroup_root, effects::Effects, exclude::ExclusionRules,
-        fields::VMLINUX, heartbeat::Heartbeat, selftest::self_test,
+        Sensor, SensorOptions, canary::Canary, cgroup_root, effects::Effects,
+        exclude::ExclusionRules, fields::VMLINUX, selftest::self_test,
     },
 };
 use anyhow::Context as _;
@@ -78,7 +79,8 @@ pub(super) fn run(inputs: ObserverInputs) -> anyhow::Result<()> {
 struct Observer {
     sensor: Sensor,
     pipeline: Pipeline,
-    heartbeat: Heartbeat,
+    canary: Canary,
+    watchdog: Watchdog,
     readers: ReaderLanes,
     answers: UnboundedReceiver<(ReadId, ReadResult)>,
     /// All records sent before this time were read.
@@ -152,12 +154,13 @@ impl Observer {
         batch
             .observations
             .retain(|observation| observation.task().is_none_or(|task| task.subject != own));
-        let heartbeat = Heartbeat::start(&inputs.state_dir, own, sensor.agent_processes())
+        let canary = Canary::start(&inputs.state_dir, inputs.key, sensor.attached())
             .context("cannot start the thread that tests the probes")?;
         let mut observer = Self {
             sensor,
             pipeline,
-            heartbeat,
+            canary,
+            watchdog: Watchdog::new(inputs.flags.health.clone()),
             readers,
             answers,
             read_until: now,
@@ -178,6 +181,9 @@ impl Observer {
         let mut tick = Interval::new(TICK_INTERVAL);
         let mut repeated_opens = Interval::new(REPEATED_OPENS_INTERVAL);
         while !self.flags.stop.load(Ordering::Acquire) {
+            if let Some(gap) = self.watchdog.beat() {
+                self.pipeline.add_gap(gap);
+            }
             // Records sent before this are read after it.
             self.batch.read_until = Timestamp::now();
             self.read().await?;
@@ -185,7 +191,7 @@ impl Observer {
             if repeated_opens.is_due() {
                 self.sensor.take_repeated_opens(observations);
             }
-            self.heartbeat.remove_own(observations);
+            self.canary.remove_own(observations);
             self.process()?;
             if tick.is_due() {
                 self.tick()?;
@@ -277,8 +283,13 @@ impl Observer {
         self.take_answers()?;
         self.sensor.maintain()?;
         let mut report = self.sensor.take_report()?;
-        report.silent_since = self.heartbeat.beat();
-        let effects = self.pipeline.tick(report, Timestamp::now());
+        report.silences = self.canary.beat(!report.losses.is_empty());
+        self.watchdog.note_silences(&report.silences);
+        let now = Timestamp::now();
+        for gap in self.watchdog.stalled_threads(now) {
+            self.pipeline.add_gap(gap);
+        }
+        let effects = self.pipeline.tick(report, now);
         self.apply(effects)?;
         self.reload_if_changed()
     }

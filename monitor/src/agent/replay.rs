@@ -4,6 +4,7 @@ use super::state_dir::lock;
 use crate::{
     config::{Config, settings::RetentionLimits},
     export::findings::FindingStream,
+    health::Health,
     ledger::LedgerWriter,
     metrics::Metrics,
     pipeline::{Evaluator, Sinks},
@@ -31,7 +32,7 @@ pub fn replay(
                 max_age: jiff::SignedDuration::from_hours(24 * 36_500),
                 ..config.settings.retention.clone()
             };
-            let writer = LedgerWriter::open(directory, retention)?.0;
+            let writer = LedgerWriter::open(directory, retention, Health::default())?.0;
             writer.started();
             Some(writer)
         }

@@ -16,7 +16,7 @@ use crate::{
     ledger::{queries::QueryFilter, reader::QueryError},
     reader,
     sensor::{
-        doctor,
+        canary, doctor,
         exclude::{ContainerImages, ExclusionRules},
     },
 };
@@ -96,6 +96,9 @@ enum Command {
     /// Open and parse files for the agent, which starts this process
     #[command(hide = true)]
     Reader,
+    /// Do what the probes must report, for the agent, which starts this process
+    #[command(hide = true)]
+    Canary,
     /// Replay a recording through the same trail and policy
     Replay {
         file: PathBuf,
@@ -227,6 +230,7 @@ fn run(command: Command) -> Result<(), CliError> {
                 Err(CliError::Reported)
             }
         }
+        Command::Canary => canary::serve().map_err(|error| CliError::Usage(error.to_string())),
         Command::Reader => reader::serve().map_err(|error| CliError::Usage(error.to_string())),
         Command::Record {
             file,

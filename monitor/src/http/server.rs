@@ -158,7 +158,7 @@ pub async fn serve_metrics(listener: TcpListener, app: Arc<AppState>) -> std::io
 fn health() -> Router<Arc<AppState>> {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
 }
 
@@ -176,10 +176,24 @@ async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     }
 }
 
+/// Whether a restart would help.
+async fn healthy(State(app): State<Arc<AppState>>) -> Response {
+    health_answer("ok\n", &app.health.reasons_to_restart())
+}
+
+/// Whether answers are right.
 async fn ready(State(app): State<Arc<AppState>>) -> Response {
-    if app.ready.load(Ordering::Acquire) {
-        "ready\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+    if !app.ready.load(Ordering::Acquire) {
+        return health_answer("", &["not ready".to_owned()]);
     }
+    health_answer("ready\n", &app.health.reasons_to_distrust())
+}
+
+/// 503 with one reason on each line, if there are any.
+fn health_answer(fine: &'static str, reasons: &[String]) -> Response {
+    if reasons.is_empty() {
+        return fine.into_response();
+    }
+    let reasons: String = reasons.iter().map(|reason| format!("{reason}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, reasons).into_response()
 }

@@ -1,6 +1,6 @@
 //! State shared by the HTTP handlers.
 
-use crate::metrics::Metrics;
+use crate::{health::Health, metrics::Metrics};
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -13,6 +13,7 @@ pub struct AppState {
     pub metrics: Arc<Metrics>,
     pub state_dir: PathBuf,
     pub ready: Arc<AtomicBool>,
+    pub health: Health,
     /// Limits concurrent queries: each reads a ledger that may be large.
     pub turns: Semaphore,
 }

@@ -9,6 +9,7 @@ mod resolve;
 mod rows;
 mod schema;
 mod tidy;
+mod watch;
 mod write;
 
 pub use write::{LastShutdown, LedgerWriter, PreviousState};

@@ -32,20 +32,18 @@ pub(super) fn intern(
 
 /// An open gap that exists already continues; its count grows.
 pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
+    // A gap that is reported again, with its end or without, is still the same.
     let known: Option<i64> = connection
         .prepare_cached(
-            "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3 AND until IS NULL AND ?4 IS NULL",
+            "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3 AND until IS NULL",
         )?
-        .query_row(
-            params![gap.kind, gap.probe, gap.detail, gap.until.map(micros)],
-            |row| row.get(0),
-        )
+        .query_row(params![gap.kind, gap.probe, gap.detail], |row| row.get(0))
         .optional()?;
     match known {
         Some(id) => {
             connection
-                .prepare_cached("UPDATE gap SET count = count + ?2 WHERE id = ?1")?
-                .execute(params![id, gap.count as i64])?;
+                .prepare_cached("UPDATE gap SET count = count + ?2, until = ?3 WHERE id = ?1")?
+                .execute(params![id, gap.count as i64, gap.until.map(micros)])?;
         }
         None => {
             connection

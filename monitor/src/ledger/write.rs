@@ -7,14 +7,19 @@ use super::{
     rows::{intern, json, write_gap},
     schema,
     tidy::{ClockReading, RetentionTask},
+    watch::{LedgerDamage, LedgerWatch},
 };
-use crate::{completion, config::settings::RetentionLimits};
+use crate::{
+    completion,
+    config::settings::RetentionLimits,
+    health::{Health, Problem, Pulse},
+};
 use jiff::Timestamp;
 use monitor_core::model::{
     Credential, Destination, Finding, Gap, Hop, Mint, Place, Process, Source, Use, Verdict,
     Workload,
 };
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
@@ -22,7 +27,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -32,6 +37,12 @@ use std::{
 const QUEUE_MAX: usize = 32_768;
 /// A batch is committed after this time: the most that a `kill -9` can lose.
 const BATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A batch is kept for this time while somebody else has locked the file.
+const LOCKED_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum time that one attempt waits for a lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// What the ledger is called among the agent's problems.
+const HEALTH: &str = "ledger";
 /// Maximum time to wait for the start to be written.
 const START_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum findings and credentials restored at start.
@@ -66,6 +77,8 @@ pub struct LedgerWriter {
     thread: Option<JoinHandle<()>>,
     /// Number of entries that found the queue full or could not be written.
     pub lost: Arc<AtomicU64>,
+    /// What happened to the file.
+    gaps: Receiver<Gap>,
 }
 
 impl LedgerWriter {
@@ -74,6 +87,7 @@ impl LedgerWriter {
     pub fn open(
         directory: &Path,
         retention: RetentionLimits,
+        health: Health,
     ) -> Result<(Self, PreviousState), LedgerError> {
         let trouble = |source| LedgerError::Directory {
             path: directory.to_owned(),
@@ -87,7 +101,11 @@ impl LedgerWriter {
         let path = directory.join(FILE_NAME);
         let (connection, before) = match open_and_resume(directory, &path) {
             Err(LedgerError::Damaged { reason, .. }) => {
-                let gap = set_aside(&path, &reason)?;
+                let damage = LedgerDamage {
+                    reason,
+                    tampered: false,
+                };
+                let gap = set_aside(&path, &damage)?;
                 let begun = open_and_resume(directory, &path)?;
                 write_gap(&begun.0, &gap).map_err(|source| explain(&path, source))?;
                 begun
@@ -96,11 +114,14 @@ impl LedgerWriter {
         };
         let (queue, entries) = sync_channel(QUEUE_MAX);
         let lost = Arc::new(AtomicU64::new(0));
-        let damage = check_in_background(&path).map_err(trouble)?;
+        let watch = LedgerWatch::start(&path).map_err(trouble)?;
+        let (report, gaps) = channel();
         let work = WriterThread {
             connection,
             path,
-            damage,
+            watch,
+            report,
+            health,
             tidy: RetentionTask::new(
                 retention,
                 before.last.map(|last| last.alive),
@@ -108,6 +129,7 @@ impl LedgerWriter {
             ),
             lost: Arc::clone(&lost),
             lost_since: None,
+            locked_since: None,
             to_begin: None,
             started: false,
             starting: false,
@@ -120,8 +142,14 @@ impl LedgerWriter {
             queue: Some(queue),
             thread: Some(thread),
             lost,
+            gaps,
         };
         Ok((writer, before))
+    }
+
+    /// Gaps since the last call, because something happened to the file.
+    pub fn gaps(&self) -> impl Iterator<Item = Gap> {
+        self.gaps.try_iter()
     }
 
     /// Records that the agent has started, and waits until that is written, because a kill may come
@@ -191,9 +219,7 @@ fn open_and_resume(
 fn connect(path: &Path) -> Result<Connection, LedgerError> {
     let failed = |source| explain(path, source);
     let mut connection = Connection::open(path).map_err(failed)?;
-    connection
-        .busy_timeout(Duration::from_secs(2))
-        .map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     schema::version(&connection, path)?;
     connection
         .execute_batch(
@@ -216,7 +242,8 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
 }
 
 /// Moves a damaged ledger and its log out of the way; returns the gap to record in the new one.
-fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
+fn set_aside(path: &Path, damage: &LedgerDamage) -> Result<Gap, LedgerError> {
+    let reason = &damage.reason;
     let now = Timestamp::now();
     let aside = format!("{}.damaged-{}", path.display(), now.as_second());
     for suffix in ["", "-wal", "-shm"] {
@@ -245,46 +272,25 @@ fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
         since: Timestamp::UNIX_EPOCH,
         until: Some(now),
         count: 0,
-        blind: false,
+        blind: damage.tampered,
     })
-}
-
-/// Checks the whole file in a separate thread, because that takes long for a large file; damage is
-/// sent, otherwise nothing.
-fn check_in_background(path: &Path) -> std::io::Result<Receiver<String>> {
-    let (report, damage) = std::sync::mpsc::channel();
-    let path = path.to_owned();
-    std::thread::Builder::new()
-        .name("ledger-check".to_owned())
-        .spawn(move || {
-            let verdict = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-                .and_then(|connection| {
-                    connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
-                });
-            let reason = match verdict {
-                Ok(verdict) if verdict == "ok" => return,
-                Ok(verdict) => verdict,
-                Err(error) if is_damage(&error) => error.to_string(),
-                Err(_) => return,
-            };
-            let reason = reason.lines().next().unwrap_or_default().to_owned();
-            // The receiver is gone if the agent has stopped.
-            drop(report.send(reason));
-        })?;
-    Ok(damage)
 }
 
 struct WriterThread {
     connection: Connection,
     path: PathBuf,
-    /// Receives damage found in the file.
-    damage: Receiver<String>,
+    watch: LedgerWatch,
+    /// Gaps for the pipeline, which makes findings of them.
+    report: Sender<Gap>,
+    health: Health,
     tidy: RetentionTask,
     lost: Arc<AtomicU64>,
     /// Since when writing has failed, and how many entries that has lost.
     lost_since: Option<(Timestamp, u64)>,
     /// Why a new file must be started, if that has failed so far.
-    to_begin: Option<String>,
+    to_begin: Option<LedgerDamage>,
+    /// Since when somebody else has had the file locked.
+    locked_since: Option<Instant>,
     /// Whether the agent has started, rather than only trying to.
     started: bool,
     /// Whether the start is still to be written.
@@ -294,14 +300,19 @@ struct WriterThread {
 impl WriterThread {
     fn run(mut self, entries: &Receiver<LedgerEntry>) {
         let mut batch = Vec::new();
+        let pulse = Pulse::of_environment("ledger");
         loop {
+            pulse.idle();
             let open = collect_batch(entries, &mut batch);
-            let damage = self.damage.try_recv().ok();
-            if let Some(reason) = self.to_begin.take().or(damage) {
-                self.replace_damaged(&reason);
+            pulse.busy();
+            let damage = self.watch.damage.try_recv().ok();
+            if let Some(damage) = self.to_begin.take().or(damage) {
+                self.replace_damaged(damage);
             }
-            self.write(&batch);
-            batch.clear();
+            let is_last = !open || batch.len() >= QUEUE_MAX;
+            if self.write(&batch, is_last) {
+                batch.clear();
+            }
             let now = ClockReading::now();
             if self.tidy.is_due(now)
                 && let Err(source) = self.tidy.run(&mut self.connection, now)
@@ -316,20 +327,26 @@ impl WriterThread {
     }
 
     /// Sets a damaged file aside, and continues with a new one.
-    fn replace_damaged(&mut self, reason: &str) -> bool {
+    fn replace_damaged(&mut self, damage: LedgerDamage) -> bool {
         // Closing the last connection removes the log by name: do it before a new log has that
         // name.
         if let Ok(nothing) = Connection::open_in_memory() {
             self.connection = nothing;
         }
-        let begun = set_aside(&self.path, reason).and_then(|gap| {
-            let connection = connect(&self.path)?;
-            write_gap(&connection, &gap).map_err(|source| explain(&self.path, source))?;
-            Ok(connection)
-        });
+        let begun = set_aside(&self.path, &damage).and_then(|gap| Ok((connect(&self.path)?, gap)));
         match begun {
-            Ok(connection) => {
+            Ok((connection, gap)) => {
                 self.connection = connection;
+                self.watch.renew();
+                let written = if gap.blind {
+                    // The pipeline makes a finding of it, and has it written.
+                    self.report.send(gap).is_ok()
+                } else {
+                    write_gap(&self.connection, &gap).is_ok()
+                };
+                if !written {
+                    tracing::warn!("the new ledger does not say that it is new");
+                }
                 true
             }
             Err(error) => {
@@ -337,14 +354,16 @@ impl WriterThread {
                 if self.lost_since.is_none() {
                     tracing::error!(%error, "cannot start a new ledger; retrying");
                 }
-                self.to_begin = Some(reason.to_owned());
+                self.to_begin = Some(damage);
                 false
             }
         }
     }
 
-    /// Writes a batch; if that fails it is lost, and the loss is written as soon as possible.
-    fn write(&mut self, batch: &[LedgerEntry]) {
+    /// Writes a batch. Returns `false` if it is to be tried again, because somebody else has locked
+    /// the file for less than a minute; `is_last` forbids that. If it fails otherwise the batch is
+    /// lost, and the loss is written as soon as possible.
+    fn write(&mut self, batch: &[LedgerEntry], is_last: bool) -> bool {
         self.starting |= batch
             .iter()
             .any(|entry| matches!(entry, LedgerEntry::Started(_)));
@@ -363,20 +382,41 @@ impl WriterThread {
         let mut written = self.commit(batch, gap.as_ref());
         if let Err(source) = &written
             && is_damage(source)
-            && self.replace_damaged(&source.to_string())
+            && self.replace_damaged(LedgerDamage {
+                reason: source.to_string(),
+                tampered: false,
+            })
         {
             written = self.commit(batch, gap.as_ref());
         }
-        if let Err(source) = written {
-            self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            let (since, before) = lost.unwrap_or((Timestamp::now(), 0));
-            self.lost_since = Some((since, before + batch.len() as u64));
-            // Once per outage, because a full disk stays full for long.
-            if lost.is_none() {
-                let error = explain(&self.path, source);
-                tracing::error!(%error, "cannot write records: they are lost until writing succeeds");
-            }
+        let Err(source) = written else {
+            self.locked_since = None;
+            self.health.clear(HEALTH);
+            return true;
+        };
+        let is_locked = is_locked(&source);
+        let error = explain(&self.path, source);
+        self.health.set(
+            HEALTH,
+            Problem {
+                text: format!("the ledger cannot be written: {error}"),
+                restart_helps: false,
+                answers_wrong: true,
+            },
+        );
+        let since = *self.locked_since.get_or_insert_with(Instant::now);
+        if is_locked && !is_last && since.elapsed() < LOCKED_TIMEOUT {
+            self.lost_since = lost;
+            return false;
         }
+        self.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        let (since, before) = lost.unwrap_or((Timestamp::now(), 0));
+        self.lost_since = Some((since, before + batch.len() as u64));
+        // Once per outage, because a full disk stays full for long.
+        if lost.is_none() {
+            tracing::error!(%error, "cannot write records: they are lost until writing succeeds");
+        }
+        true
     }
 
     fn commit(&mut self, batch: &[LedgerEntry], gap: Option<&LedgerEntry>) -> rusqlite::Result<()> {
@@ -414,6 +454,15 @@ impl WriterThread {
         self.starting = false;
         Ok(())
     }
+}
+
+/// Whether somebody else has locked the file.
+fn is_locked(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(
+        error.sqlite_error_code(),
+        Some(DatabaseBusy | DatabaseLocked)
+    )
 }
 
 /// Closes what the previous agent left open.

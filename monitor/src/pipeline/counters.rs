@@ -4,7 +4,7 @@ use super::{
     EventRecorder, Pipeline,
     gaps::{lost_events, unread},
 };
-use crate::{reader::ReadFailure, sensor::report::SensorReport};
+use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
 use monitor_common::record::{Probe, Stage};
 use monitor_core::{model::Gap, trail::TrailEvent};
@@ -20,6 +20,9 @@ impl Pipeline {
         self.count_stage_losses(report, since, now);
         self.count_unattributed();
         self.count_reader_failures(report, since, now);
+        let ledger = self.evaluator.sinks.ledger.iter();
+        let gaps = ledger.flat_map(LedgerWriter::gaps);
+        self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
     }
 
     fn count_reader_failures(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {

@@ -1,6 +1,6 @@
 //! Gaps that the pipeline reports about the probes.
 
-use crate::reader::ReadFailure;
+use crate::{reader::ReadFailure, sensor::report::ProbeSilence};
 use jiff::Timestamp;
 use monitor_common::record::{Probe, Stage};
 use monitor_core::model::Gap;
@@ -35,16 +35,22 @@ pub fn lost_events(
     }
 }
 
-/// A gap for a file probe that has stopped reporting the agent's own opens.
-pub fn silent_probe(since: Timestamp) -> Gap {
+/// A gap for a probe that does not report what the agent does to test it. Its end, once it is heard
+/// again, is the same gap with an end.
+pub fn silent_probe(silence: &ProbeSilence) -> Gap {
+    let name = silence.probe.name();
+    let hooks = silence.mechanisms.join(", ");
     Gap {
         kind: "probe-silent".to_owned(),
-        probe: Some(Probe::File.name().to_owned()),
-        detail: "the file probe did not report a file that the agent opened: it was detached, or is being suppressed".to_owned(),
-        since,
-        until: None,
+        probe: Some(name.to_owned()),
+        detail: format!(
+            "the {name} probe ({hooks}) does not report what the agent does to test it: it was detached or disabled, or its maps were changed"
+        ),
+        since: silence.since,
+        until: silence.until,
         count: 0,
-        blind: true,
+        // Its end is no news.
+        blind: silence.until.is_none(),
     }
 }
 

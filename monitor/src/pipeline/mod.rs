@@ -23,7 +23,10 @@ use enricher::Enricher;
 pub use evaluator::Evaluator;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
-    catalog::Catalog, model::Credential, policy::expectation::Expectations, trail::TrailEvent,
+    catalog::Catalog,
+    model::{Credential, Gap},
+    policy::expectation::Expectations,
+    trail::TrailEvent,
 };
 use notices::NoticeGaps;
 pub use sinks::{EventRecorder, Sinks};
@@ -161,7 +164,14 @@ impl Pipeline {
     pub fn tick(&mut self, report: SensorReport, now: Timestamp) -> Effects {
         self.count(&report, now);
         let gaps = self.notices.gaps(report.notices, now);
-        let silent = report.silent_since.map(gaps::silent_probe);
+        let silent = report.silences.iter().map(|silence| {
+            let probes = &self.evaluator.sinks.metrics.probes;
+            for mechanism in &silence.mechanisms {
+                let heard = silence.until.is_some();
+                probes.set_probe_attached(silence.probe.name(), mechanism, heard);
+            }
+            gaps::silent_probe(silence)
+        });
         let gaps = gaps.into_iter().chain(silent);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
         self.enricher.add_object_names(now, &mut self.events);
@@ -176,6 +186,11 @@ impl Pipeline {
         self.enricher.evict_exited(now, &mut self.events);
         self.evaluator.process(&mut self.events);
         self.effects(false)
+    }
+
+    /// Adds a gap that the agent found in itself, to be processed with what comes next.
+    pub fn add_gap(&mut self, gap: Gap) {
+        self.events.push(TrailEvent::Gap { gap });
     }
 
     /// Replaces the expectations, the catalog and the exclusions.

@@ -14,7 +14,7 @@ use crate::{
             Observation, ObservedConnection, ObservedOpen, ObservedPresentation, ObservedSecret,
             OpenKind, StdoutPipe, TaskInfo,
         },
-        report::{RingLoss, SensorReport},
+        report::{ProbeSilence, RingLoss, SensorReport},
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -343,7 +343,13 @@ fn losses_become_gaps_once_and_are_counted_per_workload() {
 fn a_silent_probe_is_a_blind_gap() {
     let mut test = TestPipeline::new();
     let report = SensorReport {
-        silent_since: Some(test.time),
+        silences: vec![ProbeSilence {
+            probe: Probe::File,
+            mechanisms: vec!["lsm/file_open".to_owned()],
+            since: test.time,
+            until: None,
+            was_heard: true,
+        }],
         ..SensorReport::default()
     };
     test.pipeline.tick(report, test.time);

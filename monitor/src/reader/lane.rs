@@ -5,9 +5,12 @@ use super::{
     protocol::{ReadAnswer, ReadRequest},
     role::ReaderRole,
 };
-use crate::observed::{
-    file_system::{is_local_or_overlay, is_remote, is_surely_local},
-    process::in_own_user_namespace,
+use crate::{
+    health::Pulse,
+    observed::{
+        file_system::{is_local_or_overlay, is_remote, is_surely_local},
+        process::in_own_user_namespace,
+    },
 };
 use hashlink::LruCache;
 use std::{
@@ -79,7 +82,7 @@ impl ReaderLane {
     /// Starts the thread; it ends with this value, or with the receiver of the answers. Its reader
     /// is ended when it is idle, except that of local files.
     fn start(
-        name: &str,
+        name: &'static str,
         readers: &ReaderPool,
         role: ReaderRole,
         answers: UnboundedSender<(ReadId, ReadResult)>,
@@ -96,9 +99,12 @@ impl ReaderLane {
                 if always_ready {
                     client.prepare();
                 }
+                let pulse = Pulse::of_thread(name);
                 loop {
+                    pulse.idle();
                     match received.recv_timeout(IDLE_TIMEOUT) {
                         Ok((id, request)) => {
+                            pulse.busy();
                             let began = Instant::now();
                             let result = client.call(&request).map(|(answer, _)| answer);
                             slow.note(&request, began.elapsed());

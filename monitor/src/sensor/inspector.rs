@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     completion::Completion,
+    health::Pulse,
     observed::mapping::{MappedFile, ProcessMapping, mappings_of_process, processes},
     reader::{
         ReadFailure, ReaderClient, ReaderPool, ReaderRole,
@@ -96,6 +97,7 @@ impl Inspector {
             known: known.clone(),
             results,
             slow: ask_slow,
+            pulse: Pulse::of_thread("tls-inspector"),
         };
         thread("tls-inspector").spawn(move || inspector.run(&received))?;
         thread("tls-symbols").spawn(move || symbols.run(&asked_slow))?;
@@ -401,11 +403,13 @@ struct InspectorThread {
     known: KnownFiles,
     results: InspectionReporter,
     slow: SyncSender<ProcessMapping>,
+    pulse: Pulse,
 }
 
 impl InspectorThread {
     fn run(mut self, received: &Receiver<InspectRequest>) {
         for request in received {
+            self.pulse.busy();
             match request {
                 InspectRequest::Mapped(mapping) => self.inspect_mapped(mapping),
                 InspectRequest::Running => self.inspect_running(),
@@ -421,6 +425,7 @@ impl InspectorThread {
                     self.inspect_running();
                 }
             }
+            self.pulse.idle();
         }
     }
 
@@ -430,6 +435,7 @@ impl InspectorThread {
     }
 
     fn inspect_mapped(&mut self, mapping: ProcessMapping) {
+        self.pulse.busy();
         match inspect(&mut self.client, &mapping, Symbols::Dynamic) {
             Ok(program) if program.answer.is_empty => {
                 let file = mapping.file;

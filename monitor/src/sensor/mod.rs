@@ -5,6 +5,7 @@
 mod agent_processes;
 mod attacher;
 pub mod btf;
+pub mod canary;
 pub mod capabilities;
 mod counters;
 pub mod decode;
@@ -12,7 +13,6 @@ pub mod doctor;
 pub mod effects;
 pub mod exclude;
 pub mod fields;
-pub mod heartbeat;
 mod inspector;
 mod kernel_filter;
 mod known_files;
@@ -34,11 +34,13 @@ mod uprobe_threads;
 
 use crate::reader::{ProcessRegistry, ReaderPool, protocol::ReaderSetup};
 use agent_processes::AgentProcessMaps;
+use attacher::AttachRequest;
 pub use attacher::SensorNotice;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError},
 };
+use canary::canary_function;
 use counters::KernelCounters;
 use exclude::ExclusionRules;
 use fields::FieldsError;
@@ -214,7 +216,16 @@ impl Sensor {
         if !programs.is_empty() {
             let threads =
                 UprobeThreads::start(programs, options.exclusion.clone(), &sensor.readers);
-            sensor.uprobes = Some(threads.map_err(SensorError::Threads)?);
+            let threads = threads.map_err(SensorError::Threads)?;
+            match canary_function() {
+                Ok(target) => threads
+                    .attacher
+                    .send(AttachRequest::Found(Box::new(target))),
+                Err(error) => {
+                    tracing::warn!(%error, "the probes of TLS libraries cannot be tested")
+                }
+            }
+            sensor.uprobes = Some(threads);
         }
         Ok(sensor)
     }
@@ -288,11 +299,6 @@ impl Sensor {
         self.agents.set_main(agent);
     }
 
-    /// The agent's processes, as the probes know them.
-    pub fn agent_processes(&self) -> Arc<AgentProcessMaps> {
-        Arc::clone(&self.agents)
-    }
-
     /// Readers whose processes the probes know.
     pub fn readers(&self) -> &ReaderPool {
         &self.readers
@@ -325,7 +331,7 @@ impl Sensor {
                 .flat_map(|uprobes| uprobes.notices.try_iter())
                 .collect(),
             reader_failures: self.readers.failures().collect(),
-            silent_since: None,
+            silences: Vec::new(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::SensorNotice;
 use crate::reader::ReadFailure;
+use jiff::Timestamp;
 use monitor_common::record::{COUNTERS, Probe, STAGES, Stage};
 
 /// What the sensor did since it started, or since the last report.
@@ -17,9 +18,22 @@ pub struct SensorReport {
     pub notices: Vec<SensorNotice>,
     /// Requests to readers without an answer, since the start.
     pub reader_failures: Vec<(ReadFailure, u64)>,
-    /// The file probe has not reported the agent's own opens since then, which was detected since
-    /// the last report.
-    pub silent_since: Option<jiff::Timestamp>,
+    /// Probes that fell silent since the last report, or are heard again.
+    pub silences: Vec<ProbeSilence>,
+}
+
+/// A probe that does not report what the canary does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeSilence {
+    pub probe: Probe,
+    /// Its hooks, as `doctor` and the metrics name them.
+    pub mechanisms: Vec<String>,
+    /// When it was last heard.
+    pub since: Timestamp,
+    /// When it was heard again.
+    pub until: Option<Timestamp>,
+    /// Whether it was ever heard by this agent.
+    pub was_heard: bool,
 }
 
 /// Records of one cgroup that did not fit into a ring buffer.

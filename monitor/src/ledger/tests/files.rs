@@ -53,7 +53,8 @@ fn damaged_newer_and_absent_files() {
         .pragma_update(None, "user_version", 99)
         .expect("set");
     drop(connection);
-    let error = LedgerWriter::open(directory.path(), forever()).expect_err("newer");
+    let error =
+        LedgerWriter::open(directory.path(), forever(), Health::default()).expect_err("newer");
     assert!(
         matches!(error, LedgerError::Newer { found: 99, .. }),
         "{error}"
@@ -80,7 +81,7 @@ fn a_ledger_damaged_anywhere_stops_no_agent() {
             let from = if junk == 0xff { PAGE / 2 } else { 0 };
             bytes[page * PAGE + from..(page + 1) * PAGE].fill(junk);
             std::fs::write(directory.path().join(FILE_NAME), &bytes).expect("written");
-            let (writer, _) = LedgerWriter::open(directory.path(), forever())
+            let (writer, _) = LedgerWriter::open(directory.path(), forever(), Health::default())
                 .unwrap_or_else(|error| panic!("page {page} of {junk:#x}: {error}"));
             let lost = Arc::clone(&writer.lost);
             writer.write(used(9_999, "/new-key", "/bin/new", at(9_999)));

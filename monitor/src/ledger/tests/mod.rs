@@ -8,7 +8,7 @@ use super::{
     reader::*,
     *,
 };
-use crate::config::settings::RetentionLimits;
+use crate::{config::settings::RetentionLimits, health::Health};
 use jiff::SignedDuration;
 use monitor_core::history::TimeRange;
 use monitor_core::model::{
@@ -92,7 +92,7 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
 }
 
 fn write(directory: &Path, retention: RetentionLimits, entries: Vec<LedgerEntry>) {
-    let (writer, _) = LedgerWriter::open(directory, retention).expect("opens");
+    let (writer, _) = LedgerWriter::open(directory, retention, Health::default()).expect("opens");
     for entry in entries {
         writer.write(entry);
     }

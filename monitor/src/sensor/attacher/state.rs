@@ -10,6 +10,7 @@ use super::{
     users::users,
 };
 use crate::{
+    health::Pulse,
     observed::{
         mapping::{FileKey, FileVersion, MappedFile},
         mount::HoldLimit,
@@ -56,8 +57,11 @@ pub(super) struct AttacherState {
 impl AttacherState {
     pub(super) fn run(mut self, commands: &Receiver<AttachRequest>, stop: &AtomicBool) {
         let mut swept = Instant::now();
+        let pulse = Pulse::of_thread("attacher");
         loop {
+            pulse.idle();
             let command = commands.recv_timeout(SWEEP_INTERVAL);
+            pulse.busy();
             if stop.load(Ordering::Relaxed) {
                 break;
             }

@@ -1,0 +1,339 @@
+//! Checks that the probes still report: a process of the agent, the canary, regularly does what each
+//! of them must report. A probe that does not was detached, or is kept from reporting.
+
+mod action;
+mod mark;
+mod process;
+mod step;
+mod target;
+
+use super::{AttachedProgram, observation::Observation, report::ProbeSilence};
+use jiff::Timestamp;
+use mark::CanaryMark;
+use monitor_common::fingerprint::FingerprintKey;
+use monitor_core::model::Subject;
+use process::{CanaryEvent, CanaryRequest, CanaryThread};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+use step::CanaryStep;
+
+pub use action::serve;
+pub use target::canary_function;
+
+/// Interval between rounds.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Interval between rounds while something was not reported.
+const SUSPICION_INTERVAL: Duration = Duration::from_secs(3);
+/// Maximum time until a record arrives.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Rounds in a row that are not reported until the probe counts as silent: one can be lost.
+const MISSED_MAX: u32 = 2;
+/// A node on which no process starts or ends for this long is unlikely: the canary is started again.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(15);
+/// Number of rounds and connections that are remembered.
+const MARKS: usize = 4;
+const COOKIES: usize = 64;
+
+/// The checks, and what is expected of the probes.
+#[derive(Debug)]
+pub struct Canary {
+    thread: CanaryThread,
+    key: FingerprintKey,
+    /// Steps for which a probe is attached, and where.
+    expectable: BTreeMap<CanaryStep, Vec<String>>,
+    states: BTreeMap<CanaryStep, StepState>,
+    round: Option<CanaryRound>,
+    next: Instant,
+    /// The last rounds, with the fingerprints of their secrets.
+    marks: VecDeque<(CanaryMark, u64)>,
+    /// The last canaries, as the probes report them.
+    subjects: VecDeque<Subject>,
+    ports: Vec<u16>,
+    /// Sockets of the canary.
+    cookies: VecDeque<u64>,
+    processes_seen: Instant,
+    started: Timestamp,
+}
+
+/// What is known of a step.
+#[derive(Clone, Copy, Debug, Default)]
+struct StepState {
+    /// When it was last reported.
+    seen: Option<Timestamp>,
+    missed: u32,
+    silent: bool,
+}
+
+/// A round under way.
+#[derive(Debug, Default)]
+struct CanaryRound {
+    seen: BTreeSet<CanaryStep>,
+    /// The steps that the canary could do, and when it was done.
+    done: Option<(BTreeSet<CanaryStep>, Instant)>,
+    /// Records were lost meanwhile, which is reported elsewhere.
+    lossy: bool,
+}
+
+impl Canary {
+    /// Starts the thread. `directory` is the agent's own.
+    pub fn start(
+        directory: &Path,
+        key: FingerprintKey,
+        attached: &[AttachedProgram],
+    ) -> io::Result<Self> {
+        let expectable = expectable(attached);
+        let with_variable = expectable.contains_key(&CanaryStep::Variable);
+        Ok(Self {
+            thread: CanaryThread::start(directory, with_variable)?,
+            key,
+            expectable,
+            states: BTreeMap::new(),
+            round: None,
+            next: Instant::now(),
+            marks: VecDeque::new(),
+            subjects: VecDeque::new(),
+            ports: Vec::new(),
+            cookies: VecDeque::new(),
+            processes_seen: Instant::now(),
+            started: Timestamp::now(),
+        })
+    }
+
+    /// Begins and judges rounds; called every second. `lossy` means that records were lost since the
+    /// last call. Returns the probes that fell silent, and those that are heard again.
+    pub fn beat(&mut self, lossy: bool) -> Vec<ProbeSilence> {
+        self.take_events();
+        let now = Instant::now();
+        let mut changes = Vec::new();
+        if let Some(round) = &mut self.round {
+            round.lossy |= lossy;
+            let is_over = |(_, done): &(_, Instant)| now.duration_since(*done) > REPORT_TIMEOUT;
+            if round.done.as_ref().is_some_and(is_over)
+                && let Some(round) = self.round.take()
+            {
+                let is_first = self.states.is_empty();
+                changes = self.judge(round, Timestamp::now());
+                if is_first {
+                    let heard = self.states.values().filter(|state| state.seen.is_some());
+                    let (heard, tested) = (heard.count(), self.states.len());
+                    tracing::info!(heard, tested, "the probes were tested");
+                }
+                if self.states.values().any(|state| state.missed > 0) {
+                    self.next = now + SUSPICION_INTERVAL;
+                }
+            }
+        }
+        if self.round.is_none() && now >= self.next {
+            self.next = now + INTERVAL;
+            self.begin(now);
+        }
+        changes
+    }
+
+    fn begin(&mut self, now: Instant) {
+        let start_missed = self
+            .states
+            .iter()
+            .any(|(step, state)| step.is_start() && state.missed > 0);
+        let quiet = now.duration_since(self.processes_seen) > QUIET_TIMEOUT;
+        let request = if start_missed || quiet {
+            CanaryRequest::StartAndRound
+        } else {
+            CanaryRequest::Round
+        };
+        // A directory that does not respond keeps the thread waiting.
+        if self.thread.request(request) {
+            self.round = Some(CanaryRound::default());
+        }
+    }
+
+    /// The changes after a round.
+    fn judge(&mut self, round: CanaryRound, now: Timestamp) -> Vec<ProbeSilence> {
+        let mut changes = Vec::new();
+        let (done, _) = round.done.unwrap_or((BTreeSet::new(), Instant::now()));
+        for (step, mechanisms) in &self.expectable {
+            // Whose refused connection it is, only the connect probe says.
+            let is_known =
+                *step != CanaryStep::Refused || round.seen.contains(&CanaryStep::ConnectV4);
+            if !done.contains(step) || !is_known {
+                continue;
+            }
+            let state = self.states.entry(*step).or_default();
+            let silence = |since, until| ProbeSilence {
+                probe: step.probe(),
+                mechanisms: mechanisms.clone(),
+                since,
+                until,
+                was_heard: state.seen.is_some(),
+            };
+            let since = state.seen.unwrap_or(self.started);
+            if round.seen.contains(step) {
+                if state.silent {
+                    changes.push(silence(since, Some(now)));
+                }
+                *state = StepState {
+                    seen: Some(now),
+                    ..StepState::default()
+                };
+            } else if !round.lossy {
+                state.missed += 1;
+                if state.missed >= MISSED_MAX && !state.silent {
+                    changes.push(silence(since, None));
+                    state.silent = true;
+                }
+            }
+        }
+        changes
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.thread.event() {
+            match event {
+                CanaryEvent::Mark(mark) => {
+                    push_bounded(&mut self.marks, (mark, mark.fingerprint(self.key)), MARKS);
+                }
+                CanaryEvent::Started { subject, ports } => {
+                    self.ports = ports;
+                    if let Some(subject) = subject {
+                        push_bounded(&mut self.subjects, subject, MARKS);
+                    }
+                }
+                CanaryEvent::Done(steps) => {
+                    if let Some(round) = &mut self.round {
+                        round.done = Some((steps, Instant::now()));
+                    }
+                }
+                CanaryEvent::Failed => self.round = None,
+            }
+        }
+    }
+
+    /// Removes what the canary does from the observations.
+    pub fn remove_own(&mut self, observations: &mut Vec<Observation>) {
+        // They arrive before what they announce.
+        self.take_events();
+        observations.retain(|observation| !self.is_own(observation));
+    }
+
+    fn is_own(&mut self, observation: &Observation) -> bool {
+        let of_canary = observation
+            .task()
+            .is_some_and(|task| self.subjects.contains(&task.subject));
+        let (step, own) = match observation {
+            // Attribution must know every process.
+            Observation::Exec(exec) => {
+                self.processes_seen = Instant::now();
+                let subject = exec.task.subject;
+                if self.subjects.contains(&subject) {
+                    self.saw(CanaryStep::Exec);
+                }
+                return false;
+            }
+            Observation::Fork(_) | Observation::Exit(_) => {
+                self.processes_seen = Instant::now();
+                return false;
+            }
+            Observation::Variable(_, variable) => {
+                let own = self.is_secret(variable.fingerprint);
+                (own.then_some(CanaryStep::Variable), own || of_canary)
+            }
+            Observation::FileOpened(open) => {
+                let own = self.marks.iter().any(|(mark, _)| {
+                    let directory = mark.directory();
+                    open.path.iter().any(|part| part == directory.as_str())
+                });
+                // In another PID namespace only now its pid is known.
+                if own && !of_canary {
+                    push_bounded(&mut self.subjects, open.task.subject, MARKS);
+                }
+                (own.then_some(CanaryStep::Open), own || of_canary)
+            }
+            Observation::FileRepeated(opens) => (None, self.subjects.contains(&opens.key.subject)),
+            Observation::ForeignRead(_) => (Some(CanaryStep::Memory), of_canary),
+            Observation::Connected(connection) => {
+                let own = connection.address.is_loopback() && self.ports.contains(&connection.port);
+                if own || of_canary {
+                    push_bounded(&mut self.cookies, connection.cookie, COOKIES);
+                }
+                let datagram = connection.transport == monitor_core::model::Transport::Udp;
+                let step = match (datagram, connection.address.is_ipv4()) {
+                    (false, true) => CanaryStep::ConnectV4,
+                    (false, false) => CanaryStep::ConnectV6,
+                    (true, true) => CanaryStep::DatagramV4,
+                    (true, false) => CanaryStep::DatagramV6,
+                };
+                (own.then_some(step), own || of_canary)
+            }
+            Observation::Refused { cookie } => {
+                (Some(CanaryStep::Refused), self.cookies.contains(cookie))
+            }
+            Observation::Payload(payload) => {
+                let step = payload.hello.as_ref().map(|_| CanaryStep::Hello);
+                (step, self.cookies.contains(&payload.cookie))
+            }
+            Observation::PlaintextHost(host) => (None, self.cookies.contains(&host.cookie)),
+            Observation::Plaintext(secret) => {
+                let own = self.is_secret(secret.secret.fingerprint);
+                let step = own.then_some(CanaryStep::Plaintext);
+                (step, own || self.cookies.contains(&secret.cookie))
+            }
+            Observation::DnsResponse(_, answer) => {
+                let own = |mark: &CanaryMark| answer.names.contains(&mark.host());
+                let own = self.marks.iter().any(|(mark, _)| own(mark));
+                (Some(CanaryStep::Dns), own)
+            }
+            Observation::Presented(presentation) => {
+                let own = self.is_secret(presentation.secret.fingerprint);
+                (own.then_some(CanaryStep::TlsWrite), own || of_canary)
+            }
+            Observation::Running(_) => (None, of_canary),
+            Observation::Minted(_)
+            | Observation::WriteRejected { .. }
+            | Observation::WriteSent { .. } => (None, false),
+        };
+        if own && let Some(step) = step {
+            self.saw(step);
+        }
+        own
+    }
+
+    fn saw(&mut self, step: CanaryStep) {
+        if let Some(round) = &mut self.round {
+            round.seen.insert(step);
+        }
+    }
+
+    fn is_secret(&self, fingerprint: u64) -> bool {
+        self.marks.iter().any(|(_, known)| *known == fingerprint)
+    }
+}
+
+fn push_bounded<T>(list: &mut VecDeque<T>, value: T, limit: usize) {
+    if list.len() == limit {
+        list.pop_front();
+    }
+    list.push_back(value);
+}
+
+/// The steps that an attached program must report, and the hooks of these programs.
+fn expectable(attached: &[AttachedProgram]) -> BTreeMap<CanaryStep, Vec<String>> {
+    let hooks = |step: CanaryStep| -> Vec<String> {
+        attached
+            .iter()
+            .filter(|line| line.error.is_none() && step.programs().contains(&line.program))
+            .map(|line| line.mechanism.clone())
+            .collect()
+    };
+    CanaryStep::ALL
+        .into_iter()
+        .map(|step| (step, hooks(step)))
+        .filter(|(_, hooks)| !hooks.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
