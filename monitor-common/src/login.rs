@@ -23,6 +23,10 @@ pub mod protocol {
     pub const CHALLENGE_RESPONSE: u64 = 8;
     /// The next line is a user name, and the line after it the secret.
     pub const USER_THEN_SECRET: u64 = 9;
+    /// Set by the agent: a label of a TLS server name or of the host of a plaintext request.
+    pub const SERVER_NAME: u64 = 10;
+    /// Set by the agent: a label of a name in a DNS query.
+    pub const DNS: u64 = 11;
 }
 
 /// Set in the rule of a value that does not come from a header; the bits below hold one of

@@ -217,7 +217,7 @@ fn extensions(bytes: &[u8]) -> ClientHello {
 }
 
 /// Accepts only what a host name can contain, and no address: names from the network go to logs,
-/// metrics and terminals.
+/// metrics and terminals. The case stays: a secret in a name is recognised by its exact bytes.
 pub fn host_name(name: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(name).ok()?.trim_end_matches('.');
     let holds = !name.is_empty()
@@ -226,7 +226,7 @@ pub fn host_name(name: &[u8]) -> Option<String> {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
         && name.parse::<std::net::Ipv4Addr>().is_err();
-    holds.then(|| name.to_ascii_lowercase())
+    holds.then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -268,7 +268,7 @@ mod tests {
         extensions.extend([0, 16, 0, 5, 0, 3, 2, b'h', b'2']);
         extensions.extend([0xfe, 0x0d, 0, 1, 0]);
         let hello = parse_client_hello(&client_hello(&extensions)).expect("parses");
-        assert_eq!(hello.server_name.as_deref(), Some("paste.example"));
+        assert_eq!(hello.server_name.as_deref(), Some("Paste.Example"));
         assert_eq!(hello.alpn, ["h2"]);
         assert!(hello.ech);
     }

@@ -7,12 +7,14 @@ use std::net::IpAddr;
 /// Names, the requested one first, and the addresses that they resolve to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsAnswer {
+    /// The socket that received it.
+    pub cookie: u64,
     pub names: Vec<String>,
     pub addresses: Vec<IpAddr>,
 }
 
 /// Parses a response. `None` if it resolves no name to an address, or is invalid.
-pub fn parse_response(message: &[u8]) -> Option<DnsAnswer> {
+pub fn parse_response(message: &[u8], cookie: u64) -> Option<DnsAnswer> {
     let packet = Packet::parse(message).ok()?;
     if !packet.has_flags(PacketFlag::RESPONSE) || packet.rcode() != RCODE::NoError {
         return None;
@@ -29,7 +31,11 @@ pub fn parse_response(message: &[u8]) -> Option<DnsAnswer> {
         }
     }
     names.dedup();
-    (!addresses.is_empty()).then_some(DnsAnswer { names, addresses })
+    (!addresses.is_empty()).then_some(DnsAnswer {
+        cookie,
+        names,
+        addresses,
+    })
 }
 
 #[cfg(test)]
@@ -71,9 +77,10 @@ mod tests {
     #[test]
     fn names_and_addresses_of_an_answer() {
         assert_eq!(
-            parse_response(&answer(PacketFlag::RESPONSE)),
+            parse_response(&answer(PacketFlag::RESPONSE), 7),
             Some(DnsAnswer {
-                names: vec!["s3.example".into(), "edge.example".into()],
+                cookie: 7,
+                names: vec!["S3.example".into(), "edge.example".into()],
                 addresses: vec!["10.0.0.1".parse().expect("an address")],
             })
         );
@@ -82,7 +89,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes(message in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let _ = parse_response(&message);
+            let _ = parse_response(&message, 7);
         }
 
         #[test]
@@ -91,7 +98,7 @@ mod tests {
             if let Some(place) = message.get_mut(at) {
                 *place = byte;
             }
-            let _ = parse_response(&message);
+            let _ = parse_response(&message, 7);
         }
     }
 }

@@ -348,6 +348,58 @@ fn a_damaged_and_a_newer_ledger() -> Result<()> {
     Ok(())
 }
 
+/// A thousand and twenty-five addresses ended every agent, and six thousand credentials took half a
+/// gigabyte.
+#[test]
+fn a_policy_that_is_too_large() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = directory.path().join("keytrail.yaml");
+    let good = "credentials: [ { name: kept, match: { environment: BAO_TOKEN } } ]\n";
+    std::fs::write(&config, good)?;
+    let addresses = |count: usize| {
+        let each =
+            (0..count).map(|number| format!("\"10.1.{}.{}:443\"", number / 256, number % 256));
+        let all: Vec<String> = each.collect();
+        format!(
+            "{good}authenticators: [ {{ name: many, destinations: [ {} ] }} ]\n",
+            all.join(", ")
+        )
+    };
+    let credentials = |count: usize| {
+        let each = (0..count).map(|number| {
+            format!("  - {{ name: c{number}, match: {{ file: /srv/c{number} }}, readers: [ {{ namespace: n{number} }} ] }}\n")
+        });
+        format!(
+            "credentials:\n  - {{ name: kept, match: {{ environment: BAO_TOKEN }} }}\n{}",
+            each.collect::<String>()
+        )
+    };
+    let path = config.display().to_string();
+    let agent = Agent::start(directory.path(), &["--config", &path])?;
+    let reloaded = |expected: f64| {
+        wait_for("the configuration is read", Duration::from_secs(10), || {
+            let state = agent.metric("keytrail_config_reload_success", &[])?;
+            Ok((state == expected).then_some(()))
+        })
+        .with_context(|| agent.log_text())
+    };
+    for (text, fits) in [
+        (addresses(1_025), false),
+        (addresses(1_024), true),
+        (credentials(5_000), false),
+        (credentials(4_999), true),
+    ] {
+        std::fs::write(&config, text)?;
+        reloaded(if fits { 1.0 } else { 0.0 })?;
+        let checked = keytrail(&["policy", "check", &path])?;
+        assert_eq!(checked.status.code(), Some(if fits { 0 } else { 2 }));
+        // Either way, one that has this name is in force.
+        sh("BAO_TOKEN=FAKE-policy-that-is-large /bin/true", &[])?;
+        agent.await_used("kept")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn used_and_invalid_listen_addresses() -> Result<()> {
     let directory = tempfile::tempdir()?;

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, Surroundings, binary, children_of},
+    server::TlsServer,
     wait_for,
+    web::WebServer,
     workload::{MemoryLimit, TestUnit, aws_credentials, sh},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -488,6 +490,70 @@ fn a_name_that_was_constructed_to_hide_another() -> Result<()> {
     }
     for secret in &secrets {
         agent.await_used(&agent.id_of(secret)?)?;
+    }
+    Ok(())
+}
+
+/// Somebody sends a token as a part of a host name, over TLS and in plaintext: it must be in no
+/// output, and one that is known was used there.
+#[test]
+fn a_token_in_a_host_name() -> Result<()> {
+    const MARKED: &str = "ghp_FAKE0host0name0FAKE0host0name0FAKE00";
+    const KNOWN: &str = "FAKE-known-in-a-name-01";
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    sh("BAO_TOKEN=$SECRET /bin/true", &[("SECRET", KNOWN)])?;
+    agent.await_used(&agent.id_of(KNOWN)?)?;
+    let tls = TlsServer::start("127.0.0.1")?;
+    let web = WebServer::start_plain("127.0.0.1")?;
+    let (tls_port, web_port) = (tls.address.port(), web.address.port());
+    // The plaintext probe reports names in lower case, in which one without a mark is not known.
+    let lower = KNOWN.to_ascii_lowercase();
+    sh("BAO_TOKEN=$SECRET /bin/true", &[("SECRET", &lower)])?;
+    agent.await_used(&agent.id_of(&lower)?)?;
+    for secret in [MARKED, KNOWN] {
+        sh(
+            &format!(
+                "openssl s_client -connect 127.0.0.1:{tls_port} -servername {secret}.tls.example </dev/null || true"
+            ),
+            &[],
+        )?;
+        let host = format!("{secret}.web.example");
+        sh(
+            &format!(
+                "curl -s -o /dev/null --resolve {host}:{web_port}:127.0.0.1 http://{host}:{web_port}/"
+            ),
+            &[],
+        )?;
+    }
+    agent.await_json(&["query", "where", &agent.id_of(KNOWN)?], |answer| {
+        let hops = answer["hops"].as_array().cloned().unwrap_or_default();
+        hops.iter().any(|hop| {
+            let place = &hop["destination"];
+            hop["evidence"] == "presented"
+                && place["name"] == "(secret).tls.example"
+                && place["port"] == tls_port
+        })
+    })?;
+    agent.await_presented(&lower, Duration::from_secs(5), || Ok(()))?;
+    // The agent's own files and answers, after everything was written.
+    let mut outputs = vec![
+        agent.log_text(),
+        agent.get("/metrics")?.1,
+        fs::read_to_string(&agent.findings)?,
+        agent.get("/api/v1/hops?limit=500")?.1,
+    ];
+    for entry in fs::read_dir(&agent.state_dir)? {
+        let bytes = fs::read(entry?.path()).unwrap_or_default();
+        outputs.push(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    for secret in [MARKED, KNOWN] {
+        for output in &outputs {
+            let found = output
+                .to_ascii_lowercase()
+                .find(&secret.to_ascii_lowercase());
+            ensure!(found.is_none(), "{secret} is in an output");
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 mod agent;
 mod connection;
 mod file;
+mod limited;
 mod process;
 mod scratch;
 mod stream;
@@ -15,6 +16,7 @@ mod tls;
 pub use agent::*;
 pub use connection::*;
 pub use file::*;
+pub use limited::*;
 pub use process::*;
 pub use scratch::*;
 pub use stream::*;

@@ -148,6 +148,12 @@ impl Catalog {
         known.is_some_and(|(_, of)| of.class == class)
     }
 
+    /// The first characters of secrets, and their classes.
+    pub fn marks(&self) -> impl Iterator<Item = (&str, &str)> {
+        let marks = self.prefixes.iter();
+        marks.map(|(mark, class)| (mark.as_str(), self.classes[*class].class.as_str()))
+    }
+
     /// Every entry; a class may have several.
     pub fn class_entries(&self) -> &[CredentialClass] {
         &self.classes

@@ -20,6 +20,11 @@ impl CredentialId {
         Self(format!("kt-{fingerprint:016x}"))
     }
 
+    /// The fingerprint of its secret; `None` if it is known by place only.
+    pub fn fingerprint(&self) -> Option<u64> {
+        u64::from_str_radix(self.0.strip_prefix("kt-")?, 16).ok()
+    }
+
     /// The id of a credential that is known by place only.
     pub fn from_place(hash: u64) -> Self {
         Self(format!("loc-{hash:016x}"))

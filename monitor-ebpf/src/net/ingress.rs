@@ -84,9 +84,9 @@ fn inspect_ingress(ctx: &SkBuffContext) -> Option<()> {
     let message = at as u32 + 8;
     let len = ctx.len().checked_sub(message)?;
     if len <= CLASSIC_MAX as u32 {
-        copy_payload::<CLASSIC_MAX>(ctx, message, len);
+        copy_payload::<CLASSIC_MAX>(ctx, cookie, message, len);
     } else {
-        copy_payload::<DNS_RESPONSE_MAX>(ctx, message, len);
+        copy_payload::<DNS_RESPONSE_MAX>(ctx, cookie, message, len);
     }
     Some(())
 }
@@ -131,7 +131,7 @@ fn search_response(ctx: &SkBuffContext) -> Option<()> {
 }
 
 #[inline(always)]
-fn copy_payload<const N: usize>(ctx: &SkBuffContext, message: u32, len: u32) {
+fn copy_payload<const N: usize>(ctx: &SkBuffContext, cookie: u64, message: u32, len: u32) {
     let Some(mut place) = PROCESS_RING.reserve::<DnsRecordSlot<N>>(0) else {
         count_lost(Probe::Dns, 0);
         return;
@@ -151,7 +151,7 @@ fn copy_payload<const N: usize>(ctx: &SkBuffContext, message: u32, len: u32) {
         kind: kind::DNS_RESPONSE,
         len: if status == 0 { taken } else { 0 },
         time: boot_time_ns(),
-        cookie: 0,
+        cookie,
         payload_len: len,
         sequence: 0,
     };

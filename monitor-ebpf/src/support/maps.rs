@@ -8,7 +8,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     filter::{BLOOM_WORDS, bloom_position, seen_tag},
-    map::{InodeKey, LossKey},
+    map::{InodeKey, LIMITED_MAPS, LimitedMap, LossKey, RULES_MAX},
     record::{COUNTERS, Probe, STAGES, Stage},
 };
 
@@ -25,6 +25,20 @@ pub static PROCESS_RING: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32, 0);
 
+/// [`LIMITED_MAPS`] per CPU: entries that a full map refused.
+#[map]
+static MAPS_FULL: PerCpuArray<u64> = PerCpuArray::with_max_entries(LIMITED_MAPS as u32, 0);
+
+/// Counts an entry that a full map refused.
+#[inline(always)]
+pub fn count_full(map: LimitedMap) {
+    if let Some(refused) = MAPS_FULL.get_ptr_mut(map as u32) {
+        // SAFETY: the pointer is into this CPU's counter; a program that preempts another may lose
+        // one.
+        unsafe { *refused += 1 };
+    }
+}
+
 /// Index 0: the Bloom filter over [`RULES`]. Index 1: the one over the inode numbers of [`INODES`].
 #[map]
 static BLOOM: Array<[u64; BLOOM_WORDS]> = Array::with_max_entries(2, 0);
@@ -32,7 +46,7 @@ static BLOOM: Array<[u64; BLOOM_WORDS]> = Array::with_max_entries(2, 0);
 /// The compiled catalog: from key to rule value. Filled before the probes attach; values are
 /// replaced as a whole.
 #[map]
-static RULES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
+static RULES: HashMap<u64, u32> = HashMap::with_max_entries(RULES_MAX as u32, 0);
 
 /// The value of the rule for a key.
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! Counts repeated reads of a file by a process, instead of sending a record for each.
 
-use crate::support::kernel::boot_time_ns;
+use crate::support::{kernel::boot_time_ns, maps::count_full};
 use aya_ebpf::{macros::map, maps::HashMap};
-use monitor_common::map::{REPEAT_NS, ReadCount, ReadKey};
+use monitor_common::map::{LimitedMap, REPEAT_NS, ReadCount, ReadKey};
 
 /// Counts of repeated reads, which are not sent individually; the agent sweeps them. If the map is
 /// full, every read is sent.
@@ -20,7 +20,9 @@ pub fn repeat_count(read: ReadKey) -> Option<u32> {
             reserved: 0,
         };
         // If the map is full, this read and the next are sent.
-        let _ = READS.insert(read, first, 0);
+        if READS.insert(read, first, 0).is_err() {
+            count_full(LimitedMap::Reads);
+        }
         return Some(1);
     };
     // SAFETY: the pointer is into the map; threads of one process may race for a count, and then

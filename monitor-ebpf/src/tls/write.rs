@@ -7,7 +7,7 @@ use crate::{
     support::{
         agent::is_agent,
         kernel::boot_time_ns,
-        maps::{CREDENTIAL_RING, count, current_cgroup, send},
+        maps::{CREDENTIAL_RING, count, count_full, current_cgroup, send},
         search::{
             carried::{after_carried, continue_after_carried, forget_object, restore_carried},
             search,
@@ -30,7 +30,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    map::{FoundCredential, SearchScratch, StreamKey, TlsWrite},
+    map::{FoundCredential, LimitedMap, SearchScratch, StreamKey, TlsWrite},
     record::{PresentedRecord, Probe, Stage, kind},
     scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
@@ -286,7 +286,9 @@ pub fn finish_write<const L: bool>(number: u64, cuts: bool) {
             end_search::<TlsWritePlaintext<L>>();
             return;
         }
-        let _ = PENDING_WRITES.insert(task, write, 0);
+        if PENDING_WRITES.insert(task, write, 0).is_err() {
+            count_full(LimitedMap::PendingWrites);
+        }
         let _ = WRITES_PENDING.set(0, 1, 0);
         emit_values::<TlsWritePlaintext<L>>(scratch, found, number);
     }

@@ -49,6 +49,8 @@ pub struct AgentOptions {
     pub metrics_listen: Option<String>,
     pub findings: String,
     pub findings_format: FindingsFormat,
+    /// Attach to programs and libraries.
+    pub uprobes: bool,
     /// Record events to this file, and keep no ledger.
     pub record: Option<PathBuf>,
 }
@@ -124,6 +126,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
     // Before the probes, so that an address in use is reported at once.
     let listeners = runtime.block_on(Listeners::bind(options, &config.settings))?;
     let inputs = ObserverInputs {
+        uprobes: options.uprobes,
         exclude: config.settings.inspect.exclude.clone(),
         names: name_providers(cluster)?,
         watch,

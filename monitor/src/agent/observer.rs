@@ -20,7 +20,7 @@ use crate::{
         protocol::{ReaderSetup, Views},
     },
     sensor::{
-        Sensor, SensorOptions, canary::Canary, cgroup_root, effects::Effects,
+        Sensor, SensorOptions, canary::Canary, cgroup_root, doctor::NO_UPROBES, effects::Effects,
         exclude::ExclusionRules, fields::VMLINUX, selftest::self_test,
     },
 };
@@ -54,6 +54,8 @@ const REPEATED_OPENS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What the thread owns.
 pub(super) struct ObserverInputs {
+    /// Attach to programs and libraries.
+    pub uprobes: bool,
     /// Programs to which no uprobe is attached.
     pub exclude: Vec<ExcludePattern>,
     pub names: NameResolver,
@@ -106,8 +108,10 @@ impl Observer {
         let mut sensor = Sensor::start(&SensorOptions {
             key: inputs.key,
             rules: &inputs.catalog.filter_rules([]),
+            catalog: &inputs.catalog,
             cgroup: cgroup.as_deref(),
             btf: Path::new(VMLINUX),
+            uprobes: inputs.uprobes,
             exclusion: ExclusionRules::new(inputs.exclude.clone(), images),
             readers: ReaderSetup {
                 catalog: Some(inputs.catalog.sources().clone()),
@@ -118,7 +122,10 @@ impl Observer {
             },
         })?;
         let now = Timestamp::now();
-        let standing = standing_gaps(&sensor, &inputs.exclude);
+        let mut standing = standing_gaps(&sensor, &inputs.exclude);
+        if !inputs.uprobes {
+            standing.push(NO_UPROBES.to_owned());
+        }
         let gaps = start_gaps(sensor.attached(), standing, inputs.last, RunTimes::at(now));
         report_attached(&sensor, &inputs.evaluator);
         sensor.apply(Effects {

@@ -135,6 +135,9 @@ struct RunArgs {
     /// Format of findings [default: json]
     #[arg(long, value_enum)]
     findings_format: Option<FindingsFormat>,
+    /// Attach to no program or library: what is presented inside TLS is not observed
+    #[arg(long, env = "KEYTRAIL_NO_UPROBES")]
+    no_uprobes: bool,
 }
 
 /// The definition of the command line.
@@ -264,6 +267,7 @@ fn record(
         metrics_listen: None,
         findings: "-".to_owned(),
         findings_format: FindingsFormat::Json,
+        uprobes: true,
         record: Some(file),
     };
     agent::run(&options, loaded).map_err(command_failed)
@@ -310,6 +314,7 @@ fn run_agent(args: RunArgs) -> Result<(), CliError> {
             .findings_format
             .or(loaded.settings.findings_format)
             .unwrap_or_default(),
+        uprobes: !args.no_uprobes,
         record: None,
     };
     agent::run(&settings, loaded).map_err(|error| {

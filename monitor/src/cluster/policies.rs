@@ -13,8 +13,10 @@ use kube::{
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
     runtime::watcher,
 };
-use monitor_core::catalog::Catalog;
-use monitor_core::policy::expectation::Expectations;
+use monitor_core::{
+    catalog::Catalog,
+    policy::expectation::{Expectations, limits::check_limits},
+};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -103,6 +105,17 @@ impl ClusterPolicies {
 
     fn lock(&self) -> MutexGuard<'_, PolicyState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses expectations that are too large together with the others in force.
+    fn check_limits_with(&self, name: &str, parsed: Expectations) -> Result<Expectations, String> {
+        let held = self.lock();
+        let others = held.accepted.iter().filter(|(other, _)| *other != name);
+        let others = others.map(|(_, (_, expectations))| expectations);
+        check_limits(others.chain([&parsed]))
+            .map_err(|error| format!("together with the other policies: {error}"))?;
+        drop(held);
+        Ok(parsed)
     }
 
     fn put(&self, name: &str, spec: &Value, judged: &Result<Expectations, String>) {
@@ -220,7 +233,8 @@ impl WatchHandler<DynamicObject> for PolicyWatch {
                     return;
                 };
                 let spec = object.data.get("spec").unwrap_or(&Value::Null);
-                let judged = parse_policy(name, spec);
+                let judged = parse_policy(name, spec)
+                    .and_then(|parsed| self.policies.check_limits_with(name, parsed));
                 self.names.insert(uid.clone(), name.clone());
                 self.policies.put(name, spec, &judged);
                 if let Err(reason) = &judged {

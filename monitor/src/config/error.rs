@@ -1,6 +1,8 @@
 //! Why a configuration cannot be used.
 
-use monitor_core::{catalog::CatalogError, yaml::YamlError};
+use monitor_core::{
+    catalog::CatalogError, policy::expectation::limits::PolicyLimitError, yaml::YamlError,
+};
 use std::path::PathBuf;
 
 /// Why a document cannot be used.
@@ -20,4 +22,6 @@ pub enum ConfigError {
     },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Limit(#[from] PolicyLimitError),
 }

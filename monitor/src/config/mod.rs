@@ -14,7 +14,9 @@ use self::{
 };
 use monitor_core::{
     catalog::Catalog,
-    policy::expectation::{AuthenticatorEntry, Expectation, Expectations, PolicyMode, check},
+    policy::expectation::{
+        AuthenticatorEntry, Expectation, Expectations, PolicyMode, check, limits::check_limits,
+    },
 };
 use serde::Deserialize;
 use std::{
@@ -151,8 +153,10 @@ impl Config {
     }
 
     /// The catalog: the embedded one, with the additions of the configuration and the places that
-    /// expectations name. `path` is the configuration's own.
+    /// expectations name. `path` is the configuration's own. Expectations that are too large are
+    /// refused.
     pub fn catalog(&self, path: Option<&Path>) -> Result<Arc<Catalog>, ConfigError> {
+        check_limits([&self.expectations])?;
         let added = match &self.settings.catalog {
             Some(catalog) => {
                 let file = path.map_or(Path::new("."), base).join(catalog);

@@ -21,6 +21,8 @@ pub struct KnownCredentials {
     picked_up: LruCache<CredentialId, Credential>,
     /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
     only_seen: LruCache<CredentialId, Credential>,
+    /// Fingerprints of secrets that became known since they were last taken.
+    new_secrets: Vec<u64>,
 }
 
 impl Default for KnownCredentials {
@@ -29,6 +31,7 @@ impl Default for KnownCredentials {
             aliases: LruCache::new(CREDENTIALS_CACHED),
             picked_up: LruCache::new(CREDENTIALS_CACHED),
             only_seen: LruCache::new(CREDENTIALS_CACHED),
+            new_secrets: Vec::new(),
         }
     }
 }
@@ -111,8 +114,12 @@ impl KnownCredentials {
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.picked_up.contains_key(&id) {
             self.only_seen.insert(id, credential.clone());
-        } else {
-            self.picked_up.insert(id, credential.clone());
+        } else if self
+            .picked_up
+            .insert(id.clone(), credential.clone())
+            .is_none()
+        {
+            self.new_secrets.extend(id.fingerprint());
         }
         credential
     }
@@ -147,6 +154,7 @@ impl KnownCredentials {
             let remembered = if only_made_up {
                 &mut self.only_seen
             } else {
+                self.new_secrets.extend(credential.id.fingerprint());
                 &mut self.picked_up
             };
             remembered.insert(credential.id.clone(), credential);
@@ -160,6 +168,11 @@ impl KnownCredentials {
             self.picked_up
                 .insert(credential.id.clone(), credential.clone());
         }
+    }
+
+    /// Fingerprints of secrets that were picked up for the first time since the last call.
+    pub fn take_new_secrets(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.new_secrets)
     }
 
     pub fn is_known(&self, id: &CredentialId) -> bool {

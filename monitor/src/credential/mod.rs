@@ -73,6 +73,11 @@ impl Credentials {
         fingerprint(self.key, text.as_bytes())
     }
 
+    /// Fingerprints of secrets that were picked up for the first time since the last call.
+    pub fn take_new_secrets(&mut self) -> Vec<u64> {
+        self.known.take_new_secrets()
+    }
+
     /// Restores what was known before the agent started: a program that holds a credential does not
     /// read it again.
     pub fn remember(&mut self, credentials: Vec<Credential>) {

@@ -107,6 +107,8 @@ fn protocol_of(login: u64) -> (&'static str, &'static str) {
         protocol::MYSQL => ("mysql", PASSWORD),
         protocol::MQTT => ("mqtt", GENERIC_CLASS),
         protocol::LDAP => ("ldap", GENERIC_CLASS),
+        protocol::SERVER_NAME => ("server-name", GENERIC_CLASS),
+        protocol::DNS => ("dns", GENERIC_CLASS),
         _ => ("mail", GENERIC_CLASS),
     }
 }

@@ -6,7 +6,10 @@ use super::{
     registry::{FoldedSeries, MetricFamilies},
 };
 use crate::reader::ReadFailure;
-use monitor_common::record::{Probe, Stage};
+use monitor_common::{
+    map::LimitedMap,
+    record::{Probe, Stage},
+};
 use monitor_core::model::Workload;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 use std::{collections::HashMap, sync::Mutex};
@@ -19,6 +22,7 @@ pub struct ProbeMetrics {
     attached: IntGaugeVec,
     unattributed: IntCounterVec,
     reader_failures: IntCounterVec,
+    full_maps: IntCounterVec,
     folded: FoldedSeries,
     totals: Mutex<HashMap<(&'static str, String), u64>>,
 }
@@ -62,6 +66,11 @@ impl ProbeMetrics {
                 "Files, programs and processes that the reader could not read.",
                 &["reason"],
             )?,
+            full_maps: families.counter(
+                "keytrail_map_full_total",
+                "Entries that a full map of the probes refused or evicted.",
+                &["map"],
+            )?,
             attached,
             folded,
             totals: Mutex::default(),
@@ -74,6 +83,9 @@ impl ProbeMetrics {
                     .with_label_values(&[probe.name(), stage])
                     .inc_by(0);
             }
+        }
+        for map in LimitedMap::ALL {
+            metrics.count_full_map(map, 0);
         }
         for failure in ReadFailure::ALL {
             metrics.count_reader_failures(failure, 0);
@@ -120,6 +132,11 @@ impl ProbeMetrics {
     /// Requests to readers without an answer; returns the increase.
     pub fn count_reader_failures(&self, failure: ReadFailure, total: u64) -> u64 {
         self.add_growth(&self.reader_failures, "reader", &[failure.name()], total)
+    }
+
+    /// Entries that a full map refused or evicted; returns the increase.
+    pub fn count_full_map(&self, map: LimitedMap, total: u64) -> u64 {
+        self.add_growth(&self.full_maps, "map", &[map.name()], total)
     }
 
     /// A workload was renamed: moves its losses to the new name.

@@ -2,11 +2,14 @@
 
 use super::{
     EventRecorder, Pipeline,
-    gaps::{lost_events, unread},
+    gaps::{full_map, lost_events, unread},
 };
 use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
-use monitor_common::record::{Probe, Stage};
+use monitor_common::{
+    map::LimitedMap,
+    record::{Probe, Stage},
+};
 use monitor_core::{model::Gap, trail::TrailEvent};
 use std::{collections::HashMap, sync::atomic::Ordering};
 
@@ -20,9 +23,23 @@ impl Pipeline {
         self.count_stage_losses(report, since, now);
         self.count_unattributed();
         self.count_reader_failures(report, since, now);
+        self.count_full_maps(report, since, now);
         let ledger = self.evaluator.sinks.ledger.iter();
         let gaps = ledger.flat_map(LedgerWriter::gaps);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
+    }
+
+    fn count_full_maps(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+        for map in LimitedMap::ALL {
+            let metrics = &self.evaluator.sinks.metrics;
+            let count = metrics
+                .probes
+                .count_full_map(map, report.full_maps.get(map));
+            if count > 0 {
+                let gap = full_map(map, count, since, until);
+                self.events.push(TrailEvent::Gap { gap });
+            }
+        }
     }
 
     fn count_reader_failures(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {

@@ -2,7 +2,10 @@
 
 use crate::{reader::ReadFailure, sensor::report::ProbeSilence};
 use jiff::Timestamp;
-use monitor_common::record::{Probe, Stage};
+use monitor_common::{
+    map::LimitedMap,
+    record::{Probe, Stage},
+};
 use monitor_core::model::Gap;
 
 /// A gap for records that a probe lost.
@@ -32,6 +35,25 @@ pub fn lost_events(
         until: Some(until),
         count,
         blind: stage == Stage::Ring,
+    }
+}
+
+/// A gap for entries that a full map of the probes refused or evicted.
+pub fn full_map(map: LimitedMap, count: u64, since: Timestamp, until: Timestamp) -> Gap {
+    let name = map.name();
+    let lost = map.lost_evidence();
+    let effect = lost.map_or_else(
+        || "nothing is missed, but more is examined or reported".to_owned(),
+        |lost| format!("not all of these are observed: {lost}"),
+    );
+    Gap {
+        kind: "map-full".to_owned(),
+        probe: None,
+        detail: format!("the probes' map `{name}` is full; {effect}"),
+        since,
+        until: Some(until),
+        count,
+        blind: lost.is_some(),
     }
 }
 

@@ -202,9 +202,10 @@ impl Pipeline {
     ) -> Effects {
         let credentials = &mut self.enricher.credentials;
         credentials.set_catalog(Arc::clone(&catalog));
-        let catalog_sources = catalog.sources().clone();
         let rules = credentials.rules();
-        self.evaluator.policy.replace(expectations, catalog);
+        self.evaluator
+            .policy
+            .replace(expectations, Arc::clone(&catalog));
         let exclusion = (self.exclude != exclude).then(|| {
             let images = Arc::clone(self.enricher.attribution.images());
             ExclusionRules::new(exclude.clone(), images)
@@ -214,7 +215,7 @@ impl Pipeline {
             rules: Some(rules),
             authenticators: Some(self.evaluator.authenticators()),
             exclusion,
-            catalog: Some(catalog_sources),
+            catalog: Some(catalog),
             ..Effects::default()
         }
     }
@@ -239,6 +240,7 @@ impl Pipeline {
             rules,
             learn: wanted.learn,
             ignore: wanted.ignore,
+            secrets: self.enricher.credentials.take_new_secrets(),
             reads: self.enricher.take_read_requests(),
             inspect_responses: std::mem::take(&mut self.evaluator.authenticator_clients),
             reconsider_exclusion: renamed && !self.exclude.is_empty(),

@@ -3,14 +3,14 @@
 use super::{
     SensorError,
     maps::{Plain, failed, open_map},
-    report::{ProbeCounters, RingLoss},
+    report::{FullMaps, ProbeCounters, RingLoss},
 };
 use aya::{
     Ebpf,
     maps::{HashMap, MapData, PerCpuArray},
 };
 use monitor_common::{
-    map::LossKey,
+    map::{LimitedMap, LossKey},
     record::{COUNTERS, Probe},
 };
 
@@ -18,6 +18,7 @@ use monitor_common::{
 pub struct KernelCounters {
     counts: PerCpuArray<MapData, u64>,
     losses: HashMap<MapData, Plain<LossKey>, u64>,
+    full: PerCpuArray<MapData, u64>,
 }
 
 impl KernelCounters {
@@ -25,6 +26,7 @@ impl KernelCounters {
         Ok(Self {
             counts: open_map(ebpf, "COUNTS")?,
             losses: open_map(ebpf, "LOSSES")?,
+            full: open_map(ebpf, "MAPS_FULL")?,
         })
     }
 
@@ -39,6 +41,19 @@ impl KernelCounters {
             counters.0[index] = values.iter().sum();
         }
         Ok(counters)
+    }
+
+    /// Entries that the probes could not store because a map was full, since the start.
+    pub fn full_maps(&self) -> Result<FullMaps, SensorError> {
+        let mut full = FullMaps::default();
+        for map in LimitedMap::ALL {
+            let values = self
+                .full
+                .get(&(map as u32), 0)
+                .map_err(failed("MAPS_FULL"))?;
+            full.add(map, values.iter().sum());
+        }
+        Ok(full)
     }
 
     /// Returns and clears the losses of the rings, by cgroup and probe.

@@ -170,7 +170,7 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), De
         }
         kind::DNS_RESPONSE => {
             let (record, message) = raw.payload()?;
-            match dns::parse_response(message) {
+            match dns::parse_response(message, record.cookie) {
                 Some(answer) => Observation::DnsResponse(clock.at(record.time), answer),
                 None => return Ok((time, DecodedRecord::Nothing)),
             }

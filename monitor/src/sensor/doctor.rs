@@ -149,6 +149,10 @@ pub fn excluded(pattern: &ExcludePattern) -> String {
     )
 }
 
+/// Describes what is missed with `--no-uprobes`.
+pub const NO_UPROBES: &str =
+    "credentials presented inside TLS, and issued inside it: `--no-uprobes` is set";
+
 /// Describes what is missed if the kernel does not report mapped files.
 pub fn unreported(error: &str) -> String {
     format!(
@@ -270,8 +274,10 @@ fn attach(
         let mut sensor = Sensor::start(&SensorOptions {
             key: FingerprintKey { k0: 0, k1: 0 },
             rules: &catalog.filter_rules([]),
+            catalog: &catalog,
             cgroup,
             btf: Path::new(fields::VMLINUX),
+            uprobes: true,
             exclusion: ExclusionRules::default(),
             readers: setup(),
         })

@@ -5,8 +5,8 @@ use crate::{
     observed::file::FileId,
     reader::{ReadId, protocol::ReadRequest},
 };
-use monitor_core::catalog::{CatalogSources, kernel_filter::FilterRules};
-use std::net::IpAddr;
+use monitor_core::catalog::{Catalog, kernel_filter::FilterRules};
+use std::{net::IpAddr, sync::Arc};
 
 /// Changes to what the probes observe and readers recognise, applied in the order of the fields, and
 /// requests to readers, which are submitted separately.
@@ -24,8 +24,10 @@ pub struct Effects {
     pub authenticators: Option<Vec<IpAddr>>,
     /// Programs to which no uprobe is attached.
     pub exclusion: Option<ExclusionRules>,
-    /// What readers compile a changed catalog from.
-    pub catalog: Option<CatalogSources>,
+    /// A changed catalog.
+    pub catalog: Option<Arc<Catalog>>,
+    /// Fingerprints of secrets that are masked in names.
+    pub secrets: Vec<u64>,
     /// Requests to readers.
     pub reads: Vec<(ReadId, ReadRequest)>,
     /// More image names became known: the exclusion rules may match more programs.
@@ -45,8 +47,10 @@ impl Sensor {
             self.filter.ignore(file)?;
         }
         if let Some(catalog) = effects.catalog {
-            self.readers.set_catalog(catalog);
+            self.readers.set_catalog(catalog.sources().clone());
+            self.rings.mask.set_catalog(&catalog);
         }
+        self.rings.mask.learn(effects.secrets);
         if let Some(addresses) = &effects.authenticators {
             self.set_authenticators(addresses)?;
         }

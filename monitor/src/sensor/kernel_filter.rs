@@ -2,7 +2,8 @@
 
 use super::{
     SensorError, boot_time,
-    maps::{Plain, failed, open_map},
+    maps::{Plain, failed, is_full, open_map},
+    report::FullMaps,
 };
 use crate::observed::file::FileId;
 use aya::{
@@ -12,7 +13,7 @@ use aya::{
 use hashlink::LruCache;
 use monitor_common::{
     filter::{self, BLOOM_WORDS, bloom_position, inode_key},
-    map::{INODE_CREDENTIAL, INODE_IGNORED, InodeKey},
+    map::{INODE_CREDENTIAL, INODE_IGNORED, InodeKey, LimitedMap, RULES_MAX},
 };
 use monitor_core::catalog::kernel_filter::FilterRules;
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ pub struct KernelFilter {
     inode_filter: Box<[u64; BLOOM_WORDS]>,
     /// The contents of the inode map. The first ones added are evicted first.
     noted: LruCache<FileId, u32>,
+    /// Entries that did not fit into the maps that the agent fills.
+    pub full: FullMaps,
 }
 
 impl KernelFilter {
@@ -40,6 +43,7 @@ impl KernelFilter {
             epoch: open_map(ebpf, "EPOCH")?,
             inode_filter: Box::new([0; BLOOM_WORDS]),
             noted: LruCache::new(INODE_LIMIT),
+            full: FullMaps::default(),
         })
     }
 
@@ -60,22 +64,35 @@ impl KernelFilter {
             .map(|(key, value)| (*key, *value))
             .chain(of_process)
             .collect();
+        // Both together might not fit: then there is a moment without the old ones.
+        let stale = self.rules.keys().filter_map(Result::ok);
+        let stale: Vec<u64> = stale.filter(|key| !wanted.contains_key(key)).collect();
+        let crowded = wanted.len() + stale.len() > RULES_MAX;
+        if crowded {
+            self.remove_rules(&stale)?;
+        }
         for (key, value) in &wanted {
-            self.rules.insert(key, value, 0).map_err(failed("RULES"))?;
+            let inserted = self.rules.insert(key, value, 0);
+            if is_full(&inserted) {
+                self.full.add(LimitedMap::Rules, 1);
+                continue;
+            }
+            inserted.map_err(failed("RULES"))?;
             let (word, mask) = bloom_position(*key);
             filter[word] |= mask;
         }
         self.bloom.set(0, *filter, 0).map_err(failed("BLOOM"))?;
-        let stale: Vec<u64> = self
-            .rules
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|key| !wanted.contains_key(key))
-            .collect();
-        for key in stale {
-            self.rules.remove(&key).map_err(failed("RULES"))?;
+        if !crowded {
+            self.remove_rules(&stale)?;
         }
         self.begin_epoch()
+    }
+
+    fn remove_rules(&mut self, keys: &[u64]) -> Result<(), SensorError> {
+        for key in keys {
+            self.rules.remove(key).map_err(failed("RULES"))?;
+        }
+        Ok(())
     }
 
     /// Has the probes examine every file again. Called every second, because a directory may have
@@ -113,8 +130,11 @@ impl KernelFilter {
             Some(known) => *known = value,
             None => {
                 if self.noted.len() >= INODE_LIMIT
-                    && let Some((oldest, _)) = self.noted.remove_lru()
+                    && let Some((oldest, value)) = self.noted.remove_lru()
                 {
+                    if value == INODE_CREDENTIAL {
+                        self.full.add(LimitedMap::Inodes, 1);
+                    }
                     // It may have been removed already.
                     let _ = self.inodes.remove(&key_of(oldest));
                 }

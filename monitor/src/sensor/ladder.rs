@@ -391,6 +391,8 @@ pub struct KernelSupport<'a> {
     /// Whether io_uring's records contain their request, as they do from 5.19 on. Without it the
     /// program attaches and observes nothing.
     pub uring: bool,
+    /// Whether programs may be attached to user space.
+    pub uprobes: bool,
     /// The programs for multi-uprobe links, if the kernel has such links.
     pub multi: Option<MultiPrograms>,
 }

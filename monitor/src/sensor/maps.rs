@@ -43,6 +43,17 @@ pub fn failed(name: &'static str) -> impl Fn(MapError) -> SensorError {
     move |source| SensorError::Map { name, source }
 }
 
+/// Whether an entry was refused because the map is full.
+pub fn is_full(inserted: &Result<(), MapError>) -> bool {
+    let Err(MapError::SyscallError(error)) = inserted else {
+        return false;
+    };
+    matches!(
+        error.io_error.raw_os_error(),
+        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::PROBES;
@@ -58,7 +69,7 @@ mod tests {
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 27] = [
+        let expected: [(&str, usize, usize); 28] = [
             ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
@@ -75,6 +86,7 @@ mod tests {
                 size_of::<LastRequest>(),
             ),
             ("LOSSES", size_of::<LossKey>(), size_of::<u64>()),
+            ("MAPS_FULL", 4, size_of::<u64>()),
             ("OPENED", 4, size_of::<ReaderOpens>()),
             ("PENDING_CONNECTS", size_of::<u64>(), size_of::<u64>()),
             ("PENDING_READS", size_of::<u64>(), size_of::<PendingRead>()),
@@ -100,6 +112,8 @@ mod tests {
             assert_eq!(found, (key, value), "{name}");
         }
         assert_eq!(object.maps["COUNTS"].max_entries() as usize, COUNTERS);
+        let full = object.maps["MAPS_FULL"].max_entries() as usize;
+        assert_eq!(full, LIMITED_MAPS);
         // These hold no type: rings, programs, zeros, and the constants of the probes.
         let untyped = ["CREDENTIAL_RING", "PROCESS_RING", "ZEROS"];
         for (name, map) in &object.maps {

@@ -20,6 +20,7 @@ mod ladder;
 mod mapped;
 mod maps;
 mod multi;
+mod name_mask;
 pub mod observation;
 mod perf;
 pub mod report;
@@ -46,17 +47,21 @@ use exclude::ExclusionRules;
 use fields::FieldsError;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use kernel_filter::KernelFilter;
-use ladder::{KernelSupport, LADDERS};
-use maps::{Plain, failed, open_map};
+use ladder::{HookLadder, KernelSupport, LADDERS};
+use maps::{Plain, failed, is_full, open_map};
 use monitor_common::{
     fields::FieldOffsets,
     fingerprint::FingerprintKey,
     http2::{HuffmanTable, huffman_table},
-    map::PeerAddress,
+    map::{LimitedMap, PeerAddress},
     record::Probe,
 };
-use monitor_core::{catalog::kernel_filter::FilterRules, model::Subject};
+use monitor_core::{
+    catalog::{Catalog, kernel_filter::FilterRules},
+    model::Subject,
+};
 use multi::MultiPrograms;
+use name_mask::NameMask;
 use observation::Observation;
 use report::SensorReport;
 use rings::Rings;
@@ -132,9 +137,12 @@ pub struct AttachedProgram {
 pub struct SensorOptions<'a> {
     pub key: FingerprintKey,
     pub rules: &'a FilterRules,
+    pub catalog: &'a Catalog,
     /// The cgroup v2 root, if there is one.
     pub cgroup: Option<&'a Path>,
     pub btf: &'a Path,
+    /// Attach to programs and libraries.
+    pub uprobes: bool,
     /// Programs to which no uprobe is attached.
     pub exclusion: ExclusionRules,
     /// What readers are started with.
@@ -189,12 +197,13 @@ impl Sensor {
             lsm: ladder::active_lsms()
                 .is_some_and(|list| list.split(',').any(|name| name == "bpf")),
             uring: !uring.contains(&0),
+            uprobes: options.uprobes,
             multi,
         };
         let agents = Arc::new(AgentProcessMaps::open(&mut ebpf)?);
         let registry: Arc<dyn ProcessRegistry> = Arc::clone(&agents) as _;
         let mut sensor = Self {
-            rings: Rings::open(&mut ebpf)?,
+            rings: Rings::open(&mut ebpf, NameMask::new(options.key, options.catalog))?,
             filter: KernelFilter::open(&mut ebpf)?,
             counters: KernelCounters::open(&mut ebpf)?,
             sweeper: Sweeper::open(&mut ebpf)?,
@@ -256,7 +265,13 @@ impl Sensor {
         }
         for address in addresses {
             let key = Plain(PeerAddress::from(*address));
-            known.insert(key, 1, 0).map_err(&failed)?;
+            let inserted = known.insert(key, 1, 0);
+            // Responses of those that do not fit are searched within the quota.
+            if is_full(&inserted) {
+                self.filter.full.add(LimitedMap::Authenticators, 1);
+                continue;
+            }
+            inserted.map_err(&failed)?;
         }
         Ok(())
     }
@@ -266,7 +281,8 @@ impl Sensor {
     fn attach(&mut self, machine: &KernelSupport<'_>) -> Result<UprobePrograms, SensorError> {
         let mut programs = UprobePrograms::new();
         let mut attached = Vec::new();
-        for ladder in LADDERS {
+        let wanted = |ladder: &&HookLadder| machine.uprobes || ladder.probe != Probe::Present;
+        for ladder in LADDERS.iter().filter(wanted) {
             attached.extend(ladder.attach(&mut self._ebpf, machine, &mut programs)?);
         }
         if attached.iter().all(|program| program.error.is_some()) {
@@ -331,6 +347,7 @@ impl Sensor {
                 .flat_map(|uprobes| uprobes.notices.try_iter())
                 .collect(),
             reader_failures: self.readers.failures().collect(),
+            full_maps: self.counters.full_maps()?.plus(self.filter.full),
             silences: Vec::new(),
         })
     }

@@ -3,7 +3,10 @@
 use super::SensorNotice;
 use crate::reader::ReadFailure;
 use jiff::Timestamp;
-use monitor_common::record::{COUNTERS, Probe, STAGES, Stage};
+use monitor_common::{
+    map::{LIMITED_MAPS, LimitedMap},
+    record::{COUNTERS, Probe, STAGES, Stage},
+};
 
 /// What the sensor did since it started, or since the last report.
 #[derive(Debug, Default)]
@@ -18,8 +21,32 @@ pub struct SensorReport {
     pub notices: Vec<SensorNotice>,
     /// Requests to readers without an answer, since the start.
     pub reader_failures: Vec<(ReadFailure, u64)>,
+    /// Since the start.
+    pub full_maps: FullMaps,
     /// Probes that fell silent since the last report, or are heard again.
     pub silences: Vec<ProbeSilence>,
+}
+
+/// Entries that full maps refused or evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FullMaps([u64; LIMITED_MAPS]);
+
+impl FullMaps {
+    pub fn add(&mut self, map: LimitedMap, count: u64) {
+        self.0[map as usize] += count;
+    }
+
+    pub fn get(&self, map: LimitedMap) -> u64 {
+        self.0[map as usize]
+    }
+
+    /// Both together.
+    pub fn plus(mut self, other: Self) -> Self {
+        for map in LimitedMap::ALL {
+            self.add(map, other.get(map));
+        }
+        self
+    }
 }
 
 /// A probe that does not report what the canary does.

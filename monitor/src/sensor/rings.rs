@@ -4,6 +4,7 @@ use super::{
     SensorError, boot_time,
     decode::{BootClock, DecodedRecord, decode},
     maps::open_ring,
+    name_mask::NameMask,
     observation::Observation,
 };
 use aya::{
@@ -29,17 +30,19 @@ pub struct Rings {
     /// Records younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
     hellos: HelloAssembler,
+    pub mask: NameMask,
     /// Number of records that could not be decoded.
     pub undecoded: u64,
 }
 
 impl Rings {
-    pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
+    pub fn open(ebpf: &mut Ebpf, mask: NameMask) -> Result<Self, SensorError> {
         Ok(Self {
             credentials: open_ring(ebpf, "CREDENTIAL_RING")?,
             processes: open_ring(ebpf, "PROCESS_RING")?,
             pending: Vec::new(),
             hellos: HelloAssembler::default(),
+            mask,
             undecoded: 0,
         })
     }
@@ -102,12 +105,14 @@ impl Rings {
                 match decode(&item, clock) {
                     Ok((time, DecodedRecord::Whole(observation))) => {
                         follow(&observation);
-                        pending.push((time, observation));
+                        push_masked(&self.mask, (time, observation), pending);
                     }
                     Ok((time, DecodedRecord::Payload(piece))) => {
-                        let payload = self.hellos.add_piece(piece);
-                        pending
-                            .extend(payload.map(|payload| (time, Observation::Payload(payload))));
+                        let Some(payload) = self.hellos.add_piece(piece) else {
+                            continue;
+                        };
+                        let observation = Observation::Payload(payload);
+                        push_masked(&self.mask, (time, observation), pending);
                     }
                     Ok((_, DecodedRecord::Nothing)) => {}
                     Err(error) => {
@@ -118,6 +123,17 @@ impl Rings {
             }
         }
     }
+}
+
+/// Adds an observation, and the presentations of secrets in its names.
+fn push_masked(
+    mask: &NameMask,
+    (time, mut observation): (u64, Observation),
+    pending: &mut Vec<(u64, Observation)>,
+) {
+    let presented = mask.apply(&mut observation);
+    pending.push((time, observation));
+    pending.extend(presented.into_iter().map(|found| (time, found)));
 }
 
 /// For observations with equal times: process records come first.

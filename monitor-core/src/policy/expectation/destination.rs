@@ -1,7 +1,7 @@
 //! Patterns over destinations.
 
+use super::pattern::TextMatcher;
 use crate::model::Destination;
-use globset::{GlobBuilder, GlobMatcher};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use std::{fmt::Debug, net::IpAddr};
@@ -10,9 +10,9 @@ use std::{fmt::Debug, net::IpAddr};
 #[derive(Clone, Debug)]
 pub struct DestinationPattern {
     pub text: String,
-    pub target: DestinationTarget,
+    pub(super) target: DestinationTarget,
     /// The same name inside the cluster's domain, if it is that of a service.
-    in_cluster: Option<GlobMatcher>,
+    in_cluster: Option<TextMatcher>,
     port: Option<u16>,
 }
 
@@ -20,8 +20,8 @@ pub struct DestinationPattern {
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
 #[derive(Clone, Debug)]
-pub enum DestinationTarget {
-    Name(GlobMatcher),
+pub(super) enum DestinationTarget {
+    Name(TextMatcher),
     Network(IpNet),
 }
 
@@ -40,9 +40,7 @@ impl DestinationPattern {
         };
         let bare = target.trim_start_matches('[').trim_end_matches(']');
         let glob = |name: &str| {
-            GlobBuilder::new(&name.to_ascii_lowercase())
-                .build()
-                .map(|glob| glob.compile_matcher())
+            TextMatcher::new(&name.to_ascii_lowercase(), false)
                 .map_err(|error| format!("`{text}` is not a valid glob: {}", error.kind()))
         };
         let mut in_cluster = None;
@@ -75,6 +73,11 @@ impl DestinationPattern {
         })
     }
 
+    /// Whether it had to be compiled.
+    pub(super) fn is_glob(&self) -> bool {
+        matches!(&self.target, DestinationTarget::Name(name) if name.is_glob())
+    }
+
     pub fn matches(&self, destination: &Destination) -> bool {
         if self.port.is_some_and(|port| port != destination.port) {
             return false;
@@ -82,7 +85,7 @@ impl DestinationPattern {
         match &self.target {
             DestinationTarget::Name(glob) => destination.name.as_deref().is_some_and(|name| {
                 let in_cluster = self.in_cluster.as_ref();
-                glob.is_match(name) || in_cluster.is_some_and(|glob| glob.is_match(name))
+                glob.matches(name) || in_cluster.is_some_and(|glob| glob.matches(name))
             }),
             DestinationTarget::Network(network) => network.contains(&destination.address),
         }

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod destination;
+pub mod limits;
 pub mod pattern;
 pub mod reader;
 

@@ -45,11 +45,60 @@ impl<T> OneOrMany<T> {
     }
 }
 
+/// A compiled glob. Most patterns are plain texts or begin with a wildcard: as such they need a
+/// thousandth of a compiled glob's memory.
+#[derive(Clone, Debug)]
+pub(super) enum TextMatcher {
+    Literal(Box<str>),
+    /// `*` and this text.
+    Suffix(Box<str>),
+    /// `/**` and this text, which begins with `/`.
+    Below(Box<str>),
+    Glob(GlobMatcher),
+}
+
+impl TextMatcher {
+    /// `paths` means that `*` stays in one directory.
+    pub fn new(text: &str, paths: bool) -> Result<Self, globset::Error> {
+        let is_literal = |text: &str| !text.contains(['*', '?', '[', ']', '{', '}', '\\']);
+        if is_literal(text) {
+            return Ok(Self::Literal(text.into()));
+        }
+        if let Some(rest) = text.strip_prefix('*').filter(|_| !paths)
+            && is_literal(rest)
+        {
+            return Ok(Self::Suffix(rest.into()));
+        }
+        if let Some(rest) = text.strip_prefix("/**").filter(|_| paths)
+            && rest.len() > 1
+            && rest.starts_with('/')
+            && is_literal(rest)
+        {
+            return Ok(Self::Below(rest.into()));
+        }
+        let glob = GlobBuilder::new(text).literal_separator(paths).build()?;
+        Ok(Self::Glob(glob.compile_matcher()))
+    }
+
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Literal(literal) => **literal == *text,
+            Self::Suffix(suffix) => text.ends_with(&**suffix),
+            Self::Below(rest) => text.starts_with('/') && text.ends_with(&**rest),
+            Self::Glob(glob) => glob.is_match(text),
+        }
+    }
+
+    pub fn is_glob(&self) -> bool {
+        matches!(self, Self::Glob(_))
+    }
+}
+
 /// A glob over names.
 #[derive(Clone, Debug)]
 pub struct NamePattern {
     pub text: String,
-    glob: GlobMatcher,
+    matcher: TextMatcher,
 }
 
 /// A glob over paths: `*` stays in one directory, `**` does not.
@@ -58,18 +107,21 @@ pub struct PathPattern(pub NamePattern);
 
 impl NamePattern {
     fn new(text: &str, paths: bool) -> Result<Self, String> {
-        let glob = GlobBuilder::new(text)
-            .literal_separator(paths)
-            .build()
+        let matcher = TextMatcher::new(text, paths)
             .map_err(|error| format!("`{text}` is not a valid glob: {}", error.kind()))?;
         Ok(Self {
             text: text.to_owned(),
-            glob: glob.compile_matcher(),
+            matcher,
         })
     }
 
     pub fn matches(&self, text: &str) -> bool {
-        self.glob.is_match(text)
+        self.matcher.matches(text)
+    }
+
+    /// Whether it had to be compiled.
+    pub(super) fn is_glob(&self) -> bool {
+        self.matcher.is_glob()
     }
 }
 
@@ -98,5 +150,27 @@ impl<'de> Deserialize<'de> for PathPattern {
         NamePattern::new(&normal, true)
             .map(Self)
             .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The short forms mean what the compiled glob means.
+        #[test]
+        fn every_form_matches_as_the_glob_does(
+            pattern in "(\\*|/\\*\\*)?[ab./*]{0,6}",
+            text in "[ab./]{0,8}",
+            paths in any::<bool>(),
+        ) {
+            let Ok(glob) = GlobBuilder::new(&pattern).literal_separator(paths).build() else {
+                return Ok(());
+            };
+            let matcher = TextMatcher::new(&pattern, paths).expect("the glob is valid");
+            prop_assert_eq!(matcher.matches(&text), glob.compile_matcher().is_match(&text));
+        }
     }
 }

@@ -78,17 +78,27 @@ impl ReaderPattern {
         .unwrap_or(ReaderMatch::Matches)
     }
 
-    /// As shown in a finding.
-    pub fn text(&self) -> String {
-        let parts = [
+    /// Which of its patterns had to be compiled.
+    pub(super) fn patterns_are_globs(&self) -> impl Iterator<Item = bool> {
+        let given = self.parts().into_iter().filter_map(|(_, pattern)| pattern);
+        given.map(NamePattern::is_glob)
+    }
+
+    fn parts(&self) -> [(&'static str, Option<&NamePattern>); 6] {
+        [
             ("namespace", self.namespace.as_ref()),
             ("workload", self.workload.as_ref()),
             ("unit", self.unit.as_ref()),
             ("executable", self.executable.as_ref().map(|path| &path.0)),
             ("container", self.container.as_ref()),
             ("service_account", self.service_account.as_ref()),
-        ];
-        let text: Vec<String> = parts
+        ]
+    }
+
+    /// As shown in a finding.
+    pub fn text(&self) -> String {
+        let text: Vec<String> = self
+            .parts()
             .iter()
             .filter_map(|(name, pattern)| Some(format!("{name}={}", pattern.as_ref()?.text)))
             .collect();

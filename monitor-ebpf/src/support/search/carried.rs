@@ -1,12 +1,12 @@
 //! Lines that are split between two writes.
 
 use crate::support::{
-    maps::{count, wipe, wipe_whole},
+    maps::{count, count_full, wipe, wipe_whole},
     search::{source::PlaintextSource, stream::STREAMS},
 };
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::HashMap};
 use monitor_common::{
-    map::{CarriedLine, HEAD, SearchScratch, StreamKey},
+    map::{CarriedLine, HEAD, LimitedMap, SearchScratch, StreamKey},
     record::Stage,
     scan::{CARRIED_MAX, HeaderLines, WINDOW},
 };
@@ -111,6 +111,7 @@ pub fn save_carried<S: PlaintextSource>(scratch: &mut SearchScratch) -> bool {
         wipe(scratch.text.as_mut_ptr(), size_of::<u64>() as u64 + len);
         if !kept {
             count(S::PROBE, Stage::Read);
+            count_full(LimitedMap::Carried);
         }
         kept
     }

@@ -92,7 +92,9 @@ impl Enricher {
         answer: DnsAnswer,
         events: &mut Vec<TrailEvent>,
     ) {
-        let DnsAnswer { names, addresses } = answer;
+        let DnsAnswer {
+            names, addresses, ..
+        } = answer;
         for name in &names {
             self.remember_server(name);
         }

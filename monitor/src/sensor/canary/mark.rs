@@ -120,7 +120,7 @@ mod tests {
         let host = "00abcdef01234567.canary.keytrail.invalid";
         let hello = client_hello::parse_client_hello(&MARK.client_hello()).expect("a ClientHello");
         assert_eq!(hello.server_name.as_deref(), Some(host));
-        let answer = dns::parse_response(&MARK.dns_response()).expect("an answer");
+        let answer = dns::parse_response(&MARK.dns_response(), 0).expect("an answer");
         assert_eq!(answer.names, [host]);
     }
 }

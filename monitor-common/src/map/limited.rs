@@ -1,0 +1,57 @@
+//! Maps that refuse or evict entries when they are full, which is counted.
+
+/// A map that can be full. Maps that evict the least recently used entry by themselves are not
+/// among them: the kernel does not say when it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum LimitedMap {
+    Reads = 0,
+    Carried = 1,
+    PendingWrites = 2,
+    /// From here on, maps that only the agent fills.
+    Rules = 3,
+    Inodes = 4,
+    Authenticators = 5,
+}
+
+/// Entries that the map of rules can hold.
+pub const RULES_MAX: usize = 16_384;
+
+/// Number of maps, and of counters.
+pub const LIMITED_MAPS: usize = 6;
+
+impl LimitedMap {
+    pub const ALL: [Self; LIMITED_MAPS] = [
+        Self::Reads,
+        Self::Carried,
+        Self::PendingWrites,
+        Self::Rules,
+        Self::Inodes,
+        Self::Authenticators,
+    ];
+
+    /// The name in metrics and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "reads",
+            Self::Carried => "carried",
+            Self::PendingWrites => "pending_writes",
+            Self::Rules => "rules",
+            Self::Inodes => "inodes",
+            Self::Authenticators => "authenticators",
+        }
+    }
+
+    /// What is not observed because of it; `None` if nothing is, or only less efficiently.
+    pub const fn lost_evidence(self) -> Option<&'static str> {
+        match self {
+            Self::Reads | Self::Authenticators => None,
+            Self::Carried => {
+                Some("credentials in requests whose head is split over several writes")
+            }
+            Self::PendingWrites => Some("the connections of credentials presented inside TLS"),
+            Self::Rules => Some("files and variables that expectations name"),
+            Self::Inodes => Some("credential files that were renamed or linked"),
+        }
+    }
+}
