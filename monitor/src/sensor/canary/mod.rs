@@ -15,7 +15,9 @@ use monitor_core::model::Subject;
 use process::{CanaryEvent, CanaryRequest, CanaryThread};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::{OsStr, OsString},
     io,
+    os::unix::ffi::OsStrExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -57,6 +59,8 @@ pub struct Canary {
     cookies: VecDeque<u64>,
     processes_seen: Instant,
     started: Timestamp,
+    /// The file name of this program.
+    program: Option<OsString>,
 }
 
 /// What is known of a step.
@@ -100,6 +104,7 @@ impl Canary {
             cookies: VecDeque::new(),
             processes_seen: Instant::now(),
             started: Timestamp::now(),
+            program: program_name(),
         })
     }
 
@@ -227,8 +232,8 @@ impl Canary {
             // Attribution must know every process.
             Observation::Exec(exec) => {
                 self.processes_seen = Instant::now();
-                let subject = exec.task.subject;
-                if self.subjects.contains(&subject) {
+                // Its pid is known only after the record: any start of this program will do.
+                if exec.exe.file_name() == self.program.as_deref() {
                     self.saw(CanaryStep::Exec);
                 }
                 return false;
@@ -310,6 +315,14 @@ impl Canary {
     fn is_secret(&self, fingerprint: u64) -> bool {
         self.marks.iter().any(|(_, known)| *known == fingerprint)
     }
+}
+
+/// The file name of this program, whether or not an upgrade has deleted it.
+fn program_name() -> Option<OsString> {
+    let link = std::fs::read_link("/proc/self/exe").ok()?;
+    let name = link.file_name()?.as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Some(OsStr::from_bytes(name).to_owned())
 }
 
 fn push_bounded<T>(list: &mut VecDeque<T>, value: T, limit: usize) {
