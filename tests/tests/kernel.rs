@@ -47,6 +47,31 @@ fn copy_libraries(into: &Path) -> Result<PathBuf> {
     ssl.context("curl has no libssl")
 }
 
+/// Every probe that this kernel has reports what the agent does to test it; a false alarm would
+/// restart the agent.
+#[test]
+fn every_attached_probe_is_heard() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let line = wait_for("the probes were tested", Duration::from_secs(30), || {
+        let log = agent.log_text();
+        let mut lines = log.lines();
+        Ok(lines
+            .find(|line| line.contains("the probes were tested"))
+            .map(str::to_owned))
+    })
+    .with_context(|| agent.log_text())?;
+    let number = |name: &str| {
+        let rest = line.split(name).nth(1).unwrap_or_default();
+        rest.split(' ')
+            .next()
+            .and_then(|text| text.parse::<u32>().ok())
+    };
+    let (heard, tested) = (number("heard="), number("tested="));
+    ensure!(heard == tested && heard >= Some(10), "{line}");
+    Ok(())
+}
+
 #[test]
 fn curl_is_observed_with_function_probes_only() -> Result<()> {
     let directory = tempfile::tempdir()?;
