@@ -11,7 +11,10 @@ use std::{
 };
 
 /// A thread that works on one thing for longer is stalled.
-pub const STALL: Duration = Duration::from_secs(30);
+const STALL: Duration = Duration::from_secs(30);
+/// The same for threads that may have to wait for what is not the agent's: the longest request to a
+/// reader takes a minute.
+const ENVIRONMENT_STALL: Duration = Duration::from_secs(120);
 
 /// When this process first asked; times below are milliseconds since then, and 0 means idle.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -111,7 +114,12 @@ fn stalled_at(now: u64) -> Vec<StalledThread> {
             DEAD => None,
             busy => Some(Duration::from_millis(now.saturating_sub(busy))),
         };
-        let stalled = since.is_none_or(|since| since >= STALL);
+        let limit = if pulse.restart_helps {
+            STALL
+        } else {
+            ENVIRONMENT_STALL
+        };
+        let stalled = since.is_none_or(|since| since >= limit);
         stalled.then_some(StalledThread {
             name: pulse.name,
             since,

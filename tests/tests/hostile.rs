@@ -499,7 +499,7 @@ fn a_name_that_was_constructed_to_hide_another() -> Result<()> {
 #[test]
 fn a_token_in_a_host_name() -> Result<()> {
     const MARKED: &str = "ghp_FAKE0host0name0FAKE0host0name0FAKE00";
-    const KNOWN: &str = "FAKE-known-in-a-name-01";
+    const KNOWN: &str = "FAKEknownInAName0001";
     let treasure = Treasure::new()?;
     let agent = treasure.agent(None)?;
     sh("BAO_TOKEN=$SECRET /bin/true", &[("SECRET", KNOWN)])?;

@@ -194,7 +194,7 @@ fn an_agent_that_is_stopped_for_a_while() -> Result<()> {
         kill_process(pid, Signal::CONT)?;
         Ok(1)
     })?;
-    let found = broken.await_blind("agent-stalled", "the agent did not run for 1")?;
+    let found = broken.await_blind("agent-stalled", "the agent did not run for a while")?;
     let gap = &found["gaps"][0];
     ensure!(
         gap["since"].is_string() && gap["until"].is_string(),
@@ -238,7 +238,11 @@ fn ledger(agent: &Agent) -> Result<PathBuf> {
 #[test]
 fn a_ledger_that_is_deleted_emptied_or_replaced() -> Result<()> {
     type Harm = fn(&PathBuf) -> Result<()>;
-    let cases: [(&str, Harm); 3] = [
+    let cases: [(&str, Harm); 4] = [
+        ("it was deleted", |ledger| {
+            // With the whole state directory.
+            Ok(fs::remove_dir_all(ledger.parent().context("a directory")?)?)
+        }),
         ("it was deleted", |ledger| Ok(fs::remove_file(ledger)?)),
         ("it was emptied", |ledger| {
             Ok(fs::File::options().write(true).open(ledger)?.set_len(0)?)

@@ -42,6 +42,12 @@ impl LimitedMap {
         }
     }
 
+    /// Whether the agent is blind because of it. Files that were replaced leave their entries behind,
+    /// so the map of inodes is full one day on any node.
+    pub const fn is_blinding(self) -> bool {
+        self.lost_evidence().is_some() && !matches!(self, Self::Inodes)
+    }
+
     /// What is not observed because of it; `None` if nothing is, or only less efficiently.
     pub const fn lost_evidence(self) -> Option<&'static str> {
         match self {
@@ -51,7 +57,7 @@ impl LimitedMap {
             }
             Self::PendingWrites => Some("the connections of credentials presented inside TLS"),
             Self::Rules => Some("files and variables that expectations name"),
-            Self::Inodes => Some("credential files that were renamed or linked"),
+            Self::Inodes => Some("the oldest credential files that were renamed or linked"),
         }
     }
 }

@@ -161,7 +161,7 @@ impl Observer {
         batch
             .observations
             .retain(|observation| observation.task().is_none_or(|task| task.subject != own));
-        let canary = Canary::start(&inputs.state_dir, inputs.key, sensor.attached())
+        let canary = Canary::start(&inputs.state_dir, own, inputs.key, sensor.attached())
             .context("cannot start the thread that tests the probes")?;
         let mut observer = Self {
             sensor,
@@ -290,7 +290,7 @@ impl Observer {
         self.take_answers()?;
         self.sensor.maintain()?;
         let mut report = self.sensor.take_report()?;
-        report.silences = self.canary.beat(!report.losses.is_empty());
+        report.silences = self.canary.beat(&report.losses);
         self.watchdog.note_silences(&report.silences);
         let now = Timestamp::now();
         for gap in self.watchdog.stalled_threads(now) {

@@ -3,7 +3,7 @@
 
 use crate::{
     health::{Health, Problem, Pulse, StalledThread, stalled},
-    sensor::report::ProbeSilence,
+    sensor::report::{ProbeSilence, SilenceReason},
 };
 use jiff::Timestamp;
 use monitor_core::model::Gap;
@@ -42,11 +42,9 @@ impl Watchdog {
         let (before, since) = std::mem::replace(&mut self.last, now);
         let paused = now.0.duration_since(before);
         (paused >= PAUSE).then(|| {
-            let seconds = paused.as_secs();
-            let detail = format!(
-                "the agent did not run for {seconds} s: it was stopped, or got no processor; findings are late by that, and what did not fit into the rings is lost"
-            );
-            gap("agent-stalled", detail, since, Some(now.1), true)
+            tracing::error!(seconds = paused.as_secs(), "the agent did not run");
+            let detail = "the agent did not run for a while: it was stopped, or got no processor; findings are late by that, and what did not fit into the rings is lost";
+            gap("agent-stalled", detail.to_owned(), since, Some(now.1), true)
         })
     }
 
@@ -82,8 +80,18 @@ impl Watchdog {
     pub fn note_silences(&self, silences: &[ProbeSilence]) {
         for silence in silences {
             let hooks = silence.mechanisms.join(", ");
-            let about = format!("probe {hooks}");
             let name = silence.probe.name();
+            let about = format!("{name} probe {hooks}");
+            if silence.reason == SilenceReason::Untested {
+                let tested = silence.until.is_some();
+                tracing::warn!(
+                    probe = name,
+                    hooks,
+                    tested,
+                    "whether the probe can be tested has changed"
+                );
+                continue;
+            }
             if silence.until.is_some() {
                 tracing::info!(probe = name, hooks, "the probe reports again");
                 self.health.clear(&about);

@@ -84,8 +84,8 @@ fn watch(path: &Path, renewals: &Receiver<()>, report: &Sender<LedgerDamage>) {
                 let now = LedgerFile::look(path);
                 found = compare(known, &now).or_else(|| {
                     let shorter =
-                        matches!((known, &now), (Some(known), Ok(now)) if now.len < known.len);
-                    // SQLite makes it shorter as well, when it drops old records.
+                        matches!((known, &now), (Some(known), Ok(now)) if now.len < known.len / 2);
+                    // SQLite makes it shorter as well, when it drops old records, but not so much.
                     shorter.then(|| check(path)).flatten()
                 });
                 // What is reported once is not reported again.

@@ -93,11 +93,7 @@ impl LedgerWriter {
             path: directory.to_owned(),
             source,
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(trouble)?;
+        make_directory(directory)?;
         let path = directory.join(FILE_NAME);
         let (connection, before) = match open_and_resume(directory, &path) {
             Err(LedgerError::Damaged { reason, .. }) => {
@@ -185,6 +181,18 @@ impl Drop for LedgerWriter {
     }
 }
 
+/// Makes the state directory if it is missing.
+fn make_directory(directory: &Path) -> Result<(), LedgerError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|source| LedgerError::Directory {
+            path: directory.to_owned(),
+            source,
+        })
+}
+
 /// Opens the file, and reads the state of the previous run.
 fn open_and_resume(
     directory: &Path,
@@ -244,6 +252,9 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
 /// Moves a damaged ledger and its log out of the way; returns the gap to record in the new one.
 fn set_aside(path: &Path, damage: &LedgerDamage) -> Result<Gap, LedgerError> {
     let reason = &damage.reason;
+    if let Some(directory) = path.parent() {
+        make_directory(directory)?;
+    }
     let now = Timestamp::now();
     let aside = format!("{}.damaged-{}", path.display(), now.as_second());
     for suffix in ["", "-wal", "-shm"] {
@@ -264,16 +275,28 @@ fn set_aside(path: &Path, damage: &LedgerDamage) -> Result<Gap, LedgerError> {
         "the ledger is damaged: set it aside and started a new one"
     );
     Ok(Gap {
-        kind: "ledger-damaged".to_owned(),
-        probe: None,
+        blind: false,
         detail: format!(
             "the ledger was damaged ({reason}) and set aside as {aside}: its contents are missing from every answer"
         ),
-        since: Timestamp::UNIX_EPOCH,
-        until: Some(now),
-        count: 0,
-        blind: damage.tampered,
+        ..damaged_gap(path, damage)
     })
+}
+
+/// The gap of a ledger that others have damaged.
+fn damaged_gap(path: &Path, damage: &LedgerDamage) -> Gap {
+    let (path, reason) = (path.display(), &damage.reason);
+    Gap {
+        kind: "ledger-damaged".to_owned(),
+        probe: None,
+        detail: format!(
+            "the ledger {path} was tampered with ({reason}): what it contained is missing from every answer"
+        ),
+        since: Timestamp::UNIX_EPOCH,
+        until: Some(Timestamp::now()),
+        count: 0,
+        blind: true,
+    }
 }
 
 struct WriterThread {
@@ -306,6 +329,13 @@ impl WriterThread {
             let open = collect_batch(entries, &mut batch);
             pulse.busy();
             let damage = self.watch.damage.try_recv().ok();
+            if let Some(damage) = &damage
+                && damage.tampered
+            {
+                // Whether or not a new one can be begun. The receiver is gone only while the agent
+                // stops.
+                let _ = self.report.send(damaged_gap(&self.path, damage));
+            }
             if let Some(damage) = self.to_begin.take().or(damage) {
                 self.replace_damaged(damage);
             }
@@ -338,14 +368,10 @@ impl WriterThread {
             Ok((connection, gap)) => {
                 self.connection = connection;
                 self.watch.renew();
-                let written = if gap.blind {
-                    // The pipeline makes a finding of it, and has it written.
-                    self.report.send(gap).is_ok()
-                } else {
-                    write_gap(&self.connection, &gap).is_ok()
-                };
-                if !written {
-                    tracing::warn!("the new ledger does not say that it is new");
+                // What was found in the old one says nothing about the new one.
+                while self.watch.damage.try_recv().is_ok() {}
+                if let Err(error) = write_gap(&self.connection, &gap) {
+                    tracing::warn!(%error, "the new ledger does not say that it is new");
                 }
                 true
             }
@@ -381,6 +407,7 @@ impl WriterThread {
         });
         let mut written = self.commit(batch, gap.as_ref());
         if let Err(source) = &written
+            && self.to_begin.is_none()
             && is_damage(source)
             && self.replace_damaged(LedgerDamage {
                 reason: source.to_string(),

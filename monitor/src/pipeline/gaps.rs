@@ -1,6 +1,9 @@
 //! Gaps that the pipeline reports about the probes.
 
-use crate::{reader::ReadFailure, sensor::report::ProbeSilence};
+use crate::{
+    reader::ReadFailure,
+    sensor::report::{ProbeSilence, SilenceReason},
+};
 use jiff::Timestamp;
 use monitor_common::{
     map::LimitedMap,
@@ -53,7 +56,7 @@ pub fn full_map(map: LimitedMap, count: u64, since: Timestamp, until: Timestamp)
         since,
         until: Some(until),
         count,
-        blind: lost.is_some(),
+        blind: map.is_blinding(),
     }
 }
 
@@ -62,17 +65,27 @@ pub fn full_map(map: LimitedMap, count: u64, since: Timestamp, until: Timestamp)
 pub fn silent_probe(silence: &ProbeSilence) -> Gap {
     let name = silence.probe.name();
     let hooks = silence.mechanisms.join(", ");
-    Gap {
-        kind: "probe-silent".to_owned(),
-        probe: Some(name.to_owned()),
-        detail: format!(
-            "the {name} probe ({hooks}) does not report what the agent does to test it: it was detached or disabled, or its maps were changed"
+    let (kind, detail) = match silence.reason {
+        SilenceReason::Silent => (
+            "probe-silent",
+            "does not report what the agent does to test it: it was detached or disabled, or its maps were changed",
         ),
+        SilenceReason::Untested => (
+            "probe-untested",
+            "cannot be tested, because the agent is kept from doing what it must report",
+        ),
+    };
+    // What never could be tested, as without a right, is no news either.
+    let is_news = silence.reason == SilenceReason::Silent || silence.was_heard;
+    Gap {
+        kind: kind.to_owned(),
+        probe: Some(name.to_owned()),
+        detail: format!("the {name} probe ({hooks}) {detail}"),
         since: silence.since,
         until: silence.until,
         count: 0,
         // Its end is no news.
-        blind: silence.until.is_none(),
+        blind: is_news && silence.until.is_none(),
     }
 }
 

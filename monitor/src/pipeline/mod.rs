@@ -16,7 +16,10 @@ use crate::{
     credential::Credentials,
     reader::{ReadId, ReadResult},
     sensor::{
-        effects::Effects, exclude::ExclusionRules, observation::Observation, report::SensorReport,
+        effects::Effects,
+        exclude::ExclusionRules,
+        observation::Observation,
+        report::{SensorReport, SilenceReason},
     },
 };
 use enricher::Enricher;
@@ -166,7 +169,8 @@ impl Pipeline {
         let gaps = self.notices.gaps(report.notices, now);
         let silent = report.silences.iter().map(|silence| {
             let probes = &self.evaluator.sinks.metrics.probes;
-            for mechanism in &silence.mechanisms {
+            let mechanisms = silence.mechanisms.iter();
+            for mechanism in mechanisms.filter(|_| silence.reason == SilenceReason::Silent) {
                 let heard = silence.until.is_some();
                 probes.set_probe_attached(silence.probe.name(), mechanism, heard);
             }

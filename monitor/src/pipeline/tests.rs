@@ -14,7 +14,7 @@ use crate::{
             Observation, ObservedConnection, ObservedOpen, ObservedPresentation, ObservedSecret,
             OpenKind, StdoutPipe, TaskInfo,
         },
-        report::{ProbeSilence, RingLoss, SensorReport},
+        report::{ProbeSilence, RingLoss, SensorReport, SilenceReason},
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -346,6 +346,7 @@ fn a_silent_probe_is_a_blind_gap() {
         silences: vec![ProbeSilence {
             probe: Probe::File,
             mechanisms: vec!["lsm/file_open".to_owned()],
+            reason: SilenceReason::Silent,
             since: test.time,
             until: None,
             was_heard: true,

@@ -99,7 +99,7 @@ impl ReaderLane {
                 if always_ready {
                     client.prepare();
                 }
-                let pulse = Pulse::of_thread(name);
+                let pulse = Pulse::of_environment(name);
                 loop {
                     pulse.idle();
                     match received.recv_timeout(IDLE_TIMEOUT) {

@@ -97,7 +97,7 @@ impl Inspector {
             known: known.clone(),
             results,
             slow: ask_slow,
-            pulse: Pulse::of_thread("tls-inspector"),
+            pulse: Pulse::of_environment("tls-inspector"),
         };
         thread("tls-inspector").spawn(move || inspector.run(&received))?;
         thread("tls-symbols").spawn(move || symbols.run(&asked_slow))?;

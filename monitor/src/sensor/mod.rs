@@ -227,9 +227,9 @@ impl Sensor {
                 UprobeThreads::start(programs, options.exclusion.clone(), &sensor.readers);
             let threads = threads.map_err(SensorError::Threads)?;
             match canary_function() {
-                Ok(target) => threads
+                Ok((file, functions)) => threads
                     .attacher
-                    .send(AttachRequest::Found(Box::new(target))),
+                    .send(AttachRequest::Canary(file, functions)),
                 Err(error) => {
                     tracing::warn!(%error, "the probes of TLS libraries cannot be tested")
                 }

@@ -19,6 +19,13 @@ const AFTER_MARK_MIN: usize = 16;
 const AWS_KEY_ID: usize = 20;
 /// Letters and digits in a row, with any other mark that is only letters.
 const RUN_MIN: usize = 32;
+/// A mark of Slack that a separator follows.
+const SLACK_MARK: &str = "xoxe";
+/// The mark of Google's API keys, and their length; they may contain separators anywhere.
+const GOOGLE_MARK: &str = "aiza";
+const GOOGLE_KEY: usize = 39;
+/// Length of the second part of a secret with dots.
+const DOTTED_MORE_MIN: usize = 32;
 /// Maximum number of known secrets; the least recently added are forgotten.
 const KNOWN_MAX: usize = 16_384;
 
@@ -31,6 +38,8 @@ pub struct NameMask {
     /// Marks in lower case, with the classes that are shown instead.
     marks: Vec<(String, String)>,
     known: LruCache<u64, ()>,
+    /// Fingerprints of labels that were names before they were known as secrets.
+    names: LruCache<u64, ()>,
 }
 
 impl NameMask {
@@ -39,6 +48,7 @@ impl NameMask {
             key,
             marks: Vec::new(),
             known: LruCache::new(KNOWN_MAX),
+            names: LruCache::new(KNOWN_MAX),
         };
         mask.set_catalog(catalog);
         mask
@@ -62,7 +72,7 @@ impl NameMask {
 
     /// Masks the names of an observation, and puts them in lower case. Returns the presentations of
     /// the known secrets that they contained.
-    pub fn apply(&self, observation: &mut Observation) -> Vec<Observation> {
+    pub fn apply(&mut self, observation: &mut Observation) -> Vec<Observation> {
         let mut found = Vec::new();
         let (time, cookie, protocol) = match observation {
             Observation::Payload(payload) => {
@@ -86,7 +96,7 @@ impl NameMask {
     }
 
     fn mask_name<'a>(
-        &self,
+        &mut self,
         names: impl IntoIterator<Item = &'a mut String>,
         found: &mut Vec<(u64, usize)>,
     ) {
@@ -95,48 +105,62 @@ impl NameMask {
         }
     }
 
-    /// The name in lower case, without secrets; adds the fingerprints and lengths of known ones.
-    fn mask(&self, name: &str, found: &mut Vec<(u64, usize)>) -> String {
+    /// The name in lower case, without secrets; adds the fingerprints and lengths of known ones. The
+    /// last two labels of three stay: a secret is in what its receiver has put in front of a domain.
+    fn mask(&mut self, name: &str, found: &mut Vec<(u64, usize)>) -> String {
+        let labels: Vec<&str> = name.split('.').collect();
+        let end = if labels.len() > 2 {
+            labels.len() - 2
+        } else {
+            labels.len()
+        };
         let mut masked: Vec<String> = Vec::new();
-        let mut rest = name;
-        while !rest.is_empty() {
-            let (label, after) = rest.split_once('.').unwrap_or((rest, ""));
+        let mut at = 0;
+        while at < labels.len() {
+            let label = labels[at];
             let lower = label.to_ascii_lowercase();
-            let known = self.fingerprint_of_known(label);
-            found.extend(known.map(|fingerprint| (fingerprint, label.len())));
-            let text = if known.is_some() {
-                KNOWN.to_owned()
+            let rest = labels[at..end.max(at)].join(".").to_ascii_lowercase();
+            at += 1;
+            if at > end {
+                masked.push(lower);
+            } else if let Some(fingerprint) = self.known_secret(label) {
+                found.push((fingerprint, label.len()));
+                masked.push(KNOWN.to_owned());
             } else if let Some(class) = self.marked_class(&lower) {
-                format!("({class})")
-            } else if let Some(class) = self.class_of_dotted(&rest.to_ascii_lowercase()) {
-                // The secret is this label and the next.
                 masked.push(format!("({class})"));
-                rest = after.split_once('.').map_or("", |(_, after)| after);
-                continue;
+            } else if let Some((class, count)) = self.dotted_secret(&rest) {
+                masked.push(format!("({class})"));
+                at += count - 1;
             } else {
-                lower
-            };
-            masked.push(text);
-            rest = after;
+                masked.push(lower);
+            }
         }
         masked.join(".")
     }
 
-    fn fingerprint_of_known(&self, label: &str) -> Option<u64> {
-        if label.len() < SECRET_MIN {
+    /// The fingerprint of a label that is known as a secret, and was not known as a name before that:
+    /// anybody can give a variable the name of somebody's host as its value.
+    fn known_secret(&mut self, label: &str) -> Option<u64> {
+        let may_be_secret = label.len() >= SECRET_MIN
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && label.bytes().any(|byte| byte.is_ascii_digit());
+        if !may_be_secret {
             return None;
         }
         let fingerprint = fingerprint(self.key, label.as_bytes());
-        self.known.contains_key(&fingerprint).then_some(fingerprint)
+        if !self.names.contains_key(&fingerprint) && self.known.contains_key(&fingerprint) {
+            return Some(fingerprint);
+        }
+        self.names.insert(fingerprint, ());
+        None
     }
 
     /// The class of a mark at the start of a label, or of a part of it after a separator.
     fn marked_class(&self, label: &str) -> Option<&str> {
-        let starts = label
-            .char_indices()
-            .filter(|(at, _)| *at == 0 || is_separator(label.as_bytes()[at - 1]))
-            .map(|(at, _)| &label[at..]);
-        starts.into_iter().find_map(|part| {
+        let bytes = label.as_bytes();
+        let starts = (0..bytes.len()).filter(|at| *at == 0 || is_separator(bytes[at - 1]));
+        let mut parts = starts.filter_map(|at| label.get(at..));
+        parts.find_map(|part| {
             self.marks
                 .iter()
                 .filter(|(mark, _)| !mark.contains('.'))
@@ -148,17 +172,19 @@ impl NameMask {
         })
     }
 
-    /// The class of a mark with a dot, such as `hvs.`, whose secret is the label after it.
-    fn class_of_dotted(&self, name: &str) -> Option<&str> {
-        self.marks
-            .iter()
-            .filter(|(mark, _)| mark.ends_with('.'))
-            .find(|(mark, _)| {
-                let secret = name.strip_prefix(mark.as_str());
-                let label = secret.map(|secret| secret.split('.').next().unwrap_or_default());
-                label.is_some_and(|label| label.len() >= AFTER_MARK_MIN)
+    /// The class of a secret with dots at the start of a name, such as `hvs.`, and the number of its
+    /// labels.
+    fn dotted_secret(&self, name: &str) -> Option<(&str, usize)> {
+        let marks = self.marks.iter().filter(|(mark, _)| mark.ends_with('.'));
+        marks
+            .filter_map(|(mark, class)| {
+                let mut after = name.strip_prefix(mark.as_str())?.split('.');
+                let first = after.next()?;
+                let more = after.take_while(|label| label.len() >= DOTTED_MORE_MIN);
+                let count = mark.matches('.').count() + 1 + more.count();
+                (first.len() >= AFTER_MARK_MIN).then_some((class.as_str(), count))
             })
-            .map(|(_, class)| class.as_str())
+            .max_by_key(|(_, count)| *count)
     }
 }
 
@@ -168,14 +194,18 @@ fn is_separator(byte: u8) -> bool {
 
 /// Whether enough follows a mark. `part` is both together.
 fn is_long_enough(mark: &str, class: &str, part: &str, rest: &str) -> bool {
-    if mark.bytes().last().is_some_and(is_separator) {
+    if mark.bytes().any(is_separator) {
         return rest.len() >= AFTER_MARK_MIN;
+    }
+    // The separator may follow: xoxe-.
+    if rest.bytes().next().is_some_and(is_separator) {
+        return mark == SLACK_MARK && rest.len() > AFTER_MARK_MIN;
     }
     let run = part.bytes().take_while(u8::is_ascii_alphanumeric).count();
     if class.starts_with("aws-") {
         run == AWS_KEY_ID
     } else {
-        run >= RUN_MIN
+        run >= RUN_MIN || (mark == GOOGLE_MARK && part.len() == GOOGLE_KEY)
     }
 }
 
@@ -226,26 +256,39 @@ mod tests {
         ] {
             assert_eq!(masked(&name), "(github-token).evil.example", "{name}");
         }
-        for (name, expected) in [
-            (
-                "AKIAFAKEFAKEFAKEFAKE.evil.example",
-                "(aws-access-key).evil.example",
-            ),
-            (
-                "a.akiafakefakefakefake.example",
-                "a.(aws-access-key).example",
-            ),
-            (
-                "hvs.FAKEFAKEFAKEFAKEFAKE.evil.example",
-                "(vault-token).evil.example",
-            ),
-            (
-                "glpat-FAKEFAKEFAKEFAKEFAKE.example",
-                "(gitlab-token).example",
-            ),
-        ] {
-            assert_eq!(masked(name), expected, "{name}");
+        // Without a domain of somebody's, it is masked wherever it is.
+        assert_eq!(masked(token), "(github-token)");
+    }
+
+    /// Every issuer's mark, before what its secrets consist of.
+    #[test]
+    fn every_mark_of_the_catalog_is_masked() {
+        let catalog = Catalog::new("", &[], &[]).expect("the catalog");
+        for (mark, class) in catalog.marks() {
+            let is_name = mark
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+            if mark.len() < 3 || mark.starts_with("eyJ") || mark.starts_with('-') || !is_name {
+                continue;
+            }
+            let rest = match class {
+                class if class.starts_with("aws-") => "FAKE".repeat(4),
+                _ if mark == "AIza" => format!("FAKE_-{}", "FAKE5".repeat(6))[..35].to_owned(),
+                _ => "FAKE5".repeat(8),
+            };
+            let name = masked(&format!("{mark}{rest}.evil.example"));
+            assert!(
+                name.starts_with('(') && name.ends_with(").evil.example"),
+                "{mark}: {name}"
+            );
         }
+        let parts = ("Fake5_".repeat(4), "FAKE5".repeat(9));
+        let two = masked(&format!("SG.{}.{}.evil.example", parts.0, parts.1));
+        assert!(
+            two.starts_with('(') && two.ends_with(").evil.example"),
+            "{two}"
+        );
+        assert!(!two.contains("fake5"), "{two}");
     }
 
     #[test]
@@ -253,12 +296,13 @@ mod tests {
         for name in [
             "api.github.com",
             "akia-servers.example.com",
-            "sk-ant-hill.example",
-            "ciofficemanagement.example",
-            "eyjafjallajokull-webcam-live.example",
+            "sk-ant-hill.example.com",
+            "ciofficemanagement.example.com",
+            "eyjafjallajokull-webcam-live.example.com",
             "sg.example.com",
             "ip-10-0-0-1.eu-central-1.compute.internal",
             "a1b2c3d4e5f60718293a4b5c6d7e8f90.gr7.us-east-1.eks.amazonaws.com",
+            "x.glpat-0123456789abcdef0123.example",
         ] {
             assert_eq!(masked(name), name);
         }
@@ -266,17 +310,29 @@ mod tests {
     }
 
     #[test]
-    fn a_known_secret_is_masked_and_presented() {
+    fn a_known_secret_is_masked_and_presented_unless_it_was_a_name_before() {
         let mut mask = mask();
-        let secret = "FAKE-secret-0123456789";
-        mask.learn([
-            fingerprint(KEY, secret.as_bytes()),
-            fingerprint(KEY, b"short"),
-        ]);
+        let (secret, name) = ("FAKEsecret0123456789", "internal1database2");
+        let known = |text: &str| fingerprint(KEY, text.as_bytes());
+        let before = format!("{name}.prod.example");
+        assert_eq!(mask.mask(&before, &mut Vec::new()), before);
+        mask.learn([known(secret), known(name), known("githubusercontent")]);
         let mut found = Vec::new();
-        let name = mask.mask(&format!("{secret}.short.example"), &mut found);
-        assert_eq!(name, "(secret).short.example");
-        assert_eq!(found, [(fingerprint(KEY, secret.as_bytes()), secret.len())]);
+        for (name, expected) in [
+            (format!("{secret}.evil.example"), "(secret).evil.example"),
+            (before.clone(), &before),
+            (
+                "raw.githubusercontent.com".to_owned(),
+                "raw.githubusercontent.com",
+            ),
+            (
+                "githubusercontent.cdn.example".to_owned(),
+                "githubusercontent.cdn.example",
+            ),
+        ] {
+            assert_eq!(mask.mask(&name, &mut found), expected);
+        }
+        assert_eq!(found, [(known(secret), secret.len())]);
     }
 
     proptest! {

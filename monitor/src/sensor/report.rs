@@ -49,12 +49,21 @@ impl FullMaps {
     }
 }
 
+/// Why a probe is not known to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SilenceReason {
+    Silent,
+    /// The canary could not do what it must report.
+    Untested,
+}
+
 /// A probe that does not report what the canary does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeSilence {
     pub probe: Probe,
     /// Its hooks, as `doctor` and the metrics name them.
     pub mechanisms: Vec<String>,
+    pub reason: SilenceReason,
     /// When it was last heard.
     pub since: Timestamp,
     /// When it was heard again.

@@ -105,14 +105,14 @@ impl Rings {
                 match decode(&item, clock) {
                     Ok((time, DecodedRecord::Whole(observation))) => {
                         follow(&observation);
-                        push_masked(&self.mask, (time, observation), pending);
+                        push_masked(&mut self.mask, (time, observation), pending);
                     }
                     Ok((time, DecodedRecord::Payload(piece))) => {
                         let Some(payload) = self.hellos.add_piece(piece) else {
                             continue;
                         };
                         let observation = Observation::Payload(payload);
-                        push_masked(&self.mask, (time, observation), pending);
+                        push_masked(&mut self.mask, (time, observation), pending);
                     }
                     Ok((_, DecodedRecord::Nothing)) => {}
                     Err(error) => {
@@ -127,7 +127,7 @@ impl Rings {
 
 /// Adds an observation, and the presentations of secrets in its names.
 fn push_masked(
-    mask: &NameMask,
+    mask: &mut NameMask,
     (time, mut observation): (u64, Observation),
     pending: &mut Vec<(u64, Observation)>,
 ) {

@@ -77,6 +77,7 @@ impl Attacher {
             answers: BTreeMap::new(),
             without_answers: HashSet::new(),
             changes: FileChangeWatcher::start(&commands)?,
+            canary: Vec::new(),
             capacity: capacity(),
             follows_processes: Arc::clone(&follows_processes),
         };

@@ -36,6 +36,8 @@ pub struct AttachTarget {
 #[derive(Debug)]
 pub enum AttachRequest {
     Found(Box<AttachTarget>),
+    /// The function that the canary calls: attached to for good, whatever else is.
+    Canary(File, LibraryFunctions),
     /// A process mapped a file that is attached per process, or held only while it is mapped.
     Mapped {
         key: FileKey,

@@ -50,6 +50,8 @@ pub(super) struct AttacherState {
     /// Processes found to have nothing to attach to; forgotten after a few seconds.
     pub without_answers: HashSet<u32>,
     pub changes: FileChangeWatcher,
+    /// The links of the function that the canary calls.
+    pub canary: Vec<UprobeLink>,
     pub capacity: usize,
     pub follows_processes: Arc<AtomicBool>,
 }
@@ -57,7 +59,7 @@ pub(super) struct AttacherState {
 impl AttacherState {
     pub(super) fn run(mut self, commands: &Receiver<AttachRequest>, stop: &AtomicBool) {
         let mut swept = Instant::now();
-        let pulse = Pulse::of_thread("attacher");
+        let pulse = Pulse::of_environment("attacher");
         loop {
             pulse.idle();
             let command = commands.recv_timeout(SWEEP_INTERVAL);
@@ -80,6 +82,7 @@ impl AttacherState {
         detach_all(
             answers
                 .chain(files.flat_map(|watched| watched.scope.into_links()))
+                .chain(std::mem::take(&mut self.canary))
                 .collect(),
         );
     }
@@ -87,6 +90,7 @@ impl AttacherState {
     fn handle(&mut self, command: AttachRequest) {
         match command {
             AttachRequest::Found(found) => self.add_file(*found),
+            AttachRequest::Canary(file, functions) => self.attach_canary(&file, &functions),
             AttachRequest::Mapped { key, pid } => self.add_mapper(key, pid),
             AttachRequest::Forked { parent, child } => self.forked(parent, child),
             AttachRequest::Executed { pid } | AttachRequest::Exited { pid } => self.unmapped(pid),
@@ -96,6 +100,16 @@ impl AttacherState {
             AttachRequest::Changed(changed) => self.changed(&changed),
             AttachRequest::MountsChanged => self.release_unmounted(),
             AttachRequest::Reached(done) => drop(done),
+        }
+    }
+
+    fn attach_canary(&mut self, file: &File, functions: &LibraryFunctions) {
+        let (_, points) = by_program(functions, false);
+        match self.attach(&points, file, None) {
+            Ok(links) => self.canary = links,
+            Err(error) => {
+                tracing::warn!(%error, "the probes of TLS libraries cannot be tested");
+            }
         }
     }
 

@@ -24,8 +24,7 @@ pub fn serve() -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let sockets = CanarySockets::bind();
     let mut output = io::stdout();
-    let ports: Vec<String> = sockets.ports().iter().map(u16::to_string).collect();
-    writeln!(output, "ready {}", ports.join(" "))?;
+    writeln!(output, "ready")?;
     for line in io::stdin().lock().lines() {
         let line = line?;
         let Some((number, directory)) = line.split_once(' ') else {
@@ -122,9 +121,10 @@ fn ask_for_memory() -> io::Result<()> {
 /// Both ends of a new connection.
 fn connect(listener: Option<&TcpListener>) -> io::Result<(TcpStream, TcpStream)> {
     let listener = listener.ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let client = TcpStream::connect_timeout(&listener.local_addr()?, TIMEOUT)?;
-    // Somebody else may have connected, and waits in front.
+    // Somebody may have filled the queue.
     listener.set_nonblocking(true)?;
+    while listener.accept().is_ok() {}
+    let client = TcpStream::connect_timeout(&listener.local_addr()?, TIMEOUT)?;
     loop {
         let (server, peer) = listener.accept()?;
         if peer == client.local_addr()? {
@@ -174,8 +174,16 @@ fn resolve(mark: CanaryMark) -> io::Result<()> {
     let client = UdpSocket::bind((DNS_SERVER.ip(), 0))?;
     client.set_read_timeout(Some(TIMEOUT))?;
     client.send_to(&mark.dns_query(), DNS_SERVER)?;
-    let (_, peer) = server.recv_from(&mut [0; 512])?;
-    server.send_to(&mark.dns_response(), peer)?;
+    let (query, own) = (mark.dns_query(), client.local_addr()?);
+    let mut received = [0; 512];
+    // Anybody may send something to the server.
+    loop {
+        let (len, peer) = server.recv_from(&mut received)?;
+        if peer == own && received[..len] == query {
+            break;
+        }
+    }
+    server.send_to(&mark.dns_response(), own)?;
     client.recv_from(&mut [0; 512]).map(drop)
 }
 
@@ -204,24 +212,6 @@ impl CanarySockets {
             udp_v6: UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
             unused: bind_unused().ok(),
         }
-    }
-
-    fn ports(&self) -> Vec<u16> {
-        let tcp = self.v4.iter().chain(&self.v6).map(TcpListener::local_addr);
-        let udp = self
-            .udp_v4
-            .iter()
-            .chain(&self.udp_v6)
-            .map(UdpSocket::local_addr);
-        let unused = self.unused.iter().map(|socket| {
-            let address = rustix::net::getsockname(socket)?;
-            SocketAddr::try_from(address).map_err(io::Error::from)
-        });
-        tcp.chain(udp)
-            .chain(unused)
-            .filter_map(Result::ok)
-            .map(|address| address.port())
-            .collect()
     }
 }
 

@@ -7,7 +7,11 @@ mod process;
 mod step;
 mod target;
 
-use super::{AttachedProgram, observation::Observation, report::ProbeSilence};
+use super::{
+    AttachedProgram,
+    observation::Observation,
+    report::{ProbeSilence, RingLoss, SilenceReason},
+};
 use jiff::Timestamp;
 use mark::CanaryMark;
 use monitor_common::fingerprint::FingerprintKey;
@@ -15,9 +19,7 @@ use monitor_core::model::Subject;
 use process::{CanaryEvent, CanaryRequest, CanaryThread};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    ffi::{OsStr, OsString},
     io,
-    os::unix::ffi::OsStrExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -36,6 +38,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 const MISSED_MAX: u32 = 2;
 /// A node on which no process starts or ends for this long is unlikely: the canary is started again.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(15);
+/// Rounds in a row in which a step could not be done until that is reported.
+const UNDONE_MAX: u32 = 3;
 /// Number of rounds and connections that are remembered.
 const MARKS: usize = 4;
 const COOKIES: usize = 64;
@@ -52,15 +56,16 @@ pub struct Canary {
     next: Instant,
     /// The last rounds, with the fingerprints of their secrets.
     marks: VecDeque<(CanaryMark, u64)>,
-    /// The last canaries, as the probes report them.
+    /// The agent, as the probes report it: only the canary is its child and reported.
+    agent: Subject,
+    /// The last canaries.
     subjects: VecDeque<Subject>,
-    ports: Vec<u16>,
+    /// The cgroup in which they run.
+    cgroup: Option<u64>,
     /// Sockets of the canary.
     cookies: VecDeque<u64>,
     processes_seen: Instant,
     started: Timestamp,
-    /// The file name of this program.
-    program: Option<OsString>,
 }
 
 /// What is known of a step.
@@ -69,6 +74,8 @@ struct StepState {
     /// When it was last reported.
     seen: Option<Timestamp>,
     missed: u32,
+    /// Rounds in a row in which the canary could not do it.
+    undone: u32,
     silent: bool,
 }
 
@@ -83,9 +90,10 @@ struct CanaryRound {
 }
 
 impl Canary {
-    /// Starts the thread. `directory` is the agent's own.
+    /// Starts the thread. `directory` is the agent's own, and `agent` its main process.
     pub fn start(
         directory: &Path,
+        agent: Subject,
         key: FingerprintKey,
         attached: &[AttachedProgram],
     ) -> io::Result<Self> {
@@ -99,19 +107,25 @@ impl Canary {
             round: None,
             next: Instant::now(),
             marks: VecDeque::new(),
+            agent,
             subjects: VecDeque::new(),
-            ports: Vec::new(),
+            cgroup: None,
             cookies: VecDeque::new(),
             processes_seen: Instant::now(),
             started: Timestamp::now(),
-            program: program_name(),
         })
     }
 
-    /// Begins and judges rounds; called every second. `lossy` means that records were lost since the
-    /// last call. Returns the probes that fell silent, and those that are heard again.
-    pub fn beat(&mut self, lossy: bool) -> Vec<ProbeSilence> {
+    /// Begins and judges rounds; called every second with the losses since the last call. Returns the
+    /// probes that fell silent or cannot be tested, and those that are heard again.
+    pub fn beat(&mut self, losses: &[RingLoss]) -> Vec<ProbeSilence> {
         self.take_events();
+        // What others lost proves nothing about the canary.
+        let is_own = |loss: &RingLoss| {
+            self.cgroup
+                .is_none_or(|own| [0, own].contains(&loss.cgroup))
+        };
+        let lossy = losses.iter().any(is_own);
         let now = Instant::now();
         let mut changes = Vec::new();
         if let Some(round) = &mut self.round {
@@ -161,24 +175,37 @@ impl Canary {
         let mut changes = Vec::new();
         let (done, _) = round.done.unwrap_or((BTreeSet::new(), Instant::now()));
         for (step, mechanisms) in &self.expectable {
-            // Whose refused connection it is, only the connect probe says.
-            let is_known =
-                *step != CanaryStep::Refused || round.seen.contains(&CanaryStep::ConnectV4);
-            if !done.contains(step) || !is_known {
-                continue;
-            }
             let state = self.states.entry(*step).or_default();
-            let silence = |since, until| ProbeSilence {
+            let change = |reason, since, until| ProbeSilence {
                 probe: step.probe(),
                 mechanisms: mechanisms.clone(),
+                reason,
                 since,
                 until,
                 was_heard: state.seen.is_some(),
             };
             let since = state.seen.unwrap_or(self.started);
+            if !done.contains(step) {
+                // The start is not part of every round.
+                if !step.is_start() {
+                    state.undone += 1;
+                    if state.undone == UNDONE_MAX {
+                        changes.push(change(SilenceReason::Untested, since, None));
+                    }
+                }
+                continue;
+            }
+            if state.undone >= UNDONE_MAX {
+                changes.push(change(SilenceReason::Untested, since, Some(now)));
+            }
+            state.undone = 0;
+            // Whose refused connection it is, only the connect probe says.
+            if *step == CanaryStep::Refused && !round.seen.contains(&CanaryStep::ConnectV4) {
+                continue;
+            }
             if round.seen.contains(step) {
                 if state.silent {
-                    changes.push(silence(since, Some(now)));
+                    changes.push(change(SilenceReason::Silent, since, Some(now)));
                 }
                 *state = StepState {
                     seen: Some(now),
@@ -187,7 +214,7 @@ impl Canary {
             } else if !round.lossy {
                 state.missed += 1;
                 if state.missed >= MISSED_MAX && !state.silent {
-                    changes.push(silence(since, None));
+                    changes.push(change(SilenceReason::Silent, since, None));
                     state.silent = true;
                 }
             }
@@ -201,18 +228,16 @@ impl Canary {
                 CanaryEvent::Mark(mark) => {
                     push_bounded(&mut self.marks, (mark, mark.fingerprint(self.key)), MARKS);
                 }
-                CanaryEvent::Started { subject, ports } => {
-                    self.ports = ports;
-                    if let Some(subject) = subject {
-                        push_bounded(&mut self.subjects, subject, MARKS);
-                    }
-                }
                 CanaryEvent::Done(steps) => {
                     if let Some(round) = &mut self.round {
                         round.done = Some((steps, Instant::now()));
                     }
                 }
-                CanaryEvent::Failed => self.round = None,
+                CanaryEvent::Failed => {
+                    if let Some(round) = &mut self.round {
+                        round.done = Some((BTreeSet::new(), Instant::now()));
+                    }
+                }
             }
         }
     }
@@ -225,15 +250,21 @@ impl Canary {
     }
 
     fn is_own(&mut self, observation: &Observation) -> bool {
-        let of_canary = observation
-            .task()
-            .is_some_and(|task| self.subjects.contains(&task.subject));
+        let task = observation.task();
+        let of_canary = task.is_some_and(|task| {
+            task.parent == Some(self.agent) || self.subjects.contains(&task.subject)
+        });
+        if let Some(task) = task.filter(|task| of_canary && !self.subjects.contains(&task.subject))
+        {
+            push_bounded(&mut self.subjects, task.subject, MARKS);
+            self.cgroup = Some(task.cgroup);
+        }
         let (step, own) = match observation {
             // Attribution must know every process.
-            Observation::Exec(exec) => {
+            Observation::Exec(_) => {
                 self.processes_seen = Instant::now();
-                // Its pid is known only after the record: any start of this program will do.
-                if exec.exe.file_name() == self.program.as_deref() {
+                // A reader is a child as well, and proves the same.
+                if of_canary {
                     self.saw(CanaryStep::Exec);
                 }
                 return false;
@@ -243,25 +274,20 @@ impl Canary {
                 return false;
             }
             Observation::Variable(_, variable) => {
-                let own = self.is_secret(variable.fingerprint);
-                (own.then_some(CanaryStep::Variable), own || of_canary)
+                let marked = self.is_secret(variable.fingerprint);
+                (marked.then_some(CanaryStep::Variable), of_canary)
             }
             Observation::FileOpened(open) => {
-                let own = self.marks.iter().any(|(mark, _)| {
+                let marked = self.marks.iter().any(|(mark, _)| {
                     let directory = mark.directory();
                     open.path.iter().any(|part| part == directory.as_str())
                 });
-                // In another PID namespace only now its pid is known.
-                if own && !of_canary {
-                    push_bounded(&mut self.subjects, open.task.subject, MARKS);
-                }
-                (own.then_some(CanaryStep::Open), own || of_canary)
+                (marked.then_some(CanaryStep::Open), of_canary)
             }
             Observation::FileRepeated(opens) => (None, self.subjects.contains(&opens.key.subject)),
             Observation::ForeignRead(_) => (Some(CanaryStep::Memory), of_canary),
             Observation::Connected(connection) => {
-                let own = connection.address.is_loopback() && self.ports.contains(&connection.port);
-                if own || of_canary {
+                if of_canary {
                     push_bounded(&mut self.cookies, connection.cookie, COOKIES);
                 }
                 let datagram = connection.transport == monitor_core::model::Transport::Udp;
@@ -271,7 +297,7 @@ impl Canary {
                     (true, true) => CanaryStep::DatagramV4,
                     (true, false) => CanaryStep::DatagramV6,
                 };
-                (own.then_some(step), own || of_canary)
+                (Some(step), of_canary)
             }
             Observation::Refused { cookie } => {
                 (Some(CanaryStep::Refused), self.cookies.contains(cookie))
@@ -282,18 +308,19 @@ impl Canary {
             }
             Observation::PlaintextHost(host) => (None, self.cookies.contains(&host.cookie)),
             Observation::Plaintext(secret) => {
-                let own = self.is_secret(secret.secret.fingerprint);
-                let step = own.then_some(CanaryStep::Plaintext);
-                (step, own || self.cookies.contains(&secret.cookie))
+                let marked = self.is_secret(secret.secret.fingerprint);
+                let step = marked.then_some(CanaryStep::Plaintext);
+                (step, self.cookies.contains(&secret.cookie))
             }
             Observation::DnsResponse(_, answer) => {
-                let own = |mark: &CanaryMark| answer.names.contains(&mark.host());
-                let own = self.marks.iter().any(|(mark, _)| own(mark));
-                (Some(CanaryStep::Dns), own)
+                let named = |mark: &CanaryMark| answer.names.contains(&mark.host());
+                let marked = self.marks.iter().any(|(mark, _)| named(mark));
+                let step = marked.then_some(CanaryStep::Dns);
+                (step, self.cookies.contains(&answer.cookie))
             }
             Observation::Presented(presentation) => {
-                let own = self.is_secret(presentation.secret.fingerprint);
-                (own.then_some(CanaryStep::TlsWrite), own || of_canary)
+                let marked = self.is_secret(presentation.secret.fingerprint);
+                (marked.then_some(CanaryStep::TlsWrite), of_canary)
             }
             Observation::Running(_) => (None, of_canary),
             Observation::Minted(_)
@@ -315,14 +342,6 @@ impl Canary {
     fn is_secret(&self, fingerprint: u64) -> bool {
         self.marks.iter().any(|(_, known)| *known == fingerprint)
     }
-}
-
-/// The file name of this program, whether or not an upgrade has deleted it.
-fn program_name() -> Option<OsString> {
-    let link = std::fs::read_link("/proc/self/exe").ok()?;
-    let name = link.file_name()?.as_bytes();
-    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some(OsStr::from_bytes(name).to_owned())
 }
 
 fn push_bounded<T>(list: &mut VecDeque<T>, value: T, limit: usize) {

@@ -2,12 +2,14 @@
 //! respond, and processes can be stopped.
 
 use super::{mark::CanaryMark, step::CanaryStep};
-use crate::{observed::process::live_subject, sensor::agent_processes::in_initial_pid_namespace};
-use monitor_core::model::Subject;
 use std::{
     collections::BTreeSet,
+    fs,
     io::{self, BufRead as _, BufReader, Write as _},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::DirBuilderExt as _, net::UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
@@ -36,11 +38,6 @@ pub(super) enum CanaryRequest {
 pub(super) enum CanaryEvent {
     /// From now on, there may be records with this mark.
     Mark(CanaryMark),
-    Started {
-        /// As the probes report it, if that is known.
-        subject: Option<Subject>,
-        ports: Vec<u16>,
-    },
     /// The steps that took place.
     Done(BTreeSet<CanaryStep>),
     Failed,
@@ -58,7 +55,8 @@ impl CanaryThread {
         let (requests, requested) = sync_channel(1);
         let (report, events) = channel();
         let state = ThreadState {
-            directory: directory.to_owned(),
+            // Its own, because others may be allowed to look at the state directory.
+            directory: directory.join("canary"),
             with_variable,
             process: None,
             report,
@@ -88,6 +86,7 @@ struct ThreadState {
 
 impl ThreadState {
     fn run(mut self, requests: &Receiver<CanaryRequest>) {
+        self.make_directory();
         for request in requests {
             let event = match self.round(request) {
                 Ok(steps) => CanaryEvent::Done(steps),
@@ -106,6 +105,16 @@ impl ThreadState {
             if self.report.send(event).is_err() {
                 return;
             }
+        }
+    }
+
+    /// Makes an empty directory that nobody else can look at; without it, opens are not tested.
+    fn make_directory(&self) {
+        // What a canary that was killed has left; usually there is nothing.
+        let _ = fs::remove_dir_all(&self.directory);
+        let made = fs::DirBuilder::new().mode(0o700).create(&self.directory);
+        if let Err(error) = made {
+            tracing::warn!(directory = %self.directory.display(), %error, "cannot create the directory of the canary");
         }
     }
 
@@ -138,13 +147,7 @@ impl ThreadState {
         let mark = self.announce()?;
         let variable = self.with_variable.then(|| mark.secret());
         let mut process = CanaryProcess::start(variable)?;
-        let ports = process.ready()?;
-        let subject = if in_initial_pid_namespace() {
-            live_subject(process.child.id())
-        } else {
-            None
-        };
-        let _ = self.report.send(CanaryEvent::Started { subject, ports });
+        process.ready()?;
         Ok(process)
     }
 
@@ -186,16 +189,12 @@ impl CanaryProcess {
         })
     }
 
-    /// The ports on which it listens.
-    fn ready(&mut self) -> io::Result<Vec<u16>> {
-        let line = self.line()?;
-        let ports = line
-            .strip_prefix("ready")
-            .ok_or_else(|| io::Error::other("it is of another release"))?;
-        Ok(ports
-            .split_whitespace()
-            .filter_map(|port| port.parse().ok())
-            .collect())
+    /// Waits until it is ready.
+    fn ready(&mut self) -> io::Result<()> {
+        match self.line()?.as_str() {
+            "ready" => Ok(()),
+            _ => Err(io::Error::other("it is of another release")),
+        }
     }
 
     fn round(&mut self, mark: CanaryMark, directory: &Path) -> io::Result<BTreeSet<CanaryStep>> {

@@ -21,7 +21,8 @@ fn canary() -> Canary {
         program("connect_v6", "cgroup/connect6"),
     ];
     let key = FingerprintKey { k0: 1, k1: 2 };
-    Canary::start(Path::new("/nonexistent"), key, &attached).expect("a thread")
+    let agent = Subject { pid: 1, start: 2 };
+    Canary::start(Path::new("/nonexistent"), agent, key, &attached).expect("a thread")
 }
 
 /// A round in which both were done and some were reported.
@@ -62,13 +63,24 @@ fn a_round_with_lost_records_proves_no_silence() {
 }
 
 #[test]
-fn a_step_that_the_canary_could_not_do_is_not_expected() {
+fn a_step_that_the_canary_could_not_do_is_untested_and_not_silent() {
     let mut canary = canary();
+    judge(&mut canary, &BOTH, false);
+    let mut changes = Vec::new();
     for _ in 0..5 {
         let round = CanaryRound {
             done: Some((BTreeSet::new(), Instant::now())),
             ..CanaryRound::default()
         };
-        assert!(canary.judge(round, Timestamp::now()).is_empty());
+        changes.extend(canary.judge(round, Timestamp::now()));
     }
+    let both: Vec<bool> = changes
+        .iter()
+        .map(|change| {
+            change.reason == SilenceReason::Untested && change.until.is_none() && change.was_heard
+        })
+        .collect();
+    assert_eq!(both, [true, true]);
+    let ended = judge(&mut canary, &BOTH, false);
+    assert!(ended.iter().all(|(_, ended)| *ended) && ended.len() == 2);
 }
