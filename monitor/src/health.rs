@@ -163,28 +163,30 @@ impl Health {
 
     /// Why a restart would help; empty if it would not.
     pub fn reasons_to_restart(&self) -> Vec<String> {
-        let stalled = stalled();
-        let problems = self.lock();
-        let known = problems.values().filter(|problem| problem.restart_helps);
-        let known = known.map(|problem| problem.text.clone());
-        stalled
-            .iter()
-            .filter(|thread| thread.restart_helps)
-            .map(StalledThread::to_string)
-            .chain(known)
-            .collect()
+        self.reasons(
+            |thread| thread.restart_helps,
+            |problem| problem.restart_helps,
+        )
     }
 
     /// Why answers would be wrong; empty if they are not.
     pub fn reasons_to_distrust(&self) -> Vec<String> {
+        self.reasons(|_| true, |problem| problem.answers_wrong)
+    }
+
+    /// The stalled threads and the problems that count.
+    fn reasons(
+        &self,
+        of_thread: impl Fn(&StalledThread) -> bool,
+        of_problem: impl Fn(&Problem) -> bool,
+    ) -> Vec<String> {
         let stalled = stalled();
+        let threads = stalled.iter().filter(|thread| of_thread(thread));
         let problems = self.lock();
-        let known = problems.values().filter(|problem| problem.answers_wrong);
-        let known = known.map(|problem| problem.text.clone());
-        stalled
-            .iter()
+        let known = problems.values().filter(|problem| of_problem(problem));
+        threads
             .map(StalledThread::to_string)
-            .chain(known)
+            .chain(known.map(|problem| problem.text.clone()))
             .collect()
     }
 

@@ -10,7 +10,7 @@ use crate::{
     cluster::policies::ClusterPolicies,
     config::{Config, base, error::ConfigError, settings::Settings},
 };
-use monitor_core::{catalog::Catalog, policy::expectation::limits::check_limits};
+use monitor_core::{catalog::Catalog, policy::expectation::limits::PolicySize};
 use std::{
     io,
     os::unix::fs::MetadataExt as _,
@@ -170,14 +170,19 @@ impl ConfigWatcher {
         {
             self.version = cluster.version;
             refused = cluster.refused;
+            let mut size = PolicySize::default().plus(&loaded.expectations)?;
             for more in cluster.expectations {
                 // Together with the file's, or of an earlier release: none of it ends the agent.
-                if let Err(error) = check_limits([&loaded.expectations, &more]) {
-                    tracing::error!(%error, "a CredentialPolicy does not fit and is not in force");
-                    refused += 1;
-                    continue;
+                match size.plus(&more) {
+                    Ok(larger) => {
+                        size = larger;
+                        loaded.expectations.append(more);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "a CredentialPolicy does not fit and is not in force");
+                        refused += 1;
+                    }
                 }
-                loaded.expectations.append(more);
             }
         }
         let catalog = loaded.catalog(config)?;

@@ -20,7 +20,7 @@ use crate::{
         protocol::{ReaderSetup, Views},
     },
     sensor::{
-        Sensor, SensorOptions, canary::Canary, cgroup_root, doctor::NO_UPROBES, effects::Effects,
+        Sensor, SensorOptions, canary::Canary, cgroup_root, effects::Effects,
         exclude::ExclusionRules, fields::VMLINUX, selftest::self_test,
     },
 };
@@ -122,10 +122,7 @@ impl Observer {
             },
         })?;
         let now = Timestamp::now();
-        let mut standing = standing_gaps(&sensor, &inputs.exclude);
-        if !inputs.uprobes {
-            standing.push(NO_UPROBES.to_owned());
-        }
+        let standing = standing_gaps(&sensor, inputs.uprobes, &inputs.exclude);
         let gaps = start_gaps(sensor.attached(), standing, inputs.last, RunTimes::at(now));
         report_attached(&sensor, &inputs.evaluator);
         sensor.apply(Effects {

@@ -6,7 +6,7 @@ use crate::{
     sensor::{
         AttachedProgram, Sensor,
         decode::BootClock,
-        doctor::{excluded, missed, unreported},
+        doctor::{NO_UPROBES, excluded, missed, unreported},
     },
 };
 use jiff::Timestamp;
@@ -32,8 +32,13 @@ impl RunTimes {
 }
 
 /// What is not observed on this kernel and with these settings.
-pub(super) fn standing_gaps(sensor: &Sensor, exclude: &[ExcludePattern]) -> Vec<String> {
+pub(super) fn standing_gaps(
+    sensor: &Sensor,
+    uprobes: bool,
+    exclude: &[ExcludePattern],
+) -> Vec<String> {
     let mut standing = missed(sensor.attached());
+    standing.extend((!uprobes).then(|| NO_UPROBES.to_owned()));
     standing.extend(exclude.iter().map(excluded));
     standing.extend(sensor.mapping_error().map(unreported));
     standing

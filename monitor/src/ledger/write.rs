@@ -97,11 +97,7 @@ impl LedgerWriter {
         let path = directory.join(FILE_NAME);
         let (connection, before) = match open_and_resume(directory, &path) {
             Err(LedgerError::Damaged { reason, .. }) => {
-                let damage = LedgerDamage {
-                    reason,
-                    tampered: false,
-                };
-                let gap = set_aside(&path, &damage)?;
+                let gap = set_aside(&path, &reason)?;
                 let begun = open_and_resume(directory, &path)?;
                 write_gap(&begun.0, &gap).map_err(|source| explain(&path, source))?;
                 begun
@@ -250,8 +246,7 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
 }
 
 /// Moves a damaged ledger and its log out of the way; returns the gap to record in the new one.
-fn set_aside(path: &Path, damage: &LedgerDamage) -> Result<Gap, LedgerError> {
-    let reason = &damage.reason;
+fn set_aside(path: &Path, reason: &str) -> Result<Gap, LedgerError> {
     if let Some(directory) = path.parent() {
         make_directory(directory)?;
     }
@@ -274,28 +269,22 @@ fn set_aside(path: &Path, damage: &LedgerDamage) -> Result<Gap, LedgerError> {
         reason,
         "the ledger is damaged: set it aside and started a new one"
     );
-    Ok(Gap {
-        blind: false,
-        detail: format!(
-            "the ledger was damaged ({reason}) and set aside as {aside}: its contents are missing from every answer"
-        ),
-        ..damaged_gap(path, damage)
-    })
+    let detail = format!(
+        "the ledger was damaged ({reason}) and set aside as {aside}: its contents are missing from every answer"
+    );
+    Ok(damaged_gap(detail, false))
 }
 
-/// The gap of a ledger that others have damaged.
-fn damaged_gap(path: &Path, damage: &LedgerDamage) -> Gap {
-    let (path, reason) = (path.display(), &damage.reason);
+/// The gap of a ledger whose contents are gone.
+fn damaged_gap(detail: String, blind: bool) -> Gap {
     Gap {
         kind: "ledger-damaged".to_owned(),
         probe: None,
-        detail: format!(
-            "the ledger {path} was tampered with ({reason}): what it contained is missing from every answer"
-        ),
+        detail,
         since: Timestamp::UNIX_EPOCH,
         until: Some(Timestamp::now()),
         count: 0,
-        blind: true,
+        blind,
     }
 }
 
@@ -334,7 +323,12 @@ impl WriterThread {
             {
                 // Whether or not a new one can be begun. The receiver is gone only while the agent
                 // stops.
-                let _ = self.report.send(damaged_gap(&self.path, damage));
+                let detail = format!(
+                    "the ledger {} was tampered with ({}): what it contained is missing from every answer",
+                    self.path.display(),
+                    damage.reason
+                );
+                let _ = self.report.send(damaged_gap(detail, true));
             }
             if let Some(damage) = self.to_begin.take().or(damage) {
                 self.replace_damaged(damage);
@@ -363,7 +357,8 @@ impl WriterThread {
         if let Ok(nothing) = Connection::open_in_memory() {
             self.connection = nothing;
         }
-        let begun = set_aside(&self.path, &damage).and_then(|gap| Ok((connect(&self.path)?, gap)));
+        let begun =
+            set_aside(&self.path, &damage.reason).and_then(|gap| Ok((connect(&self.path)?, gap)));
         match begun {
             Ok((connection, gap)) => {
                 self.connection = connection;

@@ -68,9 +68,9 @@ impl AgentProcessMaps {
         self.lock().reports_opens = attached && in_initial_pid_namespace();
     }
 
-    /// Sets the agent's main process; with `None` its own opens are reported.
-    pub fn set_main(&self, subject: Option<Subject>) {
-        self.lock().set(MAIN, subject);
+    /// Sets the agent's main process.
+    pub fn set_main(&self, subject: Subject) {
+        self.lock().set(MAIN, Some(subject));
     }
 
     fn lock(&self) -> MutexGuard<'_, RegistryState> {

@@ -309,9 +309,8 @@ impl Sensor {
         &self.attached
     }
 
-    /// Tells the probes the agent's main process, whose own reads are not reported; `None` to have
-    /// them reported.
-    pub fn set_agent(&self, agent: Option<Subject>) {
+    /// Tells the probes the agent's main process, whose own reads are not reported.
+    pub fn set_agent(&self, agent: Subject) {
         self.agents.set_main(agent);
     }
 

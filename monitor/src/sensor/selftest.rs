@@ -36,7 +36,7 @@ pub enum SelfTestError {
 }
 
 /// Maximum time until an open is reported.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Opens a file with the name of a credential and waits until the probes report it. Returns this
 /// process as the probes see it, whose pid differs from its own view inside a PID namespace, and
@@ -47,7 +47,7 @@ pub async fn self_test(
     directory: &Path,
     observations: &mut Vec<Observation>,
 ) -> Result<Subject, SelfTestError> {
-    let mark = SelfTestFile::new("self-test");
+    let mark = SelfTestFile::new();
     let folder = TestDirectory(directory.join(&mark.name));
     let path = folder.netrc();
     let failed = |source| SelfTestError::File {
@@ -110,19 +110,19 @@ pub async fn self_test(
         task.comm.clone(),
         comm.trim_end().to_owned(),
     )?;
-    sensor.set_agent(Some(task.subject));
+    sensor.set_agent(task.subject);
     Ok(task.subject)
 }
 
 /// A directory for a file with a credential's name, removed however the test ends.
-pub(super) struct TestDirectory(pub PathBuf);
+struct TestDirectory(PathBuf);
 
 impl TestDirectory {
-    pub fn netrc(&self) -> PathBuf {
+    fn netrc(&self) -> PathBuf {
         self.0.join(".netrc")
     }
 
-    pub fn make(&self) -> io::Result<fs::Metadata> {
+    fn make(&self) -> io::Result<fs::Metadata> {
         fs::create_dir_all(&self.0)?;
         fs::write(self.netrc(), b"")?;
         fs::metadata(self.netrc())
@@ -142,20 +142,20 @@ impl Drop for TestDirectory {
 /// systems report another device than the kernel uses: then a name that no one else knows is
 /// compared.
 #[derive(Debug)]
-pub(super) struct SelfTestFile {
-    pub name: String,
+struct SelfTestFile {
+    name: String,
     inode: u64,
     device: Option<u32>,
     pid: Option<u32>,
 }
 
 impl SelfTestFile {
-    pub fn new(front: &str) -> Self {
+    fn new() -> Self {
         let mut random = [0; 8];
         // Without random bytes, the process and the file are sufficient.
         let _ = getrandom::fill(&mut random);
         Self {
-            name: format!("{front}-{:016x}", u64::from_le_bytes(random)),
+            name: format!("self-test-{:016x}", u64::from_le_bytes(random)),
             inode: 0,
             device: None,
             pid: in_initial_pid_namespace().then(std::process::id),
@@ -163,7 +163,7 @@ impl SelfTestFile {
     }
 
     /// Adds the identity of the created file.
-    pub fn create(self, metadata: &fs::Metadata) -> Self {
+    fn create(self, metadata: &fs::Metadata) -> Self {
         let device = metadata.dev();
         Self {
             inode: metadata.ino(),
@@ -172,7 +172,7 @@ impl SelfTestFile {
         }
     }
 
-    pub fn matches(&self, observation: &Observation) -> bool {
+    fn matches(&self, observation: &Observation) -> bool {
         let Observation::FileOpened(ObservedOpen {
             task, file, path, ..
         }) = observation

@@ -32,36 +32,13 @@ pub struct PolicyLimitError {
 pub fn check_limits<'a>(
     all: impl IntoIterator<Item = &'a Expectations>,
 ) -> Result<(), PolicyLimitError> {
-    let mut count = PolicySize::default();
-    for expectations in all {
-        count.add(expectations);
-    }
-    for (what, found, limit) in [
-        ("credentials", count.credentials, CREDENTIALS_MAX),
-        ("authenticators", count.authenticators, AUTHENTICATORS_MAX),
-        (
-            "addresses of authenticators",
-            count.addresses,
-            AUTHENTICATOR_ADDRESSES_MAX,
-        ),
-        ("files and variables", count.places, PLACES_MAX),
-        ("patterns", count.patterns, PATTERNS_MAX),
-        (
-            "patterns with wildcards other than at the front",
-            count.globs,
-            GLOBS_MAX,
-        ),
-    ] {
-        if found > limit {
-            return Err(PolicyLimitError { what, found, limit });
-        }
-    }
-    Ok(())
+    let none = PolicySize::default();
+    all.into_iter().try_fold(none, PolicySize::plus).map(drop)
 }
 
 /// What is limited.
-#[derive(Debug, Default)]
-struct PolicySize {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PolicySize {
     credentials: usize,
     authenticators: usize,
     addresses: usize,
@@ -71,6 +48,32 @@ struct PolicySize {
 }
 
 impl PolicySize {
+    /// The size with more expectations, if all of them fit.
+    pub fn plus(mut self, more: &Expectations) -> Result<Self, PolicyLimitError> {
+        self.add(more);
+        for (what, found, limit) in [
+            ("credentials", self.credentials, CREDENTIALS_MAX),
+            ("authenticators", self.authenticators, AUTHENTICATORS_MAX),
+            (
+                "addresses of authenticators",
+                self.addresses,
+                AUTHENTICATOR_ADDRESSES_MAX,
+            ),
+            ("files and variables", self.places, PLACES_MAX),
+            ("patterns", self.patterns, PATTERNS_MAX),
+            (
+                "patterns with wildcards other than at the front",
+                self.globs,
+                GLOBS_MAX,
+            ),
+        ] {
+            if found > limit {
+                return Err(PolicyLimitError { what, found, limit });
+            }
+        }
+        Ok(self)
+    }
+
     fn add(&mut self, expectations: &Expectations) {
         self.credentials += expectations.credentials.len();
         self.authenticators += expectations.authenticators.len();

@@ -9,13 +9,13 @@ mod target;
 
 use super::{
     AttachedProgram,
-    observation::Observation,
+    observation::{Observation, TaskInfo},
     report::{ProbeSilence, RingLoss, SilenceReason},
 };
 use jiff::Timestamp;
 use mark::CanaryMark;
 use monitor_common::fingerprint::FingerprintKey;
-use monitor_core::model::Subject;
+use monitor_core::model::{Subject, Transport};
 use process::{CanaryEvent, CanaryRequest, CanaryThread};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -233,11 +233,6 @@ impl Canary {
                         round.done = Some((steps, Instant::now()));
                     }
                 }
-                CanaryEvent::Failed => {
-                    if let Some(round) = &mut self.round {
-                        round.done = Some((BTreeSet::new(), Instant::now()));
-                    }
-                }
             }
         }
     }
@@ -249,88 +244,99 @@ impl Canary {
         observations.retain(|observation| !self.is_own(observation));
     }
 
+    /// Whether the canary caused an observation; if so, its step was reported.
     fn is_own(&mut self, observation: &Observation) -> bool {
-        let task = observation.task();
-        let of_canary = task.is_some_and(|task| {
-            task.parent == Some(self.agent) || self.subjects.contains(&task.subject)
-        });
-        if let Some(task) = task.filter(|task| of_canary && !self.subjects.contains(&task.subject))
-        {
-            push_bounded(&mut self.subjects, task.subject, MARKS);
-            self.cgroup = Some(task.cgroup);
-        }
-        let (step, own) = match observation {
+        let of_canary = observation.task().is_some_and(|task| self.is_canary(task));
+        let own = match observation {
             // Attribution must know every process.
-            Observation::Exec(_) => {
+            Observation::Exec(_) | Observation::Fork(_) | Observation::Exit(_) => {
                 self.processes_seen = Instant::now();
                 // A reader is a child as well, and proves the same.
-                if of_canary {
+                if of_canary && matches!(observation, Observation::Exec(_)) {
                     self.saw(CanaryStep::Exec);
                 }
                 return false;
             }
-            Observation::Fork(_) | Observation::Exit(_) => {
-                self.processes_seen = Instant::now();
-                return false;
+            Observation::FileRepeated(opens) => self.subjects.contains(&opens.key.subject),
+            Observation::Refused { cookie } => self.cookies.contains(cookie),
+            Observation::Payload(payload) => self.cookies.contains(&payload.cookie),
+            Observation::PlaintextHost(host) => self.cookies.contains(&host.cookie),
+            Observation::Plaintext(secret) => self.cookies.contains(&secret.cookie),
+            Observation::DnsResponse(_, answer) => self.cookies.contains(&answer.cookie),
+            Observation::Minted(_)
+            | Observation::WriteRejected { .. }
+            | Observation::WriteSent { .. } => false,
+            _ => of_canary,
+        };
+        if own {
+            if let Observation::Connected(connection) = observation {
+                push_bounded(&mut self.cookies, connection.cookie, COOKIES);
             }
+            if let Some(step) = self.step_of(observation) {
+                self.saw(step);
+            }
+        }
+        own
+    }
+
+    /// Whether a task is a canary: the only child of the agent that is reported.
+    fn is_canary(&mut self, task: &TaskInfo) -> bool {
+        if self.subjects.contains(&task.subject) {
+            return true;
+        }
+        let is_child = task.parent == Some(self.agent);
+        if is_child {
+            push_bounded(&mut self.subjects, task.subject, MARKS);
+            self.cgroup = Some(task.cgroup);
+        }
+        is_child
+    }
+
+    /// The step of which an observation of the canary is the report.
+    fn step_of(&self, observation: &Observation) -> Option<CanaryStep> {
+        let (step, holds) = match observation {
             Observation::Variable(_, variable) => {
-                let marked = self.is_secret(variable.fingerprint);
-                (marked.then_some(CanaryStep::Variable), of_canary)
+                (CanaryStep::Variable, self.is_secret(variable.fingerprint))
             }
             Observation::FileOpened(open) => {
-                let marked = self.marks.iter().any(|(mark, _)| {
+                let is_marked = |mark: &CanaryMark| {
                     let directory = mark.directory();
                     open.path.iter().any(|part| part == directory.as_str())
-                });
-                (marked.then_some(CanaryStep::Open), of_canary)
+                };
+                (CanaryStep::Open, self.any_mark(is_marked))
             }
-            Observation::FileRepeated(opens) => (None, self.subjects.contains(&opens.key.subject)),
-            Observation::ForeignRead(_) => (Some(CanaryStep::Memory), of_canary),
+            Observation::ForeignRead(_) => (CanaryStep::Memory, true),
             Observation::Connected(connection) => {
-                if of_canary {
-                    push_bounded(&mut self.cookies, connection.cookie, COOKIES);
-                }
-                let datagram = connection.transport == monitor_core::model::Transport::Udp;
+                let datagram = connection.transport == Transport::Udp;
                 let step = match (datagram, connection.address.is_ipv4()) {
                     (false, true) => CanaryStep::ConnectV4,
                     (false, false) => CanaryStep::ConnectV6,
                     (true, true) => CanaryStep::DatagramV4,
                     (true, false) => CanaryStep::DatagramV6,
                 };
-                (Some(step), of_canary)
+                (step, true)
             }
-            Observation::Refused { cookie } => {
-                (Some(CanaryStep::Refused), self.cookies.contains(cookie))
-            }
-            Observation::Payload(payload) => {
-                let step = payload.hello.as_ref().map(|_| CanaryStep::Hello);
-                (step, self.cookies.contains(&payload.cookie))
-            }
-            Observation::PlaintextHost(host) => (None, self.cookies.contains(&host.cookie)),
-            Observation::Plaintext(secret) => {
-                let marked = self.is_secret(secret.secret.fingerprint);
-                let step = marked.then_some(CanaryStep::Plaintext);
-                (step, self.cookies.contains(&secret.cookie))
-            }
+            Observation::Refused { .. } => (CanaryStep::Refused, true),
+            Observation::Payload(payload) => (CanaryStep::Hello, payload.hello.is_some()),
+            Observation::Plaintext(secret) => (
+                CanaryStep::Plaintext,
+                self.is_secret(secret.secret.fingerprint),
+            ),
             Observation::DnsResponse(_, answer) => {
-                let named = |mark: &CanaryMark| answer.names.contains(&mark.host());
-                let marked = self.marks.iter().any(|(mark, _)| named(mark));
-                let step = marked.then_some(CanaryStep::Dns);
-                (step, self.cookies.contains(&answer.cookie))
+                let is_named = |mark: &CanaryMark| answer.names.contains(&mark.host());
+                (CanaryStep::Dns, self.any_mark(is_named))
             }
-            Observation::Presented(presentation) => {
-                let marked = self.is_secret(presentation.secret.fingerprint);
-                (marked.then_some(CanaryStep::TlsWrite), of_canary)
-            }
-            Observation::Running(_) => (None, of_canary),
-            Observation::Minted(_)
-            | Observation::WriteRejected { .. }
-            | Observation::WriteSent { .. } => (None, false),
+            Observation::Presented(presentation) => (
+                CanaryStep::TlsWrite,
+                self.is_secret(presentation.secret.fingerprint),
+            ),
+            _ => return None,
         };
-        if own && let Some(step) = step {
-            self.saw(step);
-        }
-        own
+        holds.then_some(step)
+    }
+
+    fn any_mark(&self, is_it: impl Fn(&CanaryMark) -> bool) -> bool {
+        self.marks.iter().any(|(mark, _)| is_it(mark))
     }
 
     fn saw(&mut self, step: CanaryStep) {

@@ -38,9 +38,8 @@ pub(super) enum CanaryRequest {
 pub(super) enum CanaryEvent {
     /// From now on, there may be records with this mark.
     Mark(CanaryMark),
-    /// The steps that took place.
+    /// The steps that took place in a round.
     Done(BTreeSet<CanaryStep>),
-    Failed,
 }
 
 /// The pipeline's end.
@@ -88,8 +87,8 @@ impl ThreadState {
     fn run(mut self, requests: &Receiver<CanaryRequest>) {
         self.make_directory();
         for request in requests {
-            let event = match self.round(request) {
-                Ok(steps) => CanaryEvent::Done(steps),
+            let steps = match self.round(request) {
+                Ok(steps) => steps,
                 Err(error) => {
                     tracing::warn!(%error, "the canary does not respond: the probes are not tested");
                     if let Some(mut process) = self.process.take()
@@ -98,11 +97,11 @@ impl ThreadState {
                         // It waits in the kernel; a second one would as well.
                         self.process = Some(process);
                     }
-                    CanaryEvent::Failed
+                    BTreeSet::new()
                 }
             };
             // The receiver is gone if the agent stops.
-            if self.report.send(event).is_err() {
+            if self.report.send(CanaryEvent::Done(steps)).is_err() {
                 return;
             }
         }
