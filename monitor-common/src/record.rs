@@ -364,6 +364,23 @@ pub enum Stage {
     Read = 2,
 }
 
+/// Programs that count their runs where the kernel does not account their time for the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RunCounter {
+    Egress = 0,
+    Ingress = 1,
+    /// Any program at a function of a TLS library.
+    Uprobe = 2,
+}
+
+impl RunCounter {
+    pub const ALL: [Self; COUNTED_RUNS] = [Self::Egress, Self::Ingress, Self::Uprobe];
+}
+
+/// Number of counters of runs.
+pub const COUNTED_RUNS: usize = 3;
+
 /// Stages per probe.
 pub const STAGES: usize = 3;
 /// Number of counters.

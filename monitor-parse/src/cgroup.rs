@@ -18,6 +18,23 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// The outermost part of the path, which its processes cannot leave: a pod, a service, a
+    /// container, or a user's slice. Empty if the path is not known.
+    pub fn outermost(&self) -> &str {
+        if self.gone.is_some() {
+            return "";
+        }
+        // `/kubepods/QOS/POD`, `/kubepods.slice/QOS.slice/POD.slice`
+        let depth = if self.path.starts_with("/kubepods") {
+            3
+        } else {
+            2
+        };
+        let ends = self.path.match_indices('/').skip(1).map(|(at, _)| at);
+        let end = ends.chain([self.path.len()]).nth(depth - 1);
+        end.map_or(&self.path, |end| &self.path[..end])
+    }
+
     /// A cgroup that was removed before it could be examined.
     pub fn vanished(id: u64) -> Self {
         Self {
@@ -95,6 +112,30 @@ mod tests {
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const UID: &str = "1b2c3d4e-0001-4002-8003-1234567890ab";
+
+    #[test]
+    fn the_outermost_cgroups_are_what_processes_cannot_leave() {
+        for (path, outermost) in [
+            ("", ""),
+            ("/", "/"),
+            ("/init.scope", "/init.scope"),
+            ("/system.slice/shop.service", "/system.slice/shop.service"),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service",
+                "/user.slice/user-1000.slice",
+            ),
+            (
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podX.slice/cri-containerd-Y.scope",
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podX.slice",
+            ),
+            ("/kubepods/besteffort/podX/Y", "/kubepods/besteffort/podX"),
+            ("/docker/Y", "/docker/Y"),
+        ] {
+            assert_eq!(parse(path).outermost(), outermost, "{path}");
+        }
+        // Users can make any number of cgroups that are gone at once.
+        assert_eq!(Cgroup::vanished(7).outermost(), "");
+    }
 
     #[test]
     fn containers_pods_and_units() {

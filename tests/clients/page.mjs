@@ -1,10 +1,12 @@
-// Uses the responder's page as a person does, in a real Chromium: node page.mjs URL CREDENTIAL DIRECTORY.
+// Uses the responder's page as a person does, in a real Chromium: node page.mjs LINK CREDENTIAL DIRECTORY.
+// LINK is what `keytrail page` prints.
 // Says what it saw as one line of JSON; ends with an error where something is not there.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { chromium } from "playwright-core";
 
-const [address, credential, directory] = process.argv.slice(2);
+const [opening, credential, directory] = process.argv.slice(2);
+const address = new URL(opening).origin;
 const browser = await chromium.launch({
   executablePath: process.env.KEYTRAIL_CHROMIUM,
   env: { ...process.env, LD_LIBRARY_PATH: process.env.KEYTRAIL_CHROMIUM_LIBRARIES ?? "" },
@@ -26,10 +28,20 @@ try {
   });
 
   const began = Date.now();
-  await page.goto(address);
+  await page.goto(opening);
   const findings = page.getByRole("table", { name: "Findings" });
   await findings.waitFor();
   const loaded = Date.now() - began;
+  // The code is not in the address any more, and works once.
+  assert.ok(!page.url().includes("code="), page.url());
+  const stranger = await (await browser.newContext()).newPage();
+  await stranger.goto(opening);
+  await stranger.getByText("This link was used").waitFor();
+  await stranger.reload();
+  await stranger.getByLabel("enter the agent's token").fill("FAKE-not-the-token");
+  await stranger.keyboard.press("Enter");
+  await stranger.getByText("This is not the agent's token").waitFor();
+  await stranger.close();
   // From a finding to its graph.
   const row = findings.getByRole("row").filter({ hasText: "unexpected-hop" }).first();
   await row.getByRole("link").click();
@@ -97,7 +109,10 @@ try {
   await page.getByRole("alert").filter({ hasText: "nowhere.example" }).waitFor();
   release();
   // Whoever asks the same after it is answered after it.
-  await page.evaluate((url) => fetch(url).then((answer) => answer.json()), (await late).url());
+  await page.evaluate((url) => {
+    const authorization = `Bearer ${localStorage.getItem("keytrail-session")}`;
+    return fetch(url, { headers: { authorization } }).then((answer) => answer.json());
+  }, (await late).url());
   assert.equal(await page.getByRole("alert").count(), 1);
 
   // A link that is pasted gives the same view.

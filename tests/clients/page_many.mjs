@@ -1,9 +1,11 @@
-// Times the responder's page where there is much to show: node page_many.mjs URL CREDENTIAL WORKLOAD.
+// Times the responder's page where there is much to show: node page_many.mjs LINK CREDENTIAL WORKLOAD.
+// LINK is what `keytrail page` prints.
 // Says how long each view took, in milliseconds, as one line of JSON.
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
 
-const [address, credential, workload] = process.argv.slice(2);
+const [opening, credential, workload] = process.argv.slice(2);
+const address = new URL(opening).origin;
 const browser = await chromium.launch({
   executablePath: process.env.KEYTRAIL_CHROMIUM,
   env: { ...process.env, LD_LIBRARY_PATH: process.env.KEYTRAIL_CHROMIUM_LIBRARIES ?? "" },
@@ -12,8 +14,12 @@ const browser = await chromium.launch({
 });
 try {
   const took = {};
+  const context = await browser.newContext({ viewport: { width: 1400, height: 1000 } });
+  const first = await context.newPage();
+  await first.goto(opening);
+  await first.getByRole("table", { name: "Credentials" }).waitFor();
   const view = async (name, hash, ready) => {
-    const page = await browser.newPage({ viewport: { width: 1400, height: 1000 } });
+    const page = await context.newPage();
     const began = Date.now();
     await page.goto(`${address}/#/${hash}`);
     await ready(page);

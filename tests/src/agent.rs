@@ -11,6 +11,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -34,6 +35,7 @@ pub struct Agent {
     pub listen: SocketAddr,
     pub findings: PathBuf,
     pub log: PathBuf,
+    token: OnceLock<String>,
 }
 
 /// The environment in which an agent runs, besides its directory.
@@ -86,10 +88,12 @@ impl Agent {
                 bail!("the agent ended with {status}: {}", agent.log_text());
             }
             Ok(agent
-                .get("/readyz")
+                .get_anonymously("/readyz")
                 .ok()
                 .filter(|(status, _)| *status == 200))
         })?;
+        // None if another file is configured.
+        let _ = agent.token();
         Ok(agent)
     }
 
@@ -145,6 +149,7 @@ impl Agent {
             listen,
             findings,
             log,
+            token: OnceLock::new(),
         })
     }
 
@@ -162,13 +167,45 @@ impl Agent {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Sends a GET request to the agent; returns status and body.
+    /// The token of its API, which is read once: the state directory may hang later.
+    pub fn token(&self) -> Result<&str> {
+        if let Some(token) = self.token.get() {
+            return Ok(token);
+        }
+        let file = self.state_dir.join("token");
+        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(self.token.get_or_init(|| text.trim().to_owned()))
+    }
+
+    /// What `keytrail page` prints.
+    pub fn page_link(&self) -> Result<String> {
+        let output = self.query(&["page"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("keytrail page: {said}");
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Sends a GET request with the agent's token; returns status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.request(
+            path,
+            &format!("authorization: Bearer {}\r\n", self.token()?),
+        )
+    }
+
+    /// As [`get`](Self::get), without the token.
+    pub fn get_anonymously(&self, path: &str) -> Result<(u16, String)> {
+        self.request(path, "")
+    }
+
+    fn request(&self, path: &str, headers: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.listen)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+            "GET {path} HTTP/1.1\r\nhost: {}\r\n{headers}connection: close\r\n\r\n",
             self.listen
         )?;
         let mut text = String::new();

@@ -7,7 +7,7 @@ use lab::{
     web::WebServer,
 };
 use serde_json::Value;
-use std::{path::Path, time::Duration};
+use std::{io::Write as _, path::Path, time::Duration};
 
 const IMAGE: &str = "lab.example/keytrail:test";
 const CURL: &str = "lab.example/curl:1";
@@ -220,6 +220,90 @@ fn the_elder_is_robbed(cluster: &TestCluster, outside: &WebServer) -> Result<()>
     Ok(())
 }
 
+/// Accounts of the cluster: one that may scrape, and one that may not.
+const ACCOUNTS: &str = "apiVersion: v1
+kind: Namespace
+metadata: { name: monitoring }
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: prometheus, namespace: monitoring }
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: other, namespace: monitoring }
+";
+
+/// A token of an account in `monitoring`.
+fn token_of(cluster: &TestCluster, account: &str) -> Result<String> {
+    let mut request = tempfile::NamedTempFile::new()?;
+    request.write_all(
+        br#"{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":{}}"#,
+    )?;
+    let answer = cluster.kubectl(&[
+        "create",
+        "--raw",
+        &format!("/api/v1/namespaces/monitoring/serviceaccounts/{account}/token"),
+        "--filename",
+        &request.path().display().to_string(),
+    ])?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    Ok(answer["status"]["token"]
+        .as_str()
+        .context("a token")?
+        .to_owned())
+}
+
+/// Metrics of the pod as shipped: for an account that may scrape, and for nobody else.
+fn only_prometheus_scrapes(cluster: &TestCluster) -> Result<()> {
+    cluster.apply(ACCOUNTS)?;
+    let pods = cluster.get(&["pods", "--namespace=keytrail"])?;
+    let address = pods["items"][0]["status"]["podIP"]
+        .as_str()
+        .context("an address")?;
+    let status = |path: &str, token: Option<&str>| -> Result<String> {
+        let url = format!("https://{address}:9478{path}");
+        let mut arguments = vec![
+            "-sk",
+            "-m",
+            "10",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            &url,
+        ];
+        let header = token.map(|token| format!("authorization: Bearer {token}"));
+        if let Some(header) = &header {
+            arguments.extend(["-H", header]);
+        }
+        cluster.run("curl", &arguments)
+    };
+    let (prometheus, other) = (
+        token_of(cluster, "prometheus")?,
+        token_of(cluster, "other")?,
+    );
+    wait_for("the account of Prometheus may scrape", LIMIT, || {
+        Ok((status("/metrics", Some(&prometheus))? == "200").then_some(()))
+    })?;
+    assert_eq!(status("/metrics", Some(&other))?, "401", "another account");
+    assert_eq!(status("/metrics", Some("FAKE-no-token-at-all"))?, "401");
+    assert_eq!(status("/metrics", None)?, "401");
+    assert_eq!(status("/healthz", None)?, "200", "as the kubelet asks");
+    let link = cluster.kubectl(&[
+        "exec",
+        "--namespace=keytrail",
+        "daemonset/keytrail",
+        "--",
+        "keytrail",
+        "page",
+    ])?;
+    ensure!(link.starts_with("http://127.0.0.1:9477/#code="), "{link}");
+    let policy = cluster.get(&["networkpolicies", "keytrail", "--namespace=keytrail"])?;
+    assert_eq!(policy["spec"]["ingress"][0]["ports"][0]["port"], "metrics");
+    Ok(())
+}
+
 fn the_token_is_found(cluster: &TestCluster) -> Result<()> {
     let containerd = cluster.containerd.as_ref().context("containerd runs")?;
     // An agent on the host that runs while images are unpacked and pods start and stop.
@@ -242,12 +326,13 @@ fn the_token_is_found(cluster: &TestCluster) -> Result<()> {
             "--set",
             // A custom state directory: `keytrail` in the pod finds it.
             &format!(
-                "image.repository={repository},image.tag={tag},stateDir={}",
+                "image.repository={repository},image.tag={tag},stateDir={},metrics.readers[0].name=prometheus,metrics.readers[0].namespace=monitoring",
                 directory.path().join("of-the-chart").display()
             ),
         ],
     )?;
     cluster.await_pod("keytrail", "app.kubernetes.io/name=keytrail")?;
+    only_prometheus_scrapes(cluster)?;
     cluster.apply(&policy(
         "api",
         "readers: [ { namespace: payments, workload: api, service_account: api } ]",

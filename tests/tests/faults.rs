@@ -243,7 +243,8 @@ fn silent_connections_are_limited() -> Result<()> {
         .map(|_| std::net::TcpStream::connect(agent.listen))
         .collect::<Result<_, _>>()?;
     wait_for("the rest is let go", Duration::from_secs(10), || {
-        let most = before + 80;
+        // Each has two descriptors.
+        let most = before + 140;
         // Connections beyond the limit are closed by the agent.
         let closed = silent.iter().filter(|stream| {
             let mut byte = [0];
@@ -254,16 +255,14 @@ fn silent_connections_are_limited() -> Result<()> {
         });
         Ok((closed.count() >= 200 && descriptors()? <= most).then_some(()))
     })?;
-    wait_for(
-        "it answers, though they are still open at their end",
-        Duration::from_secs(30),
-        || {
-            Ok(agent
-                .get("/readyz")
-                .ok()
-                .filter(|(status, _)| *status == 200))
-        },
-    )?;
+    // It answers at once, though the rest is open.
+    let asked = Instant::now();
+    assert_eq!(agent.get_anonymously("/readyz")?.0, 200);
+    ensure!(
+        asked.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        asked.elapsed()
+    );
     drop(silent);
     Ok(())
 }
@@ -415,11 +414,6 @@ fn used_and_invalid_listen_addresses() -> Result<()> {
         &keytrail(&["run", "--listen", "nowhere", "--state-dir", &other])?,
         2,
         &["nowhere"],
-    );
-    assert_fails(
-        &keytrail(&["run", "--listen", "0.0.0.0:9477", "--state-dir", &other])?,
-        2,
-        &["loopback"],
     );
     let same = agent.state_dir.display().to_string();
     assert_fails(

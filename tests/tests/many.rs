@@ -156,7 +156,7 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
         .context("a name")?;
     let page = Command::new("node")
         .args(["--input-type=module", "-"])
-        .arg(format!("http://{}", agent.listen))
+        .arg(agent.page_link()?)
         .args([&id, workload])
         .current_dir(&modules)
         .stdin(fs::File::open(lab::client("page_many.mjs"))?)

@@ -42,7 +42,7 @@ fn a_responder_finds_the_hop() -> Result<()> {
     let mut page = Command::new("node");
     page.arg("--input-type=module")
         .arg("-")
-        .arg(format!("http://{}", agent.listen))
+        .arg(agent.page_link()?)
         .arg(&credential)
         .current_dir(&modules)
         .stdin(fs::File::open(lab::client("page.mjs"))?);

@@ -116,11 +116,12 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     fs::write(
         at("prometheus.yml"),
         format!(
-            "global: {{ scrape_interval: {}s }}\nrule_files: [ {} ]\nalerting: {{ alertmanagers: [ {{ static_configs: [ {{ targets: [ '127.0.0.1:{alertmanager}' ] }} ] }} ] }}\nscrape_configs: [ {{ job_name: keytrail, honor_labels: true, static_configs: [ {{ targets: [ '{}' ] }} ] }} ]\n",
+            "global: {{ scrape_interval: {}s }}\nrule_files: [ {} ]\nalerting: {{ alertmanagers: [ {{ static_configs: [ {{ targets: [ '127.0.0.1:{alertmanager}' ] }} ] }} ] }}\nscrape_configs: [ {{ job_name: keytrail, honor_labels: true, authorization: {{ credentials_file: '{}' }}, static_configs: [ {{ targets: [ '{}' ] }} ] }} ]\n",
             SCRAPE.as_secs(),
             lab::root()
                 .join("dashboards/rules/keytrail.rules.yaml")
                 .display(),
+            agent.state_dir.join("token").display(),
             agent.listen,
         ),
     )?;

@@ -15,6 +15,8 @@ const RENDERED: [&[&str]; 3] = [
         "config.mode=learn",
         "stateDir=/srv/keytrail",
         "metrics.port=9100",
+        "config.access=open",
+        "networkPolicy.enabled=false",
         "serviceAccount.create=false",
         "serviceAccount.name=other",
         "rbac.create=false",
@@ -28,10 +30,16 @@ const RENDERED: [&[&str]; 3] = [
         "extraEnv[0].value=debug",
         "serviceAccount.annotations.note=x",
         "image.tag=1",
+        "tokenSecret=keytrail-token",
+        "metrics.readers[0].name=prometheus",
+        "metrics.readers[0].namespace=monitoring",
+        "networkPolicy.from[0].namespaceSelector.matchLabels.team=monitoring",
         "securityContext.extraCapabilities={SYS_RESOURCE}",
     ],
 ];
-const WRONG: [&str; 5] = [
+const WRONG: [&str; 7] = [
+    "config.access=everyone",
+    "metrics.readers[0].name=prometheus",
     "securityContext.extraCapabilities={SYS_ADMIN}",
     "metrics.port=many",
     "stateDir=relative/path",

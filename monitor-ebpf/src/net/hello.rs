@@ -8,7 +8,7 @@ use crate::{
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{CREDENTIAL_RING, count, count_lost, send},
+        maps::{CREDENTIAL_RING, count, count_lost, count_run, send},
         task::HookContext,
     },
     tls::{expected::expect_response, pending::PendingWrite},
@@ -22,7 +22,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     map::{ExpectedResponse, TlsWrite},
-    record::{PAYLOAD_MAX, PayloadRecord, Probe, Stage, kind},
+    record::{PAYLOAD_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
 };
 
 #[repr(C)]
@@ -40,6 +40,7 @@ const SMALL_HELLO: usize = 1024;
 /// headers, QUIC. Never drops packets.
 #[cgroup_skb(egress)]
 pub fn hello_egress(ctx: SkBuffContext) -> i32 {
+    count_run(RunCounter::Egress);
     tie_write_to_socket(&ctx);
     inspect_egress(&ctx);
     1

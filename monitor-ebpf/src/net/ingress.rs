@@ -9,7 +9,7 @@ use crate::{
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{PROCESS_RING, count, count_lost},
+        maps::{PROCESS_RING, count, count_lost, count_run},
     },
 };
 use aya_ebpf::{
@@ -21,7 +21,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     map::PeerAddress,
-    record::{DNS_RESPONSE_MAX, PayloadRecord, Probe, Stage, kind},
+    record::{DNS_RESPONSE_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
 };
 
 #[repr(C)]
@@ -41,6 +41,7 @@ const CLASSIC_MAX: usize = 512;
 /// started, responses behind IPv6 extension headers. Never drops packets.
 #[cgroup_skb(ingress)]
 pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
+    count_run(RunCounter::Ingress);
     inspect_ingress(&ctx);
     1
 }

@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use monitor_common::{
     filter::{BLOOM_WORDS, bloom_position, seen_tag},
     map::{InodeKey, LIMITED_MAPS, LimitedMap, LossKey, RULES_MAX},
-    record::{COUNTERS, Probe, STAGES, Stage},
+    record::{COUNTED_RUNS, COUNTERS, Probe, RunCounter, STAGES, Stage},
 };
 
 /// Credential hits, connects and payloads have a separate ring, so that a flood of forks cannot
@@ -141,6 +141,27 @@ pub unsafe fn wipe_whole<const N: usize>(place: *mut [u8; N]) {
     if let Some(zeros) = ZEROS.get_ptr(0) {
         // SAFETY: guaranteed by the caller.
         unsafe { bpf_probe_read_kernel(place.cast(), N as u32, zeros.cast()) };
+    }
+}
+
+/// Runs of the programs that the agent can turn off, by [`RunCounter`].
+#[map]
+static RUNS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTED_RUNS as u32, 0);
+
+/// 1 if the kernel does not account the time of programs for the agent. Set before load.
+#[unsafe(no_mangle)]
+pub static COUNT_RUNS: u32 = 0;
+
+/// Counts a run, if the agent has no other way to know what a program costs.
+#[inline(always)]
+pub fn count_run(counter: RunCounter) {
+    // SAFETY: a plain read; volatile, because the agent overrides it.
+    if unsafe { core::ptr::read_volatile(&raw const COUNT_RUNS) } == 0 {
+        return;
+    }
+    if let Some(runs) = RUNS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU; what a nested run may lose does not matter.
+        unsafe { *runs += 1 };
     }
 }
 

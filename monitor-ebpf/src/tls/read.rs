@@ -5,7 +5,7 @@
 
 use crate::{
     support::{
-        maps::count,
+        maps::{count, count_run},
         search::{
             plaintext_record::send_plaintext_record,
             response::fields,
@@ -25,7 +25,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     map::{FoundCredential, PendingRead, SearchScratch, StreamKey},
-    record::{Probe, Stage, kind},
+    record::{Probe, RunCounter, Stage, kind},
     scan::WINDOW,
 };
 
@@ -39,6 +39,7 @@ static PENDING_READS: LruHashMap<u64, PendingRead> = LruHashMap::with_max_entrie
 /// buffer of the program's own; Go, whose stacks move under a return probe.
 #[uprobe]
 pub fn tls_read_enter(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     handle_read_enter(&ctx, 0);
     0
 }
@@ -46,6 +47,7 @@ pub fn tls_read_enter(ctx: ProbeContext) -> u32 {
 /// As [`tls_read_enter`], at `SSL_read_ex`.
 #[uprobe]
 pub fn tls_read_enter_ex(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     handle_read_enter(&ctx, ctx.arg(3).unwrap_or(0));
     0
 }
@@ -81,6 +83,7 @@ pub fn task() -> u64 {
 /// fields split between two reads, bytes after the first 8 KiB of a read, compressed responses.
 #[uretprobe]
 pub fn tls_read_exit(ctx: RetProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     let result: i32 = ctx.ret::<u64>() as i32;
     handle_read_exit(result);
     0

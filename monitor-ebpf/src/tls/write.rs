@@ -7,7 +7,7 @@ use crate::{
     support::{
         agent::is_agent,
         kernel::boot_time_ns,
-        maps::{CREDENTIAL_RING, count, count_full, current_cgroup, send},
+        maps::{CREDENTIAL_RING, count, count_full, count_run, current_cgroup, send},
         search::{
             carried::{after_carried, continue_after_carried, forget_object, restore_carried},
             search,
@@ -31,7 +31,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     map::{FoundCredential, LimitedMap, SearchScratch, StreamKey, TlsWrite},
-    record::{PresentedRecord, Probe, Stage, kind},
+    record::{PresentedRecord, Probe, RunCounter, Stage, kind},
     scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
 
@@ -40,6 +40,7 @@ use monitor_common::{
 /// the first 8 KiB of a write; an HTTP/2 field split between two writes.
 #[uprobe]
 pub fn present_write(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     handle_write::<true>(&ctx)
 }
 
@@ -48,6 +49,7 @@ pub fn present_write(ctx: ProbeContext) -> u32 {
 /// the second.
 #[uprobe]
 pub fn present_write_short(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     handle_write::<false>(&ctx)
 }
 
@@ -64,12 +66,14 @@ fn handle_write<const L: bool>(ctx: &ProbeContext) -> u32 {
 /// stack has grown: the same write at the same moment counts once.
 #[uprobe]
 pub fn present_go(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     handle_go_write::<true>(&ctx)
 }
 
 /// As [`present_go`], on kernels as [`present_write_short`].
 #[uprobe]
 pub fn present_go_short(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     handle_go_write::<false>(&ctx)
 }
 
@@ -129,6 +133,7 @@ fn read_word(bytes: u64) -> Option<u64> {
 /// before.
 #[uretprobe]
 pub fn present_written(ctx: RetProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     let result: i32 = ctx.ret::<u64>() as i32;
     if result <= 0
         && let Some(under_way) = PendingWrite::current()
@@ -151,6 +156,7 @@ pub const SERVER_NAME_MAX: u32 = 256;
 /// sent later, from the program's own buffer.
 #[uprobe]
 pub fn present_server(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     let (Some(address), Some(command), Some(name)) = (ctx.arg(0), ctx.arg(1), ctx.arg(3)) else {
         return 0;
     };
@@ -211,6 +217,7 @@ fn store_server_name(scratch: &mut SearchScratch, number: u64) {
 /// objects are garbage-collected; a reused address is recognised by other first bytes.
 #[uprobe]
 pub fn present_freed(ctx: ProbeContext) -> u32 {
+    count_run(RunCounter::Uprobe);
     if let Some(address) = ctx.arg(0) {
         let object = object_at(address);
         forget_object(object);

@@ -2,17 +2,26 @@
 
 use super::{AgentOptions, Flags};
 use crate::{
+    cluster::{NODE_NAME, reviews::TokenReviews},
     config::{
         base,
-        settings::{Settings, TlsFiles},
+        settings::{AccessMode, Settings, TlsFiles},
     },
     http::{
-        access::{AccessError, ApiToken},
-        server::{self, ListenSecurity},
+        access::{
+            certificate,
+            gate::{AccessGate, ListenerGate},
+            link::ApiPlace,
+            token::{TokenError, TokenPlace, random_hex},
+        },
+        server::{self, ProtectedListener},
         state::AppState,
     },
 };
+use anyhow::Context as _;
+use axum_server::tls_rustls::RustlsConfig;
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::Ordering},
 };
@@ -24,28 +33,65 @@ use tokio::{
 
 /// The listeners of the agent. A recording has no API.
 pub(super) struct Listeners {
-    api: Option<TcpListener>,
-    metrics: Option<TcpListener>,
-    security: ListenSecurity,
+    api: Option<ProtectedListener>,
+    metrics: Option<ProtectedListener>,
 }
 
 impl Listeners {
-    pub async fn bind(options: &AgentOptions, settings: &Settings) -> anyhow::Result<Self> {
-        let base = options.config.as_deref().map_or(Path::new("."), base);
-        let security = security(base, settings)?;
+    pub async fn bind(
+        options: &AgentOptions,
+        settings: &Settings,
+        reviews: Option<TokenReviews>,
+    ) -> anyhow::Result<Self> {
         let api = match options.record {
-            None => Some(server::bind(&options.listen, &security).await?),
+            None => Some(server::bind(&options.listen).await?),
             Some(_) => None,
         };
         let metrics = match &options.metrics_listen {
-            Some(listen) => Some(server::bind_anywhere(listen).await?),
+            Some(listen) => Some(server::bind(listen).await?),
             None => None,
         };
-        Ok(Self {
-            api,
-            metrics,
-            security,
-        })
+        let base = options.config.as_deref().map_or(Path::new("."), base);
+        let open = settings.access == AccessMode::Open;
+        // A configured token was required by 0.1 as well.
+        let api_open = open && settings.token_file.is_none();
+        if open {
+            tracing::warn!(
+                "`access: open` lets every user of this host read the API, and everyone in the network the metrics; the next version does not have it"
+            );
+        }
+        let place = token_place(base, &options.state_dir, settings)?;
+        let instance = random_hex::<16>().context("cannot get random bytes")?;
+        let gate = AccessGate::new(place.open()?, reviews, (*instance).clone());
+        let access = Arc::new(gate);
+        let tls = tls_files(base, settings);
+        let protect = Protection {
+            access,
+            state_dir: &options.state_dir,
+            tls,
+        };
+        let api = api.map(|listener| {
+            let network = is_network(&listener)?;
+            let encrypt = network || protect.tls.is_some();
+            protect.listener(listener, encrypt, api_open && !network)
+        });
+        let api = api.transpose()?;
+        if let Some(api) = &api {
+            let place = ApiPlace {
+                url: url(api)?,
+                token_file: std::path::absolute(&place.path)?,
+                instance: (*instance).clone(),
+            };
+            place
+                .write(&options.state_dir)
+                .with_context(|| format!("cannot write to {}", options.state_dir.display()))?;
+        }
+        let metrics = metrics.map(|listener| {
+            let encrypt = is_network(&listener)? && !open;
+            protect.listener(listener, encrypt, open)
+        });
+        let metrics = metrics.transpose()?;
+        Ok(Self { api, metrics })
     }
 
     /// Answers until SIGTERM, SIGINT, or the end of the pipeline.
@@ -72,7 +118,7 @@ impl Listeners {
         };
         let serving = async {
             match self.api {
-                Some(listener) => server::serve(listener, Arc::clone(&app), self.security).await,
+                Some(listener) => server::serve(listener, Arc::clone(&app)).await,
                 None => std::future::pending().await,
             }
         };
@@ -88,17 +134,94 @@ impl Listeners {
     }
 }
 
-/// Token and certificate; relative paths are relative to the configuration.
-fn security(base: &Path, settings: &Settings) -> Result<ListenSecurity, AccessError> {
-    let token = settings.token_file.as_ref();
-    Ok(ListenSecurity {
-        token: token
-            .map(|file| ApiToken::read(&base.join(file)))
-            .transpose()?,
-        tls: settings.tls.as_ref().map(|files| TlsFiles {
-            certificate: base.join(&files.certificate),
-            key: base.join(&files.key),
-        }),
+/// What the listeners have in common.
+struct Protection<'a> {
+    access: Arc<AccessGate>,
+    state_dir: &'a Path,
+    /// The configured certificate.
+    tls: Option<TlsFiles>,
+}
+
+impl Protection<'_> {
+    fn listener(
+        &self,
+        listener: TcpListener,
+        encrypt: bool,
+        open: bool,
+    ) -> anyhow::Result<ProtectedListener> {
+        let network = is_network(&listener)?;
+        let tls = match &self.tls {
+            _ if !encrypt => None,
+            Some(files) => Some(certificate::load_and_follow(files)?),
+            None => Some(self.own_certificate(listener.local_addr()?)?),
+        };
+        let gate = ListenerGate {
+            access: Arc::clone(&self.access),
+            network,
+            open,
+            encrypted: tls.is_some(),
+        };
+        Ok(ProtectedListener {
+            listener,
+            gate,
+            tls,
+        })
+    }
+
+    fn own_certificate(&self, address: SocketAddr) -> anyhow::Result<RustlsConfig> {
+        let mut names = vec![
+            "localhost".to_owned(),
+            host_name(),
+            address.ip().to_string(),
+        ];
+        names.extend(
+            std::env::var(NODE_NAME)
+                .ok()
+                .filter(|name| !name.is_empty()),
+        );
+        names.dedup();
+        Ok(certificate::load(&certificate::own(
+            self.state_dir,
+            names,
+        )?)?)
+    }
+}
+
+/// Whether other machines can reach it.
+fn is_network(listener: &TcpListener) -> std::io::Result<bool> {
+    Ok(!listener.local_addr()?.ip().is_loopback())
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().to_lowercase()
+}
+
+/// The address of the page for a browser on this host.
+fn url(api: &ProtectedListener) -> std::io::Result<String> {
+    let address = api.listener.local_addr()?;
+    let scheme = if api.tls.is_some() { "https" } else { "http" };
+    Ok(if address.ip().is_unspecified() {
+        format!("{scheme}://{}:{}", host_name(), address.port())
+    } else {
+        format!("{scheme}://{address}")
+    })
+}
+
+/// Where the token is; a relative path is relative to the configuration.
+fn token_place(
+    base: &Path,
+    state_dir: &Path,
+    settings: &Settings,
+) -> Result<TokenPlace, TokenError> {
+    let file = settings.token_file.as_ref().map(|file| base.join(file));
+    TokenPlace::new(state_dir, file, settings.token_group.as_deref())
+}
+
+fn tls_files(base: &Path, settings: &Settings) -> Option<TlsFiles> {
+    settings.tls.as_ref().map(|files| TlsFiles {
+        certificate: base.join(&files.certificate),
+        key: base.join(&files.key),
     })
 }
 
@@ -114,25 +237,14 @@ mod tests {
 
     #[test]
     fn files_are_found_beside_the_configuration() {
-        let directory = tempfile::tempdir().expect("a directory");
-        std::fs::write(
-            directory.path().join("token"),
-            "fake-token-of-thirty-two-characters\n",
-        )
-        .expect("written");
+        let base = Path::new("/etc/keytrail");
         let text = "token_file: token\ntls: { certificate: a.pem, key: /b.pem }\n";
-        let security = security(directory.path(), &settings(text)).expect("readable");
-        assert!(security.token.is_some());
-        let tls = security.tls.expect("set");
-        assert_eq!(tls.certificate, directory.path().join("a.pem"));
+        let place = token_place(base, Path::new("/state"), &settings(text)).expect("valid");
+        assert_eq!(place.path, base.join("token"));
+        let tls = tls_files(base, &settings(text)).expect("set");
+        assert_eq!(tls.certificate, base.join("a.pem"));
         assert_eq!(tls.key, Path::new("/b.pem"));
-    }
-
-    #[test]
-    fn a_token_that_cannot_be_read_names_its_file() {
-        let error = security(Path::new("/nonexistent"), &settings("token_file: token\n"))
-            .map(|_| ())
-            .expect_err("no such file");
-        assert!(error.to_string().contains("/nonexistent/token"), "{error}");
+        let place = token_place(base, Path::new("/state"), &settings("")).expect("valid");
+        assert_eq!(place.path, Path::new("/state/token"));
     }
 }

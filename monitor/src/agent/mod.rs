@@ -16,7 +16,7 @@ use crate::{
     config::{Config, settings::FindingsFormat},
     export::{findings::FindingStream, lines::Delivery},
     health::Health,
-    http::state::{AppState, CONCURRENT_QUERIES},
+    http::state::{AppState, CONCURRENT_QUERIES, RedactedMetrics},
     ledger::{LedgerWriter, PreviousState},
     metrics::Metrics,
     pipeline::{Evaluator, Sinks},
@@ -84,6 +84,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
     let cluster = cluster::start(&config.settings.kubernetes, &options.state_dir)
         .context("cannot start the thread for the Kubernetes API")?;
     let policies = cluster.as_ref().map(|cluster| cluster.policies.clone());
+    let reviews = cluster.as_ref().map(|cluster| cluster.reviews.clone());
     // First, so that changes during start are noticed.
     let mut watch = ConfigWatcher::new(options.config.clone(), policies);
     let LoadedConfig {
@@ -124,10 +125,11 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     // Before the probes, so that an address in use is reported at once.
-    let listeners = runtime.block_on(Listeners::bind(options, &config.settings))?;
+    let listeners = runtime.block_on(Listeners::bind(options, &config.settings, reviews))?;
     let inputs = ObserverInputs {
         uprobes: options.uprobes,
         exclude: config.settings.inspect.exclude.clone(),
+        budget: config.settings.inspect.budget.share(),
         names: name_providers(cluster)?,
         watch,
         state_dir: options.state_dir.clone(),
@@ -149,6 +151,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         })?;
     let app = AppState {
         metrics,
+        redacted: RedactedMetrics::default(),
         state_dir: options.state_dir.clone(),
         ready: Arc::clone(&flags.ready),
         health: flags.health.clone(),

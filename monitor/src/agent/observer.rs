@@ -14,13 +14,13 @@ use crate::{
     host,
     interval::Interval,
     ledger::LastShutdown,
-    pipeline::{Batch, Evaluator, Pipeline, SensorFacts},
+    pipeline::{Batch, Evaluator, Pipeline, SensorFacts, Sinks},
     reader::{
         ReadId, ReadResult, ReaderLanes, mounts,
         protocol::{ReaderSetup, Views},
     },
     sensor::{
-        Sensor, SensorOptions, canary::Canary, cgroup_root, effects::Effects,
+        Sensor, SensorOptions, canary::Canary, cgroup_root, cost::ShedNotice, effects::Effects,
         exclude::ExclusionRules, fields::VMLINUX, selftest::self_test,
     },
 };
@@ -58,6 +58,8 @@ pub(super) struct ObserverInputs {
     pub uprobes: bool,
     /// Programs to which no uprobe is attached.
     pub exclude: Vec<ExcludePattern>,
+    /// What the probes may cost, as a share of the time of all processors.
+    pub budget: f64,
     pub names: NameResolver,
     pub watch: ConfigWatcher,
     pub state_dir: PathBuf,
@@ -113,6 +115,7 @@ impl Observer {
             btf: Path::new(VMLINUX),
             uprobes: inputs.uprobes,
             exclusion: ExclusionRules::new(inputs.exclude.clone(), images),
+            budget: Some(inputs.budget),
             readers: ReaderSetup {
                 catalog: Some(inputs.catalog.sources().clone()),
                 key: [inputs.key.k0, inputs.key.k1],
@@ -287,13 +290,21 @@ impl Observer {
         self.take_answers()?;
         self.sensor.maintain()?;
         let mut report = self.sensor.take_report()?;
-        report.silences = self.canary.beat(&report.losses);
+        if !report.shed.is_empty() {
+            report.silences = self.canary.expect(self.sensor.running());
+        }
+        let silences = self.canary.beat(&report.losses);
+        report.silences.extend(silences);
         self.watchdog.note_silences(&report.silences);
         let now = Timestamp::now();
         for gap in self.watchdog.stalled_threads(now) {
             self.pipeline.add_gap(gap);
         }
+        let shed = std::mem::take(&mut report.shed);
+        report.shed.clone_from(&shed);
         let effects = self.pipeline.tick(report, now);
+        // After the ends of silences, which count as heard.
+        report_switched(&self.sensor, &shed, self.pipeline.sinks_mut());
         self.apply(effects)?;
         self.reload_if_changed()
     }
@@ -349,6 +360,17 @@ fn report_attached(sensor: &Sensor, evaluator: &Evaluator) {
         );
         if let Some(error) = &program.error {
             tracing::error!(probe = program.probe.name(), mechanism = program.mechanism, %error, "probe not attached");
+        }
+    }
+}
+
+/// Reports the attached probes that were turned off or on.
+fn report_switched(sensor: &Sensor, shed: &[ShedNotice], sinks: &Sinks) {
+    for line in sensor.attached().iter().filter(|line| line.error.is_none()) {
+        if shed.iter().any(|notice| notice.unit.stops(line.program)) {
+            let running = !sensor.is_shed(line);
+            let probes = &sinks.metrics.probes;
+            probes.set_probe_attached(line.probe.name(), &line.mechanism, running);
         }
     }
 }

@@ -25,7 +25,7 @@ use cgroup::CgroupIndex;
 use hashlink::LruCache;
 use jiff::Timestamp;
 use monitor_core::model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind};
-use monitor_core::process_table::ProcessTable;
+use monitor_core::{fair_cache::Tenant, process_table::ProcessTable};
 use monitor_parse::cgroup::Cgroup;
 use names::{NameResolver, WorkloadRename};
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -161,6 +161,16 @@ impl Attribution {
     }
 
     /// The workload of a subject.
+    /// Whose share of bounded tables a process uses.
+    pub fn tenant(&self, subject: Subject) -> Tenant {
+        self.table
+            .get(subject)
+            .map_or_else(Tenant::default, |entry| Tenant {
+                group: entry.group.outermost().into(),
+                user: entry.uid,
+            })
+    }
+
     pub fn workload(&self, subject: Subject) -> Workload {
         let Some(entry) = self.table.get(subject) else {
             return Workload::host("(unknown)");

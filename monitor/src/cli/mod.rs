@@ -1,6 +1,7 @@
 //! The command line.
 
 mod args;
+mod page;
 mod policy;
 mod print;
 mod query;
@@ -77,6 +78,12 @@ enum Command {
         /// The agent's configuration, to show which programs are excluded from inspection
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+    },
+    /// Print a link that opens the agent's page, once and within ten minutes
+    Page {
+        /// The agent's state directory
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = STATE_DIR_VARIABLE)]
+        state_dir: PathBuf,
     },
     /// Copy the ledger to a file while the agent keeps writing
     Backup {
@@ -214,6 +221,7 @@ fn run(command: Command) -> Result<(), CliError> {
             answer.mark_gaps(usize::MAX);
             print_answer(store.output, &answer)
         }
+        Command::Page { state_dir } => page::run(&state_dir),
         Command::Policy { policy } => policy::run(policy),
         Command::Backup { file, ledger } => {
             open(&ledger)?.back_up(&file).map_err(QueryError::from)?;
@@ -318,11 +326,15 @@ fn run_agent(args: RunArgs) -> Result<(), CliError> {
         record: None,
     };
     agent::run(&settings, loaded).map_err(|error| {
-        use crate::http::{access::AccessError, server::ListenError};
+        use crate::http::{
+            access::{certificate::CertificateError, token::TokenError},
+            server::ListenError,
+        };
         let wrong = matches!(
             error.downcast_ref::<ListenError>(),
-            Some(ListenError::Address(_) | ListenError::Public(_))
-        ) || error.downcast_ref::<AccessError>().is_some();
+            Some(ListenError::Address(_))
+        ) || error.downcast_ref::<TokenError>().is_some()
+            || error.downcast_ref::<CertificateError>().is_some();
         if wrong {
             usage_error(error)
         } else {

@@ -3,6 +3,7 @@
 
 pub mod names;
 pub mod policies;
+pub mod reviews;
 
 use crate::config::settings::KubernetesSettings;
 use futures_util::{StreamExt as _, pin_mut};
@@ -14,6 +15,7 @@ use kube::{
 };
 use names::{AddressIndex, KubernetesNames};
 use policies::{ClusterPolicies, PolicyReviewer};
+use reviews::{ReviewRequests, TokenReviews};
 use serde::de::DeserializeOwned;
 use std::{
     collections::HashSet,
@@ -35,6 +37,7 @@ pub struct KubernetesClient {
     pub names: KubernetesNames,
     pub addresses: AddressIndex,
     pub policies: ClusterPolicies,
+    pub reviews: TokenReviews,
 }
 
 /// How to reach the API, and the name of this node.
@@ -66,23 +69,30 @@ pub fn start(
     };
     let known = names::SharedNameIndex::default();
     let policies = ClusterPolicies::restore(state_dir);
+    let (reviews, requests) = reviews::queue();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let (watched, held) = (known.clone(), policies.clone());
     std::thread::Builder::new()
         .name("kubernetes".to_owned())
-        .spawn(move || runtime.block_on(watch(&place, &watched, &held)))?;
+        .spawn(move || runtime.block_on(watch(&place, &watched, &held, requests)))?;
     let (names, addresses) = KubernetesNames::new(&known);
     Ok(Some(KubernetesClient {
         names,
         addresses,
         policies,
+        reviews,
     }))
 }
 
 /// Runs the watches; never returns.
-async fn watch(place: &ApiLocation, known: &names::SharedNameIndex, policies: &ClusterPolicies) {
+async fn watch(
+    place: &ApiLocation,
+    known: &names::SharedNameIndex,
+    policies: &ClusterPolicies,
+    requests: ReviewRequests,
+) {
     let client = loop {
         match client(place).await {
             Ok(client) => break client,
@@ -101,6 +111,7 @@ async fn watch(place: &ApiLocation, known: &names::SharedNameIndex, policies: &C
         follow::<Service>("services", Api::all(api()), all(), known.clone()),
         follow::<Node>("nodes", Api::all(api()), all(), known.clone()),
         reviewer.follow(all()),
+        reviews::answer(requests, client.clone()),
     );
 }
 

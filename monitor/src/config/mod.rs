@@ -9,7 +9,8 @@ use self::{
     error::ConfigError,
     manifest::{DocumentKind, MANIFEST, PolicyManifest},
     settings::{
-        FindingsFormat, InspectSettings, KubernetesSettings, RetentionLimits, Settings, TlsFiles,
+        AccessMode, FindingsFormat, InspectSettings, KubernetesSettings, RetentionLimits, Settings,
+        TlsFiles,
     },
 };
 use monitor_core::{
@@ -47,6 +48,8 @@ struct ConfigFile {
     metrics_listen: Option<String>,
     tls: Option<TlsFiles>,
     token_file: Option<PathBuf>,
+    token_group: Option<String>,
+    access: AccessMode,
     findings: Option<String>,
     findings_format: Option<FindingsFormat>,
     fingerprint_key_file: Option<PathBuf>,
@@ -71,6 +74,8 @@ impl From<ConfigFile> for Config {
                 metrics_listen: file.metrics_listen,
                 tls: file.tls,
                 token_file: file.token_file,
+                token_group: file.token_group,
+                access: file.access,
                 findings: file.findings,
                 findings_format: file.findings_format,
                 fingerprint_key_file: file.fingerprint_key_file,

@@ -17,6 +17,7 @@ use monitor_core::{
         glob::{normalise, volume_of},
         is_general,
     },
+    fair_cache::Tenant,
     model::{Credential, CredentialId, Place, Source},
 };
 use monitor_parse::credential::FoundSecret;
@@ -148,6 +149,7 @@ impl Credentials {
     /// be read is known by its place.
     pub fn in_file(
         &mut self,
+        tenant: &Tenant,
         file: &CredentialFile,
         contents: Result<FileContents, ReadFailure>,
     ) -> Option<FileCredentials> {
@@ -172,7 +174,7 @@ impl Credentials {
         let mut credentials: Vec<Credential> = found
             .iter()
             .filter(|found| has_form(found))
-            .map(|found| self.known.credential(&self.catalog, found, &place))
+            .map(|found| self.known.credential(tenant, &self.catalog, found, &place))
             .collect();
         let by_place = file.format == FileFormat::Opaque || modified.is_none();
         if credentials.is_empty() && by_place && !file.by_pointer {

@@ -1,8 +1,8 @@
 //! Known credentials: what was learned about one applies wherever it appears again.
 
-use hashlink::LruCache;
 use monitor_core::{
     catalog::{Catalog, is_general},
+    fair_cache::{FairCache, Tenant},
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
 };
 use monitor_parse::credential::FoundSecret;
@@ -12,15 +12,16 @@ const CREDENTIALS_CACHED: usize = 16_384;
 /// Maximum places remembered per credential.
 const PLACES_MAX: usize = 32;
 
-/// Credentials by id and by the fingerprints of their other forms.
+/// Credentials by id and by the fingerprints of their other forms. Each workload and user has a share:
+/// who invents credentials displaces none of others.
 #[derive(Debug)]
 pub struct KnownCredentials {
     /// From the fingerprint of another form of a credential to its id.
-    aliases: LruCache<u64, CredentialId>,
+    aliases: FairCache<u64, CredentialId>,
     /// Recognised later by fingerprint only.
-    picked_up: LruCache<CredentialId, Credential>,
+    picked_up: FairCache<CredentialId, Credential>,
     /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
-    only_seen: LruCache<CredentialId, Credential>,
+    only_seen: FairCache<CredentialId, Credential>,
     /// Fingerprints of secrets that became known since they were last taken.
     new_secrets: Vec<u64>,
 }
@@ -28,17 +29,22 @@ pub struct KnownCredentials {
 impl Default for KnownCredentials {
     fn default() -> Self {
         Self {
-            aliases: LruCache::new(CREDENTIALS_CACHED),
-            picked_up: LruCache::new(CREDENTIALS_CACHED),
-            only_seen: LruCache::new(CREDENTIALS_CACHED),
+            aliases: FairCache::new(CREDENTIALS_CACHED),
+            picked_up: FairCache::new(CREDENTIALS_CACHED),
+            only_seen: FairCache::new(CREDENTIALS_CACHED),
             new_secrets: Vec::new(),
         }
     }
 }
 
 impl KnownCredentials {
-    pub fn alias(&mut self, fingerprint: u64, id: &CredentialId) {
-        self.aliases.insert(fingerprint, id.clone());
+    pub fn alias(&mut self, tenant: &Tenant, fingerprint: u64, id: &CredentialId) {
+        self.aliases.insert(tenant, fingerprint, id.clone());
+    }
+
+    /// Credentials and forms of them that were forgotten for lack of room, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.aliases.evicted() + self.picked_up.evicted() + self.only_seen.evicted()
     }
 
     pub fn has_alias(&self, fingerprint: u64) -> bool {
@@ -56,13 +62,14 @@ impl KnownCredentials {
     /// The credential of a secret that was found, and remembers it.
     pub fn credential(
         &mut self,
+        tenant: &Tenant,
         catalog: &Catalog,
         found: &FoundSecret,
         place: &Place,
     ) -> Credential {
         let id = self.id_of(found.fingerprint);
         for alias in &found.aliases {
-            self.alias(*alias, &id);
+            self.alias(tenant, *alias, &id);
         }
         let mut class = found.class.clone();
         let mut facts = found.facts.clone();
@@ -113,10 +120,10 @@ impl KnownCredentials {
         };
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.picked_up.contains_key(&id) {
-            self.only_seen.insert(id, credential.clone());
+            self.only_seen.insert(tenant, id, credential.clone());
         } else if self
             .picked_up
-            .insert(id.clone(), credential.clone())
+            .insert(tenant, id.clone(), credential.clone())
             .is_none()
         {
             self.new_secrets.extend(id.fingerprint());
@@ -127,6 +134,7 @@ impl KnownCredentials {
     /// Applies what is already known about a credential, whatever the place suggests.
     pub fn as_known(
         &mut self,
+        tenant: &Tenant,
         catalog: &Catalog,
         id: &CredentialId,
         found: &FoundSecret,
@@ -138,7 +146,7 @@ impl KnownCredentials {
                 add_places(&mut known.sources, &before);
                 known
             }
-            _ => self.credential(catalog, found, place),
+            _ => self.credential(tenant, catalog, found, place),
         }
     }
 
@@ -157,7 +165,7 @@ impl KnownCredentials {
                 self.new_secrets.extend(credential.id.fingerprint());
                 &mut self.picked_up
             };
-            remembered.insert(credential.id.clone(), credential);
+            remembered.insert(&Tenant::default(), credential.id.clone(), credential);
         }
     }
 
@@ -165,8 +173,12 @@ impl KnownCredentials {
     pub fn is_also_at(&mut self, credential: &mut Credential, places: &[Place]) {
         add_places(&mut credential.sources, places);
         if self.picked_up.contains_key(&credential.id) {
-            self.picked_up
-                .insert(credential.id.clone(), credential.clone());
+            // It stays with whom it was picked up first.
+            self.picked_up.insert(
+                &Tenant::default(),
+                credential.id.clone(),
+                credential.clone(),
+            );
         }
     }
 

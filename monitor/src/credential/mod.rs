@@ -78,6 +78,11 @@ impl Credentials {
         self.known.take_new_secrets()
     }
 
+    /// Credentials that were forgotten for lack of room, since the start.
+    pub fn forgotten(&self) -> u64 {
+        self.known.evicted()
+    }
+
     /// Restores what was known before the agent started: a program that holds a credential does not
     /// read it again.
     pub fn remember(&mut self, credentials: Vec<Credential>) {

@@ -8,7 +8,7 @@ use crate::{
     sensor::observation::ObservedSecret,
 };
 use monitor_common::environ::value_marks;
-use monitor_core::catalog::glob::volume_of;
+use monitor_core::{catalog::glob::volume_of, fair_cache::Tenant};
 use std::path::Path;
 
 const KEY: FingerprintKey = FingerprintKey { k0: 3, k1: 4 };
@@ -52,7 +52,7 @@ fn read(credentials: &mut Credentials, opened: OpenedFile<'_>) -> Option<FileCre
         ReadAnswer::File(answer) => answer.contents.map_err(|_| ReadFailure::Unreadable),
         other => panic!("{other:?}"),
     });
-    credentials.in_file(&place, contents)
+    credentials.in_file(&Tenant::default(), &place, contents)
 }
 
 #[test]
@@ -67,8 +67,8 @@ fn a_presented_credential_keeps_the_places_where_it_was_picked_up() {
         prefix: None,
         dots: 0,
     };
-    credentials.in_environment(&[token]);
-    let (presented, place) = credentials.presented(observed);
+    credentials.in_environment(&Tenant::default(), &[token]);
+    let (presented, place) = credentials.presented(&Tenant::default(), observed);
     assert_eq!(presented.sources, [place, variable_place("GITHUB_TOKEN")]);
     // Another agent that restores what this one knew.
     let mut later = super::tests::credentials();
@@ -77,7 +77,7 @@ fn a_presented_credential_keeps_the_places_where_it_was_picked_up() {
         ..presented.clone()
     };
     later.remember(vec![named]);
-    let (again, _) = later.presented(observed);
+    let (again, _) = later.presented(&Tenant::default(), observed);
     assert_eq!(
         again, presented,
         "names come from the expectations of today"
@@ -129,15 +129,20 @@ fn one_key_pair_has_one_id_in_file_and_environment() {
     let mut credentials = credentials();
     let in_file = read(&mut credentials, opened(&path)).expect("a credential");
     let id = in_file.credentials[0].id.clone();
-    let picked = credentials.in_environment(&[
-        variable("AWS_ACCESS_KEY_ID", "AKIAFAKEFAKEFAKEFAKE"),
-        variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret"),
-    ]);
+    let picked = credentials.in_environment(
+        &Tenant::default(),
+        &[
+            variable("AWS_ACCESS_KEY_ID", "AKIAFAKEFAKEFAKEFAKE"),
+            variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret"),
+        ],
+    );
     assert_eq!(picked.len(), 1);
     assert_eq!(picked[0].0.id, id);
     // The secret half alone is the same credential.
-    let alone =
-        credentials.in_environment(&[variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret")]);
+    let alone = credentials.in_environment(
+        &Tenant::default(),
+        &[variable("AWS_SECRET_ACCESS_KEY", "fakesecretfakesecret")],
+    );
     assert_eq!(alone[0].0.id, id);
 }
 
@@ -229,13 +234,50 @@ fn settings_are_no_secrets() {
         ("SSH_AUTH_SOCK", "/tmp/ssh-fake/agent.1"),
     ] {
         assert_eq!(
-            credentials.in_environment(&[variable(name, value)]),
+            credentials.in_environment(&Tenant::default(), &[variable(name, value)]),
             vec![],
             "{name}"
         );
     }
-    let url =
-        credentials.in_environment(&[variable("DATABASE_URL", "postgres://u:fakepassword@db/x")]);
-    let plain = credentials.in_environment(&[variable("PGPASSWORD", "fakepassword")]);
+    let url = credentials.in_environment(
+        &Tenant::default(),
+        &[variable("DATABASE_URL", "postgres://u:fakepassword@db/x")],
+    );
+    let plain = credentials.in_environment(
+        &Tenant::default(),
+        &[variable("PGPASSWORD", "fakepassword")],
+    );
     assert_eq!(url[0].0.id, plain[0].0.id);
+}
+
+/// A user whose processes have very many variables with names of credentials.
+#[test]
+fn junk_variables_hide_no_credential_of_others() {
+    let mut credentials = credentials();
+    let shop = Tenant {
+        group: "/system.slice/shop.service".into(),
+        user: 0,
+    };
+    let stranger = Tenant {
+        group: "/user.slice/user-1000.slice".into(),
+        user: 1000,
+    };
+    let own = variable("STRIPE_SECRET_KEY", "FAKE-key-of-the-shop-0001");
+    let known = credentials.in_environment(&shop, std::slice::from_ref(&own));
+    let mut junk = variable("JUNK_TOKEN", "FAKE-junk-of-a-stranger");
+    for number in 0..36_000u64 {
+        junk.fingerprint = number;
+        credentials.in_environment(&stranger, std::slice::from_ref(&junk));
+    }
+    let presented = ObservedSecret {
+        fingerprint: own.fingerprint,
+        inner: None,
+        secret_len: 25,
+        header: 0,
+        prefix: None,
+        dots: 0,
+    };
+    let (credential, place) = credentials.presented(&shop, presented);
+    assert_eq!(credential.sources, [place, known[0].1.clone()]);
+    assert!(credentials.forgotten() > 19_000);
 }

@@ -9,14 +9,17 @@ use monitor_common::{
     login::{LOGIN, protocol},
     response::{RESPONSE_FIELD, WHOLE_BODY},
 };
-use monitor_core::model::{Credential, CredentialId, Place, Source};
+use monitor_core::{
+    fair_cache::Tenant,
+    model::{Credential, CredentialId, Place, Source},
+};
 
 /// The class of the AWS metadata service's session token.
 const IMDS_TOKEN_CLASS: &str = "imds-token";
 
 impl Credentials {
     /// A secret found in the bytes of a connection, and its position in them.
-    pub fn presented(&mut self, observed: ObservedSecret) -> (Credential, Place) {
+    pub fn presented(&mut self, tenant: &Tenant, observed: ObservedSecret) -> (Credential, Place) {
         let catalog = &self.catalog;
         let (place, by_header) = match u64::from(observed.header) & !LOGIN {
             _ if u64::from(observed.header) & LOGIN == 0 => {
@@ -41,17 +44,19 @@ impl Credentials {
         if let Some(inner) = observed.inner {
             let id = self.known.id_of(inner);
             if self.known.is_known(&id) && !self.known.has_alias(observed.fingerprint) {
-                self.known.alias(observed.fingerprint, &id);
+                self.known.alias(tenant, observed.fingerprint, &id);
             }
         }
         let id = self.known.id_of(observed.fingerprint);
         // The place where it was picked up tells more than where it is presented.
-        let credential = self.known.as_known(catalog, &id, &found, &place);
+        let credential = self.known.as_known(tenant, catalog, &id, &found, &place);
         (credential, place)
     }
 
     /// The credentials in one response of an authenticator.
     pub fn minted(&mut self, answer: &[ObservedSecret]) -> Vec<(Credential, Place)> {
+        // Whose connection it is, only the trail knows.
+        let tenant = &Tenant::default();
         let catalog = &self.catalog;
         let field = |observed: &ObservedSecret| u64::from(observed.header) & !RESPONSE_FIELD;
         let name = |observed: &ObservedSecret| {
@@ -72,7 +77,7 @@ impl Credentials {
                 let own = CredentialId::from_fingerprint(observed.fingerprint);
                 if !self.known.is_known(&own) {
                     let id = self.known.id_of(whole.fingerprint);
-                    self.known.alias(observed.fingerprint, &id);
+                    self.known.alias(tenant, observed.fingerprint, &id);
                 }
                 continue;
             }
@@ -92,7 +97,8 @@ impl Credentials {
             };
             let found = by_fingerprint(catalog, class, observed.fingerprint, observed.prefix);
             let id = self.known.id_of(observed.fingerprint);
-            minted.push((self.known.as_known(catalog, &id, &found, &place), place));
+            let credential = self.known.as_known(tenant, catalog, &id, &found, &place);
+            minted.push((credential, place));
         }
         minted
     }

@@ -7,6 +7,7 @@ use super::{
 use crate::observed::variable::ObservedVariable;
 use monitor_core::{
     catalog::{Catalog, entry::CredentialClass},
+    fair_cache::Tenant,
     model::{Credential, CredentialId, Place, Source},
 };
 
@@ -15,7 +16,11 @@ const SECRET_MIN: u32 = 8;
 
 impl Credentials {
     /// The secrets of an environment, each with its variable: an AWS key pair is one credential.
-    pub fn in_environment(&mut self, variables: &[ObservedVariable]) -> Vec<(Credential, Place)> {
+    pub fn in_environment(
+        &mut self,
+        tenant: &Tenant,
+        variables: &[ObservedVariable],
+    ) -> Vec<(Credential, Place)> {
         let named = |name: &str| variables.iter().find(|variable| variable.name == name);
         let mut aliases = Vec::new();
         let mut alias_places = Vec::new();
@@ -27,6 +32,7 @@ impl Credentials {
             ] {
                 if let Some(other) = named(other) {
                     self.known.alias(
+                        tenant,
                         other.fingerprint,
                         &CredentialId::from_fingerprint(id.fingerprint),
                     );
@@ -47,7 +53,7 @@ impl Credentials {
             let place = variable_place(&variable.name);
             let found =
                 by_fingerprint(catalog, &class.class, variable.fingerprint, variable.prefix);
-            let mut credential = self.known.credential(catalog, &found, &place);
+            let mut credential = self.known.credential(tenant, catalog, &found, &place);
             if variable.name == "AWS_ACCESS_KEY_ID" {
                 self.known.is_also_at(&mut credential, &alias_places);
             }

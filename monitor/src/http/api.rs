@@ -52,11 +52,11 @@ pub const PREFIX: &str = "/api/v1";
     ),
     components(schemas(ErrorBody)),
     modifiers(&BearerScheme),
-    security((), ("token" = [])),
+    security(("token" = [])),
 )]
 struct ApiDescription;
 
-/// The token of `token_file`, if one is configured.
+/// The agent's token, or a session of its page.
 struct BearerScheme;
 
 impl Modify for BearerScheme {

@@ -26,7 +26,7 @@ pub enum ErrorResponses {
     /// The bearer token is missing or invalid.
     #[response(status = 401)]
     Token(ErrorBody),
-    /// The host name is not a loopback name, and no token is configured.
+    /// The host name is not a loopback name, and the connection has no TLS.
     #[response(status = 403)]
     Name(ErrorBody),
     /// Nothing is known by that name.

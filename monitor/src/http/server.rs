@@ -1,27 +1,26 @@
 //! The HTTP server: listeners, metrics and health checks; queries are in `api`, the page in `page`.
 
 use super::{
-    access::{self, AccessGate, ApiToken},
+    access::gate::{self, ListenerGate, MetricsDetail},
     api,
     connection_limit::ConnectionLimit,
     page,
     state::AppState,
 };
-use crate::config::settings::TlsFiles;
 use axum::{
-    Router,
-    extract::State,
+    Extension, Router,
+    extract::{ConnectInfo, DefaultBodyLimit, State},
     http::{Request, StatusCode, header},
-    middleware,
+    middleware::{self, AddExtension},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use axum_server::{
-    accept::{Accept, DefaultAcceptor},
+    accept::Accept,
     service::SendService,
-    tls_rustls::RustlsAcceptor,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioTimer;
 use std::{
     net::SocketAddr,
@@ -40,10 +39,6 @@ pub enum ListenError {
     #[error("`{0}` is not an address to listen on: write for example 127.0.0.1:9477")]
     Address(String),
     #[error(
-        "{0} is not a loopback address: beyond it the API needs `tls` and `token_file` in the configuration; metrics and health checks alone are served by --metrics-listen"
-    )]
-    Public(SocketAddr),
-    #[error(
         "cannot listen on {address}: {source}; is another agent running? --listen takes another address"
     )]
     Bind {
@@ -55,75 +50,64 @@ pub enum ListenError {
 /// How long a connection may take to send the head of a request, including the first, or be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the API is protected.
-#[derive(Debug, Default)]
-pub struct ListenSecurity {
-    pub tls: Option<TlsFiles>,
-    pub token: Option<ApiToken>,
+/// An address with the rules that apply there.
+#[derive(Debug)]
+pub struct ProtectedListener {
+    pub listener: TcpListener,
+    pub gate: ListenerGate,
+    pub tls: Option<RustlsConfig>,
 }
 
-impl ListenSecurity {
-    /// Whether it may be served to other machines.
-    fn is_whole(&self) -> bool {
-        self.tls.is_some() && self.token.is_some()
-    }
-}
-
-/// Binds the address of `--listen`.
-pub async fn bind(listen: &str, security: &ListenSecurity) -> Result<TcpListener, ListenError> {
-    let address = parse(listen)?;
-    if !address.ip().is_loopback() && !security.is_whole() {
-        return Err(ListenError::Public(address));
-    }
-    bind_to(address).await
-}
-
-/// Binds the address of `--metrics-listen`.
-pub async fn bind_anywhere(listen: &str) -> Result<TcpListener, ListenError> {
-    bind_to(parse(listen)?).await
-}
-
-fn parse(listen: &str) -> Result<SocketAddr, ListenError> {
-    listen
+/// Binds an address of `--listen` or `--metrics-listen`.
+pub async fn bind(listen: &str) -> Result<TcpListener, ListenError> {
+    let address: SocketAddr = listen
         .parse()
-        .map_err(|_| ListenError::Address(listen.to_owned()))
-}
-
-async fn bind_to(address: SocketAddr) -> Result<TcpListener, ListenError> {
+        .map_err(|_| ListenError::Address(listen.to_owned()))?;
     TcpListener::bind(address)
         .await
         .map_err(|source| ListenError::Bind { address, source })
 }
 
-/// Serves until the program ends.
-pub async fn serve(
-    listener: TcpListener,
-    app: Arc<AppState>,
-    security: ListenSecurity,
-) -> anyhow::Result<()> {
-    let gate = AccessGate::new(security.token, security.tls.is_none());
-    let router = routes(&gate).with_state(app);
-    match security.tls {
-        None => serve_by(listener, DefaultAcceptor::new(), router).await?,
-        Some(files) => {
-            let tls = RustlsAcceptor::new(access::tls(&files)?);
-            serve_by(listener, tls, router).await?;
+/// Serves everything until the program ends.
+pub async fn serve(listener: ProtectedListener, app: Arc<AppState>) -> std::io::Result<()> {
+    let router = routes(&listener.gate).with_state(app);
+    serve_router(listener, router).await
+}
+
+/// Serves only metrics and health checks until the program ends.
+pub async fn serve_metrics(listener: ProtectedListener, app: Arc<AppState>) -> std::io::Result<()> {
+    let router = health()
+        .merge(metrics_route(&listener.gate))
+        .with_state(app);
+    serve_router(listener, router).await
+}
+
+async fn serve_router(listener: ProtectedListener, router: Router) -> std::io::Result<()> {
+    let limit = ConnectionLimit::new();
+    let ProtectedListener { listener, tls, .. } = listener;
+    match tls {
+        None => serve_by(listener, limit, router).await,
+        Some(tls) => {
+            let tls = RustlsAcceptor::new(tls).acceptor(limit);
+            serve_by(listener, tls, router).await
         }
     }
-    Ok(())
 }
+
+/// A router that knows the address of the other side.
+type ServiceOfConnection = AddExtension<Router, ConnectInfo<SocketAddr>>;
 
 /// Serves a limited number of connections with timeouts: held-open connections must not use up the
 /// descriptors needed to read files.
 async fn serve_by<A>(listener: TcpListener, accept: A, router: Router) -> std::io::Result<()>
 where
-    A: Accept<TcpStream, Router> + Clone + Send + Sync + 'static,
+    A: Accept<TcpStream, ServiceOfConnection> + Clone + Send + Sync + 'static,
     A::Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A::Service: SendService<Request<Incoming>> + Send,
     A::Future: Send + 'static,
 {
     let mut server = axum_server::from_tcp(listener.into_std()?)?
-        .acceptor(ConnectionLimit::new(accept))
+        .acceptor(accept)
         .http1_only()
         .first_request_timeout(HEAD_TIMEOUT);
     server
@@ -131,39 +115,44 @@ where
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT);
-    server.serve(router.into_make_service()).await
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    server.serve(service).await
 }
 
-fn routes(gate: &Arc<AccessGate>) -> Router<Arc<AppState>> {
-    let question_gate = || middleware::from_fn_with_state(Arc::clone(gate), access::questions);
-    let questions = api::routes().route_layer(question_gate());
-    // With a token, everything except the page's own files requires it; without one, all requests
-    // are local anyway.
-    health()
-        .route_layer(question_gate())
+fn routes(gate: &ListenerGate) -> Router<Arc<AppState>> {
+    let question_gate = middleware::from_fn_with_state(gate.clone(), gate::questions);
+    let exchange = post(gate::exchange)
+        .layer(DefaultBodyLimit::max(gate::CODE_LEN_MAX))
+        .with_state(gate.clone());
+    let router = metrics_route(gate)
         .merge(page::routes())
-        .nest(api::PREFIX, questions)
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(gate),
-            access::names,
-        ))
+        .route("/session", exchange)
+        .nest(api::PREFIX, api::routes().route_layer(question_gate));
+    let names = middleware::from_fn_with_state(gate.clone(), gate::names);
+    health().merge(router.layer(names))
 }
 
-/// Serves only metrics and health checks, which reveal nothing about credentials but numbers, until
-/// the program ends.
-pub async fn serve_metrics(listener: TcpListener, app: Arc<AppState>) -> std::io::Result<()> {
-    serve_by(listener, DefaultAcceptor::new(), health().with_state(app)).await
+fn metrics_route(gate: &ListenerGate) -> Router<Arc<AppState>> {
+    let detail = middleware::from_fn_with_state(gate.clone(), gate::metrics);
+    Router::new().route("/metrics", get(metrics).route_layer(detail))
 }
 
+/// Health checks are open to everyone, by whatever name: they must work when nothing else does.
 fn health() -> Router<Arc<AppState>> {
     Router::new()
-        .route("/metrics", get(metrics))
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
 }
 
-async fn metrics(State(app): State<Arc<AppState>>) -> Response {
-    match app.metrics.render() {
+async fn metrics(
+    State(app): State<Arc<AppState>>,
+    Extension(detail): Extension<MetricsDetail>,
+) -> Response {
+    let text = match detail {
+        MetricsDetail::Full => app.metrics.render().map(Bytes::from),
+        MetricsDetail::Redacted => app.redacted.render(&app.metrics),
+    };
+    match text {
         Ok(text) => (
             [(
                 header::CONTENT_TYPE,

@@ -8,6 +8,7 @@ mod rename;
 mod resolve;
 mod rows;
 mod schema;
+mod shares;
 mod tidy;
 mod watch;
 mod write;

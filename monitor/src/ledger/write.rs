@@ -6,6 +6,7 @@ use super::{
     rename::rename,
     rows::{intern, json, write_gap},
     schema,
+    shares::QueueShares,
     tidy::{ClockReading, RetentionTask},
     watch::{LedgerDamage, LedgerWatch},
 };
@@ -27,14 +28,17 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
+        mpsc::{
+            Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
+        },
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-/// Maximum queued entries; any more are counted as lost.
-const QUEUE_MAX: usize = 32_768;
+/// Maximum entries that wait to be written, of which one workload may have half; any more are counted
+/// as lost.
+const QUEUE_MAX: usize = 16_384;
 /// A batch is committed after this time: the most that a `kill -9` can lose.
 const BATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// A batch is kept for this time while somebody else has locked the file.
@@ -74,6 +78,7 @@ pub struct LastShutdown {
 #[derive(Debug)]
 pub struct LedgerWriter {
     queue: Option<SyncSender<LedgerEntry>>,
+    shares: Arc<QueueShares>,
     thread: Option<JoinHandle<()>>,
     /// Number of entries that found the queue full or could not be written.
     pub lost: Arc<AtomicU64>,
@@ -105,6 +110,7 @@ impl LedgerWriter {
             begun => begun?,
         };
         let (queue, entries) = sync_channel(QUEUE_MAX);
+        let shares = Arc::new(QueueShares::new(QUEUE_MAX));
         let lost = Arc::new(AtomicU64::new(0));
         let watch = LedgerWatch::start(&path).map_err(trouble)?;
         let (report, gaps) = channel();
@@ -114,6 +120,7 @@ impl LedgerWriter {
             watch,
             report,
             health,
+            shares: Arc::clone(&shares),
             tidy: RetentionTask::new(
                 retention,
                 before.last.map(|last| last.alive),
@@ -132,6 +139,7 @@ impl LedgerWriter {
             .map_err(trouble)?;
         let writer = Self {
             queue: Some(queue),
+            shares,
             thread: Some(thread),
             lost,
             gaps,
@@ -157,10 +165,23 @@ impl LedgerWriter {
     pub fn write(&self, entry: LedgerEntry) {
         let sent = self.queue.as_ref().is_some_and(|queue| match entry {
             LedgerEntry::End => queue.send(entry).is_ok(),
-            entry => queue.try_send(entry).is_ok(),
+            entry => self.shares.admit(&entry) && self.send(queue, entry),
         });
         if !sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl LedgerWriter {
+    /// Queues an entry that was admitted.
+    fn send(&self, queue: &SyncSender<LedgerEntry>, entry: LedgerEntry) -> bool {
+        match queue.try_send(entry) {
+            Ok(()) => true,
+            Err(TrySendError::Full(entry) | TrySendError::Disconnected(entry)) => {
+                self.shares.release(&[entry]);
+                false
+            }
         }
     }
 }
@@ -295,6 +316,7 @@ struct WriterThread {
     /// Gaps for the pipeline, which makes findings of them.
     report: Sender<Gap>,
     health: Health,
+    shares: Arc<QueueShares>,
     tidy: RetentionTask,
     lost: Arc<AtomicU64>,
     /// Since when writing has failed, and how many entries that has lost.
@@ -335,6 +357,7 @@ impl WriterThread {
             }
             let is_last = !open || batch.len() >= QUEUE_MAX;
             if self.write(&batch, is_last) {
+                self.shares.release(&batch);
                 batch.clear();
             }
             let now = ClockReading::now();

@@ -1,6 +1,10 @@
 //! What was observed of credentials: uses, hops, findings, expiry and first use.
 
-use super::{OTHER, family::BoundedFamily, registry::FoldedSeries};
+use super::{
+    OTHER,
+    family::{BoundedFamily, Redaction},
+    registry::FoldedSeries,
+};
 use monitor_core::model::{Credential, Finding, Hop, Use, Verdict, Workload};
 use std::{collections::HashMap, sync::Mutex};
 
@@ -47,21 +51,25 @@ impl CredentialMetrics {
                 "keytrail_credential_info",
                 "Always 1; the properties of a credential, by the label used in other families.",
                 &["id", "credential", "class", "role", "lifetime", "owner"],
+                Redaction::Omit,
             ),
             expiry: BoundedFamily::gauge(
                 "keytrail_credential_expiry_timestamp_seconds",
                 "When the credential expires, if known.",
                 &["credential", "class"],
+                Redaction::Min,
             ),
             first_seen: BoundedFamily::gauge(
                 "keytrail_credential_first_seen_timestamp_seconds",
                 "When the credential was first seen.",
                 &["credential", "class"],
+                Redaction::Min,
             ),
             last_used: BoundedFamily::gauge(
                 "keytrail_credential_last_used_timestamp_seconds",
                 "When the credential was last used.",
                 &["credential", "class"],
+                Redaction::Max,
             ),
             folded,
             before: Mutex::default(),

@@ -13,6 +13,30 @@ pub const SERIES_MAX: usize = 5_000;
 /// Separates the labels of a series; no label contains it.
 const LABEL_SEPARATOR: char = '\0';
 
+/// What those are told of a family who may not know which credential it is about: the label
+/// `credential` is left out, and series that differ only in it become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redaction {
+    Sum,
+    Min,
+    Max,
+    /// Nothing: the family says something about single credentials only.
+    Omit,
+}
+
+impl Redaction {
+    fn merge(self, one: f64, other: f64) -> f64 {
+        match self {
+            Self::Sum => one + other,
+            Self::Min => one.min(other),
+            Self::Max | Self::Omit => one.max(other),
+        }
+    }
+}
+
+/// The label that only those see who present the token.
+const SECRET_LABEL: &str = "credential";
+
 /// A family's description, and its series.
 #[derive(Debug)]
 pub struct BoundedFamily {
@@ -20,6 +44,7 @@ pub struct BoundedFamily {
     pub help: &'static str,
     pub labels: &'static [&'static str],
     kind: MetricType,
+    redaction: Redaction,
     /// Values, by the concatenated labels of each series.
     series: Mutex<BTreeMap<Box<str>, f64>>,
 }
@@ -35,13 +60,20 @@ impl BoundedFamily {
             help,
             labels,
             kind: MetricType::COUNTER,
+            redaction: Redaction::Sum,
             series: Mutex::default(),
         }
     }
 
-    pub fn gauge(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+    pub fn gauge(
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+        redaction: Redaction,
+    ) -> Self {
         Self {
             kind: MetricType::GAUGE,
+            redaction,
             ..Self::counter(name, help, labels)
         }
     }
@@ -140,22 +172,57 @@ impl BoundedFamily {
     /// In the prometheus library's form; `None` without series.
     pub fn collect(&self) -> Option<MetricFamily> {
         let series = self.series();
-        if series.is_empty() {
+        self.family(
+            self.labels,
+            series.iter().map(|(labels, value)| (&**labels, *value)),
+        )
+    }
+
+    /// As [`collect`](Self::collect), without saying which credential a series is about.
+    pub fn collect_redacted(&self) -> Option<MetricFamily> {
+        let Some(secret) = self.labels.iter().position(|name| *name == SECRET_LABEL) else {
+            return self.collect();
+        };
+        if self.redaction == Redaction::Omit {
             return None;
         }
-        let metrics = series
-            .iter()
-            .map(|(labels, value)| self.metric(labels, *value));
+        let mut names = self.labels.to_vec();
+        names.remove(secret);
+        let series = self.series();
+        let mut merged: BTreeMap<String, f64> = BTreeMap::new();
+        for (labels, value) in series.iter() {
+            let mut labels: Vec<&str> = labels.split(LABEL_SEPARATOR).collect();
+            labels.remove(secret);
+            merged
+                .entry(join_labels(&labels))
+                .and_modify(|known| *known = self.redaction.merge(*known, *value))
+                .or_insert(*value);
+        }
+        let series = merged.iter();
+        self.family(&names, series.map(|(labels, value)| (&**labels, *value)))
+    }
+
+    fn family<'a>(
+        &self,
+        names: &[&'static str],
+        series: impl Iterator<Item = (&'a str, f64)>,
+    ) -> Option<MetricFamily> {
+        let metrics: Vec<Metric> = series
+            .map(|(labels, value)| self.metric(names, labels, value))
+            .collect();
+        if metrics.is_empty() {
+            return None;
+        }
         let mut family = MetricFamily::default();
         family.set_name(self.name.to_owned());
         family.set_help(self.help.to_owned());
         family.set_field_type(self.kind);
-        family.set_metric(metrics.collect());
+        family.set_metric(metrics);
         Some(family)
     }
 
-    fn metric(&self, labels: &str, value: f64) -> Metric {
-        let pairs = self.labels.iter().zip(labels.split(LABEL_SEPARATOR));
+    fn metric(&self, names: &[&'static str], labels: &str, value: f64) -> Metric {
+        let pairs = names.iter().zip(labels.split(LABEL_SEPARATOR));
         let pairs = pairs.map(|(name, value)| {
             let mut pair = LabelPair::default();
             pair.set_name((*name).to_owned());
@@ -242,8 +309,43 @@ mod tests {
     }
 
     #[test]
+    fn without_the_credential_series_are_merged() {
+        let redacted = |family: &BoundedFamily| -> Vec<String> {
+            let families: Vec<MetricFamily> = family.collect_redacted().into_iter().collect();
+            let text = prometheus::TextEncoder::new().encode_to_string(&families);
+            let text = text.expect("encoded");
+            text.lines().skip(2).map(str::to_owned).collect()
+        };
+        let labels = &["workload", "credential", "class"];
+        let counter = BoundedFamily::counter("n_total", "Help.", labels);
+        counter.add(&["api", "kt-1", "jwt"], &[], 2);
+        counter.add(&["api", "kt-2", "jwt"], &[], 3);
+        counter.add(&["web", "kt-2", "jwt"], &[], 4);
+        assert_eq!(
+            redacted(&counter),
+            [
+                "n_total{workload=\"api\",class=\"jwt\"} 5",
+                "n_total{workload=\"web\",class=\"jwt\"} 4"
+            ]
+        );
+        for (redaction, expected) in [
+            (Redaction::Min, vec!["g{workload=\"api\",class=\"jwt\"} 2"]),
+            (Redaction::Max, vec!["g{workload=\"api\",class=\"jwt\"} 3"]),
+            (Redaction::Omit, vec![]),
+        ] {
+            let gauge = BoundedFamily::gauge("g", "Help.", labels, redaction);
+            gauge.set(&["api", "kt-1", "jwt"], 3.0);
+            gauge.set(&["api", "kt-2", "jwt"], 2.0);
+            assert_eq!(redacted(&gauge), expected);
+        }
+        let open = BoundedFamily::counter("m_total", "Help.", &["rule"]);
+        open.add(&["blind"], &[], 1);
+        assert_eq!(redacted(&open), ["m_total{rule=\"blind\"} 1"]);
+    }
+
+    #[test]
     fn a_gauge_is_set_once_repeatedly_or_exclusively() {
-        let family = BoundedFamily::gauge("g", "Help.", &["a", "b"]);
+        let family = BoundedFamily::gauge("g", "Help.", &["a", "b"], Redaction::Omit);
         assert_eq!(rendered_series(&family), "");
         assert!(family.set_first(&["\0x\"y\n", ""], 1.5) && family.set_first(&["x\"y\n", ""], 2.5));
         let series = |text: &str| text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();

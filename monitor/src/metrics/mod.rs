@@ -11,7 +11,7 @@ use monitor_core::model::Workload;
 use probes::ProbeMetrics;
 use prometheus::{
     Histogram, HistogramOpts, IntGauge, IntGaugeVec, Opts, TextEncoder,
-    process_collector::ProcessCollector,
+    process_collector::ProcessCollector, proto::MetricFamily,
 };
 use registry::{FoldedSeries, MetricFamilies};
 
@@ -76,14 +76,27 @@ impl Metrics {
         self.probes.rename(old, new);
     }
 
-    /// The exposition text.
+    /// The exposition text, for those who may know which credentials there are.
     pub fn render(&self) -> Result<String, prometheus::Error> {
+        self.render_families(BoundedFamily::collect)
+    }
+
+    /// The exposition text without the label `credential`: with exposed ids anyone could test
+    /// guesses.
+    pub fn render_redacted(&self) -> Result<String, prometheus::Error> {
+        self.render_families(BoundedFamily::collect_redacted)
+    }
+
+    fn render_families(
+        &self,
+        collect: impl Fn(&BoundedFamily) -> Option<MetricFamily>,
+    ) -> Result<String, prometheus::Error> {
         let mut text = String::new();
         let encoder = TextEncoder::new();
         encoder.encode_utf8(&self.families.registry.gather(), &mut text)?;
         // One family at a time: the library's representation is much larger than the text.
         for family in self.bounded_families() {
-            if let Some(family) = family.collect() {
+            if let Some(family) = collect(family) {
                 encoder.encode_utf8(&[family], &mut text)?;
             }
         }

@@ -11,7 +11,7 @@ use monitor_common::{
     record::{Probe, Stage},
 };
 use monitor_core::model::Workload;
-use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use prometheus::{Gauge, IntCounterVec, IntGaugeVec, Opts};
 use std::{collections::HashMap, sync::Mutex};
 
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct ProbeMetrics {
     lost: IntCounterVec,
     lost_by: BoundedFamily,
     attached: IntGaugeVec,
+    cost: Gauge,
     unattributed: IntCounterVec,
     reader_failures: IntCounterVec,
     full_maps: IntCounterVec,
@@ -40,6 +41,11 @@ impl ProbeMetrics {
             &["probe", "mechanism"],
         )?;
         families.register(&attached)?;
+        let cost = Gauge::new(
+            "keytrail_probe_cpu_ratio",
+            "What the probes cost, as a share of the time of all processors.",
+        )?;
+        families.register(&cost)?;
         let metrics = Self {
             events: families.counter(
                 "keytrail_events_total",
@@ -68,10 +74,11 @@ impl ProbeMetrics {
             )?,
             full_maps: families.counter(
                 "keytrail_map_full_total",
-                "Entries that a full map of the probes refused or evicted.",
+                "Entries that a full map of the probes, or table of the agent, refused or evicted.",
                 &["map"],
             )?,
             attached,
+            cost,
             folded,
             totals: Mutex::default(),
         };
@@ -97,6 +104,11 @@ impl ProbeMetrics {
         self.attached
             .with_label_values(&[probe, mechanism])
             .set(i64::from(attached));
+    }
+
+    /// What the probes cost, as a share of the time of all processors.
+    pub fn set_cost(&self, share: f64) {
+        self.cost.set(share);
     }
 
     /// Sets a counter that is kept elsewhere; returns its increase.
@@ -137,6 +149,11 @@ impl ProbeMetrics {
     /// Entries that a full map refused or evicted; returns the increase.
     pub fn count_full_map(&self, map: LimitedMap, total: u64) -> u64 {
         self.add_growth(&self.full_maps, "map", &[map.name()], total)
+    }
+
+    /// Entries that a full table of the agent evicted; returns the increase.
+    pub fn count_full_table(&self, table: &'static str, total: u64) -> u64 {
+        self.add_growth(&self.full_maps, "map", &[table], total)
     }
 
     /// A workload was renamed: moves its losses to the new name.

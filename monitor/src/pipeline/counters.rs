@@ -2,7 +2,7 @@
 
 use super::{
     EventRecorder, Pipeline,
-    gaps::{full_map, lost_events, unread},
+    gaps::{full_map, full_table, lost_events, unread},
 };
 use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
@@ -12,6 +12,9 @@ use monitor_common::{
 };
 use monitor_core::{model::Gap, trail::TrailEvent};
 use std::{collections::HashMap, sync::atomic::Ordering};
+
+/// The agent's table of credentials, as metrics and gaps name it.
+const KNOWN_CREDENTIALS: &str = "known_credentials";
 
 impl Pipeline {
     /// Updates the metrics; losses since the last call become gaps.
@@ -24,6 +27,7 @@ impl Pipeline {
         self.count_unattributed();
         self.count_reader_failures(report, since, now);
         self.count_full_maps(report, since, now);
+        self.count_full_tables(since, now);
         let ledger = self.evaluator.sinks.ledger.iter();
         let gaps = ledger.flat_map(LedgerWriter::gaps);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
@@ -39,6 +43,16 @@ impl Pipeline {
                 let gap = full_map(map, count, since, until);
                 self.events.push(TrailEvent::Gap { gap });
             }
+        }
+    }
+
+    fn count_full_tables(&mut self, since: Timestamp, until: Timestamp) {
+        let forgotten = self.enricher.credentials.forgotten();
+        let probes = &self.evaluator.sinks.metrics.probes;
+        let count = probes.count_full_table(KNOWN_CREDENTIALS, forgotten);
+        if count > 0 {
+            let gap = full_table(KNOWN_CREDENTIALS, count, since, until);
+            self.events.push(TrailEvent::Gap { gap });
         }
     }
 

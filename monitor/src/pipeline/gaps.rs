@@ -2,7 +2,10 @@
 
 use crate::{
     reader::ReadFailure,
-    sensor::report::{ProbeSilence, SilenceReason},
+    sensor::{
+        cost::{ShedNotice, percent},
+        report::{ProbeSilence, SilenceReason},
+    },
 };
 use jiff::Timestamp;
 use monitor_common::{
@@ -57,6 +60,38 @@ pub fn full_map(map: LimitedMap, count: u64, since: Timestamp, until: Timestamp)
         until: Some(until),
         count,
         blind: map.is_blinding(),
+    }
+}
+
+/// A gap for entries that the agent removed from a table of its own.
+pub fn full_table(name: &str, count: u64, since: Timestamp, until: Timestamp) -> Gap {
+    Gap {
+        kind: "map-full".to_owned(),
+        probe: None,
+        detail: format!(
+            "the agent's table `{name}` is full; it forgot the oldest entries of whoever has the most: where such a credential is presented, its name and the place where it was picked up are not told"
+        ),
+        since,
+        until: Some(until),
+        count,
+        blind: false,
+    }
+}
+
+/// A gap for what was turned off to spare the node. Its end is the same gap with an end.
+pub fn shed_probe(notice: &ShedNotice) -> Gap {
+    let missed = notice.unit.missed();
+    let (cost, budget) = (percent(notice.cost), percent(notice.budget));
+    Gap {
+        kind: "probe-shed".to_owned(),
+        probe: Some(notice.unit.probe().name().to_owned()),
+        detail: format!(
+            "turned off, because the probes cost {cost} % of the node's processors and `inspect.budget` is {budget} %: not observed are {missed}"
+        ),
+        since: notice.since,
+        until: notice.until,
+        count: 0,
+        blind: notice.until.is_none(),
     }
 }
 

@@ -176,7 +176,11 @@ impl Pipeline {
             }
             gaps::silent_probe(silence)
         });
-        let gaps = gaps.into_iter().chain(silent);
+        if let Some(cost) = report.cost {
+            self.evaluator.sinks.metrics.probes.set_cost(cost);
+        }
+        let shed = report.shed.iter().map(gaps::shed_probe);
+        let gaps = gaps.into_iter().chain(silent).chain(shed);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
         self.enricher.add_object_names(now, &mut self.events);
         // The clock may have been set back.

@@ -279,6 +279,7 @@ fn attach(
             btf: Path::new(fields::VMLINUX),
             uprobes: true,
             exclusion: ExclusionRules::default(),
+            budget: None,
             readers: setup(),
         })
         .map_err(|error| error.to_string())?;

@@ -5,6 +5,7 @@ use super::{
     AttachedProgram, SensorError,
     btf::{Btf as Prototypes, BtfParameter},
     multi::MultiPrograms,
+    packet_program::{PacketDirection, PacketProgram},
     skipped_hooks::{SKIP_HOOKS, is_skipped},
     uprobe,
     uprobe_program::{UprobeProgram as Uprobe, UprobePrograms},
@@ -13,14 +14,16 @@ use aya::{
     Btf, Ebpf,
     maps::ProgramArray,
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, KProbe, Lsm,
-        ProbeKind, Program, ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
+        CgroupAttachMode, CgroupSkb, CgroupSockAddr, FEntry, KProbe, Lsm, ProbeKind, Program,
+        ProgramError, ProgramType, RawTracePoint, TracePoint, UProbe,
     },
     sys::{BpfHelper, is_helper_supported},
 };
 use monitor_common::record::Probe;
 use monitor_parse::tls_functions as tls;
-use std::{fs::File, os::fd::AsFd as _, path::Path, sync::LazyLock, time::Instant};
+use std::{
+    collections::BTreeMap, fs::File, os::fd::AsFd as _, path::Path, sync::LazyLock, time::Instant,
+};
 
 /// One program at one hook.
 #[derive(Clone, Copy, Debug)]
@@ -397,6 +400,14 @@ pub struct KernelSupport<'a> {
     pub multi: Option<MultiPrograms>,
 }
 
+/// Programs that are attached and detached while the agent runs.
+#[derive(Debug, Default)]
+pub struct SwitchablePrograms {
+    pub uprobes: UprobePrograms,
+    /// By program.
+    pub packets: BTreeMap<&'static str, PacketProgram>,
+}
+
 impl HookLadder {
     /// Attaches the first rung that works; reports which one, and why the rungs above it do not
     /// work.
@@ -404,14 +415,14 @@ impl HookLadder {
         &self,
         ebpf: &mut Ebpf,
         machine: &KernelSupport<'_>,
-        uprobes: &mut UprobePrograms,
+        made: &mut SwitchablePrograms,
     ) -> Result<Vec<AttachedProgram>, SensorError> {
         let mut passed: Vec<String> = Vec::new();
         for rung in self.rungs {
             let mut attached: Vec<AttachedProgram> = Vec::new();
             let mut refused = None;
             for step in *rung {
-                match step.attach(ebpf, machine, uprobes)? {
+                match step.attach(ebpf, machine, made)? {
                     Ok(instructions) => attached.push(AttachedProgram {
                         probe: self.probe,
                         program: step.program,
@@ -461,7 +472,7 @@ impl HookStep {
         &self,
         ebpf: &mut Ebpf,
         machine: &KernelSupport<'_>,
-        uprobes: &mut UprobePrograms,
+        made: &mut SwitchablePrograms,
     ) -> Result<Result<Option<u32>, String>, SensorError> {
         let kind = self.hook.name();
         let kind = kind.split('/').next().unwrap_or_default();
@@ -478,7 +489,7 @@ impl HookStep {
             return Ok(Ok(None));
         }
         if let Hook::Uprobe(_) | Hook::Uretprobe(_) = self.hook {
-            return Ok(self.load_uprobe(ebpf, machine, uprobes));
+            return Ok(self.load_uprobe(ebpf, machine, &mut made.uprobes));
         }
         let program = ebpf
             .program_mut(self.program)
@@ -493,7 +504,10 @@ impl HookStep {
             Hook::Kprobe(_) if !Path::new(KPROBES).exists() => Err(format!(
                 "this kernel has no kprobes ({KPROBES} does not exist)"
             )),
-            Hook::Cgroup(kind) => attach_to_cgroup(program, kind, machine.cgroup),
+            Hook::Cgroup(kind) => attach_to_cgroup(program, kind, machine.cgroup).map(|packets| {
+                made.packets
+                    .extend(packets.map(|packets| (self.program, packets)));
+            }),
             hook => {
                 attach_hook(program, hook, machine.types.as_ref()).map_err(|error| explain(&error))
             }
@@ -620,30 +634,33 @@ fn attach_hook(program: &mut Program, hook: Hook, types: Option<&Btf>) -> Result
     }
 }
 
+/// Attaches a program to the cgroup root; returns it if it sees packets.
 fn attach_to_cgroup(
     program: &mut Program,
     kind: &str,
     cgroup: Option<&Path>,
-) -> Result<(), String> {
+) -> Result<Option<PacketProgram>, String> {
     let path = cgroup.ok_or("no cgroup v2 file system is mounted")?;
     let file =
         File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-    let attach = || -> Result<(), ProgramError> {
+    let attach = || -> Result<Option<PacketProgram>, ProgramError> {
         if let Program::CgroupSkb(_) = program {
             let program: &mut CgroupSkb = program.try_into()?;
             program.load()?;
-            let way = if kind == "ingress" {
-                CgroupSkbAttachType::Ingress
+            let direction = if kind == "ingress" {
+                PacketDirection::Ingress
             } else {
-                CgroupSkbAttachType::Egress
+                PacketDirection::Egress
             };
-            program
-                .attach(file, way, CgroupAttachMode::Single)
-                .map(drop)
+            let fd = program.fd()?.as_fd().try_clone_to_owned();
+            fd.and_then(|fd| PacketProgram::attach(fd, file, direction))
+                .map(Some)
+                .map_err(ProgramError::IOError)
         } else {
             let program: &mut CgroupSockAddr = program.try_into()?;
             program.load()?;
-            program.attach(file, CgroupAttachMode::Single).map(drop)
+            program.attach(file, CgroupAttachMode::Single)?;
+            Ok(None)
         }
     };
     attach().map_err(|error| explain(&error))

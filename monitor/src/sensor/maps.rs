@@ -62,14 +62,14 @@ mod tests {
         filter::BLOOM_WORDS,
         http2::{HALVES, STATES},
         map::*,
-        record::COUNTERS,
+        record::{COUNTED_RUNS, COUNTERS},
     };
 
     /// A release's agent and probes agree on every map.
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 28] = [
+        let expected: [(&str, usize, usize); 29] = [
             ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
@@ -94,6 +94,7 @@ mod tests {
             ("READS", size_of::<ReadKey>(), size_of::<ReadCount>()),
             ("RESPONSES_PENDING", 4, size_of::<u64>()),
             ("RULES", size_of::<u64>(), size_of::<u32>()),
+            ("RUNS", 4, size_of::<u64>()),
             ("SEARCH_QUOTA", 4, size_of::<SearchQuota>()),
             ("SEARCH_SCRATCH", 4, size_of::<SearchScratch>()),
             ("SEEN", 4, size_of::<u64>()),
@@ -112,6 +113,8 @@ mod tests {
             assert_eq!(found, (key, value), "{name}");
         }
         assert_eq!(object.maps["COUNTS"].max_entries() as usize, COUNTERS);
+        let runs = object.maps["RUNS"].max_entries() as usize;
+        assert_eq!(runs, COUNTED_RUNS);
         let full = object.maps["MAPS_FULL"].max_entries() as usize;
         assert_eq!(full, LIMITED_MAPS);
         // These hold no type: rings, programs, zeros, and the constants of the probes.

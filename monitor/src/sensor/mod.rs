@@ -4,9 +4,11 @@
 
 mod agent_processes;
 mod attacher;
+mod bpf_call;
 pub mod btf;
 pub mod canary;
 pub mod capabilities;
+pub mod cost;
 mod counters;
 pub mod decode;
 pub mod doctor;
@@ -22,6 +24,7 @@ mod maps;
 mod multi;
 mod name_mask;
 pub mod observation;
+mod packet_program;
 mod perf;
 pub mod report;
 mod rings;
@@ -40,14 +43,19 @@ pub use attacher::SensorNotice;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError},
+    programs::ProgramFd,
 };
 use canary::canary_function;
+use cost::{
+    ACCOUNTS, CalledProgram, CostGuard, CostMeter, CostReport, CostSwitches, CostUnit,
+    MeasuredProgram, is_uprobe,
+};
 use counters::KernelCounters;
 use exclude::ExclusionRules;
 use fields::FieldsError;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use kernel_filter::KernelFilter;
-use ladder::{HookLadder, KernelSupport, LADDERS};
+use ladder::{HookLadder, KernelSupport, LADDERS, SwitchablePrograms};
 use maps::{Plain, failed, is_full, open_map};
 use monitor_common::{
     fields::FieldOffsets,
@@ -68,6 +76,7 @@ use rings::Rings;
 use std::{
     io,
     net::IpAddr,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -109,7 +118,7 @@ pub enum SensorError {
         program: &'static str,
         source: io::Error,
     },
-    #[error("cannot start the threads for uprobes: {0}")]
+    #[error("cannot start the threads of the probes: {0}")]
     Threads(io::Error),
     #[error("no probe could be attached: {0}")]
     NothingAttached(String),
@@ -145,6 +154,8 @@ pub struct SensorOptions<'a> {
     pub uprobes: bool,
     /// Programs to which no uprobe is attached.
     pub exclusion: ExclusionRules,
+    /// What the probes may cost, as a share of the time of all processors; without limit if absent.
+    pub budget: Option<f64>,
     /// What readers are started with.
     pub readers: ReaderSetup,
 }
@@ -161,6 +172,10 @@ pub struct Sensor {
     readers: ReaderPool,
     authenticators: HashMap<MapData, Plain<PeerAddress>, u32>,
     attached: Vec<AttachedProgram>,
+    /// Owns the links of packet programs.
+    cost: Option<CostGuard>,
+    /// What it has turned off.
+    shed: Vec<CostUnit>,
     /// Absent if the kernel does not allow uprobes.
     uprobes: Option<UprobeThreads>,
 }
@@ -211,20 +226,22 @@ impl Sensor {
             readers: ReaderPool::new(options.readers.clone(), registry),
             authenticators: open_map(&mut ebpf, "AUTHENTICATORS")?,
             attached: Vec::new(),
+            cost: None,
+            shed: Vec::new(),
             uprobes: None,
             _ebpf: ebpf,
         };
         sensor.filter.set_rules(options.rules)?;
         sensor.set_huffman()?;
-        let programs = sensor.attach(&machine)?;
+        let SwitchablePrograms { uprobes, packets } = sensor.attach(&machine)?;
         drop(machine);
+        let measured = sensor.measured(&uprobes)?;
         let of_files = |line: &AttachedProgram| line.probe == Probe::File && line.error.is_none();
         sensor
             .agents
             .set_file_probe(sensor.attached.iter().any(of_files));
-        if !programs.is_empty() {
-            let threads =
-                UprobeThreads::start(programs, options.exclusion.clone(), &sensor.readers);
+        if !uprobes.is_empty() {
+            let threads = UprobeThreads::start(uprobes, options.exclusion.clone(), &sensor.readers);
             let threads = threads.map_err(SensorError::Threads)?;
             match canary_function() {
                 Ok((file, functions)) => threads
@@ -236,7 +253,82 @@ impl Sensor {
             }
             sensor.uprobes = Some(threads);
         }
+        let meter = CostMeter {
+            programs: measured,
+            runs: open_map(&mut sensor._ebpf, "RUNS")?,
+            // Those of the machine: the agent may be limited to a few of them.
+            processors: aya::util::online_cpus().map_or(1, |online| online.len().max(1)),
+        };
+        let mut packets = packets;
+        let switches = CostSwitches {
+            responses: sensor.called("minted_ingress", "RESPONSE_SEARCH")?,
+            plaintext: sensor.called("clear_egress", "PLAINTEXT_SEARCH")?,
+            ingress: packets.remove("dns_ingress"),
+            egress: packets.remove("hello_egress"),
+            attacher: sensor
+                .uprobes
+                .as_ref()
+                .map(|uprobes| uprobes.attacher.commands().clone()),
+        };
+        let budget = options.budget.unwrap_or(f64::INFINITY);
+        let guard = CostGuard::start(meter, switches, budget).map_err(SensorError::Threads)?;
+        sensor.cost = Some(guard);
         Ok(sensor)
+    }
+
+    /// The programs whose time is measured.
+    fn measured(&self, uprobes: &UprobePrograms) -> Result<Vec<MeasuredProgram>, SensorError> {
+        let failed = |program| move |source| SensorError::Descriptor { program, source };
+        let mut measured = Vec::new();
+        // Uprobes are loaded by one of two ways, and are all in the second list.
+        let of_kernel = |line: &&AttachedProgram| line.error.is_none() && !is_uprobe(line.program);
+        for line in self.attached.iter().filter(of_kernel) {
+            let name = line.program;
+            let known = |program: &MeasuredProgram| program.name == name;
+            let loaded = self
+                ._ebpf
+                .program(name)
+                .and_then(|program| program.fd().ok());
+            if let Some(fd) = loaded
+                && !measured.iter().any(known)
+            {
+                let fd = fd.as_fd().try_clone_to_owned().map_err(failed(name))?;
+                measured.push(MeasuredProgram { name, fd });
+            }
+        }
+        for (name, program) in uprobes {
+            let fd = program.fd.try_clone().map_err(failed(name))?;
+            measured.push(MeasuredProgram { name, fd });
+        }
+        Ok(measured)
+    }
+
+    /// A program that others call, if it is loaded.
+    fn called(
+        &mut self,
+        program: &'static str,
+        map: &'static str,
+    ) -> Result<Option<CalledProgram>, SensorError> {
+        let calls = open_map(&mut self._ebpf, map)?;
+        let loaded = self
+            ._ebpf
+            .program(program)
+            .and_then(|program| program.fd().ok());
+        let copied = loaded.map(ProgramFd::try_clone).transpose();
+        let copied = copied.map_err(|source| SensorError::Descriptor { program, source })?;
+        Ok(copied.map(|program| CalledProgram { program, calls }))
+    }
+
+    /// Programs that run: those that are attached, and not turned off to spare the node.
+    pub fn running(&self) -> impl Iterator<Item = &AttachedProgram> + Clone {
+        self.attached
+            .iter()
+            .filter(|line| line.error.is_none() && !self.is_shed(line))
+    }
+
+    /// Whether a program is turned off to spare the node.
+    pub fn is_shed(&self, line: &AttachedProgram) -> bool {
+        self.shed.iter().any(|unit| unit.stops(line.program))
     }
 
     /// Passes the decoder table for HPACK's Huffman code to the probes.
@@ -278,8 +370,8 @@ impl Sensor {
 
     /// Attaches every probe; returns the programs for user-space functions, which are attached to
     /// files as they are found.
-    fn attach(&mut self, machine: &KernelSupport<'_>) -> Result<UprobePrograms, SensorError> {
-        let mut programs = UprobePrograms::new();
+    fn attach(&mut self, machine: &KernelSupport<'_>) -> Result<SwitchablePrograms, SensorError> {
+        let mut programs = SwitchablePrograms::default();
         let mut attached = Vec::new();
         let wanted = |ladder: &&HookLadder| machine.uprobes || ladder.probe != Probe::Present;
         for ladder in LADDERS.iter().filter(wanted) {
@@ -293,7 +385,7 @@ impl Sensor {
             .iter()
             .any(|line| line.probe == Probe::Present && line.error.is_some())
         {
-            programs.clear();
+            programs.uprobes.clear();
         }
         self.attached = attached;
         Ok(programs)
@@ -337,6 +429,18 @@ impl Sensor {
     /// Counters since the start, losses and notices since the last call.
     pub fn take_report(&mut self) -> Result<SensorReport, SensorError> {
         let losses = self.counters.take_losses();
+        let (mut cost, mut shed) = (None, Vec::new());
+        for report in self.cost.iter().flat_map(|guard| guard.reports.try_iter()) {
+            match report {
+                CostReport::Measured(share) => cost = Some(share),
+                CostReport::Shed(notice) => shed.push(notice),
+            }
+        }
+        for notice in &shed {
+            self.shed.retain(|unit| *unit != notice.unit);
+            self.shed
+                .extend(notice.until.is_none().then_some(notice.unit));
+        }
         let uprobes = self.uprobes.iter();
         Ok(SensorReport {
             counters: self.counters.totals()?,
@@ -348,6 +452,8 @@ impl Sensor {
             reader_failures: self.readers.failures().collect(),
             full_maps: self.counters.full_maps()?.plus(self.filter.full),
             silences: Vec::new(),
+            cost,
+            shed,
         })
     }
 
@@ -395,6 +501,7 @@ fn load_probes(
         .override_global("URING", uring, true)
         .override_global("TYPED", &typed, true)
         .override_global("LOOPS", &loops, true)
+        .override_global("COUNT_RUNS", &u32::from(!*ACCOUNTS), true)
         .load(PROBES)?)
 }
 

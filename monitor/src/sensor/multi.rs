@@ -1,7 +1,7 @@
 //! Multi-uprobe links (Linux 6.6), which aya does not support: the programs are taken from the same
 //! object, loaded with their attach type, and linked by two calls of `bpf(2)`.
 
-use super::{perf::owned_descriptor, uprobe_program::UprobeProgram};
+use super::{bpf_call::bpf, perf::owned_descriptor, uprobe_program::UprobeProgram};
 use aya::{Ebpf, maps::Map};
 use aya_obj::{
     EbpfSectionKind, Object, ProgramSection,
@@ -221,22 +221,4 @@ fn verified_instructions(program: &OwnedFd) -> Option<u32> {
     attributes.info.info = std::ptr::from_mut(&mut info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).ok()?;
     (info.verified_insns > 0).then_some(info.verified_insns)
-}
-
-fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel accesses the attributes up to the given size, and what they point to,
-    // which the callers keep alive until the call returns.
-    let returned = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_uint,
-            std::ptr::from_mut(attributes),
-            size_of::<bpf_attr>(),
-        )
-    };
-    if returned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(returned)
-    }
 }

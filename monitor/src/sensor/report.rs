@@ -1,6 +1,6 @@
 //! The sensor's own account: records sent, lost and not decoded.
 
-use super::SensorNotice;
+use super::{SensorNotice, cost::ShedNotice};
 use crate::reader::ReadFailure;
 use jiff::Timestamp;
 use monitor_common::{
@@ -25,6 +25,10 @@ pub struct SensorReport {
     pub full_maps: FullMaps,
     /// Probes that fell silent since the last report, or are heard again.
     pub silences: Vec<ProbeSilence>,
+    /// What the probes cost when it was last measured, as a share of the time of all processors.
+    pub cost: Option<f64>,
+    /// What was turned off since the last report to spare the node, or is on again.
+    pub shed: Vec<ShedNotice>,
 }
 
 /// Entries that full maps refused or evicted.

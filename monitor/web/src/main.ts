@@ -1,7 +1,7 @@
 // The responder's page: search, a trail as a graph, its timeline with gaps, and findings. Each view is a link and can be
 // saved as a file.
 
-import { NeedsToken, type Route, Refused, ask, bring, hashOf, routeOf } from "./api";
+import { NeedsToken, type Route, Refused, ask, enter, hasCode, hashOf, routeOf, signIn } from "./api";
 import { Trail } from "./graph";
 import {
   type Credential,
@@ -349,9 +349,7 @@ function tokenForm(said: string): HTMLElement {
   const made = element("form", { class: "error" }, element("label", { for: "token" }, `${said} `), input, " ", element("button", {}, "Go on"));
   made.addEventListener("submit", (event) => {
     event.preventDefault();
-    bring(input.value.trim());
-    void show();
-    void suggest().catch(() => undefined);
+    void start(() => signIn(input.value.trim()));
   });
   return made;
 }
@@ -417,6 +415,20 @@ async function suggest(): Promise<void> {
   known.replaceChildren(...[...names].map((name) => element("option", { value: name })));
 }
 
-window.addEventListener("hashchange", () => void show().then(() => typed || main.focus({ preventScroll: true })));
-void show();
-void suggest().catch(() => undefined);
+/** Opens the page once a session is there. */
+async function start(session: () => Promise<void>): Promise<void> {
+  try {
+    await session();
+  } catch (error) {
+    main.replaceChildren(tokenForm(error instanceof NeedsToken ? error.message : String(error)));
+    return;
+  }
+  await show();
+  await suggest().catch(() => undefined);
+}
+
+window.addEventListener("hashchange", () => {
+  if (hasCode()) void start(enter);
+  else void show().then(() => typed || main.focus({ preventScroll: true }));
+});
+void start(enter);

@@ -29,3 +29,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default "default" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Metrics and health checks are served by TLS, but for one version as in 0.1. */}}
+{{- define "keytrail.scheme" -}}
+{{- if eq (default "token" .Values.config.access) "open" -}}http{{- else -}}https{{- end -}}
+{{- end -}}

@@ -17,7 +17,7 @@ use monitor_core::model::{
 };
 use std::sync::{Arc, atomic::Ordering};
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).expect("in range")
 }
 
@@ -47,7 +47,7 @@ fn credential(id: u64, path: &str) -> (Credential, Place) {
     (credential, place)
 }
 
-fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> LedgerEntry {
+pub(super) fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> LedgerEntry {
     let (credential, place) = credential(id, path);
     LedgerEntry::Use(Box::new(Use {
         time,

@@ -37,7 +37,8 @@ impl Enricher {
         if !values.is_empty() {
             self.reads.request_places(task.time, task.subject, values);
         }
-        let found = self.credentials.in_environment(&variables);
+        let tenant = self.attribution.tenant(task.subject);
+        let found = self.credentials.in_environment(&tenant, &variables);
         self.pick_up_variables(task.time, task.subject, found, events);
     }
 

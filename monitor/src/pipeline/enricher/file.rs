@@ -81,7 +81,8 @@ impl Enricher {
         if let Some(alone) = alone {
             self.attribution.set_mounted(subject, place.shown(), alone);
         }
-        let Some(mut found) = self.credentials.in_file(place, contents) else {
+        let tenant = self.attribution.tenant(subject);
+        let Some(mut found) = self.credentials.in_file(&tenant, place, contents) else {
             // A file that could not be read this time may be a credential's.
             if was_read {
                 self.not_a_credential(open);

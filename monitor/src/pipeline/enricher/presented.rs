@@ -4,6 +4,7 @@ use super::Enricher;
 use crate::sensor::observation::{Observation, ObservedPresentation, PlaintextSecret};
 use jiff::Timestamp;
 use monitor_core::{
+    fair_cache::Tenant,
     model::{Credential, Place},
     trail::{Actor, Presented, TrailEvent},
 };
@@ -36,7 +37,8 @@ impl Enricher {
             secret,
         } = presentation;
         self.attribution.ensure(&task);
-        let (mut credential, place) = self.credentials.presented(secret);
+        let tenant = self.attribution.tenant(task.subject);
+        let (mut credential, place) = self.credentials.presented(&tenant, secret);
         self.resolve_issued_to(&mut credential);
         let pending = PendingPresentation {
             server,
@@ -55,7 +57,10 @@ impl Enricher {
         presented: PlaintextSecret,
         events: &mut Vec<TrailEvent>,
     ) {
-        let (mut credential, place) = self.credentials.presented(presented.secret);
+        // Whose connection it is, only the trail knows.
+        let (mut credential, place) = self
+            .credentials
+            .presented(&Tenant::default(), presented.secret);
         self.resolve_issued_to(&mut credential);
         events.push(TrailEvent::Clear {
             time: presented.time,

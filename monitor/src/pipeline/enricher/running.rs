@@ -34,9 +34,10 @@ impl Enricher {
         answer: ProcessAnswer,
         events: &mut Vec<TrailEvent>,
     ) {
+        let tenant = self.attribution.tenant(subject);
         let found = self
             .credentials
-            .in_environment(&answer.environment.variables);
+            .in_environment(&tenant, &answer.environment.variables);
         self.pick_up_variables(time, subject, found, events);
         self.learn_places(subject, &[], answer.environment.places);
         let task = self.attribution.task_info(subject, time);

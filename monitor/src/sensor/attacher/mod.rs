@@ -78,6 +78,7 @@ impl Attacher {
             without_answers: HashSet::new(),
             changes: FileChangeWatcher::start(&commands)?,
             canary: Vec::new(),
+            on: true,
             capacity: capacity(),
             follows_processes: Arc::clone(&follows_processes),
         };

@@ -60,6 +60,8 @@ pub enum AttachRequest {
         pid: u32,
     },
     Exclude(ExclusionRules),
+    /// Detach from everything but the canary, to spare the node, or attach again.
+    Switch(bool),
     /// The names of images became known: what was excluded as a precaution may no longer be.
     Reconsider,
     /// Watches of files that may have changed or been deleted.

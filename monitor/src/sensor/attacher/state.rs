@@ -52,6 +52,8 @@ pub(super) struct AttacherState {
     pub changes: FileChangeWatcher,
     /// The links of the function that the canary calls.
     pub canary: Vec<UprobeLink>,
+    /// Whether files are attached to: not while that costs the node too much.
+    pub on: bool,
     pub capacity: usize,
     pub follows_processes: Arc<AtomicBool>,
 }
@@ -96,6 +98,7 @@ impl AttacherState {
             AttachRequest::Executed { pid } | AttachRequest::Exited { pid } => self.unmapped(pid),
             AttachRequest::InspectResponses { pid } => self.inspect_answers(pid),
             AttachRequest::Exclude(exclusion) => self.exclude(exclusion),
+            AttachRequest::Switch(on) => self.switch(on),
             AttachRequest::Reconsider => self.reconsider(),
             AttachRequest::Changed(changed) => self.changed(&changed),
             AttachRequest::MountsChanged => self.release_unmounted(),
@@ -111,6 +114,19 @@ impl AttacherState {
                 tracing::warn!(%error, "the probes of TLS libraries cannot be tested");
             }
         }
+    }
+
+    /// Files that are found meanwhile are known, and attached to when it is on again.
+    fn switch(&mut self, on: bool) {
+        self.on = on;
+        detach(
+            std::mem::take(&mut self.answers)
+                .into_values()
+                .flatten()
+                .collect(),
+        );
+        self.without_answers.clear();
+        self.exclude(self.exclusion.clone());
     }
 
     fn add_file(&mut self, found: AttachTarget) {
@@ -242,6 +258,9 @@ impl AttacherState {
             .watch
             .by_process
             .fetch_or(by_process, Ordering::Relaxed);
+        if !self.on {
+            return true;
+        }
         tracing::info!(
             file = %watched.name,
             stack = %watched.stack,
@@ -258,6 +277,9 @@ impl AttacherState {
         process: Option<NonZeroU32>,
     ) -> Result<Vec<UprobeLink>, UprobeError> {
         let mut links = Vec::new();
+        if !self.on {
+            return Ok(links);
+        }
         for (program, offsets) in points {
             // The kernel may lack it: a declared gap.
             let Some(program) = self.programs.get(program) else {

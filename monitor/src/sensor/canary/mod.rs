@@ -97,7 +97,7 @@ impl Canary {
         key: FingerprintKey,
         attached: &[AttachedProgram],
     ) -> io::Result<Self> {
-        let expectable = expectable(attached);
+        let expectable = expectable(attached.iter());
         let with_variable = expectable.contains_key(&CanaryStep::Variable);
         Ok(Self {
             thread: CanaryThread::start(directory, with_variable)?,
@@ -114,6 +114,41 @@ impl Canary {
             processes_seen: Instant::now(),
             started: Timestamp::now(),
         })
+    }
+
+    /// Other programs run now: the round under way is not judged, for it began with others. A probe
+    /// that was turned off is not silent any more, which is returned.
+    pub fn expect<'a>(
+        &mut self,
+        running: impl Iterator<Item = &'a AttachedProgram> + Clone,
+    ) -> Vec<ProbeSilence> {
+        let before = std::mem::replace(&mut self.expectable, expectable(running));
+        self.round = None;
+        let now = Timestamp::now();
+        let mut ended = Vec::new();
+        for (step, mechanisms) in before {
+            if self.expectable.contains_key(&step) {
+                continue;
+            }
+            let Some(state) = self.states.get_mut(&step) else {
+                continue;
+            };
+            if state.silent {
+                ended.push(ProbeSilence {
+                    probe: step.probe(),
+                    mechanisms,
+                    reason: SilenceReason::Silent,
+                    since: state.seen.unwrap_or(self.started),
+                    until: Some(now),
+                    was_heard: state.seen.is_some(),
+                });
+            }
+            *state = StepState {
+                seen: state.seen,
+                ..StepState::default()
+            };
+        }
+        ended
     }
 
     /// Begins and judges rounds; called every second with the losses since the last call. Returns the
@@ -358,10 +393,12 @@ fn push_bounded<T>(list: &mut VecDeque<T>, value: T, limit: usize) {
 }
 
 /// The steps that an attached program must report, and the hooks of these programs.
-fn expectable(attached: &[AttachedProgram]) -> BTreeMap<CanaryStep, Vec<String>> {
+fn expectable<'a>(
+    attached: impl Iterator<Item = &'a AttachedProgram> + Clone,
+) -> BTreeMap<CanaryStep, Vec<String>> {
     let hooks = |step: CanaryStep| -> Vec<String> {
         attached
-            .iter()
+            .clone()
             .filter(|line| line.error.is_none() && step.programs().contains(&line.program))
             .map(|line| line.mechanism.clone())
             .collect()

@@ -152,7 +152,8 @@ impl Enricher {
         };
         let EnvironmentUse { time, subject, .. } = *taken;
         if taken.pick_up {
-            let found = self.credentials.in_environment(&variables);
+            let tenant = self.attribution.tenant(subject);
+            let found = self.credentials.in_environment(&tenant, &variables);
             self.pick_up_variables(time, subject, found, events);
         }
         self.learn_places(subject, &taken.values, places);
