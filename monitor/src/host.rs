@@ -46,6 +46,12 @@ fn id(path: &str) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
+/// The host's name, in lower case.
+pub fn name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().to_lowercase()
+}
+
 /// A process that has the host's root: another one, or this one.
 pub fn pid() -> u32 {
     process().map_or_else(std::process::id, i32::unsigned_abs)

@@ -17,6 +17,7 @@ mod metrics;
 mod observed;
 mod output;
 mod pipeline;
+mod private_file;
 mod reader;
 #[cfg(test)]
 mod reference;

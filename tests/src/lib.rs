@@ -2,6 +2,7 @@
 //! cgroups of their own, and a running agent.
 
 pub mod agent;
+pub mod child;
 pub mod cluster;
 pub mod containers;
 pub mod maps;

@@ -3,16 +3,18 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, binary},
+    child::KilledChild,
     free_port, wait_for,
     web::WebServer,
+    workload::{aws_credentials, present_aws_key},
 };
 use std::{
     fs,
     io::Read as _,
     net::TcpStream,
     os::unix::fs::{PermissionsExt as _, chown},
-    path::Path,
-    process::{Child, Command, Output, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -21,18 +23,8 @@ const WRONG: &str = "authorization: Bearer FAKE-token-of-the-api-0000000002";
 /// A key that is presented, so that there is something to ask for.
 const KEY_ID: &str = "AKIAFAKEFAKEAPI00001";
 
-struct AccessLab(Child);
-
-impl Drop for AccessLab {
-    fn drop(&mut self) {
-        // It may have exited already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Starts an agent with the configuration in `directory`.
-fn start(directory: &Path, listen: &[&str]) -> Result<AccessLab> {
+fn start(directory: &Path, listen: &[&str]) -> Result<KilledChild> {
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
         .arg(binary()?)
@@ -45,7 +37,7 @@ fn start(directory: &Path, listen: &[&str]) -> Result<AccessLab> {
         .stdout(Stdio::null())
         .stderr(fs::File::create(directory.join("agent.log"))?)
         .spawn()?;
-    Ok(AccessLab(child))
+    Ok(KilledChild(child))
 }
 
 /// The status of a response, using curl with a certificate.
@@ -61,7 +53,7 @@ fn status(certificate: &Path, url: &str, more: &[&str]) -> Result<String> {
 }
 
 fn await_ready(
-    agent: &mut AccessLab,
+    agent: &mut KilledChild,
     directory: &Path,
     certificate: &Path,
     url: &str,
@@ -76,27 +68,42 @@ fn await_ready(
     })
 }
 
+/// An agent without a configuration, at two addresses: it makes its token and certificate.
+struct TwoListeners {
+    agent: KilledChild,
+    listen: [String; 2],
+    certificate: PathBuf,
+    /// What presents the token.
+    header: String,
+}
+
+impl TwoListeners {
+    fn start(directory: &Path, api: &str, metrics: u16) -> Result<Self> {
+        fs::write(directory.join("keytrail.yaml"), "")?;
+        let listen = [
+            format!("--listen={api}"),
+            format!("--metrics-listen=0.0.0.0:{metrics}"),
+        ];
+        let certificate = directory.join("state/tls.crt");
+        let mut agent = start(directory, &[&listen[0], &listen[1]])?;
+        let url = format!("https://localhost:{metrics}");
+        await_ready(&mut agent, directory, &certificate, &url)?;
+        let token = fs::read_to_string(directory.join("state/token"))?;
+        Ok(Self {
+            agent,
+            listen,
+            certificate,
+            header: format!("authorization: Bearer {}", token.trim()),
+        })
+    }
+}
+
 /// Presents a key to a server, and waits for the finding; returns the credential's id.
 fn present_a_key(directory: &Path, agent: &Agent) -> Result<String> {
-    let home = directory.join("home");
-    fs::create_dir_all(home.join(".aws"))?;
-    let key = home.join(".aws/credentials");
-    fs::write(
-        &key,
-        format!(
-            "[default]\naws_access_key_id = {KEY_ID}\naws_secret_access_key = FAKE000000000000000000000000000000api001\n"
-        ),
-    )?;
+    let secret = "FAKE000000000000000000000000000000api001";
+    let key = aws_credentials(&directory.join("home"), KEY_ID, secret)?;
     let server = WebServer::start_plain("127.0.0.1")?;
-    let status = Command::new("bash")
-        .arg("-c")
-        .arg(format!(
-            "cat '{}' >/dev/null; curl -s -o /dev/null -H 'Authorization: AWS4-HMAC-SHA256 Credential={KEY_ID}/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{}/'",
-            key.display(),
-            server.address
-        ))
-        .status()?;
-    ensure!(status.success(), "curl: {status}");
+    present_aws_key(&key, KEY_ID, server.address)?;
     let finding = agent.await_finding(|finding| finding["rule"] == "unexpected-hop")?;
     let id = finding["credential"]["id"].as_str().context("an id")?;
     Ok(id.to_owned())
@@ -108,18 +115,15 @@ fn beyond_loopback_with_tls_and_a_token_only() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
     let directory = tempfile::tempdir()?;
     let at = |name: &str| directory.path().join(name);
-    fs::write(at("keytrail.yaml"), "")?;
     let (api, metrics) = (free_port()?, free_port()?);
-    let listen = [
-        format!("--listen=0.0.0.0:{api}"),
-        format!("--metrics-listen=0.0.0.0:{metrics}"),
-    ];
-    let mut agent = start(directory.path(), &[&listen[0], &listen[1]])?;
-    let certificate = at("state/tls.crt");
+    let address = format!("0.0.0.0:{api}");
+    let TwoListeners {
+        agent,
+        listen,
+        certificate,
+        header,
+    } = TwoListeners::start(directory.path(), &address, metrics)?;
     let url = |port| format!("https://localhost:{port}");
-    await_ready(&mut agent, directory.path(), &certificate, &url(api))?;
-    let token = fs::read_to_string(at("state/token"))?;
-    let header = format!("authorization: Bearer {}", token.trim());
     let ask = |port: u16, path: &str, more: &[&str]| {
         status(&certificate, &format!("{}{path}", url(port)), more)
     };
@@ -426,21 +430,17 @@ time.sleep(60)
 fn connections_of_pods_keep_nobody_from_health_and_metrics() -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
     let directory = tempfile::tempdir()?;
-    let at = |name: &str| directory.path().join(name);
-    fs::write(at("keytrail.yaml"), "")?;
     let (api, metrics) = (free_port()?, free_port()?);
-    let listen = [
-        format!("--listen=127.0.0.1:{api}"),
-        format!("--metrics-listen=0.0.0.0:{metrics}"),
-    ];
-    let mut agent = start(directory.path(), &[&listen[0], &listen[1]])?;
-    let certificate = at("state/tls.crt");
+    let address = format!("127.0.0.1:{api}");
+    let TwoListeners {
+        agent: _agent,
+        certificate,
+        header,
+        ..
+    } = TwoListeners::start(directory.path(), &address, metrics)?;
     let url = format!("https://localhost:{metrics}");
-    await_ready(&mut agent, directory.path(), &certificate, &url)?;
-    let token = fs::read_to_string(at("state/token"))?;
-    let header = format!("authorization: Bearer {}", token.trim());
     let _pods = Pods::start(6)?;
-    let hold = |number: usize| -> Result<AccessLab> {
+    let hold = |number: usize| -> Result<KilledChild> {
         let mut child = Pods::run(number, "python3")
             .args(["-c", HOLD, Pods::HOST, &metrics.to_string()])
             .stdout(Stdio::piped())
@@ -451,9 +451,9 @@ fn connections_of_pods_keep_nobody_from_health_and_metrics() -> Result<()> {
             .as_mut()
             .context("a pipe")?
             .read_exact(&mut held)?;
-        Ok(AccessLab(child))
+        Ok(KilledChild(child))
     };
-    let attackers: Vec<AccessLab> = (0..5).map(hold).collect::<Result<_>>()?;
+    let attackers: Vec<KilledChild> = (0..5).map(hold).collect::<Result<_>>()?;
     let limit = Duration::from_secs(1);
     let mut slowest = Duration::ZERO;
     let mut asked = 0;

@@ -3,13 +3,15 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, Surroundings},
+    child::KilledChild,
     wait_for,
     web::WebServer,
+    workload::aws_credentials,
 };
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -37,16 +39,6 @@ while True:
 ";
 const SHED_TIMEOUT: Duration = Duration::from_secs(120);
 
-struct LoadProcess(Child);
-
-impl Drop for LoadProcess {
-    fn drop(&mut self) {
-        // It may have exited already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The units that were turned off so far, in order.
 fn shed(agent: &Agent) -> Vec<String> {
     let log = agent.log_text();
@@ -63,13 +55,8 @@ fn shed(agent: &Agent) -> Vec<String> {
 
 /// A busy node with a tiny budget, and a key that is stolen after TLS was turned off.
 fn probes_are_shed(directory: &Path, capabilities: &[&str]) -> Result<()> {
-    let home = directory.join("home");
-    fs::create_dir_all(home.join(".aws"))?;
-    let key = home.join(".aws/credentials");
-    fs::write(
-        &key,
-        "[default]\naws_access_key_id = AKIAFAKEFAKECOST0001\naws_secret_access_key = FAKE00000000000000000000000000000cost001\n",
-    )?;
+    let secret = "FAKE00000000000000000000000000000cost001";
+    let key = aws_credentials(&directory.join("home"), "AKIAFAKEFAKECOST0001", secret)?;
     let config = directory.join("keytrail.yaml");
     fs::write(&config, "inspect: { budget: 0.01% }\n")?;
     let config = config.display().to_string();
@@ -89,7 +76,7 @@ fn probes_are_shed(directory: &Path, capabilities: &[&str]) -> Result<()> {
         ])
         .stdout(Stdio::null())
         .spawn()?;
-    let load = LoadProcess(load);
+    let load = KilledChild(load);
     let began = Instant::now();
     let order = wait_for("TLS is turned off", SHED_TIMEOUT, || {
         let units = shed(&agent);

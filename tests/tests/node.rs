@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, Surroundings, binary},
+    child::KilledChild,
     memory::differences,
     server::TlsServer,
     wait_for,
@@ -16,7 +17,7 @@ use std::{
     io::Write as _,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -213,7 +214,7 @@ ctypes.memset(at, 0x90, size)
 assert libc.mprotect(at, size, READ | EXECUTE) == 0
 print('changed', flush=True)
 sys.stdin.read()";
-    let mut changed = TestProcess(
+    let mut changed = KilledChild(
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .args([python_of_the_system(), "-c", script])
@@ -281,7 +282,7 @@ fn excluded_programs_have_no_probes() -> Result<()> {
         "FAKE.not-excluded-00000000000",
     );
     let ssl = library("libssl.so.3")?;
-    let mut excluded = TestProcess(
+    let mut excluded = KilledChild(
         Command::new("python3")
             .args([
                 "-c",
@@ -301,7 +302,7 @@ fn excluded_programs_have_no_probes() -> Result<()> {
     };
     python_presents()?;
     // Another program with the same library: it waits for a command.
-    let mut curl = TestProcess(
+    let mut curl = KilledChild(
         Command::new("curl")
             .args(["-K", "-"])
             .stdin(Stdio::piped())
@@ -360,7 +361,7 @@ fn excluding_a_static_program_changes_nothing_for_others() -> Result<()> {
 }
 
 /// The first line that a program prints.
-fn first_line(running: &mut TestProcess) -> Result<String> {
+fn first_line(running: &mut KilledChild) -> Result<String> {
     let mut line = String::new();
     let output = running.0.stdout.take().context("its output")?;
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
@@ -374,17 +375,6 @@ fn python_of_the_system() -> &'static str {
         SYSTEM
     } else {
         "python3"
-    }
-}
-
-/// Ends a process of the test.
-struct TestProcess(Child);
-
-impl Drop for TestProcess {
-    fn drop(&mut self) {
-        // It may have exited.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -491,7 +481,7 @@ fn hostile_files_of_an_unprivileged_user_beside_a_theft_and_across_a_restart() -
         ),
         &[],
     )?;
-    let mut hostile = TestProcess(
+    let mut hostile = KilledChild(
         Command::new("setpriv")
             .args([
                 "--reuid=65534",
@@ -592,7 +582,7 @@ fn a_ledger_that_is_open_elsewhere_at_the_start() -> Result<()> {
     let mut agent = Agent::start(directory.path(), &[])?;
     let ledger = agent.state_dir.join("ledger.sqlite");
     agent.stop()?;
-    let mut held = TestProcess(
+    let mut held = KilledChild(
         Command::new("python3")
             .args([
                 "-c",
@@ -788,7 +778,7 @@ fn starts_beside_files_with_the_same_inode_number() -> Result<()> {
         fs::create_dir(&folder)?;
         fs::write(folder.join(".netrc"), "machine a login b password FAKE")?;
     }
-    let _opener = TestProcess(
+    let _opener = KilledChild(
         Command::new("python3")
             .args([
                 "-c",
@@ -865,7 +855,7 @@ fn a_secret_volume_older_than_the_agent() -> Result<()> {
     // A process with the volume at a path that reveals nothing, as in a container.
     let etc = directory.path().join("app");
     fs::create_dir(&etc)?;
-    let mut container = TestProcess(
+    let mut container = KilledChild(
         Command::new("unshare")
             .args([
                 "--mount",
@@ -933,7 +923,7 @@ fn hold_libraries(
     directory: &Path,
     count: usize,
     limit: Duration,
-) -> Result<TestProcess> {
+) -> Result<KilledChild> {
     let source = library("libssl.so.3")?;
     let paths: Vec<PathBuf> = (0..count)
         .map(|number| directory.join(format!("libssl-{number}.so")))
@@ -945,7 +935,7 @@ fn hold_libraries(
 for path in sys.argv[1:]:
     ctypes.CDLL(path)
 sys.stdin.read()";
-    let holder = TestProcess(
+    let holder = KilledChild(
         Command::new("python3")
             .args(["-c", script])
             .args(&paths)

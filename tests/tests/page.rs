@@ -1,7 +1,11 @@
 //! The responder's page, in a real Chromium.
 
 use anyhow::{Result, ensure};
-use lab::{agent::Agent, web::WebServer};
+use lab::{
+    agent::Agent,
+    web::WebServer,
+    workload::{aws_credentials, present_aws_key},
+};
 use std::{fs, process::Command};
 
 #[test]
@@ -11,24 +15,12 @@ fn a_responder_finds_the_hop() -> Result<()> {
         return lab::skip::skip("the page", "no browser (KEYTRAIL_PLAYWRIGHT)");
     };
     let directory = tempfile::tempdir()?;
+    const KEY_ID: &str = "AKIAFAKEFAKEPAGE0001";
     let home = directory.path().join("home");
-    fs::create_dir_all(home.join(".aws"))?;
-    let key = home.join(".aws/credentials");
-    fs::write(
-        &key,
-        "[default]\naws_access_key_id = AKIAFAKEFAKEPAGE0001\naws_secret_access_key = FAKE00000000000000000000000000000page001\n",
-    )?;
+    let key = aws_credentials(&home, KEY_ID, "FAKE00000000000000000000000000000page001")?;
     let agent = Agent::start(directory.path(), &[])?;
     let server = WebServer::start_plain("127.0.0.1")?;
-    let status = Command::new("bash")
-        .arg("-c")
-        .arg(format!(
-            "cat '{}' >/dev/null; curl -s -o /dev/null -H 'Authorization: AWS4-HMAC-SHA256 Credential=AKIAFAKEFAKEPAGE0001/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{}/'",
-            key.display(),
-            server.address
-        ))
-        .status()?;
-    ensure!(status.success(), "curl: {status}");
+    present_aws_key(&key, KEY_ID, server.address)?;
     let finding = agent.await_finding(|finding| finding["rule"] == "unexpected-hop")?;
     let credential = finding["credential"]["id"]
         .as_str()

@@ -1,14 +1,20 @@
 //! From hop to pager: a real Prometheus scrapes the agent, and a real Alertmanager calls a webhook.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{agent::Agent, free_port, wait_for, web::WebServer};
+use lab::{
+    agent::Agent,
+    child::KilledChild,
+    free_port, wait_for,
+    web::WebServer,
+    workload::{aws_credentials, present_aws_key},
+};
 use serde_json::Value;
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
@@ -18,18 +24,7 @@ const SCRAPE: Duration = Duration::from_secs(5);
 /// After the scrape, an alert takes at most this long.
 const ALERT: Duration = Duration::from_secs(10);
 
-/// A server that is stopped when dropped.
-struct PrometheusServer(Child);
-
-impl Drop for PrometheusServer {
-    fn drop(&mut self) {
-        // It may have exited already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(program: &str, arguments: &[String], log: &Path) -> Result<PrometheusServer> {
+fn start(program: &str, arguments: &[String], log: &Path) -> Result<KilledChild> {
     let log = fs::File::create(log)?;
     let child = Command::new(program)
         .args(arguments)
@@ -37,7 +32,7 @@ fn start(program: &str, arguments: &[String], log: &Path) -> Result<PrometheusSe
         .stderr(log)
         .spawn()
         .with_context(|| program.to_owned())?;
-    Ok(PrometheusServer(child))
+    Ok(KilledChild(child))
 }
 
 /// Alertmanager expects its templates where its package installs them: for an unpacked one they are
@@ -95,13 +90,9 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     }
     let directory = tempfile::tempdir()?;
     let at = |name: &str| directory.path().join(name).display().to_string();
+    const KEY_ID: &str = "AKIAFAKEFAKEALERT001";
     let home = directory.path().join("home");
-    fs::create_dir_all(home.join(".aws"))?;
-    let key = home.join(".aws/credentials");
-    fs::write(
-        &key,
-        "[default]\naws_access_key_id = AKIAFAKEFAKEALERT001\naws_secret_access_key = FAKE0000000000000000000000000000alert001\n",
-    )?;
+    let key = aws_credentials(&home, KEY_ID, "FAKE0000000000000000000000000000alert001")?;
     let agent = Agent::start(directory.path(), &[])?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let hook = listener.local_addr()?;
@@ -174,15 +165,7 @@ fn a_hop_becomes_an_alert() -> Result<()> {
     // The hop: an AWS key, to a server that is not Amazon's.
     let server = WebServer::start_plain("127.0.0.1")?;
     let sent = Instant::now();
-    let status = Command::new("bash")
-        .arg("-c")
-        .arg(format!(
-            "cat '{}' >/dev/null; curl -s -o /dev/null -H 'Authorization: AWS4-HMAC-SHA256 Credential=AKIAFAKEFAKEALERT001/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{}/'",
-            key.display(),
-            server.address
-        ))
-        .status()?;
-    ensure!(status.success(), "curl: {status}");
+    present_aws_key(&key, KEY_ID, server.address)?;
     let alert = loop {
         let message = received
             .recv_timeout(Duration::from_secs(60))

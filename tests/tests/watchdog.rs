@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::Agent,
+    child::KilledChild,
     tamper::{detach_cgroup_links, empty_maps, remove_breakpoints},
     wait_for,
     workload::{aws_credentials, sh},
@@ -13,7 +14,7 @@ use serde_json::Value;
 use std::{
     fs,
     path::PathBuf,
-    process::{Child, Command},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -124,7 +125,7 @@ fn maps_that_are_emptied() -> Result<()> {
 #[test]
 fn a_uprobe_that_is_removed() -> Result<()> {
     // On a node where no process starts, the canary would be started again.
-    let _busy = BusyNode::start()?;
+    let _busy = busy_node()?;
     let broken = Broken::by(|agent| remove_breakpoints(canary(agent)?))?;
     broken.await_blind("probe-silent", "the present probe (uprobe/write)")?;
     broken.expect_silent("present", "uprobe/write")?;
@@ -151,23 +152,11 @@ fn a_uprobe_that_is_removed() -> Result<()> {
 }
 
 /// Starts a process every second.
-struct BusyNode(Child);
-
-impl BusyNode {
-    fn start() -> Result<Self> {
-        let shell = Command::new("sh")
-            .args(["-c", "while sleep 1; do :; done"])
-            .spawn()?;
-        Ok(Self(shell))
-    }
-}
-
-impl Drop for BusyNode {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn busy_node() -> Result<KilledChild> {
+    let shell = Command::new("sh")
+        .args(["-c", "while sleep 1; do :; done"])
+        .spawn()?;
+    Ok(KilledChild(shell))
 }
 
 /// The process that tests the probes.

@@ -2,21 +2,23 @@
 
 use super::{AgentOptions, Flags};
 use crate::{
-    cluster::{NODE_NAME, reviews::TokenReviews},
+    cluster::{self, reviews::TokenReviews},
     config::{
         base,
         settings::{AccessMode, Settings, TlsFiles},
     },
+    host,
     http::{
         access::{
             certificate,
             gate::{AccessGate, ListenerGate},
             link::ApiPlace,
-            token::{TokenError, TokenPlace, random_hex},
+            token::{TokenError, TokenPlace},
         },
         server::{self, ProtectedListener},
         state::AppState,
     },
+    private_file::random_hex,
 };
 use anyhow::Context as _;
 use axum_server::tls_rustls::RustlsConfig;
@@ -171,14 +173,10 @@ impl Protection<'_> {
     fn own_certificate(&self, address: SocketAddr) -> anyhow::Result<RustlsConfig> {
         let mut names = vec![
             "localhost".to_owned(),
-            host_name(),
+            host::name(),
             address.ip().to_string(),
         ];
-        names.extend(
-            std::env::var(NODE_NAME)
-                .ok()
-                .filter(|name| !name.is_empty()),
-        );
+        names.extend(cluster::node_name());
         names.dedup();
         Ok(certificate::load(&certificate::own(
             self.state_dir,
@@ -192,17 +190,12 @@ fn is_network(listener: &TcpListener) -> std::io::Result<bool> {
     Ok(!listener.local_addr()?.ip().is_loopback())
 }
 
-fn host_name() -> String {
-    let name = rustix::system::uname();
-    name.nodename().to_string_lossy().to_lowercase()
-}
-
 /// The address of the page for a browser on this host.
 fn url(api: &ProtectedListener) -> std::io::Result<String> {
     let address = api.listener.local_addr()?;
     let scheme = if api.tls.is_some() { "https" } else { "http" };
     Ok(if address.ip().is_unspecified() {
-        format!("{scheme}://{}:{}", host_name(), address.port())
+        format!("{scheme}://{}:{}", host::name(), address.port())
     } else {
         format!("{scheme}://{address}")
     })

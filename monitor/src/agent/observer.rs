@@ -300,8 +300,7 @@ impl Observer {
         for gap in self.watchdog.stalled_threads(now) {
             self.pipeline.add_gap(gap);
         }
-        let shed = std::mem::take(&mut report.shed);
-        report.shed.clone_from(&shed);
+        let shed = report.shed.clone();
         let effects = self.pipeline.tick(report, now);
         // After the ends of silences, which count as heard.
         report_switched(&self.sensor, &shed, self.pipeline.sinks_mut());

@@ -1,10 +1,10 @@
 //! The state directory: its lock, and the fingerprint key.
 
+use crate::private_file;
 use anyhow::{Context as _, anyhow};
 use monitor_common::fingerprint::FingerprintKey;
 use std::{
     fs::{File, OpenOptions},
-    io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
 };
@@ -36,15 +36,8 @@ pub(super) fn fingerprint_key(
 ) -> anyhow::Result<FingerprintKey> {
     let path = fleet.map_or_else(|| state_dir.join("fingerprint.key"), Path::to_owned);
     if fleet.is_none() && !path.exists() {
-        let mut bytes = [0u8; 16];
-        getrandom::fill(&mut bytes).map_err(|error| anyhow!("cannot get random bytes: {error}"))?;
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| writeln!(file, "{text}"))
+        let key = private_file::random_hex::<16>().context("cannot get random bytes")?;
+        private_file::write(&path, &format!("{}\n", *key), None)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let text = std::fs::read_to_string(&path)

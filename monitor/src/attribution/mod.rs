@@ -160,7 +160,6 @@ impl Attribution {
         self.table.get(subject)
     }
 
-    /// The workload of a subject.
     /// Whose share of bounded tables a process uses.
     pub fn tenant(&self, subject: Subject) -> Tenant {
         self.table
@@ -171,6 +170,7 @@ impl Attribution {
             })
     }
 
+    /// The workload of a subject.
     pub fn workload(&self, subject: Subject) -> Workload {
         let Some(entry) = self.table.get(subject) else {
             return Workload::host("(unknown)");

@@ -5,7 +5,7 @@ pub mod names;
 pub mod policies;
 pub mod reviews;
 
-use crate::config::settings::KubernetesSettings;
+use crate::{config::settings::KubernetesSettings, host};
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::{
@@ -47,6 +47,13 @@ struct ApiLocation {
     node: String,
 }
 
+/// This node's name, if the DaemonSet says it.
+pub fn node_name() -> Option<String> {
+    std::env::var(NODE_NAME)
+        .ok()
+        .filter(|name| !name.is_empty())
+}
+
 /// Starts the watches if an API is configured: in a pod, or with a kubeconfig.
 pub fn start(
     settings: &KubernetesSettings,
@@ -55,14 +62,9 @@ pub fn start(
     if settings.kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
         return Ok(None);
     }
-    let node = std::env::var(NODE_NAME)
-        .ok()
-        .filter(|name| !name.is_empty())
+    let node = node_name()
         .or_else(|| settings.node.clone())
-        .unwrap_or_else(|| {
-            let name = rustix::system::uname();
-            name.nodename().to_string_lossy().to_lowercase()
-        });
+        .unwrap_or_else(host::name);
     let place = ApiLocation {
         kubeconfig: settings.kubeconfig.clone(),
         node,

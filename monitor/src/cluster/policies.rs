@@ -6,7 +6,7 @@
 //! API is unavailable uses them.
 
 use super::{WatchEvent, WatchHandler, follow};
-use crate::config::Config;
+use crate::{config::Config, private_file};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
@@ -20,9 +20,7 @@ use monitor_core::{
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs::{self, OpenOptions},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -156,16 +154,7 @@ impl ClusterPolicies {
             .collect();
         // The pipeline reads every second, and must not wait for a disk.
         drop(held);
-        let new = file.with_extension("new");
-        let written = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&new)
-            .and_then(|mut out| out.write_all(json!(specs).to_string().as_bytes()))
-            .and_then(|()| fs::rename(&new, &file));
-        if let Err(error) = written {
+        if let Err(error) = private_file::write(&file, &json!(specs).to_string(), None) {
             tracing::warn!(file = %file.display(), %error, "cannot store the expectations of the cluster for the next start");
         }
     }

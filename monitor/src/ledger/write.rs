@@ -171,9 +171,7 @@ impl LedgerWriter {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
-}
 
-impl LedgerWriter {
     /// Queues an entry that was admitted.
     fn send(&self, queue: &SyncSender<LedgerEntry>, entry: LedgerEntry) -> bool {
         match queue.try_send(entry) {

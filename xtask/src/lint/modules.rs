@@ -11,7 +11,14 @@ use syn::{
 /// The layers of the agent, the lowest first: a module uses only modules of its own and of lower
 /// layers.
 const AGENT_LAYERS: [&[&str]; 10] = [
-    &["completion", "health", "host", "interval", "observed"],
+    &[
+        "completion",
+        "health",
+        "host",
+        "interval",
+        "observed",
+        "private_file",
+    ],
     &["config"],
     &["reader"],
     &["sensor"],

@@ -1,7 +1,6 @@
 //! TLS: the configured certificate, or one that the agent makes for itself.
 
-use super::token::write_whole;
-use crate::config::settings::TlsFiles;
+use crate::{config::settings::TlsFiles, private_file};
 use axum_server::tls_rustls::RustlsConfig;
 use rustls::{
     ServerConfig,
@@ -75,7 +74,7 @@ pub fn own(state_dir: &Path, names: Vec<String>) -> Result<TlsFiles, Certificate
         (&files.key, key.as_str()),
         (&files.certificate, made.cert.pem().as_str()),
     ] {
-        write_whole(path, text, None).map_err(|source| CertificateError::Write {
+        private_file::write(path, text, None).map_err(|source| CertificateError::Write {
             path: path.clone(),
             source,
         })?;

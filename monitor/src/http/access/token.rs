@@ -1,9 +1,9 @@
 //! The token that API requests present.
 
+use crate::private_file;
 use std::{
-    fs::{self, OpenOptions, Permissions},
-    io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 use subtle::ConstantTimeEq as _;
@@ -84,48 +84,10 @@ impl TokenPlace {
     }
 
     fn write(&self) -> io::Result<()> {
-        let token = random_hex::<GENERATED_LEN>().map_err(io::Error::other)?;
+        let token = private_file::random_hex::<GENERATED_LEN>().map_err(io::Error::other)?;
         let text = Zeroizing::new(format!("{}\n", *token));
-        write_whole(&self.path, &text, self.group)
+        private_file::write(&self.path, &text, self.group)
     }
-}
-
-/// Writes a file that only root may read, and a group if there is one. It is there as a whole or not
-/// at all.
-pub fn write_whole(path: &Path, text: &str, group: Option<u32>) -> io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".unfinished");
-    let unfinished = PathBuf::from(unfinished);
-    // What a failed start left behind.
-    if let Err(error) = fs::remove_file(&unfinished)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
-    let written = write_new(&unfinished, text, group).and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
-        // The error that matters is the first.
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
-}
-
-fn write_new(path: &Path, text: &str, group: Option<u32>) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
-    if let Some(group) = group {
-        // In a directory with the set-group-ID bit it has that group already, which needs no
-        // capability.
-        if file.metadata()?.gid() != group {
-            fchown(&file, None, Some(group))?;
-        }
-        file.set_permissions(Permissions::from_mode(0o640))?;
-    }
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 /// The number of a local group, given by name or number.
@@ -139,17 +101,6 @@ fn group_id(group: &str) -> Result<u32, TokenError> {
         (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
     });
     id.ok_or_else(|| TokenError::NoGroup(group.to_owned()))
-}
-
-/// Random bytes as hex digits.
-pub fn random_hex<const LEN: usize>() -> Result<Zeroizing<String>, getrandom::Error> {
-    let mut bytes = Zeroizing::new([0u8; LEN]);
-    getrandom::fill(&mut *bytes)?;
-    Ok(Zeroizing::new(hex(&*bytes)))
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The token that a request must present.

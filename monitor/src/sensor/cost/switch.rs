@@ -53,19 +53,11 @@ pub struct CostSwitches {
 
 impl CostSwitches {
     pub fn switch(&mut self, unit: CostUnit, on: bool) -> Result<(), SwitchError> {
-        let called = |program: &mut Option<CalledProgram>| match program {
-            Some(program) => program.switch(on).map_err(SwitchError::from),
-            None => Ok(()),
-        };
-        let attached = |program: &mut Option<PacketProgram>| match program {
-            Some(program) => program.switch(on).map_err(SwitchError::from),
-            None => Ok(()),
-        };
         match unit {
-            CostUnit::Responses => called(&mut self.responses),
-            CostUnit::Plaintext => called(&mut self.plaintext),
-            CostUnit::Dns => attached(&mut self.ingress),
-            CostUnit::ServerNames => attached(&mut self.egress),
+            CostUnit::Responses => switch_call(self.responses.as_mut(), on),
+            CostUnit::Plaintext => switch_call(self.plaintext.as_mut(), on),
+            CostUnit::Dns => switch_link(self.ingress.as_mut(), on),
+            CostUnit::ServerNames => switch_link(self.egress.as_mut(), on),
             CostUnit::Tls => {
                 if let Some(attacher) = &self.attacher {
                     // Without the attacher there are no uprobes.
@@ -78,4 +70,12 @@ impl CostSwitches {
             }
         }
     }
+}
+
+fn switch_call(program: Option<&mut CalledProgram>, on: bool) -> Result<(), SwitchError> {
+    Ok(program.map_or(Ok(()), |program| program.switch(on))?)
+}
+
+fn switch_link(program: Option<&mut PacketProgram>, on: bool) -> Result<(), SwitchError> {
+    Ok(program.map_or(Ok(()), |program| program.switch(on))?)
 }
