@@ -1,7 +1,7 @@
 //! A part of the extended tests, so that an ordinary run stays short and every part runs often.
 
 use crate::{
-    root,
+    cluster, root,
     scenarios::{ALL, run_scenarios, scenario_command},
     skips::SkipLog,
     vm::{self, VmCells},
@@ -9,20 +9,26 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::process::Command;
 
-/// A part of what `cargo xtask test --all` runs beyond an ordinary run; at most eight minutes.
+/// A part of what `cargo xtask test --all` runs beyond an ordinary run; at most 15 minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shard {
-    /// The virtual machines that an ordinary run leaves out, in two halves.
-    VmsFirstHalf,
-    VmsSecondHalf,
+    /// A part of the virtual machines that an ordinary run leaves out.
+    Vms(usize),
+    /// A real Kubernetes.
+    Cluster,
     /// Every third combination of Go's compilers and link modes, beginning with this one.
     GoPrograms(u8),
 }
 
-const SHARDS: [Shard; 5] = [
-    Shard::VmsFirstHalf,
-    Shard::VmsSecondHalf,
+/// By the hash of a commit. Kubernetes comes twice as often as the others.
+const SHARDS: [Shard; 9] = [
+    Shard::Cluster,
+    Shard::Vms(0),
+    Shard::Vms(1),
     Shard::GoPrograms(0),
+    Shard::Cluster,
+    Shard::Vms(2),
+    Shard::Vms(3),
     Shard::GoPrograms(1),
     Shard::GoPrograms(2),
 ];
@@ -54,8 +60,8 @@ impl Shard {
     pub fn run(self) -> Result<()> {
         eprintln!("\n── extended tests: {self:?}");
         match self {
-            Self::VmsFirstHalf => vm::run_cells(VmCells::RestFirstHalf),
-            Self::VmsSecondHalf => vm::run_cells(VmCells::RestSecondHalf),
+            Self::Vms(part) => vm::run_cells(VmCells::Part(part)),
+            Self::Cluster => cluster::run(),
             Self::GoPrograms(part) => {
                 let mut scenarios = scenario_command(&SkipLog::of_run())?;
                 scenarios

@@ -46,11 +46,13 @@ pub fn run(all: bool) -> Result<()> {
     if root {
         step("end-to-end scenarios");
         scenarios::run(&[], all)?;
-        step("a real Kubernetes");
-        cluster::run()?;
         step("other kernels");
-        vm::run_cells(if all { VmCells::All } else { VmCells::Ordinary })?;
-        if !all {
+        if all {
+            vm::run_cells(VmCells::All)?;
+            step("a real Kubernetes");
+            cluster::run()?;
+        } else {
+            vm::run_cells(VmCells::Ordinary)?;
             Shard::of_commit()?.run()?;
         }
     }
@@ -104,18 +106,21 @@ fn lints() -> Result<()> {
 }
 
 fn unit_tests() -> Result<()> {
-    step("unit and property tests of the pure crates, with overflow checks");
-    run_checked(
-        cargo()
-            .args(["test", "--package", "monitor-common"])
-            .args(["--package", "monitor-core", "--package", "monitor-parse"])
-            .args(["--features", "monitor-common/user"]),
-    )?;
-    step("unit tests of the agent and of this program");
-    for package in ["keytrail", "xtask"] {
-        run_checked(cargo().args(["test", "--release", "--package", package]))?;
+    step("unit and property tests");
+    // In one build with the agent: otherwise all dependencies would be compiled again.
+    let mut tests = cargo();
+    tests.args(["test", "--release", "--package", "keytrail"]);
+    tests.args(["--features", "monitor-common/user"]);
+    for pure in ["monitor-common", "monitor-core", "monitor-parse"] {
+        tests.args(["--package", pure]);
+        for check in ["overflow-checks", "debug-assertions"] {
+            let setting = format!("profile.release.package.{pure}.{check}=true");
+            tests.args(["--config", &setting]);
+        }
     }
-    Ok(())
+    run_checked(&mut tests)?;
+    step("unit tests of this program");
+    run_checked(cargo().args(["test", "--release", "--package", "xtask"]))
 }
 
 /// Has the reference test write its expected text.
