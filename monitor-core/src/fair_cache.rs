@@ -20,6 +20,16 @@ pub struct Tenant {
     pub user: u32,
 }
 
+impl Tenant {
+    /// Its name in answers: `user N`, and the cgroups if they are known.
+    pub fn name(&self) -> String {
+        match &*self.group {
+            "" | "/" => format!("user {}", self.user),
+            group => format!("user {} of {group}", self.user),
+        }
+    }
+}
+
 /// A bounded table with a share for each tenant.
 #[derive(Debug)]
 pub struct FairCache<K, V> {
@@ -71,6 +81,53 @@ impl<K: Hash + Eq + Clone, V> FairCache<K, V> {
         self.entries.contains_key(key)
     }
 
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The value of a key, without counting as a use of it.
+    pub fn peek(&self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|(_, value)| value)
+    }
+
+    /// As [`peek`](Self::peek), to change it.
+    pub fn peek_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.entries.get_mut(key).map(|(_, value)| value)
+    }
+
+    /// All values, in no order.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.entries.values_mut().map(|(_, value)| value)
+    }
+
+    /// Removes an entry; returns for whom it was made, and its value.
+    pub fn remove(&mut self, key: &K) -> Option<(Tenant, V)> {
+        let (tenant, value) = self.entries.remove(key)?;
+        self.change_group(&tenant.group, |group| group.remove(tenant.user, key));
+        Some((tenant, value))
+    }
+
+    /// Removes what does not fit a condition; it does not count as evicted.
+    pub fn retain(&mut self, mut fits: impl FnMut(&K, &V) -> bool) {
+        let unfit: Vec<K> = self
+            .entries
+            .iter()
+            .filter(|(key, (_, value))| !fits(key, value))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &unfit {
+            self.remove(key);
+        }
+        // Returns the memory of a burst.
+        if self.entries.capacity() > 1024 + 8 * self.entries.len() {
+            self.entries.shrink_to_fit();
+        }
+    }
+
     /// The value of a key, which counts as a use of it.
     pub fn get(&mut self, key: &K) -> Option<&V> {
         let (tenant, value) = self.entries.get(key)?;
@@ -88,12 +145,31 @@ impl<K: Hash + Eq + Clone, V> FairCache<K, V> {
             let (_, known) = self.entries.get_mut(&key)?;
             return Some(std::mem::replace(known, value));
         }
+        self.make_room(tenant, &key);
+        self.entries.insert(key, (tenant.clone(), value));
+        None
+    }
+
+    /// The value of a key, which counts as a use of it; inserted if it is not there.
+    pub fn get_or_insert_with(
+        &mut self,
+        tenant: &Tenant,
+        key: &K,
+        make: impl FnOnce() -> V,
+    ) -> &mut V {
+        if self.get(key).is_none() {
+            self.make_room(tenant, key);
+        }
+        let entry = self.entries.entry(key.clone());
+        &mut entry.or_insert_with(|| (tenant.clone(), make())).1
+    }
+
+    /// Prepares for a new key.
+    fn make_room(&mut self, tenant: &Tenant, key: &K) {
         if self.entries.len() >= self.capacity {
             self.evict();
         }
         self.change_group(&tenant.group, |group| group.add(tenant.user, key.clone()));
-        self.entries.insert(key, (tenant.clone(), value));
-        None
     }
 
     /// Removes the least recently used entry of whoever has the most.
@@ -134,6 +210,23 @@ impl<K: Hash + Eq> TenantGroup<K> {
         keys.insert(key);
         self.by_size.insert((keys.len(), user));
         self.len += 1;
+    }
+
+    fn remove(&mut self, user: u32, key: &K) {
+        let Some(keys) = self.users.get_mut(&user) else {
+            return;
+        };
+        let len = keys.len();
+        if !keys.remove(key) {
+            return;
+        }
+        self.len -= 1;
+        self.by_size.remove(&(len, user));
+        if len > 1 {
+            self.by_size.insert((len - 1, user));
+        } else {
+            self.users.remove(&user);
+        }
     }
 
     fn pop(&mut self) -> Option<K> {
@@ -218,13 +311,20 @@ mod tests {
         /// The indexes agree with the entries after any operations, and the table never exceeds its
         /// capacity.
         #[test]
-        fn indexes_agree(operations in prop::collection::vec((0u8..4, 0u32..4, 0u16..64, any::<bool>()), 0..400)) {
+        fn indexes_agree(operations in prop::collection::vec((0u8..4, 0u32..4, 0u16..64, 0u8..5), 0..400)) {
             let mut table = FairCache::new(16);
-            for (group, user, key, read) in operations {
-                if read {
-                    table.get(&key);
-                } else {
-                    table.insert(&tenant(&group.to_string(), user), key, ());
+            for (group, user, key, operation) in operations {
+                match operation {
+                    0 => {
+                        table.get(&key);
+                    }
+                    1 => {
+                        table.remove(&key);
+                    }
+                    2 => table.retain(|known, ()| known % 3 != key % 3),
+                    _ => {
+                        table.insert(&tenant(&group.to_string(), user), key, ());
+                    }
                 }
                 prop_assert!(table.entries.len() <= 16);
                 let mut counted = 0;

@@ -4,6 +4,7 @@
 //! out as values.
 
 pub mod catalog;
+pub mod counted_lru;
 pub mod fair_cache;
 pub mod history;
 pub mod model;

@@ -3,14 +3,20 @@
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, Surroundings},
+    child::KilledChild,
     wait_for,
     web::WebServer,
     workload::{MemoryLimit, sh},
 };
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 /// Less than the chart and the unit give the agent.
-const MEMORY: u64 = 192 << 20;
+const MEMORY: u64 = 128 << 20;
 /// The secret of a shop, whose name an expectation gives.
 const SECRET: &str = "FAKE-secret-of-the-shop-0001";
 /// More variables with names of credentials than the agent remembers credentials.
@@ -20,6 +26,25 @@ os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for part in range(1000):
     names = {f'JUNK{part}X{number}_TOKEN': f'FAKE-junk-{part}-{number}' for number in range(40)}
     subprocess.run(['/bin/true'], env=names, check=True)
+";
+
+/// More connects to a socket that accepts none than the probes remember calls, as user nobody.
+const BLOCKED_CONNECTS: &str = r"
+import os, resource, socket, sys, threading
+resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+server = socket.socket(socket.AF_UNIX)
+server.bind('\0keytrail-lab-full')
+server.listen(0)
+threading.stack_size(65536)
+def connect():
+    client = socket.socket(socket.AF_UNIX)
+    client.connect('\0keytrail-lab-full')
+    threading.Event().wait()
+for _ in range(int(sys.argv[1])):
+    threading.Thread(target=connect, daemon=True).start()
+print('started', flush=True)
+sys.stdin.read()
 ";
 
 /// As user nobody, with the agent in a small cgroup.
@@ -88,5 +113,36 @@ fn junk_variables_beside_a_policy_s_own_secret() -> Result<()> {
         forgotten()?,
         known["name"]
     );
+    Ok(())
+}
+
+#[test]
+fn very_many_calls_that_do_not_return_are_told() -> Result<()> {
+    ensure!(lab::is_root(), "the scenarios need root");
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(directory.path(), &[])?;
+    let evicted = || agent.metric("keytrail_map_full_total", &["map=\"pending_connects\""]);
+    assert_eq!(evicted()?, 0.0);
+    let processors = std::thread::available_parallelism()?.get();
+    // A quarter more than the probes remember, on any machine.
+    let calls = 5 * processors.max(4) * 256 / 4;
+    let child = Command::new("python3")
+        .args(["-c", BLOCKED_CONNECTS, &calls.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut child = KilledChild(child);
+    let stdout = child.0.stdout.take().context("no output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    assert_eq!(line, "started\n");
+    let told = wait_for("evictions", Duration::from_secs(20), || {
+        let count = evicted()?;
+        Ok((count > 0.0).then_some(count))
+    })?;
+    let blind = agent.await_finding(|finding| finding["rule"] == "blind")?;
+    let summary = blind["summary"].as_str().unwrap_or_default();
+    ensure!(summary.contains("pending_connects"), "{blind:#}");
+    println!("{calls} calls at once: {told} evicted; {summary}");
     Ok(())
 }

@@ -536,23 +536,78 @@ fn a_token_in_a_host_name() -> Result<()> {
         })
     })?;
     agent.await_presented(&lower, Duration::from_secs(5), || Ok(()))?;
-    // The agent's own files and answers, after everything was written.
+    ensure_in_no_output(&agent, &[MARKED, KNOWN])
+}
+
+/// Somebody puts tokens into the path of a credential and of a program, and into the names of a
+/// variable and of a library that cannot be attached to.
+#[test]
+fn a_token_in_a_path_and_in_the_name_of_a_variable() -> Result<()> {
+    const MARKED: &str = "ghp_FAKE0path0name0FAKE0path0name0FAKE00";
+    const KNOWN: &str = "FAKEknownInAPath0001";
+    let treasure = Treasure::new()?;
+    let agent = treasure.agent(None)?;
+    sh("BAO_TOKEN=$SECRET /bin/true", &[("SECRET", KNOWN)])?;
+    agent.await_used(&agent.id_of(KNOWN)?)?;
+    let directory = tempfile::tempdir()?;
+    let home = directory.path().join(MARKED).join(KNOWN);
+    let key = "AKIAFAKEPATHNAME0001";
+    let path = aws_credentials(&home, key, "FAKE/hostile/path")?;
+    // A program of that name: the kernel shows the start of it as the name of the process.
+    let program = directory.path().join(MARKED).join(MARKED);
+    fs::copy("/bin/cat", &program)?;
+    sh(
+        &format!("{} {} >/dev/null", program.display(), path.display()),
+        &[],
+    )?;
+    let variable = format!("{}_TOKEN", MARKED.to_uppercase());
+    const VALUE: &str = "FAKE-value-of-a-variable";
+    sh(
+        &format!("env {variable}=$SECRET /bin/true"),
+        &[("SECRET", VALUE)],
+    )?;
+    let used = agent.await_used(&agent.id_of(key)?)?["uses"][0].clone();
+    let place = used["place"].as_str().unwrap_or_default();
+    ensure!(
+        place.ends_with("/(github-token)/(secret)/.aws/credentials"),
+        "{used:#}"
+    );
+    let shown = used["process"].clone();
+    ensure!(
+        shown["comm"] == "(github-token)"
+            && shown["exe"]
+                .as_str()
+                .is_some_and(|exe| exe.ends_with("/(github-token)/(github-token)")),
+        "{shown:#}"
+    );
+    let used = agent.await_used(&agent.id_of(VALUE)?)?["uses"][0].clone();
+    assert_eq!(used["place"], "env:(github-token)", "{used:#}");
+    // Its first bytes, too, are in nobody's name.
+    ensure_in_no_output(&agent, &[&MARKED[..15], KNOWN])
+}
+
+/// None of some secrets is in the agent's files and answers, after everything was written.
+fn ensure_in_no_output(agent: &Agent, secrets: &[&str]) -> Result<()> {
     let mut outputs = vec![
         agent.log_text(),
         agent.get("/metrics")?.1,
         fs::read_to_string(&agent.findings)?,
         agent.get("/api/v1/hops?limit=500")?.1,
+        agent.get("/api/v1/timeline")?.1,
     ];
     for entry in fs::read_dir(&agent.state_dir)? {
         let bytes = fs::read(entry?.path()).unwrap_or_default();
         outputs.push(String::from_utf8_lossy(&bytes).into_owned());
     }
-    for secret in [MARKED, KNOWN] {
+    for secret in secrets {
         for output in &outputs {
-            let found = output
-                .to_ascii_lowercase()
-                .find(&secret.to_ascii_lowercase());
-            ensure!(found.is_none(), "{secret} is in an output");
+            let lower = output.to_ascii_lowercase();
+            let found = lower.find(&secret.to_ascii_lowercase());
+            ensure!(
+                found.is_none(),
+                "{secret} is in an output: {}",
+                found.map_or("", |at| lower.get(at.saturating_sub(200)..at).unwrap_or(""))
+            );
         }
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! Maps that refuse or evict entries when they are full, which is counted.
 
-/// A map that can be full. Maps that evict the least recently used entry by themselves are not
-/// among them: the kernel does not say when it does.
+/// A map that can be full, and says so. For the others see [`EvictingMap`](super::EvictingMap).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum LimitedMap {

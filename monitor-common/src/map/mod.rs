@@ -6,6 +6,7 @@
 
 mod agent;
 mod connection;
+mod evicting;
 mod file;
 mod limited;
 mod process;
@@ -15,6 +16,7 @@ mod tls;
 
 pub use agent::*;
 pub use connection::*;
+pub use evicting::*;
 pub use file::*;
 pub use limited::*;
 pub use process::*;

@@ -13,6 +13,7 @@ mod compile;
 pub mod entry;
 pub mod glob;
 pub mod kernel_filter;
+pub mod secret_marks;
 
 pub use compile::CatalogSources;
 

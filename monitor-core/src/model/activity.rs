@@ -3,7 +3,7 @@
 use crate::model::{Credential, Destination, Evidence, Look, Place, Process, Untrusted, Workload};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 /// A workload picked up a credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,7 +11,7 @@ pub struct Use {
     pub time: Timestamp,
     pub workload: Workload,
     pub process: Process,
-    pub credential: Credential,
+    pub credential: Arc<Credential>,
     pub place: Place,
     pub count: u64,
     /// The interactive login from which it was read.
@@ -53,7 +53,7 @@ pub struct Hop {
     pub time: Timestamp,
     pub workload: Workload,
     pub process: Process,
-    pub credential: Credential,
+    pub credential: Arc<Credential>,
     pub destination: Destination,
     /// Other possible destinations: see [`Destination::one_of`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

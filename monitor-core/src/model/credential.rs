@@ -68,7 +68,7 @@ pub struct Credential {
     pub audience: Vec<String>,
     /// The pod to which it was issued, according to the credential itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub issued_to: Option<IssuedTo>,
+    pub issued_to: Option<Box<IssuedTo>>,
     /// The issuer of its class marks its secrets, and this one has no such mark: it belongs to
     /// another service that accepts the same variables and files, and whose home is unknown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

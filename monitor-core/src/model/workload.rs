@@ -1,9 +1,10 @@
 //! Processes and workloads.
 
 use super::WorkloadKind;
+use crate::fair_cache::Tenant;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{fmt::Debug, hash::Hash};
+use std::{fmt::Debug, hash::Hash, sync::Arc};
 use utoipa::ToSchema;
 
 /// One process: thread-group id and start time, never the pid alone.
@@ -90,6 +91,13 @@ pub struct Process {
     pub exe: String,
     pub comm: String,
     pub uid: u32,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ancestors: Vec<Ancestor>,
+    /// Whose share of bounded tables its records use; not recorded.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub tenant: Tenant,
+    /// The nearest first.
+    // Shared, because many records name the same ones.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<Ancestor>)]
+    pub ancestors: Arc<[Ancestor]>,
 }

@@ -70,6 +70,13 @@ impl Policy {
         }
     }
 
+    /// As [`apply_name`](Self::apply_name), for a credential that several records share.
+    pub fn apply_shared_name(&self, credential: &mut Arc<Credential>) {
+        if self.context.expectations.about(credential).next().is_some() {
+            self.apply_name(Arc::make_mut(credential));
+        }
+    }
+
     /// Applies the names of their expectations to the credentials of a mint.
     pub fn apply_mint_names(&self, mint: &mut Mint) {
         for credential in [&mut mint.presented, &mut mint.minted]
@@ -93,7 +100,7 @@ impl Policy {
             workload: hop.workload.clone(),
             process: hop.process.clone(),
             authenticator: hop.destination.clone(),
-            presented: Some(hop.credential.clone()),
+            presented: Some((*hop.credential).clone()),
             minted: None,
         })
     }
@@ -133,6 +140,13 @@ impl Policy {
     /// The rules that a gap violates.
     pub fn judge_gap(&mut self, gap: &Gap) -> Vec<Finding> {
         self.judge(&Event::Gap(gap))
+    }
+
+    /// What the tables of rules forgot for lack of room, since the policy was loaded.
+    pub fn forgotten(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let all = self.rules.iter();
+        all.map(|rule| (rule.meta().name, rule.forgotten()))
+            .filter(|(_, count)| *count > 0)
     }
 
     /// A workload was renamed.

@@ -384,7 +384,7 @@ fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Context) -> bool 
             time: row.last_seen,
             workload: row.workload.clone(),
             process: row.process.clone(),
-            credential: (*credential).clone(),
+            credential: Arc::new((*credential).clone()),
             destination: row.destination.clone(),
             others: Vec::new(),
             evidence: row.evidence,

@@ -127,7 +127,7 @@ impl Replay {
             time: row.last_seen,
             workload: row.workload.clone(),
             process: row.process.clone(),
-            credential,
+            credential: Arc::new(credential),
             // The pod of a container was not stored.
             volume_of: (!row.workload.is_contained())
                 .then(|| volume_of(&row.place))
@@ -158,7 +158,7 @@ impl Replay {
             time: row.last_seen,
             workload: row.workload.clone(),
             process: row.process.clone(),
-            credential,
+            credential: Arc::new(credential),
             destination: row.destination.clone(),
             others: Vec::new(),
             evidence: row.evidence,

@@ -1,8 +1,10 @@
 //! Connections, for what is presented on them later.
 
 use super::event::Actor;
-use crate::model::{Credential, Destination, Subject, Transport, Workload};
-use hashlink::LinkedHashMap;
+use crate::{
+    fair_cache::FairCache,
+    model::{Credential, Destination, Subject, Transport, Workload},
+};
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,7 +13,7 @@ use std::{
 
 /// A connection without payload is treated as a hop after this time.
 const PAYLOAD_TIMEOUT: SignedDuration = SignedDuration::from_secs(2);
-/// Maximum connections remembered; the oldest are evicted first.
+/// Maximum connections remembered; the oldest of whoever has the most are evicted first.
 const CONNECTIONS_MAX: usize = 65_536;
 /// Maximum connections remembered per process, for credentials presented on an unknown one.
 const CONNECTIONS_PER_PROCESS_MAX: usize = 256;
@@ -43,22 +45,37 @@ struct ProcessConnections {
     ids: VecDeque<u64>,
 }
 
-/// Connections, in the order of their start.
-#[derive(Debug, Default)]
+/// The connections of all processes.
+#[derive(Debug)]
 pub(super) struct Connections {
-    known: LinkedHashMap<u64, Connection>,
+    known: FairCache<u64, Connection>,
     by_process: HashMap<Subject, ProcessConnections>,
     /// Those waiting for a payload.
     waiting: VecDeque<u64>,
 }
 
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            known: FairCache::new(CONNECTIONS_MAX),
+            by_process: HashMap::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
 impl Connections {
+    /// Connections that were forgotten for lack of room.
+    pub fn evicted(&self) -> u64 {
+        self.known.evicted()
+    }
+
     pub fn get(&self, id: u64) -> Option<&Connection> {
-        self.known.get(&id)
+        self.known.peek(&id)
     }
 
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Connection> {
-        self.known.get_mut(&id)
+        self.known.peek_mut(&id)
     }
 
     pub fn remove(&mut self, id: u64) {
@@ -74,14 +91,13 @@ impl Connections {
         destination: Destination,
         stdin: Option<u64>,
     ) {
-        if self.known.len() >= CONNECTIONS_MAX {
-            self.known.pop_front();
-        }
         let actor = self.note_process(id, actor);
         if destination.transport != Transport::Udp {
             self.waiting.push_back(id);
         }
+        let tenant = actor.process.tenant.clone();
         self.known.insert(
+            &tenant,
             id,
             Connection {
                 time,
@@ -129,7 +145,7 @@ impl Connections {
         // Uses the process's own list, because the list of all waiting connections can be long.
         self.ids_of(subject)
             .filter(|id| {
-                let known = self.known.get(id);
+                let known = self.known.peek(id);
                 known.is_some_and(|known| !known.settled && known.actor.subject == subject)
             })
             .collect()
@@ -139,7 +155,7 @@ impl Connections {
     /// there are any.
     pub fn tcp_destinations(&self, subject: Subject, server: Option<&str>) -> Vec<Destination> {
         let mut found: Vec<Destination> = Vec::new();
-        for connection in self.ids_of(subject).filter_map(|id| self.known.get(&id)) {
+        for connection in self.ids_of(subject).filter_map(|id| self.known.peek(&id)) {
             let destination = &connection.destination;
             // A socket cookie may belong to a later connection by now.
             if connection.actor.subject == subject
@@ -199,7 +215,7 @@ impl Connections {
         let known = &self.known;
         self.waiting.pop_front_if(|id| {
             // A connection from the future dates from before the clock was set back.
-            known.get(id).is_none_or(|connection| {
+            known.peek(id).is_none_or(|connection| {
                 connection.settled
                     || connection.time > now
                     || now.duration_since(connection.time) >= PAYLOAD_TIMEOUT
@@ -221,9 +237,6 @@ impl Connections {
         self.known
             .retain(|_, known| !known.settled || may_use(known.actor.subject));
         // Returns the memory of a burst.
-        if self.known.capacity() > 1024 + 8 * self.known.len() {
-            self.known.shrink_to_fit();
-        }
         if self.by_process.capacity() > 1024 + 8 * self.by_process.len() {
             self.by_process.shrink_to_fit();
         }

@@ -6,7 +6,7 @@ use crate::model::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// The actor of an event, as attributed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,14 +85,14 @@ pub enum TrailEvent {
         connection: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         host: Option<String>,
-        credential: Credential,
+        credential: Arc<Credential>,
         place: Place,
     },
     /// A credential was issued in a response.
     Minted {
         time: Timestamp,
         connection: u64,
-        credential: Credential,
+        credential: Arc<Credential>,
         place: Place,
     },
     /// A DNS response.
@@ -153,7 +153,7 @@ pub struct PickUp {
     pub time: Timestamp,
     #[serde(rename = "who")]
     pub actor: Actor,
-    pub credential: Credential,
+    pub credential: Arc<Credential>,
     pub place: Place,
     pub count: u64,
     /// The pipe at the reader's standard output.
@@ -197,6 +197,6 @@ pub struct Presented {
     /// The server name in the head of the request; [`crate::model::UNKNOWN_NAME`] if it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    pub credential: Credential,
+    pub credential: Arc<Credential>,
     pub place: Place,
 }

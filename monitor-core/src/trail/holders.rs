@@ -9,7 +9,10 @@ use super::{
     holding::{Holding, add_holding},
     pipes::RememberedPipes,
 };
-use crate::model::{Source, Subject};
+use crate::{
+    fair_cache::Tenant,
+    model::{Source, Subject},
+};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -66,6 +69,8 @@ pub(super) struct Holders {
     nodes: HashMap<Subject, ProcessNode>,
     /// Pipes that carried a credential, by inode number.
     pipes: RememberedPipes,
+    /// Credentials that a process held beyond those that are remembered.
+    refused: u64,
 }
 
 impl Holders {
@@ -110,27 +115,29 @@ impl Holders {
     /// A process obtained a credential, possibly with a pipe at its standard output.
     pub fn pick_up(
         &mut self,
+        tenant: &Tenant,
         subject: Subject,
         holding: Holding,
         stdout: Option<u64>,
         stdout_of_parent: bool,
     ) {
         let node = self.nodes.entry(subject).or_default();
-        add_holding(&mut node.held_mut().own, &holding);
+        self.refused += u64::from(!add_holding(&mut node.held_mut().own, &holding));
         if holding.usual || holding.source == Source::Environment {
             return;
         }
         let parent = node.parent;
         let boundary = Arc::clone(&node.boundary);
         if let Some(pipe) = stdout {
-            self.pipes.add(pipe, &holding);
+            self.refused += u64::from(!self.pipes.add(tenant, pipe, &holding));
         }
         let Some(above) = parent.and_then(|parent| self.nodes.get_mut(&parent)) else {
             return;
         };
         if above.boundary == boundary {
             if stdout.is_some() && !stdout_of_parent {
-                add_holding(&mut above.held_mut().piped, &holding);
+                let added = add_holding(&mut above.held_mut().piped, &holding);
+                self.refused += u64::from(!added);
             } else if above.shell {
                 add_holding(&mut above.held_mut().children, &holding);
             }
@@ -190,7 +197,17 @@ impl Holders {
     /// A process read another one's environment or memory, and holds what was there.
     pub fn copy(&mut self, reader: Subject, holding: &Holding) {
         let node = self.nodes.entry(reader).or_default();
-        add_holding(&mut node.held_mut().own, holding);
+        self.refused += u64::from(!add_holding(&mut node.held_mut().own, holding));
+    }
+
+    /// Pipes that were forgotten for lack of room.
+    pub fn evicted_pipes(&self) -> u64 {
+        self.pipes.evicted()
+    }
+
+    /// Credentials that were not added to those that a process holds, for lack of room.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Whether a process may use the other's sockets: the same process, or an ancestor.

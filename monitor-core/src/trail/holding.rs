@@ -14,12 +14,14 @@ pub(super) struct Holding {
     pub usual: bool,
 }
 
-/// Adds a holding unless the credential is there already.
-pub(super) fn add_holding(holdings: &mut Vec<Holding>, holding: &Holding) {
+/// Adds a holding unless the credential is there already; returns whether there was room.
+pub(super) fn add_holding(holdings: &mut Vec<Holding>, holding: &Holding) -> bool {
     let known = holdings
         .iter()
         .any(|known| known.credential.id == holding.credential.id);
-    if !known && holdings.len() < HOLDINGS_MAX {
+    let has_room = holdings.len() < HOLDINGS_MAX;
+    if !known && has_room {
         holdings.push(holding.clone());
     }
+    known || has_room
 }

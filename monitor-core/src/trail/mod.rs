@@ -39,6 +39,16 @@ impl Trail {
         Self::default()
     }
 
+    /// What each bounded table forgot or refused for lack of room, since the start.
+    pub fn forgotten(&self) -> [(&'static str, u64); 4] {
+        [
+            ("connections", self.connections.evicted()),
+            ("dns_names", self.names.evicted()),
+            ("pipes", self.holders.evicted_pipes()),
+            ("holdings", self.holders.refused()),
+        ]
+    }
+
     /// Processes an event; appends the resulting outputs.
     pub fn process(&mut self, event: TrailEvent, out: &mut Vec<TrailOutput>) {
         match event {
@@ -115,19 +125,27 @@ impl Trail {
     }
 
     fn pick_up(&mut self, event: PickUp, out: &mut Vec<TrailOutput>) {
+        let credential = event.credential;
         let holding = Holding {
-            credential: Arc::new(event.credential.clone()),
+            credential: Arc::clone(&credential),
             source: event.place.source,
             usual: event.usual,
         };
-        let subject = event.actor.subject;
-        self.holders
-            .pick_up(subject, holding, event.stdout, event.stdout_of_parent);
+        let Actor {
+            subject, process, ..
+        } = &event.actor;
+        self.holders.pick_up(
+            &process.tenant,
+            *subject,
+            holding,
+            event.stdout,
+            event.stdout_of_parent,
+        );
         out.push(TrailOutput::Use(Box::new(Use {
             time: event.time,
             workload: event.actor.workload,
             process: event.actor.process,
-            credential: event.credential,
+            credential,
             place: event.place,
             count: event.count,
             login: event.login,
@@ -233,7 +251,7 @@ impl Trail {
                 time: time.max(connection.time),
                 workload: connection.actor.workload.clone(),
                 process: connection.actor.process.clone(),
-                credential: (*holding.credential).clone(),
+                credential: Arc::clone(&holding.credential),
                 destination: connection.destination.clone(),
                 others: Vec::new(),
                 evidence,
@@ -305,12 +323,17 @@ fn evidence_of(held: &[Holding]) -> Evidence {
 }
 
 /// A use that is derived from a connection.
-pub fn used(time: Timestamp, actor: &Actor, credential: &Credential, place: Place) -> TrailOutput {
+pub fn used(
+    time: Timestamp,
+    actor: &Actor,
+    credential: &Arc<Credential>,
+    place: Place,
+) -> TrailOutput {
     TrailOutput::Use(Box::new(Use {
         time,
         workload: actor.workload.clone(),
         process: actor.process.clone(),
-        credential: credential.clone(),
+        credential: Arc::clone(credential),
         place,
         count: 1,
         login: None,

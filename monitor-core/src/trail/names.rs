@@ -1,7 +1,9 @@
 //! Names from DNS: names of addresses, and addresses of names.
 
-use crate::model::{Destination, NameSource, SourcedName, UNKNOWN_NAME};
-use hashlink::LruCache;
+use crate::{
+    counted_lru::CountedLru,
+    model::{Destination, NameSource, SourcedName, UNKNOWN_NAME},
+};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
@@ -16,7 +18,7 @@ const NAMES_PER_ADDRESS_MAX: usize = 8;
 #[derive(Debug)]
 pub struct DnsNames {
     /// The first ones learned are evicted first.
-    of: LruCache<IpAddr, VecDeque<String>>,
+    of: CountedLru<IpAddr, VecDeque<String>>,
     /// Number of addresses per name.
     known: HashMap<String, usize>,
 }
@@ -24,27 +26,28 @@ pub struct DnsNames {
 impl Default for DnsNames {
     fn default() -> Self {
         Self {
-            of: LruCache::new(ADDRESSES_MAX),
+            of: CountedLru::new(ADDRESSES_MAX),
             known: HashMap::new(),
         }
     }
 }
 
 impl DnsNames {
+    /// Addresses that were forgotten for lack of room.
+    pub fn evicted(&self) -> u64 {
+        self.of.evicted()
+    }
+
     /// Adds a response: each name resolves to each address. The requested name comes first, and is
     /// the one shown.
     pub fn learn(&mut self, names: &[String], addresses: &[IpAddr]) {
         for address in addresses {
             // `peek`: another response does not make an address newer.
             if self.of.peek(address).is_none() {
-                if self.of.len() >= ADDRESSES_MAX
-                    && let Some((_, names)) = self.of.remove_lru()
-                {
-                    for name in names {
-                        evict(&mut self.known, &name);
-                    }
+                let gone = self.of.insert(*address, VecDeque::new());
+                for name in gone.into_iter().flat_map(|(_, names)| names) {
+                    evict(&mut self.known, &name);
                 }
-                self.of.insert(*address, VecDeque::new());
             }
             let Some(of) = self.of.peek_mut(address) else {
                 continue;

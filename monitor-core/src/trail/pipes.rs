@@ -1,30 +1,36 @@
 //! Pipes through which a credential may have left the process that picked it up.
 
 use super::holding::{Holding, add_holding};
-use hashlink::LruCache;
+use crate::fair_cache::{FairCache, Tenant};
 
-/// Maximum number of pipes remembered that carried a credential; the oldest are evicted first.
+/// Maximum number of pipes remembered that carried a credential; the oldest of whoever has the most
+/// are evicted first.
 const PIPES_MAX: usize = 4096;
 
-/// The credentials of each pipe, by inode number. The first ones added are evicted first.
+/// The credentials of each pipe, by inode number.
 #[derive(Debug)]
-pub(super) struct RememberedPipes(LruCache<u64, Vec<Holding>>);
+pub(super) struct RememberedPipes(FairCache<u64, Vec<Holding>>);
 
 impl Default for RememberedPipes {
     fn default() -> Self {
-        Self(LruCache::new(PIPES_MAX))
+        Self(FairCache::new(PIPES_MAX))
     }
 }
 
 impl RememberedPipes {
-    pub fn add(&mut self, pipe: u64, holding: &Holding) {
+    /// Adds a credential to a pipe; returns whether there was room.
+    pub fn add(&mut self, tenant: &Tenant, pipe: u64, holding: &Holding) -> bool {
         // `peek_mut`: another credential does not make a pipe newer.
-        match self.0.peek_mut(&pipe) {
-            Some(holdings) => add_holding(holdings, holding),
-            None => {
-                self.0.insert(pipe, vec![holding.clone()]);
-            }
+        if let Some(holdings) = self.0.peek_mut(&pipe) {
+            return add_holding(holdings, holding);
         }
+        self.0.insert(tenant, pipe, vec![holding.clone()]);
+        true
+    }
+
+    /// Pipes that were forgotten for lack of room.
+    pub fn evicted(&self) -> u64 {
+        self.0.evicted()
     }
 
     pub fn holdings(&self, pipe: u64) -> Option<&[Holding]> {

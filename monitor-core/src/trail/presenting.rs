@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// A credential found in the bytes of a connection.
 struct PresentedOn {
     time: Timestamp,
-    credential: Credential,
+    credential: Arc<Credential>,
     place: Place,
     /// Absent if it is not known which connection.
     connection: Option<u64>,
@@ -57,7 +57,7 @@ impl Trail {
         time: Timestamp,
         connection: u64,
         host: Option<&str>,
-        (credential, place): (Credential, Place),
+        (credential, place): (Arc<Credential>, Place),
         out: &mut Vec<TrailOutput>,
     ) {
         let Some(known) = self.connections.get(connection) else {
@@ -83,7 +83,7 @@ impl Trail {
         &mut self,
         time: Timestamp,
         connection: u64,
-        (credential, place): (Credential, Place),
+        (credential, place): (Arc<Credential>, Place),
         out: &mut Vec<TrailOutput>,
     ) {
         let Some(known) = self.connections.get(connection) else {
@@ -94,13 +94,15 @@ impl Trail {
         let presented = known.presented.as_deref().cloned();
         let authenticator = known.destination.clone();
         let holding = Holding {
-            credential: Arc::new(credential.clone()),
+            credential: Arc::clone(&credential),
             source: place.source,
             usual: false,
         };
         // A forgotten process passes nothing on, and would never be forgotten again.
         if self.holders.contains(actor.subject) {
-            self.holders.pick_up(actor.subject, holding, None, false);
+            let tenant = &actor.process.tenant;
+            self.holders
+                .pick_up(tenant, actor.subject, holding, None, false);
         }
         out.push(used(time, &actor, &credential, place));
         out.push(TrailOutput::Mint(Box::new(Mint {
@@ -110,7 +112,7 @@ impl Trail {
             authenticator,
             // A renewal returns what was presented.
             presented: presented.filter(|presented| presented.id != credential.id),
-            minted: Some(credential),
+            minted: Some((*credential).clone()),
         })));
     }
 
@@ -145,7 +147,7 @@ impl Trail {
                 time,
                 workload: actor.workload.clone(),
                 process: actor.process.clone(),
-                credential: credential.clone(),
+                credential: Arc::clone(&credential),
                 destination: Destination {
                     one_of: if one_of > 1 { one_of } else { 0 },
                     ..destination.clone()

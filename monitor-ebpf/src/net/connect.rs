@@ -3,7 +3,7 @@
 use crate::support::{
     agent::is_agent,
     kernel::boot_time_ns,
-    maps::{CREDENTIAL_RING, send},
+    maps::{CREDENTIAL_RING, insert_counted, send},
     task::{HookContext, fill_header, standard_stream},
 };
 use aya_ebpf::{
@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use core::mem::MaybeUninit;
 use monitor_common::{
-    map::{ExpectedResponse, PeerAddress, UdpPeer},
+    map::{EvictingMap, ExpectedResponse, PeerAddress, UdpPeer},
     record::{ConnectRecord, Probe, kind},
 };
 
@@ -125,7 +125,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
             whole_body: 0,
             is_authenticator: u32::from(AUTHENTICATORS.get_ptr(address).is_some()),
         };
-        let _ = SOCKETS.insert(cookie, expected, 0);
+        insert_counted(&SOCKETS, EvictingMap::Sockets, cookie, &expected);
     } else {
         let datagram = UdpPeer {
             cookie,
@@ -139,7 +139,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
         {
             return;
         }
-        let _ = UDP_SENDS.insert(datagram, time, 0);
+        insert_counted(&UDP_SENDS, EvictingMap::UdpSends, datagram, &time);
     }
     let mut record = MaybeUninit::<ConnectRecord>::uninit();
     // SAFETY: every field is written before it is read, and a ConnectRecord has no padding. It is

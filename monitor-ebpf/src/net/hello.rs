@@ -8,7 +8,7 @@ use crate::{
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{CREDENTIAL_RING, count, count_lost, count_run, send},
+        maps::{CREDENTIAL_RING, count, count_lost, count_run, remove_counted, send},
         task::HookContext,
     },
     tls::{expected::expect_response, pending::PendingWrite},
@@ -21,7 +21,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use monitor_common::{
-    map::{ExpectedResponse, TlsWrite},
+    map::{EvictingMap, ExpectedResponse, TlsWrite},
     record::{PAYLOAD_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
 };
 
@@ -136,7 +136,7 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
     let begun = expected.hello_begun != 0;
     let rest = expected.end.wrapping_sub(sequence) as i32;
     if begun && payload_len as i32 >= rest {
-        let _ = SOCKETS.remove(cookie);
+        remove_counted(&SOCKETS, EvictingMap::Sockets, cookie);
     }
     if begun && rest > 0 {
         if payload_len <= SMALL_HELLO as u32 {

@@ -4,6 +4,7 @@ use crate::{
     file::open::match_file,
     support::{
         kernel::{field, offset},
+        maps::{insert_counted, remove_counted},
         task::{HookContext, file_of},
         view::{CopyAccess, FileFields},
     },
@@ -18,6 +19,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     fields::{ABSENT, FieldId},
+    map::EvictingMap,
     record::CONNECTED,
 };
 
@@ -53,7 +55,7 @@ pub fn unix_connect(ctx: TracePointContext) -> u32 {
         )
     };
     if read == 0 && family == AF_UNIX {
-        let _ = PENDING_CONNECTS.insert(task(), fd, 0);
+        insert_counted(&PENDING_CONNECTS, EvictingMap::PendingConnects, task(), &fd);
     }
     0
 }
@@ -72,7 +74,7 @@ pub fn unix_connected(ctx: TracePointContext) -> u32 {
     let Some(fd) = unsafe { PENDING_CONNECTS.get(task) }.copied() else {
         return 0;
     };
-    let _ = PENDING_CONNECTS.remove(task);
+    remove_counted(&PENDING_CONNECTS, EvictingMap::PendingConnects, task);
     // SAFETY: a syscall exit record has its return value at offset 16.
     let result = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if result == 0 {

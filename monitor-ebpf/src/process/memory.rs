@@ -1,6 +1,11 @@
 //! Reads of another process's environment or memory.
 
-use crate::support::{foreign::report_foreign_read, task::subject_of, view::CopyAccess};
+use crate::support::{
+    foreign::report_foreign_read,
+    maps::{insert_counted, remove_counted},
+    task::subject_of,
+    view::CopyAccess,
+};
 use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_get_current_pid_tgid,
@@ -8,7 +13,10 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::{FEntryContext, LsmContext, ProbeContext, TracePointContext},
 };
-use monitor_common::{map::ReadCall, record::foreign};
+use monitor_common::{
+    map::{EvictingMap, ReadCall},
+    record::foreign,
+};
 
 const PTRACE_MODE_ATTACH: u32 = 2;
 
@@ -79,7 +87,7 @@ pub fn memory_exit(ctx: TracePointContext) -> u32 {
     let Some(ReadCall { pid, how }) = (unsafe { CALLS.get(thread) }).copied() else {
         return 0;
     };
-    let _ = CALLS.remove(thread);
+    remove_counted(&CALLS, EvictingMap::Calls, thread);
     // SAFETY: a syscall exit record has its return value at offset 16.
     let result = unsafe { *ctx.as_ptr().byte_add(16).cast::<i64>() };
     if result >= 0 {
@@ -97,5 +105,10 @@ fn syscall_argument(ctx: &TracePointContext, number: usize) -> u64 {
 
 #[inline(always)]
 fn handle_enter(pid: u32, how: u32) {
-    let _ = CALLS.insert(bpf_get_current_pid_tgid(), ReadCall { pid, how }, 0);
+    insert_counted(
+        &CALLS,
+        EvictingMap::Calls,
+        bpf_get_current_pid_tgid(),
+        &ReadCall { pid, how },
+    );
 }

@@ -1,6 +1,7 @@
 //! Maps shared by the probes and the agent, and the counters.
 
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_current_cgroup_id, bpf_probe_read_kernel, bpf_ringbuf_output},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
@@ -8,7 +9,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     filter::{BLOOM_WORDS, bloom_position, seen_tag},
-    map::{InodeKey, LIMITED_MAPS, LimitedMap, LossKey, RULES_MAX},
+    map::{EVICTING_MAPS, EvictingMap, InodeKey, LIMITED_MAPS, LimitedMap, LossKey, RULES_MAX},
     record::{COUNTED_RUNS, COUNTERS, Probe, RunCounter, STAGES, Stage},
 };
 
@@ -36,6 +37,38 @@ pub fn count_full(map: LimitedMap) {
         // SAFETY: the pointer is into this CPU's counter; a program that preempts another may lose
         // one.
         unsafe { *refused += 1 };
+    }
+}
+
+/// [`EVICTING_MAPS`] per CPU: entries added to maps that evict, less those removed.
+#[map]
+static MAPS_GROWTH: PerCpuArray<u64> = PerCpuArray::with_max_entries(EVICTING_MAPS as u32, 0);
+
+#[inline(always)]
+fn count_growth(map: EvictingMap, by: i64) {
+    if let Some(growth) = MAPS_GROWTH.get_ptr_mut(map as u32) {
+        // SAFETY: the pointer is into this CPU's counter; a program that preempts another may lose
+        // one.
+        unsafe { *growth = (*growth).wrapping_add_signed(by) };
+    }
+}
+
+/// Inserts into a map that evicts, and counts a new entry.
+#[inline(always)]
+pub fn insert_counted<K, V>(map: &LruHashMap<K, V>, which: EvictingMap, key: K, value: &V) {
+    if map.insert(&key, value, u64::from(BPF_NOEXIST)).is_ok() {
+        count_growth(which, 1);
+    } else {
+        // Cannot fail: an LRU map finds room.
+        let _ = map.insert(&key, value, 0);
+    }
+}
+
+/// Removes from a map that evicts, and counts it if the entry was there.
+#[inline(always)]
+pub fn remove_counted<K, V>(map: &LruHashMap<K, V>, which: EvictingMap, key: K) {
+    if map.remove(&key).is_ok() {
+        count_growth(which, -1);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Responses that are expected on TLS objects after a request with a credential.
 
+use crate::support::maps::{insert_counted, remove_counted};
 use aya_ebpf::{macros::map, maps::LruHashMap};
-use monitor_common::map::{LastRequest, StreamKey};
+use monitor_common::map::{EvictingMap, LastRequest, StreamKey};
 
 /// Reads that may precede the issued credential: a client may read line by line.
 const READS_MAX: u64 = 64;
@@ -17,11 +18,11 @@ pub fn expect_response(object: StreamKey, cookie: u64) {
         cookie,
         reads: READS_MAX,
     };
-    let _ = LAST_REQUESTS.insert(object, request, 0);
+    insert_counted(&LAST_REQUESTS, EvictingMap::LastRequests, object, &request);
 }
 
 /// A TLS object was freed; another may get the same address.
 #[inline(always)]
 pub fn forget_expected(object: StreamKey) {
-    let _ = LAST_REQUESTS.remove(object);
+    remove_counted(&LAST_REQUESTS, EvictingMap::LastRequests, object);
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     support::{
-        maps::{count, count_run},
+        maps::{count, count_run, insert_counted, remove_counted},
         search::{
             plaintext_record::send_plaintext_record,
             response::fields,
@@ -24,7 +24,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    map::{FoundCredential, PendingRead, SearchScratch, StreamKey},
+    map::{EvictingMap, FoundCredential, PendingRead, SearchScratch, StreamKey},
     record::{Probe, RunCounter, Stage, kind},
     scan::WINDOW,
 };
@@ -69,7 +69,7 @@ fn handle_read_enter(ctx: &ProbeContext, length: u64) -> Option<()> {
         bytes: ctx.arg(1)?,
         length,
     };
-    let _ = PENDING_READS.insert(task(), read, 0);
+    insert_counted(&PENDING_READS, EvictingMap::PendingReads, task(), &read);
     Some(())
 }
 
@@ -94,7 +94,7 @@ fn handle_read_exit(result: i32) -> Option<()> {
     let task = task();
     // SAFETY: the value is copied at once.
     let read = unsafe { PENDING_READS.get(task) }.copied()?;
-    let _ = PENDING_READS.remove(task);
+    remove_counted(&PENDING_READS, EvictingMap::PendingReads, task);
     if result <= 0 {
         return None;
     }

@@ -7,7 +7,10 @@ use crate::{
     support::{
         agent::is_agent,
         kernel::boot_time_ns,
-        maps::{CREDENTIAL_RING, count, count_full, count_run, current_cgroup, send},
+        maps::{
+            CREDENTIAL_RING, count, count_full, count_run, current_cgroup, insert_counted,
+            remove_counted, send,
+        },
         search::{
             carried::{after_carried, continue_after_carried, forget_object, restore_carried},
             search,
@@ -30,7 +33,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use monitor_common::{
-    map::{FoundCredential, LimitedMap, SearchScratch, StreamKey, TlsWrite},
+    map::{EvictingMap, FoundCredential, LimitedMap, SearchScratch, StreamKey, TlsWrite},
     record::{PresentedRecord, Probe, RunCounter, Stage, kind},
     scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
@@ -208,7 +211,12 @@ fn store_server_name(scratch: &mut SearchScratch, number: u64) {
     let secret = scratch.secret;
     let fingerprint = fingerprint_of(scratch, secret);
     if owns_scratch(scratch, number) {
-        let _ = SERVER_NAMES.insert(scratch.object, fingerprint, 0);
+        insert_counted(
+            &SERVER_NAMES,
+            EvictingMap::ServerNames,
+            scratch.object,
+            &fingerprint,
+        );
     }
     scratch.mark = 0;
 }
@@ -222,7 +230,7 @@ pub fn present_freed(ctx: ProbeContext) -> u32 {
         let object = object_at(address);
         forget_object(object);
         forget_expected(object);
-        let _ = SERVER_NAMES.remove(object);
+        remove_counted(&SERVER_NAMES, EvictingMap::ServerNames, object);
     }
     0
 }

@@ -31,7 +31,7 @@ pub(super) fn facts(secret: &[u8]) -> Option<SecretFacts> {
         expires_at: time("exp"),
         subject: claims.get("sub").and_then(Value::as_str).map(printable),
         audience: audience.iter().map(|text| printable(text)).collect(),
-        issued_to: issued_to(&claims),
+        issued_to: issued_to(&claims).map(Box::new),
     })
 }
 

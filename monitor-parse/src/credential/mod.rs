@@ -81,7 +81,7 @@ pub struct SecretFacts {
     /// Namespace and name of a Kubernetes service account, a JWT subject, …
     pub subject: Option<String>,
     pub audience: Vec<String>,
-    pub issued_to: Option<IssuedTo>,
+    pub issued_to: Option<Box<IssuedTo>>,
 }
 
 /// Finds the secrets in a file of a given class.

@@ -6,6 +6,7 @@
 
 mod binary;
 pub mod cgroup;
+mod description;
 mod groups;
 pub mod names;
 mod peer;
@@ -24,8 +25,8 @@ use binary::{BinaryTrust, RunningBinary};
 use cgroup::CgroupIndex;
 use hashlink::LruCache;
 use jiff::Timestamp;
-use monitor_core::model::{Ancestor, Login, Process, Subject, Untrusted, Workload, WorkloadKind};
-use monitor_core::{fair_cache::Tenant, process_table::ProcessTable};
+use monitor_core::model::{Ancestor, Login, Subject, Untrusted, Workload, WorkloadKind};
+use monitor_core::{catalog::secret_marks::SecretMarks, process_table::ProcessTable};
 use monitor_parse::cgroup::Cgroup;
 use names::{NameResolver, WorkloadRename};
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -36,6 +37,8 @@ const AGENTS_CACHED: usize = 256;
 const MOUNTED_CACHED: usize = 4096;
 /// Number of ancestors shown with a process.
 const ANCESTORS_MAX: usize = 8;
+/// Number of processes whose ancestors are shared by the records of their children.
+const LINEAGES_CACHED: usize = 1024;
 
 /// A process in the table.
 #[derive(Clone, Debug)]
@@ -62,6 +65,12 @@ pub struct Attribution {
     binaries: BinaryTrust,
     /// Whether a file is mounted on its own, by container and path.
     mounted: LruCache<(String, String), bool>,
+    /// Names of outermost cgroups, each once.
+    outermost: LruCache<Arc<str>, Arc<str>>,
+    /// By what secrets are recognised in the names of programs and units.
+    marks: SecretMarks,
+    /// The ancestors that were last shown for the children of a process.
+    lineages: LruCache<Subject, Arc<[Ancestor]>>,
     /// Processes running this program, and whether they are agents.
     agents: LruCache<Subject, bool>,
     /// Whether process records, possibly exits, were lost since the table was last compared with
@@ -82,6 +91,9 @@ impl Attribution {
             clock: BootClock::now(),
             binaries: BinaryTrust::default(),
             mounted: LruCache::new(MOUNTED_CACHED),
+            outermost: LruCache::new(LINEAGES_CACHED),
+            lineages: LruCache::new(LINEAGES_CACHED),
+            marks: SecretMarks::default(),
             agents: LruCache::new(AGENTS_CACHED),
             records_lost: false,
             last_comparison: None,
@@ -160,16 +172,6 @@ impl Attribution {
         self.table.get(subject)
     }
 
-    /// Whose share of bounded tables a process uses.
-    pub fn tenant(&self, subject: Subject) -> Tenant {
-        self.table
-            .get(subject)
-            .map_or_else(Tenant::default, |entry| Tenant {
-                group: entry.group.outermost().into(),
-                user: entry.uid,
-            })
-    }
-
     /// The workload of a subject.
     pub fn workload(&self, subject: Subject) -> Workload {
         let Some(entry) = self.table.get(subject) else {
@@ -182,11 +184,11 @@ impl Attribution {
         if let Some(id) = group.gone {
             return vanished_workload(id);
         }
-        let mut workload = Workload::host(&entry.exe);
+        let mut workload = Workload::host(&self.shown_program(entry).0);
         if let Some(unit) = &group.unit {
             workload.kind = WorkloadKind::Unit;
-            workload.name.clone_from(unit);
-            workload.unit = Some(unit.clone());
+            workload.name = self.marks.mask(unit).unwrap_or_else(|| unit.clone());
+            workload.unit = Some(workload.name.clone());
         }
         workload
     }
@@ -246,29 +248,6 @@ impl Attribution {
             .iter()
             .map(|(reason, count)| (*reason, *count))
             .chain([("group-gone", self.groups.gone)])
-    }
-
-    /// The process of a subject, with its ancestors.
-    pub fn process(&self, subject: Subject) -> Process {
-        let entry = self.table.get(subject);
-        let ancestors = self
-            .table
-            .ancestors(subject)
-            .take(ANCESTORS_MAX)
-            .map(|(above, parent)| Ancestor {
-                pid: above.pid,
-                exe: parent.exe.to_string(),
-                comm: parent.comm.clone(),
-            })
-            .collect();
-        Process {
-            pid: subject.pid,
-            start_time: self.clock.started(subject),
-            exe: entry.map_or_else(String::new, |entry| entry.exe.to_string()),
-            comm: entry.map_or_else(String::new, |entry| entry.comm.clone()),
-            uid: entry.map_or(0, |entry| entry.uid),
-            ancestors,
-        }
     }
 
     /// The interactive login of a subject, if it has a terminal.

@@ -38,7 +38,7 @@ pub(super) struct KnownContents {
 /// What was found in a file.
 #[derive(Debug)]
 pub struct FileCredentials {
-    pub credentials: Vec<Credential>,
+    pub credentials: Vec<Arc<Credential>>,
     pub place: Place,
     pub modified: Option<Timestamp>,
     /// The pod whose volume it is in.
@@ -153,10 +153,7 @@ impl Credentials {
         file: &CredentialFile,
         contents: Result<FileContents, ReadFailure>,
     ) -> Option<FileCredentials> {
-        let place = Place {
-            source: Source::File,
-            place: file.shown.clone(),
-        };
+        let place = self.file_place(&file.shown);
         let (found, modified) = match contents {
             Ok(answer) => (self.contents(file, &answer), answer.modified),
             Err(failure) => {
@@ -171,7 +168,7 @@ impl Credentials {
             !file.by_pointer
                 || (!found.whole && (file.format != FileFormat::Token || found.is_jwt()))
         };
-        let mut credentials: Vec<Credential> = found
+        let mut credentials: Vec<Arc<Credential>> = found
             .iter()
             .filter(|found| has_form(found))
             .map(|found| self.known.credential(tenant, &self.catalog, found, &place))
@@ -184,10 +181,7 @@ impl Credentials {
         }
         if file.home != file.shown {
             // It can still be queried by its original place.
-            let home = Place {
-                source: Source::File,
-                place: file.home.clone(),
-            };
+            let home = self.file_place(&file.home);
             for credential in &mut credentials {
                 self.known
                     .is_also_at(credential, std::slice::from_ref(&home));
@@ -217,7 +211,7 @@ impl Credentials {
     }
 
     /// A credential issued at a socket; its secret becomes known when it is presented.
-    pub fn at_socket(&self, path: &Path, container: &str) -> Option<(Credential, Place)> {
+    pub fn at_socket(&self, path: &Path, container: &str) -> Option<(Arc<Credential>, Place)> {
         let normal = normalise(&path.to_string_lossy());
         let pointed = || {
             let place = (container.to_owned(), normal.clone());
@@ -234,16 +228,16 @@ impl Credentials {
     }
 
     /// A credential known by its place only.
-    fn by_place(&self, class: &CredentialClass, place: &Place, container: &str) -> Credential {
+    fn by_place(&self, class: &CredentialClass, place: &Place, container: &str) -> Arc<Credential> {
         let mut named = container.as_bytes().to_vec();
         named.extend_from_slice(place.place.as_bytes());
-        Credential::new(
+        Arc::new(Credential::new(
             CredentialId::from_place(fingerprint(self.key, &named)),
             &class.class,
             class.role,
             class.lifetime,
             vec![place.clone()],
-        )
+        ))
     }
 
     /// The class of a file by its path: from the catalog, or because a variable pointed there,
@@ -268,7 +262,7 @@ impl Credentials {
     /// Remembers recovered files.
     pub fn recovered(&mut self, found: &RecoveredFile) {
         let path = normalise(&found.path.as_path().to_string_lossy());
-        self.homes.entry(found.file).or_insert(path);
+        self.homes.add(found.file, path);
     }
 
     /// Remembers a file that was written under a credential's name; returns `false` if it is not
@@ -315,7 +309,7 @@ impl Credentials {
             let seen = if seen == "/" { home.clone() } else { seen };
             return Some((seen, home));
         };
-        self.homes.entry(file).or_insert_with(|| known.clone());
+        self.homes.add(file, known.clone());
         Some((seen, known))
     }
 }

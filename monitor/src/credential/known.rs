@@ -6,6 +6,7 @@ use monitor_core::{
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
 };
 use monitor_parse::credential::FoundSecret;
+use std::sync::Arc;
 
 /// Number of credentials cached.
 const CREDENTIALS_CACHED: usize = 16_384;
@@ -19,9 +20,9 @@ pub struct KnownCredentials {
     /// From the fingerprint of another form of a credential to its id.
     aliases: FairCache<u64, CredentialId>,
     /// Recognised later by fingerprint only.
-    picked_up: FairCache<CredentialId, Credential>,
+    picked_up: FairCache<CredentialId, Arc<Credential>>,
     /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
-    only_seen: FairCache<CredentialId, Credential>,
+    only_seen: FairCache<CredentialId, Arc<Credential>>,
     /// Fingerprints of secrets that became known since they were last taken.
     new_secrets: Vec<u64>,
 }
@@ -66,7 +67,7 @@ impl KnownCredentials {
         catalog: &Catalog,
         found: &FoundSecret,
         place: &Place,
-    ) -> Credential {
+    ) -> Arc<Credential> {
         let id = self.id_of(found.fingerprint);
         for alias in &found.aliases {
             self.alias(tenant, *alias, &id);
@@ -87,7 +88,7 @@ impl KnownCredentials {
             marked |= is_other_half && class == known.class && !known.unmarked;
             facts.issued_at = facts.issued_at.or(known.issued_at);
             facts.expires_at = facts.expires_at.or(known.expires_at);
-            facts.issued_to = facts.issued_to.or(known.issued_to);
+            facts.issued_to = facts.issued_to.or_else(|| known.issued_to.clone());
             if facts.audience.is_empty() {
                 facts.audience.clone_from(&known.audience);
             }
@@ -103,7 +104,7 @@ impl KnownCredentials {
         } else {
             lifetime
         };
-        let credential = Credential {
+        let credential = Arc::new(Credential {
             id: id.clone(),
             name: None,
             class,
@@ -117,13 +118,13 @@ impl KnownCredentials {
             issued_to: facts.issued_to,
             unmarked,
             sources,
-        };
+        });
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.picked_up.contains_key(&id) {
-            self.only_seen.insert(tenant, id, credential.clone());
+            self.only_seen.insert(tenant, id, Arc::clone(&credential));
         } else if self
             .picked_up
-            .insert(tenant, id.clone(), credential.clone())
+            .insert(tenant, id.clone(), Arc::clone(&credential))
             .is_none()
         {
             self.new_secrets.extend(id.fingerprint());
@@ -139,11 +140,12 @@ impl KnownCredentials {
         id: &CredentialId,
         found: &FoundSecret,
         place: &Place,
-    ) -> Credential {
+    ) -> Arc<Credential> {
         match self.known(id) {
             Some(mut known) if !is_general(&known.class) => {
-                let before = std::mem::replace(&mut known.sources, vec![place.clone()]);
-                add_places(&mut known.sources, &before);
+                let changed = Arc::make_mut(&mut known);
+                let before = std::mem::replace(&mut changed.sources, vec![place.clone()]);
+                add_places(&mut changed.sources, &before);
                 known
             }
             _ => self.credential(tenant, catalog, found, place),
@@ -165,19 +167,23 @@ impl KnownCredentials {
                 self.new_secrets.extend(credential.id.fingerprint());
                 &mut self.picked_up
             };
-            remembered.insert(&Tenant::default(), credential.id.clone(), credential);
+            remembered.insert(
+                &Tenant::default(),
+                credential.id.clone(),
+                Arc::new(credential),
+            );
         }
     }
 
     /// Adds places to a credential that was picked up, also for later observations of it.
-    pub fn is_also_at(&mut self, credential: &mut Credential, places: &[Place]) {
-        add_places(&mut credential.sources, places);
+    pub fn is_also_at(&mut self, credential: &mut Arc<Credential>, places: &[Place]) {
+        add_places(&mut Arc::make_mut(credential).sources, places);
         if self.picked_up.contains_key(&credential.id) {
             // It stays with whom it was picked up first.
             self.picked_up.insert(
                 &Tenant::default(),
                 credential.id.clone(),
-                credential.clone(),
+                Arc::clone(credential),
             );
         }
     }
@@ -191,7 +197,7 @@ impl KnownCredentials {
         self.picked_up.contains_key(id) || self.only_seen.contains_key(id)
     }
 
-    pub fn known(&mut self, id: &CredentialId) -> Option<Credential> {
+    pub fn known(&mut self, id: &CredentialId) -> Option<Arc<Credential>> {
         let known = self.picked_up.get(id);
         known.or_else(|| self.only_seen.get(id)).cloned()
     }

@@ -6,6 +6,7 @@
 mod class;
 mod files;
 mod known;
+mod places;
 mod pointers;
 mod traffic;
 mod variables;
@@ -17,7 +18,12 @@ use files::{FILES_CACHED, HOMES_CACHED, KnownContents};
 use hashlink::LruCache;
 use known::KnownCredentials;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
-use monitor_core::{catalog::Catalog, model::Credential};
+use monitor_core::{
+    catalog::{Catalog, secret_marks::SecretMarks},
+    counted_lru::CountedLru,
+    model::Credential,
+};
+use places::PlaceMask;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Number of values of such variables cached.
@@ -32,11 +38,12 @@ pub struct Credentials {
     known: KnownCredentials,
     /// The path under which a file was first recognised as a credential's: it remains one under any
     /// other path.
-    homes: LruCache<FileId, String>,
+    homes: CountedLru<FileId, String>,
     /// Places of credentials according to variables, by container and path, and their class.
     pointed: BTreeMap<(String, String), String>,
     /// Fingerprints of values of such variables that were followed.
     followed: LruCache<u64, ()>,
+    mask: PlaceMask,
     /// Number of places named by a variable that were ignored for lack of room.
     pub unfollowed: u64,
     /// Number of files that could no longer be read when their turn came.
@@ -45,14 +52,16 @@ pub struct Credentials {
 
 impl Credentials {
     pub fn new(catalog: Arc<Catalog>, key: FingerprintKey) -> Self {
+        let mask = PlaceMask::new(SecretMarks::new(&catalog));
         Self {
             catalog,
             key,
             files: LruCache::new(FILES_CACHED),
             known: KnownCredentials::default(),
-            homes: LruCache::new(HOMES_CACHED),
+            homes: CountedLru::new(HOMES_CACHED),
             pointed: BTreeMap::new(),
             followed: LruCache::new(FOLLOWED_CACHED),
+            mask,
             unfollowed: 0,
             unreadable: 0,
         }
@@ -64,6 +73,7 @@ impl Credentials {
 
     /// Replaces the catalog; known credentials stay.
     pub fn set_catalog(&mut self, catalog: Arc<Catalog>) {
+        self.mask.marks = SecretMarks::new(&catalog);
         self.catalog = catalog;
         self.files.clear();
     }
@@ -78,9 +88,12 @@ impl Credentials {
         self.known.take_new_secrets()
     }
 
-    /// Credentials that were forgotten for lack of room, since the start.
-    pub fn forgotten(&self) -> u64 {
-        self.known.evicted()
+    /// What was forgotten for lack of room, by table, since the start.
+    pub fn forgotten(&self) -> [(&'static str, u64); 2] {
+        [
+            ("known_credentials", self.known.evicted()),
+            ("file_homes", self.homes.evicted()),
+        ]
     }
 
     /// Restores what was known before the agent started: a program that holds a credential does not

@@ -58,7 +58,7 @@ impl Credentials {
                 is_new = true;
             }
             if let Some(file) = file {
-                self.homes.entry(file).or_insert(path);
+                self.homes.add(file, path);
                 files.push(file);
             }
         }

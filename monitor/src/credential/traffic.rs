@@ -13,13 +13,18 @@ use monitor_core::{
     fair_cache::Tenant,
     model::{Credential, CredentialId, Place, Source},
 };
+use std::sync::Arc;
 
 /// The class of the AWS metadata service's session token.
 const IMDS_TOKEN_CLASS: &str = "imds-token";
 
 impl Credentials {
     /// A secret found in the bytes of a connection, and its position in them.
-    pub fn presented(&mut self, tenant: &Tenant, observed: ObservedSecret) -> (Credential, Place) {
+    pub fn presented(
+        &mut self,
+        tenant: &Tenant,
+        observed: ObservedSecret,
+    ) -> (Arc<Credential>, Place) {
         let catalog = &self.catalog;
         let (place, by_header) = match u64::from(observed.header) & !LOGIN {
             _ if u64::from(observed.header) & LOGIN == 0 => {
@@ -54,7 +59,7 @@ impl Credentials {
     }
 
     /// The credentials in one response of an authenticator.
-    pub fn minted(&mut self, answer: &[ObservedSecret]) -> Vec<(Credential, Place)> {
+    pub fn minted(&mut self, answer: &[ObservedSecret]) -> Vec<(Arc<Credential>, Place)> {
         // Whose connection it is, only the trail knows.
         let tenant = &Tenant::default();
         let catalog = &self.catalog;

@@ -10,6 +10,7 @@ use monitor_core::{
     fair_cache::Tenant,
     model::{Credential, CredentialId, Place, Source},
 };
+use std::sync::Arc;
 
 /// A shorter value is a setting, not a secret.
 const SECRET_MIN: u32 = 8;
@@ -20,7 +21,7 @@ impl Credentials {
         &mut self,
         tenant: &Tenant,
         variables: &[ObservedVariable],
-    ) -> Vec<(Credential, Place)> {
+    ) -> Vec<(Arc<Credential>, Place)> {
         let named = |name: &str| variables.iter().find(|variable| variable.name == name);
         let mut aliases = Vec::new();
         let mut alias_places = Vec::new();
@@ -42,7 +43,7 @@ impl Credentials {
             }
         }
         let catalog = &self.catalog;
-        let mut picked: Vec<(Credential, Place)> = Vec::new();
+        let mut picked: Vec<(Arc<Credential>, Place)> = Vec::new();
         for variable in variables {
             if aliases.contains(&variable.fingerprint) {
                 continue;
@@ -50,7 +51,8 @@ impl Credentials {
             let Some(class) = classify(catalog, variable) else {
                 continue;
             };
-            let place = variable_place(&variable.name);
+            let shown = self.mask.marks.mask(&variable.name);
+            let place = variable_place(shown.as_deref().unwrap_or(&variable.name));
             let found =
                 by_fingerprint(catalog, &class.class, variable.fingerprint, variable.prefix);
             let mut credential = self.known.credential(tenant, catalog, &found, &place);

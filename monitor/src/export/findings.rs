@@ -5,9 +5,11 @@ use super::{
     ocsf,
 };
 use crate::config::settings::FindingsFormat;
-use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
-use monitor_core::model::{Evidence, Finding, Severity};
+use monitor_core::{
+    fair_cache::{FairCache, Tenant},
+    model::{Evidence, Finding, Severity},
+};
 use std::{
     fs::OpenOptions,
     io::{self, Write},
@@ -26,8 +28,8 @@ pub struct FindingStream {
     out: LineWriter,
     /// Set if it is a file.
     path: Option<PathBuf>,
-    /// By id; those that did not recur for longest are evicted first.
-    known: LruCache<String, Box<KnownFinding>>,
+    /// By id; those of whoever has the most that did not recur for longest are evicted first.
+    known: FairCache<String, Box<KnownFinding>>,
 }
 
 struct KnownFinding {
@@ -87,7 +89,7 @@ impl FindingStream {
             format,
             out: LineWriter::start("findings", out, delivery)?,
             path: None,
-            known: LruCache::new(FINDINGS_CACHED),
+            known: FairCache::new(FINDINGS_CACHED),
         })
     }
 
@@ -96,11 +98,17 @@ impl FindingStream {
         self.out.lost()
     }
 
+    /// Findings that were forgotten for lack of room.
+    pub fn forgotten(&self) -> u64 {
+        self.known.evicted()
+    }
+
     /// Restores the counts of an earlier run.
     pub fn restore(&mut self, findings: Vec<Finding>) {
         // The most recent come first.
         for finding in findings.into_iter().rev() {
             self.known.insert(
+                &tenant_of(&finding),
                 finding.id.clone(),
                 Box::new(KnownFinding {
                     worst: FindingRank::of(&finding),
@@ -117,7 +125,8 @@ impl FindingStream {
     /// or has continued for a while.
     pub fn record(&mut self, mut finding: Finding) -> Finding {
         let now = FindingRank::of(&finding);
-        let known = self.known.entry(finding.id.clone()).or_insert_with(|| {
+        let tenant = tenant_of(&finding);
+        let known = self.known.get_or_insert_with(&tenant, &finding.id, || {
             Box::new(KnownFinding {
                 worst: now.clone(),
                 count: 0,
@@ -171,6 +180,12 @@ impl FindingStream {
         self.out.write_line(line);
         Ok(())
     }
+}
+
+/// Whose share a finding uses: that of its process.
+fn tenant_of(finding: &Finding) -> Tenant {
+    let process = finding.process.as_ref();
+    process.map_or_else(Tenant::default, |process| process.tenant.clone())
 }
 
 fn to_file(path: &Path) -> io::Result<Box<dyn Write + Send>> {

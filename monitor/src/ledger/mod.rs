@@ -9,6 +9,7 @@ mod resolve;
 mod rows;
 mod schema;
 mod shares;
+mod size_limit;
 mod tidy;
 mod watch;
 mod write;
@@ -90,6 +91,9 @@ fn micros(time: Timestamp) -> i64 {
 fn from_micros(micros: i64) -> Timestamp {
     Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
 }
+
+/// Microseconds per hour.
+const HOUR_MICROS: i64 = 3_600_000_000;
 
 /// The hour of a time, as hours since the epoch.
 fn hour(time: Timestamp) -> i64 {

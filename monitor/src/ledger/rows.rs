@@ -30,20 +30,43 @@ pub(super) fn intern(
     Ok(connection.last_insert_rowid())
 }
 
+/// A loss that is reported again within this time, in microseconds, is the same gap.
+const REPEATED_WITHIN_MICROS: i64 = 30_000_000;
+
 /// An open gap that exists already continues; its count grows.
 pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
-    // A gap that is reported again, with its end or without, is still the same.
+    // A gap that is reported again, with its end or without, is still the same; and so is a loss that
+    // goes on.
     let known: Option<i64> = connection
         .prepare_cached(
-            "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3 AND until IS NULL",
+            "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3
+             AND (until IS NULL OR (?5 IS NOT NULL AND until BETWEEN ?4 - ?6 AND ?5))
+             ORDER BY until IS NULL DESC, id DESC LIMIT 1",
         )?
-        .query_row(params![gap.kind, gap.probe, gap.detail], |row| row.get(0))
+        .query_row(
+            params![
+                gap.kind,
+                gap.probe,
+                gap.detail,
+                micros(gap.since),
+                gap.until.map(micros),
+                REPEATED_WITHIN_MICROS,
+            ],
+            |row| row.get(0),
+        )
         .optional()?;
     match known {
         Some(id) => {
             connection
-                .prepare_cached("UPDATE gap SET count = count + ?2, until = ?3 WHERE id = ?1")?
-                .execute(params![id, gap.count as i64, gap.until.map(micros)])?;
+                .prepare_cached(
+                    "UPDATE gap SET count = count + ?2, until = ?3, since = min(since, ?4) WHERE id = ?1",
+                )?
+                .execute(params![
+                    id,
+                    gap.count as i64,
+                    gap.until.map(micros),
+                    micros(gap.since)
+                ])?;
         }
         None => {
             connection

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// Step `n` migrates a file from schema `n` to `n + 1`.
-pub const MIGRATIONS: [&str; 5] = [
+pub const MIGRATIONS: [&str; 6] = [
     r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
@@ -168,6 +168,12 @@ CREATE INDEX finding_by_time ON finding (last_seen);
 CREATE INDEX finding_by_credential ON finding (credential);
 CREATE INDEX finding_by_workload ON finding (workload);
 CREATE INDEX finding_by_rule ON finding (rule, last_seen);
+",
+    // Whose records they are, so that each workload has a share of the file's size limit.
+    r"
+ALTER TABLE process ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+UPDATE process SET owner = 'user ' || json_extract(json, '$.uid');
+CREATE INDEX process_by_owner ON process (owner, hour);
 ",
 ];
 

@@ -1,5 +1,8 @@
-//! Shares of the queue to the ledger: a workload may have as many entries waiting as there is room
-//! left. One that floods gets at most half of the queue, and others always find room.
+//! Each workload has a share of the queue to the ledger, and of the file's size limit; and so has each
+//! user of a cgroup.
+//!
+//! It may have as many entries waiting as there is room left, divided by the users of its cgroup: who
+//! floods gets at most half of the queue, under however many user ids, and others always find room.
 
 use super::LedgerEntry;
 use monitor_core::model::{Process, Workload, WorkloadKind};
@@ -8,39 +11,60 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Whose share an entry uses.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum ShareOwner {
-    /// A user of the host: programs are free to have any path.
-    User(u32),
-    /// Namespace and pod, or unit or container.
-    Workload(Option<String>, String),
+/// Whose share a record uses. Names that users can choose freely have no share of their own: those of
+/// programs, and of units that a user starts.
+pub fn owner(workload: &Workload, process: &Process) -> String {
+    match workload.kind {
+        WorkloadKind::Host | WorkloadKind::Unit => process.tenant.name(),
+        // Its pods come and go.
+        _ => workload.key(),
+    }
 }
 
-impl ShareOwner {
-    fn of(workload: &Workload, process: &Process) -> Self {
-        if workload.kind == WorkloadKind::Host {
-            return Self::User(process.uid);
-        }
-        let name = workload.pod.as_ref().unwrap_or(&workload.name);
-        Self::Workload(workload.namespace.clone(), name.clone())
+/// What several owners share: the cgroups of a user, or a workload itself.
+pub fn group_of(owner: &str) -> &str {
+    match owner.split_once(" of ") {
+        Some((_, group)) => group,
+        None if owner.starts_with("user ") => "",
+        None => owner,
     }
+}
 
-    /// `None` for what the agent has to say itself.
-    fn of_entry(entry: &LedgerEntry) -> Option<Self> {
-        match entry {
-            LedgerEntry::Use(used) => Some(Self::of(&used.workload, &used.process)),
-            LedgerEntry::Hop(hop, _) => Some(Self::of(&hop.workload, &hop.process)),
-            LedgerEntry::Mint(mint) => Some(Self::of(&mint.workload, &mint.process)),
-            LedgerEntry::Finding(finding) => {
-                let process = finding.process.as_ref()?;
-                Some(Self::of(&finding.workload, process))
-            }
-            LedgerEntry::Renamed(_)
-            | LedgerEntry::Gap(_)
-            | LedgerEntry::Started(_)
-            | LedgerEntry::End => None,
+/// An owner as answers show it.
+pub fn share_name(owner: &str) -> &str {
+    if owner.is_empty() { "others" } else { owner }
+}
+
+/// The most that each may keep, if all together may keep `allowed`: whoever has less keeps all of it.
+pub fn fair_cap(mut totals: Vec<u64>, allowed: u64) -> u64 {
+    totals.sort_unstable();
+    let mut rest = allowed;
+    let mut sharers = totals.len() as u64;
+    for total in totals {
+        let share = rest / sharers;
+        if total > share {
+            return share;
         }
+        rest -= total;
+        sharers -= 1;
+    }
+    u64::MAX
+}
+
+/// The owner of an entry; `None` for what the agent has to say itself.
+fn owner_of(entry: &LedgerEntry) -> Option<String> {
+    match entry {
+        LedgerEntry::Use(used) => Some(owner(&used.workload, &used.process)),
+        LedgerEntry::Hop(hop, _) => Some(owner(&hop.workload, &hop.process)),
+        LedgerEntry::Mint(mint) => Some(owner(&mint.workload, &mint.process)),
+        LedgerEntry::Finding(finding) => {
+            let process = finding.process.as_ref()?;
+            Some(owner(&finding.workload, process))
+        }
+        LedgerEntry::Renamed(_)
+        | LedgerEntry::Gap(_)
+        | LedgerEntry::Started(_)
+        | LedgerEntry::End => None,
     }
 }
 
@@ -54,7 +78,8 @@ pub struct QueueShares {
 #[derive(Debug, Default)]
 struct WaitingEntries {
     total: usize,
-    by_owner: HashMap<ShareOwner, usize>,
+    /// By group and owner.
+    by_group: HashMap<String, HashMap<String, usize>>,
 }
 
 impl QueueShares {
@@ -67,15 +92,23 @@ impl QueueShares {
 
     /// Whether an entry may wait; if so, it counts until it is [released](Self::release).
     pub fn admit(&self, entry: &LedgerEntry) -> bool {
-        let Some(owner) = ShareOwner::of_entry(entry) else {
+        let Some(owner) = owner_of(entry) else {
             return true;
         };
         let mut waiting = self.waiting();
         let room = self.capacity.saturating_sub(waiting.total);
-        let own = waiting.by_owner.entry(owner).or_default();
-        let may = *own < room;
+        let owners = match waiting.by_group.get_mut(group_of(&owner)) {
+            Some(owners) => owners,
+            None => waiting
+                .by_group
+                .entry(group_of(&owner).to_owned())
+                .or_default(),
+        };
+        let own = owners.get(&owner).copied();
+        let sharers = owners.len() + usize::from(own.is_none());
+        let may = own.unwrap_or(0) < room / sharers;
         if may {
-            *own += 1;
+            *owners.entry(owner).or_default() += 1;
             waiting.total += 1;
         }
         may
@@ -84,14 +117,22 @@ impl QueueShares {
     /// Entries that were written, or lost.
     pub fn release(&self, entries: &[LedgerEntry]) {
         let mut waiting = self.waiting();
-        for owner in entries.iter().filter_map(ShareOwner::of_entry) {
-            if let Some(own) = waiting.by_owner.get_mut(&owner) {
-                *own = own.saturating_sub(1);
-                if *own == 0 {
-                    waiting.by_owner.remove(&owner);
+        for owner in entries.iter().filter_map(owner_of) {
+            let group = group_of(&owner);
+            let Some(owners) = waiting.by_group.get_mut(group) else {
+                continue;
+            };
+            let Some(own) = owners.get_mut(&owner) else {
+                continue;
+            };
+            *own -= 1;
+            if *own == 0 {
+                owners.remove(&owner);
+                if owners.is_empty() {
+                    waiting.by_group.remove(group);
                 }
-                waiting.total = waiting.total.saturating_sub(1);
             }
+            waiting.total -= 1;
         }
     }
 
@@ -105,13 +146,14 @@ impl QueueShares {
 mod tests {
     use super::*;
     use crate::ledger::tests::{at, used};
+    use proptest::prelude::*;
 
     /// An entry of a user's program.
     fn entry(path: &str, uid: u32) -> LedgerEntry {
         let LedgerEntry::Use(mut used) = used(1, "/home/x/.aws/credentials", path, at(0)) else {
             panic!("not a use");
         };
-        used.process.uid = uid;
+        used.process.tenant.user = uid;
         LedgerEntry::Use(used)
     }
 
@@ -124,18 +166,59 @@ mod tests {
             .filter(|entry| shares.admit(entry))
             .collect();
         assert_eq!(flood.len(), 500);
-        let own: Vec<LedgerEntry> = (0..200)
+        let own: Vec<LedgerEntry> = (0..150)
             .map(|_| entry("/usr/bin/shop", 0))
             .filter(|entry| shares.admit(entry))
             .collect();
-        assert_eq!(own.len(), 200);
+        assert_eq!(own.len(), 150);
         // What was written makes room again, and nothing is left behind.
         shares.release(&flood);
         assert!(shares.admit(&entry("/tmp/1", 65_534)));
         shares.release(&own);
         shares.release(&[entry("/tmp/1", 65_534)]);
-        assert!(shares.waiting().by_owner.is_empty());
+        assert!(shares.waiting().by_group.is_empty());
         assert_eq!(shares.waiting().total, 0);
+    }
+
+    #[test]
+    fn many_users_of_one_cgroup_leave_room_for_others() {
+        let shares = QueueShares::new(1_000);
+        let of = |group: &str, user: u32| {
+            let LedgerEntry::Use(mut used) = entry("/tmp/1", user) else {
+                panic!("not a use");
+            };
+            used.process.tenant.group = group.into();
+            LedgerEntry::Use(used)
+        };
+        let slice = "/user.slice/user-1000.slice";
+        let flood = (0..100_000)
+            .filter(|number| shares.admit(&of(slice, 100_000 + number % 5_000)))
+            .count();
+        assert!(flood <= 500, "{flood}");
+        for (group, user) in [("/system.slice/shop.service", 0), ("/", 33)] {
+            assert!(shares.admit(&of(group, user)), "{group}");
+        }
+    }
+
+    #[test]
+    fn whoever_has_little_keeps_it() {
+        assert_eq!(fair_cap(vec![], 0), u64::MAX);
+        assert_eq!(fair_cap(vec![10, 20], 30), u64::MAX);
+        // 10 for the first, and the rest for the two others.
+        assert_eq!(fair_cap(vec![10, 1_000, 5_000], 110), 50);
+        assert_eq!(fair_cap(vec![10, 1_000], 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_may_be_kept_fits(totals in prop::collection::vec(0u64..1_000_000, 0..50), allowed in 0u64..5_000_000) {
+            let cap = fair_cap(totals.clone(), allowed);
+            let kept: u64 = totals.iter().map(|total| (*total).min(cap)).sum();
+            prop_assert!(kept <= allowed || cap == u64::MAX);
+            // Nobody loses anything without need.
+            let all: u64 = totals.iter().sum();
+            prop_assert_eq!(cap == u64::MAX, all <= allowed);
+        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Enforces retention by age and size. What is dropped early becomes a gap.
 
-use super::{from_micros, hour, micros, rows::write_gap};
+use super::{
+    HOUR_MICROS, from_micros, hour, micros,
+    rows::write_gap,
+    size_limit::{shrink, size, vacuum},
+};
 use crate::config::settings::RetentionLimits;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::Gap;
@@ -10,16 +14,14 @@ use std::time::Duration;
 
 /// Interval of the checks of age and size.
 pub const INTERVAL: Duration = Duration::from_secs(600);
+/// Interval of the check whether the file is far above its limit.
+const GROWTH_INTERVAL: Duration = Duration::from_secs(15);
 /// A clock that advances this much more than real time was set.
 const CLOCK_JUMP_MIN: SignedDuration = SignedDuration::from_hours(1);
 /// After an agent was down for longer than this, by an unobserved clock, the clock may be wrong.
 const DOWNTIME_MIN: SignedDuration = SignedDuration::from_hours(24);
 /// After such an event nothing is dropped by age for this long, because the clock may be set back.
 const CLOCK_DISTRUST: Duration = Duration::from_secs(24 * 3600);
-/// Microseconds per hour.
-const HOUR_MICROS: i64 = 3_600_000_000;
-/// Pages returned to the file system at a time.
-const VACUUM_PAGES: u32 = 4000;
 
 /// A point in time on two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +64,16 @@ impl RetentionTask {
         }
     }
 
-    /// Whether a check is due.
-    pub fn is_due(&self, now: ClockReading) -> bool {
-        self.last
-            .is_none_or(|last| now.steady.saturating_sub(last.steady) > INTERVAL)
+    /// Whether a check is due: regularly, and earlier if the file grows fast.
+    pub fn is_due(&self, connection: &Connection, now: ClockReading) -> bool {
+        let Some(last) = self.last else {
+            return true;
+        };
+        let passed = now.steady.saturating_sub(last.steady);
+        let limit = self.retention.max_bytes;
+        let is_far_above =
+            || size(connection).is_ok_and(|size| size > limit.saturating_add(limit / 10));
+        passed > INTERVAL || (passed > GROWTH_INTERVAL && is_far_above())
     }
 
     /// Drops what is too old, and the oldest hours while the file is too large.
@@ -81,6 +89,8 @@ impl RetentionTask {
                 .unwrap_or(Timestamp::UNIX_EPOCH);
             drop_before(connection, hour(oldest), micros(oldest), FOR_AGE)?;
         }
+        shrink(connection, self.retention.max_bytes, hour(now.time))?;
+        // What has no owner: mints, and what an older version stored.
         while size(connection)? > self.retention.max_bytes {
             let first: Option<i64> = connection.query_row(
                 "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM use_hour UNION ALL SELECT min(hour) FROM hop_hour)",
@@ -132,7 +142,7 @@ impl RetentionTask {
 type DropReason = (&'static str, &'static str);
 const FOR_SIZE: DropReason = (
     "dropped-for-size",
-    "the oldest records were dropped to keep the ledger below its size limit limit",
+    "the oldest records were dropped to keep the ledger below its size limit",
 );
 const FOR_AGE: DropReason = (
     "dropped-for-age",
@@ -216,20 +226,5 @@ fn drop_before(
         )?;
     }
     transaction.commit()?;
-    // It returns one page per step.
-    let mut statement =
-        connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
-    let mut pages = statement.query([])?;
-    while pages.next()?.is_some() {}
-    Ok(())
-}
-
-fn size(connection: &Connection) -> rusqlite::Result<u64> {
-    let pages: i64 = connection.query_row(
-        "SELECT (SELECT page_count FROM pragma_page_count()) - (SELECT freelist_count FROM pragma_freelist_count())",
-        [],
-        |row| row.get(0),
-    )?;
-    let size: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-    Ok((pages * size).max(0) as u64)
+    vacuum(connection)
 }

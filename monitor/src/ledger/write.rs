@@ -6,7 +6,7 @@ use super::{
     rename::rename,
     rows::{intern, json, write_gap},
     schema,
-    shares::QueueShares,
+    shares::{QueueShares, owner},
     tidy::{ClockReading, RetentionTask},
     watch::{LedgerDamage, LedgerWatch},
 };
@@ -359,7 +359,7 @@ impl WriterThread {
                 batch.clear();
             }
             let now = ClockReading::now();
-            if self.tidy.is_due(now)
+            if self.tidy.is_due(&self.connection, now)
                 && let Err(source) = self.tidy.run(&mut self.connection, now)
             {
                 let error = explain(&self.path, source);
@@ -591,8 +591,8 @@ fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
             place(connection, &used.credential, source)?;
         }
     }
+    let process = process(connection, &used.workload, &used.process, used.time)?;
     let workload = workload(connection, &used.workload, &used.process)?;
-    let process = process(connection, &used.process, used.time)?;
     let (count, time) = (used.count as i64, micros(used.time));
     let edge: i64 = connection
         .prepare_cached(
@@ -628,9 +628,9 @@ fn write_use(connection: &Connection, used: &Use) -> rusqlite::Result<()> {
 
 fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::Result<()> {
     credential(connection, &hop.credential, hop.time)?;
+    let process = process(connection, &hop.workload, &hop.process, hop.time)?;
     let workload = workload(connection, &hop.workload, &hop.process)?;
     let destination = place_index(connection, &hop.destination)?;
-    let process = process(connection, &hop.process, hop.time)?;
     let time = micros(hop.time);
     let edge: i64 = connection
         .prepare_cached(
@@ -671,13 +671,21 @@ fn write_hop(connection: &Connection, hop: &Hop, verdict: Verdict) -> rusqlite::
 }
 
 /// The row of a process, which is kept as long as an hour refers to it.
-fn process(connection: &Connection, process: &Process, time: Timestamp) -> rusqlite::Result<i64> {
+fn process(
+    connection: &Connection,
+    workload: &Workload,
+    process: &Process,
+    time: Timestamp,
+) -> rusqlite::Result<i64> {
     connection
         .prepare_cached(
-            "INSERT INTO process (json, hour) VALUES (?1, ?2)
+            "INSERT INTO process (json, hour, owner) VALUES (?1, ?2, ?3)
              ON CONFLICT (json) DO UPDATE SET hour = max(hour, ?2) RETURNING id",
         )?
-        .query_row(params![json(process), hour(time)], |row| row.get(0))
+        .query_row(
+            params![json(process), hour(time), owner(workload, process)],
+            |row| row.get(0),
+        )
 }
 
 fn workload(
@@ -749,7 +757,7 @@ fn write_mint(transaction: &Connection, mint: &Mint) -> rusqlite::Result<()> {
 /// Writes a finding without what is stored elsewhere: its process, and gaps that are not its own.
 fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result<()> {
     let process = match &finding.process {
-        Some(known) => process(connection, known, finding.last_seen)?,
+        Some(known) => process(connection, &finding.workload, known, finding.last_seen)?,
         None => 0,
     };
     let mut rest = finding.clone();

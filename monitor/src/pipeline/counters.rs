@@ -2,19 +2,16 @@
 
 use super::{
     EventRecorder, Pipeline,
-    gaps::{full_map, full_table, lost_events, unread},
+    gaps::{evicted_entries, full_map, full_table, lost_events, unread},
 };
 use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
 use monitor_common::{
-    map::LimitedMap,
+    map::{EvictingMap, LimitedMap},
     record::{Probe, Stage},
 };
 use monitor_core::{model::Gap, trail::TrailEvent};
 use std::{collections::HashMap, sync::atomic::Ordering};
-
-/// The agent's table of credentials, as metrics and gaps name it.
-const KNOWN_CREDENTIALS: &str = "known_credentials";
 
 impl Pipeline {
     /// Updates the metrics; losses since the last call become gaps.
@@ -27,7 +24,8 @@ impl Pipeline {
         self.count_unattributed();
         self.count_reader_failures(report, since, now);
         self.count_full_maps(report, since, now);
-        self.count_full_tables(since, now);
+        self.count_evicted(report, since, now);
+        self.count_full_tables(report, since, now);
         let ledger = self.evaluator.sinks.ledger.iter();
         let gaps = ledger.flat_map(LedgerWriter::gaps);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
@@ -46,13 +44,36 @@ impl Pipeline {
         }
     }
 
-    fn count_full_tables(&mut self, since: Timestamp, until: Timestamp) {
-        let forgotten = self.enricher.credentials.forgotten();
-        let probes = &self.evaluator.sinks.metrics.probes;
-        let count = probes.count_full_table(KNOWN_CREDENTIALS, forgotten);
-        if count > 0 {
-            let gap = full_table(KNOWN_CREDENTIALS, count, since, until);
-            self.events.push(TrailEvent::Gap { gap });
+    fn count_evicted(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+        for map in EvictingMap::ALL {
+            let metrics = &self.evaluator.sinks.metrics;
+            let count = metrics
+                .probes
+                .count_full_table(map.name(), report.evicted.get(map));
+            if count > 0 {
+                let gap = evicted_entries(map, count, since, until);
+                self.events.push(TrailEvent::Gap { gap });
+            }
+        }
+    }
+
+    fn count_full_tables(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+        let sinks = &self.evaluator.sinks;
+        let of_the_agent = [
+            ("findings", sinks.stream.forgotten()),
+            ("name_mask", report.forgotten_secrets),
+        ];
+        let tables = self.enricher.forgotten().into_iter();
+        let tables = tables
+            .chain(self.evaluator.trail.forgotten())
+            .chain(self.evaluator.policy.forgotten())
+            .chain(of_the_agent);
+        for (table, total) in tables {
+            let count = sinks.metrics.probes.count_full_table(table, total);
+            if count > 0 {
+                let gap = full_table(table, count, since, until);
+                self.events.push(TrailEvent::Gap { gap });
+            }
         }
     }
 

@@ -109,7 +109,7 @@ impl Evaluator {
     fn evaluate(&mut self, outcome: TrailOutput) {
         let (time, found) = match outcome {
             TrailOutput::Use(mut used) => {
-                self.policy.apply_name(&mut used.credential);
+                self.policy.apply_shared_name(&mut used.credential);
                 self.sinks.metrics.credentials.count_use(&used);
                 let time = used.time;
                 self.sinks.write(LedgerEntry::Use(used.clone()));
@@ -117,7 +117,7 @@ impl Evaluator {
                 (time, Vec::new())
             }
             TrailOutput::Hop(mut hop) => {
-                self.policy.apply_name(&mut hop.credential);
+                self.policy.apply_shared_name(&mut hop.credential);
                 let (verdict, found) = self.policy.judge_hop(&hop);
                 self.sinks.metrics.credentials.count_hop(&hop, verdict);
                 let time = hop.time;

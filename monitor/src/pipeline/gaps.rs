@@ -9,7 +9,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use monitor_common::{
-    map::LimitedMap,
+    map::{EvictingMap, LimitedMap},
     record::{Probe, Stage},
 };
 use monitor_core::model::Gap;
@@ -46,36 +46,58 @@ pub fn lost_events(
 
 /// A gap for entries that a full map of the probes refused or evicted.
 pub fn full_map(map: LimitedMap, count: u64, since: Timestamp, until: Timestamp) -> Gap {
-    let name = map.name();
-    let lost = map.lost_evidence();
+    let detail = full_map_text(map.name(), map.lost_evidence());
+    map_full(detail, map.is_blinding(), count, since, until)
+}
+
+/// A gap for entries that the kernel evicted from a map of the probes, although they may have been in
+/// use.
+pub fn evicted_entries(map: EvictingMap, count: u64, since: Timestamp, until: Timestamp) -> Gap {
+    let detail = full_map_text(map.name(), map.lost_evidence());
+    map_full(detail, map.is_blinding(), count, since, until)
+}
+
+fn full_map_text(name: &str, lost: Option<&str>) -> String {
     let effect = lost.map_or_else(
         || "nothing is missed, but more is examined or reported".to_owned(),
         |lost| format!("not all of these are observed: {lost}"),
     );
+    format!("the probes' map `{name}` is full; {effect}")
+}
+
+fn map_full(detail: String, blind: bool, count: u64, since: Timestamp, until: Timestamp) -> Gap {
     Gap {
         kind: "map-full".to_owned(),
         probe: None,
-        detail: format!("the probes' map `{name}` is full; {effect}"),
+        detail,
         since,
         until: Some(until),
         count,
-        blind: map.is_blinding(),
+        blind,
     }
 }
 
-/// A gap for entries that the agent removed from a table of its own.
+/// A gap for entries that the agent removed from a table of its own, or did not add.
 pub fn full_table(name: &str, count: u64, since: Timestamp, until: Timestamp) -> Gap {
-    Gap {
-        kind: "map-full".to_owned(),
-        probe: None,
-        detail: format!(
-            "the agent's table `{name}` is full; it forgot the oldest entries of whoever has the most: where such a credential is presented, its name and the place where it was picked up are not told"
-        ),
-        since,
-        until: Some(until),
-        count,
-        blind: false,
-    }
+    let missing = match name {
+        "known_credentials" => {
+            "where such a credential is presented, its name and the place where it was picked up are not told"
+        }
+        "connections" => "what is presented on such a connection has no destination",
+        "dns_names" => "destinations at such addresses have no name from DNS",
+        "pipes" => "who receives a credential through such a pipe is not known to hold it",
+        "holdings" => {
+            "a process held more than 64 credentials: its connections are not told for the others, unless they are presented"
+        }
+        "findings" => "the counts of such findings begin anew",
+        "server_names" => "such a name inside TLS is shown as `?`",
+        "file_reads" => "repeated reads of such a file are not counted",
+        "file_homes" => "such a file is not recognised under another name",
+        "name_mask" => "such a secret is not recognised in the name of a host",
+        _ => "the rule of this name knows less of the past",
+    };
+    let detail = format!("the agent's table `{name}` is full: {missing}");
+    map_full(detail, name == "connections", count, since, until)
 }
 
 /// A gap for what was turned off to spare the node. Its end is the same gap with an end.

@@ -154,13 +154,27 @@ impl Pipeline {
     /// Processes a batch of observations, and leaves it empty.
     pub fn process(&mut self, batch: &mut Batch, now: Timestamp) -> Effects {
         let answers = std::mem::take(&mut batch.answers);
-        self.enricher
+        let more = self
+            .enricher
             .process(&mut batch.observations, answers, now, &mut self.events);
+        if more {
+            self.evaluate_the_rest(now);
+        }
         let renamed = self.enricher.rename(now, &mut self.events);
         self.enricher
             .release_unmatched(batch.read_until, &mut self.events);
         self.evaluator.process(&mut self.events);
         self.effects(renamed)
+    }
+
+    /// Enriches and evaluates in turns what can be enriched at once.
+    fn evaluate_the_rest(&mut self, now: Timestamp) {
+        loop {
+            self.evaluator.process(&mut self.events);
+            if !self.enricher.advance(now, &mut self.events) {
+                return;
+            }
+        }
     }
 
     /// Does what is due every second: counters, gaps, timeouts.
@@ -210,6 +224,9 @@ impl Pipeline {
     ) -> Effects {
         let credentials = &mut self.enricher.credentials;
         credentials.set_catalog(Arc::clone(&catalog));
+        let marks = credentials.marks().clone();
+        self.enricher.attribution.set_marks(marks);
+        let credentials = &self.enricher.credentials;
         let rules = credentials.rules();
         self.evaluator
             .policy
@@ -230,7 +247,9 @@ impl Pipeline {
 
     /// Decides everything that is waiting, because no more input will come.
     pub fn finish(&mut self, now: Timestamp) {
-        self.enricher.enrich_the_rest(now, &mut self.events);
+        self.enricher.end_waiting();
+        self.evaluate_the_rest(now);
+        self.enricher.report_unread(&mut self.events);
         self.evaluator.process(&mut self.events);
         self.evaluator.finish();
     }

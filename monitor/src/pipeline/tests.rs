@@ -231,7 +231,7 @@ fn a_credential_file_is_learned_and_picked_up() {
     let effects = test.process(vec![open]);
     assert_eq!((effects.learn, effects.ignore), (vec![file], vec![]));
     let picked_up = test.events().into_iter().find_map(|event| match event {
-        TrailEvent::PickUp(event) => Some(event.credential.class),
+        TrailEvent::PickUp(event) => Some(event.credential.class.clone()),
         _ => None,
     });
     assert_eq!(picked_up.as_deref(), Some("aws-access-key"));
@@ -548,7 +548,7 @@ fn a_file_that_the_reader_cannot_read_is_known_by_its_place() {
         .events()
         .into_iter()
         .filter_map(|event| match event {
-            TrailEvent::PickUp(event) => Some(event.credential.id.0),
+            TrailEvent::PickUp(event) => Some(event.credential.id.0.clone()),
             _ => None,
         })
         .collect();

@@ -73,7 +73,8 @@ impl SlowDevices {
 /// Requests to one reader, answered in order.
 #[derive(Debug)]
 struct ReaderLane {
-    requests: SyncSender<(ReadId, ReadRequest)>,
+    /// Boxed, because the queue occupies its memory from the beginning.
+    requests: SyncSender<Box<(ReadId, ReadRequest)>>,
     readers: ReaderPool,
     answers: UnboundedSender<(ReadId, ReadResult)>,
 }
@@ -88,7 +89,7 @@ impl ReaderLane {
         answers: UnboundedSender<(ReadId, ReadResult)>,
         slow: &SlowDevices,
     ) -> io::Result<Self> {
-        let (requests, received) = sync_channel::<(ReadId, ReadRequest)>(WAITING_MAX);
+        let (requests, received) = sync_channel::<Box<(ReadId, ReadRequest)>>(WAITING_MAX);
         let mut client = readers.client(role);
         let answered = answers.clone();
         let slow = slow.clone();
@@ -103,7 +104,8 @@ impl ReaderLane {
                 loop {
                     pulse.idle();
                     match received.recv_timeout(IDLE_TIMEOUT) {
-                        Ok((id, request)) => {
+                        Ok(asked) => {
+                            let (id, request) = *asked;
                             pulse.busy();
                             let began = Instant::now();
                             let result = client.call(&request).map(|(answer, _)| answer);
@@ -127,7 +129,7 @@ impl ReaderLane {
 
     /// Submits a request without waiting for it; if too many wait, it fails at once.
     fn submit(&self, id: ReadId, request: ReadRequest) {
-        if self.requests.try_send((id, request)).is_err() {
+        if self.requests.try_send(Box::new((id, request))).is_err() {
             let failure = ReadFailure::Overloaded;
             self.readers.count_failure(failure);
             // The receiver ends only when the agent stops.

@@ -2,6 +2,7 @@
 
 use super::{
     SensorError,
+    map_growth::MapGrowthTotals,
     maps::{Plain, failed, open_map},
     report::{FullMaps, ProbeCounters, RingLoss},
 };
@@ -10,7 +11,7 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray},
 };
 use monitor_common::{
-    map::{LimitedMap, LossKey},
+    map::{EvictingMap, LimitedMap, LossKey},
     record::{COUNTERS, Probe},
 };
 
@@ -19,6 +20,7 @@ pub struct KernelCounters {
     counts: PerCpuArray<MapData, u64>,
     losses: HashMap<MapData, Plain<LossKey>, u64>,
     full: PerCpuArray<MapData, u64>,
+    growth: PerCpuArray<MapData, u64>,
 }
 
 impl KernelCounters {
@@ -27,6 +29,7 @@ impl KernelCounters {
             counts: open_map(ebpf, "COUNTS")?,
             losses: open_map(ebpf, "LOSSES")?,
             full: open_map(ebpf, "MAPS_FULL")?,
+            growth: open_map(ebpf, "MAPS_GROWTH")?,
         })
     }
 
@@ -54,6 +57,20 @@ impl KernelCounters {
             full.add(map, values.iter().sum());
         }
         Ok(full)
+    }
+
+    /// How the maps grew that evict by themselves, since the start.
+    pub fn map_growth(&self) -> Result<MapGrowthTotals, SensorError> {
+        let mut totals = MapGrowthTotals::default();
+        for map in EvictingMap::ALL {
+            let values = self
+                .growth
+                .get(&(map as u32), 0)
+                .map_err(failed("MAPS_GROWTH"))?;
+            // One processor may remove what another added.
+            totals[map as usize] = values.iter().copied().fold(0, u64::wrapping_add) as i64;
+        }
+        Ok(totals)
     }
 
     /// Returns and clears the losses of the rings, by cgroup and probe.

@@ -19,6 +19,7 @@ use crate::{
         protocol::{NotHeld, ProgramAnswer, ReadAnswer, ReadRequest, Symbols},
     },
 };
+use monitor_core::catalog::secret_marks::SecretMarks;
 use monitor_parse::tls_functions;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -26,6 +27,7 @@ use std::{
     fs::File,
     io,
     sync::{
+        Arc,
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     },
@@ -78,6 +80,7 @@ impl Inspector {
         known: &KnownFiles,
         attacher: &Sender<AttachRequest>,
         reporter: &NoticeSender,
+        marks: Arc<SecretMarks>,
     ) -> io::Result<Self> {
         let (requests, received) = channel();
         let (ask_slow, asked_slow) = sync_channel(WAITING_MAX);
@@ -86,6 +89,7 @@ impl Inspector {
             known: known.clone(),
             attacher: attacher.clone(),
             reporter: reporter.clone(),
+            marks,
         };
         let symbols = SymbolThread {
             client: readers.client(ReaderRole::Programs),
@@ -259,6 +263,8 @@ struct InspectionReporter {
     known: KnownFiles,
     attacher: Sender<AttachRequest>,
     reporter: NoticeSender,
+    /// By what secrets are recognised in the names of files.
+    marks: Arc<SecretMarks>,
 }
 
 /// The result of an inspection.
@@ -280,6 +286,7 @@ impl InspectionReporter {
             name,
             mapped,
         } = program;
+        let name = self.marks.mask(&name).unwrap_or(name);
         for reason in answer.unproven {
             self.reporter.report(SensorNotice::NotAttached {
                 file: name.clone(),

@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 29] = [
+        let expected: [(&str, usize, usize); 30] = [
             ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
@@ -87,6 +87,7 @@ mod tests {
             ),
             ("LOSSES", size_of::<LossKey>(), size_of::<u64>()),
             ("MAPS_FULL", 4, size_of::<u64>()),
+            ("MAPS_GROWTH", 4, size_of::<u64>()),
             ("OPENED", 4, size_of::<ReaderOpens>()),
             ("PENDING_CONNECTS", size_of::<u64>(), size_of::<u64>()),
             ("PENDING_READS", size_of::<u64>(), size_of::<PendingRead>()),

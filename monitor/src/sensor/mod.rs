@@ -19,6 +19,7 @@ mod inspector;
 mod kernel_filter;
 mod known_files;
 mod ladder;
+mod map_growth;
 mod mapped;
 mod maps;
 mod multi;
@@ -56,16 +57,17 @@ use fields::FieldsError;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use kernel_filter::KernelFilter;
 use ladder::{HookLadder, KernelSupport, LADDERS, SwitchablePrograms};
+use map_growth::MapGrowth;
 use maps::{Plain, failed, is_full, open_map};
 use monitor_common::{
     fields::FieldOffsets,
     fingerprint::FingerprintKey,
     http2::{HuffmanTable, huffman_table},
-    map::{LimitedMap, PeerAddress},
+    map::{EvictingMap, LimitedMap, PeerAddress},
     record::Probe,
 };
 use monitor_core::{
-    catalog::{Catalog, kernel_filter::FilterRules},
+    catalog::{Catalog, kernel_filter::FilterRules, secret_marks::SecretMarks},
     model::Subject,
 };
 use multi::MultiPrograms;
@@ -79,7 +81,7 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use sweeper::Sweeper;
 use thiserror::Error;
@@ -167,6 +169,7 @@ pub struct Sensor {
     rings: Rings,
     filter: KernelFilter,
     counters: KernelCounters,
+    growth: MapGrowth,
     sweeper: Sweeper,
     agents: Arc<AgentProcessMaps>,
     readers: ReaderPool,
@@ -221,6 +224,7 @@ impl Sensor {
             rings: Rings::open(&mut ebpf, NameMask::new(options.key, options.catalog))?,
             filter: KernelFilter::open(&mut ebpf)?,
             counters: KernelCounters::open(&mut ebpf)?,
+            growth: MapGrowth::new(processors(), Instant::now()),
             sweeper: Sweeper::open(&mut ebpf)?,
             agents,
             readers: ReaderPool::new(options.readers.clone(), registry),
@@ -241,7 +245,9 @@ impl Sensor {
             .agents
             .set_file_probe(sensor.attached.iter().any(of_files));
         if !uprobes.is_empty() {
-            let threads = UprobeThreads::start(uprobes, options.exclusion.clone(), &sensor.readers);
+            let marks = Arc::new(SecretMarks::new(options.catalog));
+            let threads =
+                UprobeThreads::start(uprobes, options.exclusion.clone(), &sensor.readers, marks);
             let threads = threads.map_err(SensorError::Threads)?;
             match canary_function() {
                 Ok((file, functions)) => threads
@@ -451,6 +457,10 @@ impl Sensor {
                 .collect(),
             reader_failures: self.readers.failures().collect(),
             full_maps: self.counters.full_maps()?.plus(self.filter.full),
+            evicted: self
+                .growth
+                .update(Instant::now(), self.counters.map_growth()?),
+            forgotten_secrets: self.rings.mask.forgotten(),
             silences: Vec::new(),
             cost,
             shed,
@@ -490,7 +500,11 @@ fn load_probes(
     } else {
         VerifierLogLevel::DISABLE
     };
-    Ok(EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for map in EvictingMap::ALL {
+        loader.map_max_entries(map.symbol(), map.capacity(processors()));
+    }
+    Ok(loader
         // The probes have no CO-RE relocations: the kernel's BTF need not be kept in memory.
         .btf(None)
         // The verifier's log costs verifier time and agent memory, so it is requested only for
@@ -503,6 +517,11 @@ fn load_probes(
         .override_global("LOOPS", &loops, true)
         .override_global("COUNT_RUNS", &u32::from(!*ACCOUNTS), true)
         .load(PROBES)?)
+}
+
+/// Processors for which the kernel reserves entries of maps.
+fn processors() -> usize {
+    aya::util::nr_cpus().unwrap_or(1)
 }
 
 fn reads_environ(attached: &[AttachedProgram]) -> bool {

@@ -9,23 +9,13 @@ use monitor_common::{
     fingerprint::{FingerprintKey, fingerprint},
     login::{LOGIN, protocol},
 };
-use monitor_core::catalog::Catalog;
+use monitor_core::{
+    catalog::{Catalog, secret_marks::SecretMarks},
+    counted_lru::CountedLru,
+};
 
 /// Shorter labels are names, even if somebody uses one as a password.
 const SECRET_MIN: usize = 16;
-/// Characters after a mark that ends with a separator, such as `ghp_`.
-const AFTER_MARK_MIN: usize = 16;
-/// Letters and digits of an AWS key id, with its mark.
-const AWS_KEY_ID: usize = 20;
-/// Letters and digits in a row, with any other mark that is only letters.
-const RUN_MIN: usize = 32;
-/// A mark of Slack that a separator follows.
-const SLACK_MARK: &str = "xoxe";
-/// The mark of Google's API keys, and their length; they may contain separators anywhere.
-const GOOGLE_MARK: &str = "aiza";
-const GOOGLE_KEY: usize = 39;
-/// Length of the second part of a secret with dots.
-const DOTTED_MORE_MIN: usize = 32;
 /// Maximum number of known secrets; the least recently added are forgotten.
 const KNOWN_MAX: usize = 16_384;
 
@@ -35,32 +25,24 @@ const KNOWN: &str = "(secret)";
 /// Masks names.
 pub struct NameMask {
     key: FingerprintKey,
-    /// Marks in lower case, with the classes that are shown instead.
-    marks: Vec<(String, String)>,
-    known: LruCache<u64, ()>,
+    marks: SecretMarks,
+    known: CountedLru<u64, ()>,
     /// Fingerprints of labels that were names before they were known as secrets.
     names: LruCache<u64, ()>,
 }
 
 impl NameMask {
     pub fn new(key: FingerprintKey, catalog: &Catalog) -> Self {
-        let mut mask = Self {
+        Self {
             key,
-            marks: Vec::new(),
-            known: LruCache::new(KNOWN_MAX),
+            marks: SecretMarks::new(catalog),
+            known: CountedLru::new(KNOWN_MAX),
             names: LruCache::new(KNOWN_MAX),
-        };
-        mask.set_catalog(catalog);
-        mask
+        }
     }
 
     pub fn set_catalog(&mut self, catalog: &Catalog) {
-        let marks = catalog.marks();
-        self.marks = marks
-            // Those of a format, such as a JWT's, are no issuer's.
-            .filter(|(mark, _)| mark.len() >= 3 && !mark.starts_with("eyJ"))
-            .map(|(mark, class)| (mark.to_ascii_lowercase(), class.to_owned()))
-            .collect();
+        self.marks = SecretMarks::new(catalog);
     }
 
     /// Adds fingerprints of secrets.
@@ -68,6 +50,11 @@ impl NameMask {
         for fingerprint in fingerprints {
             self.known.insert(fingerprint, ());
         }
+    }
+
+    /// Known secrets that were forgotten for lack of room.
+    pub fn forgotten(&self) -> u64 {
+        self.known.evicted()
     }
 
     /// Masks the names of an observation, and puts them in lower case. Returns the presentations of
@@ -126,9 +113,9 @@ impl NameMask {
             } else if let Some(fingerprint) = self.known_secret(label) {
                 found.push((fingerprint, label.len()));
                 masked.push(KNOWN.to_owned());
-            } else if let Some(class) = self.marked_class(&lower) {
+            } else if let Some(class) = self.marks.class_of_label(&lower) {
                 masked.push(format!("({class})"));
-            } else if let Some((class, count)) = self.dotted_secret(&rest) {
+            } else if let Some((class, count)) = self.marks.dotted_secret(&rest) {
                 masked.push(format!("({class})"));
                 at += count - 1;
             } else {
@@ -153,59 +140,6 @@ impl NameMask {
         }
         self.names.insert(fingerprint, ());
         None
-    }
-
-    /// The class of a mark at the start of a label, or of a part of it after a separator.
-    fn marked_class(&self, label: &str) -> Option<&str> {
-        let bytes = label.as_bytes();
-        let starts = (0..bytes.len()).filter(|at| *at == 0 || is_separator(bytes[at - 1]));
-        let mut parts = starts.filter_map(|at| label.get(at..));
-        parts.find_map(|part| {
-            self.marks
-                .iter()
-                .filter(|(mark, _)| !mark.contains('.'))
-                .find(|(mark, class)| {
-                    part.strip_prefix(mark.as_str())
-                        .is_some_and(|rest| is_long_enough(mark, class, part, rest))
-                })
-                .map(|(_, class)| class.as_str())
-        })
-    }
-
-    /// The class of a secret with dots at the start of a name, such as `hvs.`, and the number of its
-    /// labels.
-    fn dotted_secret(&self, name: &str) -> Option<(&str, usize)> {
-        let marks = self.marks.iter().filter(|(mark, _)| mark.ends_with('.'));
-        marks
-            .filter_map(|(mark, class)| {
-                let mut after = name.strip_prefix(mark.as_str())?.split('.');
-                let first = after.next()?;
-                let more = after.take_while(|label| label.len() >= DOTTED_MORE_MIN);
-                let count = mark.matches('.').count() + 1 + more.count();
-                (first.len() >= AFTER_MARK_MIN).then_some((class.as_str(), count))
-            })
-            .max_by_key(|(_, count)| *count)
-    }
-}
-
-fn is_separator(byte: u8) -> bool {
-    !byte.is_ascii_alphanumeric()
-}
-
-/// Whether enough follows a mark. `part` is both together.
-fn is_long_enough(mark: &str, class: &str, part: &str, rest: &str) -> bool {
-    if mark.bytes().any(is_separator) {
-        return rest.len() >= AFTER_MARK_MIN;
-    }
-    // The separator may follow: xoxe-.
-    if rest.bytes().next().is_some_and(is_separator) {
-        return mark == SLACK_MARK && rest.len() > AFTER_MARK_MIN;
-    }
-    let run = part.bytes().take_while(u8::is_ascii_alphanumeric).count();
-    if class.starts_with("aws-") {
-        run == AWS_KEY_ID
-    } else {
-        run >= RUN_MIN || (mark == GOOGLE_MARK && part.len() == GOOGLE_KEY)
     }
 }
 

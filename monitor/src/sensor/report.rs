@@ -1,6 +1,6 @@
 //! The sensor's own account: records sent, lost and not decoded.
 
-use super::{SensorNotice, cost::ShedNotice};
+use super::{SensorNotice, cost::ShedNotice, map_growth::EvictedEntries};
 use crate::reader::ReadFailure;
 use jiff::Timestamp;
 use monitor_common::{
@@ -23,6 +23,10 @@ pub struct SensorReport {
     pub reader_failures: Vec<(ReadFailure, u64)>,
     /// Since the start.
     pub full_maps: FullMaps,
+    /// What the kernel evicted from maps of the probes, since the start.
+    pub evicted: EvictedEntries,
+    /// Known secrets that are no longer recognised in names, since the start.
+    pub forgotten_secrets: u64,
     /// Probes that fell silent since the last report, or are heard again.
     pub silences: Vec<ProbeSilence>,
     /// What the probes cost when it was last measured, as a share of the time of all processors.

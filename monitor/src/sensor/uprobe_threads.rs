@@ -12,9 +12,13 @@ use crate::{
     completion,
     reader::{ReaderPool, ReaderRole},
 };
+use monitor_core::catalog::secret_marks::SecretMarks;
 use std::{
     io,
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
     time::Duration,
 };
 
@@ -36,6 +40,7 @@ impl UprobeThreads {
         programs: UprobePrograms,
         exclusion: ExclusionRules,
         readers: &ReaderPool,
+        marks: Arc<SecretMarks>,
     ) -> io::Result<Self> {
         let mut client = readers.client(ReaderRole::Programs);
         let exclusion = exclusion.resolve(&mut client);
@@ -44,7 +49,7 @@ impl UprobeThreads {
         let reporter = NoticeSender(report);
         let known = KnownFiles::default();
         let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
-        let inspector = Inspector::start(readers, &known, attacher.commands(), &reporter)?;
+        let inspector = Inspector::start(readers, &known, attacher.commands(), &reporter, marks)?;
         // The inspector passes it on to the attacher, after the files it found.
         let (done, waiter) = completion::completion();
         inspector.request(InspectRequest::Installed(done));

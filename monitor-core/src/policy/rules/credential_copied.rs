@@ -1,6 +1,7 @@
 //! `credential-copied`: the same credential in a second place or workload.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
+use crate::fair_cache::FairCache;
 use crate::{
     model::{CredentialId, Finding, Severity, Source, Use, Workload, WorkloadKind},
     policy::{
@@ -11,7 +12,6 @@ use crate::{
         label::{container_prefix, credential_label},
     },
 };
-use hashlink::LruCache;
 
 static META: RuleMeta = RuleMeta {
     name: "credential-copied",
@@ -42,13 +42,13 @@ struct CredentialPlaces {
 /// copied on purpose.
 #[derive(Debug)]
 pub struct CredentialCopied {
-    seen: LruCache<CredentialId, CredentialPlaces>,
+    seen: FairCache<CredentialId, CredentialPlaces>,
 }
 
 impl Default for CredentialCopied {
     fn default() -> Self {
         Self {
-            seen: LruCache::new(CREDENTIALS_CACHED),
+            seen: FairCache::new(CREDENTIALS_CACHED),
         }
     }
 }
@@ -66,10 +66,11 @@ impl CredentialCopied {
             at_home |= expectation.names_file(&used.place.place);
             written |= fit.is_some();
         }
-        let seen = self
-            .seen
-            .entry(used.credential.id.clone())
-            .or_insert_with(CredentialPlaces::default);
+        let seen = self.seen.get_or_insert_with(
+            &used.process.tenant,
+            &used.credential.id,
+            CredentialPlaces::default,
+        );
         let mut copy = None;
         if used.place.source == Source::File {
             let file = format!("{}{}", container_prefix(&used.workload), used.place.place);
@@ -131,10 +132,14 @@ impl Rule for CredentialCopied {
         }
     }
 
+    fn forgotten(&self) -> u64 {
+        self.seen.evicted()
+    }
+
     fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old_key, old_inside) = (old.key(), container_prefix(old));
         let key: Box<str> = new.key().into();
-        for (_, seen) in self.seen.iter_mut() {
+        for seen in self.seen.values_mut() {
             let all = seen.workloads.len();
             seen.workloads.retain(|known| **known != *old_key);
             if seen.workloads.len() < all && !seen.workloads.contains(&key) {

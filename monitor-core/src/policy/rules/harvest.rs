@@ -1,6 +1,7 @@
 //! `harvest`: a workload that picks up credentials of several classes in a short time.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
+use crate::fair_cache::FairCache;
 use crate::{
     model::{CredentialId, Evidence, Finding, Hop, Severity, Source, Use, Verdict, Workload},
     policy::{
@@ -8,7 +9,6 @@ use crate::{
         finding::FindingBuilder, label::credential_label,
     },
 };
-use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 
 static META: RuleMeta = RuleMeta {
@@ -46,16 +46,16 @@ struct RecentPickUp {
 /// Raises harvests, and then harvested credentials at unexpected destinations.
 #[derive(Debug)]
 pub struct Harvest {
-    by_workload: LruCache<String, Vec<RecentPickUp>>,
+    by_workload: FairCache<String, Vec<RecentPickUp>>,
     /// Harvested credentials: by which workload, and when.
-    harvested: LruCache<CredentialId, (String, Timestamp)>,
+    harvested: FairCache<CredentialId, (String, Timestamp)>,
 }
 
 impl Default for Harvest {
     fn default() -> Self {
         Self {
-            by_workload: LruCache::new(ENTRIES_MAX),
-            harvested: LruCache::new(ENTRIES_MAX),
+            by_workload: FairCache::new(ENTRIES_MAX),
+            harvested: FairCache::new(ENTRIES_MAX),
         }
     }
 }
@@ -93,10 +93,10 @@ impl Harvest {
     /// Records a pick-up; returns the classes if it completes a harvest.
     fn record(&mut self, used: &Use) -> Option<Vec<String>> {
         let workload = used.workload.key();
+        let tenant = &used.process.tenant;
         let known = self
             .by_workload
-            .entry(workload.clone())
-            .or_insert_with(Vec::new);
+            .get_or_insert_with(tenant, &workload, Vec::new);
         known.retain(|taken| used.time.duration_since(taken.time) <= HARVEST_WINDOW);
         let credential = &used.credential;
         if !known.iter().any(|taken| taken.credential == credential.id) {
@@ -117,8 +117,11 @@ impl Harvest {
             return None;
         }
         for taken in known {
-            self.harvested
-                .insert(taken.credential.clone(), (workload.clone(), used.time));
+            self.harvested.insert(
+                tenant,
+                taken.credential.clone(),
+                (workload.clone(), used.time),
+            );
         }
         Some(classes)
     }
@@ -194,15 +197,18 @@ impl Rule for Harvest {
         }
     }
 
+    fn forgotten(&self) -> u64 {
+        self.by_workload.evicted() + self.harvested.evicted()
+    }
+
     fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old, new) = (old.key(), new.key());
-        if let Some(taken) = self.by_workload.remove(&old) {
+        if let Some((tenant, taken)) = self.by_workload.remove(&old) {
             self.by_workload
-                .entry(new.clone())
-                .or_insert_with(Vec::new)
+                .get_or_insert_with(&tenant, &new, Vec::new)
                 .extend(taken);
         }
-        for (_, (by, _)) in self.harvested.iter_mut() {
+        for (by, _) in self.harvested.values_mut() {
             if *by == old {
                 by.clone_from(&new);
             }

@@ -54,6 +54,11 @@ pub trait Rule: Debug + Send {
         false
     }
 
+    /// Number of entries of its tables that were forgotten for lack of room.
+    fn forgotten(&self) -> u64 {
+        0
+    }
+
     /// A workload was renamed.
     fn rename(&mut self, _old: &Workload, _new: &Workload) {}
 }

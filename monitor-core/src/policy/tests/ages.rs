@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn expired_credential_used() {
     let mut late = hop("jwt", Some("x.example"), "10.0.0.1", Evidence::Presented);
-    late.credential.expires_at = Some(at(-1));
+    Arc::make_mut(&mut late.credential).expires_at = Some(at(-1));
     assert_eq!(
         rules_of(&policy("").judge_hop(&late).1),
         [("expired-credential-used", Severity::Medium)]
@@ -13,7 +13,7 @@ fn expired_credential_used() {
     late.evidence = Evidence::Held;
     assert_eq!(rules_of(&policy("").judge_hop(&late).1), []);
     late.evidence = Evidence::Presented;
-    late.credential.expires_at = Some(at(1));
+    Arc::make_mut(&mut late.credential).expires_at = Some(at(1));
     assert_eq!(rules_of(&policy("").judge_hop(&late).1), []);
 }
 
@@ -21,7 +21,7 @@ fn expired_credential_used() {
 fn long_lived_credential() {
     let mut plain = policy("");
     let mut fixed = used("aws-access-key", "/x", "/a");
-    fixed.credential.lifetime = Lifetime::Static;
+    Arc::make_mut(&mut fixed.credential).lifetime = Lifetime::Static;
     assert_eq!(
         rules_of(&plain.judge_all(&fixed)),
         [("long-lived-credential", Severity::Low)]

@@ -37,11 +37,12 @@ fn debuggers_and_monitors_reading_processes_are_low() {
     started.ancestor = true;
     let duty = foreign("/usr/bin/ps", "/usr/bin/app", Look::Environ);
     let mut upgrade = foreign("/usr/bin/perl", "/usr/bin/app", Look::Environ);
-    upgrade.process.ancestors = vec![crate::model::Ancestor {
+    upgrade.process.ancestors = [crate::model::Ancestor {
         pid: 2,
         exe: "/usr/bin/apt-get".into(),
         comm: "apt-get".into(),
-    }];
+    }]
+    .into();
     for read in [within, started, duty, upgrade] {
         let found = policy.judge_foreign(&read).pop().expect("a finding");
         assert_eq!(found.severity, Severity::Low, "{}", found.summary);

@@ -6,7 +6,7 @@ use super::*;
 fn picked(workload: &Workload, number: u64, class: &str, minutes: i64) -> Use {
     let mut read = used(class, &format!("/srv/{class}"), "/usr/bin/cat");
     read.workload = workload.clone();
-    read.credential.id = CredentialId::from_fingerprint(number);
+    Arc::make_mut(&mut read.credential).id = CredentialId::from_fingerprint(number);
     read.time = at(minutes * 60);
     read
 }
@@ -65,7 +65,7 @@ fn harvest() {
         "203.0.113.9",
         Evidence::Presented,
     );
-    out.credential.id = CredentialId::from_fingerprint(1);
+    Arc::make_mut(&mut out.credential).id = CredentialId::from_fingerprint(1);
     out.time = at(3600);
     let (_, found) = plain.judge_hop(&out);
     assert!(rules_of(&found).contains(&("harvest", Severity::Critical)));
@@ -73,7 +73,7 @@ fn harvest() {
     assert_eq!(rules_of(&plain.judge_hop(&out).1), []);
     let mut other = out.clone();
     other.destination.name = Some("paste.example".into());
-    other.credential.id = CredentialId::from_fingerprint(9);
+    Arc::make_mut(&mut other.credential).id = CredentialId::from_fingerprint(9);
     assert_eq!(
         rules_of(&plain.judge_hop(&other).1),
         [("unexpected-hop", Severity::Critical)]
@@ -103,7 +103,7 @@ fn a_harvest_is_attributed_to_the_name_that_arrives_late() {
         "203.0.113.9",
         Evidence::Presented,
     );
-    out.credential.id = CredentialId::from_fingerprint(1);
+    Arc::make_mut(&mut out.credential).id = CredentialId::from_fingerprint(1);
     out.time = at(3600);
     let (_, found) = plain.judge_hop(&out);
     let harvest = found.iter().find(|finding| finding.rule == "harvest");

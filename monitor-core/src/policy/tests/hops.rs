@@ -191,7 +191,7 @@ fn a_token_may_go_to_its_audience() {
         Evidence::Sole,
     );
     assert_eq!(policy("").judge_hop(&hop).0, Verdict::Unexpected);
-    hop.credential.audience = vec!["https://vault.corp.example:8200".into()];
+    Arc::make_mut(&mut hop.credential).audience = vec!["https://vault.corp.example:8200".into()];
     assert_eq!(policy("").judge_hop(&hop).0, Verdict::Expected);
 }
 
@@ -211,7 +211,7 @@ fn a_finding_names_the_pod_of_a_token() {
         "192.0.2.9",
         Evidence::Presented,
     );
-    stolen.credential.issued_to = Some(issued);
+    Arc::make_mut(&mut stolen.credential).issued_to = Some(Box::new(issued));
     stolen.workload = Workload {
         kind: WorkloadKind::Pod,
         namespace: Some("default".into()),
@@ -284,7 +284,7 @@ fn presenting_to_an_authenticator_is_expected() {
         Verdict::Unexpected,
         "not with an access credential"
     );
-    request.credential.role = Role::Identity;
+    Arc::make_mut(&mut request.credential).role = Role::Identity;
     assert_eq!(policy(text).judge_hop(&request).0, Verdict::Expected);
 }
 
@@ -302,7 +302,7 @@ fn unmarked_and_self_hosted_credentials_are_unproven_elsewhere() {
     let mut policy = policy("");
     let mut at = |class: &str, unmarked: bool, host: &str| {
         let mut hop = hop(class, Some(host), "203.0.113.9", Evidence::Presented);
-        hop.credential.unmarked = unmarked;
+        Arc::make_mut(&mut hop.credential).unmarked = unmarked;
         let (verdict, findings) = policy.judge_hop(&hop);
         (verdict, rules_of(&findings).first().map(|found| found.1))
     };

@@ -50,7 +50,8 @@ fn process(exe: &str) -> Process {
         exe: exe.into(),
         comm: "x".into(),
         uid: 0,
-        ancestors: vec![],
+        tenant: crate::fair_cache::Tenant::default(),
+        ancestors: [].into(),
     }
 }
 
@@ -59,7 +60,7 @@ fn used(class: &str, place: &str, exe: &str) -> Use {
         time: at(0),
         workload: Workload::host(exe),
         process: process(exe),
-        credential: credential(class, place),
+        credential: credential(class, place).into(),
         place: Place {
             source: Source::File,
             place: place.into(),
@@ -80,7 +81,7 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
         time: at(0),
         workload: Workload::host("/usr/bin/curl"),
         process: process("/usr/bin/curl"),
-        credential: credential(class, "/srv/key"),
+        credential: credential(class, "/srv/key").into(),
         destination: Destination {
             address: address.parse().expect("an address"),
             port: 443,

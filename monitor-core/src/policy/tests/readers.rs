@@ -88,7 +88,7 @@ fn the_token_of_another_pod() {
     let token = |source: Source, kind: WorkloadKind, reader: Option<&str>, pod: &str| {
         let mut used = used("k8s-service-account-token", "/shared/token", "/app");
         used.place.source = source;
-        used.credential.issued_to = Some(issued.clone());
+        Arc::make_mut(&mut used.credential).issued_to = Some(Box::new(issued.clone()));
         used.pod_uid = reader.map(str::to_owned);
         used.workload = Workload {
             kind,
@@ -208,7 +208,7 @@ fn a_credential_expected_in_two_places_is_no_copy() {
         let mut used = used("x", place, "/app");
         used.workload = container(name);
         // As the agent knows it by then.
-        used.credential.sources.push(Place {
+        Arc::make_mut(&mut used.credential).sources.push(Place {
             source: Source::File,
             place: "/srv/x".into(),
         });
@@ -267,7 +267,7 @@ fn human_use() {
         "one's own"
     );
     let mut sudo = read("/etc/shadow", "/usr/bin/sudo");
-    sudo.credential.class = "password-hashes".into();
+    Arc::make_mut(&mut sudo.credential).class = "password-hashes".into();
     assert_eq!(rules_of(&policy("").judge_all(&sudo)), [], "its duty");
     let with = policy(STRIPE).judge_all(&read("/srv/key", "/usr/bin/good"));
     assert_eq!(rules_of(&with), [("human-use", Severity::Medium)]);

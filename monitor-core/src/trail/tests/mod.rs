@@ -26,7 +26,8 @@ fn actor(pid: u32) -> Actor {
             exe: "/usr/bin/app".into(),
             comm: "app".into(),
             uid: 0,
-            ancestors: vec![],
+            tenant: crate::fair_cache::Tenant::default(),
+            ancestors: [].into(),
         },
     }
 }
@@ -63,7 +64,7 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
     TrailEvent::PickUp(Box::new(PickUp {
         time: at(1),
         actor: actor(pid),
-        credential: credential(id),
+        credential: credential(id).into(),
         place: Place {
             source,
             place: "/x".into(),
@@ -178,7 +179,7 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent 
         connection,
         server: None,
         host: None,
-        credential: credential(credential_id),
+        credential: credential(credential_id).into(),
         place: Place {
             source: Source::Presented,
             place: "header:authorization".into(),
@@ -191,7 +192,7 @@ fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> TrailEve
         time: at(4),
         connection,
         host: host.map(str::to_owned),
-        credential: credential(credential_id),
+        credential: credential(credential_id).into(),
         place: Place {
             source: Source::Presented,
             place: "header:authorization".into(),
@@ -203,7 +204,7 @@ fn minted(connection: u64, credential_id: u64) -> TrailEvent {
     TrailEvent::Minted {
         time: at(5),
         connection,
-        credential: credential(credential_id),
+        credential: credential(credential_id).into(),
         place: Place {
             source: Source::Metadata,
             place: "answer:access_token".into(),

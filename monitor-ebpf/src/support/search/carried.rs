@@ -1,12 +1,12 @@
 //! Lines that are split between two writes.
 
 use crate::support::{
-    maps::{count, count_full, wipe, wipe_whole},
+    maps::{count, count_full, remove_counted, wipe, wipe_whole},
     search::{source::PlaintextSource, stream::STREAMS},
 };
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::HashMap};
 use monitor_common::{
-    map::{CarriedLine, HEAD, LimitedMap, SearchScratch, StreamKey},
+    map::{CarriedLine, EvictingMap, HEAD, LimitedMap, SearchScratch, StreamKey},
     record::Stage,
     scan::{CARRIED_MAX, HeaderLines, WINDOW},
 };
@@ -120,7 +120,7 @@ pub fn save_carried<S: PlaintextSource>(scratch: &mut SearchScratch) -> bool {
 /// Forgets everything about a TLS object, because another may get the same address.
 #[inline(always)]
 pub fn forget_object(object: StreamKey) {
-    let _ = STREAMS.remove(object);
+    remove_counted(&STREAMS, EvictingMap::Streams, object);
     if let Some(carried) = CARRIED.get_ptr_mut(object) {
         // SAFETY: the pointer is into the map.
         unsafe { wipe_whole(&raw mut (*carried).bytes) };

@@ -1,7 +1,7 @@
 //! Finds credentials in the head of a request.
 
 use crate::support::{
-    maps::{BloomFilter, rule},
+    maps::{BloomFilter, insert_counted, remove_counted, rule},
     search::{
         carried::save_carried,
         source::{PlaintextSource, repeat_step, scratch},
@@ -12,7 +12,7 @@ use core::ffi::c_void;
 use monitor_common::{
     filter::HOST,
     http2,
-    map::{HEAD, SearchScratch, StreamState},
+    map::{EvictingMap, HEAD, SearchScratch, StreamState},
     scan,
 };
 
@@ -57,9 +57,9 @@ fn end_lines<S: PlaintextSource>() -> u64 {
         if S::LOOPS && save_carried::<S>(scratch) {
             stream.carried_at = scratch.mark;
         }
-        let _ = STREAMS.insert(scratch.object, stream, 0);
+        insert_counted(&STREAMS, EvictingMap::Streams, scratch.object, &stream);
     } else {
-        let _ = STREAMS.remove(scratch.object);
+        remove_counted(&STREAMS, EvictingMap::Streams, scratch.object);
     }
     scratch.lines.found
 }
@@ -107,7 +107,7 @@ fn end_frames<S: PlaintextSource>() -> u64 {
     let (frames, len) = (&scratch.frames, scratch.len);
     if let Some(stream) = STREAMS.get_ptr_mut(scratch.object) {
         if frames.out_of_sync != 0 || frames.block_end != 0 || frames.at < len {
-            let _ = STREAMS.remove(scratch.object);
+            remove_counted(&STREAMS, EvictingMap::Streams, scratch.object);
         } else {
             // SAFETY: the pointer is into the map.
             unsafe {

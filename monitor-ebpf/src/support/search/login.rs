@@ -1,13 +1,16 @@
 //! Finds the secret of a login.
 
-use crate::support::search::{
-    source::{PlaintextSource, repeat_step, scratch},
-    stream::STREAMS,
+use crate::support::{
+    maps::{insert_counted, remove_counted},
+    search::{
+        source::{PlaintextSource, repeat_step, scratch},
+        stream::STREAMS,
+    },
 };
 use core::ffi::c_void;
 use monitor_common::{
     login::{self, protocol},
-    map::{SearchScratch, StreamState},
+    map::{EvictingMap, SearchScratch, StreamState},
 };
 
 /// Scans the words of a login.
@@ -66,9 +69,14 @@ fn end_login<S: PlaintextSource>() -> u64 {
     };
     let words = &scratch.words;
     if words.next == 0 || words.secret.len != 0 {
-        let _ = STREAMS.remove(scratch.object);
+        remove_counted(&STREAMS, EvictingMap::Streams, scratch.object);
     } else {
-        let _ = STREAMS.insert(scratch.object, StreamState::new(words.next), 0);
+        insert_counted(
+            &STREAMS,
+            EvictingMap::Streams,
+            scratch.object,
+            &StreamState::new(words.next),
+        );
     }
     scratch.values[0] = words.secret;
     u64::from(words.secret.len != 0)

@@ -1,10 +1,10 @@
 //! What is remembered of a connection between two writes.
 
-use crate::support::{search::source::PlaintextSource, task::current_pid};
+use crate::support::{maps::insert_counted, search::source::PlaintextSource, task::current_pid};
 use aya_ebpf::{macros::map, maps::LruHashMap};
 use monitor_common::{
     http2,
-    map::{FIELDS, HEAD, StreamKey, StreamState},
+    map::{EvictingMap, FIELDS, HEAD, StreamKey, StreamState},
     scan,
 };
 
@@ -41,7 +41,12 @@ pub fn write_format<S: PlaintextSource>(
     // Without `bpf_loop` everything except HTTP/1.1 exceeds the verifier's limit: a declared gap.
     let able = S::LOOPS;
     if able && first == http2::PREFACE && len >= http2::PREFACE_LEN {
-        let _ = STREAMS.insert(object, StreamState::new(FIELDS), 0);
+        insert_counted(
+            &STREAMS,
+            EvictingMap::Streams,
+            object,
+            &StreamState::new(FIELDS),
+        );
         return Some(WriteFormat {
             format: FIELDS,
             skip: http2::PREFACE_LEN,

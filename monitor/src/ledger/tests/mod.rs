@@ -28,7 +28,8 @@ fn process(exe: &str) -> Process {
         exe: exe.into(),
         comm: "app".into(),
         uid: 0,
-        ancestors: vec![],
+        tenant: monitor_core::fair_cache::Tenant::default(),
+        ancestors: [].into(),
     }
 }
 
@@ -53,7 +54,7 @@ pub(super) fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> LedgerEnt
         time,
         workload: Workload::host(exe),
         process: process(exe),
-        credential,
+        credential: credential.into(),
         place,
         count: 2,
         login: None,
@@ -71,7 +72,7 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
         time,
         workload: Workload::host("/usr/bin/curl"),
         process: process("/usr/bin/curl"),
-        credential: credential(id, "/x").0,
+        credential: credential(id, "/x").0.into(),
         destination: Destination {
             address: "10.0.0.1".parse().expect("an address"),
             port: 443,

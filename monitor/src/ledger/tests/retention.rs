@@ -205,3 +205,112 @@ fn a_clock_set_while_running_drops_nothing() {
     tidy.run(&mut connection, later).expect("tidied");
     assert_eq!(uses(&connection), 0);
 }
+
+/// A use by a program of a user of the host.
+fn used_by(user: u32, id: u64, path: &str, time: Timestamp) -> LedgerEntry {
+    let LedgerEntry::Use(mut used) = used(id, path, "/bin/cat", time) else {
+        unreachable!("a use");
+    };
+    used.process.uid = user;
+    used.process.tenant.user = user;
+    LedgerEntry::Use(used)
+}
+
+#[test]
+fn a_flood_displaces_neither_what_others_did_nor_a_theft() {
+    const SHOP: u32 = 1000;
+    const NOBODY: u32 = 65_534;
+    let directory = tempfile::tempdir().expect("a directory");
+    let now = Timestamp::now();
+    let mut entries: Vec<LedgerEntry> = (0..200)
+        .map(|number| used_by(SHOP, number, "/srv/shop/key", at(number as i64 * 3600)))
+        .collect();
+    // A theft, and then very many variables.
+    entries.push(used_by(NOBODY, 0x5703, "/srv/shop/key", now));
+    let theft: Finding = serde_json::from_value(serde_json::json!({
+        "id": "kf-1", "time": now, "rule": "unexpected-reader", "severity": "critical",
+        "summary": "a theft", "workload": { "kind": "host", "name": "/bin/cat" }, "count": 1,
+        "credential": {
+            "id": "kt-0000000000005703", "class": "aws-access-key", "role": "access",
+            "lifetime": "static", "sources": [],
+        },
+        "process": {
+            "pid": 7, "start_time": at(0), "exe": "/bin/cat", "comm": "app", "uid": NOBODY,
+        },
+        "first_seen": now, "last_seen": now,
+    }))
+    .expect("a finding");
+    entries.push(LedgerEntry::Finding(Box::new(theft)));
+    entries.extend((0..10_000).map(|number| {
+        let junk = format!("env:JUNK{number}_TOKEN{}", "x".repeat(200));
+        used_by(NOBODY, 0x10_000 + number, &junk, now)
+    }));
+    write(directory.path(), forever(), entries);
+    let limit = 1 << 20;
+    let small = RetentionLimits {
+        max_bytes: limit,
+        ..forever()
+    };
+    write(directory.path(), small, vec![]);
+    let reader = LedgerReader::open(directory.path()).expect("opens");
+    let timeline = reader
+        .timeline(None, None, TimeRange::default())
+        .expect("read");
+    let mut kept = std::collections::BTreeMap::new();
+    for event in &timeline.events {
+        if let TimelineEvent::Use { row, .. } = event {
+            *kept
+                .entry((row.process.uid, row.place == "/srv/shop/key"))
+                .or_insert(0) += 1;
+        }
+    }
+    assert_eq!(kept.get(&(SHOP, true)), Some(&200), "{kept:?}");
+    assert_eq!(kept.get(&(NOBODY, true)), Some(&1), "the theft: {kept:?}");
+    assert_eq!(reader.last_findings(10).expect("read").len(), 1);
+    let size = std::fs::metadata(directory.path().join(FILE_NAME)).expect("there");
+    assert!(size.len() <= limit, "{} bytes", size.len());
+    let gaps = reader.gaps(TimeRange::default()).expect("read");
+    let dropped: Vec<&str> = gaps
+        .iter()
+        .filter(|gap| gap.kind == "dropped-for-size")
+        .map(|gap| gap.detail.as_str())
+        .collect();
+    assert_eq!(
+        dropped,
+        ["records of user 65534 were dropped to keep the ledger below its size limit"]
+    );
+}
+
+#[test]
+fn a_repeated_loss_is_one_gap() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let lost = |from: i64, until: i64| {
+        LedgerEntry::Gap(Box::new(Gap {
+            kind: "lost-events".into(),
+            probe: None,
+            detail: "full".into(),
+            since: at(from),
+            until: Some(at(until)),
+            count: 2,
+            blind: false,
+        }))
+    };
+    write(
+        directory.path(),
+        forever(),
+        vec![lost(0, 10), lost(10, 20), lost(25, 30), lost(200, 210)],
+    );
+    let gaps = LedgerReader::open(directory.path())
+        .expect("opens")
+        .gaps(TimeRange::default())
+        .expect("read");
+    let told: Vec<_> = gaps
+        .iter()
+        .filter(|gap| gap.kind == "lost-events")
+        .map(|gap| (gap.since, gap.until, gap.count))
+        .collect();
+    assert_eq!(
+        told,
+        [(at(0), Some(at(30)), 6), (at(200), Some(at(210)), 2)]
+    );
+}

@@ -11,7 +11,7 @@ use monitor_core::{
     model::{Credential, Place, Subject},
     trail::TrailEvent,
 };
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 impl Enricher {
     /// The variables of one exec: `first`, and those at the front of `rest`. They belong together:
@@ -46,7 +46,7 @@ impl Enricher {
         &mut self,
         time: Timestamp,
         subject: Subject,
-        found: Vec<(Credential, Place)>,
+        found: Vec<(Arc<Credential>, Place)>,
         events: &mut Vec<TrailEvent>,
     ) {
         for (credential, place) in found {

@@ -13,7 +13,7 @@ use monitor_core::{
 use std::sync::Arc;
 
 /// The credentials in a file, and its place; shared by all its readers.
-pub(super) type FileReads = Arc<(Vec<Credential>, Place)>;
+pub(super) type FileReads = Arc<(Vec<Arc<Credential>>, Place)>;
 
 /// Number of reads remembered for their repeats.
 pub(super) const READS_CACHED: usize = 16_384;

@@ -22,15 +22,18 @@ use crate::{
 };
 use connection::PendingObjects;
 use file::{FileReads, READS_CACHED};
-use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
+    counted_lru::CountedLru,
     model::{Credential, Place, Source, Subject, Workload},
     trail::{Actor, PickUp, TrailEvent},
 };
 use presented::PendingPresentation;
 use reads::PendingReads;
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 /// Number of server names cached.
 const SERVER_NAMES_CACHED: usize = 16_384;
@@ -55,13 +58,13 @@ pub struct Enricher {
     sensor: SensorFacts,
     /// The credentials of a file and process when they were last reported, for repeat counts that
     /// arrive later.
-    repeated: LruCache<OpenFileKey, FileReads>,
+    repeated: CountedLru<OpenFileKey, FileReads>,
     reads: PendingReads,
     wanted: WantedFiles,
     /// Number of payloads that began like a ClientHello and could not be parsed.
     pub(super) malformed: u64,
     /// Names of servers, by their fingerprint.
-    servers: LruCache<u64, String>,
+    servers: CountedLru<u64, String>,
     /// Credentials presented in a TLS write whose socket is not known yet, by write.
     presented: BTreeMap<u64, Vec<PendingPresentation>>,
     pending_objects: PendingObjects,
@@ -70,16 +73,21 @@ pub struct Enricher {
 }
 
 impl Enricher {
-    pub fn new(attribution: Attribution, credentials: Credentials, sensor: SensorFacts) -> Self {
+    pub fn new(
+        mut attribution: Attribution,
+        credentials: Credentials,
+        sensor: SensorFacts,
+    ) -> Self {
+        attribution.set_marks(credentials.marks().clone());
         Self {
             attribution,
             credentials,
             sensor,
-            repeated: LruCache::new(READS_CACHED),
+            repeated: CountedLru::new(READS_CACHED),
             reads: PendingReads::default(),
             wanted: WantedFiles::default(),
             malformed: 0,
-            servers: LruCache::new(SERVER_NAMES_CACHED),
+            servers: CountedLru::new(SERVER_NAMES_CACHED),
             presented: BTreeMap::new(),
             pending_objects: PendingObjects::default(),
             evicted: Timestamp::UNIX_EPOCH,
@@ -87,19 +95,24 @@ impl Enricher {
     }
 
     /// Converts a batch of observations to events, in order, as far as the answers of the reader
-    /// allow.
+    /// allow, and until there are many. Returns whether more can be converted at once.
     pub fn process(
         &mut self,
         observations: &mut Vec<Observation>,
         answers: Vec<(ReadId, ReadResult)>,
         now: Timestamp,
         events: &mut Vec<TrailEvent>,
-    ) {
-        self.reads.queue.extend(observations.drain(..));
+    ) -> bool {
+        if self.reads.queue.is_empty() {
+            // Without a copy: there may be tens of thousands.
+            self.reads.queue = std::mem::take(observations).into();
+        } else {
+            self.reads.queue.extend(observations.drain(..));
+        }
         for (id, result) in answers {
             self.take_answer(id, result, events);
         }
-        self.advance(now, events);
+        self.advance(now, events)
     }
 
     /// Converts an observation that needs nothing from the reader, or has it, and those of `rest`
@@ -206,6 +219,17 @@ impl Enricher {
         self.reads.request_background(known);
     }
 
+    /// What was forgotten for lack of room, by table, since the start.
+    pub fn forgotten(&self) -> [(&'static str, u64); 4] {
+        let [known, homes] = self.credentials.forgotten();
+        [
+            known,
+            homes,
+            ("file_reads", self.repeated.evicted()),
+            ("server_names", self.servers.evicted()),
+        ]
+    }
+
     /// Requests the home directories of the host's users again.
     pub fn request_homes(&mut self) {
         self.reads.request_homes();
@@ -220,7 +244,7 @@ impl Enricher {
         &mut self,
         time: Timestamp,
         subject: Subject,
-        mut credential: Credential,
+        mut credential: Arc<Credential>,
         place: Place,
         count: u64,
         output: StdoutPipe,
@@ -258,9 +282,10 @@ impl Enricher {
     }
 
     /// Adds the owner of the pod to which a credential was issued; returns that workload.
-    fn resolve_issued_to(&self, credential: &mut Credential) -> Option<Workload> {
-        let issued = credential.issued_to.as_mut()?;
+    fn resolve_issued_to(&self, credential: &mut Arc<Credential>) -> Option<Workload> {
+        let issued = credential.issued_to.as_ref()?;
         let home = self.attribution.pod_workload(&issued.pod_uid)?;
+        let issued = Arc::make_mut(credential).issued_to.as_mut()?;
         issued.workload = Some(home.name.clone());
         issued.kind = Some(home.kind);
         Some(home)
@@ -274,7 +299,7 @@ impl Enricher {
             .unwrap_or_default()
     }
 
-    fn actor(&self, subject: Subject) -> Actor {
+    fn actor(&mut self, subject: Subject) -> Actor {
         Actor {
             subject,
             workload: self.attribution.workload(subject),

@@ -8,7 +8,7 @@ use monitor_core::{
     model::{Credential, Place},
     trail::{Actor, Presented, TrailEvent},
 };
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 /// A presented credential whose destination is not known yet.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct PendingPresentation {
     host: Option<u64>,
     time: Timestamp,
     actor: Actor,
-    credential: Credential,
+    credential: Arc<Credential>,
     place: Place,
 }
 

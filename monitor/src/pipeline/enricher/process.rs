@@ -63,7 +63,7 @@ impl Enricher {
     }
 
     /// A gap for a read of the agent's own memory: its later reports cannot be relied on.
-    fn tampering_gap(&self, task: &TaskInfo, look: Look) -> TrailEvent {
+    fn tampering_gap(&mut self, task: &TaskInfo, look: Look) -> TrailEvent {
         let actor = self.actor(task.subject);
         let how = match look {
             Look::Trace => "traced the agent",

@@ -25,6 +25,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// If more observations than this are in the queue, none waits for its answer.
 const QUEUE_MAX: usize = 32_768;
+/// Observations for which an empty queue keeps its memory.
+const QUEUE_KEPT: usize = 4_096;
+/// Events that are evaluated at a time: each is much larger than its observation.
+const EVENTS_MAX: usize = 1_024;
 
 /// Attempts to find the files of an earlier run again, after the first.
 const RECOVER_RETRIES: usize = 2;
@@ -247,9 +251,14 @@ impl PendingReads {
 }
 
 impl Enricher {
-    /// Enriches the observations in the queue, up to one that must wait.
-    pub(super) fn advance(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
+    /// Enriches the observations in the queue, up to one that must wait, or until there are many
+    /// events. Returns whether more can be enriched at once.
+    pub fn advance(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) -> bool {
         while let Some(observation) = self.reads.queue.pop_front() {
+            if events.len() >= EVENTS_MAX {
+                self.reads.queue.push_front(observation);
+                return true;
+            }
             if self.reads.head.is_none() {
                 if self.is_from_other_agent(&observation) {
                     continue;
@@ -263,7 +272,7 @@ impl Enricher {
                 && !self.reads.ends
             {
                 self.reads.queue.push_front(observation);
-                return;
+                return false;
             }
             let head = self.reads.head.take();
             // Answers that come in time cost little.
@@ -281,12 +290,20 @@ impl Enricher {
             rest.append(&mut self.reads.queue);
             self.reads.queue = rest;
         }
+        // Returns the memory of a burst.
+        if self.reads.queue.capacity() > QUEUE_KEPT {
+            self.reads.queue = VecDeque::new();
+        }
+        false
     }
 
-    /// Enriches what is in the queue without waiting, because no more answers will come.
-    pub fn enrich_the_rest(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
+    /// From now on no observation waits, because no more answers will come.
+    pub fn end_waiting(&mut self) {
         self.reads.ends = true;
-        self.advance(now, events);
+    }
+
+    /// Reports files whose contents have not come by their places.
+    pub fn report_unread(&mut self, events: &mut Vec<TrailEvent>) {
         self.report_by_place(|_| true, events);
     }
 
