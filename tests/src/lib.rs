@@ -10,6 +10,7 @@ pub mod memory;
 pub mod server;
 pub mod skip;
 pub mod tamper;
+pub mod treasure;
 pub mod web;
 pub mod workload;
 

@@ -4,9 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{
     agent::{Agent, Surroundings, binary, children_of},
     server::TlsServer,
+    treasure::{Treasure, stop_in_time},
     wait_for,
     web::WebServer,
-    workload::{MemoryLimit, TestUnit, aws_credentials, sh},
+    workload::{MemoryLimit, aws_credentials, sh},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -17,7 +18,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -60,67 +61,6 @@ impl Drop for HoldingMount {
     }
 }
 
-/// A credential with written readers, whose use by anyone else is a finding.
-struct Treasure {
-    directory: tempfile::TempDir,
-    path: PathBuf,
-    config: PathBuf,
-}
-
-impl Treasure {
-    fn new() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let path = aws_credentials(directory.path(), "AKIAFAKEHOSTILE00001", "FAKE/hostile/1")?;
-        let config = directory.path().join("config.yaml");
-        fs::write(
-            &config,
-            format!(
-                "credentials:\n  - name: treasure\n    match: {{ file: {} }}\n    readers: [ {{ unit: owner.service }} ]\n",
-                path.display()
-            ),
-        )?;
-        Ok(Self {
-            directory,
-            path,
-            config,
-        })
-    }
-
-    fn agent(&self, group: Option<&Path>) -> Result<Agent> {
-        let config = self.config.display().to_string();
-        let surroundings = Surroundings {
-            group,
-            ..Surroundings::default()
-        };
-        Agent::start_in(self.directory.path(), &["--config", &config], &surroundings)
-    }
-
-    /// Has it read by another workload each time: the same theft is reported once.
-    fn thief(&self) -> Result<()> {
-        static THIEVES: AtomicU32 = AtomicU32::new(0);
-        let number = THIEVES.fetch_add(1, Ordering::Relaxed);
-        let thief = TestUnit::new(&format!("thief-{number}.service"))?;
-        thief.sh(&format!("cat {}", self.path.display()), &[])?;
-        Ok(())
-    }
-
-    /// Steals it, and returns the time until the finding is in the stream.
-    fn steal(&self, agent: &Agent) -> Result<Duration> {
-        let before = agent.findings()?.len();
-        let began = Instant::now();
-        self.thief()?;
-        wait_for("the theft is found", Duration::from_secs(10), || {
-            let findings = agent.findings()?;
-            let new = findings.iter().skip(before);
-            let found = new
-                .filter(|finding| finding["rule"] == "unexpected-reader")
-                .any(|finding| finding["credential"]["name"] == "treasure");
-            Ok(found.then(|| began.elapsed()))
-        })
-        .with_context(|| agent.log_text())
-    }
-}
-
 fn signal(pid: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid.try_into()?).context("a pid")?;
     Ok(kill_process(pid, signal)?)
@@ -129,19 +69,6 @@ fn signal(pid: u32, signal: Signal) -> Result<()> {
 fn failures(agent: &Agent, reason: &str) -> Result<f64> {
     let label = format!("reason=\"{reason}\"");
     agent.metric("keytrail_reader_failures_total", &[&label])
-}
-
-/// Stops the agent, which must not take long, whatever it waits for.
-fn stop_in_time(agent: &mut Agent) -> Result<()> {
-    let began = Instant::now();
-    let status = agent.stop()?;
-    ensure!(status.success(), "{status}");
-    let stopping = began.elapsed();
-    ensure!(
-        stopping < Duration::from_secs(5),
-        "stopped after {stopping:?}"
-    );
-    Ok(())
 }
 
 /// The state of a process as `/proc` shows it; `None` if it is gone.

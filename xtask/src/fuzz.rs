@@ -1,10 +1,6 @@
 //! Runs the fuzz targets of the parsers.
 
-use crate::{
-    commands::{cargo, run_checked},
-    root,
-    setup::tools,
-};
+use crate::{commands::run_checked, root, setup};
 use anyhow::{Context as _, Result, bail};
 use std::{fs, path::Path, process::Command};
 
@@ -34,7 +30,7 @@ pub fn run(name: Option<&str>, seconds: u64) -> Result<()> {
         let known: Vec<&str> = TARGETS.iter().map(|(target, _)| *target).collect();
         bail!("no fuzz target `{name}`; there are {}", known.join(", "));
     }
-    let program = install()?;
+    let program = setup::cargo_tool("cargo-fuzz", CARGO_FUZZ)?;
     let (source, work) = (
         root().join("monitor-parse/fuzz"),
         root().join("target/fuzz"),
@@ -101,23 +97,4 @@ fn add_programs(corpus: &Path, bytes_max: usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The path of cargo-fuzz, built if it is missing.
-fn install() -> Result<std::path::PathBuf> {
-    let tools = tools();
-    let program = tools.join("bin").join("cargo-fuzz");
-    let version = Command::new(&program).arg("--version").output();
-    let present =
-        version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(CARGO_FUZZ));
-    if !present {
-        eprintln!("fuzz: building cargo-fuzz {CARGO_FUZZ}, half a minute");
-        run_checked(
-            cargo()
-                .args(["install", "--quiet", "--locked", "--root"])
-                .arg(&tools)
-                .args(["--version", CARGO_FUZZ, "cargo-fuzz"]),
-        )?;
-    }
-    Ok(program)
 }

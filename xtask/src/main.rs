@@ -7,6 +7,7 @@ mod commands;
 mod dashboards;
 mod debian;
 mod demo;
+mod dependencies;
 mod deploy;
 mod downloads;
 mod fuzz;
@@ -75,6 +76,10 @@ enum XtaskCommand {
     Reference,
     /// Check the Helm chart and the systemd unit
     Deploy,
+    /// Check the licences and sources of the dependencies
+    Deny,
+    /// Write the agent's bill of materials (CycloneDX) to target/keytrail.cdx.json
+    Sbom,
     /// Check the structure of the code: cycles, layers, names, sizes; and the age of tables in docs
     Lint {
         /// Another checkout
@@ -135,6 +140,10 @@ fn run(command: XtaskCommand) -> Result<()> {
         XtaskCommand::Run { arguments } => build::run_agent(&arguments),
         XtaskCommand::Demo => demo::run(),
         XtaskCommand::Test { all } => test::run(all),
+        XtaskCommand::Deny => dependencies::check(),
+        XtaskCommand::Sbom => dependencies::bill_of_materials().map(|path| {
+            println!("{}", path.display());
+        }),
         XtaskCommand::Scenarios { files, all } => {
             build::run()?;
             let skips = skips::SkipLog::start()?;

@@ -2,7 +2,7 @@
 //! `core`, for a target without a prebuilt one, and bpf-linker.
 
 use crate::{
-    commands::run_checked,
+    commands::{cargo, run_checked},
     debian::{Apt, codename},
     root,
 };
@@ -510,6 +510,24 @@ fn linker(rustc: &Rustc) -> Result<()> {
             .env("LLVM_PREFIX", prefix.path()),
     )
     .context("building bpf-linker failed; it needs a C compiler")
+}
+
+/// The path of a program of a crate with the same name, built if it is missing.
+pub fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
+    let tools = tools();
+    let program = tools.join("bin").join(name);
+    let present = Command::new(&program).arg("--version").output();
+    if present.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(version)) {
+        return Ok(program);
+    }
+    eprintln!("building {name} {version}");
+    run_checked(
+        cargo()
+            .args(["install", "--quiet", "--locked", "--root"])
+            .arg(&tools)
+            .args(["--version", version, name]),
+    )?;
+    Ok(program)
 }
 
 /// Whether cargo installed the required version here.

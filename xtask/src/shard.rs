@@ -1,7 +1,7 @@
 //! A part of the extended tests, so that an ordinary run stays short and every part runs often.
 
 use crate::{
-    cluster, root,
+    cluster, dependencies, root,
     scenarios::{ALL, run_scenarios, scenario_command},
     skips::SkipLog,
     vm::{self, VmCells},
@@ -16,12 +16,14 @@ pub enum Shard {
     Vms(usize),
     /// A real Kubernetes.
     Cluster,
+    /// The licences and sources of dependencies, and their list.
+    Dependencies,
     /// Every third combination of Go's compilers and link modes, beginning with this one.
     GoPrograms(u8),
 }
 
 /// By the hash of a commit. Kubernetes comes twice as often as the others.
-const SHARDS: [Shard; 9] = [
+const SHARDS: [Shard; 10] = [
     Shard::Cluster,
     Shard::Vms(0),
     Shard::Vms(1),
@@ -31,6 +33,7 @@ const SHARDS: [Shard; 9] = [
     Shard::Vms(3),
     Shard::GoPrograms(1),
     Shard::GoPrograms(2),
+    Shard::Dependencies,
 ];
 
 impl Shard {
@@ -62,6 +65,10 @@ impl Shard {
         match self {
             Self::Vms(part) => vm::run_cells(VmCells::Part(part)),
             Self::Cluster => cluster::run(),
+            Self::Dependencies => {
+                dependencies::check()?;
+                dependencies::bill_of_materials().map(drop)
+            }
             Self::GoPrograms(part) => {
                 let mut scenarios = scenario_command(&SkipLog::of_run())?;
                 scenarios

@@ -3,7 +3,7 @@
 use crate::{
     build, cluster,
     commands::{cargo, run_checked},
-    dashboards, deploy,
+    dashboards, dependencies, deploy,
     downloads::Downloads,
     fuzz, lint, scenarios, setup,
     shard::Shard,
@@ -51,6 +51,9 @@ pub fn run(all: bool) -> Result<()> {
             vm::run_cells(VmCells::All)?;
             step("a real Kubernetes");
             cluster::run()?;
+            step("dependencies");
+            dependencies::check()?;
+            dependencies::bill_of_materials()?;
         } else {
             vm::run_cells(VmCells::Ordinary)?;
             Shard::of_commit()?.run()?;

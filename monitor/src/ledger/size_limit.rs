@@ -156,20 +156,19 @@ fn owner_sizes(connection: &Connection) -> rusqlite::Result<Vec<OwnerSize>> {
     Ok(owners)
 }
 
-/// Drops the records of processes that were last seen up to and including an hour, which depends on
-/// their owner, and records that in gaps.
+/// Drops owners' records up to and including an hour, and records that in gaps.
 fn drop_records(
     connection: &mut Connection,
     dropped: &[DroppedHours<'_>],
     scope: DropScope,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    transaction.execute_batch("CREATE TEMP TABLE dropped (id INTEGER PRIMARY KEY)")?;
+    transaction.execute_batch(
+        "CREATE TEMP TABLE dropped (id INTEGER PRIMARY KEY, last INTEGER NOT NULL)",
+    )?;
     for of_owner in dropped {
         transaction
-            .prepare_cached(
-                "INSERT INTO dropped SELECT id FROM process WHERE owner = ?1 AND hour <= ?2",
-            )?
+            .prepare_cached("INSERT INTO dropped SELECT id, ?2 FROM process WHERE owner = ?1")?
             .execute(params![of_owner.owner, of_owner.last])?;
     }
     let kept = match scope {
@@ -180,18 +179,24 @@ fn drop_records(
     for (hours, edges) in [("use_hour", "use_edge"), ("hop_hour", "hop_edge")] {
         count += transaction.execute(
             &format!(
-                "DELETE FROM {hours} WHERE process IN dropped
+                "DELETE FROM {hours} WHERE hour <= (SELECT last FROM dropped WHERE id = process)
                  AND edge NOT IN (SELECT id FROM {edges} WHERE credential IN ({kept}))"
             ),
             [],
         )?;
-        transaction.execute_batch(&format!(
-            "UPDATE {hours} SET first_process = 0 WHERE first_process IN dropped AND process NOT IN dropped;
-             DELETE FROM {edges} WHERE process IN dropped AND id NOT IN (SELECT edge FROM {hours});"
-        ))?;
+        transaction.execute(
+            &format!(
+                "DELETE FROM {edges} WHERE process IN (SELECT id FROM dropped)
+                 AND id NOT IN (SELECT edge FROM {hours})"
+            ),
+            [],
+        )?;
     }
     if scope == DropScope::Everything {
-        count += transaction.execute("DELETE FROM finding WHERE process IN dropped", [])?;
+        count += transaction.execute(
+            "DELETE FROM finding WHERE last_seen / ?1 <= (SELECT last FROM dropped WHERE id = process)",
+            [HOUR_MICROS],
+        )?;
     }
     transaction.execute_batch(DROP_UNREFERENCED)?;
     if count > 0 {
@@ -204,8 +209,9 @@ fn drop_records(
 
 /// Drops what only dropped records referred to.
 const DROP_UNREFERENCED: &str = "
-    DELETE FROM process WHERE id IN dropped AND id NOT IN (
-        SELECT process FROM use_hour UNION SELECT process FROM hop_hour
+    DELETE FROM process WHERE id IN (SELECT id FROM dropped) AND id NOT IN (
+        SELECT process FROM use_hour UNION SELECT first_process FROM use_hour
+        UNION SELECT process FROM hop_hour UNION SELECT first_process FROM hop_hour
         UNION SELECT process FROM use_edge UNION SELECT process FROM hop_edge
         UNION SELECT process FROM finding);
     DROP TABLE dropped;

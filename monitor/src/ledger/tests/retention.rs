@@ -282,6 +282,44 @@ fn a_flood_displaces_neither_what_others_did_nor_a_theft() {
 }
 
 #[test]
+fn of_a_process_that_still_runs_the_oldest_hours_go_first() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let entries = (0..10_000u64).map(|number| {
+        let place = format!("/{number}/{}", "x".repeat(300));
+        used_by(1000, number, &place, at((number / 1_000) as i64 * 3600))
+    });
+    write(directory.path(), forever(), entries.collect());
+    let file = directory.path().join(FILE_NAME);
+    let before = std::fs::metadata(&file).expect("there").len();
+    let limit = before * 6 / 10;
+    let small = RetentionLimits {
+        max_bytes: limit,
+        ..forever()
+    };
+    write(directory.path(), small, vec![]);
+    let after = std::fs::metadata(&file).expect("there").len();
+    assert!(after <= limit, "{after} of {limit} bytes");
+    assert!(
+        after > limit / 2,
+        "{after} of {limit} bytes: no more than needed"
+    );
+    let timeline = LedgerReader::open(directory.path())
+        .expect("opens")
+        .timeline(None, None, TimeRange::default())
+        .expect("read");
+    let kept: Vec<Timestamp> = timeline
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            TimelineEvent::Use { row, .. } => Some(row.last_seen),
+            _ => None,
+        })
+        .collect();
+    let of_hour = |hour: i64| kept.iter().filter(|time| **time == at(hour * 3600)).count();
+    assert_eq!((of_hour(0), of_hour(9)), (0, 1_000));
+}
+
+#[test]
 fn a_repeated_loss_is_one_gap() {
     let directory = tempfile::tempdir().expect("a directory");
     let lost = |from: i64, until: i64| {
