@@ -1,7 +1,7 @@
 //! Attacks by an unprivileged user, each beside thefts, with the agent in a small cgroup: a theft is found
 //! within a second, the memory suffices, health is right, and the agent ends when it is told to.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{
     agent::Agent,
     child::KilledChild,
@@ -9,8 +9,7 @@ use lab::{
     workload::MemoryLimit,
 };
 use std::{
-    io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -122,16 +121,8 @@ fn beside_thefts(name: &str, memory: u64, attack: &str) -> Result<()> {
     let limit = MemoryLimit::new(&format!("attack-{name}"), memory)?;
     let treasure = Treasure::new()?;
     let mut agent = treasure.agent(Some(&limit.path))?;
-    let child = Command::new("python3")
-        .args(["-c", &format!("{PREAMBLE}{attack}")])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut attacker = KilledChild(child);
-    let stdout = attacker.0.stdout.take().context("no output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    assert_eq!(line, "begun\n");
+    let program = format!("{PREAMBLE}{attack}");
+    let mut attacker = KilledChild::start(Command::new("python3").args(["-c", &program]), "begun")?;
     let (start, mut thefts, mut slowest) = (Instant::now(), 0, Duration::ZERO);
     while start.elapsed() < ATTACK {
         slowest = slowest.max(treasure.steal(&agent)?);

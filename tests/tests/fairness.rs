@@ -8,12 +8,7 @@ use lab::{
     web::WebServer,
     workload::{MemoryLimit, sh},
 };
-use std::{
-    fs,
-    io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, process::Command, time::Duration};
 
 /// Less than the chart and the unit give the agent.
 const MEMORY: u64 = 128 << 20;
@@ -126,16 +121,9 @@ fn very_many_calls_that_do_not_return_are_told() -> Result<()> {
     let processors = std::thread::available_parallelism()?.get();
     // A quarter more than the probes remember, on any machine.
     let calls = 5 * processors.max(4) * 256 / 4;
-    let child = Command::new("python3")
-        .args(["-c", BLOCKED_CONNECTS, &calls.to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut child = KilledChild(child);
-    let stdout = child.0.stdout.take().context("no output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    assert_eq!(line, "started\n");
+    let mut attack = Command::new("python3");
+    attack.args(["-c", BLOCKED_CONNECTS, &calls.to_string()]);
+    let _attacker = KilledChild::start(&mut attack, "started")?;
     let told = wait_for("evictions", Duration::from_secs(20), || {
         let count = evicted()?;
         Ok((count > 0.0).then_some(count))

@@ -59,7 +59,8 @@ impl EvictingMap {
         }
     }
 
-    /// Entries that it can hold on a machine with this many processors. The kernel gives each
+    /// Entries that it can hold on a machine with this many processors: the agent enlarges the maps
+    /// of the object file, which are for one. The kernel gives each
     /// processor up to 128 free entries of its own: a small map would evict what is in use.
     pub const fn capacity(self, processors: usize) -> u32 {
         const PER_PROCESSOR: usize = 256;

@@ -23,7 +23,8 @@ use monitor_common::{
 /// later ones if it is not TLS. An evicted entry loses a name or a plaintext credential, not the
 /// connection.
 #[map]
-pub static SOCKETS: LruHashMap<u64, ExpectedResponse> = LruHashMap::with_max_entries(16384, 0);
+pub static SOCKETS: LruHashMap<u64, ExpectedResponse> =
+    LruHashMap::with_max_entries(EvictingMap::Sockets.capacity(1), 0);
 
 /// Addresses of authenticators, set by the agent.
 #[map]
@@ -31,7 +32,8 @@ static AUTHENTICATORS: HashMap<PeerAddress, u32> = HashMap::with_max_entries(102
 
 /// A UDP socket that sends repeatedly is reported once per [`UDP_QUIET_NS`].
 #[map]
-static UDP_SENDS: LruHashMap<UdpPeer, u64> = LruHashMap::with_max_entries(4096, 0);
+static UDP_SENDS: LruHashMap<UdpPeer, u64> =
+    LruHashMap::with_max_entries(EvictingMap::UdpSends.capacity(1), 0);
 
 /// Whether a UDP socket has sent to an address and port.
 #[inline(always)]

@@ -25,7 +25,8 @@ use monitor_common::{
 
 /// Descriptors of connects in progress, by task. An entry whose call never returns is evicted.
 #[map]
-static PENDING_CONNECTS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
+static PENDING_CONNECTS: LruHashMap<u64, u64> =
+    LruHashMap::with_max_entries(EvictingMap::PendingConnects.capacity(1), 0);
 
 const AF_UNIX: u16 = 1;
 /// Treated as an open for reading: the process expects data.

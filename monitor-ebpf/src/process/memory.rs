@@ -55,7 +55,8 @@ fn is_attach(child: u64, mode: u32) {
 
 /// Calls in progress, by thread: the pid that the call names, and what it does.
 #[map]
-static CALLS: LruHashMap<u64, ReadCall> = LruHashMap::with_max_entries(1024, 0);
+static CALLS: LruHashMap<u64, ReadCall> =
+    LruHashMap::with_max_entries(EvictingMap::Calls.capacity(1), 0);
 
 const PTRACE_ATTACH: u64 = 16;
 const PTRACE_SEIZE: u64 = 0x4206;

@@ -9,7 +9,7 @@ const READS_MAX: u64 = 64;
 
 #[map]
 pub static LAST_REQUESTS: LruHashMap<StreamKey, LastRequest> =
-    LruHashMap::with_max_entries(4096, 0);
+    LruHashMap::with_max_entries(EvictingMap::LastRequests.capacity(1), 0);
 
 /// A request with a credential of this TLS object was sent on a socket: expect a response.
 #[inline(always)]

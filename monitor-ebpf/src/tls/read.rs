@@ -31,7 +31,8 @@ use monitor_common::{
 
 /// By task. An entry whose read never returns is evicted.
 #[map]
-static PENDING_READS: LruHashMap<u64, PendingRead> = LruHashMap::with_max_entries(1024, 0);
+static PENDING_READS: LruHashMap<u64, PendingRead> =
+    LruHashMap::with_max_entries(EvictingMap::PendingReads.capacity(1), 0);
 
 /// Hook: uprobe at `SSL_read` and `gnutls_record_recv`, of one process. First kernel: 5.17, for
 /// `bpf_loop` in [`tls_read_exit`]. Fallback: none, a declared gap. Missed: the first response to a

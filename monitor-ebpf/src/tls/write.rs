@@ -148,7 +148,8 @@ pub fn present_written(ctx: RetProbeContext) -> u32 {
 
 /// Fingerprints of the server names that programs set on their TLS objects.
 #[map]
-static SERVER_NAMES: LruHashMap<StreamKey, u64> = LruHashMap::with_max_entries(4096, 0);
+static SERVER_NAMES: LruHashMap<StreamKey, u64> =
+    LruHashMap::with_max_entries(EvictingMap::ServerNames.capacity(1), 0);
 
 const SSL_CTRL_SET_TLSEXT_HOSTNAME: u64 = 55;
 /// Maximum length of a server name.

@@ -90,7 +90,7 @@ impl RetentionTask {
             drop_before(connection, hour(oldest), micros(oldest), FOR_AGE)?;
         }
         shrink(connection, self.retention.max_bytes, hour(now.time))?;
-        // What has no owner: mints, and what an older version stored.
+        // What has no owner, such as mints.
         while size(connection)? > self.retention.max_bytes {
             let first: Option<i64> = connection.query_row(
                 "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM use_hour UNION ALL SELECT min(hour) FROM hop_hour)",

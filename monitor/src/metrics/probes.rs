@@ -92,7 +92,7 @@ impl ProbeMetrics {
             }
         }
         for map in LimitedMap::ALL {
-            metrics.count_full_map(map, 0);
+            metrics.count_full(map.name(), 0);
         }
         for failure in ReadFailure::ALL {
             metrics.count_reader_failures(failure, 0);
@@ -146,14 +146,10 @@ impl ProbeMetrics {
         self.add_growth(&self.reader_failures, "reader", &[failure.name()], total)
     }
 
-    /// Entries that a full map refused or evicted; returns the increase.
-    pub fn count_full_map(&self, map: LimitedMap, total: u64) -> u64 {
-        self.add_growth(&self.full_maps, "map", &[map.name()], total)
-    }
-
-    /// Entries that a full table of the agent evicted; returns the increase.
-    pub fn count_full_table(&self, table: &'static str, total: u64) -> u64 {
-        self.add_growth(&self.full_maps, "map", &[table], total)
+    /// Entries that a full map of the probes or table of the agent refused or evicted; returns the
+    /// increase.
+    pub fn count_full(&self, name: &str, total: u64) -> u64 {
+        self.add_growth(&self.full_maps, "map", &[name], total)
     }
 
     /// A workload was renamed: moves its losses to the new name.

@@ -23,57 +23,42 @@ impl Pipeline {
         self.count_stage_losses(report, since, now);
         self.count_unattributed();
         self.count_reader_failures(report, since, now);
-        self.count_full_maps(report, since, now);
-        self.count_evicted(report, since, now);
-        self.count_full_tables(report, since, now);
+        self.count_full(report, since, now);
         let ledger = self.evaluator.sinks.ledger.iter();
         let gaps = ledger.flat_map(LedgerWriter::gaps);
         self.events.extend(gaps.map(|gap| TrailEvent::Gap { gap }));
     }
 
-    fn count_full_maps(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
-        for map in LimitedMap::ALL {
-            let metrics = &self.evaluator.sinks.metrics;
-            let count = metrics
-                .probes
-                .count_full_map(map, report.full_maps.get(map));
-            if count > 0 {
-                let gap = full_map(map, count, since, until);
-                self.events.push(TrailEvent::Gap { gap });
-            }
-        }
-    }
-
-    fn count_evicted(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
-        for map in EvictingMap::ALL {
-            let metrics = &self.evaluator.sinks.metrics;
-            let count = metrics
-                .probes
-                .count_full_table(map.name(), report.evicted.get(map));
-            if count > 0 {
-                let gap = evicted_entries(map, count, since, until);
-                self.events.push(TrailEvent::Gap { gap });
-            }
-        }
-    }
-
-    fn count_full_tables(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
+    /// Counts what is full: maps of the probes, and tables of the agent.
+    fn count_full(&mut self, report: &SensorReport, since: Timestamp, until: Timestamp) {
         let sinks = &self.evaluator.sinks;
-        let of_the_agent = [
+        let mut add = |name: &str, total, gap: &dyn Fn(u64) -> Gap| {
+            let count = sinks.metrics.probes.count_full(name, total);
+            if count > 0 {
+                self.events.push(TrailEvent::Gap { gap: gap(count) });
+            }
+        };
+        for map in LimitedMap::ALL {
+            let gap = |count| full_map(map, count, since, until);
+            add(map.name(), report.full_maps.get(map), &gap);
+        }
+        for map in EvictingMap::ALL {
+            let gap = |count| evicted_entries(map, count, since, until);
+            add(map.name(), report.evicted.get(map), &gap);
+        }
+        let others = [
             ("findings", sinks.stream.forgotten()),
             ("name_mask", report.forgotten_secrets),
         ];
         let tables = self.enricher.forgotten().into_iter();
-        let tables = tables
+        for (table, total) in tables
             .chain(self.evaluator.trail.forgotten())
             .chain(self.evaluator.policy.forgotten())
-            .chain(of_the_agent);
-        for (table, total) in tables {
-            let count = sinks.metrics.probes.count_full_table(table, total);
-            if count > 0 {
-                let gap = full_table(table, count, since, until);
-                self.events.push(TrailEvent::Gap { gap });
-            }
+            .chain(others)
+        {
+            add(table, total, &|count| {
+                full_table(table, count, since, until)
+            });
         }
     }
 

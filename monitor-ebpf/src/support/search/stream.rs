@@ -12,7 +12,8 @@ use monitor_common::{
 /// HTTP/2 frames. An evicted entry loses what is split between two writes or referenced from the
 /// HPACK table.
 #[map]
-pub static STREAMS: LruHashMap<StreamKey, StreamState> = LruHashMap::with_max_entries(4096, 0);
+pub static STREAMS: LruHashMap<StreamKey, StreamState> =
+    LruHashMap::with_max_entries(EvictingMap::Streams.capacity(1), 0);
 
 /// A TLS object of the current process.
 #[inline(always)]
