@@ -224,8 +224,18 @@ pub struct PresentedRecord {
     pub secret: PresentedSecret,
 }
 
-/// A credential in a packet outside TLS. The connection tells whose socket it is, because the
-/// program may run in the context of another task.
+/// Whose a socket is. A program for packets may run in the context of another task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C)]
+pub struct OwnerFields {
+    pub cgroup: u64,
+    /// As the user namespace of its network namespace numbers users.
+    pub user: u32,
+    pub reserved: u32,
+}
+
+/// A credential in a packet outside TLS, or in a response.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
@@ -235,6 +245,7 @@ pub struct PlaintextRecord {
     pub time: u64,
     /// Socket cookie.
     pub cookie: u64,
+    pub owner: OwnerFields,
     pub secret: PresentedSecret,
 }
 
@@ -292,6 +303,7 @@ pub struct PayloadRecord {
     pub payload_len: u32,
     /// TCP sequence number of the first byte.
     pub sequence: u32,
+    pub owner: OwnerFields,
 }
 
 const _: () = {
@@ -302,14 +314,14 @@ const _: () = {
     assert!(size_of::<RefusedRecord>() == 24);
     assert!(size_of::<VariableRecord>() == 168);
     assert!(size_of::<PresentedRecord>() == 128);
-    assert!(size_of::<PlaintextRecord>() == 64);
+    assert!(size_of::<PlaintextRecord>() == 80);
     assert!(size_of::<WriteSocketRecord>() == 32);
     assert!(size_of::<ConnectRecord>() == 112);
-    assert!(size_of::<PayloadRecord>() == 32);
+    assert!(size_of::<PayloadRecord>() == 48);
 };
 
 /// A probe, for counters and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Probe {
     File = 0,

@@ -15,8 +15,6 @@ use std::{
 
 /// The memory that a hardened installation gives the agent.
 const HARDENED: u64 = 128 << 20;
-/// The memory that the chart and the unit give it.
-const SHIPPED: u64 = 256 << 20;
 /// How long each attack lasts.
 const ATTACK: Duration = Duration::from_secs(10);
 /// A theft is found within this time.
@@ -116,9 +114,9 @@ with tempfile.TemporaryDirectory() as base:
 ";
 
 /// Runs an attack, and a few thefts beside it.
-fn beside_thefts(name: &str, memory: u64, attack: &str) -> Result<()> {
+fn beside_thefts(name: &str, attack: &str) -> Result<()> {
     ensure!(lab::is_root(), "the scenarios need root");
-    let limit = MemoryLimit::new(&format!("attack-{name}"), memory)?;
+    let limit = MemoryLimit::new(&format!("attack-{name}"), HARDENED)?;
     let treasure = Treasure::new()?;
     let mut agent = treasure.agent(Some(&limit.path))?;
     let program = format!("{PREAMBLE}{attack}");
@@ -157,25 +155,25 @@ fn gaps_of(agent: &Agent) -> String {
 
 #[test]
 fn junk_variables() -> Result<()> {
-    beside_thefts("variables", SHIPPED, JUNK_VARIABLES)
+    beside_thefts("variables", JUNK_VARIABLES)
 }
 
 #[test]
 fn names_of_credentials() -> Result<()> {
-    beside_thefts("names", HARDENED, CREDENTIAL_NAMES)
+    beside_thefts("names", CREDENTIAL_NAMES)
 }
 
 #[test]
 fn answers_of_a_resolver() -> Result<()> {
-    beside_thefts("dns", HARDENED, DNS_ANSWERS)
+    beside_thefts("dns", DNS_ANSWERS)
 }
 
 #[test]
 fn connections() -> Result<()> {
-    beside_thefts("connections", SHIPPED, CONNECTIONS)
+    beside_thefts("connections", CONNECTIONS)
 }
 
 #[test]
 fn copies_of_a_tls_library() -> Result<()> {
-    beside_thefts("libraries", HARDENED, LIBRARIES)
+    beside_thefts("libraries", LIBRARIES)
 }

@@ -7,7 +7,7 @@ use crate::{
     fingerprint::{MAX_SECRET, MAX_WORDS},
     http2::{FrameScan, HuffmanDecoder},
     login::LoginScan,
-    record::{PlaintextRecord, PresentedRecord, VariableRecord},
+    record::{OwnerFields, PlaintextRecord, PresentedRecord, VariableRecord},
     response::ResponseScan,
     scan::{Base64Decoder, FingerprintBuilder, HeaderLines, HeaderValue, ScanWindow, VALUES_MAX},
 };
@@ -95,6 +95,8 @@ pub struct ValueTrim {
 pub struct SearchScratch {
     pub mark: u64,
     pub object: StreamKey,
+    /// Whose the socket is; not set for a write to a TLS library.
+    pub owner: OwnerFields,
     /// Fingerprint of the server name in the head; 0 if there is none.
     pub host: u64,
     /// The length of that name, whose position in the text is in [`SearchScratch::secret`] while

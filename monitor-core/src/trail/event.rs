@@ -1,8 +1,11 @@
 //! The input and output of the trail.
 
-use crate::model::{
-    Credential, Destination, ForeignRead, Gap, Hop, Login, Look, Mint, Place, Process, Subject,
-    Untrusted, Use, Workload,
+use crate::{
+    fair_cache::Tenant,
+    model::{
+        Credential, Destination, ForeignRead, Gap, Hop, Login, Look, Mint, Place, Process, Subject,
+        Untrusted, Use, Workload,
+    },
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -98,6 +101,9 @@ pub enum TrailEvent {
     /// A DNS response.
     Resolved {
         time: Timestamp,
+        /// Who asked.
+        #[serde(skip)]
+        tenant: Tenant,
         /// The requested name, and those that it resolved to.
         names: Vec<String>,
         addresses: Vec<IpAddr>,

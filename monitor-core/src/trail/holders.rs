@@ -10,7 +10,7 @@ use super::{
     pipes::RememberedPipes,
 };
 use crate::{
-    fair_cache::Tenant,
+    fair_cache::{FairCache, Tenant},
     model::{Source, Subject},
 };
 use std::{
@@ -21,8 +21,12 @@ use std::{
 /// Number of levels over which a process inherits credentials.
 const INHERIT_LEVELS: usize = 2;
 
+/// Credentials that are remembered for all processes together; the oldest holders of whoever has the
+/// most are forgotten first.
+const HOLDINGS_TOTAL_MAX: usize = 16_384;
+
 /// What a process holds. Most processes hold nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
     own: Vec<Holding>,
     /// Credentials received from helpers through a pipe.
@@ -37,6 +41,12 @@ static NOTHING: Held = Held {
     children: Vec::new(),
 };
 
+impl Held {
+    fn len(&self) -> usize {
+        self.own.len() + self.piped.len() + self.children.len()
+    }
+}
+
 #[derive(Debug, Default)]
 struct ProcessNode {
     parent: Option<Subject>,
@@ -44,33 +54,28 @@ struct ProcessNode {
     shell: bool,
     /// Whether it executed a program since it was forked.
     execed: bool,
-    held: Option<Box<Held>>,
-}
-
-impl ProcessNode {
-    fn held(&self) -> &Held {
-        self.held.as_deref().unwrap_or(&NOTHING)
-    }
-
-    fn held_mut(&mut self) -> &mut Held {
-        self.held.get_or_insert_with(|| {
-            Box::new(Held {
-                own: Vec::new(),
-                piped: Vec::new(),
-                children: Vec::new(),
-            })
-        })
-    }
 }
 
 /// Every process that attribution knows, and what it holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Holders {
     nodes: HashMap<Subject, ProcessNode>,
+    held: FairCache<Subject, Held>,
     /// Pipes that carried a credential, by inode number.
     pipes: RememberedPipes,
     /// Credentials that a process held beyond those that are remembered.
     refused: u64,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self {
+            nodes: HashMap::new(),
+            held: FairCache::new(HOLDINGS_TOTAL_MAX),
+            pipes: RememberedPipes::default(),
+            refused: 0,
+        }
+    }
 }
 
 impl Holders {
@@ -97,9 +102,11 @@ impl Holders {
         node.shell = shell;
         node.execed = true;
         // The new program has the environment passed to it, and none of the old program's memory.
-        if let Some(held) = &mut node.held {
+        if let Some(held) = self.held.peek_mut(&subject) {
             held.own
                 .retain(|holding| holding.source != Source::Environment);
+            let len = held.len();
+            self.held.resize(&subject, len);
         }
     }
 
@@ -110,6 +117,28 @@ impl Holders {
 
     pub fn forget(&mut self, subject: Subject) {
         self.nodes.remove(&subject);
+        self.held.remove(&subject);
+    }
+
+    /// Adds to one of the lists of a process; returns whether there was room.
+    fn hold(
+        &mut self,
+        tenant: &Tenant,
+        subject: Subject,
+        holding: &Holding,
+        list: fn(&mut Held) -> &mut Vec<Holding>,
+    ) -> bool {
+        let held = self
+            .held
+            .get_or_insert_with(tenant, &subject, Held::default);
+        let added = add_holding(list(held), holding);
+        let len = held.len();
+        self.held.resize(&subject, len);
+        added
+    }
+
+    fn held(&self, subject: Subject) -> &Held {
+        self.held.peek(&subject).unwrap_or(&NOTHING)
     }
 
     /// A process obtained a credential, possibly with a pipe at its standard output.
@@ -122,24 +151,26 @@ impl Holders {
         stdout_of_parent: bool,
     ) {
         let node = self.nodes.entry(subject).or_default();
-        self.refused += u64::from(!add_holding(&mut node.held_mut().own, &holding));
+        let parent = node.parent;
+        let boundary = Arc::clone(&node.boundary);
+        let added = self.hold(tenant, subject, &holding, |held| &mut held.own);
+        self.refused += u64::from(!added);
         if holding.usual || holding.source == Source::Environment {
             return;
         }
-        let parent = node.parent;
-        let boundary = Arc::clone(&node.boundary);
         if let Some(pipe) = stdout {
             self.refused += u64::from(!self.pipes.add(tenant, pipe, &holding));
         }
-        let Some(above) = parent.and_then(|parent| self.nodes.get_mut(&parent)) else {
+        let Some(parent) = parent else {
             return;
         };
-        if above.boundary == boundary {
+        let above = self.nodes.get(&parent);
+        if let Some(above) = above.filter(|above| above.boundary == boundary) {
             if stdout.is_some() && !stdout_of_parent {
-                let added = add_holding(&mut above.held_mut().piped, &holding);
+                let added = self.hold(tenant, parent, &holding, |held| &mut held.piped);
                 self.refused += u64::from(!added);
             } else if above.shell {
-                add_holding(&mut above.held_mut().children, &holding);
+                self.hold(tenant, parent, &holding, |held| &mut held.children);
             }
         }
     }
@@ -161,28 +192,30 @@ impl Holders {
         let Some(node) = self.nodes.get(&subject) else {
             return held.into_values().collect();
         };
-        hold(&node.held().own, true);
-        hold(&node.held().piped, true);
+        let own = self.held(subject);
+        hold(&own.own, true);
+        hold(&own.piped, true);
         let mut lineage = Vec::new();
         let mut copied = !node.execed;
         let mut above = node.parent;
-        while let Some(parent) = above.and_then(|parent| self.nodes.get(&parent)) {
+        while let Some((id, parent)) = above.and_then(|id| Some((id, self.nodes.get(&id)?))) {
             if lineage.len() == INHERIT_LEVELS || parent.boundary != node.boundary {
                 break;
             }
             // A forked process that did not exec has its parent's memory, environment included.
-            hold(&parent.held().own, copied);
-            hold(&parent.held().piped, false);
+            let inherited = self.held(id);
+            hold(&inherited.own, copied);
+            hold(&inherited.piped, false);
             copied &= !parent.execed;
-            lineage.push(parent);
+            lineage.push((id, parent));
             above = parent.parent;
         }
         if held.is_empty() {
-            for shell in std::iter::once(node)
+            for (shell, _) in std::iter::once((subject, node))
                 .chain(lineage)
-                .filter(|node| node.shell)
+                .filter(|(_, node)| node.shell)
             {
-                for holding in &shell.held().children {
+                for holding in &self.held(shell).children {
                     held.entry(holding.credential.id.0.clone())
                         .or_insert_with(|| holding.clone());
                 }
@@ -195,9 +228,10 @@ impl Holders {
     }
 
     /// A process read another one's environment or memory, and holds what was there.
-    pub fn copy(&mut self, reader: Subject, holding: &Holding) {
-        let node = self.nodes.entry(reader).or_default();
-        self.refused += u64::from(!add_holding(&mut node.held_mut().own, holding));
+    pub fn copy(&mut self, tenant: &Tenant, reader: Subject, holding: &Holding) {
+        self.ensure(reader);
+        let added = self.hold(tenant, reader, holding, |held| &mut held.own);
+        self.refused += u64::from(!added);
     }
 
     /// Pipes that were forgotten for lack of room.
@@ -205,9 +239,9 @@ impl Holders {
         self.pipes.evicted()
     }
 
-    /// Credentials that were not added to those that a process holds, for lack of room.
-    pub fn refused(&self) -> u64 {
-        self.refused
+    /// Credentials that are not remembered among those that a process holds, for lack of room.
+    pub fn forgotten(&self) -> u64 {
+        self.refused + self.held.evicted()
     }
 
     /// Whether a process may use the other's sockets: the same process, or an ancestor.

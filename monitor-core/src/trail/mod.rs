@@ -45,7 +45,7 @@ impl Trail {
             ("connections", self.connections.evicted()),
             ("dns_names", self.names.evicted()),
             ("pipes", self.holders.evicted_pipes()),
-            ("holdings", self.holders.refused()),
+            ("holdings", self.holders.forgotten()),
         ]
     }
 
@@ -112,8 +112,11 @@ impl Trail {
                 place,
             } => self.minted(time, connection, (credential, place), out),
             TrailEvent::Resolved {
-                names, addresses, ..
-            } => self.names.learn(&names, &addresses),
+                tenant,
+                names,
+                addresses,
+                ..
+            } => self.names.learn(&tenant, &names, &addresses),
             TrailEvent::Renamed { old, new, .. } => {
                 self.connections.rename(&old, &new);
                 out.push(TrailOutput::Renamed(Box::new([old, new])));
@@ -285,7 +288,8 @@ impl Trail {
                 evidence,
                 ancestor,
             })));
-            self.holders.copy(actor.subject, &holding);
+            self.holders
+                .copy(&actor.process.tenant, actor.subject, &holding);
         }
     }
 

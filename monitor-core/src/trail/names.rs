@@ -1,7 +1,7 @@
 //! Names from DNS: names of addresses, and addresses of names.
 
 use crate::{
-    counted_lru::CountedLru,
+    fair_cache::{FairCache, Tenant},
     model::{Destination, NameSource, SourcedName, UNKNOWN_NAME},
 };
 use std::{
@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-/// Maximum addresses remembered; the oldest are evicted first.
+/// Maximum addresses remembered; the oldest of whoever asked for the most are evicted first.
 const ADDRESSES_MAX: usize = 32_768;
 /// Maximum names remembered per address.
 const NAMES_PER_ADDRESS_MAX: usize = 8;
@@ -17,8 +17,7 @@ const NAMES_PER_ADDRESS_MAX: usize = 8;
 /// DNS responses, as far back as there is room.
 #[derive(Debug)]
 pub struct DnsNames {
-    /// The first ones learned are evicted first.
-    of: CountedLru<IpAddr, VecDeque<String>>,
+    of: FairCache<IpAddr, VecDeque<String>>,
     /// Number of addresses per name.
     known: HashMap<String, usize>,
 }
@@ -26,7 +25,7 @@ pub struct DnsNames {
 impl Default for DnsNames {
     fn default() -> Self {
         Self {
-            of: CountedLru::new(ADDRESSES_MAX),
+            of: FairCache::new(ADDRESSES_MAX),
             known: HashMap::new(),
         }
     }
@@ -40,14 +39,17 @@ impl DnsNames {
 
     /// Adds a response: each name resolves to each address. The requested name comes first, and is
     /// the one shown.
-    pub fn learn(&mut self, names: &[String], addresses: &[IpAddr]) {
+    pub fn learn(&mut self, tenant: &Tenant, names: &[String], addresses: &[IpAddr]) {
         for address in addresses {
             // `peek`: another response does not make an address newer.
             if self.of.peek(address).is_none() {
-                let gone = self.of.insert(*address, VecDeque::new());
-                for name in gone.into_iter().flat_map(|(_, names)| names) {
-                    evict(&mut self.known, &name);
-                }
+                let known = &mut self.known;
+                self.of
+                    .insert_new(tenant, *address, VecDeque::new(), |names| {
+                        for name in names {
+                            evict(known, &name);
+                        }
+                    });
             }
             let Some(of) = self.of.peek_mut(address) else {
                 continue;
@@ -133,8 +135,9 @@ mod tests {
     #[test]
     fn a_name_at_an_address_of_another_is_disputed() {
         let mut known = DnsNames::default();
-        known.learn(&names(&["s3.example"]), &[address("10.0.0.1")]);
-        known.learn(&names(&["paste.example"]), &[address("10.0.0.2")]);
+        let tenant = Tenant::default();
+        known.learn(&tenant, &names(&["s3.example"]), &[address("10.0.0.1")]);
+        known.learn(&tenant, &names(&["paste.example"]), &[address("10.0.0.2")]);
         let disputed = |name: &str, at: &str| {
             let mut destination = Destination::unnamed(address(at), 443, Transport::Tcp);
             destination.add_name(name, NameSource::Sni);
@@ -154,16 +157,35 @@ mod tests {
         assert_eq!(disputed("s3.example", "10.0.0.9"), [UNKNOWN_NAME]);
     }
 
+    #[test]
+    fn answers_to_one_displace_no_names_of_others() {
+        let of = |user| Tenant {
+            user,
+            ..Tenant::default()
+        };
+        let mut known = DnsNames::default();
+        known.learn(&of(0), &names(&["s3.example"]), &[address("10.0.0.1")]);
+        for number in 0..50_000u32 {
+            let address = IpAddr::from(number.to_be_bytes());
+            known.learn(&of(65_534), &[format!("n{number}")], &[address]);
+        }
+        let first = address("10.0.0.1");
+        assert!(known.names_at(first).eq(["s3.example"]));
+        assert_eq!(known.evicted(), 50_001 - ADDRESSES_MAX as u64);
+        // The names of forgotten addresses are forgotten as well.
+        assert_eq!(known.known.len(), ADDRESSES_MAX);
+    }
+
     proptest! {
         #[test]
         fn names_are_counted_exactly(answers in proptest::collection::vec((0u8..4, 0u8..20), 0..200)) {
             let mut known = DnsNames::default();
             for (host, name) in answers {
-                known.learn(&[format!("n{name}")], &[IpAddr::from([10, 0, 0, host])]);
+                known.learn(&Tenant::default(), &[format!("n{name}")], &[IpAddr::from([10, 0, 0, host])]);
             }
             for name in 0..20 {
                 let name = format!("n{name}");
-                let counted = known.of.iter().flat_map(|(_, names)| names).filter(|known| **known == name).count();
+                let counted = (0..=255).flat_map(|host| known.names_at(IpAddr::from([10, 0, 0, host]))).filter(|known| **known == *name).count();
                 prop_assert_eq!(known.known.get(&name).copied().unwrap_or(0), counted);
             }
         }

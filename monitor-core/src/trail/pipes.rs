@@ -3,7 +3,7 @@
 use super::holding::{Holding, add_holding};
 use crate::fair_cache::{FairCache, Tenant};
 
-/// Maximum number of pipes remembered that carried a credential; the oldest of whoever has the most
+/// Maximum credentials remembered that were carried by pipes; the oldest pipes of whoever has the most
 /// are evicted first.
 const PIPES_MAX: usize = 4096;
 
@@ -20,12 +20,11 @@ impl Default for RememberedPipes {
 impl RememberedPipes {
     /// Adds a credential to a pipe; returns whether there was room.
     pub fn add(&mut self, tenant: &Tenant, pipe: u64, holding: &Holding) -> bool {
-        // `peek_mut`: another credential does not make a pipe newer.
-        if let Some(holdings) = self.0.peek_mut(&pipe) {
-            return add_holding(holdings, holding);
-        }
-        self.0.insert(tenant, pipe, vec![holding.clone()]);
-        true
+        let holdings = self.0.get_or_insert_with(tenant, &pipe, Vec::new);
+        let added = add_holding(holdings, holding);
+        let len = holdings.len();
+        self.0.resize(&pipe, len);
+        added
     }
 
     /// Pipes that were forgotten for lack of room.

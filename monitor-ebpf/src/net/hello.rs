@@ -3,6 +3,7 @@
 use crate::{
     net::{
         connect::SOCKETS,
+        owner::{socket_cgroup, socket_owner},
         plaintext::{front_word, may_hold_credential},
         tcp::TcpPacket,
     },
@@ -15,7 +16,7 @@ use crate::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
     macros::{cgroup_skb, map},
     maps::ProgramArray,
     programs::SkBuffContext,
@@ -129,6 +130,7 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
         cookie,
         payload_len,
         sequence,
+        owner: socket_owner(ctx),
     };
     expected.payloads_left = expected.payloads_left.saturating_sub(1);
     let first = expected.reported == 0;
@@ -150,7 +152,7 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
             send(
                 &CREDENTIAL_RING,
                 Probe::Hello,
-                socket_cgroup(ctx),
+                record.owner.cgroup,
                 core::ptr::from_ref(&record).cast(),
                 size_of::<PayloadRecord>() as u64,
             );
@@ -168,13 +170,6 @@ static PLAINTEXT_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
 fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, expected: &ExpectedResponse) -> bool {
     expected.continues != 0
         || front_word(ctx, payload).is_some_and(|first| may_hold_credential(ctx, payload, first))
-}
-
-/// The cgroup of the socket: this program may run in the context of another.
-#[inline(always)]
-pub fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
-    // SAFETY: the helper accepts any skb of a socket.
-    unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) }
 }
 
 /// The length of the TLS record at the start of a payload, if it may be a ClientHello. For a
@@ -198,7 +193,7 @@ fn hello_length(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> Option
 #[inline(always)]
 fn copy_payload<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: PayloadRecord) {
     let Some(mut place) = CREDENTIAL_RING.reserve::<PayloadRecordSlot<N>>(0) else {
-        count_lost(Probe::Hello, socket_cgroup(ctx));
+        count_lost(Probe::Hello, record.owner.cgroup);
         return;
     };
     let len = bound_length(record.payload_len, N as u32);

@@ -3,13 +3,14 @@
 use crate::{
     net::{
         connect::{SOCKETS, has_sent},
+        owner::socket_owner,
         plaintext::may_get_response,
         response::is_within_quota,
         tcp::TCP,
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{PROCESS_RING, count, count_lost, count_run},
+        maps::{NAME_RING, count, count_lost, count_run},
     },
 };
 use aya_ebpf::{
@@ -133,8 +134,9 @@ fn search_response(ctx: &SkBuffContext) -> Option<()> {
 
 #[inline(always)]
 fn copy_payload<const N: usize>(ctx: &SkBuffContext, cookie: u64, message: u32, len: u32) {
-    let Some(mut place) = PROCESS_RING.reserve::<DnsRecordSlot<N>>(0) else {
-        count_lost(Probe::Dns, 0);
+    let owner = socket_owner(ctx);
+    let Some(mut place) = NAME_RING.reserve::<DnsRecordSlot<N>>(0) else {
+        count_lost(Probe::Dns, owner.cgroup);
         return;
     };
     let taken = bound_length(len, N as u32);
@@ -155,6 +157,7 @@ fn copy_payload<const N: usize>(ctx: &SkBuffContext, cookie: u64, message: u32, 
         cookie,
         payload_len: len,
         sequence: 0,
+        owner,
     };
     // SAFETY: as above.
     unsafe { (*answer).record = record };

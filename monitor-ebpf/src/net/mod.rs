@@ -4,6 +4,7 @@ pub mod connect;
 pub mod hello;
 pub mod ingress;
 pub mod outcome;
+pub mod owner;
 pub mod plaintext;
 pub mod response;
 pub mod tcp;

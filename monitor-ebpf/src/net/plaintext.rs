@@ -1,7 +1,7 @@
 //! Credentials in packets outside TLS.
 
 use crate::{
-    net::{connect::SOCKETS, tcp::TcpPacket},
+    net::{connect::SOCKETS, owner::socket_owner, tcp::TcpPacket},
     support::{
         kernel::{boot_time_ns, bound_length, can_repeat},
         maps::{CREDENTIAL_RING, count, count_lost},
@@ -87,7 +87,7 @@ impl PlaintextSource for SentPlaintext {
     #[inline(always)]
     fn emit_host(scratch: &mut SearchScratch) {
         let Some(mut place) = CREDENTIAL_RING.reserve::<HostRecordSlot>(0) else {
-            count_lost(Probe::Clear, 0);
+            count_lost(Probe::Clear, scratch.owner.cgroup);
             return;
         };
         let host = place.as_mut_ptr();
@@ -114,6 +114,7 @@ impl PlaintextSource for SentPlaintext {
                 cookie: scratch.object.address,
                 payload_len: 0,
                 sequence: 0,
+                owner: scratch.owner,
             };
         }
         place.submit(0);
@@ -200,6 +201,7 @@ fn search_payload(
     let scratch = scratch::<SentPlaintext>()?;
     let len = len - skip;
     let number = begin_search(scratch, object, len, format);
+    scratch.owner = socket_owner(ctx);
     let before = restore_carried(scratch);
     if before > 0 {
         continue_after_carried(scratch, len);

@@ -1,7 +1,7 @@
 //! Issued credentials in plaintext responses of authenticators.
 
 use crate::{
-    net::{connect::SOCKETS, tcp::TcpPacket},
+    net::{connect::SOCKETS, owner::socket_owner, tcp::TcpPacket},
     support::{
         kernel::{boot_time_ns, bound_length},
         maps::count,
@@ -106,6 +106,7 @@ fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
     let scratch = scratch::<ReceivedPlaintext>()?;
     let object = StreamKey::of_socket(cookie);
     let number = begin_search(scratch, object, len, 0);
+    scratch.owner = socket_owner(ctx);
     // SAFETY: at most WINDOW bytes, and the window has SLACK bytes more.
     let loaded = unsafe {
         bpf_skb_load_bytes(

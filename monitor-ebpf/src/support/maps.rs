@@ -22,6 +22,10 @@ pub static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 pub static PROCESS_RING: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
 
+/// DNS responses: a flood of them displaces nothing else.
+#[map]
+pub static NAME_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
 /// [`COUNTERS`] per CPU: records sent and lost, by probe and stage.
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32, 0);

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
 };
 use monitor_common::{
     fields::{ABSENT, FieldId},
-    record::{NO_LOGIN, RecordHeader},
+    record::{NO_LOGIN, OwnerFields, RecordHeader},
 };
 
 /// Whether this kernel passes programs the current task as a typed pointer (5.11 and later; socket
@@ -114,6 +114,17 @@ fn fill_rest(header: &mut RecordHeader, record: u32) {
     header.cgroup = unsafe { bpf_get_current_cgroup_id() };
     header.uid = bpf_get_current_uid_gid() as u32;
     header.comm = bpf_get_current_comm().unwrap_or([0; 16]);
+}
+
+/// Whose the sockets are that the current task makes.
+#[inline(always)]
+pub fn current_owner() -> OwnerFields {
+    OwnerFields {
+        // SAFETY: the helper has no preconditions.
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        user: bpf_get_current_uid_gid() as u32,
+        reserved: 0,
+    }
 }
 
 const S_IFMT: u32 = 0xf000;

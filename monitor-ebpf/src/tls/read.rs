@@ -13,6 +13,7 @@ use crate::{
             stream::object_at,
             value::emit_values,
         },
+        task::current_owner,
     },
     tls::expected::LAST_REQUESTS,
 };
@@ -122,6 +123,7 @@ fn handle_read_exit(result: i32) -> Option<()> {
     }
     let scratch = scratch::<TlsReadPlaintext>()?;
     let number = begin_search(scratch, StreamKey::of_socket(read.cookie), len, 0);
+    scratch.owner = current_owner();
     if !copy(scratch, read.bytes, len) {
         end_search::<TlsReadPlaintext>();
         count(Probe::Present, Stage::Read);

@@ -212,7 +212,9 @@ impl Observer {
     /// Reads observations. Answers of readers that arrive meanwhile are processed at once, so that
     /// the observations that wait for them do not wait for more.
     async fn read(&mut self) -> anyhow::Result<()> {
-        let limit = if self.pipeline.is_waiting() {
+        let limit = if self.pipeline.has_more() {
+            Duration::ZERO
+        } else if self.pipeline.is_waiting() {
             WAITING_POLL_TIMEOUT
         } else {
             POLL_TIMEOUT
@@ -242,6 +244,7 @@ impl Observer {
         for effects in delayed {
             self.apply(effects)?;
         }
+        self.collect_answers();
         Ok(())
     }
 
@@ -249,26 +252,36 @@ impl Observer {
     /// follows.
     async fn catch_up(&mut self) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
-        while self.pipeline.unexamined() > 0 || self.pipeline.is_waiting() {
-            let Ok(Some(answer)) = tokio::time::timeout_at(deadline, self.answers.recv()).await
-            else {
-                let processes = self.pipeline.unexamined();
-                tracing::info!(processes, "still reading what was running before the agent");
-                break;
+        loop {
+            let until = if self.pipeline.has_more() {
+                tokio::time::Instant::now()
+            } else if self.pipeline.unexamined() > 0 || self.pipeline.is_waiting() {
+                deadline
+            } else {
+                return Ok(());
             };
-            let mut batch = Batch::of_answer(answer, self.read_until);
-            let effects = self.pipeline.process(&mut batch, Timestamp::now());
-            self.apply(effects)?;
+            match tokio::time::timeout_at(until, self.answers.recv()).await {
+                Ok(Some(answer)) => self.batch.answers.push(answer),
+                Err(_) if until < deadline => {}
+                Ok(None) | Err(_) => break,
+            }
+            self.process()?;
         }
+        let processes = self.pipeline.unexamined();
+        tracing::info!(processes, "still reading what was running before the agent");
         Ok(())
     }
 
     /// Processes the answers that have arrived.
     fn take_answers(&mut self) -> anyhow::Result<()> {
+        self.collect_answers();
+        self.process()
+    }
+
+    fn collect_answers(&mut self) {
         while let Ok(answer) = self.answers.try_recv() {
             self.batch.answers.push(answer);
         }
-        self.process()
     }
 
     fn process(&mut self) -> anyhow::Result<()> {

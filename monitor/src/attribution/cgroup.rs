@@ -55,12 +55,12 @@ impl CgroupIndex {
         }
     }
 
-    /// The cgroup of a process.
+    /// The cgroup of a process, or one without a known process.
     ///
     /// On a hybrid host every process can be in the root of cgroup v2 while the v1 hierarchies hold
     /// the information, so the root's id is never used. `parent` is used for a process that exited,
     /// because cgroups are inherited.
-    pub fn get(&mut self, id: u64, pid: u32, parent: Option<&Arc<Cgroup>>) -> Arc<Cgroup> {
+    pub fn get(&mut self, id: u64, pid: Option<u32>, parent: Option<&Arc<Cgroup>>) -> Arc<Cgroup> {
         if id != self.root_id
             && let Some(known) = self.known.get(&id)
         {
@@ -69,13 +69,13 @@ impl CgroupIndex {
         let own = id != 0 && id != self.root_id;
         let found = self
             .path_by_id(id)
-            .or_else(|| read_proc(pid, &self.namespace));
+            .or_else(|| read_proc(pid?, &self.namespace));
         let path = match (found, parent) {
             (Some(path), _) => path,
             // A process in a cgroup of its own is not in its parent's: a runtime starts a
             // container's first process this way.
             (None, _) if own => {
-                self.gone += 1;
+                self.gone += u64::from(pid.is_some());
                 return Arc::new(Cgroup::vanished(id));
             }
             (None, Some(parent)) => parent.path.clone(),

@@ -7,6 +7,7 @@ use monitor_core::{
     fair_cache::Tenant,
     model::{Ancestor, Process, Subject},
 };
+use monitor_parse::cgroup::Cgroup;
 use std::sync::Arc;
 
 impl Attribution {
@@ -15,7 +16,18 @@ impl Attribution {
         let Some(entry) = self.table.get(subject) else {
             return Tenant::default();
         };
-        let (name, user) = (entry.group.outermost(), entry.uid);
+        let (group, user) = (Arc::clone(&entry.group), entry.uid);
+        self.tenant_in(&group, user)
+    }
+
+    /// As [`tenant`](Self::tenant), for a user of a cgroup, given by its id.
+    pub fn tenant_of_cgroup(&mut self, id: u64, user: u32) -> Tenant {
+        let group = self.groups.get(id, None, None);
+        self.tenant_in(&group, user)
+    }
+
+    fn tenant_in(&mut self, group: &Cgroup, user: u32) -> Tenant {
+        let name = group.outermost();
         let group = match self.outermost.get(name) {
             Some(known) => Arc::clone(known),
             None => {

@@ -118,7 +118,7 @@ impl Attribution {
 
     /// The name of a cgroup: its unit, its container, or its path.
     pub fn group_name(&mut self, id: u64) -> String {
-        let group = self.groups.get(id, 0, None);
+        let group = self.groups.get(id, None, None);
         if let Some(workload) = self.names.workload(&group) {
             return workload.key();
         }
@@ -131,6 +131,15 @@ impl Attribution {
                 &group.path
             })
             .to_owned()
+    }
+
+    /// As [`group_name`](Self::group_name); the user instead, if the cgroup has no name.
+    pub fn owner_name(&mut self, id: u64, user: Option<u32>) -> String {
+        let group = self.groups.get(id, None, None);
+        match user {
+            Some(user) if group.path.is_empty() || group.gone.is_some() => format!("user {user}"),
+            _ => self.group_name(id),
+        }
     }
 
     /// The process that was read by another one, if it can be identified.

@@ -40,7 +40,7 @@ impl Attribution {
             .then(|| live_subject(stat.ppid as u32))
             .flatten();
         let (exe, unlinked) = executable(pid, &stat.comm);
-        let group = self.groups.get(0, pid, None);
+        let group = self.groups.get(0, Some(pid), None);
         // The pid may have been reused between the two reads.
         if live_subject(pid) != Some(subject) {
             return None;
@@ -74,7 +74,7 @@ impl Attribution {
             .map(|parent| Arc::clone(&parent.group));
         let group = self
             .groups
-            .get(stamp.cgroup, stamp.subject.pid, parent.as_ref());
+            .get(stamp.cgroup, Some(stamp.subject.pid), parent.as_ref());
         self.names.request(&group);
         if let Some(entry) = self.table.get_mut(stamp.subject) {
             entry.exe = exe.to_string_lossy().into();
@@ -131,7 +131,7 @@ impl Attribution {
         }
         let group = self.groups.get(
             stamp.cgroup,
-            stamp.subject.pid,
+            Some(stamp.subject.pid),
             parent.as_ref().map(|parent| &parent.group),
         );
         self.names.request(&group);
@@ -152,7 +152,7 @@ impl Attribution {
 
     /// Updates the cgroup if a record shows that the process was moved.
     fn update_cgroup(&mut self, stamp: &TaskInfo) {
-        let group = self.groups.get(stamp.cgroup, stamp.subject.pid, None);
+        let group = self.groups.get(stamp.cgroup, Some(stamp.subject.pid), None);
         // The previously known cgroup tells more than the fact that it was removed.
         if group.gone.is_none() && !group.path.is_empty() {
             self.names.request(&group);

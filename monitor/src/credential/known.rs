@@ -2,7 +2,7 @@
 
 use monitor_core::{
     catalog::{Catalog, is_general},
-    fair_cache::{FairCache, Tenant},
+    fair_cache::{FairCache, Tenant, size_of_list},
     model::{Credential, CredentialId, Lifetime, Place, Role, Source},
 };
 use monitor_parse::credential::FoundSecret;
@@ -23,8 +23,8 @@ pub struct KnownCredentials {
     picked_up: FairCache<CredentialId, Arc<Credential>>,
     /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
     only_seen: FairCache<CredentialId, Arc<Credential>>,
-    /// Fingerprints of secrets that became known since they were last taken.
-    new_secrets: Vec<u64>,
+    /// Fingerprints of secrets that became known since they were last taken, and for whom.
+    new_secrets: Vec<(Tenant, u64)>,
 }
 
 impl Default for KnownCredentials {
@@ -121,13 +121,11 @@ impl KnownCredentials {
         });
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.picked_up.contains_key(&id) {
-            self.only_seen.insert(tenant, id, Arc::clone(&credential));
-        } else if self
-            .picked_up
-            .insert(tenant, id.clone(), Arc::clone(&credential))
-            .is_none()
-        {
-            self.new_secrets.extend(id.fingerprint());
+            insert(&mut self.only_seen, tenant, &credential);
+        } else if insert(&mut self.picked_up, tenant, &credential) {
+            let new = id.fingerprint();
+            self.new_secrets
+                .extend(new.map(|fingerprint| (tenant.clone(), fingerprint)));
         }
         credential
     }
@@ -164,14 +162,12 @@ impl KnownCredentials {
             let remembered = if only_made_up {
                 &mut self.only_seen
             } else {
-                self.new_secrets.extend(credential.id.fingerprint());
+                let known = credential.id.fingerprint();
+                self.new_secrets
+                    .extend(known.map(|fingerprint| (Tenant::default(), fingerprint)));
                 &mut self.picked_up
             };
-            remembered.insert(
-                &Tenant::default(),
-                credential.id.clone(),
-                Arc::new(credential),
-            );
+            insert(remembered, &Tenant::default(), &Arc::new(credential));
         }
     }
 
@@ -180,16 +176,12 @@ impl KnownCredentials {
         add_places(&mut Arc::make_mut(credential).sources, places);
         if self.picked_up.contains_key(&credential.id) {
             // It stays with whom it was picked up first.
-            self.picked_up.insert(
-                &Tenant::default(),
-                credential.id.clone(),
-                Arc::clone(credential),
-            );
+            insert(&mut self.picked_up, &Tenant::default(), credential);
         }
     }
 
-    /// Fingerprints of secrets that were picked up for the first time since the last call.
-    pub fn take_new_secrets(&mut self) -> Vec<u64> {
+    /// Fingerprints of secrets that were picked up for the first time since the last call, and by whom.
+    pub fn take_new_secrets(&mut self) -> Vec<(Tenant, u64)> {
         std::mem::take(&mut self.new_secrets)
     }
 
@@ -201,6 +193,18 @@ impl KnownCredentials {
         let known = self.picked_up.get(id);
         known.or_else(|| self.only_seen.get(id)).cloned()
     }
+}
+
+/// Inserts or replaces a credential; returns whether it is new.
+fn insert(
+    table: &mut FairCache<CredentialId, Arc<Credential>>,
+    tenant: &Tenant,
+    credential: &Arc<Credential>,
+) -> bool {
+    let id = &credential.id;
+    let before = table.insert(tenant, id.clone(), Arc::clone(credential));
+    table.resize(id, size_of_list(credential.sources.len()));
+    before.is_none()
 }
 
 /// Adds missing places, as far as there is room.

@@ -21,6 +21,7 @@ use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::{
     catalog::{Catalog, secret_marks::SecretMarks},
     counted_lru::CountedLru,
+    fair_cache::Tenant,
     model::Credential,
 };
 use places::PlaceMask;
@@ -83,8 +84,8 @@ impl Credentials {
         fingerprint(self.key, text.as_bytes())
     }
 
-    /// Fingerprints of secrets that were picked up for the first time since the last call.
-    pub fn take_new_secrets(&mut self) -> Vec<u64> {
+    /// Fingerprints of secrets that were picked up for the first time since the last call, and by whom.
+    pub fn take_new_secrets(&mut self) -> Vec<(Tenant, u64)> {
         self.known.take_new_secrets()
     }
 

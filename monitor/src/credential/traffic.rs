@@ -59,9 +59,11 @@ impl Credentials {
     }
 
     /// The credentials in one response of an authenticator.
-    pub fn minted(&mut self, answer: &[ObservedSecret]) -> Vec<(Arc<Credential>, Place)> {
-        // Whose connection it is, only the trail knows.
-        let tenant = &Tenant::default();
+    pub fn minted(
+        &mut self,
+        tenant: &Tenant,
+        answer: &[ObservedSecret],
+    ) -> Vec<(Arc<Credential>, Place)> {
         let catalog = &self.catalog;
         let field = |observed: &ObservedSecret| u64::from(observed.header) & !RESPONSE_FIELD;
         let name = |observed: &ObservedSecret| {

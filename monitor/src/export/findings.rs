@@ -29,7 +29,7 @@ pub struct FindingStream {
     /// Set if it is a file.
     path: Option<PathBuf>,
     /// By id; those of whoever has the most that did not recur for longest are evicted first.
-    known: FairCache<String, Box<KnownFinding>>,
+    known: FairCache<String, KnownFinding>,
 }
 
 struct KnownFinding {
@@ -110,13 +110,13 @@ impl FindingStream {
             self.known.insert(
                 &tenant_of(&finding),
                 finding.id.clone(),
-                Box::new(KnownFinding {
+                KnownFinding {
                     worst: FindingRank::of(&finding),
                     count: finding.count,
                     first_seen: finding.first_seen,
                     last_seen: finding.last_seen,
                     written: Some(finding.last_seen),
-                }),
+                },
             );
         }
     }
@@ -126,15 +126,15 @@ impl FindingStream {
     pub fn record(&mut self, mut finding: Finding) -> Finding {
         let now = FindingRank::of(&finding);
         let tenant = tenant_of(&finding);
-        let known = self.known.get_or_insert_with(&tenant, &finding.id, || {
-            Box::new(KnownFinding {
+        let known = self
+            .known
+            .get_or_insert_with(&tenant, &finding.id, || KnownFinding {
                 worst: now.clone(),
                 count: 0,
                 first_seen: finding.time,
                 last_seen: finding.time,
                 written: None,
-            })
-        });
+            });
         known.count = (known.count + finding.count).max(1);
         known.last_seen = known.last_seen.max(finding.time);
         finding.count = known.count;

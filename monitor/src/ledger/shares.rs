@@ -35,22 +35,6 @@ pub fn share_name(owner: &str) -> &str {
     if owner.is_empty() { "others" } else { owner }
 }
 
-/// The most that each may keep, if all together may keep `allowed`: whoever has less keeps all of it.
-pub fn fair_cap(mut totals: Vec<u64>, allowed: u64) -> u64 {
-    totals.sort_unstable();
-    let mut rest = allowed;
-    let mut sharers = totals.len() as u64;
-    for total in totals {
-        let share = rest / sharers;
-        if total > share {
-            return share;
-        }
-        rest -= total;
-        sharers -= 1;
-    }
-    u64::MAX
-}
-
 /// The owner of an entry; `None` for what the agent has to say itself.
 fn owner_of(entry: &LedgerEntry) -> Option<String> {
     match entry {
@@ -146,7 +130,6 @@ impl QueueShares {
 mod tests {
     use super::*;
     use crate::ledger::tests::{at, used};
-    use proptest::prelude::*;
 
     /// An entry of a user's program.
     fn entry(path: &str, uid: u32) -> LedgerEntry {
@@ -197,27 +180,6 @@ mod tests {
         assert!(flood <= 500, "{flood}");
         for (group, user) in [("/system.slice/shop.service", 0), ("/", 33)] {
             assert!(shares.admit(&of(group, user)), "{group}");
-        }
-    }
-
-    #[test]
-    fn whoever_has_little_keeps_it() {
-        assert_eq!(fair_cap(vec![], 0), u64::MAX);
-        assert_eq!(fair_cap(vec![10, 20], 30), u64::MAX);
-        // 10 for the first, and the rest for the two others.
-        assert_eq!(fair_cap(vec![10, 1_000, 5_000], 110), 50);
-        assert_eq!(fair_cap(vec![10, 1_000], 0), 0);
-    }
-
-    proptest! {
-        #[test]
-        fn what_may_be_kept_fits(totals in prop::collection::vec(0u64..1_000_000, 0..50), allowed in 0u64..5_000_000) {
-            let cap = fair_cap(totals.clone(), allowed);
-            let kept: u64 = totals.iter().map(|total| (*total).min(cap)).sum();
-            prop_assert!(kept <= allowed || cap == u64::MAX);
-            // Nobody loses anything without need.
-            let all: u64 = totals.iter().sum();
-            prop_assert_eq!(cap == u64::MAX, all <= allowed);
         }
     }
 

@@ -4,12 +4,11 @@
 use super::{
     HOUR_MICROS,
     rows::write_gap,
-    shares::{fair_cap, group_of, share_name},
+    shares::{group_of, share_name},
 };
 use jiff::Timestamp;
-use monitor_core::model::Gap;
+use monitor_core::{fair_cache::fair_caps, model::Gap};
 use rusqlite::{Connection, params};
-use std::collections::HashMap;
 
 /// The file shrinks to this part of the limit, so that there is time until the next reduction.
 const TARGET_PERCENT: u64 = 90;
@@ -83,7 +82,11 @@ pub fn shrink(
         let target = max_bytes.saturating_mul(TARGET_PERCENT) / 100;
         // As a part of what is estimated, because the estimate omits indexes.
         let allowed = u128::from(estimated) * u128::from(target) / u128::from(size.max(1));
-        let caps = fair_caps(&owners, u64::try_from(allowed).unwrap_or(u64::MAX));
+        let allowed = u64::try_from(allowed).unwrap_or(u64::MAX);
+        let sizes = owners
+            .iter()
+            .map(|owner| (group_of(&owner.owner), owner.total));
+        let caps = fair_caps(sizes, allowed);
         let dropped: Vec<DroppedHours<'_>> = owners
             .iter()
             .filter_map(|owner| {
@@ -97,22 +100,6 @@ pub fn shrink(
         }
     }
     Ok(())
-}
-
-/// The most that each owner of a group may keep, by group: first the groups have shares, and then the
-/// owners within each.
-fn fair_caps(owners: &[OwnerSize], allowed: u64) -> HashMap<&str, u64> {
-    let mut groups: HashMap<&str, Vec<u64>> = HashMap::new();
-    for owner in owners {
-        let group = groups.entry(group_of(&owner.owner)).or_default();
-        group.push(owner.total);
-    }
-    let totals = groups.values().map(|group| group.iter().sum()).collect();
-    let of_group = fair_cap(totals, allowed);
-    groups
-        .into_iter()
-        .map(|(group, totals)| (group, fair_cap(totals, of_group)))
-        .collect()
 }
 
 /// Bytes of the file that are in use.

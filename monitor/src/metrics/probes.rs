@@ -59,7 +59,7 @@ impl ProbeMetrics {
             )?,
             lost_by: BoundedFamily::counter(
                 "keytrail_workload_events_lost_total",
-                "Records lost because a ring was full, by workload.",
+                "Records lost because they came too fast, by workload.",
                 &["probe", "workload"],
             ),
             unattributed: families.counter(
@@ -84,7 +84,7 @@ impl ProbeMetrics {
         };
         for probe in Probe::ALL {
             metrics.events.with_label_values(&[probe.name()]).inc_by(0);
-            for stage in ["ring", "read"] {
+            for stage in ["ring", "read", "queue"] {
                 metrics
                     .lost
                     .with_label_values(&[probe.name(), stage])
@@ -125,7 +125,14 @@ impl ProbeMetrics {
         self.add_growth(&self.lost, "lost", &[probe, stage], total)
     }
 
-    /// Records of a workload that were lost because a ring was full.
+    /// Records of a workload that were dropped between the ring and their evaluation.
+    pub fn count_dropped(&self, probe: Probe, workload: &str, count: u64) {
+        let labels = [probe.name(), "queue"];
+        self.lost.with_label_values(&labels).inc_by(count);
+        self.count_workload_loss(probe, workload, count);
+    }
+
+    /// Records of a workload that were lost because they came too fast.
     pub fn count_workload_loss(&self, probe: Probe, workload: &str, count: u64) {
         let name = probe.name();
         self.folded.add(

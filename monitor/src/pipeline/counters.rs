@@ -2,7 +2,8 @@
 
 use super::{
     EventRecorder, Pipeline,
-    gaps::{evicted_entries, full_map, full_table, lost_events, unread},
+    enricher::DroppedOfGroup,
+    gaps::{dropped, evicted_entries, full_map, full_table, lost_events, unread},
 };
 use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ impl Pipeline {
         let since = self.counted.min(now);
         self.counted = now;
         self.count_ring_losses(report, since, now);
+        self.count_dropped(since, now);
         self.count_stage_losses(report, since, now);
         self.count_unattributed();
         self.count_reader_failures(report, since, now);
@@ -116,6 +118,17 @@ impl Pipeline {
                     self.events.push(TrailEvent::Gap { gap });
                 }
             }
+        }
+    }
+
+    /// Observations that were dropped because they came too fast.
+    fn count_dropped(&mut self, since: Timestamp, until: Timestamp) {
+        for ((cgroup, probe), DroppedOfGroup { count, user }) in self.enricher.take_dropped() {
+            let workload = self.enricher.attribution.owner_name(cgroup, user);
+            let metrics = &self.evaluator.sinks.metrics;
+            metrics.probes.count_dropped(probe, &workload, count);
+            let gap = dropped(probe, &workload, count, since, until);
+            self.events.push(TrailEvent::Gap { gap });
         }
     }
 

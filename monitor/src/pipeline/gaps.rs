@@ -44,6 +44,28 @@ pub fn lost_events(
     }
 }
 
+/// A gap for records of a workload that came faster than they could be evaluated.
+pub fn dropped(
+    probe: Probe,
+    workload: &str,
+    count: u64,
+    since: Timestamp,
+    until: Timestamp,
+) -> Gap {
+    let name = probe.name();
+    Gap {
+        kind: "lost-events".to_owned(),
+        probe: Some(name.to_owned()),
+        detail: format!(
+            "{name} records of {workload} lost: they came faster than they can be evaluated"
+        ),
+        since,
+        until: Some(until),
+        count,
+        blind: true,
+    }
+}
+
 /// A gap for entries that a full map of the probes refused or evicted.
 pub fn full_map(map: LimitedMap, count: u64, since: Timestamp, until: Timestamp) -> Gap {
     let detail = full_map_text(map.name(), map.lost_evidence());
@@ -87,7 +109,7 @@ pub fn full_table(name: &str, count: u64, since: Timestamp, until: Timestamp) ->
         "dns_names" => "destinations at such addresses have no name from DNS",
         "pipes" => "who receives a credential through such a pipe is not known to hold it",
         "holdings" => {
-            "a process held more than 64 credentials: its connections are not told for the others, unless they are presented"
+            "connections are not told for all credentials that processes held, unless they are presented"
         }
         "findings" => "the counts of such findings begin anew",
         "server_names" => "such a name inside TLS is shown as `?`",

@@ -151,23 +151,26 @@ impl Pipeline {
         self.enricher.unexamined()
     }
 
-    /// Processes a batch of observations, and leaves it empty.
+    /// Whether there is something to process without any new input.
+    pub fn has_more(&self) -> bool {
+        self.enricher.has_more()
+    }
+
+    /// Takes over a batch of observations, and leaves it empty. Processes the oldest ones: if there
+    /// are very many, only a part of them.
     pub fn process(&mut self, batch: &mut Batch, now: Timestamp) -> Effects {
         let answers = std::mem::take(&mut batch.answers);
-        let more = self
-            .enricher
-            .process(&mut batch.observations, answers, now, &mut self.events);
-        if more {
-            self.evaluate_the_rest(now);
-        }
-        let renamed = self.enricher.rename(now, &mut self.events);
         self.enricher
-            .release_unmatched(batch.read_until, &mut self.events);
+            .process(&mut batch.observations, answers, now, &mut self.events);
+        let renamed = self.enricher.rename(now, &mut self.events);
+        let enriched_until = self.enricher.enriched_until(batch.read_until);
+        self.enricher
+            .release_unmatched(enriched_until, &mut self.events);
         self.evaluator.process(&mut self.events);
         self.effects(renamed)
     }
 
-    /// Enriches and evaluates in turns what can be enriched at once.
+    /// Enriches and evaluates in turns everything that can be enriched.
     fn evaluate_the_rest(&mut self, now: Timestamp) {
         loop {
             self.evaluator.process(&mut self.events);

@@ -21,7 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 use monitor_common::{fingerprint::FingerprintKey, record::Probe};
 use monitor_core::{
     catalog::Catalog,
-    model::{Subject, Transport, Workload},
+    model::{Gap, Subject, Transport, Workload},
     policy::Policy,
     trail::TrailEvent,
 };
@@ -127,6 +127,12 @@ impl TestPipeline {
         let effects = self.pipeline.process(&mut batch, self.time);
         assert!(batch.observations.is_empty() && batch.answers.is_empty());
         effects
+    }
+
+    fn process_the_rest(&mut self) {
+        while self.pipeline.has_more() {
+            self.process_batch(Vec::new(), Vec::new());
+        }
     }
 
     /// The events so far.
@@ -526,11 +532,52 @@ fn a_long_queue_does_not_wait_and_ticks_do_not_overtake_it() {
     let many = 40_000;
     let batch = (0..many).map(|_| test.connect()).collect();
     test.process_unanswered(batch);
-    assert!(!test.pipeline.is_waiting());
+    assert!(!test.pipeline.is_waiting() && test.pipeline.has_more());
+    let queued = test.time;
+    test.time += SignedDuration::from_millis(10);
+    test.pipeline.tick(SensorReport::default(), test.time);
+    assert_eq!(ticks(&test).last(), Some(&queued));
+    test.process_the_rest();
     // The recording has lost some of them, as its thread was busy.
     assert!(connected(&test.events()) > many / 4);
     test.pipeline.tick(SensorReport::default(), test.time);
     assert_eq!(ticks(&test).last(), Some(&test.time));
+}
+
+#[test]
+fn a_flood_loses_its_own_observations_and_those_of_others_are_in_time() {
+    let mut test = TestPipeline::new();
+    let connect = |test: &TestPipeline, cgroup, uid| {
+        let Observation::Connected(mut connection) = test.connect() else {
+            panic!("not a connection");
+        };
+        connection.task.cgroup = cgroup;
+        connection.task.uid = uid;
+        Observation::Connected(connection)
+    };
+    let flood = (0..10_000).map(|_| connect(&test, 7, 65_534));
+    let batch = flood.chain((0..5).map(|_| connect(&test, 8, 0))).collect();
+    // It was busy with something else.
+    test.time += SignedDuration::from_secs(1);
+    test.process_unanswered(batch);
+    test.process_the_rest();
+    let dropped = 10_005 - connected(&test.events());
+    assert_eq!(dropped, 10_005 - 4_096);
+    test.pipeline.tick(SensorReport::default(), test.time);
+    let gaps: Vec<Gap> = test
+        .events()
+        .into_iter()
+        .filter_map(|event| match event {
+            TrailEvent::Gap { gap } => Some(gap),
+            _ => None,
+        })
+        .collect();
+    let [gap] = &gaps[..] else {
+        panic!("{gaps:?}");
+    };
+    assert_eq!((gap.count, gap.blind), (dropped as u64, true));
+    let text = "lost: they came faster than they can be evaluated";
+    assert!(gap.detail.ends_with(text), "{}", gap.detail);
 }
 
 #[test]

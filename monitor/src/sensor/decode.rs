@@ -3,7 +3,7 @@
 use super::observation::{
     Observation, ObservedConnection, ObservedExec, ObservedForeignRead, ObservedOpen,
     ObservedPresentation, ObservedSecret, OpenKind, PlaintextHost, PlaintextSecret, ReadTarget,
-    StdoutPipe, TaskInfo,
+    SocketOwner, StdoutPipe, TaskInfo,
 };
 use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::{SignedDuration, Timestamp};
@@ -89,7 +89,7 @@ pub(super) fn subject(pid: u32, start: u64) -> Subject {
 pub enum DecodedRecord {
     Whole(Observation),
     /// A payload that may have to be assembled with others.
-    Payload(HelloPiece),
+    Payload(SocketOwner, HelloPiece),
     /// A DNS response that resolves nothing.
     Nothing,
 }
@@ -156,7 +156,10 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), De
         kind::FILE => Observation::FileOpened(raw.try_into()?),
         kind::VARIABLE => Observation::Variable(raw.try_into()?, raw.try_into()?),
         kind::CONNECT => Observation::Connected(raw.try_into()?),
-        kind::PAYLOAD => return Ok((time, DecodedRecord::Payload(raw.try_into()?))),
+        kind::PAYLOAD => {
+            let owner = raw.payload()?.0.owner.into();
+            return Ok((time, DecodedRecord::Payload(owner, raw.try_into()?)));
+        }
         kind::PRESENTED => Observation::Presented(raw.try_into()?),
         kind::PLAINTEXT => Observation::Plaintext(raw.try_into()?),
         kind::ISSUED => Observation::Minted(raw.try_into()?),
@@ -171,7 +174,9 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), De
         kind::DNS_RESPONSE => {
             let (record, message) = raw.payload()?;
             match dns::parse_response(message, record.cookie) {
-                Some(answer) => Observation::DnsResponse(clock.at(record.time), answer),
+                Some(answer) => {
+                    Observation::DnsResponse(record.owner.into(), clock.at(record.time), answer)
+                }
                 None => return Ok((time, DecodedRecord::Nothing)),
             }
         }
@@ -315,6 +320,7 @@ impl TryFrom<RawRecord<'_>> for PlaintextHost {
         let (record, name) = raw.payload()?;
         Ok(Self {
             time: raw.clock.at(record.time),
+            owner: record.owner.into(),
             cookie: record.cookie,
             name: host_name(name),
         })
@@ -343,10 +349,20 @@ impl TryFrom<RawRecord<'_>> for PlaintextSecret {
         let record: PlaintextRecord = raw.read()?;
         Ok(Self {
             time: raw.clock.at(record.time),
+            owner: record.owner.into(),
             cookie: record.cookie,
             host: (record.secret.host != 0).then_some(record.secret.host),
             secret: (&record.secret).into(),
         })
+    }
+}
+
+impl From<record::OwnerFields> for SocketOwner {
+    fn from(owner: record::OwnerFields) -> Self {
+        Self {
+            cgroup: owner.cgroup,
+            user: owner.user,
+        }
     }
 }
 

@@ -5,7 +5,10 @@ use crate::{
     observed::file::FileId,
     reader::{ReadId, protocol::ReadRequest},
 };
-use monitor_core::catalog::{Catalog, kernel_filter::FilterRules};
+use monitor_core::{
+    catalog::{Catalog, kernel_filter::FilterRules},
+    fair_cache::Tenant,
+};
 use std::{net::IpAddr, sync::Arc};
 
 /// Changes to what the probes observe and readers recognise, applied in the order of the fields, and
@@ -26,8 +29,8 @@ pub struct Effects {
     pub exclusion: Option<ExclusionRules>,
     /// A changed catalog.
     pub catalog: Option<Arc<Catalog>>,
-    /// Fingerprints of secrets that are masked in names.
-    pub secrets: Vec<u64>,
+    /// Fingerprints of secrets that are masked in names, and who picked them up.
+    pub secrets: Vec<(Tenant, u64)>,
     /// Requests to readers.
     pub reads: Vec<(ReadId, ReadRequest)>,
     /// More image names became known: the exclusion rules may match more programs.

@@ -119,7 +119,7 @@ mod tests {
         let full = object.maps["MAPS_FULL"].max_entries() as usize;
         assert_eq!(full, LIMITED_MAPS);
         // These hold no type: rings, programs, zeros, and the constants of the probes.
-        let untyped = ["CREDENTIAL_RING", "PROCESS_RING", "ZEROS"];
+        let untyped = ["CREDENTIAL_RING", "NAME_RING", "PROCESS_RING", "ZEROS"];
         for (name, map) in &object.maps {
             let is_program_array = map.map_type() == BPF_MAP_TYPE_PROG_ARRAY as u32;
             let is_listed = expected.iter().any(|(known, ..)| known == name)

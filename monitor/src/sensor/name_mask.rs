@@ -4,19 +4,18 @@
 
 use crate::sensor::observation::{Observation, ObservedSecret, PlaintextSecret};
 use hashlink::LruCache;
-use jiff::Timestamp;
 use monitor_common::{
     fingerprint::{FingerprintKey, fingerprint},
     login::{LOGIN, protocol},
 };
 use monitor_core::{
     catalog::{Catalog, secret_marks::SecretMarks},
-    counted_lru::CountedLru,
+    fair_cache::{FairCache, Tenant},
 };
 
 /// Shorter labels are names, even if somebody uses one as a password.
 const SECRET_MIN: usize = 16;
-/// Maximum number of known secrets; the least recently added are forgotten.
+/// Maximum number of known secrets; of whoever has the most, the least recently used is forgotten.
 const KNOWN_MAX: usize = 16_384;
 
 /// Shown instead of a label whose fingerprint is known.
@@ -26,7 +25,7 @@ const KNOWN: &str = "(secret)";
 pub struct NameMask {
     key: FingerprintKey,
     marks: SecretMarks,
-    known: CountedLru<u64, ()>,
+    known: FairCache<u64, ()>,
     /// Fingerprints of labels that were names before they were known as secrets.
     names: LruCache<u64, ()>,
 }
@@ -36,7 +35,7 @@ impl NameMask {
         Self {
             key,
             marks: SecretMarks::new(catalog),
-            known: CountedLru::new(KNOWN_MAX),
+            known: FairCache::new(KNOWN_MAX),
             names: LruCache::new(KNOWN_MAX),
         }
     }
@@ -45,10 +44,10 @@ impl NameMask {
         self.marks = SecretMarks::new(catalog);
     }
 
-    /// Adds fingerprints of secrets.
-    pub fn learn(&mut self, fingerprints: impl IntoIterator<Item = u64>) {
-        for fingerprint in fingerprints {
-            self.known.insert(fingerprint, ());
+    /// Adds fingerprints of secrets, and who picked them up.
+    pub fn learn(&mut self, secrets: impl IntoIterator<Item = (Tenant, u64)>) {
+        for (tenant, fingerprint) in secrets {
+            self.known.insert(&tenant, fingerprint, ());
         }
     }
 
@@ -61,8 +60,11 @@ impl NameMask {
     /// the known secrets that they contained.
     pub fn apply(&mut self, observation: &mut Observation) -> Vec<Observation> {
         let mut found = Vec::new();
+        let Some(owner) = observation.owner() else {
+            return Vec::new();
+        };
         let (time, cookie, protocol) = match observation {
-            Observation::Payload(payload) => {
+            Observation::Payload(_, payload) => {
                 let name = payload.hello.as_mut().map(|hello| &mut hello.server_name);
                 self.mask_name(name.into_iter().flatten(), &mut found);
                 (payload.time, payload.cookie, protocol::SERVER_NAME)
@@ -71,14 +73,21 @@ impl NameMask {
                 self.mask_name(&mut host.name, &mut found);
                 (host.time, host.cookie, protocol::SERVER_NAME)
             }
-            Observation::DnsResponse(time, answer) => {
+            Observation::DnsResponse(_, time, answer) => {
                 self.mask_name(&mut answer.names, &mut found);
                 (*time, answer.cookie, protocol::DNS)
             }
             _ => return Vec::new(),
         };
-        let presentation =
-            |(fingerprint, len)| presentation(time, cookie, protocol, fingerprint, len);
+        let presentation = |(fingerprint, len)| {
+            Observation::Plaintext(PlaintextSecret {
+                time,
+                owner,
+                cookie,
+                host: None,
+                secret: secret_in_name(protocol, fingerprint, len),
+            })
+        };
         found.into_iter().map(presentation).collect()
     }
 
@@ -143,26 +152,15 @@ impl NameMask {
     }
 }
 
-fn presentation(
-    time: Timestamp,
-    cookie: u64,
-    protocol: u64,
-    fingerprint: u64,
-    len: usize,
-) -> Observation {
-    Observation::Plaintext(PlaintextSecret {
-        time,
-        cookie,
-        host: None,
-        secret: ObservedSecret {
-            fingerprint,
-            inner: None,
-            secret_len: len as u32,
-            header: (LOGIN | protocol) as u32,
-            prefix: None,
-            dots: 0,
-        },
-    })
+fn secret_in_name(protocol: u64, fingerprint: u64, len: usize) -> ObservedSecret {
+    ObservedSecret {
+        fingerprint,
+        inner: None,
+        secret_len: len as u32,
+        header: (LOGIN | protocol) as u32,
+        prefix: None,
+        dots: 0,
+    }
 }
 
 #[cfg(test)]
@@ -250,7 +248,8 @@ mod tests {
         let known = |text: &str| fingerprint(KEY, text.as_bytes());
         let before = format!("{name}.prod.example");
         assert_eq!(mask.mask(&before, &mut Vec::new()), before);
-        mask.learn([known(secret), known(name), known("githubusercontent")]);
+        let secrets = [secret, name, "githubusercontent"];
+        mask.learn(secrets.map(|secret| (Tenant::default(), known(secret))));
         let mut found = Vec::new();
         for (name, expected) in [
             (format!("{secret}.evil.example"), "(secret).evil.example"),

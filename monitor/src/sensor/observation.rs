@@ -2,6 +2,7 @@
 
 use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::Timestamp;
+use monitor_common::record::Probe;
 use monitor_core::model::{Look, Subject, Transport};
 use monitor_parse::{client_hello::FirstPayload, dns::DnsAnswer};
 use std::{net::IpAddr, path::PathBuf};
@@ -24,10 +25,10 @@ pub enum Observation {
         cookie: u64,
     },
     /// The first payload of a connection, and its ClientHello if it is one.
-    Payload(FirstPayload),
+    Payload(SocketOwner, FirstPayload),
     /// The server name in the head of a plaintext request.
     PlaintextHost(PlaintextHost),
-    DnsResponse(Timestamp, DnsAnswer),
+    DnsResponse(SocketOwner, Timestamp, DnsAnswer),
     /// A credential in the bytes that a process passed to its TLS library.
     Presented(ObservedPresentation),
     /// A credential in a packet outside TLS.
@@ -60,7 +61,7 @@ impl Observation {
             Self::ForeignRead(read) => Some(&read.task),
             Self::FileRepeated(_)
             | Self::Refused { .. }
-            | Self::Payload(_)
+            | Self::Payload(..)
             | Self::PlaintextHost(_)
             | Self::DnsResponse(..)
             | Self::Plaintext(_)
@@ -69,6 +70,56 @@ impl Observation {
             | Self::WriteSent { .. } => None,
         }
     }
+
+    /// The probe that sent the record.
+    pub fn probe(&self) -> Probe {
+        match self {
+            Self::Exec(_) | Self::Fork(_) | Self::Exit(_) => Probe::Process,
+            Self::FileOpened(_) | Self::FileRepeated(_) => Probe::File,
+            Self::Variable(..) => Probe::Environ,
+            Self::Connected(_) | Self::Running(_) | Self::Refused { .. } => Probe::Connect,
+            Self::Payload(..) => Probe::Hello,
+            Self::DnsResponse(..) => Probe::Dns,
+            Self::Presented(_) | Self::WriteRejected { .. } | Self::WriteSent { .. } => {
+                Probe::Present
+            }
+            Self::PlaintextHost(_) | Self::Plaintext(_) | Self::Minted(_) => Probe::Clear,
+            Self::ForeignRead(_) => Probe::Memory,
+        }
+    }
+
+    /// Whose it is: the cgroup and user of its task, or of its socket. `None` if its record does not
+    /// say so.
+    pub fn owner(&self) -> Option<SocketOwner> {
+        match self {
+            Self::Payload(owner, _) | Self::DnsResponse(owner, ..) => Some(*owner),
+            Self::PlaintextHost(host) => Some(host.owner),
+            Self::Plaintext(secret) | Self::Minted(secret) => Some(secret.owner),
+            _ => self.task().map(|task| SocketOwner {
+                cgroup: task.cgroup,
+                user: task.uid,
+            }),
+        }
+    }
+
+    /// When it was observed, if its record says so.
+    pub fn time(&self) -> Option<Timestamp> {
+        match self {
+            Self::FileRepeated(opens) => Some(opens.time),
+            Self::Payload(_, payload) => Some(payload.time),
+            Self::PlaintextHost(host) => Some(host.time),
+            Self::DnsResponse(_, time, _) => Some(*time),
+            Self::Plaintext(secret) | Self::Minted(secret) => Some(secret.time),
+            _ => Some(self.task()?.time),
+        }
+    }
+}
+
+/// The cgroup and user of a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SocketOwner {
+    pub cgroup: u64,
+    pub user: u32,
 }
 
 /// The task that caused a record.
@@ -173,6 +224,7 @@ pub struct RunningConnection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaintextHost {
     pub time: Timestamp,
+    pub owner: SocketOwner,
     pub cookie: u64,
     pub name: Option<String>,
 }
@@ -193,6 +245,7 @@ pub struct ObservedPresentation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaintextSecret {
     pub time: Timestamp,
+    pub owner: SocketOwner,
     pub cookie: u64,
     /// As in [`ObservedPresentation`].
     pub host: Option<u64>,

@@ -23,9 +23,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// A probe takes the time first and sends last: a record can arrive this long after its time.
 const IN_FLIGHT_NS: u64 = 2_000_000;
 
-/// The two ring buffers.
+/// The ring buffers.
 pub struct Rings {
     credentials: AsyncFd<RingBuf<MapData>>,
+    names: AsyncFd<RingBuf<MapData>>,
     processes: AsyncFd<RingBuf<MapData>>,
     /// Records younger than the last cut, with their time since boot.
     pending: Vec<(u64, Observation)>,
@@ -39,6 +40,7 @@ impl Rings {
     pub fn open(ebpf: &mut Ebpf, mask: NameMask) -> Result<Self, SensorError> {
         Ok(Self {
             credentials: open_ring(ebpf, "CREDENTIAL_RING")?,
+            names: open_ring(ebpf, "NAME_RING")?,
             processes: open_ring(ebpf, "PROCESS_RING")?,
             pending: Vec::new(),
             hellos: HelloAssembler::default(),
@@ -47,10 +49,11 @@ impl Rings {
         })
     }
 
-    /// Waits for records, at most for `limit`, and appends them in time order.
+    /// Waits for records, at most for `limit`, and appends them in time order. With a limit of zero,
+    /// it does not wait for more to accumulate either.
     ///
-    /// Two rings cannot be read at the same instant. Therefore only records older than a cut, a
-    /// little before both reads, are returned; younger ones wait for the next call. Process records
+    /// Several rings cannot be read at the same instant. Therefore only records older than a cut, a
+    /// little before all reads, are returned; younger ones wait for the next call. Process records
     /// are thus always applied before an event of that process is evaluated, and never those of a
     /// later program it became.
     pub async fn read(
@@ -59,9 +62,14 @@ impl Rings {
         follow: impl Fn(&Observation),
         into: &mut Vec<Observation>,
     ) -> Result<(), SensorError> {
+        if limit.is_zero() {
+            self.take_old(&follow, into);
+            return Ok(());
+        }
         if self.pending.is_empty() {
             tokio::select! {
                 ready = self.credentials.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
+                ready = self.names.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
                 ready = self.processes.ready(Interest::READABLE) => ready.map_err(SensorError::Wait)?.clear_ready(),
                 () = tokio::time::sleep(limit) => {}
             }
@@ -85,21 +93,26 @@ impl Rings {
                 }
             }
         }
+        self.take_old(&follow, into);
+        Ok(())
+    }
+
+    /// Reads all rings, and appends what is older than the cut.
+    fn take_old(&mut self, follow: &impl Fn(&Observation), into: &mut Vec<Observation>) {
         let cut = boot_time().saturating_sub(IN_FLIGHT_NS);
-        self.drain(&follow);
+        self.drain(follow);
         let pending = &mut self.pending;
         // Stable: records with equal times keep the order of their ring.
         pending.sort_by_key(|(time, observation)| (*time, sort_rank(observation)));
         let young = pending.partition_point(|(time, _)| *time <= cut);
         into.extend(pending.drain(..young).map(|(_, observation)| observation));
-        Ok(())
     }
 
-    /// Reads both rings; `follow` sees each observation at once.
+    /// Reads all rings, the processes last; `follow` sees each observation at once.
     fn drain(&mut self, follow: &impl Fn(&Observation)) {
         let clock = BootClock::now();
         let pending = &mut self.pending;
-        for ring in [&mut self.credentials, &mut self.processes] {
+        for ring in [&mut self.credentials, &mut self.names, &mut self.processes] {
             let ring = ring.get_mut();
             while let Some(item) = ring.next() {
                 match decode(&item, clock) {
@@ -107,11 +120,11 @@ impl Rings {
                         follow(&observation);
                         push_masked(&mut self.mask, (time, observation), pending);
                     }
-                    Ok((time, DecodedRecord::Payload(piece))) => {
+                    Ok((time, DecodedRecord::Payload(owner, piece))) => {
                         let Some(payload) = self.hellos.add_piece(piece) else {
                             continue;
                         };
-                        let observation = Observation::Payload(payload);
+                        let observation = Observation::Payload(owner, payload);
                         push_masked(&mut self.mask, (time, observation), pending);
                     }
                     Ok((_, DecodedRecord::Nothing)) => {}

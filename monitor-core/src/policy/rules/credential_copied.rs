@@ -1,8 +1,8 @@
 //! `credential-copied`: the same credential in a second place or workload.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
-use crate::fair_cache::FairCache;
 use crate::{
+    fair_cache::{FairCache, size_of_list},
     model::{CredentialId, Finding, Severity, Source, Use, Workload, WorkloadKind},
     policy::{
         context::Context,
@@ -34,6 +34,12 @@ const CREDENTIALS_CACHED: usize = 16_384;
 struct CredentialPlaces {
     files: Vec<Box<str>>,
     workloads: Vec<Box<str>>,
+}
+
+impl CredentialPlaces {
+    fn len(&self) -> usize {
+        self.files.len() + self.workloads.len()
+    }
 }
 
 /// Raises the same credential in another file, or in another container, pod or unit. Host programs
@@ -72,6 +78,7 @@ impl CredentialCopied {
             CredentialPlaces::default,
         );
         let mut copy = None;
+        let places = seen.len();
         if used.place.source == Source::File {
             let file = format!("{}{}", container_prefix(&used.workload), used.place.place);
             if !seen.files.iter().any(|known| **known == *file) && seen.files.len() < PLACES_MAX {
@@ -97,6 +104,10 @@ impl CredentialCopied {
                 }
                 seen.workloads.push(workload.into());
             }
+        }
+        if seen.len() > places {
+            let size = size_of_list(seen.len());
+            self.seen.resize(&used.credential.id, size);
         }
         let copy = copy?;
         let severity = if written {

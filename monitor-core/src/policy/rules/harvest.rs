@@ -1,8 +1,8 @@
 //! `harvest`: a workload that picks up credentials of several classes in a short time.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
-use crate::fair_cache::FairCache;
 use crate::{
+    fair_cache::{FairCache, size_of_list},
     model::{CredentialId, Evidence, Finding, Hop, Severity, Source, Use, Verdict, Workload},
     policy::{
         context::Context, decision::Decision, expectation::reader::ReaderMatch,
@@ -111,12 +111,14 @@ impl Harvest {
             });
         }
         let mut classes: Vec<String> = known.iter().map(|taken| taken.class.clone()).collect();
+        let len = known.len();
         classes.sort();
         classes.dedup();
+        self.by_workload.resize(&workload, size_of_list(len));
         if classes.len() < HARVEST_CLASSES {
             return None;
         }
-        for taken in known {
+        for taken in self.by_workload.peek(&workload).into_iter().flatten() {
             self.harvested.insert(
                 tenant,
                 taken.credential.clone(),

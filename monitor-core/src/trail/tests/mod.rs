@@ -215,6 +215,7 @@ fn minted(connection: u64, credential_id: u64) -> TrailEvent {
 fn resolved(name: &str, address: [u8; 4]) -> TrailEvent {
     TrailEvent::Resolved {
         time: at(1),
+        tenant: crate::fair_cache::Tenant::default(),
         names: vec![name.to_owned()],
         addresses: vec![address.into()],
     }

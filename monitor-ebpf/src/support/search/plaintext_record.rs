@@ -20,13 +20,14 @@ pub fn send_plaintext_record(
     record.reserved = 0;
     record.time = time;
     record.cookie = scratch.object.address;
+    record.owner = scratch.owner;
     record.secret = secret;
     // SAFETY: the record is inside the scratch and initialised above.
     unsafe {
         send(
             &CREDENTIAL_RING,
             Probe::Clear,
-            0,
+            record.owner.cgroup,
             core::ptr::from_ref(record).cast(),
             size_of::<PlaintextRecord>() as u64,
         );

@@ -1,9 +1,10 @@
 //! Connections: destinations, server names, DNS responses, cluster objects.
 
 use super::Enricher;
-use crate::sensor::observation::{ObservedConnection, PlaintextHost};
+use crate::sensor::observation::{ObservedConnection, PlaintextHost, SocketOwner};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
+    fair_cache::Tenant,
     model::{Destination, Transport, UNKNOWN_NAME},
     trail::{ConnectionName, TrailEvent},
 };
@@ -49,7 +50,12 @@ impl Enricher {
     }
 
     /// The first payload of a connection, with the server name if it is a ClientHello.
-    pub(super) fn first_payload(&mut self, payload: FirstPayload, events: &mut Vec<TrailEvent>) {
+    pub(super) fn first_payload(
+        &mut self,
+        owner: SocketOwner,
+        payload: FirstPayload,
+        events: &mut Vec<TrailEvent>,
+    ) {
         let FirstPayload {
             time,
             cookie,
@@ -58,7 +64,8 @@ impl Enricher {
         } = payload;
         self.malformed += u64::from(malformed);
         if let Some(name) = hello.as_ref().and_then(|hello| hello.server_name.clone()) {
-            self.remember_server(&name);
+            let tenant = self.tenant_of(owner);
+            self.remember_server(&tenant, &name);
         }
         events.push(TrailEvent::Payload {
             time,
@@ -73,7 +80,8 @@ impl Enricher {
 
     pub(super) fn plaintext_host(&mut self, host: PlaintextHost, events: &mut Vec<TrailEvent>) {
         if let Some(name) = &host.name {
-            self.remember_server(name);
+            let tenant = self.tenant_of(host.owner);
+            self.remember_server(&tenant, name);
         }
         events.push(TrailEvent::Payload {
             time: host.time,
@@ -88,6 +96,7 @@ impl Enricher {
 
     pub(super) fn dns_response(
         &mut self,
+        owner: SocketOwner,
         time: Timestamp,
         answer: DnsAnswer,
         events: &mut Vec<TrailEvent>,
@@ -95,11 +104,13 @@ impl Enricher {
         let DnsAnswer {
             names, addresses, ..
         } = answer;
+        let tenant = self.tenant_of(owner);
         for name in &names {
-            self.remember_server(name);
+            self.remember_server(&tenant, name);
         }
         events.push(TrailEvent::Resolved {
             time,
+            tenant,
             names,
             addresses,
         });
@@ -156,11 +167,11 @@ impl Enricher {
     }
 
     /// Remembers a name, to recognise its fingerprint later.
-    fn remember_server(&mut self, name: &str) {
+    fn remember_server(&mut self, tenant: &Tenant, name: &str) {
         // A request may contain the name with the trailing dot of the root.
         for spelling in [name, &format!("{name}.")] {
             let fingerprint = self.credentials.print_of(spelling);
-            self.servers.insert(fingerprint, name.to_owned());
+            self.servers.insert(tenant, fingerprint, name.to_owned());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Enriches observations to events for the trail: the workload of the process, the credential in
 //! the file, the name of the destination. One module per family of observations.
 
+mod backlog;
 mod connection;
 mod environment;
 mod file;
@@ -17,14 +18,17 @@ use crate::{
     observed::file::FileId,
     reader::{ReadId, ReadResult, protocol::ReadRequest},
     sensor::observation::{
-        Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, StdoutPipe,
+        Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, SocketOwner, StdoutPipe,
     },
 };
+use backlog::Dropped;
+pub use backlog::DroppedOfGroup;
 use connection::PendingObjects;
 use file::{FileReads, READS_CACHED};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
     counted_lru::CountedLru,
+    fair_cache::{FairCache, Tenant},
     model::{Credential, Place, Source, Subject, Workload},
     trail::{Actor, PickUp, TrailEvent},
 };
@@ -64,12 +68,14 @@ pub struct Enricher {
     /// Number of payloads that began like a ClientHello and could not be parsed.
     pub(super) malformed: u64,
     /// Names of servers, by their fingerprint.
-    servers: CountedLru<u64, String>,
+    servers: FairCache<u64, String>,
     /// Credentials presented in a TLS write whose socket is not known yet, by write.
     presented: BTreeMap<u64, Vec<PendingPresentation>>,
     pending_objects: PendingObjects,
     /// When exited processes were last evicted.
     evicted: Timestamp,
+    /// Observations that were dropped because there were too many, since they were last taken.
+    dropped: Dropped,
 }
 
 impl Enricher {
@@ -87,22 +93,23 @@ impl Enricher {
             reads: PendingReads::default(),
             wanted: WantedFiles::default(),
             malformed: 0,
-            servers: CountedLru::new(SERVER_NAMES_CACHED),
+            servers: FairCache::new(SERVER_NAMES_CACHED),
             presented: BTreeMap::new(),
             pending_objects: PendingObjects::default(),
             evicted: Timestamp::UNIX_EPOCH,
+            dropped: Dropped::new(),
         }
     }
 
     /// Converts a batch of observations to events, in order, as far as the answers of the reader
-    /// allow, and until there are many. Returns whether more can be converted at once.
+    /// allow, and until there are many events.
     pub fn process(
         &mut self,
         observations: &mut Vec<Observation>,
         answers: Vec<(ReadId, ReadResult)>,
         now: Timestamp,
         events: &mut Vec<TrailEvent>,
-    ) -> bool {
+    ) {
         if self.reads.queue.is_empty() {
             // Without a copy: there may be tens of thousands.
             self.reads.queue = std::mem::take(observations).into();
@@ -112,7 +119,8 @@ impl Enricher {
         for (id, result) in answers {
             self.take_answer(id, result, events);
         }
-        self.advance(now, events)
+        self.drop_excess(now);
+        self.advance(now, events);
     }
 
     /// Converts an observation that needs nothing from the reader, or has it, and those of `rest`
@@ -135,9 +143,11 @@ impl Enricher {
             Observation::Refused { cookie } => {
                 events.push(TrailEvent::Refused { connection: cookie });
             }
-            Observation::Payload(payload) => self.first_payload(payload, events),
+            Observation::Payload(owner, payload) => self.first_payload(owner, payload, events),
             Observation::PlaintextHost(host) => self.plaintext_host(host, events),
-            Observation::DnsResponse(time, answer) => self.dns_response(time, answer, events),
+            Observation::DnsResponse(owner, time, answer) => {
+                self.dns_response(owner, time, answer, events);
+            }
             Observation::Presented(presentation) => self.presented_in_tls(presentation),
             Observation::Plaintext(secret) => self.presented_in_plaintext(secret, events),
             Observation::Minted(secret) => self.minted(secret, rest, events),
@@ -200,6 +210,11 @@ impl Enricher {
     /// Whether an observation waits for the reader.
     pub fn is_waiting(&self) -> bool {
         self.reads.is_waiting()
+    }
+
+    /// Whether an observation can be converted at once.
+    pub fn has_more(&self) -> bool {
+        !self.reads.queue.is_empty() && !self.reads.is_waiting()
     }
 
     /// Until when all observations are enriched, except those that are set aside.
@@ -297,6 +312,11 @@ impl Enricher {
         entry
             .and_then(|entry| entry.group.container.clone())
             .unwrap_or_default()
+    }
+
+    /// Whose share of bounded tables an owner of sockets uses.
+    fn tenant_of(&mut self, owner: SocketOwner) -> Tenant {
+        self.attribution.tenant_of_cgroup(owner.cgroup, owner.user)
     }
 
     fn actor(&mut self, subject: Subject) -> Actor {

@@ -4,7 +4,6 @@ use super::Enricher;
 use crate::sensor::observation::{Observation, ObservedPresentation, PlaintextSecret};
 use jiff::Timestamp;
 use monitor_core::{
-    fair_cache::Tenant,
     model::{Credential, Place},
     trail::{Actor, Presented, TrailEvent},
 };
@@ -57,10 +56,8 @@ impl Enricher {
         presented: PlaintextSecret,
         events: &mut Vec<TrailEvent>,
     ) {
-        // Whose connection it is, only the trail knows.
-        let (mut credential, place) = self
-            .credentials
-            .presented(&Tenant::default(), presented.secret);
+        let tenant = self.tenant_of(presented.owner);
+        let (mut credential, place) = self.credentials.presented(&tenant, presented.secret);
         self.resolve_issued_to(&mut credential);
         events.push(TrailEvent::Clear {
             time: presented.time,
@@ -143,13 +140,19 @@ impl Enricher {
         rest: &mut VecDeque<Observation>,
         events: &mut Vec<TrailEvent>,
     ) {
-        let PlaintextSecret { time, cookie, .. } = first;
+        let PlaintextSecret {
+            time,
+            owner,
+            cookie,
+            ..
+        } = first;
+        let tenant = self.tenant_of(owner);
         let mut secrets = vec![first.secret];
         let same_response = |next: &mut Observation| matches!(next, Observation::Minted(next) if (next.time, next.cookie) == (time, cookie));
         while let Some(Observation::Minted(next)) = rest.pop_front_if(same_response) {
             secrets.push(next.secret);
         }
-        for (credential, place) in self.credentials.minted(&secrets) {
+        for (credential, place) in self.credentials.minted(&tenant, &secrets) {
             events.push(TrailEvent::Minted {
                 time,
                 connection: cookie,

@@ -6,7 +6,11 @@
 
 mod answers;
 
-use super::{Enricher, wait_budget::WaitBudget};
+use super::{
+    Enricher,
+    backlog::{WAITING_QUEUE_MAX, queued_since},
+    wait_budget::WaitBudget,
+};
 use crate::{
     credential::{CredentialFile, MountView, OpenedFile},
     observed::file::FileId,
@@ -23,12 +27,14 @@ use monitor_core::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-/// If more observations than this are in the queue, none waits for its answer.
-const QUEUE_MAX: usize = 32_768;
 /// Observations for which an empty queue keeps its memory.
 const QUEUE_KEPT: usize = 4_096;
 /// Events that are evaluated at a time: each is much larger than its observation.
 const EVENTS_MAX: usize = 1_024;
+
+/// A wait that makes what is in the queue late, through no fault of its owners. How often there can
+/// be one is limited by [`WaitBudget`].
+const LONG_WAIT: SignedDuration = SignedDuration::from_millis(100);
 
 /// Attempts to find the files of an earlier run again, after the first.
 const RECOVER_RETRIES: usize = 2;
@@ -99,7 +105,7 @@ struct EnvironmentUse {
 
 /// What the first observation waits for.
 #[derive(Debug)]
-struct HeadReads {
+pub(super) struct HeadReads {
     since: Timestamp,
     limit: SignedDuration,
     file: Option<HeadFile>,
@@ -147,7 +153,9 @@ impl HeadReads {
 #[derive(Debug, Default)]
 pub(super) struct PendingReads {
     pub queue: VecDeque<Observation>,
-    head: Option<HeadReads>,
+    pub head: Option<HeadReads>,
+    /// Until when the first observation last waited for an answer for [`LONG_WAIT`].
+    pub resumed: Timestamp,
     next: u64,
     purposes: BTreeMap<ReadId, ReadPurpose>,
     /// Not submitted yet.
@@ -231,9 +239,12 @@ impl PendingReads {
         subjects.filter_map(ReadPurpose::subject).collect()
     }
 
-    /// Since when the first observation waits, if it does.
+    /// Since when the first observation waits for an answer, or for its turn, if it does.
     pub fn waiting_since(&self) -> Option<Timestamp> {
-        Some(self.head.as_ref()?.since)
+        match &self.head {
+            Some(head) => Some(head.since),
+            None => queued_since(&self.queue),
+        }
     }
 
     fn remember_late(&mut self, device: u32) {
@@ -268,13 +279,18 @@ impl Enricher {
             if let Some(head) = &self.reads.head
                 && !head.is_complete()
                 && !head.is_overdue(now)
-                && self.reads.queue.len() < QUEUE_MAX
+                && self.reads.queue.len() < WAITING_QUEUE_MAX
                 && !self.reads.ends
             {
                 self.reads.queue.push_front(observation);
                 return false;
             }
             let head = self.reads.head.take();
+            if let Some(head) = &head
+                && now.duration_since(head.since).abs() >= LONG_WAIT
+            {
+                self.reads.resumed = now;
+            }
             // Answers that come in time cost little.
             if let Some(head) = head.as_ref().filter(|head| !head.is_complete()) {
                 let waited = now.duration_since(head.since);

@@ -294,10 +294,10 @@ impl Canary {
             }
             Observation::FileRepeated(opens) => self.subjects.contains(&opens.key.subject),
             Observation::Refused { cookie } => self.cookies.contains(cookie),
-            Observation::Payload(payload) => self.cookies.contains(&payload.cookie),
+            Observation::Payload(_, payload) => self.cookies.contains(&payload.cookie),
             Observation::PlaintextHost(host) => self.cookies.contains(&host.cookie),
             Observation::Plaintext(secret) => self.cookies.contains(&secret.cookie),
-            Observation::DnsResponse(_, answer) => self.cookies.contains(&answer.cookie),
+            Observation::DnsResponse(_, _, answer) => self.cookies.contains(&answer.cookie),
             Observation::Minted(_)
             | Observation::WriteRejected { .. }
             | Observation::WriteSent { .. } => false,
@@ -352,12 +352,12 @@ impl Canary {
                 (step, true)
             }
             Observation::Refused { .. } => (CanaryStep::Refused, true),
-            Observation::Payload(payload) => (CanaryStep::Hello, payload.hello.is_some()),
+            Observation::Payload(_, payload) => (CanaryStep::Hello, payload.hello.is_some()),
             Observation::Plaintext(secret) => (
                 CanaryStep::Plaintext,
                 self.is_secret(secret.secret.fingerprint),
             ),
-            Observation::DnsResponse(_, answer) => {
+            Observation::DnsResponse(_, _, answer) => {
                 let is_named = |mark: &CanaryMark| answer.names.contains(&mark.host());
                 (CanaryStep::Dns, self.any_mark(is_named))
             }
