@@ -51,8 +51,8 @@ pub const fn size_of_list(len: usize) -> usize {
     1 + len / 4
 }
 
-/// As [`fair_cap`], of members of groups with these totals: first the groups have shares, and then the
-/// members within each. By group.
+/// The most that each member of a group may keep, by group, if all together may keep `allowed`: first
+/// the groups have equal shares, and then the members within each. Whoever has less keeps all of it.
 pub fn fair_caps<G: Hash + Eq>(
     members: impl IntoIterator<Item = (G, u64)>,
     allowed: u64,
