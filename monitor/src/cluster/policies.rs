@@ -1,9 +1,10 @@
 //! Expectations in the cluster: the custom resource `CredentialPolicy`.
 //!
-//! Every agent reads all of them. A resource that cannot be parsed keeps its last accepted version
-//! in force, and its status says why. All agents compute the same status, so only the first one has
-//! to write it. Accepted resources are kept in the state directory: an agent that starts while the
-//! API is unavailable uses them.
+//! Every agent reads all of them. A resource that cannot be parsed, or for which there is no room
+//! beside the others, keeps its last accepted version in force, and its status says why. All agents
+//! compute the same status, from the resources alone, so only the first one has to write it. Accepted
+//! resources are kept in the state directory: an agent that starts while the API is unavailable uses
+//! them.
 
 use super::{WatchEvent, WatchHandler, follow};
 use crate::{config::Config, private_file};
@@ -15,11 +16,11 @@ use kube::{
 };
 use monitor_core::{
     catalog::Catalog,
-    policy::expectation::{Expectations, limits::check_limits},
+    policy::expectation::{Expectations, limits::PolicySize},
 };
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -41,14 +42,20 @@ pub struct ClusterPolicies(Arc<Mutex<PolicyState>>);
 
 #[derive(Debug, Default)]
 struct PolicyState {
-    /// Accepted spec and its parsed form, by name; ordered, so that every agent uses the same
-    /// order.
-    accepted: BTreeMap<String, (Value, Expectations)>,
-    /// Names of resources whose current version is not accepted.
-    refused: BTreeSet<String>,
+    /// By name, so that every agent uses the same order.
+    accepted: BTreeMap<String, AcceptedPolicy>,
+    /// Number of resources whose current version is not accepted.
+    refused: usize,
     version: u64,
     /// Where they are stored, if anywhere.
     file: Option<PathBuf>,
+}
+
+/// A spec that is in force, and its parsed form.
+#[derive(Clone, Debug)]
+struct AcceptedPolicy {
+    spec: Value,
+    expectations: Arc<Expectations>,
 }
 
 /// The expectations in force.
@@ -75,14 +82,14 @@ impl ClusterPolicies {
         let accepted: BTreeMap<_, _> = kept
             .into_iter()
             .filter_map(|(name, spec)| {
-                let expectations = parse_policy(&name, &spec).ok()?;
-                Some((name, (spec, expectations)))
+                let expectations = Arc::new(parse_policy(&name, &spec).ok()?);
+                Some((name, AcceptedPolicy { spec, expectations }))
             })
             .collect();
         Self(Arc::new(Mutex::new(PolicyState {
             version: u64::from(!accepted.is_empty()),
             accepted,
-            refused: BTreeSet::new(),
+            refused: 0,
             file: Some(file),
         })))
     }
@@ -95,9 +102,9 @@ impl ClusterPolicies {
             expectations: held
                 .accepted
                 .values()
-                .map(|(_, expectations)| expectations.clone())
+                .map(|policy| (*policy.expectations).clone())
                 .collect(),
-            refused: held.refused.len(),
+            refused: held.refused,
         })
     }
 
@@ -105,56 +112,47 @@ impl ClusterPolicies {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses expectations that are too large together with the others in force.
-    fn check_limits_with(&self, name: &str, parsed: Expectations) -> Result<Expectations, String> {
-        let held = self.lock();
-        let others = held.accepted.iter().filter(|(other, _)| *other != name);
-        let others = others.map(|(_, (_, expectations))| expectations);
-        check_limits(others.chain([&parsed]))
-            .map_err(|error| format!("together with the other policies: {error}"))?;
-        drop(held);
-        Ok(parsed)
-    }
-
-    fn put(&self, name: &str, spec: &Value, judged: &Result<Expectations, String>) {
-        self.publish(|held| match judged {
-            Ok(expectations) => {
-                let same = held.accepted.get(name).is_some_and(|(old, _)| old == spec);
-                let entry = (spec.clone(), expectations.clone());
-                held.accepted.insert(name.to_owned(), entry);
-                held.refused.remove(name) || !same
-            }
-            Err(_) => held.refused.insert(name.to_owned()),
-        });
-    }
-
-    fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        self.publish(|held| {
-            let before = (held.accepted.len(), held.refused.len());
-            held.accepted.retain(|name, _| is_there(name));
-            held.refused.retain(|name| is_there(name));
-            before != (held.accepted.len(), held.refused.len())
-        });
-    }
-
-    /// Publishes a change to the pipeline, and stores it.
-    fn publish(&self, make: impl FnOnce(&mut PolicyState) -> bool) {
+    /// Publishes what was accepted to the pipeline, and stores it. Of a resource whose current version
+    /// is refused, the last accepted version stays, as far as there is room.
+    fn replace(
+        &self,
+        mut accepted: BTreeMap<String, AcceptedPolicy>,
+        mut size: PolicySize,
+        refused: &[&String],
+    ) {
         let mut held = self.lock();
-        if !make(&mut held) {
+        for name in refused {
+            let Some(previous) = held.accepted.get(*name) else {
+                continue;
+            };
+            match size.plus(&previous.expectations) {
+                Ok(larger) => {
+                    size = larger;
+                    accepted.insert((*name).clone(), previous.clone());
+                }
+                Err(error) => {
+                    tracing::error!(policy = name.as_str(), %error, "the previous version of a CredentialPolicy is no longer in force");
+                }
+            }
+        }
+        let specs = |policies: &BTreeMap<String, AcceptedPolicy>| {
+            let specs = policies.iter();
+            specs
+                .map(|(name, policy)| (name.clone(), policy.spec.clone()))
+                .collect::<BTreeMap<String, Value>>()
+        };
+        let (before, after) = (specs(&held.accepted), specs(&accepted));
+        if before == after && held.refused == refused.len() {
             return;
         }
+        (held.accepted, held.refused) = (accepted, refused.len());
         held.version += 1;
         let Some(file) = held.file.clone() else {
             return;
         };
-        let specs: BTreeMap<String, Value> = held
-            .accepted
-            .iter()
-            .map(|(name, (spec, _))| (name.clone(), spec.clone()))
-            .collect();
         // The pipeline reads every second, and must not wait for a disk.
         drop(held);
-        if let Err(error) = private_file::write(&file, &json!(specs).to_string(), None) {
+        if let Err(error) = private_file::write(&file, &json!(after).to_string(), None) {
             tracing::warn!(file = %file.display(), %error, "cannot store the expectations of the cluster for the next start");
         }
     }
@@ -180,11 +178,7 @@ impl PolicyReviewer {
     /// Never returns.
     pub async fn follow(&mut self, config: watcher::Config) {
         let (status_queue, statuses) = unbounded_channel();
-        let memory = PolicyWatch {
-            policies: self.policies.clone(),
-            names: BTreeMap::new(),
-            status_queue,
-        };
+        let memory = PolicyWatch::new(self.policies.clone(), status_queue);
         tokio::join!(
             follow(PLURAL, self.api.clone(), config, memory),
             self.write(statuses)
@@ -205,54 +199,135 @@ impl PolicyReviewer {
     }
 }
 
-/// The known resources, and the queue of statuses to write.
+/// A resource as the cluster has it.
+#[derive(Debug)]
+struct KnownPolicy {
+    uid: String,
+    created: Option<Timestamp>,
+    generation: i64,
+    spec: Value,
+    parsed: Result<Arc<Expectations>, String>,
+    /// As the cluster has it, or as it was last sent there.
+    status: Option<Value>,
+    /// Why it was last refused.
+    refused: Option<String>,
+}
+
+impl KnownPolicy {
+    /// What is in force must not be displaced by changes of others, on any agent: the status says what
+    /// is. Among the rest, the oldest come first.
+    fn precedence<'a>(&self, name: &'a str) -> (bool, Option<Timestamp>, &'a str) {
+        let condition = self.status.as_ref().and_then(accepted_condition);
+        let is_accepted = condition.is_some_and(|condition| {
+            condition["status"] == "True" && condition["observedGeneration"] == self.generation
+        });
+        (!is_accepted, self.created, name)
+    }
+}
+
+/// The known resources by name, and the queue of statuses to write.
 #[derive(Debug)]
 struct PolicyWatch {
     policies: ClusterPolicies,
-    /// Names by uid.
-    names: BTreeMap<String, String>,
+    known: BTreeMap<String, KnownPolicy>,
+    /// All resources are known: until then what was stored stays in force.
+    listed: bool,
     status_queue: UnboundedSender<(String, Value)>,
 }
 
 impl WatchHandler<DynamicObject> for PolicyWatch {
     fn deliver(&mut self, event: WatchEvent<'_, DynamicObject>) {
         match event {
-            WatchEvent::There(object) => {
-                let (Some(name), Some(uid)) = (&object.metadata.name, &object.metadata.uid) else {
-                    return;
-                };
-                let spec = object.data.get("spec").unwrap_or(&Value::Null);
-                let judged = parse_policy(name, spec)
-                    .and_then(|parsed| self.policies.check_limits_with(name, parsed));
-                self.names.insert(uid.clone(), name.clone());
-                self.policies.put(name, spec, &judged);
-                if let Err(reason) = &judged {
-                    tracing::error!(policy = name, %reason, "CredentialPolicy rejected; its previous version stays in force");
-                }
-                let generation = object.metadata.generation.unwrap_or(0);
-                let before = object.data.get("status");
-                if let Some(status) = status_update(before, generation, &judged, Timestamp::now()) {
-                    // The receiver is dropped only with the agent.
-                    let _ = self.status_queue.send((name.clone(), status));
-                }
-            }
+            WatchEvent::There(object) => self.remember(object),
             WatchEvent::Gone(object) => {
-                if let Some(name) = &object.metadata.name {
-                    self.policies.retain(|existing| existing != name);
-                }
+                let (name, uid) = (&object.metadata.name, &object.metadata.uid);
+                self.known.retain(|known, policy| {
+                    Some(known) != name.as_ref() || Some(&policy.uid) != uid.as_ref()
+                });
             }
-            WatchEvent::All(uids) => self.retain(uids),
-            WatchEvent::Down(_) => {}
+            WatchEvent::All(uids) => {
+                self.known.retain(|_, policy| uids.contains(&policy.uid));
+                self.listed = true;
+            }
+            WatchEvent::Down(_) => return,
+        }
+        if self.listed {
+            self.judge();
         }
     }
 }
 
 impl PolicyWatch {
-    fn retain(&mut self, uids: &HashSet<String>) {
-        self.names.retain(|uid, _| uids.contains(uid));
-        let existing: HashSet<&String> = self.names.values().collect();
-        self.policies
-            .retain(|name| existing.contains(&name.to_owned()));
+    fn new(policies: ClusterPolicies, status_queue: UnboundedSender<(String, Value)>) -> Self {
+        Self {
+            policies,
+            known: BTreeMap::new(),
+            listed: false,
+            status_queue,
+        }
+    }
+
+    fn remember(&mut self, object: &DynamicObject) {
+        let (Some(name), Some(uid)) = (&object.metadata.name, &object.metadata.uid) else {
+            return;
+        };
+        let spec = object.data.get("spec").unwrap_or(&Value::Null);
+        let before = self.known.remove(name);
+        let created = object.metadata.creation_timestamp.as_ref();
+        let policy = KnownPolicy {
+            uid: uid.clone(),
+            created: created.map(|time| time.0),
+            generation: object.metadata.generation.unwrap_or(0),
+            spec: spec.clone(),
+            parsed: parse_policy(name, spec).map(Arc::new),
+            status: object.data.get("status").cloned(),
+            refused: before.and_then(|before| before.refused),
+        };
+        self.known.insert(name.clone(), policy);
+    }
+
+    /// Decides which resources are in force, and tells their statuses.
+    fn judge(&mut self) {
+        let mut ordered: Vec<(&String, &mut KnownPolicy)> = self.known.iter_mut().collect();
+        ordered.sort_by(|(one, first), (other, second)| {
+            first.precedence(one).cmp(&second.precedence(other))
+        });
+        let mut size = PolicySize::default();
+        let (mut accepted, mut refused) = (BTreeMap::new(), Vec::new());
+        for (name, policy) in ordered {
+            let judged = policy.parsed.clone().and_then(|expectations| {
+                size = size
+                    .plus(&expectations)
+                    .map_err(|error| format!("together with the other policies: {error}"))?;
+                Ok(expectations)
+            });
+            let status = status_update(
+                policy.status.as_ref(),
+                policy.generation,
+                &judged,
+                Timestamp::now(),
+            );
+            match judged {
+                Ok(expectations) => {
+                    policy.refused = None;
+                    let spec = policy.spec.clone();
+                    accepted.insert(name.clone(), AcceptedPolicy { spec, expectations });
+                }
+                Err(reason) => {
+                    if policy.refused.as_ref() != Some(&reason) {
+                        tracing::error!(policy = name.as_str(), %reason, "CredentialPolicy rejected; its previous version stays in force");
+                    }
+                    policy.refused = Some(reason);
+                    refused.push(name);
+                }
+            }
+            if let Some(status) = status {
+                policy.status = Some(status.clone());
+                // The receiver is dropped only with the agent.
+                let _ = self.status_queue.send((name.clone(), status));
+            }
+        }
+        self.policies.replace(accepted, size, &refused);
     }
 }
 
@@ -282,11 +357,19 @@ fn without_position(error: &str) -> String {
     reason.trim().to_owned()
 }
 
+/// The condition of a status that says whether the resource is accepted.
+fn accepted_condition(status: &Value) -> Option<&Value> {
+    let conditions = status.get("conditions")?.as_array()?;
+    conditions
+        .iter()
+        .find(|condition| condition["type"] == ACCEPTED_CONDITION)
+}
+
 /// The status that a resource should have; `None` if it has it already.
 fn status_update(
     before: Option<&Value>,
     generation: i64,
-    judged: &Result<Expectations, String>,
+    judged: &Result<Arc<Expectations>, String>,
     now: Timestamp,
 ) -> Option<Value> {
     let (status, reason, message, credentials) = match judged {
@@ -300,11 +383,7 @@ fn status_update(
         }
         Err(message) => ("False", "Invalid", message.clone(), 0),
     };
-    let condition = before
-        .and_then(|before| before.get("conditions")?.as_array())
-        .into_iter()
-        .flatten()
-        .find(|condition| condition["type"] == ACCEPTED_CONDITION);
+    let condition = before.and_then(accepted_condition);
     let same = condition.is_some_and(|condition| {
         condition["status"] == status
             && condition["reason"] == reason
@@ -333,116 +412,4 @@ fn status_update(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn good() -> Value {
-        json!({ "credentials": [{ "name": "payments",
-            "match": { "file": "/run/secrets/payments" }, "destinations": ["*.example:443"] }] })
-    }
-
-    fn object(name: &str, spec: &Value, status: Option<&Value>) -> DynamicObject {
-        let mut object = json!({
-            "apiVersion": format!("{GROUP}/{VERSION}"), "kind": KIND,
-            "metadata": { "name": name, "uid": format!("uid-{name}"), "generation": 3 },
-            "spec": spec,
-        });
-        if let Some(status) = status {
-            object["status"] = status.clone();
-        }
-        serde_json::from_value(object).expect("an object")
-    }
-
-    #[test]
-    fn an_invalid_policy_is_reported_and_does_not_replace_a_valid_one() {
-        let policies = ClusterPolicies::default();
-        let (status_queue, mut statuses) = unbounded_channel();
-        let mut memory = PolicyWatch {
-            policies: policies.clone(),
-            names: BTreeMap::new(),
-            status_queue,
-        };
-        memory.deliver(WatchEvent::There(&object("a", &good(), None)));
-        let held = policies.since(0).expect("it has changed");
-        assert_eq!((held.expectations.len(), held.refused), (1, 0));
-        let (name, status) = statuses.try_recv().expect("a status");
-        assert_eq!(name, "a");
-        assert_eq!(status["conditions"][0]["status"], "True");
-        assert_eq!(status["credentials"], 1);
-        // An identical resource needs no status update.
-        memory.deliver(WatchEvent::There(&object("a", &good(), Some(&status))));
-        assert!(statuses.try_recv().is_err());
-        for wrong in [
-            json!({ "credentials": [{ "name": "x", "match": { "file": "/a" }, "readerz": [] }] }),
-            json!({ "credentials": [{ "name": "x", "match": { "file": "/a/[" } }] }),
-            json!({ "state_dir": "/etc" }),
-            Value::Null,
-        ] {
-            memory.deliver(WatchEvent::There(&object("a", &wrong, Some(&status))));
-            let held = policies.since(0).expect("it has changed");
-            assert_eq!((held.expectations.len(), held.refused), (1, 1), "{wrong}");
-            let (_, status) = statuses.try_recv().expect("a status");
-            let condition = &status["conditions"][0];
-            assert_eq!(condition["status"], "False", "{wrong}");
-            assert_ne!(condition["message"], "", "{wrong}");
-        }
-        memory.deliver(WatchEvent::Gone(&object("a", &good(), None)));
-        let held = policies.since(0).expect("it has changed");
-        assert_eq!((held.expectations.len(), held.refused), (0, 0));
-        assert!(policies.since(held.version).is_none());
-    }
-
-    #[test]
-    fn stored_policies_apply_until_the_cluster_answers() {
-        let state = tempfile::tempdir().expect("a directory");
-        let remember = |policies: &ClusterPolicies| PolicyWatch {
-            policies: policies.clone(),
-            names: BTreeMap::new(),
-            status_queue: unbounded_channel().0,
-        };
-        let first = ClusterPolicies::restore(state.path());
-        assert!(first.since(0).is_none());
-        let mut memory = remember(&first);
-        memory.deliver(WatchEvent::There(&object("a", &good(), None)));
-        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
-        let version = first.since(0).expect("it has changed").version;
-        // A status update does not change the expectations.
-        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
-        assert!(first.since(version).is_none());
-        let second = ClusterPolicies::restore(state.path());
-        let held = second.since(0).expect("what was kept");
-        assert_eq!(held.expectations.len(), 2);
-        let mut memory = remember(&second);
-        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
-        memory.deliver(WatchEvent::All(&HashSet::from(["uid-b".to_owned()])));
-        let third = ClusterPolicies::restore(state.path());
-        assert_eq!(third.since(0).expect("what was kept").expectations.len(), 1);
-        fs::write(state.path().join(STATE_FILE), "[1,").expect("a file");
-        assert!(ClusterPolicies::restore(state.path()).since(0).is_none());
-    }
-
-    #[test]
-    fn policies_deleted_during_an_outage_are_removed() {
-        let policies = ClusterPolicies::default();
-        let (status_queue, _told) = unbounded_channel();
-        let mut memory = PolicyWatch {
-            policies: policies.clone(),
-            names: BTreeMap::new(),
-            status_queue,
-        };
-        memory.deliver(WatchEvent::There(&object("a", &good(), None)));
-        memory.deliver(WatchEvent::There(&object("b", &good(), None)));
-        memory.deliver(WatchEvent::All(&HashSet::from(["uid-b".to_owned()])));
-        let held = policies.since(0).expect("it has changed");
-        assert_eq!(held.expectations.len(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_accepted_or_refused(text in "\\PC{0,40}", field in "[a-z]{0,12}") {
-            let _ = parse_policy("x", &json!({ "credentials": text }));
-            let _ = parse_policy("x", &json!({ field: [text] }));
-        }
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use self::{
 use monitor_core::{
     catalog::Catalog,
     policy::expectation::{
-        AuthenticatorEntry, Expectation, Expectations, PolicyMode, check, limits::check_limits,
+        AuthenticatorEntry, Expectation, Expectations, PolicyMode, check, limits::PolicySize,
     },
 };
 use serde::Deserialize;
@@ -161,7 +161,7 @@ impl Config {
     /// expectations name. `path` is the configuration's own. Expectations that are too large are
     /// refused.
     pub fn catalog(&self, path: Option<&Path>) -> Result<Arc<Catalog>, ConfigError> {
-        check_limits([&self.expectations])?;
+        PolicySize::default().plus(&self.expectations)?;
         let added = match &self.settings.catalog {
             Some(catalog) => {
                 let file = path.map_or(Path::new("."), base).join(catalog);

@@ -30,13 +30,18 @@ pub(super) fn intern(
     Ok(connection.last_insert_rowid())
 }
 
-/// A loss that is reported again within this time, in microseconds, is the same gap.
+/// A counted loss that is reported again within this time, in microseconds, is the same gap.
 const REPEATED_WITHIN_MICROS: i64 = 30_000_000;
 
 /// An open gap that exists already continues; its count grows.
 pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<()> {
     // A gap that is reported again, with its end or without, is still the same; and so is a loss that
-    // goes on.
+    // goes on. Times without an agent are not joined: what was seen between them is not missing.
+    let within = if gap.count > 0 {
+        REPEATED_WITHIN_MICROS
+    } else {
+        0
+    };
     let known: Option<i64> = connection
         .prepare_cached(
             "SELECT id FROM gap WHERE kind = ?1 AND probe IS ?2 AND detail = ?3
@@ -50,7 +55,7 @@ pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<
                 gap.detail,
                 micros(gap.since),
                 gap.until.map(micros),
-                REPEATED_WITHIN_MICROS,
+                within,
             ],
             |row| row.get(0),
         )
@@ -84,4 +89,48 @@ pub(super) fn write_gap(connection: &Connection, gap: &Gap) -> rusqlite::Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::schema::migrate;
+    use std::path::Path;
+
+    /// The gaps after some were written, from second to second.
+    fn written(gaps: &[(u64, i64, i64)]) -> Vec<(i64, i64, i64)> {
+        let mut connection = Connection::open_in_memory().expect("a database");
+        migrate(&mut connection, Path::new("ledger")).expect("a schema");
+        let at = |second| jiff::Timestamp::from_second(second).expect("in range");
+        for (count, since, until) in gaps {
+            let gap = Gap {
+                kind: "a-kind".to_owned(),
+                probe: None,
+                detail: "a detail".to_owned(),
+                since: at(*since),
+                until: Some(at(*until)),
+                count: *count,
+                blind: false,
+            };
+            write_gap(&connection, &gap).expect("written");
+        }
+        let mut all = connection
+            .prepare("SELECT count, since / 1000000, until / 1000000 FROM gap ORDER BY id")
+            .expect("a statement");
+        let rows = all.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        rows.expect("rows").map(|row| row.expect("a row")).collect()
+    }
+
+    #[test]
+    fn losses_that_go_on_are_one_gap_and_times_without_an_agent_are_several() {
+        assert_eq!(written(&[(5, 10, 11), (7, 20, 21)]), [(12, 10, 21)]);
+        assert_eq!(
+            written(&[(5, 10, 11), (7, 60, 61)]),
+            [(5, 10, 11), (7, 60, 61)]
+        );
+        assert_eq!(
+            written(&[(0, 10, 11), (0, 20, 21)]),
+            [(0, 10, 11), (0, 20, 21)]
+        );
+    }
 }

@@ -28,15 +28,7 @@ pub struct PolicyLimitError {
     pub limit: usize,
 }
 
-/// Checks the limits for expectations that are in force together.
-pub fn check_limits<'a>(
-    all: impl IntoIterator<Item = &'a Expectations>,
-) -> Result<(), PolicyLimitError> {
-    let none = PolicySize::default();
-    all.into_iter().try_fold(none, PolicySize::plus).map(drop)
-}
-
-/// What is limited.
+/// What is limited, of expectations that are in force together.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PolicySize {
     credentials: usize,
@@ -125,7 +117,8 @@ mod tests {
     use super::*;
 
     fn check(yaml: &str) -> Result<(), PolicyLimitError> {
-        check_limits([&serde_saphyr::from_str(yaml).expect("valid")])
+        let expectations = serde_saphyr::from_str(yaml).expect("valid");
+        PolicySize::default().plus(&expectations).map(drop)
     }
 
     fn refused(yaml: &str) -> (&'static str, usize) {

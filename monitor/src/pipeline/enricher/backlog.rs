@@ -19,8 +19,7 @@ pub(super) const WAITING_QUEUE_MAX: usize = QUEUE_MAX / 2;
 const QUEUE_MAX_LATE: usize = 4_096;
 /// An observation is late after this time: a theft must be reported within a second.
 const LATE: SignedDuration = SignedDuration::from_millis(400);
-/// Observations of the connections of unknown processes say no time; the time of the queue is that
-/// of one of its first.
+/// Some observations say no time; the time of the queue is that of one of its first.
 const TIME_SEARCH: usize = 64;
 
 /// Observations that were dropped, by cgroup and probe.
@@ -50,6 +49,12 @@ pub(super) fn queued_since(queue: &VecDeque<Observation>) -> Option<Timestamp> {
     queue.iter().take(TIME_SEARCH).find_map(Observation::time)
 }
 
+/// As [`queued_since`], of those that a probe sent.
+fn sent_since(queue: &VecDeque<Observation>) -> Option<Timestamp> {
+    let time = |observation: &Observation| owner(observation).and(observation.time());
+    queue.iter().take(TIME_SEARCH).find_map(time)
+}
+
 impl Enricher {
     /// Drops observations if the queue is too long, or its first one late.
     pub(super) fn drop_excess(&mut self, now: Timestamp) {
@@ -58,7 +63,7 @@ impl Enricher {
             return;
         }
         // While the queue waited for a reader, nothing in it could be enriched.
-        let since = queued_since(queue).map(|since| since.max(self.reads.resumed));
+        let since = sent_since(queue).map(|since| since.max(self.reads.resumed));
         let is_late = self.reads.head.is_none()
             // The clock may have been set back.
             && since.is_some_and(|since| now.duration_since(since).abs() > LATE);
@@ -88,12 +93,20 @@ impl Enricher {
     }
 }
 
+/// Whose records are that do not say it: their share is nobody else's.
+const NOBODY: SocketOwner = SocketOwner {
+    cgroup: 0,
+    user: u32::MAX,
+};
+
 /// Whose an observation is, and its probe; `None` if no probe sent it: the number of those is limited.
-/// Where the record does not say whose it is, nobody's.
 fn owner(observation: &Observation) -> Option<(SocketOwner, Probe)> {
-    let owner = observation.owner();
-    let is_sent = owner.is_none_or(|owner| owner.cgroup != 0);
-    is_sent.then(|| (owner.unwrap_or_default(), observation.probe()))
+    let owner = match observation {
+        Observation::FileRepeated(_) => return None,
+        _ => observation.owner().unwrap_or(NOBODY),
+    };
+    let is_sent = owner == NOBODY || owner.cgroup != 0;
+    is_sent.then(|| (owner, observation.probe()))
 }
 
 /// Reduces the droppable observations to `allowed`: groups have equal shares, and within each its
@@ -137,9 +150,9 @@ fn drop_from(
             *left -= 1;
             return true;
         }
-        let (SocketOwner { cgroup, user }, probe) = owner;
-        let of_group = dropped.entry((cgroup, probe)).or_default();
-        of_group.add(1, Some(user));
+        let (owner, probe) = owner;
+        let of_group = dropped.entry((owner.cgroup, probe)).or_default();
+        of_group.add(1, (owner != NOBODY).then_some(owner.user));
         false
     });
     dropped
@@ -197,9 +210,14 @@ mod tests {
     #[test]
     fn what_no_probe_sent_stays() {
         let own = (0..100).map(|pid| fork(0, 0, pid));
-        let (pids, dropped) = remaining(own.chain([fork(7, 0, 200)]).collect(), 0);
+        let sent = [fork(7, 0, 200), Observation::WriteRejected { write: 1 }];
+        let (pids, dropped) = remaining(own.chain(sent).collect(), 0);
         assert_eq!(pids, Vec::from_iter(0..100));
-        assert_eq!(dropped.len(), 1);
-        assert_eq!(dropped[&(7, Probe::Process)].count, 1);
+        let one = |user| DroppedOfGroup { count: 1, user };
+        let expected = [
+            ((0, Probe::Present), one(None)),
+            ((7, Probe::Process), one(Some(0))),
+        ];
+        assert_eq!(dropped, Dropped::from(expected));
     }
 }
