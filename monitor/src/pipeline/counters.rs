@@ -3,7 +3,7 @@
 use super::{
     EventRecorder, Pipeline,
     enricher::DroppedOfGroup,
-    gaps::{dropped, evicted_entries, full_map, full_table, lost_events, unread},
+    gaps::{dropped, evicted_entries, full_map, full_table, lost, lost_events, unread},
 };
 use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
@@ -168,17 +168,8 @@ impl Pipeline {
             if count == 0 {
                 continue;
             }
-            self.events.push(TrailEvent::Gap {
-                gap: Gap {
-                    kind: "lost-events".to_owned(),
-                    probe: None,
-                    detail: detail.to_owned(),
-                    since,
-                    until: Some(until),
-                    count,
-                    blind: false,
-                },
-            });
+            let gap = lost(None, detail.to_owned(), false, count, since, until);
+            self.events.push(TrailEvent::Gap { gap });
         }
     }
 

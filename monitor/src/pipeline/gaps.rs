@@ -33,15 +33,8 @@ pub fn lost_events(
             format!("the {name} probe could not read some of its data")
         }
     };
-    Gap {
-        kind: "lost-events".to_owned(),
-        probe: Some(name.to_owned()),
-        detail,
-        since,
-        until: Some(until),
-        count,
-        blind: stage == Stage::Ring,
-    }
+    let blind = stage == Stage::Ring;
+    lost(Some(probe), detail, blind, count, since, until)
 }
 
 /// A gap for records of a workload that came faster than they could be evaluated.
@@ -53,16 +46,28 @@ pub fn dropped(
     until: Timestamp,
 ) -> Gap {
     let name = probe.name();
+    let detail =
+        format!("{name} records of {workload} lost: they came faster than they can be evaluated");
+    lost(Some(probe), detail, true, count, since, until)
+}
+
+/// A gap for what was lost, of a probe or after all of them.
+pub fn lost(
+    probe: Option<Probe>,
+    detail: String,
+    blind: bool,
+    count: u64,
+    since: Timestamp,
+    until: Timestamp,
+) -> Gap {
     Gap {
         kind: "lost-events".to_owned(),
-        probe: Some(name.to_owned()),
-        detail: format!(
-            "{name} records of {workload} lost: they came faster than they can be evaluated"
-        ),
+        probe: probe.map(|probe| probe.name().to_owned()),
+        detail,
         since,
         until: Some(until),
         count,
-        blind: true,
+        blind,
     }
 }
 

@@ -173,8 +173,9 @@ impl Pipeline {
     /// Enriches and evaluates in turns everything that can be enriched.
     fn evaluate_the_rest(&mut self, now: Timestamp) {
         loop {
+            self.enricher.advance(now, &mut self.events);
             self.evaluator.process(&mut self.events);
-            if !self.enricher.advance(now, &mut self.events) {
+            if !self.has_more() {
                 return;
             }
         }

@@ -199,6 +199,15 @@ impl TestPipeline {
         })
     }
 
+    /// As [`connect`](Self::connect), by a user of a cgroup.
+    fn connect_as(&self, cgroup: u64, uid: u32) -> Observation {
+        let Observation::Connected(mut connection) = self.connect() else {
+            panic!("not a connection");
+        };
+        (connection.task.cgroup, connection.task.uid) = (cgroup, uid);
+        Observation::Connected(connection)
+    }
+
     fn present(&self) -> Observation {
         Observation::Presented(ObservedPresentation {
             task: self.task(),
@@ -547,16 +556,8 @@ fn a_long_queue_does_not_wait_and_ticks_do_not_overtake_it() {
 #[test]
 fn a_flood_loses_its_own_observations_and_those_of_others_are_in_time() {
     let mut test = TestPipeline::new();
-    let connect = |test: &TestPipeline, cgroup, uid| {
-        let Observation::Connected(mut connection) = test.connect() else {
-            panic!("not a connection");
-        };
-        connection.task.cgroup = cgroup;
-        connection.task.uid = uid;
-        Observation::Connected(connection)
-    };
-    let flood = (0..10_000).map(|_| connect(&test, 7, 65_534));
-    let batch = flood.chain((0..5).map(|_| connect(&test, 8, 0))).collect();
+    let flood = (0..10_000).map(|_| test.connect_as(7, 65_534));
+    let batch = flood.chain((0..5).map(|_| test.connect_as(8, 0))).collect();
     // It was busy with something else.
     test.time += SignedDuration::from_secs(1);
     test.process_unanswered(batch);
@@ -578,6 +579,22 @@ fn a_flood_loses_its_own_observations_and_those_of_others_are_in_time() {
     assert_eq!((gap.count, gap.blind), (dropped as u64, true));
     let text = "lost: they came faster than they can be evaluated";
     assert!(gap.detail.ends_with(text), "{}", gap.detail);
+}
+
+#[test]
+fn what_the_reader_works_for_is_not_dropped() {
+    let mut test = TestPipeline::new();
+    let Observation::FileOpened(mut open) = open_credentials(&test) else {
+        panic!("not a file");
+    };
+    (open.task.cgroup, open.task.uid) = (7, 1);
+    let effects = test.process_unanswered(vec![Observation::FileOpened(open)]);
+    // So many users that none has a share.
+    let flood = (2..40_000).map(|uid| test.connect_as(7, uid)).collect();
+    test.process_unanswered(flood);
+    assert!(test.pipeline.is_waiting());
+    test.answer_reads(&effects);
+    assert_eq!(picked_up(&test.events()), 1);
 }
 
 #[test]

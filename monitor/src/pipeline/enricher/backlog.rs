@@ -58,13 +58,14 @@ fn sent_since(queue: &VecDeque<Observation>) -> Option<Timestamp> {
 impl Enricher {
     /// Drops observations if the queue is too long, or its first one late.
     pub(super) fn drop_excess(&mut self, now: Timestamp) {
+        let is_waiting = self.reads.is_waiting();
         let queue = &mut self.reads.queue;
         if queue.len() <= QUEUE_MAX_LATE {
             return;
         }
         // While the queue waited for a reader, nothing in it could be enriched.
         let since = sent_since(queue).map(|since| since.max(self.reads.resumed));
-        let is_late = self.reads.head.is_none()
+        let is_late = !is_waiting
             // The clock may have been set back.
             && since.is_some_and(|since| now.duration_since(since).abs() > LATE);
         if !is_late && queue.len() <= QUEUE_MAX {
@@ -75,10 +76,15 @@ impl Enricher {
             owner(observation).filter(|(_, probe)| !is_late || *probe != Probe::Process)
         };
         let allowed = if is_late { QUEUE_MAX_LATE } else { QUEUE_MAX };
+        // The reader works for the first one: its answer must not be taken for that of another.
+        let waiting = if is_waiting { queue.pop_front() } else { None };
         let attribution = &mut self.attribution;
         let dropped = drop_from(queue, allowed, droppable, |owner| {
             attribution.tenant_of_cgroup(owner.cgroup, owner.user)
         });
+        if let Some(waiting) = waiting {
+            queue.push_front(waiting);
+        }
         if dropped.keys().any(|(_, probe)| *probe == Probe::Process) {
             self.attribution.note_lost_records();
         }

@@ -105,7 +105,7 @@ struct EnvironmentUse {
 
 /// What the first observation waits for.
 #[derive(Debug)]
-pub(super) struct HeadReads {
+struct HeadReads {
     since: Timestamp,
     limit: SignedDuration,
     file: Option<HeadFile>,
@@ -153,7 +153,7 @@ impl HeadReads {
 #[derive(Debug, Default)]
 pub(super) struct PendingReads {
     pub queue: VecDeque<Observation>,
-    pub head: Option<HeadReads>,
+    head: Option<HeadReads>,
     /// Until when the first observation last waited for an answer for [`LONG_WAIT`].
     pub resumed: Timestamp,
     next: u64,
@@ -263,12 +263,12 @@ impl PendingReads {
 
 impl Enricher {
     /// Enriches the observations in the queue, up to one that must wait, or until there are many
-    /// events. Returns whether more can be enriched at once.
-    pub fn advance(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) -> bool {
+    /// events.
+    pub fn advance(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
         while let Some(observation) = self.reads.queue.pop_front() {
             if events.len() >= EVENTS_MAX {
                 self.reads.queue.push_front(observation);
-                return true;
+                return;
             }
             if self.reads.head.is_none() {
                 if self.is_from_other_agent(&observation) {
@@ -283,7 +283,7 @@ impl Enricher {
                 && !self.reads.ends
             {
                 self.reads.queue.push_front(observation);
-                return false;
+                return;
             }
             let head = self.reads.head.take();
             if let Some(head) = &head
@@ -310,7 +310,6 @@ impl Enricher {
         if self.reads.queue.capacity() > QUEUE_KEPT {
             self.reads.queue = VecDeque::new();
         }
-        false
     }
 
     /// From now on no observation waits, because no more answers will come.
