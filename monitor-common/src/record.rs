@@ -69,6 +69,18 @@ pub struct RecordHeader {
     pub comm: [u8; 16],
 }
 
+impl RecordHeader {
+    /// Whose the record is.
+    #[inline(always)]
+    pub const fn owner(&self) -> OwnerFields {
+        OwnerFields {
+            cgroup: self.cgroup,
+            user: self.uid,
+            reserved: 0,
+        }
+    }
+}
+
 /// No login uid.
 pub const NO_LOGIN: u32 = u32::MAX;
 
@@ -166,6 +178,7 @@ pub struct RefusedRecord {
     pub reserved: u32,
     pub time: u64,
     pub cookie: u64,
+    pub owner: OwnerFields,
 }
 
 /// An environment variable with a secret, seen at exec. The value stays in the kernel.
@@ -224,15 +237,25 @@ pub struct PresentedRecord {
     pub secret: PresentedSecret,
 }
 
-/// Whose a socket is. A program for packets may run in the context of another task.
+/// Whose a record is. That of a packet is its socket's owner, because a program for packets may run
+/// in the context of another task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct OwnerFields {
     pub cgroup: u64,
-    /// As the user namespace of its network namespace numbers users.
+    /// A packet's is as the user namespace of its network namespace numbers users.
     pub user: u32,
     pub reserved: u32,
+}
+
+impl OwnerFields {
+    /// It is not known whose it is.
+    pub const UNKNOWN: Self = Self {
+        cgroup: 0,
+        user: u32::MAX,
+        reserved: 0,
+    };
 }
 
 /// A credential in a packet outside TLS, or in a response.
@@ -260,6 +283,7 @@ pub struct WriteSocketRecord {
     /// [`PresentedRecord::write`].
     pub write: u64,
     pub cookie: u64,
+    pub owner: OwnerFields,
 }
 
 /// A connect or an unconnected send.
@@ -311,11 +335,11 @@ const _: () = {
     assert!(size_of::<ProcessRecord>() == 96);
     assert!(size_of::<FileRecord>() == 120);
     assert!(size_of::<ForeignReadRecord>() == 88);
-    assert!(size_of::<RefusedRecord>() == 24);
+    assert!(size_of::<RefusedRecord>() == 40);
     assert!(size_of::<VariableRecord>() == 168);
     assert!(size_of::<PresentedRecord>() == 128);
     assert!(size_of::<PlaintextRecord>() == 80);
-    assert!(size_of::<WriteSocketRecord>() == 32);
+    assert!(size_of::<WriteSocketRecord>() == 48);
     assert!(size_of::<ConnectRecord>() == 112);
     assert!(size_of::<PayloadRecord>() == 48);
 };

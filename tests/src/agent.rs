@@ -368,6 +368,28 @@ impl Agent {
             .sum())
     }
 
+    /// What it has counted as lost, and its last findings: the context of a failure.
+    pub fn what_is_missing(&self) -> String {
+        let metrics = self
+            .get("/metrics")
+            .map(|(_, text)| text)
+            .unwrap_or_default();
+        let counters = metrics.lines().filter(|line| {
+            ["_lost_total", "_full_total", "_dropped"]
+                .iter()
+                .any(|part| line.contains(part))
+                && !line.starts_with('#')
+                && !line.ends_with(" 0")
+        });
+        let findings = self.findings().unwrap_or_default();
+        let findings = findings.iter().rev().take(3).map(ToString::to_string);
+        counters
+            .map(str::to_owned)
+            .chain(findings)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
     /// Kills it with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;

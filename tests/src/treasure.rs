@@ -72,7 +72,7 @@ impl Treasure {
                 .any(|finding| finding["credential"]["name"] == "treasure");
             Ok(found.then(|| began.elapsed()))
         })
-        .with_context(|| agent.log_text())
+        .with_context(|| format!("{}\n{}", agent.log_text(), agent.what_is_missing()))
     }
 }
 

@@ -55,6 +55,8 @@ impl Drop for TestUnit {
 #[derive(Debug)]
 pub struct MemoryLimit {
     pub path: PathBuf,
+    /// The cgroup of the processor limit, if it is not the same one.
+    processor: Option<PathBuf>,
 }
 
 impl MemoryLimit {
@@ -72,7 +74,33 @@ impl MemoryLimit {
         let path = root.join(format!("keytrail-lab-{name}"));
         fs::create_dir_all(&path)?;
         fs::write(path.join(file), bytes.to_string())?;
-        Ok(Self { path })
+        Ok(Self {
+            path,
+            processor: None,
+        })
+    }
+
+    /// Limits processes in it to a share of one processor. With cgroup v1, only the given ones are.
+    pub fn limit_processor(&mut self, percent: u32, pids: &[u32]) -> Result<()> {
+        const V1: &str = "/sys/fs/cgroup/cpu";
+        const PERIOD: u32 = 10_000;
+        let quota = PERIOD / 100 * percent;
+        if !Path::new(V1).join("cpu.cfs_quota_us").exists() {
+            let root = self.path.parent().context("it has a parent")?;
+            fs::write(root.join("cgroup.subtree_control"), "+cpu").context("no cpu controller")?;
+            fs::write(self.path.join("cpu.max"), format!("{quota} {PERIOD}"))?;
+            return Ok(());
+        }
+        let name = self.path.file_name().context("it has a name")?;
+        let path = Path::new(V1).join(name);
+        fs::create_dir_all(&path)?;
+        fs::write(path.join("cpu.cfs_period_us"), PERIOD.to_string())?;
+        fs::write(path.join("cpu.cfs_quota_us"), quota.to_string())?;
+        for pid in pids {
+            fs::write(path.join("cgroup.procs"), pid.to_string())?;
+        }
+        self.processor = Some(path);
+        Ok(())
     }
 
     /// Peak memory use in bytes, if the kernel records it.
@@ -93,6 +121,9 @@ impl Drop for MemoryLimit {
     fn drop(&mut self) {
         // A process still running in it keeps it busy; the scenario has not failed.
         let _ = fs::remove_dir(&self.path);
+        if let Some(processor) = &self.processor {
+            let _ = fs::remove_dir(processor);
+        }
     }
 }
 

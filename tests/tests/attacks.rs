@@ -115,10 +115,23 @@ with tempfile.TemporaryDirectory() as base:
 
 /// Runs an attack, and a few thefts beside it.
 fn beside_thefts(name: &str, attack: &str) -> Result<()> {
+    let slowest = slowest_theft(name, attack, None)?;
+    ensure!(slowest < FOUND, "a theft was found after {slowest:?}");
+    Ok(())
+}
+
+/// As [`beside_thefts`], with an agent that has only a percentage of a processor; returns how long it
+/// took at most until a theft was found.
+fn slowest_theft(name: &str, attack: &str, percent: Option<u32>) -> Result<Duration> {
     ensure!(lab::is_root(), "the scenarios need root");
-    let limit = MemoryLimit::new(&format!("attack-{name}"), HARDENED)?;
+    let mut limit = MemoryLimit::new(&format!("attack-{name}"), HARDENED)?;
     let treasure = Treasure::new()?;
     let mut agent = treasure.agent(Some(&limit.path))?;
+    if let Some(percent) = percent {
+        let mut pids = agent.children()?;
+        pids.push(agent.pid());
+        limit.limit_processor(percent, &pids)?;
+    }
     let program = format!("{PREAMBLE}{attack}");
     let mut attacker = KilledChild::start(Command::new("python3").args(["-c", &program]), "begun")?;
     let (start, mut thefts, mut slowest) = (Instant::now(), 0, Duration::ZERO);
@@ -138,8 +151,7 @@ fn beside_thefts(name: &str, attack: &str) -> Result<()> {
         limit.peak(),
         gaps_of(&agent)
     );
-    ensure!(slowest < FOUND, "a theft was found after {slowest:?}");
-    Ok(())
+    Ok(slowest)
 }
 
 /// What the agent said that it missed.
@@ -171,6 +183,13 @@ fn answers_of_a_resolver() -> Result<()> {
 #[test]
 fn connections() -> Result<()> {
     beside_thefts("connections", CONNECTIONS)
+}
+
+#[test]
+fn connections_faster_than_the_agent() -> Result<()> {
+    let slowest = slowest_theft("slow-agent", CONNECTIONS, Some(50))?;
+    ensure!(slowest < 2 * FOUND, "a theft was found after {slowest:?}");
+    Ok(())
 }
 
 #[test]

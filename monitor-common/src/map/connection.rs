@@ -1,5 +1,6 @@
 //! Sockets and connections.
 
+use crate::record::OwnerFields;
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -48,6 +49,8 @@ pub struct ExpectedResponse {
     pub whole_body: u32,
     /// 1 if the address belongs to an authenticator.
     pub is_authenticator: u32,
+    /// Who connected.
+    pub owner: OwnerFields,
 }
 
 /// The peer of a UDP socket.
@@ -72,7 +75,7 @@ pub struct SearchQuota {
 
 const _: () = {
     assert!(size_of::<PeerAddress>() == 16);
-    assert!(size_of::<ExpectedResponse>() == 32);
+    assert!(size_of::<ExpectedResponse>() == 48);
     assert!(size_of::<UdpPeer>() == 32);
     assert!(size_of::<SearchQuota>() == 16);
 };

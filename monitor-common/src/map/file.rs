@@ -3,18 +3,6 @@
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Identifies whose records were lost when a ring was full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
-#[repr(C)]
-pub struct LossKey {
-    /// Id of the cgroup v2 directory.
-    pub cgroup: u64,
-    /// A [`crate::record::Probe`].
-    pub probe: u32,
-    pub reserved: u32,
-}
-
 /// Identifies one open file of one process, to count repeated reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
@@ -62,7 +50,6 @@ pub const INODE_CREDENTIAL: u32 = 1;
 pub const INODE_IGNORED: u32 = 2;
 
 const _: () = {
-    assert!(size_of::<LossKey>() == 16);
     assert!(size_of::<ReadKey>() == 24);
     assert!(size_of::<ReadCount>() == 16);
     assert!(size_of::<InodeKey>() == 16);

@@ -1,6 +1,7 @@
 //! Reads and writes of TLS libraries.
 
 use super::stream::StreamKey;
+use crate::record::OwnerFields;
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -16,6 +17,7 @@ pub struct TlsWrite {
     /// Maximum length of that record.
     pub max_len: u32,
     pub object: StreamKey,
+    pub owner: OwnerFields,
 }
 
 /// A function that restarts does so within this time.
@@ -24,7 +26,7 @@ const RESTART_WITHIN_NS: u64 = 1_000_000;
 impl TlsWrite {
     /// `cuts`: the library begins a connection with short records, which are sent one by one.
     #[inline(always)]
-    pub fn new(number: u64, object: StreamKey, len: u64, cuts: bool) -> Self {
+    pub fn new(number: u64, object: StreamKey, owner: OwnerFields, len: u64, cuts: bool) -> Self {
         /// A longer write is sent in several records.
         const RECORD_MAX: u32 = 16_384;
         /// The tag alone, and the maximum that initialisation vector, tag and padding add.
@@ -40,6 +42,7 @@ impl TlsWrite {
         Self {
             number,
             object,
+            owner,
             min_len: TAG
                 + if cuts && len > SMALL_RECORD {
                     SMALL_RECORD
@@ -81,7 +84,7 @@ pub struct PendingRead {
 }
 
 const _: () = {
-    assert!(size_of::<TlsWrite>() == 32);
+    assert!(size_of::<TlsWrite>() == 48);
     assert!(size_of::<LastRequest>() == 16);
     assert!(size_of::<PendingRead>() == 24);
 };
@@ -91,7 +94,13 @@ mod tests {
     use super::*;
 
     fn write(number: u64, len: u64, cuts: bool) -> TlsWrite {
-        TlsWrite::new(number, StreamKey::of_socket(1), len, cuts)
+        TlsWrite::new(
+            number,
+            StreamKey::of_socket(1),
+            OwnerFields::UNKNOWN,
+            len,
+            cuts,
+        )
     }
 
     #[test]

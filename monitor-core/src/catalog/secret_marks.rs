@@ -2,7 +2,7 @@
 //! Nothing is guessed from how random a name looks.
 
 use super::Catalog;
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// Characters after a mark that ends with a separator, such as `ghp_`.
 const AFTER_MARK_MIN: usize = 16;
@@ -21,20 +21,39 @@ const DOTTED_MORE_MIN: usize = 32;
 /// The marks of issuers, as they appear in names.
 #[derive(Clone, Debug, Default)]
 pub struct SecretMarks {
-    /// Marks in lower case, with the classes that are shown instead.
-    marks: Vec<(String, String)>,
+    /// Marks in lower case, with the classes that are shown instead, by their first byte: many names
+    /// are searched, and few contain one.
+    marks: BTreeMap<u8, Vec<(String, String)>>,
 }
 
 impl SecretMarks {
     pub fn new(catalog: &Catalog) -> Self {
-        let marks = catalog.marks();
-        Self {
-            marks: marks
-                // Those of a format, such as a JWT's, are no issuer's.
-                .filter(|(mark, _)| mark.len() >= 3 && !mark.starts_with("eyJ"))
-                .map(|(mark, class)| (mark.to_ascii_lowercase(), class.to_owned()))
-                .collect(),
+        let mut marks: BTreeMap<u8, Vec<_>> = BTreeMap::new();
+        // Those of a format, such as a JWT's, are no issuer's.
+        let of_issuers = catalog
+            .marks()
+            .filter(|(mark, _)| mark.len() >= 3 && !mark.starts_with("eyJ"));
+        for (mark, class) in of_issuers {
+            let mark = mark.to_ascii_lowercase();
+            let first = mark.as_bytes()[0];
+            marks
+                .entry(first)
+                .or_default()
+                .push((mark, class.to_owned()));
         }
+        Self { marks }
+    }
+
+    /// The marks with which a text may begin, with what follows, and the class.
+    fn marks_of<'m, 't>(
+        &'m self,
+        text: &'t str,
+    ) -> impl Iterator<Item = (&'m str, &'t str, &'m str)> {
+        let marks = text.bytes().next().and_then(|first| self.marks.get(&first));
+        marks.into_iter().flatten().filter_map(|(mark, class)| {
+            let rest = text.strip_prefix(mark.as_str())?;
+            Some((mark.as_str(), rest, class.as_str()))
+        })
     }
 
     /// The class of a mark at the start of a label in lower case, or of a part of it after a
@@ -44,28 +63,24 @@ impl SecretMarks {
         let starts = (0..bytes.len()).filter(|at| *at == 0 || is_separator(bytes[at - 1]));
         let mut parts = starts.filter_map(|at| label.get(at..));
         parts.find_map(|part| {
-            self.marks
-                .iter()
-                .filter(|(mark, _)| !mark.contains('.'))
-                .find(|(mark, class)| {
-                    part.strip_prefix(mark.as_str())
-                        .is_some_and(|rest| is_long_enough(mark, class, part, rest))
-                })
-                .map(|(_, class)| class.as_str())
+            self.marks_of(part)
+                .filter(|(mark, ..)| !mark.contains('.'))
+                .find(|(mark, rest, class)| is_long_enough(mark, class, part, rest))
+                .map(|(.., class)| class)
         })
     }
 
     /// The class of a secret with dots at the start of a name in lower case, such as `hvs.`, and the
     /// number of its labels.
     pub fn dotted_secret(&self, name: &str) -> Option<(&str, usize)> {
-        let marks = self.marks.iter().filter(|(mark, _)| mark.ends_with('.'));
-        marks
-            .filter_map(|(mark, class)| {
-                let mut after = name.strip_prefix(mark.as_str())?.split('.');
+        self.marks_of(name)
+            .filter(|(mark, ..)| mark.ends_with('.'))
+            .filter_map(|(mark, rest, class)| {
+                let mut after = rest.split('.');
                 let first = after.next()?;
                 let more = after.take_while(|label| label.len() >= DOTTED_MORE_MIN);
                 let count = mark.matches('.').count() + 1 + more.count();
-                (first.len() >= AFTER_MARK_MIN).then_some((class.as_str(), count))
+                (first.len() >= AFTER_MARK_MIN).then_some((class, count))
             })
             .max_by_key(|(_, count)| *count)
     }

@@ -61,6 +61,21 @@ impl Workload {
             && self.image.is_none()
     }
 
+    /// A workload whose cgroup was removed before it could be examined: most likely a container, but
+    /// unknown which.
+    pub fn vanished(cgroup: u64) -> Self {
+        Self {
+            kind: WorkloadKind::Container,
+            partial: true,
+            ..Self::host(&format!("cgroup-{cgroup}"))
+        }
+    }
+
+    /// Whether its cgroup was removed before it could be examined: it never gets a name.
+    pub fn is_vanished(&self) -> bool {
+        self.kind == WorkloadKind::Container && self.container.is_none() && self.partial
+    }
+
     /// Whether its processes run in containers.
     pub fn is_contained(&self) -> bool {
         !matches!(self.kind, WorkloadKind::Unit | WorkloadKind::Host)

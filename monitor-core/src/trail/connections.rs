@@ -14,7 +14,10 @@ use std::{
 /// A connection without payload is treated as a hop after this time.
 const PAYLOAD_TIMEOUT: SignedDuration = SignedDuration::from_secs(2);
 /// Maximum connections remembered; the oldest of whoever has the most are evicted first.
-const CONNECTIONS_MAX: usize = 65_536;
+const CONNECTIONS_MAX: usize = 32_768;
+/// Maximum connections of which it is remembered what was presented on them: a response follows soon,
+/// and a credential is much larger than a connection.
+const PRESENTED_MAX: usize = 8_192;
 /// Maximum connections remembered per process, for credentials presented on an unknown one.
 const CONNECTIONS_PER_PROCESS_MAX: usize = 256;
 
@@ -30,8 +33,6 @@ pub(super) struct Connection {
     pub stdin: Option<u64>,
     pub settled: bool,
     pub named: bool,
-    /// The credential last presented on it.
-    pub presented: Option<Arc<Credential>>,
     /// The credential reported as [`crate::model::Evidence::Sole`], until it is seen to be presented.
     pub sole: Option<Arc<Credential>>,
 }
@@ -49,6 +50,8 @@ struct ProcessConnections {
 #[derive(Debug)]
 pub(super) struct Connections {
     known: FairCache<u64, Connection>,
+    /// The credential last presented on each, for as long as a response may follow.
+    presented: FairCache<u64, Arc<Credential>>,
     by_process: HashMap<Subject, ProcessConnections>,
     /// Those waiting for a payload.
     waiting: VecDeque<u64>,
@@ -58,6 +61,7 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             known: FairCache::new(CONNECTIONS_MAX),
+            presented: FairCache::new(PRESENTED_MAX),
             by_process: HashMap::new(),
             waiting: VecDeque::new(),
         }
@@ -70,6 +74,11 @@ impl Connections {
         self.known.evicted()
     }
 
+    /// Connections of which it was forgotten for lack of room what was presented on them.
+    pub fn evicted_presented(&self) -> u64 {
+        self.presented.evicted()
+    }
+
     pub fn get(&self, id: u64) -> Option<&Connection> {
         self.known.peek(&id)
     }
@@ -80,6 +89,20 @@ impl Connections {
 
     pub fn remove(&mut self, id: u64) {
         self.known.remove(&id);
+        self.presented.remove(&id);
+    }
+
+    /// A credential was presented on a connection.
+    pub fn note_presented(&mut self, id: u64, credential: &Arc<Credential>) {
+        if let Some(known) = self.known.peek(&id) {
+            let tenant = &known.actor.process.tenant;
+            self.presented.insert(tenant, id, Arc::clone(credential));
+        }
+    }
+
+    /// The credential last presented on a connection.
+    pub fn presented_on(&self, id: u64) -> Option<&Arc<Credential>> {
+        self.presented.peek(&id)
     }
 
     /// Adds a connection; it waits for a payload unless it is a datagram's.
@@ -96,6 +119,7 @@ impl Connections {
             self.waiting.push_back(id);
         }
         let tenant = actor.process.tenant.clone();
+        self.presented.remove(&id);
         self.known.insert(
             &tenant,
             id,
@@ -106,7 +130,6 @@ impl Connections {
                 stdin,
                 settled: false,
                 named: false,
-                presented: None,
                 sole: None,
             },
         );
@@ -236,6 +259,8 @@ impl Connections {
     pub fn retain_of(&mut self, may_use: impl Fn(Subject) -> bool) {
         self.known
             .retain(|_, known| !known.settled || may_use(known.actor.subject));
+        let known = &self.known;
+        self.presented.retain(|id, _| known.contains_key(id));
         // Returns the memory of a burst.
         if self.by_process.capacity() > 1024 + 8 * self.by_process.len() {
             self.by_process.shrink_to_fit();

@@ -40,9 +40,10 @@ impl Trail {
     }
 
     /// What each bounded table forgot or refused for lack of room, since the start.
-    pub fn forgotten(&self) -> [(&'static str, u64); 4] {
+    pub fn forgotten(&self) -> [(&'static str, u64); 5] {
         [
             ("connections", self.connections.evicted()),
+            ("presented", self.connections.evicted_presented()),
             ("dns_names", self.names.evicted()),
             ("pipes", self.holders.evicted_pipes()),
             ("holdings", self.holders.forgotten()),
@@ -232,6 +233,7 @@ impl Trail {
             return;
         }
         let connection = connection.clone();
+        let presented = self.connections.presented_on(id).cloned();
         if is_ignored_destination(&connection.destination) {
             return;
         }
@@ -240,7 +242,7 @@ impl Trail {
             .holdings_of(connection.actor.subject, connection.stdin);
         let evidence = evidence_of(&held);
         let was_presented = |holding: &Holding| {
-            let presented = connection.presented.as_ref();
+            let presented = presented.as_ref();
             presented.is_some_and(|presented| presented.id == holding.credential.id)
         };
         if let [sole] = &held[..]

@@ -39,8 +39,8 @@ impl Trail {
             None => self.connections.tcp_destinations(actor.subject, server),
         };
         apply_request_host(host.as_deref(), &mut destinations);
-        if let [_] = destinations[..] {
-            self.note_presented(connection, &credential);
+        if let (Some(id), [_]) = (connection, &destinations[..]) {
+            self.connections.note_presented(id, &credential);
         }
         let presented = PresentedOn {
             time,
@@ -67,7 +67,7 @@ impl Trail {
         let actor = Arc::clone(&known.actor);
         let mut destinations = vec![known.destination.clone()];
         apply_request_host(host, &mut destinations);
-        self.note_presented(Some(connection), &credential);
+        self.connections.note_presented(connection, &credential);
         let presented = PresentedOn {
             time,
             credential,
@@ -91,8 +91,9 @@ impl Trail {
             return;
         };
         let actor = Arc::clone(&known.actor);
-        let presented = known.presented.as_deref().cloned();
         let authenticator = known.destination.clone();
+        let presented = self.connections.presented_on(connection);
+        let presented = presented.map(|presented| (**presented).clone());
         let holding = Holding {
             credential: Arc::clone(&credential),
             source: place.source,
@@ -179,15 +180,8 @@ impl Trail {
             .then_some(&connection.destination)
     }
 
-    fn note_presented(&mut self, connection: Option<u64>, credential: &Credential) {
-        let known = connection.and_then(|id| self.connections.get_mut(id));
-        if let Some(connection) = known {
-            connection.presented = Some(Arc::new(credential.clone()));
-        }
-    }
-
     /// Whether the presented credential was reported on this connection as [`Evidence::Sole`]; true
-    /// only once. If the connection is unknown, one of the process to the same destination is used.
+    /// only once. If the connection is unknown, one of the process to the same destination counts.
     fn take_reported(
         &mut self,
         id: Option<u64>,
@@ -195,9 +189,13 @@ impl Trail {
         credential: &Credential,
         destination: &Destination,
     ) -> bool {
-        let own: Vec<u64> = self.connections.ids_of(subject).collect();
+        let known = id.filter(|id| self.connections.get(*id).is_some());
+        let candidates: Vec<u64> = match known {
+            Some(id) => vec![id],
+            None => self.connections.ids_of(subject).collect(),
+        };
         let label = destination.label();
-        for id in id.into_iter().chain(own) {
+        for id in candidates {
             if let Some(connection) = self.connections.get_mut(id)
                 && let Some(sole) = &connection.sole
                 && sole.id == credential.id

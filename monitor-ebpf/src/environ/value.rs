@@ -4,7 +4,8 @@ use crate::{
     environ::{scratch::scratch, trim::trim_value},
     support::{
         kernel::repeat,
-        maps::{CREDENTIAL_RING, count, send},
+        maps::count,
+        ring::Ring,
         secret::secret_key,
         task::{HookContext, fill_header},
     },
@@ -176,16 +177,7 @@ fn send_record(scratch: &mut EnvironScratch, place: usize, print: u64) {
             candidate.name_at as *const c_void,
         );
     }
-    // SAFETY: the record is inside the scratch and initialised above.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Environ,
-            record.header.cgroup,
-            core::ptr::from_ref(record).cast(),
-            size_of::<VariableRecord>() as u64,
-        );
-    }
+    Ring::Credentials.send(Probe::Environ, record.header.owner(), record);
 }
 
 /// Reads the hashed part of a value to the front of the aligned buffer; returns `false` if its page

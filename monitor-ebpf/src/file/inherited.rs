@@ -4,8 +4,9 @@ use crate::{
     file::open::{is_learned, key_of},
     support::{
         kernel::{field, file_system_magic, read},
-        maps::{BloomFilter, CREDENTIAL_RING, send},
+        maps::BloomFilter,
         repeats::repeat_count,
+        ring::Ring,
         task::{self, HookContext, fill_header},
     },
 };
@@ -85,14 +86,5 @@ fn report_known_inode(inode: u64, number: u64) {
     record.inside_len = 0;
     record.source_len = 0;
     record.magic = file_system_magic(inode) as u32;
-    // SAFETY: the record is initialised above.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::File,
-            record.header.cgroup,
-            core::ptr::from_ref(record).cast(),
-            size_of::<FileRecord>() as u64,
-        );
-    }
+    Ring::Credentials.send(Probe::File, record.header.owner(), record);
 }

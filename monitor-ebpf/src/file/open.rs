@@ -8,10 +8,11 @@ use crate::{
     support::{
         agent::{may_be_agent, note_agent_open},
         kernel::{self, S_IFREG, field, file_system_magic, read},
-        maps::{BloomFilter, CREDENTIAL_RING, INODES, SeenSlot, count, count_lost, current_cgroup},
+        maps::{BloomFilter, INODES, SeenSlot, count},
         path::{PathWalk, parent_mount},
         repeats::repeat_count,
-        task::{self, HookContext, current_pid, fill_header},
+        ring::Ring,
+        task::{self, HookContext, current_owner, current_pid, fill_header},
         view::{CopyAccess, DentryFields, DirectAccess, FileFields, KernelMemory},
     },
 };
@@ -297,8 +298,8 @@ struct FileRecordSlot {
 /// cannot use a per-CPU buffer.
 #[inline(always)]
 fn send_record(file: &FileFields, key: InodeKey, repeats: u32, mut flags: u32) {
-    let Some(mut slot) = CREDENTIAL_RING.reserve::<FileRecordSlot>(0) else {
-        count_lost(Probe::File, current_cgroup());
+    let Some(mut slot) = Ring::Credentials.reserve::<FileRecordSlot>(Probe::File, current_owner())
+    else {
         return;
     };
     let place = slot.as_mut_ptr();

@@ -3,8 +3,9 @@
 use crate::support::{
     agent::is_agent,
     kernel::boot_time_ns,
-    maps::{CREDENTIAL_RING, insert_counted, send},
-    task::{HookContext, fill_header, standard_stream},
+    maps::insert_counted,
+    ring::Ring,
+    task::{HookContext, current_owner, fill_header, standard_stream},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -126,6 +127,7 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
             responses_left: 0,
             whole_body: 0,
             is_authenticator: u32::from(AUTHENTICATORS.get_ptr(address).is_some()),
+            owner: current_owner(),
         };
         insert_counted(&SOCKETS, EvictingMap::Sockets, cookie, &expected);
     } else {
@@ -159,14 +161,5 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
     for (place, word) in record.address.chunks_exact_mut(4).zip(address.words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
-    // SAFETY: the record is initialised above.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Connect,
-            record.header.cgroup,
-            core::ptr::from_ref(record).cast(),
-            size_of::<ConnectRecord>() as u64,
-        );
-    }
+    Ring::Credentials.send(Probe::Connect, record.header.owner(), record);
 }

@@ -3,13 +3,14 @@
 use crate::{
     net::{
         connect::SOCKETS,
-        owner::{socket_cgroup, socket_owner},
+        owner::socket_owner,
         plaintext::{front_word, may_hold_credential},
         tcp::TcpPacket,
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{CREDENTIAL_RING, count, count_lost, count_run, remove_counted, send},
+        maps::{count, count_run, remove_counted},
+        ring::Ring,
         task::HookContext,
     },
     tls::{expected::expect_response, pending::PendingWrite},
@@ -63,7 +64,7 @@ fn tie_write_to_socket(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: the helper accepts any skb.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     expect_response(under_way.write.object, cookie);
-    under_way.finish_write(kind::WRITE_SENT, cookie, socket_cgroup(ctx));
+    under_way.finish_write(kind::WRITE_SENT, cookie);
     Some(())
 }
 
@@ -147,16 +148,7 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
             copy_payload::<PAYLOAD_MAX>(ctx, payload as u32, record);
         }
     } else if first {
-        // SAFETY: a plain record on the stack.
-        unsafe {
-            send(
-                &CREDENTIAL_RING,
-                Probe::Hello,
-                record.owner.cgroup,
-                core::ptr::from_ref(&record).cast(),
-                size_of::<PayloadRecord>() as u64,
-            );
-        }
+        Ring::Credentials.send(Probe::Hello, record.owner, &record);
     }
     Some(())
 }
@@ -192,8 +184,9 @@ fn hello_length(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> Option
 /// cannot use a per-CPU buffer.
 #[inline(always)]
 fn copy_payload<const N: usize>(ctx: &SkBuffContext, payload: u32, mut record: PayloadRecord) {
-    let Some(mut place) = CREDENTIAL_RING.reserve::<PayloadRecordSlot<N>>(0) else {
-        count_lost(Probe::Hello, record.owner.cgroup);
+    let Some(mut place) =
+        Ring::Credentials.reserve::<PayloadRecordSlot<N>>(Probe::Hello, record.owner)
+    else {
         return;
     };
     let len = bound_length(record.payload_len, N as u32);

@@ -10,7 +10,8 @@ use crate::{
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{NAME_RING, count, count_lost, count_run},
+        maps::{count, count_run},
+        ring::Ring,
     },
 };
 use aya_ebpf::{
@@ -135,8 +136,7 @@ fn search_response(ctx: &SkBuffContext) -> Option<()> {
 #[inline(always)]
 fn copy_payload<const N: usize>(ctx: &SkBuffContext, cookie: u64, message: u32, len: u32) {
     let owner = socket_owner(ctx);
-    let Some(mut place) = NAME_RING.reserve::<DnsRecordSlot<N>>(0) else {
-        count_lost(Probe::Dns, owner.cgroup);
+    let Some(mut place) = Ring::Names.reserve::<DnsRecordSlot<N>>(Probe::Dns, owner) else {
         return;
     };
     let taken = bound_length(len, N as u32);

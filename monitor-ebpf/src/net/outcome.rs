@@ -1,13 +1,16 @@
 //! The outcome of a TCP connect.
 
-use crate::support::{
-    kernel::{boot_time_ns, field},
-    maps::{CREDENTIAL_RING, send},
+use crate::{
+    net::connect::SOCKETS,
+    support::{
+        kernel::{boot_time_ns, field},
+        ring::Ring,
+    },
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use monitor_common::{
     fields::FieldId,
-    record::{Probe, RefusedRecord, kind},
+    record::{OwnerFields, Probe, RefusedRecord, kind},
 };
 
 const TCP_SYN_SENT: u32 = 2;
@@ -34,20 +37,15 @@ fn send_refused(sock: u64) {
     if (family != AF_INET && family != AF_INET6) || cookie == 0 {
         return;
     }
+    // SAFETY: the value is copied at once.
+    let expected = unsafe { SOCKETS.get(cookie) };
+    let owner = expected.map_or(OwnerFields::UNKNOWN, |expected| expected.owner);
     let record = RefusedRecord {
         kind: kind::REFUSED,
         reserved: 0,
         time: boot_time_ns(),
         cookie,
+        owner,
     };
-    // SAFETY: a plain record on the stack.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Connect,
-            0,
-            core::ptr::from_ref(&record).cast(),
-            size_of::<RefusedRecord>() as u64,
-        );
-    }
+    Ring::Credentials.send(Probe::Connect, owner, &record);
 }

@@ -7,18 +7,12 @@ use aya_ebpf::{
 };
 use monitor_common::record::OwnerFields;
 
-/// The cgroup of a packet's socket.
-#[inline(always)]
-pub fn socket_cgroup(ctx: &SkBuffContext) -> u64 {
-    // SAFETY: the helper accepts any skb of a socket.
-    unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) }
-}
-
 /// Whose a packet's socket is.
 #[inline(always)]
 pub fn socket_owner(ctx: &SkBuffContext) -> OwnerFields {
     OwnerFields {
-        cgroup: socket_cgroup(ctx),
+        // SAFETY: the helper accepts any skb of a socket.
+        cgroup: unsafe { bpf_skb_cgroup_id(ctx.as_ptr().cast()) },
         // SAFETY: as above.
         user: unsafe { bpf_get_socket_uid(ctx.as_ptr().cast()) },
         reserved: 0,

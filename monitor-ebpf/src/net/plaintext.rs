@@ -4,7 +4,8 @@ use crate::{
     net::{connect::SOCKETS, owner::socket_owner, tcp::TcpPacket},
     support::{
         kernel::{boot_time_ns, bound_length, can_repeat},
-        maps::{CREDENTIAL_RING, count, count_lost},
+        maps::count,
+        ring::Ring,
         search::{
             carried::{AFTER_CARRIED, after_carried, continue_after_carried, restore_carried},
             plaintext_record::send_plaintext_record,
@@ -86,8 +87,9 @@ impl PlaintextSource for SentPlaintext {
     /// The server name in a plaintext request is not secret: anyone on the path can read it.
     #[inline(always)]
     fn emit_host(scratch: &mut SearchScratch) {
-        let Some(mut place) = CREDENTIAL_RING.reserve::<HostRecordSlot>(0) else {
-            count_lost(Probe::Clear, scratch.owner.cgroup);
+        let Some(mut place) =
+            Ring::Credentials.reserve::<HostRecordSlot>(Probe::Clear, scratch.owner)
+        else {
             return;
         };
         let host = place.as_mut_ptr();

@@ -2,9 +2,10 @@
 
 use crate::support::{
     kernel::field,
-    maps::{PROCESS_RING, count, count_lost, current_cgroup, send},
+    maps::count,
     path::PathWalk,
-    task::{self, HookContext, fill_header},
+    ring::Ring,
+    task::{self, HookContext, current_owner, fill_header},
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use core::mem::MaybeUninit;
@@ -31,8 +32,9 @@ struct ProcessRecordSlot {
 
 #[inline(always)]
 fn exec(bprm: u64) {
-    let Some(mut slot) = PROCESS_RING.reserve::<ProcessRecordSlot>(0) else {
-        count_lost(Probe::Process, current_cgroup());
+    let Some(mut slot) =
+        Ring::Processes.reserve::<ProcessRecordSlot>(Probe::Process, current_owner())
+    else {
         return;
     };
     let place = slot.as_mut_ptr();
@@ -101,14 +103,5 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn send_record(header: &RecordHeader) {
-    // SAFETY: the record is a reference, so it is initialised.
-    unsafe {
-        send(
-            &PROCESS_RING,
-            Probe::Process,
-            header.cgroup,
-            core::ptr::from_ref(header).cast(),
-            size_of::<RecordHeader>() as u64,
-        );
-    }
+    Ring::Processes.send(Probe::Process, header.owner(), header);
 }

@@ -2,8 +2,8 @@
 
 use crate::support::{
     agent::is_agent,
-    maps::{CREDENTIAL_RING, send},
     repeats::repeat_count,
+    ring::Ring,
     task::{HookContext, current_pid, fill_header},
 };
 use core::mem::MaybeUninit;
@@ -36,14 +36,5 @@ pub fn report_foreign_read((target, target_start): (u32, u64), how: u32) {
     if repeat_count(seen).is_none() {
         return;
     }
-    // SAFETY: the record is initialised above.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Memory,
-            record.header.cgroup,
-            core::ptr::from_ref(record).cast(),
-            size_of::<ForeignReadRecord>() as u64,
-        );
-    }
+    Ring::Credentials.send(Probe::Memory, record.header.owner(), record);
 }

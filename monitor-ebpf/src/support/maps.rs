@@ -2,29 +2,15 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_probe_read_kernel, bpf_ringbuf_output},
+    helpers::generated::bpf_probe_read_kernel,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
-use core::ffi::c_void;
 use monitor_common::{
     filter::{BLOOM_WORDS, bloom_position, seen_tag},
-    map::{EVICTING_MAPS, EvictingMap, InodeKey, LIMITED_MAPS, LimitedMap, LossKey, RULES_MAX},
+    map::{EVICTING_MAPS, EvictingMap, InodeKey, LIMITED_MAPS, LimitedMap, RULES_MAX},
     record::{COUNTED_RUNS, COUNTERS, Probe, RunCounter, STAGES, Stage},
 };
-
-/// Credential hits, connects and payloads have a separate ring, so that a flood of forks cannot
-/// displace them.
-#[map]
-pub static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
-
-/// Execs, forks and exits.
-#[map]
-pub static PROCESS_RING: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
-
-/// DNS responses: a flood of them displaces nothing else.
-#[map]
-pub static NAME_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// [`COUNTERS`] per CPU: records sent and lost, by probe and stage.
 #[map]
@@ -209,58 +195,6 @@ pub fn count(probe: Probe, stage: Stage) {
     if let Some(counter) = COUNTS.get_ptr_mut(index) {
         // SAFETY: the slot belongs to this CPU, and a program does not preempt itself.
         unsafe { *counter += 1 };
-    }
-}
-
-/// Sends `len` bytes at `record`, and counts them as sent, or as lost for a cgroup.
-///
-/// # Safety
-/// `record` must point to `len` initialised bytes.
-#[inline(always)]
-pub unsafe fn send(ring: &RingBuf, probe: Probe, cgroup: u64, record: *const c_void, len: u64) {
-    // SAFETY: the caller guarantees the bytes; the ring is a map, whose address is its handle.
-    let status = unsafe {
-        bpf_ringbuf_output(
-            core::ptr::from_ref(ring).cast_mut().cast(),
-            record.cast_mut(),
-            len,
-            0,
-        )
-    };
-    if status == 0 {
-        count(probe, Stage::Sent);
-    } else {
-        count_lost(probe, cgroup);
-    }
-}
-
-/// Records lost because a ring was full, by cgroup; the agent sweeps it. An evicted entry is still
-/// counted in [`COUNTS`].
-#[map]
-static LOSSES: LruHashMap<LossKey, u64> = LruHashMap::with_max_entries(4096, 0);
-
-/// The cgroup of the current process.
-#[inline(always)]
-pub fn current_cgroup() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_get_current_cgroup_id() }
-}
-
-/// Counts a record that was lost because a ring was full.
-#[inline(always)]
-pub fn count_lost(probe: Probe, cgroup: u64) {
-    count(probe, Stage::Ring);
-    let key = LossKey {
-        cgroup,
-        probe: probe as u32,
-        reserved: 0,
-    };
-    if let Some(lost) = LOSSES.get_ptr_mut(key) {
-        // SAFETY: the pointer is into the map; CPUs may race for this per-cgroup count, the exact
-        // sum is in the counters.
-        unsafe { *lost += 1 };
-    } else {
-        let _ = LOSSES.insert(key, 1, 0);
     }
 }
 

@@ -6,6 +6,7 @@ pub mod kernel;
 pub mod maps;
 pub mod path;
 pub mod repeats;
+pub mod ring;
 pub mod search;
 pub mod secret;
 pub mod task;

@@ -1,9 +1,6 @@
 //! Writes with a credential that have not reached a socket yet.
 
-use crate::support::{
-    kernel::boot_time_ns,
-    maps::{CREDENTIAL_RING, send},
-};
+use crate::support::{kernel::boot_time_ns, ring::Ring};
 use aya_ebpf::{
     helpers::generated::bpf_get_current_task,
     macros::map,
@@ -48,7 +45,7 @@ impl PendingWrite {
 
     /// Reports what became of the write, and forgets it.
     #[inline(always)]
-    pub fn finish_write(self, kind: u32, cookie: u64, cgroup: u64) {
+    pub fn finish_write(self, kind: u32, cookie: u64) {
         let _ = PENDING_WRITES.remove(self.task);
         let record = WriteSocketRecord {
             kind,
@@ -56,16 +53,8 @@ impl PendingWrite {
             time: boot_time_ns(),
             write: self.write.number,
             cookie,
+            owner: self.write.owner,
         };
-        // SAFETY: a plain record on the stack.
-        unsafe {
-            send(
-                &CREDENTIAL_RING,
-                Probe::Present,
-                cgroup,
-                core::ptr::from_ref(&record).cast(),
-                size_of::<WriteSocketRecord>() as u64,
-            );
-        }
+        Ring::Credentials.send(Probe::Present, record.owner, &record);
     }
 }

@@ -7,10 +7,8 @@ use crate::{
     support::{
         agent::is_agent,
         kernel::boot_time_ns,
-        maps::{
-            CREDENTIAL_RING, count, count_full, count_run, current_cgroup, insert_counted,
-            remove_counted, send,
-        },
+        maps::{count, count_full, count_run, insert_counted, remove_counted},
+        ring::Ring,
         search::{
             carried::{after_carried, continue_after_carried, forget_object, restore_carried},
             search,
@@ -18,7 +16,7 @@ use crate::{
             stream::{WriteFormat, object_at, write_format},
             value::{emit_values, fingerprint_of, fingerprint_words},
         },
-        task::{HookContext, fill_header},
+        task::{HookContext, current_owner, fill_header},
     },
     tls::{
         expected::forget_expected,
@@ -141,7 +139,7 @@ pub fn present_written(ctx: RetProbeContext) -> u32 {
     if result <= 0
         && let Some(under_way) = PendingWrite::current()
     {
-        under_way.finish_write(kind::WRITE_REJECTED, 0, current_cgroup());
+        under_way.finish_write(kind::WRITE_REJECTED, 0);
     }
     0
 }
@@ -254,16 +252,7 @@ impl<const LOOPS: bool> PlaintextSource for TlsWritePlaintext<LOOPS> {
             .copied()
             .unwrap_or(0);
         record.secret = known.as_record(scratch.host);
-        // SAFETY: the record is inside the scratch and initialised above.
-        unsafe {
-            send(
-                &CREDENTIAL_RING,
-                Probe::Present,
-                record.header.cgroup,
-                core::ptr::from_ref(record).cast(),
-                size_of::<PresentedRecord>() as u64,
-            );
-        }
+        Ring::Credentials.send(Probe::Present, record.header.owner(), record);
     }
 
     /// The server name is sent with each credential.
@@ -295,10 +284,10 @@ pub fn finish_write<const L: bool>(number: u64, cuts: bool) {
     if found > 0 {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
-        // SAFETY: the value is copied at once.
-        let before = unsafe { PENDING_WRITES.get(task) }.copied();
-        let write = TlsWrite::new(number, scratch.object, scratch.len, cuts);
-        if before.is_some_and(|before| before.is_repeat(&write)) {
+        let owner = current_owner();
+        let write = TlsWrite::new(number, scratch.object, owner, scratch.len, cuts);
+        // SAFETY: the value is read at once.
+        if unsafe { PENDING_WRITES.get(task) }.is_some_and(|before| before.is_repeat(&write)) {
             end_search::<TlsWritePlaintext<L>>();
             return;
         }

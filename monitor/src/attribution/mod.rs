@@ -191,7 +191,7 @@ impl Attribution {
             return workload;
         }
         if let Some(id) = group.gone {
-            return vanished_workload(id);
+            return Workload::vanished(id);
         }
         let mut workload = Workload::host(&self.shown_program(entry).0);
         if let Some(unit) = &group.unit {
@@ -359,16 +359,6 @@ fn pid_from_namespace(pid: u32, number: u32, contained: bool) -> Option<u32> {
             (inner == number as i32 && namespace(&here.to_string()).as_ref() == Some(&theirs))
                 .then_some(here)
         })
-}
-
-/// The workload of a process in a cgroup that was removed: most likely a container, but unknown
-/// which.
-fn vanished_workload(id: u64) -> Workload {
-    Workload {
-        kind: WorkloadKind::Container,
-        partial: true,
-        ..Workload::host(&format!("cgroup-{id}"))
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,11 @@ use super::{
     enricher::DroppedOfGroup,
     gaps::{dropped, evicted_entries, full_map, full_table, lost, lost_events, unread},
 };
-use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
+use crate::{
+    ledger::LedgerWriter,
+    reader::ReadFailure,
+    sensor::{observation::RecordOwner, report::SensorReport},
+};
 use jiff::Timestamp;
 use monitor_common::{
     map::{EvictingMap, LimitedMap},
@@ -80,7 +84,9 @@ impl Pipeline {
         let metrics = &self.evaluator.sinks.metrics;
         let mut attributed: HashMap<&str, u64> = HashMap::new();
         for loss in &report.losses {
-            let workload = self.enricher.attribution.group_name(loss.cgroup);
+            let RecordOwner { cgroup, user } = loss.owner;
+            let user = (loss.owner != RecordOwner::UNKNOWN).then_some(user);
+            let workload = self.enricher.attribution.owner_name(cgroup, user);
             metrics
                 .probes
                 .count_workload_loss(loss.probe, &workload, loss.count);

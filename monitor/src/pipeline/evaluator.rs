@@ -215,6 +215,7 @@ impl Evaluator {
     fn decide_when_named(&mut self, mut deferred: DeferredDecision) {
         let workload = deferred.workload();
         if workload.partial
+            && !workload.is_vanished()
             && !self.unnamed.contains_key(workload)
             && self.deferred.len() < DEFERRED_MAX
         {
@@ -232,10 +233,13 @@ impl Evaluator {
         self.decide_actor(deferred);
     }
 
-    fn decide_actor(&mut self, deferred: DeferredDecision) {
+    fn decide_actor(&mut self, mut deferred: DeferredDecision) {
         match self.decision(&deferred) {
             Decision::Allowed => {}
             Decision::Violation(found) => self.raise(vec![found]),
+            Decision::Pending(found) if deferred.workload().is_vanished() => {
+                self.raise(vec![found])
+            }
             Decision::Pending(_) => {
                 self.pending.push_back(deferred);
                 if self.pending.len() > DEFERRED_MAX {

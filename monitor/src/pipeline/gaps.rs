@@ -110,6 +110,9 @@ pub fn full_table(name: &str, count: u64, since: Timestamp, until: Timestamp) ->
         "known_credentials" => {
             "where such a credential is presented, its name and the place where it was picked up are not told"
         }
+        "presented" => {
+            "for what is issued on such a connection, it is not told with which credential"
+        }
         "connections" => "what is presented on such a connection has no destination",
         "dns_names" => "destinations at such addresses have no name from DNS",
         "pipes" => "who receives a credential through such a pipe is not known to hold it",

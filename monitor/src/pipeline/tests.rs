@@ -12,7 +12,7 @@ use crate::{
     sensor::{
         observation::{
             Observation, ObservedConnection, ObservedOpen, ObservedPresentation, ObservedSecret,
-            OpenKind, StdoutPipe, TaskInfo,
+            OpenKind, RecordOwner, StdoutPipe, TaskInfo,
         },
         report::{ProbeSilence, RingLoss, SensorReport, SilenceReason},
     },
@@ -274,6 +274,7 @@ fn a_presentation_gets_the_connection_of_its_write() {
         "its socket may follow"
     );
     test.process(vec![Observation::WriteSent {
+        owner: RecordOwner::UNKNOWN,
         write: WRITE,
         cookie: COOKIE,
     }]);
@@ -293,7 +294,13 @@ fn a_presentation_without_a_socket_is_reported_after_a_while() {
 #[test]
 fn a_write_that_the_library_rejected_presents_nothing() {
     let mut test = TestPipeline::new();
-    let batch = vec![test.present(), Observation::WriteRejected { write: WRITE }];
+    let batch = vec![
+        test.present(),
+        Observation::WriteRejected {
+            owner: RecordOwner::UNKNOWN,
+            write: WRITE,
+        },
+    ];
     test.process(batch);
     test.time += SignedDuration::from_secs(1);
     test.process(Vec::new());
@@ -306,7 +313,7 @@ fn losses_become_gaps_once_and_are_counted_per_workload() {
     let mut report = SensorReport {
         undecoded: 2,
         losses: vec![RingLoss {
-            cgroup: 5,
+            owner: RecordOwner { cgroup: 5, user: 0 },
             probe: Probe::Environ,
             count: 412,
         }],

@@ -62,8 +62,12 @@ impl ReaderProcess {
         let child = Command::new(program)
             .arg(COMMAND)
             .env_clear()
-            // It has no thread of its own, which the filter of system calls would end.
-            .env("_RJEM_MALLOC_CONF", "background_thread:false,narenas:1")
+            // The filter of system calls would end an allocator's thread; without one, memory goes
+            // back only when it is freed.
+            .env(
+                "_RJEM_MALLOC_CONF",
+                "background_thread:false,narenas:1,dirty_decay_ms:0",
+            )
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

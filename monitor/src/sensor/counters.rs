@@ -4,6 +4,7 @@ use super::{
     SensorError,
     map_growth::MapGrowthTotals,
     maps::{Plain, failed, open_map},
+    observation::RecordOwner,
     report::{FullMaps, ProbeCounters, RingLoss},
 };
 use aya::{
@@ -73,7 +74,7 @@ impl KernelCounters {
         Ok(totals)
     }
 
-    /// Returns and clears the losses of the rings, by cgroup and probe.
+    /// Returns and clears the losses of the rings, by owner and probe.
     pub fn take_losses(&mut self) -> Vec<RingLoss> {
         let entries: Vec<(Plain<LossKey>, u64)> =
             self.losses.iter().filter_map(Result::ok).collect();
@@ -85,7 +86,10 @@ impl KernelCounters {
                 .into_iter()
                 .find(|known| *known as u32 == key.0.probe);
             taken.extend(probe.map(|probe| RingLoss {
-                cgroup: key.0.cgroup,
+                owner: RecordOwner {
+                    cgroup: key.0.cgroup,
+                    user: key.0.user,
+                },
                 probe,
                 count: lost,
             }));

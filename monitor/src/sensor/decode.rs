@@ -3,7 +3,7 @@
 use super::observation::{
     Observation, ObservedConnection, ObservedExec, ObservedForeignRead, ObservedOpen,
     ObservedPresentation, ObservedSecret, OpenKind, PlaintextHost, PlaintextSecret, ReadTarget,
-    SocketOwner, StdoutPipe, TaskInfo,
+    RecordOwner, StdoutPipe, TaskInfo,
 };
 use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::{SignedDuration, Timestamp};
@@ -89,7 +89,7 @@ pub(super) fn subject(pid: u32, start: u64) -> Subject {
 pub enum DecodedRecord {
     Whole(Observation),
     /// A payload that may have to be assembled with others.
-    Payload(SocketOwner, HelloPiece),
+    Payload(RecordOwner, HelloPiece),
     /// A DNS response that resolves nothing.
     Nothing,
 }
@@ -164,12 +164,18 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), De
         kind::PLAINTEXT => Observation::Plaintext(raw.try_into()?),
         kind::ISSUED => Observation::Minted(raw.try_into()?),
         kind::HOST => Observation::PlaintextHost(raw.try_into()?),
-        kind::WRITE_REJECTED => Observation::WriteRejected {
-            write: raw.read::<WriteSocketRecord>()?.write,
-        },
+        kind::WRITE_REJECTED => {
+            let WriteSocketRecord { write, owner, .. } = raw.read()?;
+            let owner = owner.into();
+            Observation::WriteRejected { owner, write }
+        }
         kind::WRITE_SENT => {
-            let WriteSocketRecord { write, cookie, .. } = raw.read()?;
-            Observation::WriteSent { write, cookie }
+            let record: WriteSocketRecord = raw.read()?;
+            Observation::WriteSent {
+                owner: record.owner.into(),
+                write: record.write,
+                cookie: record.cookie,
+            }
         }
         kind::DNS_RESPONSE => {
             let (record, message) = raw.payload()?;
@@ -181,9 +187,11 @@ pub fn decode(bytes: &[u8], clock: BootClock) -> Result<(u64, DecodedRecord), De
             }
         }
         kind::FOREIGN => Observation::ForeignRead(raw.try_into()?),
-        kind::REFUSED => Observation::Refused {
-            cookie: raw.read::<RefusedRecord>()?.cookie,
-        },
+        kind::REFUSED => {
+            let RefusedRecord { cookie, owner, .. } = raw.read()?;
+            let owner = owner.into();
+            Observation::Refused { owner, cookie }
+        }
         other => return Err(DecodeError::Kind(other)),
     };
     Ok((time, DecodedRecord::Whole(observation)))
@@ -357,7 +365,7 @@ impl TryFrom<RawRecord<'_>> for PlaintextSecret {
     }
 }
 
-impl From<record::OwnerFields> for SocketOwner {
+impl From<record::OwnerFields> for RecordOwner {
     fn from(owner: record::OwnerFields) -> Self {
         Self {
             cgroup: owner.cgroup,

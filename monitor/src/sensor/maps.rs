@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 30] = [
+        let expected: [(&str, usize, usize); 31] = [
             ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
@@ -100,6 +100,7 @@ mod tests {
             ("SEARCH_SCRATCH", 4, size_of::<SearchScratch>()),
             ("SEEN", 4, size_of::<u64>()),
             ("SERVER_NAMES", size_of::<StreamKey>(), size_of::<u64>()),
+            ("SHARES", size_of::<OwnerKey>(), size_of::<RingShare>()),
             ("SOCKETS", size_of::<u64>(), size_of::<ExpectedResponse>()),
             ("STREAMS", size_of::<StreamKey>(), size_of::<StreamState>()),
             ("UDP_SENDS", size_of::<UdpPeer>(), size_of::<u64>()),

@@ -2,7 +2,7 @@
 
 use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::Timestamp;
-use monitor_common::record::Probe;
+use monitor_common::record::{OwnerFields, Probe};
 use monitor_core::model::{Look, Subject, Transport};
 use monitor_parse::{client_hello::FirstPayload, dns::DnsAnswer};
 use std::{net::IpAddr, path::PathBuf};
@@ -22,13 +22,14 @@ pub enum Observation {
     Running(RunningConnection),
     /// A TCP connection that was never established, by its socket cookie.
     Refused {
+        owner: RecordOwner,
         cookie: u64,
     },
     /// The first payload of a connection, and its ClientHello if it is one.
-    Payload(SocketOwner, FirstPayload),
+    Payload(RecordOwner, FirstPayload),
     /// The server name in the head of a plaintext request.
     PlaintextHost(PlaintextHost),
-    DnsResponse(SocketOwner, Timestamp, DnsAnswer),
+    DnsResponse(RecordOwner, Timestamp, DnsAnswer),
     /// A credential in the bytes that a process passed to its TLS library.
     Presented(ObservedPresentation),
     /// A credential in a packet outside TLS.
@@ -37,10 +38,12 @@ pub enum Observation {
     Minted(PlaintextSecret),
     /// The TLS library did not accept the write.
     WriteRejected {
+        owner: RecordOwner,
         write: u64,
     },
     /// The socket on which the write was sent.
     WriteSent {
+        owner: RecordOwner,
         write: u64,
         cookie: u64,
     },
@@ -88,14 +91,18 @@ impl Observation {
         }
     }
 
-    /// Whose it is: the cgroup and user of its task, or of its socket. `None` if its record does not
-    /// say so.
-    pub fn owner(&self) -> Option<SocketOwner> {
+    /// Whose it is: the cgroup and user of its task, or of its socket. `None` for a sum of many
+    /// records.
+    pub fn owner(&self) -> Option<RecordOwner> {
         match self {
-            Self::Payload(owner, _) | Self::DnsResponse(owner, ..) => Some(*owner),
+            Self::Payload(owner, _)
+            | Self::DnsResponse(owner, ..)
+            | Self::Refused { owner, .. }
+            | Self::WriteRejected { owner, .. }
+            | Self::WriteSent { owner, .. } => Some(*owner),
             Self::PlaintextHost(host) => Some(host.owner),
             Self::Plaintext(secret) | Self::Minted(secret) => Some(secret.owner),
-            _ => self.task().map(|task| SocketOwner {
+            _ => self.task().map(|task| RecordOwner {
                 cgroup: task.cgroup,
                 user: task.uid,
             }),
@@ -115,11 +122,19 @@ impl Observation {
     }
 }
 
-/// The cgroup and user of a socket.
+/// The cgroup and user of the task or socket that a record is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SocketOwner {
+pub struct RecordOwner {
     pub cgroup: u64,
     pub user: u32,
+}
+
+impl RecordOwner {
+    /// Whose records are of which the probe does not know it: their share is nobody else's.
+    pub const UNKNOWN: Self = Self {
+        cgroup: OwnerFields::UNKNOWN.cgroup,
+        user: OwnerFields::UNKNOWN.user,
+    };
 }
 
 /// The task that caused a record.
@@ -224,7 +239,7 @@ pub struct RunningConnection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaintextHost {
     pub time: Timestamp,
-    pub owner: SocketOwner,
+    pub owner: RecordOwner,
     pub cookie: u64,
     pub name: Option<String>,
 }
@@ -245,7 +260,7 @@ pub struct ObservedPresentation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaintextSecret {
     pub time: Timestamp,
-    pub owner: SocketOwner,
+    pub owner: RecordOwner,
     pub cookie: u64,
     /// As in [`ObservedPresentation`].
     pub host: Option<u64>,

@@ -1,6 +1,6 @@
 //! The sensor's own account: records sent, lost and not decoded.
 
-use super::{SensorNotice, cost::ShedNotice, map_growth::EvictedEntries};
+use super::{SensorNotice, cost::ShedNotice, map_growth::EvictedEntries, observation::RecordOwner};
 use crate::reader::ReadFailure;
 use jiff::Timestamp;
 use monitor_common::{
@@ -15,7 +15,7 @@ pub struct SensorReport {
     pub counters: ProbeCounters,
     /// Number of records that could not be decoded, since the start.
     pub undecoded: u64,
-    /// Since the last report, by cgroup.
+    /// Since the last report, by owner and probe.
     pub losses: Vec<RingLoss>,
     /// Since the last report.
     pub notices: Vec<SensorNotice>,
@@ -80,10 +80,10 @@ pub struct ProbeSilence {
     pub was_heard: bool,
 }
 
-/// Records of one cgroup that did not fit into a ring buffer.
+/// Records of one owner that found no room in a ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingLoss {
-    pub cgroup: u64,
+    pub owner: RecordOwner,
     pub probe: Probe,
     pub count: u64,
 }

@@ -1,6 +1,6 @@
 //! Sends the record of a credential found outside TLS, or in a response.
 
-use crate::support::maps::{CREDENTIAL_RING, send};
+use crate::support::ring::Ring;
 use monitor_common::{
     map::{FoundCredential, SearchScratch},
     record::{PlaintextRecord, Probe},
@@ -22,14 +22,5 @@ pub fn send_plaintext_record(
     record.cookie = scratch.object.address;
     record.owner = scratch.owner;
     record.secret = secret;
-    // SAFETY: the record is inside the scratch and initialised above.
-    unsafe {
-        send(
-            &CREDENTIAL_RING,
-            Probe::Clear,
-            record.owner.cgroup,
-            core::ptr::from_ref(record).cast(),
-            size_of::<PlaintextRecord>() as u64,
-        );
-    }
+    Ring::Credentials.send(Probe::Clear, record.owner, record);
 }

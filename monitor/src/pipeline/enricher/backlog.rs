@@ -2,12 +2,13 @@
 //! them in the queue loses some, so that those of others are evaluated in time.
 
 use super::Enricher;
-use crate::sensor::observation::{Observation, SocketOwner};
+use crate::sensor::observation::{Observation, RecordOwner};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::Probe;
 use monitor_core::fair_cache::{Tenant, fair_caps};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -15,8 +16,9 @@ use std::{
 const QUEUE_MAX: usize = 32_768;
 /// If more observations than this are in the queue, none waits for a reader.
 pub(super) const WAITING_QUEUE_MAX: usize = QUEUE_MAX / 2;
-/// As [`QUEUE_MAX`], if the first one is late.
-const QUEUE_MAX_LATE: usize = 4_096;
+/// As [`QUEUE_MAX`], if the first one is late: what can be evaluated in [`REST`], within these bounds.
+const QUEUE_LATE: RangeInclusive<usize> = 512..=4_096;
+const REST: SignedDuration = SignedDuration::from_millis(200);
 /// An observation is late after this time: a theft must be reported within a second.
 const LATE: SignedDuration = SignedDuration::from_millis(400);
 /// Some observations say no time; the time of the queue is that of one of its first.
@@ -60,7 +62,8 @@ impl Enricher {
     pub(super) fn drop_excess(&mut self, now: Timestamp) {
         let is_waiting = self.reads.is_waiting();
         let queue = &mut self.reads.queue;
-        if queue.len() <= QUEUE_MAX_LATE {
+        let allowed_late = self.pace.within(REST, QUEUE_LATE);
+        if queue.len() <= allowed_late {
             return;
         }
         // While the queue waited for a reader, nothing in it could be enriched.
@@ -75,7 +78,7 @@ impl Enricher {
         let droppable = |observation: &Observation| {
             owner(observation).filter(|(_, probe)| !is_late || *probe != Probe::Process)
         };
-        let allowed = if is_late { QUEUE_MAX_LATE } else { QUEUE_MAX };
+        let allowed = if is_late { allowed_late } else { QUEUE_MAX };
         // The reader works for the first one: its answer must not be taken for that of another.
         let waiting = if is_waiting { queue.pop_front() } else { None };
         let attribution = &mut self.attribution;
@@ -99,19 +102,10 @@ impl Enricher {
     }
 }
 
-/// Whose records are that do not say it: their share is nobody else's.
-const NOBODY: SocketOwner = SocketOwner {
-    cgroup: 0,
-    user: u32::MAX,
-};
-
 /// Whose an observation is, and its probe; `None` if no probe sent it: the number of those is limited.
-fn owner(observation: &Observation) -> Option<(SocketOwner, Probe)> {
-    let owner = match observation {
-        Observation::FileRepeated(_) => return None,
-        _ => observation.owner().unwrap_or(NOBODY),
-    };
-    let is_sent = owner == NOBODY || owner.cgroup != 0;
+fn owner(observation: &Observation) -> Option<(RecordOwner, Probe)> {
+    let owner = observation.owner()?;
+    let is_sent = owner == RecordOwner::UNKNOWN || owner.cgroup != 0;
     is_sent.then(|| (owner, observation.probe()))
 }
 
@@ -120,16 +114,16 @@ fn owner(observation: &Observation) -> Option<(SocketOwner, Probe)> {
 fn drop_from(
     queue: &mut VecDeque<Observation>,
     allowed: usize,
-    droppable: impl Fn(&Observation) -> Option<(SocketOwner, Probe)>,
-    mut tenant: impl FnMut(SocketOwner) -> Tenant,
+    droppable: impl Fn(&Observation) -> Option<(RecordOwner, Probe)>,
+    mut tenant: impl FnMut(RecordOwner) -> Tenant,
 ) -> Dropped {
-    let mut counts: HashMap<(SocketOwner, Probe), u64> = HashMap::new();
+    let mut counts: HashMap<(RecordOwner, Probe), u64> = HashMap::new();
     for owner in queue.iter().filter_map(&droppable) {
         *counts.entry(owner).or_default() += 1;
     }
     // The cgroups of one group share.
     let mut totals: HashMap<(Tenant, Probe), u64> = HashMap::new();
-    let mut shares: HashMap<(SocketOwner, Probe), (Tenant, Probe)> = HashMap::new();
+    let mut shares: HashMap<(RecordOwner, Probe), (Tenant, Probe)> = HashMap::new();
     for ((owner, probe), count) in counts {
         let share = (tenant(owner), probe);
         *totals.entry(share.clone()).or_default() += count;
@@ -158,7 +152,7 @@ fn drop_from(
         }
         let (owner, probe) = owner;
         let of_group = dropped.entry((owner.cgroup, probe)).or_default();
-        of_group.add(1, (owner != NOBODY).then_some(owner.user));
+        of_group.add(1, (owner != RecordOwner::UNKNOWN).then_some(owner.user));
         false
     });
     dropped
@@ -186,7 +180,7 @@ mod tests {
     /// What remains of whom, after a queue was reduced to `allowed`.
     fn remaining(queue: Vec<Observation>, allowed: usize) -> (Vec<u32>, Dropped) {
         let mut queue = VecDeque::from(queue);
-        let tenant = |owner: SocketOwner| Tenant {
+        let tenant = |owner: RecordOwner| Tenant {
             group: format!("{}", owner.cgroup / 10).into(),
             user: owner.user,
         };
@@ -216,12 +210,18 @@ mod tests {
     #[test]
     fn what_no_probe_sent_stays() {
         let own = (0..100).map(|pid| fork(0, 0, pid));
-        let sent = [fork(7, 0, 200), Observation::WriteRejected { write: 1 }];
+        let sent = [
+            fork(7, 0, 200),
+            Observation::Refused {
+                owner: RecordOwner::UNKNOWN,
+                cookie: 1,
+            },
+        ];
         let (pids, dropped) = remaining(own.chain(sent).collect(), 0);
         assert_eq!(pids, Vec::from_iter(0..100));
         let one = |user| DroppedOfGroup { count: 1, user };
         let expected = [
-            ((0, Probe::Present), one(None)),
+            ((0, Probe::Connect), one(None)),
             ((7, Probe::Process), one(Some(0))),
         ];
         assert_eq!(dropped, Dropped::from(expected));

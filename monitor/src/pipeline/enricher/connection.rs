@@ -1,7 +1,7 @@
 //! Connections: destinations, server names, DNS responses, cluster objects.
 
 use super::Enricher;
-use crate::sensor::observation::{ObservedConnection, PlaintextHost, SocketOwner};
+use crate::sensor::observation::{ObservedConnection, PlaintextHost, RecordOwner};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
     fair_cache::Tenant,
@@ -52,7 +52,7 @@ impl Enricher {
     /// The first payload of a connection, with the server name if it is a ClientHello.
     pub(super) fn first_payload(
         &mut self,
-        owner: SocketOwner,
+        owner: RecordOwner,
         payload: FirstPayload,
         events: &mut Vec<TrailEvent>,
     ) {
@@ -96,7 +96,7 @@ impl Enricher {
 
     pub(super) fn dns_response(
         &mut self,
-        owner: SocketOwner,
+        owner: RecordOwner,
         time: Timestamp,
         answer: DnsAnswer,
         events: &mut Vec<TrailEvent>,

@@ -5,6 +5,7 @@ mod backlog;
 mod connection;
 mod environment;
 mod file;
+mod pace;
 mod presented;
 mod process;
 mod reads;
@@ -18,7 +19,7 @@ use crate::{
     observed::file::FileId,
     reader::{ReadId, ReadResult, protocol::ReadRequest},
     sensor::observation::{
-        Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, SocketOwner, StdoutPipe,
+        Observation, ObservedForeignRead, ObservedOpen, OpenFileKey, RecordOwner, StdoutPipe,
     },
 };
 use backlog::Dropped;
@@ -32,6 +33,7 @@ use monitor_core::{
     model::{Credential, Place, Source, Subject, Workload},
     trail::{Actor, PickUp, TrailEvent},
 };
+use pace::Pace;
 use presented::PendingPresentation;
 use reads::PendingReads;
 use std::{
@@ -64,6 +66,7 @@ pub struct Enricher {
     /// arrive later.
     repeated: CountedLru<OpenFileKey, FileReads>,
     reads: PendingReads,
+    pace: Pace,
     wanted: WantedFiles,
     /// Number of payloads that began like a ClientHello and could not be parsed.
     pub(super) malformed: u64,
@@ -91,6 +94,7 @@ impl Enricher {
             sensor,
             repeated: CountedLru::new(READS_CACHED),
             reads: PendingReads::default(),
+            pace: Pace::default(),
             wanted: WantedFiles::default(),
             malformed: 0,
             servers: FairCache::new(SERVER_NAMES_CACHED),
@@ -119,6 +123,7 @@ impl Enricher {
         for (id, result) in answers {
             self.take_answer(id, result, events);
         }
+        self.pace.begin_turn(now);
         self.drop_excess(now);
         self.advance(now, events);
     }
@@ -140,7 +145,7 @@ impl Enricher {
             Observation::Variable(task, variable) => self.variables(&task, variable, rest, events),
             Observation::Connected(connection) => self.connected(&connection, events),
             Observation::Running(connection) => self.running_connection(&connection, events),
-            Observation::Refused { cookie } => {
+            Observation::Refused { cookie, .. } => {
                 events.push(TrailEvent::Refused { connection: cookie });
             }
             Observation::Payload(owner, payload) => self.first_payload(owner, payload, events),
@@ -151,8 +156,8 @@ impl Enricher {
             Observation::Presented(presentation) => self.presented_in_tls(presentation),
             Observation::Plaintext(secret) => self.presented_in_plaintext(secret, events),
             Observation::Minted(secret) => self.minted(secret, rest, events),
-            Observation::WriteRejected { write } => self.write_rejected(write),
-            Observation::WriteSent { write, cookie } => self.write_sent(write, cookie, events),
+            Observation::WriteRejected { write, .. } => self.write_rejected(write),
+            Observation::WriteSent { write, cookie, .. } => self.write_sent(write, cookie, events),
             Observation::ForeignRead(read) => self.foreign_read(&read, events),
         }
     }
@@ -315,7 +320,7 @@ impl Enricher {
     }
 
     /// Whose share of bounded tables an owner of sockets uses.
-    fn tenant_of(&mut self, owner: SocketOwner) -> Tenant {
+    fn tenant_of(&mut self, owner: RecordOwner) -> Tenant {
         self.attribution.tenant_of_cgroup(owner.cgroup, owner.user)
     }
 

@@ -29,8 +29,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// Observations for which an empty queue keeps its memory.
 const QUEUE_KEPT: usize = 4_096;
-/// Events that are evaluated at a time: each is much larger than its observation.
+/// Events that are evaluated in a turn: each is much larger than its observation.
 const EVENTS_MAX: usize = 1_024;
+/// As [`EVENTS_MAX`], on the slowest machine.
+const EVENTS_MIN: usize = 64;
+/// A turn takes about this time, because the rings are read in between.
+const TURN: SignedDuration = SignedDuration::from_millis(50);
 
 /// A wait that makes what is in the queue late, through no fault of its owners. How often there can
 /// be one is limited by [`WaitBudget`].
@@ -265,11 +269,15 @@ impl Enricher {
     /// Enriches the observations in the queue, up to one that must wait, or until there are many
     /// events.
     pub fn advance(&mut self, now: Timestamp, events: &mut Vec<TrailEvent>) {
+        let events_max = self.pace.within(TURN, EVENTS_MIN..=EVENTS_MAX);
+        let mut enriched = 0;
         while let Some(observation) = self.reads.queue.pop_front() {
-            if events.len() >= EVENTS_MAX {
+            if events.len() >= events_max {
                 self.reads.queue.push_front(observation);
+                self.pace.leave_rest(now, enriched);
                 return;
             }
+            enriched += 1;
             if self.reads.head.is_none() {
                 if self.is_from_other_agent(&observation) {
                     continue;

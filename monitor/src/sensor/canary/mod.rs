@@ -9,7 +9,7 @@ mod target;
 
 use super::{
     AttachedProgram,
-    observation::{Observation, TaskInfo},
+    observation::{Observation, RecordOwner, TaskInfo},
     report::{ProbeSilence, RingLoss, SilenceReason},
 };
 use jiff::Timestamp;
@@ -60,8 +60,8 @@ pub struct Canary {
     agent: Subject,
     /// The last canaries.
     subjects: VecDeque<Subject>,
-    /// The cgroup in which they run.
-    cgroup: Option<u64>,
+    /// Whose their records are.
+    owner: Option<RecordOwner>,
     /// Sockets of the canary.
     cookies: VecDeque<u64>,
     processes_seen: Instant,
@@ -109,7 +109,7 @@ impl Canary {
             marks: VecDeque::new(),
             agent,
             subjects: VecDeque::new(),
-            cgroup: None,
+            owner: None,
             cookies: VecDeque::new(),
             processes_seen: Instant::now(),
             started: Timestamp::now(),
@@ -157,8 +157,8 @@ impl Canary {
         self.take_events();
         // What others lost proves nothing about the canary.
         let is_own = |loss: &RingLoss| {
-            self.cgroup
-                .is_none_or(|own| [0, own].contains(&loss.cgroup))
+            let is_known = loss.owner != RecordOwner::UNKNOWN;
+            !is_known || self.owner.is_none_or(|own| own == loss.owner)
         };
         let lossy = losses.iter().any(is_own);
         let now = Instant::now();
@@ -293,7 +293,7 @@ impl Canary {
                 return false;
             }
             Observation::FileRepeated(opens) => self.subjects.contains(&opens.key.subject),
-            Observation::Refused { cookie } => self.cookies.contains(cookie),
+            Observation::Refused { cookie, .. } => self.cookies.contains(cookie),
             Observation::Payload(_, payload) => self.cookies.contains(&payload.cookie),
             Observation::PlaintextHost(host) => self.cookies.contains(&host.cookie),
             Observation::Plaintext(secret) => self.cookies.contains(&secret.cookie),
@@ -322,7 +322,10 @@ impl Canary {
         let is_child = task.parent == Some(self.agent);
         if is_child {
             push_bounded(&mut self.subjects, task.subject, MARKS);
-            self.cgroup = Some(task.cgroup);
+            self.owner = Some(RecordOwner {
+                cgroup: task.cgroup,
+                user: task.uid,
+            });
         }
         is_child
     }
