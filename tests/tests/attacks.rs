@@ -3,12 +3,13 @@
 
 use anyhow::{Result, ensure};
 use lab::{
-    agent::Agent,
+    agent::{self, Agent},
     child::KilledChild,
     treasure::{Treasure, stop_in_time},
     workload::MemoryLimit,
 };
 use std::{
+    fs::File,
     process::Command,
     time::{Duration, Instant},
 };
@@ -126,6 +127,9 @@ fn slowest_theft(name: &str, attack: &str, percent: Option<u32>) -> Result<Durat
     ensure!(lab::is_root(), "the scenarios need root");
     let mut limit = MemoryLimit::new(&format!("attack-{name}"), HARDENED)?;
     let treasure = Treasure::new()?;
+    // As in a pod, the pages of the program count as the agent's: they must not be in memory already.
+    let program = File::open(agent::binary()?)?;
+    rustix::fs::fadvise(&program, 0, None, rustix::fs::Advice::DontNeed)?;
     let mut agent = treasure.agent(Some(&limit.path))?;
     if let Some(percent) = percent {
         let mut pids = agent.children()?;

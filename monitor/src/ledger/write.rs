@@ -38,7 +38,7 @@ use std::{
 
 /// Maximum entries that wait to be written, of which one workload may have half; any more are counted
 /// as lost.
-const QUEUE_MAX: usize = 32_768;
+const QUEUE_MAX: usize = 8_192;
 /// A batch is committed after this time: the most that a `kill -9` can lose.
 const BATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// A batch is kept for this time while somebody else has locked the file.

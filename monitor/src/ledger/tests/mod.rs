@@ -92,10 +92,19 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
     LedgerEntry::Hop(Box::new(hop), verdict)
 }
 
+/// Writes entries, a part at a time: the queue has no room for very many of one owner.
 fn write(directory: &Path, retention: RetentionLimits, entries: Vec<LedgerEntry>) {
-    let (writer, _) = LedgerWriter::open(directory, retention, Health::default()).expect("opens");
-    for entry in entries {
-        writer.write(entry);
+    const PART: usize = 2_000;
+    let mut entries = entries.into_iter().peekable();
+    loop {
+        let (writer, _) =
+            LedgerWriter::open(directory, retention.clone(), Health::default()).expect("opens");
+        for entry in entries.by_ref().take(PART) {
+            writer.write(entry);
+        }
+        if entries.peek().is_none() {
+            return;
+        }
     }
 }
 
