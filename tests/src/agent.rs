@@ -375,7 +375,7 @@ impl Agent {
             .map(|(_, text)| text)
             .unwrap_or_default();
         let counters = metrics.lines().filter(|line| {
-            ["_lost_total", "_full_total", "_dropped"]
+            ["_lost_total", "_full_total"]
                 .iter()
                 .any(|part| line.contains(part))
                 && !line.starts_with('#')

@@ -129,6 +129,8 @@ fn slowest_theft(name: &str, attack: &str, percent: Option<u32>) -> Result<Durat
     let treasure = Treasure::new()?;
     // As in a pod, the pages of the program count as the agent's: they must not be in memory already.
     let program = File::open(agent::binary()?)?;
+    // What was just built stays in memory until it is written.
+    program.sync_all()?;
     rustix::fs::fadvise(&program, 0, None, rustix::fs::Advice::DontNeed)?;
     let mut agent = treasure.agent(Some(&limit.path))?;
     if let Some(percent) = percent {

@@ -233,10 +233,10 @@ impl Trail {
             return;
         }
         let connection = connection.clone();
-        let presented = self.connections.presented_on(id).cloned();
         if is_ignored_destination(&connection.destination) {
             return;
         }
+        let presented = self.connections.presented_on(id).cloned();
         let held = self
             .holders
             .holdings_of(connection.actor.subject, connection.stdin);

@@ -2,7 +2,7 @@
 
 use super::{kernel::boot_time_ns, maps::count};
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE},
+    bindings::BPF_RB_AVAIL_DATA,
     helpers::generated::bpf_ringbuf_output,
     macros::map,
     maps::{LruHashMap, RingBuf, ring_buf::RingBufEntry},
@@ -15,15 +15,15 @@ use monitor_common::{
 /// Credential hits, connects and payloads have a separate ring, so that a flood of forks cannot
 /// displace them.
 #[map]
-static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+static CREDENTIAL_RING: RingBuf = RingBuf::with_byte_size(Ring::Credentials.size(), 0);
 
 /// Execs, forks and exits.
 #[map]
-static PROCESS_RING: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
+static PROCESS_RING: RingBuf = RingBuf::with_byte_size(Ring::Processes.size(), 0);
 
 /// DNS responses: a flood of them displaces nothing else.
 #[map]
-static NAME_RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static NAME_RING: RingBuf = RingBuf::with_byte_size(Ring::Names.size(), 0);
 
 /// What was sent into a ring that is half full, by owner. An evicted owner may send its share again.
 #[map]
@@ -44,6 +44,16 @@ pub enum Ring {
 }
 
 impl Ring {
+    /// In bytes.
+    #[inline(always)]
+    const fn size(self) -> u32 {
+        match self {
+            Self::Credentials => 4 << 20,
+            Self::Processes => 2 << 20,
+            Self::Names => 1 << 20,
+        }
+    }
+
     #[inline(always)]
     fn buffer(self) -> &'static RingBuf {
         match self {
@@ -58,9 +68,8 @@ impl Ring {
     /// whoever sends the most leaves room for others.
     #[inline(always)]
     fn admits(self, owner: OwnerFields) -> bool {
-        let buffer = self.buffer();
-        let waiting = buffer.query(u64::from(BPF_RB_AVAIL_DATA));
-        if waiting <= buffer.query(u64::from(BPF_RB_RING_SIZE)) / 2 {
+        let waiting = self.buffer().query(u64::from(BPF_RB_AVAIL_DATA));
+        if waiting <= u64::from(self.size()) / 2 {
             return true;
         }
         let key = OwnerKey {

@@ -5,11 +5,7 @@ use super::{
     enricher::DroppedOfGroup,
     gaps::{dropped, evicted_entries, full_map, full_table, lost, lost_events, unread},
 };
-use crate::{
-    ledger::LedgerWriter,
-    reader::ReadFailure,
-    sensor::{observation::RecordOwner, report::SensorReport},
-};
+use crate::{ledger::LedgerWriter, reader::ReadFailure, sensor::report::SensorReport};
 use jiff::Timestamp;
 use monitor_common::{
     map::{EvictingMap, LimitedMap},
@@ -84,9 +80,8 @@ impl Pipeline {
         let metrics = &self.evaluator.sinks.metrics;
         let mut attributed: HashMap<&str, u64> = HashMap::new();
         for loss in &report.losses {
-            let RecordOwner { cgroup, user } = loss.owner;
-            let user = (loss.owner != RecordOwner::UNKNOWN).then_some(user);
-            let workload = self.enricher.attribution.owner_name(cgroup, user);
+            let attribution = &mut self.enricher.attribution;
+            let workload = attribution.owner_name(loss.owner.cgroup, loss.owner.known_user());
             metrics
                 .probes
                 .count_workload_loss(loss.probe, &workload, loss.count);

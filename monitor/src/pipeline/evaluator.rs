@@ -233,13 +233,10 @@ impl Evaluator {
         self.decide_actor(deferred);
     }
 
-    fn decide_actor(&mut self, mut deferred: DeferredDecision) {
+    fn decide_actor(&mut self, deferred: DeferredDecision) {
         match self.decision(&deferred) {
             Decision::Allowed => {}
             Decision::Violation(found) => self.raise(vec![found]),
-            Decision::Pending(found) if deferred.workload().is_vanished() => {
-                self.raise(vec![found])
-            }
             Decision::Pending(_) => {
                 self.pending.push_back(deferred);
                 if self.pending.len() > DEFERRED_MAX {
@@ -250,9 +247,14 @@ impl Evaluator {
     }
 
     fn decision(&mut self, deferred: &DeferredDecision) -> Decision {
-        match deferred {
-            DeferredDecision::Use(used) => self.policy.judge_reader(used),
-            DeferredDecision::Mint(mint) => self.policy.judge_mint(mint),
+        let (decision, workload) = match deferred {
+            DeferredDecision::Use(used) => (self.policy.judge_reader(used), &used.workload),
+            DeferredDecision::Mint(mint) => (self.policy.judge_mint(mint), &mint.workload),
+        };
+        match decision {
+            // No name will come that could decide otherwise.
+            Decision::Pending(found) if workload.is_vanished() => Decision::Violation(found),
+            decision => decision,
         }
     }
 

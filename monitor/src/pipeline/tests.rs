@@ -605,6 +605,36 @@ fn what_the_reader_works_for_is_not_dropped() {
 }
 
 #[test]
+fn a_reader_whose_cgroup_is_gone_is_judged_at_once() {
+    let mut test = TestPipeline::new();
+    let Observation::FileOpened(mut open) = open_credentials(&test) else {
+        panic!("not a file");
+    };
+    let text = format!(
+        "credentials: [ {{ name: treasure, match: {{ file: {} }}, readers: [ {{ namespace: payments }} ] }} ]",
+        open.path.display()
+    );
+    let config = Config::parse(Path::new("test"), &text).expect("a configuration");
+    let catalog = Arc::new(Catalog::new("", &[], &[]).expect("embedded"));
+    test.pipeline
+        .reload(config.expectations, catalog, Vec::new());
+    // No such process exists: its cgroup can be found no other way.
+    open.task.subject = Subject {
+        pid: u32::MAX,
+        start: 1,
+    };
+    open.task.cgroup = 7;
+    test.process(vec![Observation::FileOpened(open)]);
+    // Its end writes what was found.
+    drop(test.pipeline);
+    let found = fs::read_to_string(test.directory.path().join("findings")).expect("findings");
+    assert!(
+        found.contains("unexpected-reader") && found.contains("cgroup-7"),
+        "{found}"
+    );
+}
+
+#[test]
 fn a_file_that_the_reader_cannot_read_is_known_by_its_place() {
     let mut test = TestPipeline::new();
     let batch = vec![open_credentials(&test)];

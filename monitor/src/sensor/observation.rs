@@ -102,10 +102,7 @@ impl Observation {
             | Self::WriteSent { owner, .. } => Some(*owner),
             Self::PlaintextHost(host) => Some(host.owner),
             Self::Plaintext(secret) | Self::Minted(secret) => Some(secret.owner),
-            _ => self.task().map(|task| RecordOwner {
-                cgroup: task.cgroup,
-                user: task.uid,
-            }),
+            _ => self.task().map(TaskInfo::owner),
         }
     }
 
@@ -135,6 +132,11 @@ impl RecordOwner {
         cgroup: OwnerFields::UNKNOWN.cgroup,
         user: OwnerFields::UNKNOWN.user,
     };
+
+    /// The user, if it is known whose the record is.
+    pub fn known_user(self) -> Option<u32> {
+        (self != Self::UNKNOWN).then_some(self.user)
+    }
 }
 
 /// The task that caused a record.
@@ -148,6 +150,15 @@ pub struct TaskInfo {
     pub loginuid: Option<u32>,
     pub tty: bool,
     pub comm: String,
+}
+
+impl TaskInfo {
+    pub fn owner(&self) -> RecordOwner {
+        RecordOwner {
+            cgroup: self.cgroup,
+            user: self.uid,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

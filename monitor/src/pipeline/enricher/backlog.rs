@@ -152,7 +152,7 @@ fn drop_from(
         }
         let (owner, probe) = owner;
         let of_group = dropped.entry((owner.cgroup, probe)).or_default();
-        of_group.add(1, (owner != RecordOwner::UNKNOWN).then_some(owner.user));
+        of_group.add(1, owner.known_user());
         false
     });
     dropped

@@ -157,8 +157,7 @@ impl Canary {
         self.take_events();
         // What others lost proves nothing about the canary.
         let is_own = |loss: &RingLoss| {
-            let is_known = loss.owner != RecordOwner::UNKNOWN;
-            !is_known || self.owner.is_none_or(|own| own == loss.owner)
+            loss.owner == RecordOwner::UNKNOWN || self.owner.is_none_or(|own| own == loss.owner)
         };
         let lossy = losses.iter().any(is_own);
         let now = Instant::now();
@@ -322,10 +321,7 @@ impl Canary {
         let is_child = task.parent == Some(self.agent);
         if is_child {
             push_bounded(&mut self.subjects, task.subject, MARKS);
-            self.owner = Some(RecordOwner {
-                cgroup: task.cgroup,
-                user: task.uid,
-            });
+            self.owner = Some(task.owner());
         }
         is_child
     }
