@@ -17,7 +17,7 @@ use monitor_common::{
     filter::URL_WORD,
     fingerprint::{MAX_SECRET, MAX_WORDS, SipHasher},
     map::{CANDIDATES_MAX, EnvironScratch},
-    record::{Probe, Stage, VariableRecord, kind},
+    record::{Probe, Stage, kind},
 };
 
 /// State of the walk over the candidates.

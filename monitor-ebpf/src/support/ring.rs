@@ -82,7 +82,7 @@ impl Ring {
             // SAFETY: the pointer is into the map.
             return unsafe { (*share).admits(boot_time_ns()) };
         }
-        let _ = SHARES.insert(key, &RingShare::begun(boot_time_ns()), 0);
+        let _ = SHARES.insert(key, RingShare::begun(boot_time_ns()), 0);
         true
     }
 

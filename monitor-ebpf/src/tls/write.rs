@@ -32,7 +32,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     map::{EvictingMap, FoundCredential, LimitedMap, SearchScratch, StreamKey, TlsWrite},
-    record::{PresentedRecord, Probe, RunCounter, Stage, kind},
+    record::{Probe, RunCounter, Stage, kind},
     scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
 

@@ -3,7 +3,7 @@
 use crate::support::ring::Ring;
 use monitor_common::{
     map::{FoundCredential, SearchScratch},
-    record::{PlaintextRecord, Probe},
+    record::Probe,
 };
 
 /// Sends the record of a credential found in a packet.
