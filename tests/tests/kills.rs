@@ -127,8 +127,9 @@ fn what_is_missing_after_kills_is_in_the_gaps() -> Result<()> {
     let load = Load::begin();
     let _reader = KilledChild::start(Command::new("python3").args(["-c", READER]), "begun")?;
     for kill in 0..kills {
-        // Soon after the start, in the middle of a batch, and after some batches.
-        load.await_more(1 + kill * 7 % 40)?;
+        // At once, in the middle of a batch, and after some batches. The first one has no time without an
+        // agent to report; the second has.
+        load.await_more(1 + kill.saturating_sub(1) * 7 % 40)?;
         agent.kill()?;
         agent = Agent::start(directory.path(), &[])?;
     }
@@ -144,7 +145,7 @@ fn what_is_missing_after_kills_is_in_the_gaps() -> Result<()> {
         .collect();
     ensure!(
         down.len() == kills,
-        "{} times without an agent: {down:?}",
+        "{} times without an agent: {gaps:?}",
         down.len()
     );
     let times = times_of(down)?;

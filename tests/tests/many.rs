@@ -71,7 +71,7 @@ fn one_credential_at_fifty_thousand_places() -> Result<()> {
     };
     wait_for("every hop is counted", Duration::from_secs(60), || {
         let lost = agent.metric("keytrail_events_lost_total", &[])?;
-        ensure!(lost == 0.0, "{lost} events were lost");
+        ensure!(lost == 0.0, "lost:\n{}", agent.what_is_missing());
         Ok((counted()? >= EDGES as f64).then_some(()))
     })?;
     assert_eq!(counted()?, EDGES as f64, "each of them once");
@@ -207,7 +207,7 @@ fn five_hundred_workloads_with_five_thousand_credentials() -> Result<()> {
                 "keytrail_events_lost_total",
                 &[&format!("probe=\"{probe}\"")],
             )?;
-            ensure!(lost == 0.0, "{lost} events of {probe} were lost");
+            ensure!(lost == 0.0, "lost by {probe}:\n{}", agent.what_is_missing());
         }
         let counted = agent.metric("keytrail_hops_total", &[])?;
         Ok((counted >= hops as f64).then_some(()))

@@ -41,6 +41,8 @@ use std::{
 const QUEUE_MAX: usize = 8_192;
 /// A batch is committed after this time: the most that a `kill -9` can lose.
 const BATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A batch of so many entries is committed at once: while it grows, it takes room in the queue.
+const BATCH_MAX: usize = QUEUE_MAX / 8;
 /// A batch is kept for this time while somebody else has locked the file.
 const LOCKED_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum time that one attempt waits for a lock.
@@ -525,9 +527,15 @@ fn close_previous_run(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Waits for entries until a batch is due; returns `false` when no more will come.
+/// Waits for entries until a batch is due; returns `false` when no more will come. A batch that could
+/// not be written takes what comes until the next attempt.
 fn collect_batch(entries: &Receiver<LedgerEntry>, batch: &mut Vec<LedgerEntry>) -> bool {
     let end = Instant::now() + BATCH_INTERVAL;
+    let limit = if batch.is_empty() {
+        BATCH_MAX
+    } else {
+        QUEUE_MAX
+    };
     loop {
         match entries.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(entry @ LedgerEntry::Started(_)) => {
@@ -539,7 +547,7 @@ fn collect_batch(entries: &Receiver<LedgerEntry>, batch: &mut Vec<LedgerEntry>) 
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) => return false,
         }
-        if batch.len() >= QUEUE_MAX {
+        if batch.len() >= limit {
             return true;
         }
     }
@@ -780,4 +788,25 @@ fn write_finding(connection: &Connection, finding: &Finding) -> rusqlite::Result
             process,
         ])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_is_written_at_once_and_one_that_cannot_be_written_grows() {
+        let (queue, entries) = sync_channel(QUEUE_MAX);
+        let mut batch = Vec::new();
+        let mut collect = |count| {
+            for _ in 0..count {
+                queue.try_send(LedgerEntry::End).expect("there is room");
+            }
+            assert!(collect_batch(&entries, &mut batch));
+            batch.len()
+        };
+        assert_eq!(collect(BATCH_MAX + 7), BATCH_MAX);
+        assert_eq!(collect(0), BATCH_MAX + 7);
+        assert_eq!(collect(QUEUE_MAX), QUEUE_MAX);
+    }
 }

@@ -131,12 +131,14 @@ impl Pipeline {
     pub fn start(&mut self, gaps: Vec<TrailEvent>, known: Vec<String>, now: Timestamp) -> Effects {
         (self.counted, self.homes_read) = (now, now);
         self.events.extend(gaps);
-        self.enricher.scan_running(now, &mut self.events);
-        self.enricher.request_background(known);
-        // Nothing can prevent the start any more.
+        self.evaluator.process(&mut self.events);
+        // Nothing can prevent the start any more. Its gaps are written with it: an agent that is killed
+        // a moment later would hide the time without any.
         if let Some(ledger) = &self.evaluator.sinks.ledger {
             ledger.started();
         }
+        self.enricher.scan_running(now, &mut self.events);
+        self.enricher.request_background(known);
         self.evaluator.process(&mut self.events);
         self.effects(false)
     }

@@ -3,9 +3,14 @@
 use super::{Batch, Evaluator, EventRecorder, Pipeline, SensorFacts, Sinks};
 use crate::{
     attribution::{Attribution, names::NameResolver},
-    config::{Config, settings::FindingsFormat},
+    config::{
+        Config,
+        settings::{FindingsFormat, RetentionLimits},
+    },
     credential::Credentials,
     export::{findings::FindingStream, lines::Delivery},
+    health::Health,
+    ledger::{LedgerWriter, reader::LedgerReader},
     metrics::Metrics,
     observed::file::FileId,
     reader::{ReadFailure, ReadId, ReadResult, ReaderTasks},
@@ -21,6 +26,7 @@ use jiff::{SignedDuration, Timestamp};
 use monitor_common::{fingerprint::FingerprintKey, record::Probe};
 use monitor_core::{
     catalog::Catalog,
+    history::TimeRange,
     model::{Gap, Subject, Transport, Workload},
     policy::Policy,
     trail::TrailEvent,
@@ -673,4 +679,28 @@ fn failures_of_the_reader_become_gaps() {
         })
         .collect();
     assert_eq!(gaps, [("unread".to_owned(), 3)]);
+}
+
+/// Otherwise an agent that is killed a moment after its start hides a time without any.
+#[test]
+fn the_gaps_of_a_start_are_stored_once_it_counts() {
+    let mut test = TestPipeline::new();
+    let directory = test.directory.path();
+    let (ledger, _) = LedgerWriter::open(directory, RetentionLimits::default(), Health::default())
+        .expect("opens");
+    test.pipeline.evaluator.sinks.ledger = Some(ledger);
+    let down = Gap {
+        kind: "agent-down".to_owned(),
+        probe: None,
+        detail: "the agent was not running".to_owned(),
+        since: test.time - SignedDuration::from_secs(9),
+        until: Some(test.time),
+        count: 0,
+        blind: false,
+    };
+    let gaps = vec![TrailEvent::Gap { gap: down }];
+    test.pipeline.start(gaps, Vec::new(), test.time);
+    let reader = LedgerReader::open(test.directory.path()).expect("opens");
+    let stored = reader.gaps(TimeRange::default()).expect("read");
+    assert_eq!(stored.len(), 1, "{stored:?}");
 }
