@@ -217,6 +217,26 @@ fn a_canary_that_is_stopped_or_killed_is_replaced() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn helpers_that_are_stopped_end_with_an_agent_that_is_killed() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut agent = Agent::start(directory.path(), &[])?;
+    let helpers = agent.children()?;
+    ensure!(helpers.len() > 1, "readers and a canary: {helpers:?}");
+    for helper in &helpers {
+        let pid = Pid::from_raw((*helper).try_into()?).context("a pid")?;
+        kill_process(pid, Signal::STOP)?;
+    }
+    agent.kill()?;
+    wait_for("its helpers have ended", LIMIT, || {
+        let stays = |pid: &&u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/stat"));
+            status.is_ok_and(|status| !status.contains(") Z "))
+        };
+        Ok(helpers.iter().find(stays).is_none().then_some(()))
+    })
+}
+
 /// The ledger of an agent, after something was used.
 fn ledger(agent: &Agent) -> Result<PathBuf> {
     sh("BAO_TOKEN=FAKE-watchdog-before /bin/true", &[])?;

@@ -72,7 +72,7 @@ impl Attribution {
         (exe, comm)
     }
 
-    /// Sets by what secrets are recognised in the names of programs and units.
+    /// Sets by what secrets are recognised in the names of programs, units, pods and containers.
     pub fn set_marks(&mut self, marks: SecretMarks) {
         self.marks = marks;
         self.lineages.clear();

@@ -230,9 +230,10 @@ impl Attribution {
         self.names.images()
     }
 
-    /// The cluster object at an address.
+    /// The cluster object at an address, without secrets in its name.
     pub fn object_at(&self, address: IpAddr) -> Option<String> {
-        self.names.object_at(address)
+        let name = self.names.object_at(address)?;
+        Some(self.marks.mask(&name).unwrap_or(name))
     }
 
     /// Waits until the cluster's addresses are known, at most `most`.
@@ -247,7 +248,7 @@ impl Attribution {
 
     /// Workloads that were named since the last call.
     pub fn take_renames(&mut self) -> Vec<WorkloadRename> {
-        self.names.take_replies()
+        self.names.take_replies(&self.marks)
     }
 
     /// Number of workloads without a name, by reason.

@@ -3,7 +3,8 @@
 
 use rustix::ioctl::{Opcode, opcode};
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+    DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
@@ -31,6 +32,8 @@ pub enum SandboxError {
     },
     #[error("cannot drop capabilities: {0}")]
     Capabilities(io::Error),
+    #[error("cannot make it end with the agent: {0}")]
+    ParentDeath(io::Error),
     #[error("cannot filter system calls: {0}")]
     SystemCalls(#[from] seccompiler::Error),
     #[error("cannot filter system calls: {0}")]
@@ -60,6 +63,10 @@ pub fn enter() -> Result<(), SandboxError> {
         source: error.into(),
     })?;
     drop_capabilities().map_err(|error| SandboxError::Capabilities(error.into()))?;
+    // A closed socket does not end one that is stopped. The kernel forgets the signal when privileges
+    // grow, which they no longer can.
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| SandboxError::ParentDeath(error.into()))?;
     seccompiler::apply_filter(&filter()?)?;
     Ok(())
 }

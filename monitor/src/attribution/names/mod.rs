@@ -6,7 +6,10 @@
 pub mod cri;
 
 use crate::sensor::exclude::ContainerImages;
-use monitor_core::model::{Workload, WorkloadKind};
+use monitor_core::{
+    catalog::secret_marks::SecretMarks,
+    model::{Workload, WorkloadKind},
+};
 use monitor_parse::cgroup::Cgroup;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -98,6 +101,25 @@ impl ContainerNames {
             image: self.image.clone(),
             partial: false,
         })
+    }
+
+    /// The same without secrets in the names.
+    fn masked(self, marks: &SecretMarks) -> Self {
+        let mask = |name: String| marks.mask(&name).unwrap_or(name);
+        Self {
+            id: self.id,
+            pod_uid: self.pod_uid,
+            api_uid: self.api_uid,
+            namespace: self.namespace.map(mask),
+            pod: self.pod.map(mask),
+            container: self.container.map(mask),
+            image: self.image.map(mask),
+            owner: self.owner.map(|owner| PodOwner {
+                name: mask(owner.name),
+                ..owner
+            }),
+            service_account: self.service_account.map(mask),
+        }
     }
 
     /// Adds what another provider knows.
@@ -327,12 +349,13 @@ impl NameResolver {
         known.cloned().or_else(|| workload_from_path(group))
     }
 
-    /// The renames that resulted from replies since the last call.
-    pub fn take_replies(&mut self) -> Vec<WorkloadRename> {
+    /// The renames that resulted from replies since the last call, without secrets in the names.
+    pub fn take_replies(&mut self, marks: &SecretMarks) -> Vec<WorkloadRename> {
         let mut renamed = Vec::new();
         while let Ok(answer) = self.replies.try_recv() {
             match answer {
                 NameReply::Named { key, named, whole } => {
+                    let named = named.masked(marks);
                     let Some(mut new) = named.workload() else {
                         continue;
                     };

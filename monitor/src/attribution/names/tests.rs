@@ -1,4 +1,5 @@
 use super::*;
+use monitor_core::catalog::Catalog;
 use monitor_parse::cgroup::parse;
 use std::sync::{Arc, Mutex};
 
@@ -52,7 +53,7 @@ fn named() -> ContainerNames {
 fn next(names: &mut NameResolver) -> WorkloadRename {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        if let Some(renamed) = names.take_replies().pop() {
+        if let Some(renamed) = names.take_replies(&SecretMarks::default()).pop() {
             return renamed;
         }
         assert!(Instant::now() < end, "nothing was answered");
@@ -155,4 +156,26 @@ fn host_processes_need_no_name_source() {
     names.request(&group);
     assert_eq!(names.workload(&group), None);
     assert!(names.requested.is_empty());
+}
+
+#[test]
+fn names_show_no_secret() {
+    let token = "ghp_FAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE0001";
+    let secret = ContainerNames {
+        namespace: Some(format!("of-{token}")),
+        pod: Some(token.to_lowercase()),
+        container: Some(format!("run-{token}")),
+        image: Some(format!("registry.example/{token}/app:1")),
+        owner: Some(PodOwner {
+            kind: WorkloadKind::Deployment,
+            name: token.into(),
+        }),
+        service_account: Some(token.into()),
+        ..named()
+    };
+    let marks = SecretMarks::new(&Catalog::new("", &[], &[]).expect("embedded"));
+    let shown = format!("{:?}", secret.masked(&marks).workload());
+    assert_eq!(shown.matches("(github-token)").count(), 6, "{shown}");
+    assert!(!shown.to_lowercase().contains("fake"), "{shown}");
+    assert_eq!(named().masked(&marks), named());
 }
