@@ -33,7 +33,7 @@ pub fn replay(
                 ..config.settings.retention.clone()
             };
             let writer = LedgerWriter::open(directory, retention, Health::default())?.0;
-            writer.started();
+            writer.started(jiff::Timestamp::now());
             Some(writer)
         }
         None => None,

@@ -8,6 +8,7 @@ mod rename;
 mod resolve;
 mod rows;
 mod schema;
+mod settled;
 mod shares;
 mod size_limit;
 mod tidy;
@@ -76,9 +77,12 @@ pub enum LedgerEntry {
     /// Everything about the first workload now belongs to the second.
     Renamed(Box<[Workload; 2]>),
     Gap(Box<Gap>),
-    /// The agent has started: from now on it counts as alive. An attempt that fails earlier leaves
-    /// no trace. The value is dropped once this is written.
-    Started(#[expect(dead_code, reason = "it is dropped, not read")] Completion),
+    /// The agent has observed everything since a time: from then on it counts as alive. An attempt
+    /// that fails earlier leaves no trace. The completion is dropped once this is written.
+    Started(
+        Timestamp,
+        #[expect(dead_code, reason = "it is dropped, not read")] Completion,
+    ),
     /// The agent stops in an orderly way.
     End,
 }

@@ -47,7 +47,7 @@ fn owner_of(entry: &LedgerEntry) -> Option<String> {
         }
         LedgerEntry::Renamed(_)
         | LedgerEntry::Gap(_)
-        | LedgerEntry::Started(_)
+        | LedgerEntry::Started(..)
         | LedgerEntry::End => None,
     }
 }

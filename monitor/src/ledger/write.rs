@@ -6,6 +6,7 @@ use super::{
     rename::rename,
     rows::{intern, json, write_gap},
     schema,
+    settled::SettledTimes,
     shares::{QueueShares, owner},
     tidy::{ClockReading, RetentionTask},
     watch::{LedgerDamage, LedgerWatch},
@@ -70,7 +71,7 @@ pub struct PreviousState {
 /// How an agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastShutdown {
-    /// When it last wrote.
+    /// Until when everything that it observed was written.
     pub alive: Timestamp,
     /// It stopped in an orderly way.
     pub in_order: bool,
@@ -81,6 +82,9 @@ pub struct LastShutdown {
 pub struct LedgerWriter {
     queue: Option<SyncSender<LedgerEntry>>,
     shares: Arc<QueueShares>,
+    /// Entries that were queued.
+    sent: AtomicU64,
+    settled: Arc<SettledTimes>,
     thread: Option<JoinHandle<()>>,
     /// Number of entries that found the queue full or could not be written.
     pub lost: Arc<AtomicU64>,
@@ -113,6 +117,7 @@ impl LedgerWriter {
         };
         let (queue, entries) = sync_channel(QUEUE_MAX);
         let shares = Arc::new(QueueShares::new(QUEUE_MAX));
+        let settled = Arc::new(SettledTimes::default());
         let lost = Arc::new(AtomicU64::new(0));
         let watch = LedgerWatch::start(&path).map_err(trouble)?;
         let (report, gaps) = channel();
@@ -123,6 +128,9 @@ impl LedgerWriter {
             report,
             health,
             shares: Arc::clone(&shares),
+            settled: Arc::clone(&settled),
+            received: 0,
+            alive: None,
             tidy: RetentionTask::new(
                 retention,
                 before.last.map(|last| last.alive),
@@ -142,6 +150,8 @@ impl LedgerWriter {
         let writer = Self {
             queue: Some(queue),
             shares,
+            sent: AtomicU64::new(0),
+            settled,
             thread: Some(thread),
             lost,
             gaps,
@@ -154,13 +164,18 @@ impl LedgerWriter {
         self.gaps.try_iter()
     }
 
-    /// Records that the agent has started, and waits until that is written, because a kill may come
-    /// next.
-    pub fn started(&self) {
+    /// Records that the agent has observed everything since a time, and waits until that is written,
+    /// because a kill may come next.
+    pub fn started(&self, since: Timestamp) {
         let (written, waiter) = completion::completion();
-        self.write(LedgerEntry::Started(written));
+        self.write(LedgerEntry::Started(since, written));
         // A locked file is written later.
         waiter.wait_timeout(START_TIMEOUT);
+    }
+
+    /// Everything that was observed until a time has been queued.
+    pub fn settled_until(&self, until: Timestamp) {
+        self.settled.mark(self.sent.load(Ordering::Relaxed), until);
     }
 
     /// Queues an entry; never waits, except for the last one.
@@ -169,9 +184,8 @@ impl LedgerWriter {
             LedgerEntry::End => queue.send(entry).is_ok(),
             entry => self.shares.admit(&entry) && self.send(queue, entry),
         });
-        if !sent {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        let counter = if sent { &self.sent } else { &self.lost };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Queues an entry that was admitted.
@@ -317,6 +331,11 @@ struct WriterThread {
     report: Sender<Gap>,
     health: Health,
     shares: Arc<QueueShares>,
+    settled: Arc<SettledTimes>,
+    /// Entries that have arrived.
+    received: u64,
+    /// Until when everything observed has arrived, once that is known.
+    alive: Option<Timestamp>,
     tidy: RetentionTask,
     lost: Arc<AtomicU64>,
     /// Since when writing has failed, and how many entries that has lost.
@@ -337,7 +356,9 @@ impl WriterThread {
         let pulse = Pulse::of_environment("ledger");
         loop {
             pulse.idle();
+            let before = batch.len();
             let open = collect_batch(entries, &mut batch);
+            self.received += (batch.len() - before) as u64;
             pulse.busy();
             let damage = self.watch.damage.try_recv().ok();
             if let Some(damage) = &damage
@@ -408,9 +429,12 @@ impl WriterThread {
     /// the file for less than a minute; `is_last` forbids that. If it fails otherwise the batch is
     /// lost, and the loss is written as soon as possible.
     fn write(&mut self, batch: &[LedgerEntry], is_last: bool) -> bool {
-        self.starting |= batch
-            .iter()
-            .any(|entry| matches!(entry, LedgerEntry::Started(_)));
+        let start = batch.iter().find_map(|entry| match entry {
+            LedgerEntry::Started(since, _) => Some(*since),
+            _ => None,
+        });
+        self.starting |= start.is_some();
+        self.alive = self.settled.take(self.received).or(start).or(self.alive);
         let lost = self.lost_since.take();
         let gap = lost.map(|(since, count)| {
             LedgerEntry::Gap(Box::new(Gap {
@@ -481,7 +505,7 @@ impl WriterThread {
                 }
                 LedgerEntry::Gap(gap) => write_gap(&transaction, gap)?,
                 // Written before everything else, and again if that failed.
-                LedgerEntry::Started(_) => {}
+                LedgerEntry::Started(..) => {}
                 LedgerEntry::End => {
                     transaction
                         .prepare_cached(SET_META)?
@@ -492,7 +516,7 @@ impl WriterThread {
         if self.started || self.starting {
             transaction
                 .prepare_cached(SET_META)?
-                .execute(params!["alive", micros(Timestamp::now())])?;
+                .execute(params!["alive", micros(self.alive.unwrap_or_default())])?;
         }
         transaction.commit()?;
         self.started |= self.starting;
@@ -538,7 +562,7 @@ fn collect_batch(entries: &Receiver<LedgerEntry>, batch: &mut Vec<LedgerEntry>) 
     };
     loop {
         match entries.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(entry @ LedgerEntry::Started(_)) => {
+            Ok(entry @ LedgerEntry::Started(..)) => {
                 // Another thread waits for it.
                 batch.push(entry);
                 return true;

@@ -135,7 +135,7 @@ impl Pipeline {
         // Nothing can prevent the start any more. Its gaps are written with it: an agent that is killed
         // a moment later would hide the time without any.
         if let Some(ledger) = &self.evaluator.sinks.ledger {
-            ledger.started();
+            ledger.started(now);
         }
         self.enricher.scan_running(now, &mut self.events);
         self.enricher.request_background(known);
@@ -169,6 +169,9 @@ impl Pipeline {
         self.enricher
             .release_unmatched(enriched_until, &mut self.events);
         self.evaluator.process(&mut self.events);
+        if let Some(ledger) = &self.evaluator.sinks.ledger {
+            ledger.settled_until(enriched_until);
+        }
         self.effects(renamed)
     }
 

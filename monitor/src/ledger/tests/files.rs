@@ -227,3 +227,26 @@ fn a_backup_is_complete() {
     let copied = LedgerReader::open(&copy).expect("opens");
     assert!(copied.who("/a", TimeRange::default()).is_ok());
 }
+
+/// What was still in a queue when an agent was killed is missing: the time without one begins there.
+#[test]
+fn a_killed_agent_was_alive_until_what_it_had_stored() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let last = || {
+        let opened = LedgerWriter::open(directory.path(), forever(), Health::default());
+        opened.expect("opens").1.last.expect("an earlier run")
+    };
+    let start = |settled: Option<i64>| {
+        let opened = LedgerWriter::open(directory.path(), forever(), Health::default());
+        let (writer, _) = opened.expect("opens");
+        writer.started(at(0));
+        writer.write(used(1, "/a", "/x", at(5)));
+        if let Some(until) = settled {
+            writer.settled_until(at(until));
+        }
+    };
+    start(None);
+    assert_eq!((last().alive, last().in_order), (at(0), false));
+    start(Some(3));
+    assert_eq!(last().alive, at(3));
+}
