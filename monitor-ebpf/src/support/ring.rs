@@ -68,22 +68,12 @@ impl Ring {
     /// whoever sends the most leaves room for others.
     #[inline(always)]
     fn admits(self, owner: OwnerFields) -> bool {
-        let waiting = self.buffer().query(u64::from(BPF_RB_AVAIL_DATA));
-        if waiting <= u64::from(self.size()) / 2 {
-            return true;
+        let OwnerFields { cgroup, user, .. } = owner;
+        match self {
+            Self::Credentials => has_room::<0>(cgroup, user),
+            Self::Processes => has_room::<1>(cgroup, user),
+            Self::Names => has_room::<2>(cgroup, user),
         }
-        let key = OwnerKey {
-            cgroup: owner.cgroup,
-            user: owner.user,
-            ring: self as u32,
-        };
-        // CPUs may race for a share: one may send a few records more.
-        if let Some(share) = SHARES.get_ptr_mut(key) {
-            // SAFETY: the pointer is into the map.
-            return unsafe { (*share).admits(boot_time_ns()) };
-        }
-        let _ = SHARES.insert(key, RingShare::begun(boot_time_ns()), 0);
-        true
     }
 
     /// Sends a record, and counts it as sent, or as lost for its owner.
@@ -118,6 +108,33 @@ impl Ring {
         count_lost(probe, owner);
         None
     }
+}
+
+/// Whether an owner may send into the ring with a number. A separate function: the verifier would
+/// follow the rest of the program once for each of its ways.
+#[inline(never)]
+fn has_room<const RING: u32>(cgroup: u64, user: u32) -> bool {
+    let ring = match RING {
+        0 => Ring::Credentials,
+        1 => Ring::Processes,
+        _ => Ring::Names,
+    };
+    let waiting = ring.buffer().query(u64::from(BPF_RB_AVAIL_DATA));
+    if waiting <= u64::from(ring.size()) / 2 {
+        return true;
+    }
+    let key = OwnerKey {
+        cgroup,
+        user,
+        ring: RING,
+    };
+    // CPUs may race for a share: one may send a few records more.
+    if let Some(share) = SHARES.get_ptr_mut(key) {
+        // SAFETY: the pointer is into the map.
+        return unsafe { (*share).admits(boot_time_ns()) };
+    }
+    let _ = SHARES.insert(key, RingShare::begun(boot_time_ns()), 0);
+    true
 }
 
 #[inline(always)]
