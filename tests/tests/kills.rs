@@ -147,14 +147,20 @@ fn what_is_missing_after_kills_is_in_the_gaps() -> Result<()> {
         .collect();
     // Two are one if nothing was stored between them.
     let times = times_of(down)?;
+    let contains =
+        |(since, until): &(Timestamp, Timestamp), kill: &Timestamp| since <= kill && kill <= until;
     for kill in &killed {
         ensure!(
-            times
-                .iter()
-                .any(|(since, until)| since <= kill && kill <= until),
+            times.iter().any(|time| contains(time, kill)),
             "the kill at {kill} is in no gap: {gaps:?}"
         );
     }
+    ensure!(
+        times
+            .iter()
+            .all(|time| killed.iter().any(|kill| contains(time, kill))),
+        "not each time without an agent has a kill, {killed:?}: {gaps:?}"
+    );
     // A slow machine may lose some although an agent runs; only what starts a program counts.
     let of_starts = |gap: &&Value| {
         gap["kind"] == "lost-events" && (gap["probe"] == "environ" || gap["probe"] == "process")
@@ -175,11 +181,9 @@ fn what_is_missing_after_kills_is_in_the_gaps() -> Result<()> {
         // A gap begins with what was not stored yet when the agent was killed, and ends when all probes
         // are attached; what one of them has seen again is seen from then on.
         let inside = gap.filter(|gap| {
-            let (since, until) = times[*gap];
-            let last = killed
-                .iter()
-                .rfind(|kill| since <= **kill && **kill <= until);
-            last.is_some_and(|last| *last < start.before) && start.after < until
+            let time = &times[*gap];
+            let last = killed.iter().rfind(|kill| contains(time, kill));
+            last.is_some_and(|last| *last < start.before) && start.after < time.1
         });
         if let Some(gap) = inside {
             ensure!(

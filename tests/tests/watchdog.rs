@@ -229,11 +229,11 @@ fn helpers_that_are_stopped_end_with_an_agent_that_is_killed() -> Result<()> {
     }
     agent.kill()?;
     wait_for("its helpers have ended", LIMIT, || {
-        let stays = |pid: &&u32| {
+        let stays = |pid: &u32| {
             let status = fs::read_to_string(format!("/proc/{pid}/stat"));
             status.is_ok_and(|status| !status.contains(") Z "))
         };
-        Ok(helpers.iter().find(stays).is_none().then_some(()))
+        Ok((!helpers.iter().any(stays)).then_some(()))
     })
 }
 

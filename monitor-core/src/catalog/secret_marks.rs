@@ -104,6 +104,11 @@ impl SecretMarks {
         self.class_of_label(&lower).or_else(dotted)
     }
 
+    /// As [`mask`](Self::mask), and the name itself if it contains no secret.
+    pub fn masked(&self, name: String) -> String {
+        self.mask(&name).unwrap_or(name)
+    }
+
     /// A path, or another name, with `(CLASS)` in place of each part that contains a secret; `None` if
     /// it contains none.
     pub fn mask(&self, name: &str) -> Option<String> {

@@ -196,7 +196,7 @@ impl Attribution {
         let mut workload = Workload::host(&self.shown_program(entry).0);
         if let Some(unit) = &group.unit {
             workload.kind = WorkloadKind::Unit;
-            workload.name = self.marks.mask(unit).unwrap_or_else(|| unit.clone());
+            workload.name = self.marks.masked(unit.clone());
             workload.unit = Some(workload.name.clone());
         }
         workload
@@ -233,7 +233,7 @@ impl Attribution {
     /// The cluster object at an address, without secrets in its name.
     pub fn object_at(&self, address: IpAddr) -> Option<String> {
         let name = self.names.object_at(address)?;
-        Some(self.marks.mask(&name).unwrap_or(name))
+        Some(self.marks.masked(name))
     }
 
     /// Waits until the cluster's addresses are known, at most `most`.

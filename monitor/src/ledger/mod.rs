@@ -4,6 +4,7 @@ mod credentials;
 mod edges;
 pub mod queries;
 pub mod reader;
+mod records;
 mod rename;
 mod resolve;
 mod rows;

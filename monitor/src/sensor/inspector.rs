@@ -286,7 +286,7 @@ impl InspectionReporter {
             name,
             mapped,
         } = program;
-        let name = self.marks.mask(&name).unwrap_or(name);
+        let name = self.marks.masked(name);
         for reason in answer.unproven {
             self.reporter.report(SensorNotice::NotAttached {
                 file: name.clone(),

@@ -105,11 +105,8 @@ impl ContainerNames {
 
     /// The same without secrets in the names.
     fn masked(self, marks: &SecretMarks) -> Self {
-        let mask = |name: String| marks.mask(&name).unwrap_or(name);
+        let mask = |name| marks.masked(name);
         Self {
-            id: self.id,
-            pod_uid: self.pod_uid,
-            api_uid: self.api_uid,
             namespace: self.namespace.map(mask),
             pod: self.pod.map(mask),
             container: self.container.map(mask),
@@ -119,6 +116,7 @@ impl ContainerNames {
                 ..owner
             }),
             service_account: self.service_account.map(mask),
+            ..self
         }
     }
 
