@@ -29,15 +29,19 @@ struct Broken {
     began: Instant,
 }
 
+fn await_tested(agent: &Agent) -> Result<()> {
+    wait_for("the probes were tested", TESTED, || {
+        Ok((agent.logged(&["the probes were tested"]) > 0).then_some(()))
+    })
+    .with_context(|| agent.log_text())
+}
+
 impl Broken {
     /// An agent whose probes were tested, and then broken.
     fn by(break_it: impl FnOnce(&Agent) -> Result<usize>) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let agent = Agent::start(directory.path(), &[])?;
-        wait_for("the probes were tested", TESTED, || {
-            Ok((agent.logged(&["the probes were tested"]) > 0).then_some(()))
-        })
-        .with_context(|| agent.log_text())?;
+        await_tested(&agent)?;
         ensure!(agent.logged(&["silent"]) == 0, "{}", agent.log_text());
         ensure!(agent.get("/healthz")?.0 == 200, "before");
         let count = break_it(&agent)?;
@@ -221,8 +225,19 @@ fn a_canary_that_is_stopped_or_killed_is_replaced() -> Result<()> {
 fn helpers_that_are_stopped_end_with_an_agent_that_is_killed() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut agent = Agent::start(directory.path(), &[])?;
+    await_tested(&agent)?;
     let helpers = agent.children()?;
     ensure!(helpers.len() > 1, "readers and a canary: {helpers:?}");
+    // One that is stopped at its very start could not tell the kernel yet that it ends with the agent.
+    wait_for("its readers are confined", LIMIT, || {
+        let is_set_up = |pid: &u32| -> Result<bool> {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            Ok(arguments.ends_with(b"canary\0") || status.contains("Seccomp:\t2"))
+        };
+        let set_up: Vec<bool> = helpers.iter().map(is_set_up).collect::<Result<_>>()?;
+        Ok((!set_up.contains(&false)).then_some(()))
+    })?;
     for helper in &helpers {
         let pid = Pid::from_raw((*helper).try_into()?).context("a pid")?;
         kill_process(pid, Signal::STOP)?;
