@@ -342,7 +342,9 @@ impl Agent {
     /// All findings in the stream so far.
     pub fn findings(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(&self.findings).unwrap_or_default();
-        text.lines()
+        // The agent may be writing the last line.
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
             .map(|line| serde_json::from_str(line).context("a line of findings is no JSON"))
             .collect()
     }
