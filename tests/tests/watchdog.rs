@@ -226,18 +226,18 @@ fn helpers_that_are_stopped_end_with_an_agent_that_is_killed() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut agent = Agent::start(directory.path(), &[])?;
     await_tested(&agent)?;
-    let helpers = agent.children()?;
-    ensure!(helpers.len() > 1, "readers and a canary: {helpers:?}");
     // One that is stopped at its very start could not tell the kernel yet that it ends with the agent.
-    wait_for("its readers are confined", LIMIT, || {
-        let is_set_up = |pid: &u32| -> Result<bool> {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
-            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            Ok(arguments.ends_with(b"canary\0") || status.contains("Seccomp:\t2"))
+    let helpers = wait_for("its readers are confined", LIMIT, || {
+        let helpers = agent.children()?;
+        // A canary may be replaced meanwhile.
+        let is_set_up = |pid: &u32| {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            arguments.ends_with(b"canary\0") || status.contains("Seccomp:\t2")
         };
-        let set_up: Vec<bool> = helpers.iter().map(is_set_up).collect::<Result<_>>()?;
-        Ok((!set_up.contains(&false)).then_some(()))
+        Ok(helpers.iter().all(is_set_up).then_some(helpers))
     })?;
+    ensure!(helpers.len() > 1, "readers and a canary: {helpers:?}");
     for helper in &helpers {
         let pid = Pid::from_raw((*helper).try_into()?).context("a pid")?;
         kill_process(pid, Signal::STOP)?;
