@@ -2,11 +2,13 @@
 //! cgroups of their own, and a running agent.
 
 pub mod agent;
+pub mod baseline;
 pub mod child;
 pub mod cluster;
 pub mod containers;
 pub mod maps;
 pub mod memory;
+pub mod nginx;
 pub mod server;
 pub mod skip;
 pub mod tamper;

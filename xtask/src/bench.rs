@@ -3,10 +3,10 @@
 use crate::{
     build,
     commands::{cargo, run_checked},
-    vm,
+    setup, vm,
 };
 use anyhow::{Context as _, Result, bail};
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 /// Runs a command, and prints its peak memory use.
 const PEAK: &str = "import resource, subprocess, sys
@@ -16,11 +16,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)";
 /// Runs every query on a ledger of ten million records, and prints its duration, and the memory of
 /// a process that did nothing else.
 pub fn ledger() -> Result<()> {
-    let programs = build::programs()?;
-    let (_, keytrail) = programs
-        .iter()
-        .find(|(name, _)| name == "keytrail")
-        .context("no agent was built")?;
+    let keytrail = program("keytrail")?;
     let directory = tempfile::tempdir()?;
     run_checked(
         cargo()
@@ -41,7 +37,7 @@ pub fn ledger() -> Result<()> {
     ] {
         let output = Command::new("python3")
             .args(["-c", PEAK])
-            .arg(keytrail)
+            .arg(&keytrail)
             .args(question.split(' '))
             .arg("--state-dir")
             .arg(directory.path())
@@ -55,6 +51,63 @@ pub fn ledger() -> Result<()> {
     Ok(())
 }
 
+/// What the cost for services is measured with, besides the defaults of the program.
+#[derive(Debug, clap::Args)]
+pub struct ServiceOptions {
+    /// Real servers and clients beside the agent, instead of the probes
+    #[arg(long)]
+    services: bool,
+    /// Only services whose names contain this
+    #[arg(long, requires = "services")]
+    only: Option<String>,
+    /// Also beside other tools
+    #[arg(long, requires = "services")]
+    peers: bool,
+    /// Write the tables into docs/benchmarks.md
+    #[arg(long, requires = "services")]
+    write: bool,
+}
+
+impl ServiceOptions {
+    pub fn is_chosen(&self) -> bool {
+        self.services
+    }
+}
+
+/// Measures what services notice of the agent.
+pub fn services(rounds: usize, seconds: u64, options: &ServiceOptions) -> Result<()> {
+    if !lab::is_root() {
+        bail!("the benchmarks attach probes to the kernel and need root");
+    }
+    let mut command = Command::new(program("lab-services")?);
+    command
+        .arg("--probes")
+        .arg(build::bench_probes())
+        .args(["--rounds", &rounds.to_string()])
+        .args(["--seconds", &seconds.to_string()])
+        .env("KEYTRAIL_GO", setup::newest_go()?);
+    if let Some(only) = &options.only {
+        command.args(["--only", only]);
+    }
+    if options.peers {
+        command.arg("--peers");
+    }
+    if options.write {
+        command
+            .arg("--write")
+            .arg(crate::root().join("docs/benchmarks.md"));
+    }
+    run_checked(&mut command)
+}
+
+/// A built program.
+fn program(name: &str) -> Result<PathBuf> {
+    let programs = build::programs()?;
+    let found = programs.into_iter().find(|(known, _)| known == name);
+    let (_, path) = found.with_context(|| format!("no {name} was built"))?;
+    Ok(path)
+}
+
 /// Runs the benchmark here, or on another kernel if one is named.
 pub fn run(
     rounds: usize,
@@ -66,13 +119,8 @@ pub fn run(
         bail!("the benchmarks attach probes to the kernel and need root");
     }
     let Some(kernel) = kernel else {
-        let programs = build::programs()?;
-        let (_, bench) = programs
-            .iter()
-            .find(|(name, _)| name == "lab-bench")
-            .context("no benchmark was built")?;
         return run_checked(
-            Command::new(bench)
+            Command::new(program("lab-bench")?)
                 .arg("--probes")
                 .arg(build::bench_probes())
                 .arg("--program")

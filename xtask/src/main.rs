@@ -120,6 +120,8 @@ enum XtaskCommand {
         /// Only the queries on a ledger of ten million records
         #[arg(long)]
         ledger: bool,
+        #[command(flatten)]
+        services: bench::ServiceOptions,
     },
 }
 
@@ -174,9 +176,16 @@ fn run(command: XtaskCommand) -> Result<()> {
         XtaskCommand::Bench {
             rounds,
             seconds,
+            services,
+            ..
+        } if services.is_chosen() => bench::services(rounds, seconds, &services),
+        XtaskCommand::Bench {
+            rounds,
+            seconds,
             kernel,
             variant,
             ledger: false,
+            ..
         } => bench::run(rounds, seconds, kernel, variant),
         XtaskCommand::Bench { .. } => bench::ledger(),
     }

@@ -94,6 +94,14 @@ pub fn scenario_command(skips: &SkipLog) -> Result<Command> {
         }
         Err(error) => skips.skip("drawing the dashboards", &format!("{error:#}"))?,
     }
+    match setup::web_load() {
+        Ok(Some(load)) => {
+            path.extend(load.programs);
+            scenarios.env("KEYTRAIL_WEB_LIBRARIES", load.libraries);
+        }
+        Ok(None) => {}
+        Err(error) => skips.skip("nginx and wrk", &format!("{error:#}"))?,
+    }
     match setup::containerd() {
         Ok(programs) => {
             path.extend(programs);

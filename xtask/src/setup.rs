@@ -206,6 +206,34 @@ pub fn prometheus() -> Result<Option<PathBuf>> {
     Ok(Some(programs))
 }
 
+/// nginx and wrk, which asks it.
+pub struct WebLoad {
+    pub programs: Vec<PathBuf>,
+    /// Where to find libraries that this system lacks.
+    pub libraries: PathBuf,
+}
+
+/// nginx and wrk, for tests of busy servers: fetched if the machine has none and runs Debian. `None`
+/// if they are on the `PATH`.
+pub fn web_load() -> Result<Option<WebLoad>> {
+    let runs = |program: &str| Command::new(program).arg("-v").output().is_ok();
+    if runs("nginx") && runs("wrk") {
+        return Ok(None);
+    }
+    let into = tools().join("web-load");
+    let programs = vec![into.join("usr/bin"), into.join("usr/sbin")];
+    if !programs[0].join("wrk").is_file() || !programs[1].join("nginx").is_file() {
+        eprintln!("fetching nginx and wrk");
+        Apt::new(&[&codename()?, &format!("{}-security", codename()?)])?
+            .unpack_with_needed(&["nginx", "wrk"], &into)?;
+    }
+    let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    Ok(Some(WebLoad {
+        programs,
+        libraries: into.join(libraries),
+    }))
+}
+
 /// The page that draws a dashboard with Grafana's own components, bundled from exactly the packages
 /// in its lock file.
 pub fn panels() -> Result<PathBuf> {

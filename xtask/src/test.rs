@@ -122,8 +122,17 @@ fn unit_tests() -> Result<()> {
         }
     }
     run_checked(&mut tests)?;
-    step("unit tests of this program");
-    run_checked(cargo().args(["test", "--release", "--package", "xtask"]))
+    step("unit tests of this program, and of the lab");
+    run_checked(cargo().args(["test", "--release", "--package", "xtask"]))?;
+    run_checked(cargo().args([
+        "test",
+        "--release",
+        "--package",
+        "lab",
+        "--lib",
+        "--bin",
+        "lab-services",
+    ]))
 }
 
 /// Has the reference test write its expected text.

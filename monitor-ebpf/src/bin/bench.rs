@@ -42,6 +42,12 @@ pub fn empty_egress(_: SkBuffContext) -> i32 {
     1
 }
 
+/// As [`empty_egress`], for the packets that the host receives.
+#[cgroup_skb(ingress)]
+pub fn empty_ingress(_: SkBuffContext) -> i32 {
+    1
+}
+
 /// As [`empty_tracepoint`], at a function of a TLS library.
 #[uprobe]
 pub fn empty_uprobe(_: ProbeContext) -> u32 {

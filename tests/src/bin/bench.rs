@@ -4,21 +4,18 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, FEntry, Lsm, RawTracePoint, TracePoint,
-        UProbe, loaded_programs, uprobe::UProbeScope,
-    },
+    Btf, Ebpf,
+    programs::{FEntry, Lsm, RawTracePoint, TracePoint, loaded_programs},
     sys::{Stats, enable_stats},
 };
 use clap::Parser;
 use lab::{
     agent::{Agent, binary},
-    workload::{aws_credentials, cgroup_root},
+    baseline::{self, BackgroundLoad, bpftrace, load_empty, median, program},
+    workload::aws_credentials,
 };
 use serde_json::Value;
 use std::{
-    any::Any,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -52,9 +49,6 @@ struct BenchArguments {
     #[arg(long)]
     task: Option<String>,
 }
-
-/// Runs until it is dropped; `None` if it is not available here.
-type BackgroundLoad = Option<Box<dyn Any>>;
 
 /// A tool under measurement.
 struct Contender {
@@ -317,11 +311,6 @@ fn program_stats() -> Result<BTreeMap<u32, (String, Duration, u64)>> {
     Ok(accounts)
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 struct BenchLab {
     arguments: BenchArguments,
     directory: tempfile::TempDir,
@@ -428,10 +417,7 @@ impl BenchLab {
     }
 
     fn load_empty(&self) -> Result<Ebpf> {
-        EbpfLoader::new()
-            .btf(None)
-            .load_file(&self.arguments.probes)
-            .with_context(|| format!("cannot load {}", self.arguments.probes.display()))
+        load_empty(&self.arguments.probes)
     }
 
     /// An empty program on the hook that the agent uses here.
@@ -474,29 +460,16 @@ impl BenchLab {
     }
 
     fn empty_egress(&self) -> Result<BackgroundLoad> {
-        let mut ebpf = self.load_empty()?;
-        let root = File::open(cgroup_root().context("no cgroup v2")?)?;
-        let program: &mut CgroupSkb = program(&mut ebpf, "empty_egress")?.try_into()?;
-        program.load()?;
-        program.attach(root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
-        Ok(Some(Box::new(ebpf)))
+        baseline::empty_egress(&self.arguments.probes)
     }
 
     fn empty_uprobe(&self) -> Result<BackgroundLoad> {
-        let Some(writer) = &self.writer else {
-            return Ok(None);
-        };
-        let mut ebpf = self.load_empty()?;
-        let program: &mut UProbe = program(&mut ebpf, "empty_uprobe")?.try_into()?;
-        program.load()?;
-        for function in ["SSL_write", "SSL_write_ex"] {
-            program.attach(
-                function,
-                &writer.borrow().library,
-                UProbeScope::AllProcesses,
-            )?;
+        match &self.writer {
+            Some(writer) => {
+                baseline::empty_uprobe(&self.arguments.probes, &writer.borrow().library)
+            }
+            None => Ok(None),
         }
-        Ok(Some(Box::new(ebpf)))
     }
 
     fn tls_writes(&self, task: &str) -> Result<f64> {
@@ -550,11 +523,6 @@ impl BenchLab {
             Ok(())
         })
     }
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
-    ebpf.program_mut(name)
-        .with_context(|| format!("no {name} in the probes"))
 }
 
 /// Nanoseconds per operation, from many short runs of `each`: the lower decile, because
@@ -618,35 +586,6 @@ impl Drop for ChildProcess {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// A one-liner of another tool, output discarded; `None` if the tool is not installed.
-fn bpftrace(script: &str) -> Result<BackgroundLoad> {
-    let script = format!("BEGIN {{ printf(\"ready\\n\"); }} {script}");
-    let Ok(mut child) = Command::new("bpftrace")
-        .args(["-e", &script])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-    else {
-        return Ok(None);
-    };
-    let mut output = BufReader::new(child.stdout.take().context("its output")?);
-    let running = ChildProcess(child);
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if output.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
-        if line.trim() == "ready" {
-            break;
-        }
-    }
-    // Its output must be read, or it would block.
-    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-    Ok(Some(Box::new(running)))
 }
 
 /// An audit rule on what the agent observes; `None` if audit is not available.
