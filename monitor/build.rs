@@ -160,8 +160,27 @@ fn probes() -> Result<(), Box<dyn Error>> {
         .join("release")
         .join("keytrail-probes");
     let out = Path::new(&env::var("OUT_DIR")?).join("keytrail-probes");
-    std::fs::copy(object, out)?;
+    std::fs::write(out, without_debug_sections(&std::fs::read(object)?)?)?;
     Ok(())
+}
+
+/// The probes without what is for debuggers, which is most of them. The kernel and the agent read types
+/// and lines from sections of their own (`.BTF`, `.BTF.ext`).
+fn without_debug_sections(object: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut builder = object::build::elf::Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    builder.delete_orphans();
+    // The linker put the names of sections among those of symbols.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut written = Vec::new();
+    builder.write(&mut written)?;
+    Ok(written)
 }
 
 /// `PATH`, preceded by the directory in which `cargo xtask setup` installs bpf-linker.
