@@ -264,11 +264,7 @@ impl EvasionLab {
         let home = self.directory.path().join(format!("home-{number}"));
         fs::create_dir_all(&home)?;
         fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let path = aws_credentials(
-            &home,
-            &format!("AKIAFAKEEVADE{number:07}"),
-            &format!("FAKE/evade/{number:029}"),
-        )?;
+        let path = write_key(&home, number)?;
         Ok(TestKey { number, home, path })
     }
 
@@ -634,16 +630,26 @@ fn mounted_in_place(scene: &EvasionLab) -> Result<EvasionResult> {
     scene.hop(&key, &unit_name(&key))
 }
 
+/// Writes the key of a number below a directory.
+fn write_key(home: &Path, number: u32) -> Result<PathBuf> {
+    aws_credentials(
+        home,
+        &format!("AKIAFAKEEVADE{number:07}"),
+        &format!("FAKE/evade/{number:029}"),
+    )
+}
+
 fn on_overlay(scene: &EvasionLab) -> Result<EvasionResult> {
     let mut key = scene.key()?;
     let unit = TestUnit::new(&unit_name(&key))?;
     let base = tempfile::Builder::new()
         .prefix("keytrail-lab-")
         .tempdir_in("/dev/shm")?;
-    for name in ["lower/.aws", "upper", "work", "merged"] {
+    for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir_all(base.path().join(name))?;
     }
-    fs::copy(&key.path, base.path().join("lower/.aws/credentials"))?;
+    // Not a copy of the key's file: to read that is a use too.
+    write_key(&base.path().join("lower"), key.number)?;
     let at = base.path().display();
     let mount = format!(
         "mount -t overlay overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work {at}/merged"
