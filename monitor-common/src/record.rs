@@ -221,6 +221,9 @@ pub struct PresentedSecret {
     /// As in [`VariableRecord`].
     pub prefix: u32,
     pub dots: u32,
+    /// How often it was presented on the connection since the last record.
+    pub count: u32,
+    pub reserved: u32,
 }
 
 /// A credential in the bytes that a process passes to its TLS library. The bytes stay in the
@@ -337,8 +340,8 @@ const _: () = {
     assert!(size_of::<ForeignReadRecord>() == 88);
     assert!(size_of::<RefusedRecord>() == 40);
     assert!(size_of::<VariableRecord>() == 168);
-    assert!(size_of::<PresentedRecord>() == 128);
-    assert!(size_of::<PlaintextRecord>() == 80);
+    assert!(size_of::<PresentedRecord>() == 136);
+    assert!(size_of::<PlaintextRecord>() == 88);
     assert!(size_of::<WriteSocketRecord>() == 48);
     assert!(size_of::<ConnectRecord>() == 112);
     assert!(size_of::<PayloadRecord>() == 48);

@@ -1,6 +1,5 @@
 //! Sockets and connections.
 
-use crate::record::OwnerFields;
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -49,8 +48,23 @@ pub struct ExpectedResponse {
     pub whole_body: u32,
     /// 1 if the address belongs to an authenticator.
     pub is_authenticator: u32,
-    /// Who connected.
-    pub owner: OwnerFields,
+    /// Fingerprint of the server name in the head of the last plaintext request, or 1 if it had none;
+    /// 0 before the first request.
+    pub host: u64,
+}
+
+impl ExpectedResponse {
+    pub const NONE: Self = Self {
+        payloads_left: 0,
+        reported: 0,
+        hello_begun: 0,
+        end: 0,
+        continues: 0,
+        responses_left: 0,
+        whole_body: 0,
+        is_authenticator: 0,
+        host: 0,
+    };
 }
 
 /// The peer of a UDP socket.
@@ -75,7 +89,7 @@ pub struct SearchQuota {
 
 const _: () = {
     assert!(size_of::<PeerAddress>() == 16);
-    assert!(size_of::<ExpectedResponse>() == 48);
+    assert!(size_of::<ExpectedResponse>() == 40);
     assert!(size_of::<UdpPeer>() == 32);
     assert!(size_of::<SearchQuota>() == 16);
 };

@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum EvictingMap {
-    Sockets = 0,
+    Connecting = 0,
     UdpSends = 1,
     Streams = 2,
     ServerNames = 3,
@@ -21,7 +21,7 @@ pub const EVICTING_MAPS: usize = 8;
 
 impl EvictingMap {
     pub const ALL: [Self; EVICTING_MAPS] = [
-        Self::Sockets,
+        Self::Connecting,
         Self::UdpSends,
         Self::Streams,
         Self::ServerNames,
@@ -34,7 +34,7 @@ impl EvictingMap {
     /// The name in metrics and messages.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Sockets => "sockets",
+            Self::Connecting => "connecting",
             Self::UdpSends => "udp_sends",
             Self::Streams => "streams",
             Self::ServerNames => "server_names_of_objects",
@@ -48,7 +48,7 @@ impl EvictingMap {
     /// The name in the object file.
     pub const fn symbol(self) -> &'static str {
         match self {
-            Self::Sockets => "SOCKETS",
+            Self::Connecting => "CONNECTING",
             Self::UdpSends => "UDP_SENDS",
             Self::Streams => "STREAMS",
             Self::ServerNames => "SERVER_NAMES",
@@ -65,8 +65,11 @@ impl EvictingMap {
     pub const fn capacity(self, processors: usize) -> u32 {
         const PER_PROCESSOR: usize = 256;
         let least = match self {
-            Self::Sockets => 16_384,
-            Self::UdpSends | Self::Streams | Self::ServerNames | Self::LastRequests => 4_096,
+            Self::Connecting
+            | Self::UdpSends
+            | Self::Streams
+            | Self::ServerNames
+            | Self::LastRequests => 4_096,
             Self::PendingReads | Self::PendingConnects | Self::Calls => 1_024,
         };
         let wanted = PER_PROCESSOR * processors;
@@ -89,10 +92,7 @@ impl EvictingMap {
     /// What is not observed because of it; `None` if nothing is.
     pub const fn lost_evidence(self) -> Option<&'static str> {
         match self {
-            Self::UdpSends => None,
-            Self::Sockets => Some(
-                "names and plaintext credentials on connections that have been silent for longest",
-            ),
+            Self::Connecting | Self::UdpSends => None,
             Self::Streams => Some(
                 "credentials in requests whose head is split over several writes, or in HTTP/2 that began before",
             ),
@@ -115,7 +115,7 @@ mod tests {
     fn capacities_grow_with_the_machine() {
         assert_eq!(EvictingMap::Calls.capacity(2), 1_024);
         assert_eq!(EvictingMap::Calls.capacity(64), 16_384);
-        assert_eq!(EvictingMap::Sockets.capacity(64), 16_384);
-        assert_eq!(EvictingMap::Sockets.capacity(512), 131_072);
+        assert_eq!(EvictingMap::Streams.capacity(64), 16_384);
+        assert_eq!(EvictingMap::Streams.capacity(512), 131_072);
     }
 }

@@ -7,23 +7,27 @@ pub enum LimitedMap {
     Reads = 0,
     Carried = 1,
     PendingWrites = 2,
+    Sockets = 3,
+    Presentations = 4,
     /// From here on, maps that only the agent fills.
-    Rules = 3,
-    Inodes = 4,
-    Authenticators = 5,
+    Rules = 5,
+    Inodes = 6,
+    Authenticators = 7,
 }
 
 /// Entries that the map of rules can hold.
 pub const RULES_MAX: usize = 16_384;
 
 /// Number of maps, and of counters.
-pub const LIMITED_MAPS: usize = 6;
+pub const LIMITED_MAPS: usize = 8;
 
 impl LimitedMap {
     pub const ALL: [Self; LIMITED_MAPS] = [
         Self::Reads,
         Self::Carried,
         Self::PendingWrites,
+        Self::Sockets,
+        Self::Presentations,
         Self::Rules,
         Self::Inodes,
         Self::Authenticators,
@@ -35,6 +39,8 @@ impl LimitedMap {
             Self::Reads => "reads",
             Self::Carried => "carried",
             Self::PendingWrites => "pending_writes",
+            Self::Sockets => "sockets",
+            Self::Presentations => "presentations",
             Self::Rules => "rules",
             Self::Inodes => "inodes",
             Self::Authenticators => "authenticators",
@@ -50,11 +56,12 @@ impl LimitedMap {
     /// What is not observed because of it; `None` if nothing is, or only less efficiently.
     pub const fn lost_evidence(self) -> Option<&'static str> {
         match self {
-            Self::Reads | Self::Authenticators => None,
+            Self::Reads | Self::Presentations | Self::Authenticators => None,
             Self::Carried => {
                 Some("credentials in requests whose head is split over several writes")
             }
             Self::PendingWrites => Some("the connections of credentials presented inside TLS"),
+            Self::Sockets => Some("names and plaintext credentials on some new connections"),
             Self::Rules => Some("files and variables that expectations name"),
             Self::Inodes => Some("the oldest credential files that were renamed or linked"),
         }

@@ -99,12 +99,18 @@ pub struct SearchScratch {
     pub owner: OwnerFields,
     /// Fingerprint of the server name in the head; 0 if there is none.
     pub host: u64,
+    /// The last one on the same connection that was sent to the agent.
+    pub known_host: u64,
     /// The length of that name, whose position in the text is in [`SearchScratch::secret`] while
     /// the name is sent.
     pub host_len: u64,
     /// Number of values to process, and the mark with which this search began.
     pub found: u64,
     pub number: u64,
+    /// 1 if a record of this search was sent.
+    pub is_sent: u64,
+    /// 1 if repeats on its connection are counted.
+    pub counts_repeats: u64,
     /// Scratch space for [`crate::swar::hide_from_verifier`].
     pub scratch_word: u64,
     /// The fingerprinted credential to be sent.

@@ -13,6 +13,20 @@ pub struct StreamKey {
     pub pid: u64,
 }
 
+/// A credential on a connection, with the server name of the request: a proxy gets several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
+#[repr(C)]
+pub struct PresentationKey {
+    pub object: StreamKey,
+    pub fingerprint: u64,
+    /// Fingerprint of the name; 0 if there is none.
+    pub host: u64,
+}
+
+/// Credentials on connections whose repeats are counted at the same time.
+pub const PRESENTATIONS_MAX: u32 = 4096;
+
 /// Used instead of a process.
 const SOCKET: u64 = 1 << 32;
 
@@ -83,6 +97,8 @@ impl FoundCredential {
             name: self.name,
             prefix: self.prefix,
             dots: self.dots,
+            count: 1,
+            reserved: 0,
         }
     }
 

@@ -66,6 +66,9 @@ pub struct Hop {
     /// once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+    /// How often it was presented, if the probes counted instead of reporting each time.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub count: u64,
 }
 
 /// A workload authenticated to an authenticator, or obtained a credential from it.
@@ -99,4 +102,14 @@ pub struct ForeignRead {
     pub evidence: Evidence,
     /// The reader is an ancestor of the victim, and started it.
     pub ancestor: bool,
+}
+
+/// The count of what is reported each time.
+pub fn once() -> u64 {
+    1
+}
+
+/// Whether it is [`once`].
+pub fn is_once(count: &u64) -> bool {
+    *count == 1
 }

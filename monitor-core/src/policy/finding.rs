@@ -63,7 +63,7 @@ impl FindingBuilder {
                 hop.workload.key(),
                 hop.destination.label()
             ))
-            .count(u64::from(!hop.again))
+            .count(if hop.again { 0 } else { hop.count })
     }
 
     pub fn process(mut self, process: &Process) -> Self {

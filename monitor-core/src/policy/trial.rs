@@ -164,6 +164,7 @@ impl Replay {
             evidence: row.evidence,
             clear: false,
             again: false,
+            count: 1,
         };
         let (_, raised) = self.policy.judge_hop(&hop);
         // The other possible destinations were not stored.

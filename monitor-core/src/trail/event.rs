@@ -4,7 +4,7 @@ use crate::{
     fair_cache::Tenant,
     model::{
         Credential, Destination, ForeignRead, Gap, Hop, Login, Look, Mint, Place, Process, Subject,
-        Untrusted, Use, Workload,
+        Untrusted, Use, Workload, is_once, once,
     },
 };
 use jiff::Timestamp;
@@ -90,6 +90,8 @@ pub enum TrailEvent {
         host: Option<String>,
         credential: Arc<Credential>,
         place: Place,
+        #[serde(default = "once", skip_serializing_if = "is_once")]
+        count: u64,
     },
     /// A credential was issued in a response.
     Minted {
@@ -205,4 +207,7 @@ pub struct Presented {
     pub host: Option<String>,
     pub credential: Arc<Credential>,
     pub place: Place,
+    /// How often, since the last event of it on the connection.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub count: u64,
 }

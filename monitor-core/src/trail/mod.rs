@@ -22,6 +22,7 @@ use holders::Holders;
 use holding::Holding;
 use jiff::Timestamp;
 use names::DnsNames;
+use presenting::PresentedOn;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// The state of the trail.
@@ -102,9 +103,18 @@ impl Trail {
                 host,
                 credential,
                 place,
+                count,
             } => {
                 let host = host.as_deref();
-                self.presented_in_plaintext(time, connection, host, (credential, place), out);
+                let presented = PresentedOn {
+                    time,
+                    credential,
+                    place,
+                    connection: Some(connection),
+                    clear: true,
+                    count,
+                };
+                self.presented_in_plaintext(connection, host, presented, out);
             }
             TrailEvent::Minted {
                 time,
@@ -262,6 +272,7 @@ impl Trail {
                 evidence,
                 clear: false,
                 again: was_presented(&holding),
+                count: 1,
             })));
         }
     }
@@ -334,6 +345,7 @@ pub fn used(
     actor: &Actor,
     credential: &Arc<Credential>,
     place: Place,
+    count: u64,
 ) -> TrailOutput {
     TrailOutput::Use(Box::new(Use {
         time,
@@ -341,7 +353,7 @@ pub fn used(
         process: actor.process.clone(),
         credential: Arc::clone(credential),
         place,
-        count: 1,
+        count,
         login: None,
         volume_of: None,
         home: None,

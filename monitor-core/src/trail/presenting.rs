@@ -13,13 +13,15 @@ use jiff::Timestamp;
 use std::sync::Arc;
 
 /// A credential found in the bytes of a connection.
-struct PresentedOn {
-    time: Timestamp,
-    credential: Arc<Credential>,
-    place: Place,
+pub(super) struct PresentedOn {
+    pub time: Timestamp,
+    pub credential: Arc<Credential>,
+    pub place: Place,
     /// Absent if it is not known which connection.
-    connection: Option<u64>,
-    clear: bool,
+    pub connection: Option<u64>,
+    pub clear: bool,
+    /// How often.
+    pub count: u64,
 }
 
 impl Trail {
@@ -32,6 +34,7 @@ impl Trail {
             host,
             credential,
             place,
+            count,
         } = event;
         let server = server.as_deref();
         let mut destinations = match self.connection_of_write(actor.subject, connection, server) {
@@ -48,16 +51,16 @@ impl Trail {
             place,
             connection,
             clear: false,
+            count,
         };
         self.presented(presented, &actor, &destinations, out);
     }
 
     pub(super) fn presented_in_plaintext(
         &mut self,
-        time: Timestamp,
         connection: u64,
         host: Option<&str>,
-        (credential, place): (Arc<Credential>, Place),
+        presented: PresentedOn,
         out: &mut Vec<TrailOutput>,
     ) {
         let Some(known) = self.connections.get(connection) else {
@@ -67,14 +70,8 @@ impl Trail {
         let actor = Arc::clone(&known.actor);
         let mut destinations = vec![known.destination.clone()];
         apply_request_host(host, &mut destinations);
-        self.connections.note_presented(connection, &credential);
-        let presented = PresentedOn {
-            time,
-            credential,
-            place,
-            connection: Some(connection),
-            clear: true,
-        };
+        self.connections
+            .note_presented(connection, &presented.credential);
         self.presented(presented, &actor, &destinations, out);
     }
 
@@ -105,7 +102,7 @@ impl Trail {
             self.holders
                 .pick_up(tenant, actor.subject, holding, None, false);
         }
-        out.push(used(time, &actor, &credential, place));
+        out.push(used(time, &actor, &credential, place, 1));
         out.push(TrailOutput::Mint(Box::new(Mint {
             time,
             workload: actor.workload.clone(),
@@ -131,8 +128,9 @@ impl Trail {
             place,
             connection,
             clear,
+            count,
         } = presented;
-        out.push(used(time, actor, &credential, place));
+        out.push(used(time, actor, &credential, place, count));
         if destinations.is_empty() {
             self.unmatched += 1;
         }
@@ -157,6 +155,7 @@ impl Trail {
                 evidence: Evidence::Presented,
                 clear,
                 again,
+                count,
             })));
         }
     }

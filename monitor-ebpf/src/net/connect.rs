@@ -1,11 +1,14 @@
 //! Connects: TCP, and UDP sends to an address.
 
-use crate::support::{
-    agent::is_agent,
-    kernel::boot_time_ns,
-    maps::insert_counted,
-    ring::Ring,
-    task::{HookContext, current_owner, fill_header, standard_stream},
+use crate::{
+    net::socket,
+    support::{
+        agent::is_agent,
+        kernel::boot_time_ns,
+        maps::insert_counted,
+        ring::Ring,
+        task::{HookContext, current_owner, fill_header, standard_stream},
+    },
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -17,15 +20,14 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use monitor_common::{
     map::{EvictingMap, ExpectedResponse, PeerAddress, UdpPeer},
-    record::{ConnectRecord, Probe, kind},
+    record::{ConnectRecord, OwnerFields, Probe, kind},
 };
 
-/// TCP sockets whose payloads are examined, by cookie: the first payloads of every connection, and
-/// later ones if it is not TLS. An evicted entry loses a name or a plaintext credential, not the
-/// connection.
+/// Who connects, by cookie, until the outcome of the connect is known. Of an evicted entry a refusal
+/// is reported as of an unknown owner.
 #[map]
-pub static SOCKETS: LruHashMap<u64, ExpectedResponse> =
-    LruHashMap::with_max_entries(EvictingMap::Sockets.capacity(1), 0);
+pub static CONNECTING: LruHashMap<u64, OwnerFields> =
+    LruHashMap::with_max_entries(EvictingMap::Connecting.capacity(1), 0);
 
 /// Addresses of authenticators, set by the agent.
 #[map]
@@ -117,19 +119,14 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let port = u16::from_be(port as u16);
     if protocol == IPPROTO_TCP {
-        // An LRU map evicts an entry when it is full.
         let expected = ExpectedResponse {
             payloads_left: PAYLOADS_MAX,
-            reported: 0,
-            hello_begun: 0,
-            end: 0,
-            continues: 0,
-            responses_left: 0,
-            whole_body: 0,
             is_authenticator: u32::from(AUTHENTICATORS.get_ptr(address).is_some()),
-            owner: current_owner(),
+            ..ExpectedResponse::NONE
         };
-        insert_counted(&SOCKETS, EvictingMap::Sockets, cookie, &expected);
+        socket::expect(ctx, expected);
+        let owner = current_owner();
+        insert_counted(&CONNECTING, EvictingMap::Connecting, cookie, &owner);
     } else {
         let datagram = UdpPeer {
             cookie,

@@ -2,14 +2,14 @@
 
 use crate::{
     net::{
-        connect::SOCKETS,
         owner::socket_owner,
         plaintext::{front_word, may_hold_credential},
+        socket::{self, expected_of},
         tcp::TcpPacket,
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{count, count_run, remove_counted},
+        maps::{count, count_run},
         ring::Ring,
         task::HookContext,
     },
@@ -23,7 +23,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use monitor_common::{
-    map::{EvictingMap, ExpectedResponse, TlsWrite},
+    map::{ExpectedResponse, TlsWrite},
     record::{PAYLOAD_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
 };
 
@@ -99,17 +99,12 @@ fn may_hold_write(record: [u8; 5], write: &TlsWrite) -> bool {
 
 #[inline(always)]
 fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
-    // SAFETY: the helper accepts any skb.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let expected = SOCKETS.get_ptr_mut(cookie)?;
+    let expected = expected_of(ctx)?;
     let TcpPacket { sequence, payload } = TcpPacket::parse(ctx)?;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
         return None;
     }
-    // SAFETY: the pointer is into the map; a socket sends one packet at a time, and a lost count
-    // only means that one more payload is examined.
-    let expected = unsafe { &mut *expected };
     if expected.hello_begun == 0 {
         match hello_length(ctx, payload, payload_len) {
             Some(length) if expected.payloads_left > 0 => {
@@ -128,7 +123,8 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
         kind: kind::PAYLOAD,
         len: 0,
         time: boot_time_ns(),
-        cookie,
+        // SAFETY: the helper accepts any skb.
+        cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
         payload_len,
         sequence,
         owner: socket_owner(ctx),
@@ -139,7 +135,7 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
     let begun = expected.hello_begun != 0;
     let rest = expected.end.wrapping_sub(sequence) as i32;
     if begun && payload_len as i32 >= rest {
-        remove_counted(&SOCKETS, EvictingMap::Sockets, cookie);
+        socket::forget(ctx);
     }
     if begun && rest > 0 {
         if payload_len <= SMALL_HELLO as u32 {

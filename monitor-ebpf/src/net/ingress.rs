@@ -2,11 +2,8 @@
 
 use crate::{
     net::{
-        connect::{SOCKETS, has_sent},
-        owner::socket_owner,
-        plaintext::may_get_response,
-        response::is_within_quota,
-        tcp::TCP,
+        connect::has_sent, owner::socket_owner, plaintext::may_get_response,
+        response::is_within_quota, socket::expected_of, tcp::TCP,
     },
     support::{
         kernel::{boot_time_ns, bound_length},
@@ -122,11 +119,7 @@ fn search_response(ctx: &SkBuffContext) -> Option<()> {
     if !may_get_response() {
         return None;
     }
-    // SAFETY: the helper accepts any skb.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: the pointer is into the map.
-    let expected = unsafe { &*SOCKETS.get_ptr(cookie)? };
-    if is_within_quota(expected) {
+    if is_within_quota(expected_of(ctx)?) {
         // SAFETY: the program has the same type; the call returns only if the slot is empty.
         unsafe { RESPONSE_SEARCH.tail_call(ctx, 0) };
     }

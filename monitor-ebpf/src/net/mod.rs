@@ -7,5 +7,6 @@ pub mod outcome;
 pub mod owner;
 pub mod plaintext;
 pub mod response;
+mod socket;
 pub mod tcp;
 pub mod unix;

@@ -1,15 +1,17 @@
 //! The outcome of a TCP connect.
 
 use crate::{
-    net::connect::SOCKETS,
+    net::connect::CONNECTING,
     support::{
         kernel::{boot_time_ns, field},
+        maps::remove_counted,
         ring::Ring,
     },
 };
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use monitor_common::{
     fields::FieldId,
+    map::EvictingMap,
     record::{OwnerFields, Probe, RefusedRecord, kind},
 };
 
@@ -24,22 +26,29 @@ const AF_INET6: u16 = 10;
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn connect_outcome(ctx: RawTracePointContext) -> i32 {
     let (old, new): (u32, u32) = (ctx.arg(1), ctx.arg(2));
-    if old == TCP_SYN_SENT && new == TCP_CLOSE {
-        send_refused(ctx.arg(0));
+    if old == TCP_SYN_SENT {
+        end_connect(ctx.arg(0), new);
     }
     0
 }
 
 #[inline(always)]
-fn send_refused(sock: u64) {
+fn end_connect(sock: u64, state: u32) {
     let family: u16 = field(sock, FieldId::SockFamily);
     let cookie: u64 = field(sock, FieldId::SockCookie);
     if (family != AF_INET && family != AF_INET6) || cookie == 0 {
         return;
     }
+    // Two statements, because old verifiers do not follow what an option holds.
+    let mut owner = OwnerFields::UNKNOWN;
     // SAFETY: the value is copied at once.
-    let expected = unsafe { SOCKETS.get(cookie) };
-    let owner = expected.map_or(OwnerFields::UNKNOWN, |expected| expected.owner);
+    if let Some(known) = unsafe { CONNECTING.get(cookie) } {
+        owner = *known;
+    }
+    remove_counted(&CONNECTING, EvictingMap::Connecting, cookie);
+    if state != TCP_CLOSE {
+        return;
+    }
     let record = RefusedRecord {
         kind: kind::REFUSED,
         reserved: 0,

@@ -1,14 +1,15 @@
 //! Credentials in packets outside TLS.
 
 use crate::{
-    net::{connect::SOCKETS, owner::socket_owner, tcp::TcpPacket},
+    net::{owner::socket_owner, socket::expected_of, tcp::TcpPacket},
     support::{
         kernel::{boot_time_ns, bound_length, can_repeat},
         maps::count,
+        presentations::is_due,
         ring::Ring,
         search::{
             carried::{AFTER_CARRIED, after_carried, continue_after_carried, restore_carried},
-            plaintext_record::send_plaintext_record,
+            plaintext_record::{send_plaintext_record, set_plaintext_record},
             search,
             source::{PlaintextSource, begin_search, bounded, end_search, scratch},
             stream::{WriteFormat, expects_more, write_format},
@@ -25,7 +26,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     http2, login,
-    map::{FoundCredential, SearchScratch, StreamKey},
+    map::{ExpectedResponse, FoundCredential, SearchScratch, StreamKey},
     record::{PayloadRecord, Probe, Stage, kind},
     response::requests_imds_token,
     scan::{self, CARRIED_MAX, HOST_MAX, WINDOW},
@@ -81,12 +82,19 @@ impl PlaintextSource for SentPlaintext {
 
     #[inline(always)]
     fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
-        send_plaintext_record(scratch, known, kind::PLAINTEXT, boot_time_ns());
+        set_plaintext_record(scratch, known, kind::PLAINTEXT, boot_time_ns());
+        if is_due(scratch.object, &mut scratch.clear) {
+            send_plaintext_record(scratch);
+        }
     }
 
     /// The server name in a plaintext request is not secret: anyone on the path can read it.
     #[inline(always)]
     fn emit_host(scratch: &mut SearchScratch) {
+        // The same as in the last request of the connection.
+        if host_of(scratch) == scratch.known_host {
+            return;
+        }
         let Some(mut place) =
             Ring::Credentials.reserve::<HostRecordSlot>(Probe::Clear, scratch.owner)
         else {
@@ -124,26 +132,35 @@ impl PlaintextSource for SentPlaintext {
     }
 }
 
+/// The server name of a request, as a connection remembers it.
+#[inline(always)]
+fn host_of(scratch: &SearchScratch) -> u64 {
+    const NAMELESS: u64 = 1;
+    if scratch.host == 0 {
+        NAMELESS
+    } else {
+        scratch.host
+    }
+}
+
 #[inline(always)]
 fn inspect_payload(ctx: &SkBuffContext) -> Option<()> {
-    // SAFETY: the helper accepts any skb.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let expected = SOCKETS.get_ptr_mut(cookie)?;
+    let expected = expected_of(ctx)?;
     let tcp = TcpPacket::parse(ctx)?;
     let len = u64::from(ctx.len().checked_sub(tcp.payload as u32)?);
-    // SAFETY: the pointer is into the map; a socket sends one packet at a time.
-    let first_payload = unsafe {
-        (*expected).payloads_left = (*expected).payloads_left.saturating_sub(1);
-        core::mem::replace(&mut (*expected).reported, 1) == 0
-    };
+    expected.payloads_left = expected.payloads_left.saturating_sub(1);
+    let first_payload = core::mem::replace(&mut expected.reported, 1) == 0;
+    // SAFETY: the helper accepts any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let object = StreamKey::of_socket(cookie);
-    let read = search_payload(ctx, object, tcp.payload, len);
-    // SAFETY: as above.
-    unsafe { (*expected).continues = u32::from(expects_more(object)) };
+    let read = search_payload(ctx, expected, object, tcp.payload, len);
+    expected.continues = u32::from(expects_more(object));
     let PlaintextSearch { found, number } = read?;
     let scratch = scratch::<SentPlaintext>()?;
     if first_payload || found > 0 {
+        scratch.known_host = expected.host;
         emit_values::<SentPlaintext>(scratch, found, number);
+        expected.host = host_of(scratch);
     }
     end_search::<SentPlaintext>();
     Some(())
@@ -172,27 +189,28 @@ pub fn may_get_response() -> bool {
 }
 
 /// A plaintext request was sent; its response may contain an issued credential.
-#[inline(never)]
-pub fn expect_response(scratch: &SearchScratch, cookie: u64) {
-    if scratch.is_request()
-        && let Some(expected) = SOCKETS.get_ptr_mut(cookie)
-    {
-        // SAFETY: the pointer is into the map; a socket sends one packet at a time.
-        unsafe {
-            (*expected).responses_left = RESPONSE_PACKETS;
-            (*expected).whole_body = u32::from(requests_imds_token(
-                scan::word_at(&scratch.window, 0),
-                scan::word_at(&scratch.window, 8),
-            ));
-        }
+#[inline(always)]
+fn expect_response(expected: &mut ExpectedResponse, scratch: &SearchScratch) {
+    if scratch.is_request() {
+        expected.responses_left = RESPONSE_PACKETS;
+        expected.whole_body = u32::from(is_imds_token_request(scratch));
         let _ = RESPONSES_PENDING.set(0, 1, 0);
     }
+}
+
+#[inline(never)]
+fn is_imds_token_request(scratch: &SearchScratch) -> bool {
+    requests_imds_token(
+        scan::word_at(&scratch.window, 0),
+        scan::word_at(&scratch.window, 8),
+    )
 }
 
 /// Copies a payload and searches it.
 #[inline(always)]
 fn search_payload(
     ctx: &SkBuffContext,
+    expected: &mut ExpectedResponse,
     object: StreamKey,
     payload: usize,
     len: u64,
@@ -240,7 +258,7 @@ fn search_payload(
         count(Probe::Clear, Stage::Read);
         return None;
     }
-    expect_response(scratch, object.address);
+    expect_response(expected, scratch);
     Some(PlaintextSearch {
         found: search::<SentPlaintext>(scratch),
         number,

@@ -1,12 +1,12 @@
 //! Issued credentials in plaintext responses of authenticators.
 
 use crate::{
-    net::{connect::SOCKETS, owner::socket_owner, tcp::TcpPacket},
+    net::{owner::socket_owner, socket::expected_of, tcp::TcpPacket},
     support::{
         kernel::{boot_time_ns, bound_length},
         maps::count,
         search::{
-            plaintext_record::send_plaintext_record,
+            plaintext_record::{send_plaintext_record, set_plaintext_record},
             response::{fields, take_whole_body},
             source::{PlaintextSource, begin_search, bounded, end_search, scratch},
             value::emit_values,
@@ -79,7 +79,8 @@ impl PlaintextSource for ReceivedPlaintext {
     #[inline(always)]
     fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
         let time = scratch.mark;
-        send_plaintext_record(scratch, known, kind::ISSUED, time);
+        set_plaintext_record(scratch, known, kind::ISSUED, time);
+        send_plaintext_record(scratch);
     }
 
     /// A response has no server name.
@@ -89,21 +90,17 @@ impl PlaintextSource for ReceivedPlaintext {
 
 #[inline(always)]
 fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
-    // SAFETY: the helper accepts any skb.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let expected = SOCKETS.get_ptr_mut(cookie)?;
+    let expected = expected_of(ctx)?;
     let payload = TcpPacket::parse(ctx)?.payload;
     let len = u64::from(ctx.len().checked_sub(payload as u32)?);
     if len == 0 {
         return None;
     }
-    // SAFETY: the pointer is into the map; a lost count only means that one more packet is
-    // examined.
-    let is_whole = unsafe {
-        (*expected).responses_left = (*expected).responses_left.saturating_sub(1);
-        (*expected).whole_body != 0
-    };
+    expected.responses_left = expected.responses_left.saturating_sub(1);
+    let is_whole = expected.whole_body != 0;
     let scratch = scratch::<ReceivedPlaintext>()?;
+    // SAFETY: the helper accepts any skb.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let object = StreamKey::of_socket(cookie);
     let number = begin_search(scratch, object, len, 0);
     scratch.owner = socket_owner(ctx);
@@ -127,8 +124,7 @@ fn inspect_response(ctx: &SkBuffContext) -> Option<()> {
         fields::<ReceivedPlaintext>(scratch)
     };
     if found > 0 {
-        // SAFETY: as above.
-        unsafe { (*expected).whole_body = 0 };
+        expected.whole_body = 0;
         emit_values::<ReceivedPlaintext>(scratch, found, number);
     }
     end_search::<ReceivedPlaintext>();

@@ -188,6 +188,33 @@ pub fn count_run(counter: RunCounter) {
     }
 }
 
+/// Index 0: hits of the probes of TLS libraries.
+#[map]
+static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// The same by process, since the agent last took them. An evicted entry lets a busy process pass as
+/// an idle one until the next look.
+#[map]
+static PROCESS_HITS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(PROCESS_HITS_MAX, 0);
+
+const PROCESS_HITS_MAX: u32 = 4096;
+
+/// Counts a hit of a probe of a TLS library: the agent spares processes that have many.
+#[inline(always)]
+pub fn count_hit(pid: u32) {
+    count_run(RunCounter::Uprobe);
+    if let Some(hits) = HITS.get_ptr_mut(0) {
+        // SAFETY: the slot belongs to this CPU; what a nested run may lose does not matter.
+        unsafe { *hits += 1 };
+    }
+    match PROCESS_HITS.get_ptr_mut(pid) {
+        // SAFETY: the pointer is into the map; what threads lose of each other's does not matter.
+        Some(hits) => unsafe { *hits += 1 },
+        // Cannot fail: an LRU map finds room.
+        None => drop(PROCESS_HITS.insert(pid, 1, 0)),
+    }
+}
+
 /// Increments the counter of a probe and stage.
 #[inline(always)]
 pub fn count(probe: Probe, stage: Stage) {

@@ -5,6 +5,7 @@ pub mod foreign;
 pub mod kernel;
 pub mod maps;
 pub mod path;
+pub mod presentations;
 pub mod repeats;
 pub mod ring;
 pub mod search;

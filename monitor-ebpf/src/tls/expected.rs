@@ -21,6 +21,13 @@ pub fn expect_response(object: StreamKey, cookie: u64) {
     insert_counted(&LAST_REQUESTS, EvictingMap::LastRequests, object, &request);
 }
 
+/// Whether a write with a credential of this TLS object is known to have been sent: until then, a
+/// library may be passed the same bytes again.
+#[inline(always)]
+pub fn has_sent(object: StreamKey) -> bool {
+    LAST_REQUESTS.get_ptr(object).is_some()
+}
+
 /// A TLS object was freed; another may get the same address.
 #[inline(always)]
 pub fn forget_expected(object: StreamKey) {

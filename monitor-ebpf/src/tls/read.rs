@@ -5,15 +5,15 @@
 
 use crate::{
     support::{
-        maps::{count, count_run, insert_counted, remove_counted},
+        maps::{count, count_hit, insert_counted, remove_counted},
         search::{
-            plaintext_record::send_plaintext_record,
+            plaintext_record::{send_plaintext_record, set_plaintext_record},
             response::fields,
             source::{PlaintextSource, begin_search, bounded, end_search, scratch},
             stream::object_at,
             value::emit_values,
         },
-        task::current_owner,
+        task::{current_owner, current_pid},
     },
     tls::expected::LAST_REQUESTS,
 };
@@ -26,7 +26,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     map::{EvictingMap, FoundCredential, PendingRead, SearchScratch, StreamKey},
-    record::{Probe, RunCounter, Stage, kind},
+    record::{Probe, Stage, kind},
     scan::WINDOW,
 };
 
@@ -41,7 +41,7 @@ static PENDING_READS: LruHashMap<u64, PendingRead> =
 /// buffer of the program's own; Go, whose stacks move under a return probe.
 #[uprobe]
 pub fn tls_read_enter(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     handle_read_enter(&ctx, 0);
     0
 }
@@ -49,7 +49,7 @@ pub fn tls_read_enter(ctx: ProbeContext) -> u32 {
 /// As [`tls_read_enter`], at `SSL_read_ex`.
 #[uprobe]
 pub fn tls_read_enter_ex(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     handle_read_enter(&ctx, ctx.arg(3).unwrap_or(0));
     0
 }
@@ -85,7 +85,7 @@ pub fn task() -> u64 {
 /// fields split between two reads, bytes after the first 8 KiB of a read, compressed responses.
 #[uretprobe]
 pub fn tls_read_exit(ctx: RetProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     let result: i32 = ctx.ret::<u64>() as i32;
     handle_read_exit(result);
     0
@@ -165,7 +165,8 @@ impl PlaintextSource for TlsReadPlaintext {
     #[inline(always)]
     fn emit(scratch: &mut SearchScratch, known: &FoundCredential) {
         let time = scratch.mark;
-        send_plaintext_record(scratch, known, kind::ISSUED, time);
+        set_plaintext_record(scratch, known, kind::ISSUED, time);
+        send_plaintext_record(scratch);
     }
 
     /// A response has no server name.

@@ -7,7 +7,8 @@ use crate::{
     support::{
         agent::is_agent,
         kernel::boot_time_ns,
-        maps::{count, count_full, count_run, insert_counted, remove_counted},
+        maps::{count, count_full, count_hit, insert_counted, remove_counted},
+        presentations::is_due,
         ring::Ring,
         search::{
             carried::{after_carried, continue_after_carried, forget_object, restore_carried},
@@ -16,10 +17,10 @@ use crate::{
             stream::{WriteFormat, object_at, write_format},
             value::{emit_values, fingerprint_of, fingerprint_words},
         },
-        task::{HookContext, current_owner, fill_header},
+        task::{HookContext, current_owner, current_pid, fill_header},
     },
     tls::{
-        expected::forget_expected,
+        expected::{forget_expected, has_sent},
         pending::{PENDING_WRITES, PendingWrite, WRITES_PENDING},
     },
 };
@@ -32,7 +33,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use monitor_common::{
     map::{EvictingMap, FoundCredential, LimitedMap, SearchScratch, StreamKey, TlsWrite},
-    record::{Probe, RunCounter, Stage, kind},
+    record::{Probe, Stage, kind},
     scan::{CARRIED_MAX, HeaderValue, WINDOW, lowercase_front},
 };
 
@@ -41,7 +42,7 @@ use monitor_common::{
 /// the first 8 KiB of a write; an HTTP/2 field split between two writes.
 #[uprobe]
 pub fn present_write(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     handle_write::<true>(&ctx)
 }
 
@@ -50,7 +51,7 @@ pub fn present_write(ctx: ProbeContext) -> u32 {
 /// the second.
 #[uprobe]
 pub fn present_write_short(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     handle_write::<false>(&ctx)
 }
 
@@ -67,14 +68,14 @@ fn handle_write<const L: bool>(ctx: &ProbeContext) -> u32 {
 /// stack has grown: the same write at the same moment counts once.
 #[uprobe]
 pub fn present_go(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     handle_go_write::<true>(&ctx)
 }
 
 /// As [`present_go`], on kernels as [`present_write_short`].
 #[uprobe]
 pub fn present_go_short(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     handle_go_write::<false>(&ctx)
 }
 
@@ -134,7 +135,7 @@ fn read_word(bytes: u64) -> Option<u64> {
 /// before.
 #[uretprobe]
 pub fn present_written(ctx: RetProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     let result: i32 = ctx.ret::<u64>() as i32;
     if result <= 0
         && let Some(under_way) = PendingWrite::current()
@@ -158,7 +159,7 @@ pub const SERVER_NAME_MAX: u32 = 256;
 /// sent later, from the program's own buffer.
 #[uprobe]
 pub fn present_server(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     let (Some(address), Some(command), Some(name)) = (ctx.arg(0), ctx.arg(1), ctx.arg(3)) else {
         return 0;
     };
@@ -224,7 +225,7 @@ fn store_server_name(scratch: &mut SearchScratch, number: u64) {
 /// objects are garbage-collected; a reused address is recognised by other first bytes.
 #[uprobe]
 pub fn present_freed(ctx: ProbeContext) -> u32 {
-    count_run(RunCounter::Uprobe);
+    count_hit(current_pid());
     if let Some(address) = ctx.arg(0) {
         let object = object_at(address);
         forget_object(object);
@@ -252,7 +253,13 @@ impl<const LOOPS: bool> PlaintextSource for TlsWritePlaintext<LOOPS> {
             .copied()
             .unwrap_or(0);
         record.secret = known.as_record(scratch.host);
-        Ring::Credentials.send(Probe::Present, record.header.owner(), record);
+        let object = scratch.object;
+        let counts = scratch.counts_repeats != 0 && has_sent(object);
+        if !counts || is_due(object, record) {
+            scratch.is_sent = 1;
+            let record = &mut scratch.presented;
+            Ring::Credentials.send(Probe::Present, record.header.owner(), record);
+        }
     }
 
     /// The server name is sent with each credential.
@@ -281,23 +288,41 @@ pub fn finish_write<const L: bool>(number: u64, cuts: bool) {
         return;
     };
     let found = search::<TlsWritePlaintext<L>>(scratch);
-    if found > 0 {
-        // SAFETY: the helper has no preconditions.
-        let task = unsafe { bpf_get_current_task() };
-        let owner = current_owner();
-        let write = TlsWrite::new(number, scratch.object, owner, scratch.len, cuts);
-        // SAFETY: the value is read at once.
-        if unsafe { PENDING_WRITES.get(task) }.is_some_and(|before| before.is_repeat(&write)) {
-            end_search::<TlsWritePlaintext<L>>();
-            return;
-        }
-        if PENDING_WRITES.insert(task, write, 0).is_err() {
-            count_full(LimitedMap::PendingWrites);
-        }
-        let _ = WRITES_PENDING.set(0, 1, 0);
+    if found > 0 && !is_restart(scratch, number, cuts) {
+        scratch.is_sent = 0;
+        // Objects of Go are freed unseen, and another connection may get the address.
+        scratch.counts_repeats = u64::from(!cuts);
         emit_values::<TlsWritePlaintext<L>>(scratch, found, number);
+        // The write leaves only after this program. What is not sent was sent before, with the socket
+        // of its connection.
+        if scratch.is_sent != 0 {
+            await_socket(scratch, number, cuts);
+        }
     }
     end_search::<TlsWritePlaintext<L>>();
+}
+
+/// Whether this is the write that was searched last, in a function that began anew. These functions
+/// are separate, so that what they need is not on the stack while values are sent.
+#[inline(never)]
+fn is_restart(scratch: &SearchScratch, number: u64, cuts: bool) -> bool {
+    let write = TlsWrite::new(number, scratch.object, current_owner(), scratch.len, cuts);
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    // SAFETY: the value is read at once.
+    unsafe { PENDING_WRITES.get(task) }.is_some_and(|before| before.is_repeat(&write))
+}
+
+/// The write waits for its socket.
+#[inline(never)]
+fn await_socket(scratch: &SearchScratch, number: u64, cuts: bool) {
+    let write = TlsWrite::new(number, scratch.object, current_owner(), scratch.len, cuts);
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    if PENDING_WRITES.insert(task, write, 0).is_err() {
+        count_full(LimitedMap::PendingWrites);
+    }
+    let _ = WRITES_PENDING.set(0, 1, 0);
 }
 
 /// Copies a write to the window. A separate function, so that the verifier forgets its state at the

@@ -186,7 +186,8 @@ impl Observer {
 
     async fn observe(mut self) -> anyhow::Result<()> {
         let mut tick = Interval::new(TICK_INTERVAL);
-        let mut repeated_opens = Interval::new(REPEATED_OPENS_INTERVAL);
+        let mut opens = Interval::new(REPEATED_OPENS_INTERVAL);
+        let mut presentations = Interval::new(TICK_INTERVAL);
         while !self.flags.stop.load(Ordering::Acquire) {
             if let Some(gap) = self.watchdog.beat() {
                 self.pipeline.add_gap(gap);
@@ -195,7 +196,10 @@ impl Observer {
             self.batch.read_until = Timestamp::now();
             self.read().await?;
             let observations = &mut self.batch.observations;
-            if repeated_opens.is_due() {
+            if presentations.is_due() {
+                self.sensor.take_repeated_presentations(observations);
+            }
+            if opens.is_due() {
                 self.sensor.take_repeated_opens(observations);
             }
             self.canary.remove_own(observations);

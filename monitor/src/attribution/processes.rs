@@ -94,10 +94,15 @@ impl Attribution {
             self.ensure(stamp);
             return;
         };
-        let entry = ProcessEntry {
+        let mut entry = ProcessEntry {
             uid: stamp.uid,
             ..parent.clone()
         };
+        // That of a process from /proc is not known by its id: the child's first record would look as
+        // if it had been moved.
+        if entry.cgroup == 0 {
+            entry.cgroup = stamp.cgroup;
+        }
         self.table.insert(stamp.subject, stamp.parent, entry);
     }
 

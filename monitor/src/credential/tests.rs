@@ -66,6 +66,7 @@ fn a_presented_credential_keeps_the_places_where_it_was_picked_up() {
         header: 0,
         prefix: None,
         dots: 0,
+        count: 1,
     };
     credentials.in_environment(&Tenant::default(), &[token]);
     let (presented, place) = credentials.presented(&Tenant::default(), observed);
@@ -276,6 +277,7 @@ fn junk_variables_hide_no_credential_of_others() {
         header: 0,
         prefix: None,
         dots: 0,
+        count: 1,
     };
     let (credential, place) = credentials.presented(&shop, presented);
     assert_eq!(credential.sources, [place, known[0].1.clone()]);

@@ -102,13 +102,13 @@ pub(super) fn write_hop(
     let process = process(connection, &hop.workload, &hop.process, hop.time)?;
     let workload = workload(connection, &hop.workload, &hop.process)?;
     let destination = place_index(connection, &hop.destination)?;
-    let time = micros(hop.time);
+    let (count, time) = (hop.count as i64, micros(hop.time));
     let edge: i64 = connection
         .prepare_cached(
             "INSERT INTO hop_edge
              (credential, workload, destination, evidence, verdict, count, first_seen, last_seen, process)
-             VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?6, ?7)
-             ON CONFLICT (credential, workload, destination, evidence) DO UPDATE SET count = count + 1,
+             VALUES (?1, ?2, ?3, ?4, ?5, ?8, ?6, ?6, ?7)
+             ON CONFLICT (credential, workload, destination, evidence) DO UPDATE SET count = count + ?8,
              last_seen = max(last_seen, ?6), first_seen = min(first_seen, ?6), verdict = ?5,
              process = iif(?6 >= last_seen, ?7, process) RETURNING id",
         )?
@@ -121,13 +121,14 @@ pub(super) fn write_hop(
                 verdict.as_str(),
                 time,
                 process,
+                count,
             ],
             |row| row.get(0),
         )?;
     connection
         .prepare_cached(
-            "INSERT INTO hop_hour VALUES (?1, ?2, ?3, 1, ?4, ?4, ?5, 0)
-             ON CONFLICT DO UPDATE SET count = count + 1, last_seen = max(last_seen, ?4),
+            "INSERT INTO hop_hour VALUES (?1, ?2, ?3, ?6, ?4, ?4, ?5, 0)
+             ON CONFLICT DO UPDATE SET count = count + ?6, last_seen = max(last_seen, ?4),
              first_process = iif(?4 < first_seen, ?5, iif(first_process = 0 AND process <> ?5, process, first_process)),
              first_seen = min(first_seen, ?4), verdict = ?3, process = ?5",
         )?
@@ -136,7 +137,8 @@ pub(super) fn write_hop(
             hour(hop.time),
             verdict.as_str(),
             time,
-            process
+            process,
+            count
         ])?;
     Ok(())
 }

@@ -104,7 +104,8 @@ impl CredentialMetrics {
             verdict,
         ];
         let rest = [OTHER, OTHER, OTHER, OTHER, evidence, verdict];
-        self.folded.add(&self.hops, "hops", &labels, &rest, 1);
+        self.folded
+            .add(&self.hops, "hops", &labels, &rest, hop.count);
         self.set_credential(&hop.credential, hop.time);
     }
 

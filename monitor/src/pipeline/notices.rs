@@ -1,11 +1,11 @@
 //! Converts notices of the uprobe threads to gaps. Their number is bounded, because anyone can
 //! create files with functions that cannot be proven.
 
-use crate::sensor::SensorNotice;
+use crate::sensor::{SensorNotice, WINDOW_INTERVAL};
 use jiff::Timestamp;
 use monitor_common::record::Probe;
 use monitor_core::model::Gap;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Maximum number of files with gaps of their own.
 const NAMED_MAX: usize = 256;
@@ -14,6 +14,16 @@ const NAMED_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub struct NoticeGaps {
     named: HashSet<(String, String)>,
+    sampled: HashMap<String, SampledProgram>,
+}
+
+/// A program with processes that are sampled.
+#[derive(Debug)]
+struct SampledProgram {
+    since: Timestamp,
+    processes: u64,
+    /// Connections that were not observed.
+    unread: u64,
 }
 
 impl NoticeGaps {
@@ -42,6 +52,16 @@ impl NoticeGaps {
                 }
                 SensorNotice::Evicted { in_use: false, .. } => evicted += 1,
                 SensorNotice::MappingsLost { count } => lost += count,
+                SensorNotice::Sampled {
+                    program,
+                    since,
+                    unread: None,
+                } => gaps.extend(self.begin_sampling(program, since)),
+                SensorNotice::Sampled {
+                    program,
+                    unread: Some(unread),
+                    ..
+                } => gaps.extend(self.end_sampling(&program, unread, now)),
             }
         }
         if more > 0 {
@@ -62,6 +82,50 @@ impl NoticeGaps {
         }
         gaps
     }
+
+    /// The gap of a program is open as long as any of its processes is sampled.
+    fn begin_sampling(&mut self, program: String, since: Timestamp) -> Option<Gap> {
+        if let Some(sampled) = self.sampled.get_mut(&program) {
+            sampled.processes += 1;
+            return None;
+        }
+        if self.sampled.len() >= NAMED_MAX {
+            return None;
+        }
+        let gap = gap("sampled", sampled_text(&program), since, None, 0);
+        let sampled = SampledProgram {
+            since,
+            processes: 1,
+            unread: 0,
+        };
+        self.sampled.insert(program, sampled);
+        Some(gap)
+    }
+
+    fn end_sampling(&mut self, program: &str, unread: u64, now: Timestamp) -> Option<Gap> {
+        let sampled = self.sampled.get_mut(program)?;
+        sampled.processes -= 1;
+        sampled.unread += unread;
+        if sampled.processes > 0 {
+            return None;
+        }
+        let sampled = self.sampled.remove(program)?;
+        let text = sampled_text(program);
+        Some(gap(
+            "sampled",
+            text,
+            sampled.since,
+            Some(now),
+            sampled.unread,
+        ))
+    }
+}
+
+fn sampled_text(program: &str) -> String {
+    format!(
+        "{program} writes so often to TLS that it is sampled: what it presents is counted in part, and a credential may be missed that it presents for less than {} s on connections that were open before; the number is of new connections that were not observed. What is issued to it inside TLS is not observed. Of other programs with the same TLS library, what is presented within milliseconds of their start may be missed",
+        WINDOW_INTERVAL.as_secs()
+    )
 }
 
 fn gap(kind: &str, detail: String, since: Timestamp, until: Option<Timestamp>, count: u64) -> Gap {
@@ -93,6 +157,24 @@ mod tests {
         let many = notices.gaps((2..1000).map(unproven).collect(), now);
         assert_eq!(many.len(), NAMED_MAX);
         assert_eq!(many.last().map(|gap| gap.count), Some(998 - 255));
+    }
+
+    #[test]
+    fn a_program_is_sampled_while_any_of_its_processes_is() {
+        let mut notices = NoticeGaps::default();
+        let (begin, end) = (Timestamp::UNIX_EPOCH, Timestamp::MAX);
+        let notice = |unread| SensorNotice::Sampled {
+            program: "/usr/sbin/nginx".to_owned(),
+            since: begin,
+            unread,
+        };
+        let first = notices.gaps(vec![notice(None), notice(None)], begin);
+        assert_eq!((first.len(), first[0].until), (1, None));
+        assert!(notices.gaps(vec![notice(Some(2))], end).is_empty());
+        let last = notices.gaps(vec![notice(Some(3))], end);
+        assert_eq!((last[0].until, last[0].count), (Some(end), 5));
+        assert_eq!(last[0].detail, first[0].detail);
+        assert_eq!(notices.gaps(vec![notice(None)], begin), first);
     }
 
     #[test]

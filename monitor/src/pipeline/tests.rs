@@ -227,6 +227,7 @@ impl TestPipeline {
                 header: 0,
                 prefix: None,
                 dots: 0,
+                count: 1,
             },
         })
     }
@@ -285,6 +286,21 @@ fn a_presentation_gets_the_connection_of_its_write() {
         cookie: COOKIE,
     }]);
     assert_eq!(presented(&test.events()), [Some(COOKIE)]);
+    // What the probes counted afterwards was on the same connection.
+    let Observation::Presented(mut again) = test.present() else {
+        panic!("not a presentation");
+    };
+    again.secret.count = 60;
+    test.process(vec![Observation::Presented(again)]);
+    let counts: Vec<(Option<u64>, u64)> = test
+        .events()
+        .iter()
+        .filter_map(|event| match event {
+            TrailEvent::Presented(event) => Some((event.connection, event.count)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(counts.last(), Some(&(Some(COOKIE), 60)));
 }
 
 #[test]

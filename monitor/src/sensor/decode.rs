@@ -340,14 +340,23 @@ impl TryFrom<RawRecord<'_>> for ObservedPresentation {
 
     fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
         let record: PresentedRecord = raw.read()?;
-        Ok(Self {
-            task: task(&record.header, raw.clock),
-            write: record.write,
-            server: (record.server != 0).then_some(record.server),
-            host: (record.secret.host != 0).then_some(record.secret.host),
-            secret: (&record.secret).into(),
-        })
+        Ok(presentation(&record, raw.clock))
     }
+}
+
+fn presentation(record: &PresentedRecord, clock: BootClock) -> ObservedPresentation {
+    ObservedPresentation {
+        task: task(&record.header, clock),
+        write: record.write,
+        server: (record.server != 0).then_some(record.server),
+        host: (record.secret.host != 0).then_some(record.secret.host),
+        secret: (&record.secret).into(),
+    }
+}
+
+/// Presentations inside TLS that were counted after the last record.
+pub fn presented_again(record: &PresentedRecord, clock: BootClock) -> Observation {
+    Observation::Presented(presentation(record, clock))
 }
 
 impl TryFrom<RawRecord<'_>> for PlaintextSecret {
@@ -355,14 +364,23 @@ impl TryFrom<RawRecord<'_>> for PlaintextSecret {
 
     fn try_from(raw: RawRecord<'_>) -> Result<Self, DecodeError> {
         let record: PlaintextRecord = raw.read()?;
-        Ok(Self {
-            time: raw.clock.at(record.time),
-            owner: record.owner.into(),
-            cookie: record.cookie,
-            host: (record.secret.host != 0).then_some(record.secret.host),
-            secret: (&record.secret).into(),
-        })
+        Ok(plaintext(&record, raw.clock))
     }
+}
+
+fn plaintext(record: &PlaintextRecord, clock: BootClock) -> PlaintextSecret {
+    PlaintextSecret {
+        time: clock.at(record.time),
+        owner: record.owner.into(),
+        cookie: record.cookie,
+        host: (record.secret.host != 0).then_some(record.secret.host),
+        secret: (&record.secret).into(),
+    }
+}
+
+/// Presentations outside TLS that were counted after the last record.
+pub fn presented_in_plaintext_again(record: &PlaintextRecord, clock: BootClock) -> Observation {
+    Observation::Plaintext(plaintext(record, clock))
 }
 
 impl From<record::OwnerFields> for RecordOwner {
@@ -383,6 +401,7 @@ impl From<&record::PresentedSecret> for ObservedSecret {
             header: secret.name,
             prefix: secret.prefix.checked_sub(1),
             dots: secret.dots,
+            count: secret.count,
         }
     }
 }

@@ -28,7 +28,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::Ordering,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     },
     time::{Duration, Instant},
@@ -39,9 +39,12 @@ use std::{
 const RESCAN_INTERVAL: Duration = Duration::from_secs(300);
 /// Minimum interval between scans caused by lost records.
 const RESCAN_AFTER_LOSS: Duration = Duration::from_secs(5);
-/// Interval between reads of the records: it limits the wake-ups, and is shorter than a program's
-/// time to its first write.
-const GATHER_TIME: Duration = Duration::from_millis(1);
+/// Interval between reads of the records: it limits the wake-ups. A file that nobody has mapped before
+/// takes longer to inspect.
+const GATHER_TIME: Duration = Duration::from_millis(4);
+/// The same while files are attached to process by process: it is shorter than a program's time to its
+/// first write.
+const HURRIED_GATHER_TIME: Duration = Duration::from_millis(1);
 /// Maximum wait for records; new CPUs are picked up at this interval too.
 const IDLE_TIMEOUT: Timespec = Timespec {
     tv_sec: 5,
@@ -81,6 +84,7 @@ impl Inspector {
         attacher: &Sender<AttachRequest>,
         reporter: &NoticeSender,
         marks: Arc<SecretMarks>,
+        hurry: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let (requests, received) = channel();
         let (ask_slow, asked_slow) = sync_channel(WAITING_MAX);
@@ -116,6 +120,7 @@ impl Inspector {
                     started: Instant::now(),
                     rescanned: Instant::now(),
                     has_lost: false,
+                    hurry,
                 };
                 thread("mapped-files").spawn(move || follower.run())?;
                 None
@@ -156,6 +161,8 @@ struct MappingFollower {
     /// Time of the last scan of all running processes.
     rescanned: Instant,
     has_lost: bool,
+    /// Whether files are attached to process by process.
+    hurry: Arc<AtomicBool>,
 }
 
 impl MappingFollower {
@@ -206,7 +213,12 @@ impl MappingFollower {
             if !open {
                 return;
             }
-            std::thread::sleep(GATHER_TIME);
+            let hurried = self.hurry.load(Ordering::Relaxed);
+            std::thread::sleep(if hurried {
+                HURRIED_GATHER_TIME
+            } else {
+                GATHER_TIME
+            });
         }
     }
 }

@@ -22,7 +22,12 @@ use aya::{
 use monitor_common::record::Probe;
 use monitor_parse::tls_functions as tls;
 use std::{
-    collections::BTreeMap, fs::File, os::fd::AsFd as _, path::Path, sync::LazyLock, time::Instant,
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    os::fd::AsFd as _,
+    path::Path,
+    sync::LazyLock,
+    time::Instant,
 };
 
 /// One program at one hook.
@@ -406,6 +411,23 @@ pub struct SwitchablePrograms {
     pub uprobes: UprobePrograms,
     /// By program.
     pub packets: BTreeMap<&'static str, PacketProgram>,
+    /// Uprobe programs that were loaded ahead, and what came of it.
+    pub ahead: HashMap<&'static str, Result<LoadedUprobe, String>>,
+}
+
+/// A loaded program, and the number of instructions that the verifier processed, if the kernel reports
+/// it.
+type LoadedUprobe = (Uprobe, Option<u32>);
+
+/// Loads the programs of the first rung for user-space functions; the verifier takes a while for each.
+pub fn load_ahead(programs: &MultiPrograms) -> HashMap<&'static str, Result<LoadedUprobe, String>> {
+    let ladders = LADDERS.iter();
+    let present = ladders.filter(|ladder| ladder.probe == Probe::Present);
+    present
+        .filter_map(|ladder| ladder.rungs.first())
+        .flat_map(|rung| rung.iter())
+        .map(|step| (step.program, programs.load(step.program)))
+        .collect()
 }
 
 impl HookLadder {
@@ -489,7 +511,7 @@ impl HookStep {
             return Ok(Ok(None));
         }
         if let Hook::Uprobe(_) | Hook::Uretprobe(_) = self.hook {
-            return Ok(self.load_uprobe(ebpf, machine, &mut made.uprobes));
+            return Ok(self.load_uprobe(ebpf, machine, made));
         }
         let program = ebpf
             .program_mut(self.program)
@@ -533,7 +555,7 @@ impl HookStep {
         &self,
         ebpf: &mut Ebpf,
         machine: &KernelSupport<'_>,
-        uprobes: &mut UprobePrograms,
+        made: &mut SwitchablePrograms,
     ) -> Result<Option<u32>, String> {
         uprobe::MECHANISM.as_ref().map_err(String::clone)?;
         if matches!(self.hook, Hook::Uretprobe(_)) && !*uprobe::RETURNS {
@@ -543,14 +565,15 @@ impl HookStep {
             .program
             .strip_suffix(SHORT_SUFFIX)
             .unwrap_or(self.program);
-        if uprobes.contains_key(name) {
+        if made.uprobes.contains_key(name) {
             return Ok(None);
         }
-        let (program, instructions) = match &machine.multi {
-            Some(programs) => programs.load(self.program)?,
-            None => load_with_aya(ebpf, self.program).map_err(|error| explain(&error))?,
+        let (program, instructions) = match (made.ahead.remove(self.program), &machine.multi) {
+            (Some(loaded), _) => loaded?,
+            (None, Some(programs)) => programs.load(self.program)?,
+            (None, None) => load_with_aya(ebpf, self.program).map_err(|error| explain(&error))?,
         };
-        uprobes.insert(name, program);
+        made.uprobes.insert(name, program);
         Ok(instructions)
     }
 

@@ -62,22 +62,24 @@ mod tests {
         filter::BLOOM_WORDS,
         http2::{HALVES, STATES},
         map::*,
-        record::{COUNTED_RUNS, COUNTERS},
+        record::{COUNTED_RUNS, COUNTERS, OwnerFields, PlaintextRecord, PresentedRecord},
     };
 
     /// A release's agent and probes agree on every map.
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 31] = [
+        let expected: [(&str, usize, usize); 36] = [
             ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
             ("CALLS", size_of::<u64>(), size_of::<ReadCall>()),
             ("CARRIED", size_of::<StreamKey>(), size_of::<CarriedLine>()),
+            ("CONNECTING", size_of::<u64>(), size_of::<OwnerFields>()),
             ("COUNTS", 4, size_of::<u64>()),
             ("ENVIRON_SCRATCH", 4, size_of::<EnvironScratch>()),
             ("EPOCH", 4, size_of::<u64>()),
+            ("HITS", 4, size_of::<u64>()),
             ("HUFFMAN", 4, size_of::<[u32; STATES * HALVES]>()),
             ("INODES", size_of::<InodeKey>(), size_of::<u32>()),
             (
@@ -92,6 +94,12 @@ mod tests {
             ("PENDING_CONNECTS", size_of::<u64>(), size_of::<u64>()),
             ("PENDING_READS", size_of::<u64>(), size_of::<PendingRead>()),
             ("PENDING_WRITES", size_of::<u64>(), size_of::<TlsWrite>()),
+            (
+                "PLAINTEXT_PRESENTATIONS",
+                size_of::<PresentationKey>(),
+                size_of::<PlaintextRecord>(),
+            ),
+            ("PROCESS_HITS", size_of::<u32>(), size_of::<u64>()),
             ("READS", size_of::<ReadKey>(), size_of::<ReadCount>()),
             ("RESPONSES_PENDING", 4, size_of::<u64>()),
             ("RULES", size_of::<u64>(), size_of::<u32>()),
@@ -101,8 +109,13 @@ mod tests {
             ("SEEN", 4, size_of::<u64>()),
             ("SERVER_NAMES", size_of::<StreamKey>(), size_of::<u64>()),
             ("SHARES", size_of::<OwnerKey>(), size_of::<RingShare>()),
-            ("SOCKETS", size_of::<u64>(), size_of::<ExpectedResponse>()),
+            ("SOCKETS", size_of::<i32>(), size_of::<ExpectedResponse>()),
             ("STREAMS", size_of::<StreamKey>(), size_of::<StreamState>()),
+            (
+                "TLS_PRESENTATIONS",
+                size_of::<PresentationKey>(),
+                size_of::<PresentedRecord>(),
+            ),
             ("UDP_SENDS", size_of::<UdpPeer>(), size_of::<u64>()),
             ("WRITES_PENDING", 4, size_of::<u64>()),
         ];

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod effects;
 pub mod exclude;
 pub mod fields;
+mod hits;
 mod inspector;
 mod kernel_filter;
 mod known_files;
@@ -40,7 +41,7 @@ mod uprobe_threads;
 use crate::reader::{ProcessRegistry, ReaderPool, protocol::ReaderSetup};
 use agent_processes::AgentProcessMaps;
 use attacher::AttachRequest;
-pub use attacher::SensorNotice;
+pub use attacher::{SensorNotice, WINDOW_INTERVAL};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, MapData, MapError},
@@ -54,6 +55,7 @@ use cost::{
 use counters::KernelCounters;
 use exclude::ExclusionRules;
 use fields::FieldsError;
+use hits::HitCounters;
 use httlib_huffman::encoder::table::ENCODE_TABLE;
 use kernel_filter::KernelFilter;
 use ladder::{HookLadder, KernelSupport, LADDERS, SwitchablePrograms};
@@ -237,7 +239,9 @@ impl Sensor {
         };
         sensor.filter.set_rules(options.rules)?;
         sensor.set_huffman()?;
-        let SwitchablePrograms { uprobes, packets } = sensor.attach(&machine)?;
+        let SwitchablePrograms {
+            uprobes, packets, ..
+        } = sensor.attach(&machine)?;
         drop(machine);
         let measured = sensor.measured(&uprobes)?;
         let of_files = |line: &AttachedProgram| line.probe == Probe::File && line.error.is_none();
@@ -246,13 +250,21 @@ impl Sensor {
             .set_file_probe(sensor.attached.iter().any(of_files));
         if !uprobes.is_empty() {
             let marks = Arc::new(SecretMarks::new(options.catalog));
-            let threads =
-                UprobeThreads::start(uprobes, options.exclusion.clone(), &sensor.readers, marks);
+            let hits = HitCounters::open(&mut sensor._ebpf)?;
+            let threads = UprobeThreads::start(
+                uprobes,
+                options.exclusion.clone(),
+                &sensor.readers,
+                marks,
+                hits,
+            );
             let threads = threads.map_err(SensorError::Threads)?;
             match canary_function() {
-                Ok((file, functions)) => threads
-                    .attacher
-                    .send(AttachRequest::Canary(file, functions)),
+                Ok((file, functions)) => threads.attacher.send(AttachRequest::Canary {
+                    file,
+                    functions,
+                    trap_time: canary::trap_time,
+                }),
                 Err(error) => {
                     tracing::warn!(%error, "the probes of TLS libraries cannot be tested")
                 }
@@ -379,8 +391,20 @@ impl Sensor {
     fn attach(&mut self, machine: &KernelSupport<'_>) -> Result<SwitchablePrograms, SensorError> {
         let mut programs = SwitchablePrograms::default();
         let mut attached = Vec::new();
-        let wanted = |ladder: &&HookLadder| machine.uprobes || ladder.probe != Probe::Present;
-        for ladder in LADDERS.iter().filter(wanted) {
+        let is_uprobe = |ladder: &&HookLadder| ladder.probe == Probe::Present;
+        let multi = machine.multi.as_ref().filter(|_| machine.uprobes);
+        std::thread::scope(|scope| {
+            let ahead = multi.map(|multi| scope.spawn(|| ladder::load_ahead(multi)));
+            for ladder in LADDERS.iter().filter(|ladder| !is_uprobe(ladder)) {
+                attached.extend(ladder.attach(&mut self._ebpf, machine, &mut programs)?);
+            }
+            // If it panicked, each is loaded when it is needed.
+            programs.ahead = ahead
+                .and_then(|ahead| ahead.join().ok())
+                .unwrap_or_default();
+            Ok::<_, SensorError>(())
+        })?;
+        for ladder in LADDERS.iter().filter(|_| machine.uprobes).filter(is_uprobe) {
             attached.extend(ladder.attach(&mut self._ebpf, machine, &mut programs)?);
         }
         if attached.iter().all(|program| program.error.is_some()) {
@@ -429,7 +453,10 @@ impl Sensor {
                 uprobes.follow(observation);
             }
         };
-        self.rings.read(limit, follow, into).await
+        // Its environment has to be read, or programs attached to it.
+        let hurry = reads_environ(&self.attached)
+            || uprobes.is_some_and(|uprobes| uprobes.attacher.follows_processes());
+        self.rings.read(limit, hurry, follow, into).await
     }
 
     /// Counters since the start, losses and notices since the last call.
@@ -472,6 +499,11 @@ impl Sensor {
     pub fn maintain(&mut self) -> Result<(), SensorError> {
         self.filter.begin_epoch()?;
         self.sweeper.sweep()
+    }
+
+    /// Returns and clears the counts of presentations that no record reported.
+    pub fn take_repeated_presentations(&mut self, into: &mut Vec<Observation>) {
+        self.sweeper.take_repeated_presentations(into);
     }
 
     /// Returns and clears the counts of repeated reads that no record reported, and removes

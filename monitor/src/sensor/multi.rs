@@ -131,6 +131,7 @@ fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     | Map::PerCpuHashMap(data)
     | Map::PerCpuLruHashMap(data)
     | Map::ProgramArray(data)
+    | Map::SkStorage(data)
     | Map::RingBuf(data)) = map
     else {
         return None;

@@ -160,6 +160,7 @@ fn secret_in_name(protocol: u64, fingerprint: u64, len: usize) -> ObservedSecret
         header: (LOGIN | protocol) as u32,
         prefix: None,
         dots: 0,
+        count: 1,
     }
 }
 

@@ -292,6 +292,8 @@ pub struct ObservedSecret {
     /// Index in the catalog's prefix table.
     pub prefix: Option<u32>,
     pub dots: u32,
+    /// How often it was presented since the last observation of it on the connection.
+    pub count: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -50,7 +50,8 @@ impl Rings {
     }
 
     /// Waits for records, at most for `limit`, and appends them in time order. With a limit of zero,
-    /// it does not wait for more to accumulate either.
+    /// it does not wait for more to accumulate either. In a `hurry`, `follow` sees a new process within
+    /// a millisecond, which costs a wake-up for each.
     ///
     /// Several rings cannot be read at the same instant. Therefore only records older than a cut, a
     /// little before all reads, are returned; younger ones wait for the next call. Process records
@@ -59,6 +60,7 @@ impl Rings {
     pub async fn read(
         &mut self,
         limit: Duration,
+        hurry: bool,
         follow: impl Fn(&Observation),
         into: &mut Vec<Observation>,
     ) -> Result<(), SensorError> {
@@ -83,10 +85,10 @@ impl Rings {
         loop {
             tokio::select! {
                 () = &mut gathered => break,
-                () = &mut rest, if !rest.is_elapsed() => {}
+                () = &mut rest, if hurry && !rest.is_elapsed() => {}
                 // A forked process may exec within milliseconds, and exit before other records are
                 // gathered.
-                ready = self.processes.ready(Interest::READABLE), if rest.is_elapsed() => {
+                ready = self.processes.ready(Interest::READABLE), if hurry && rest.is_elapsed() => {
                     ready.map_err(SensorError::Wait)?.clear_ready();
                     self.drain(&follow);
                     rest.as_mut().reset(tokio::time::Instant::now() + POLL_INTERVAL);

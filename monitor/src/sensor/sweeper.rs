@@ -11,7 +11,13 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData},
 };
-use monitor_common::map::{CarriedLine, ReadCount, ReadKey, StreamKey, TlsWrite, WRITE_ONLY_PID};
+use monitor_common::{
+    map::{
+        CarriedLine, PresentationKey, REPEAT_NS, ReadCount, ReadKey, StreamKey, TlsWrite,
+        WRITE_ONLY_PID,
+    },
+    record::{PlaintextRecord, PresentedRecord},
+};
 use std::{collections::HashSet, time::Duration};
 
 /// Interval between removals of split lines that were not continued.
@@ -22,6 +28,8 @@ const SETTLED_NS: u64 = 3_000_000_000;
 /// Maps that the probes fill and the agent empties.
 pub struct Sweeper {
     reads: HashMap<MapData, Plain<ReadKey>, Plain<ReadCount>>,
+    in_tls: HashMap<MapData, Plain<PresentationKey>, Plain<PresentedRecord>>,
+    in_plaintext: HashMap<MapData, Plain<PresentationKey>, Plain<PlaintextRecord>>,
     writes: HashMap<MapData, u64, Plain<TlsWrite>>,
     writing: Array<MapData, u64>,
     responses: Array<MapData, u64>,
@@ -36,6 +44,8 @@ impl Sweeper {
     pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
         Ok(Self {
             reads: open_map(ebpf, "READS")?,
+            in_tls: open_map(ebpf, "TLS_PRESENTATIONS")?,
+            in_plaintext: open_map(ebpf, "PLAINTEXT_PRESENTATIONS")?,
             writes: open_map(ebpf, "PENDING_WRITES")?,
             writing: open_map(ebpf, "WRITES_PENDING")?,
             responses: open_map(ebpf, "RESPONSES_PENDING")?,
@@ -100,6 +110,38 @@ impl Sweeper {
             self.writing.set(0, 1, 0).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Returns and clears the counts of presentations that no record reported, and removes those of
+    /// connections that have been silent. Called every second.
+    pub fn take_repeated_presentations(&mut self, into: &mut Vec<Observation>) {
+        let (clock, now) = (BootClock::now(), boot_time());
+        // Those without a count are kept longer, so that the next one is counted.
+        let is_settled = |time: u64, count: u32| {
+            let least = if count > 0 { REPEAT_NS } else { SETTLED_NS };
+            now.saturating_sub(time) >= least
+        };
+        let in_tls: Vec<_> = self.in_tls.iter().filter_map(Result::ok).collect();
+        for (key, Plain(mut record)) in in_tls {
+            if is_settled(record.header.time, record.secret.count) {
+                // A presentation between this lookup and the removal loses one count.
+                let _ = self.in_tls.remove(&key);
+                if record.secret.count > 0 {
+                    record.header.time = now;
+                    into.push(decode::presented_again(&record, clock));
+                }
+            }
+        }
+        let in_plaintext: Vec<_> = self.in_plaintext.iter().filter_map(Result::ok).collect();
+        for (key, Plain(mut record)) in in_plaintext {
+            if is_settled(record.time, record.secret.count) {
+                let _ = self.in_plaintext.remove(&key);
+                if record.secret.count > 0 {
+                    record.time = now;
+                    into.push(decode::presented_in_plaintext_again(&record, clock));
+                }
+            }
+        }
     }
 
     /// Returns and clears the counts of repeated reads that no record reported, and removes

@@ -3,6 +3,7 @@
 use super::{
     attacher::{AttachRequest, Attacher, NoticeSender, SensorNotice},
     exclude::ExclusionRules,
+    hits::HitCounters,
     inspector::{InspectRequest, Inspector},
     known_files::KnownFiles,
     observation::Observation,
@@ -41,6 +42,7 @@ impl UprobeThreads {
         exclusion: ExclusionRules,
         readers: &ReaderPool,
         marks: Arc<SecretMarks>,
+        hits: HitCounters,
     ) -> io::Result<Self> {
         let mut client = readers.client(ReaderRole::Programs);
         let exclusion = exclusion.resolve(&mut client);
@@ -48,8 +50,15 @@ impl UprobeThreads {
         let (report, notices) = channel();
         let reporter = NoticeSender(report);
         let known = KnownFiles::default();
-        let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion)?;
-        let inspector = Inspector::start(readers, &known, attacher.commands(), &reporter, marks)?;
+        let attacher = Attacher::start(programs, known.clone(), reporter.clone(), exclusion, hits)?;
+        let inspector = Inspector::start(
+            readers,
+            &known,
+            attacher.commands(),
+            &reporter,
+            marks,
+            attacher.process_follower(),
+        )?;
         // The inspector passes it on to the attacher, after the files it found.
         let (done, waiter) = completion::completion();
         inspector.request(InspectRequest::Installed(done));
@@ -71,8 +80,14 @@ impl UprobeThreads {
         self.inspector.request(InspectRequest::Exclude(exclusion));
     }
 
-    /// Tells the attacher about forks, execs and exits, if it needs them.
+    /// Tells the attacher about forks, execs, exits and connects, if it needs them.
     pub fn follow(&self, observation: &Observation) {
+        if let Observation::Connected(connection) = observation
+            && self.attacher.follows_connects()
+        {
+            let pid = connection.task.subject.pid;
+            self.attacher.send(AttachRequest::Connected { pid });
+        }
         if !self.attacher.follows_processes() {
             return;
         }

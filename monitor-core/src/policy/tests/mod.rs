@@ -97,6 +97,7 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
         evidence,
         clear: false,
         again: false,
+        count: 1,
     }
 }
 

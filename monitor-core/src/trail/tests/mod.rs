@@ -184,6 +184,7 @@ fn present(pid: u32, connection: Option<u64>, credential_id: u64) -> TrailEvent 
             source: Source::Presented,
             place: "header:authorization".into(),
         },
+        count: 1,
     }))
 }
 
@@ -197,6 +198,7 @@ fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> TrailEve
             source: Source::Presented,
             place: "header:authorization".into(),
         },
+        count: 1,
     }
 }
 

@@ -6,9 +6,9 @@ use monitor_common::{
     record::Probe,
 };
 
-/// Sends the record of a credential found in a packet.
+/// Prepares the record of a credential found in a packet.
 #[inline(always)]
-pub fn send_plaintext_record(
+pub fn set_plaintext_record(
     scratch: &mut SearchScratch,
     known: &FoundCredential,
     kind: u32,
@@ -22,5 +22,11 @@ pub fn send_plaintext_record(
     record.cookie = scratch.object.address;
     record.owner = scratch.owner;
     record.secret = secret;
+}
+
+/// Sends the prepared record.
+#[inline(always)]
+pub fn send_plaintext_record(scratch: &mut SearchScratch) {
+    let record = &mut scratch.clear;
     Ring::Credentials.send(Probe::Clear, record.owner, record);
 }

@@ -88,6 +88,7 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
         evidence: Evidence::Sole,
         clear: false,
         again: false,
+        count: 1,
     };
     LedgerEntry::Hop(Box::new(hop), verdict)
 }

@@ -26,7 +26,9 @@ use backlog::Dropped;
 pub use backlog::DroppedOfGroup;
 use connection::PendingObjects;
 use file::{FileReads, READS_CACHED};
+use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
+use monitor_common::map::PRESENTATIONS_MAX;
 use monitor_core::{
     counted_lru::CountedLru,
     fair_cache::{FairCache, Tenant},
@@ -43,6 +45,8 @@ use std::{
 
 /// Number of server names cached.
 const SERVER_NAMES_CACHED: usize = 16_384;
+/// Number of writes whose socket is remembered: those of which the probes count repeats.
+const SENT_WRITES_CACHED: usize = PRESENTATIONS_MAX as usize;
 /// Interval between evictions of exited processes.
 const EVICTION_INTERVAL: SignedDuration = SignedDuration::from_secs(2);
 
@@ -74,6 +78,8 @@ pub struct Enricher {
     servers: FairCache<u64, String>,
     /// Credentials presented in a TLS write whose socket is not known yet, by write.
     presented: BTreeMap<u64, Vec<PendingPresentation>>,
+    /// The socket of each of the last writes: the probes count repeats, and report them later.
+    sent_writes: LruCache<u64, u64>,
     pending_objects: PendingObjects,
     /// When exited processes were last evicted.
     evicted: Timestamp,
@@ -99,6 +105,7 @@ impl Enricher {
             malformed: 0,
             servers: FairCache::new(SERVER_NAMES_CACHED),
             presented: BTreeMap::new(),
+            sent_writes: LruCache::new(SENT_WRITES_CACHED),
             pending_objects: PendingObjects::default(),
             evicted: Timestamp::UNIX_EPOCH,
             dropped: Dropped::new(),
@@ -153,7 +160,7 @@ impl Enricher {
             Observation::DnsResponse(owner, time, answer) => {
                 self.dns_response(owner, time, answer, events);
             }
-            Observation::Presented(presentation) => self.presented_in_tls(presentation),
+            Observation::Presented(presentation) => self.presented_in_tls(presentation, events),
             Observation::Plaintext(secret) => self.presented_in_plaintext(secret, events),
             Observation::Minted(secret) => self.minted(secret, rest, events),
             Observation::WriteRejected { write, .. } => self.write_rejected(write),

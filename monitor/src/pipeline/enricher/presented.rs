@@ -20,6 +20,7 @@ pub(super) struct PendingPresentation {
     actor: Actor,
     credential: Arc<Credential>,
     place: Place,
+    count: u64,
 }
 
 /// A packet leaves together with the write, at most this much later, or not in the same task.
@@ -27,7 +28,11 @@ const SOCKET_MATCH_WINDOW: jiff::SignedDuration = jiff::SignedDuration::from_mil
 
 impl Enricher {
     /// A credential in a TLS write: its connection is reported later.
-    pub(super) fn presented_in_tls(&mut self, presentation: ObservedPresentation) {
+    pub(super) fn presented_in_tls(
+        &mut self,
+        presentation: ObservedPresentation,
+        events: &mut Vec<TrailEvent>,
+    ) {
         let ObservedPresentation {
             task,
             write,
@@ -46,7 +51,14 @@ impl Enricher {
             actor: self.actor(task.subject),
             credential,
             place,
+            count: u64::from(secret.count),
         };
+        // What was counted after a write whose socket is known.
+        if let Some(connection) = self.sent_writes.get(&write).copied() {
+            let event = self.presented_event(pending, Some(connection));
+            events.push(event);
+            return;
+        }
         self.presented.entry(write).or_default().push(pending);
     }
 
@@ -65,11 +77,13 @@ impl Enricher {
             host: self.request_host(presented.host),
             credential,
             place,
+            count: u64::from(presented.secret.count),
         });
     }
 
     /// The socket on which a write was sent.
     pub(super) fn write_sent(&mut self, write: u64, connection: u64, events: &mut Vec<TrailEvent>) {
+        self.sent_writes.insert(write, connection);
         for pending in self.presented.remove(&write).unwrap_or_default() {
             let event = self.presented_event(pending, Some(connection));
             events.push(event);
@@ -130,6 +144,7 @@ impl Enricher {
             connection,
             credential: pending.credential,
             place: pending.place,
+            count: pending.count,
         }))
     }
 

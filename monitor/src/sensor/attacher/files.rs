@@ -8,6 +8,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     sync::Arc,
+    time::Instant,
 };
 
 /// A file with attached probes.
@@ -27,6 +28,8 @@ pub(super) struct AttachedFile {
     pub mappers: HashSet<u32>,
     /// The inotify watch for changes of the file.
     pub change: Option<i32>,
+    /// When a busy process last used it, if it is attached to one by one because of that.
+    pub spared: Option<Instant>,
 }
 
 /// Which processes a file's probes apply to.

@@ -4,6 +4,7 @@
 //! A link is made for a file's identity, the offsets of its functions, and a scope: either every
 //! process that has mapped the file or will, or one process.
 
+mod busy;
 mod changes;
 mod detach;
 mod files;
@@ -11,15 +12,24 @@ mod notice;
 mod points;
 mod processes;
 mod request;
+mod spare;
+mod spared;
 mod state;
 mod sweep;
 mod users;
 
+pub use busy::WINDOW_INTERVAL;
 pub use notice::{NoticeSender, SensorNotice};
 pub use request::{AttachRequest, AttachTarget, LibraryFunctions};
 
-use super::{exclude::ExclusionRules, known_files::KnownFiles, uprobe_program::UprobePrograms};
+use super::{
+    exclude::ExclusionRules,
+    hits::{HitCounters, trap_time},
+    known_files::KnownFiles,
+    uprobe_program::UprobePrograms,
+};
 use crate::completion::{self, CompletionWaiter};
+use busy::BusyProcesses;
 use changes::FileChangeWatcher;
 use detach::DETACH_TIMEOUT;
 use state::AttacherState;
@@ -54,6 +64,8 @@ pub struct Attacher {
     ended: CompletionWaiter,
     /// Whether forks, execs and exits must be sent.
     follows_processes: Arc<AtomicBool>,
+    /// Whether connects must be sent.
+    spares: Arc<AtomicBool>,
 }
 
 impl Attacher {
@@ -62,11 +74,13 @@ impl Attacher {
         known: KnownFiles,
         reporter: NoticeSender,
         exclusion: ExclusionRules,
+        hits: HitCounters,
     ) -> io::Result<Self> {
         let (commands, received) = channel();
         let (alive, ended) = completion::completion();
         let stop = Arc::new(AtomicBool::new(false));
         let follows_processes = Arc::new(AtomicBool::new(false));
+        let spares = Arc::new(AtomicBool::new(false));
         let state = AttacherState {
             programs,
             known,
@@ -80,7 +94,11 @@ impl Attacher {
             canary: Vec::new(),
             on: true,
             capacity: capacity(),
+            hits,
+            busy: BusyProcesses::new(trap_time(), Instant::now()),
+            spared: BTreeMap::new(),
             follows_processes: Arc::clone(&follows_processes),
+            spares: Arc::clone(&spares),
         };
         let thread = std::thread::Builder::new()
             .name("attacher".to_owned())
@@ -97,6 +115,7 @@ impl Attacher {
             stop,
             ended,
             follows_processes,
+            spares,
         })
     }
 
@@ -113,6 +132,16 @@ impl Attacher {
     /// Whether forks, execs and exits must be sent.
     pub fn follows_processes(&self) -> bool {
         self.follows_processes.load(Ordering::Relaxed)
+    }
+
+    /// As [`follows_processes`](Self::follows_processes), for other threads.
+    pub fn process_follower(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.follows_processes)
+    }
+
+    /// Whether connects must be sent.
+    pub fn follows_connects(&self) -> bool {
+        self.spares.load(Ordering::Relaxed)
     }
 }
 

@@ -39,7 +39,10 @@ impl AttacherState {
         let ProcessScope::Processes(processes) = &mut watched.scope else {
             return;
         };
-        if processes.contains_key(&pid) || self.exclusion.pattern_for(pid).is_some() {
+        if processes.contains_key(&pid)
+            || self.busy.rests(pid)
+            || self.exclusion.pattern_for(pid).is_some()
+        {
             return;
         }
         match self.attach(&watched.points, &watched.file, NonZeroU32::new(pid)) {
@@ -74,6 +77,7 @@ impl AttacherState {
 
     /// A process exited or executed another program: all its mappings are gone.
     pub(super) fn unmapped(&mut self, pid: u32) {
+        self.forget_busy(pid);
         let mut unused = Vec::new();
         let mut links = Vec::new();
         let still_mapped = LazyCell::new(|| mapped_inodes(pid));
@@ -110,7 +114,8 @@ impl AttacherState {
         if !able || self.answers.contains_key(&pid) || self.without_answers.contains(&pid) {
             return;
         }
-        if self.exclusion.pattern_for(pid).is_some() {
+        // Of a busy process, what it presents is sampled; a trap for each read as well is too much.
+        if self.busy.rests(pid) || self.exclusion.pattern_for(pid).is_some() {
             return;
         }
         if self.answers.len() >= RESPONSE_PROCESSES_MAX {

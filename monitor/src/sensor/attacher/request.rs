@@ -8,7 +8,7 @@ use crate::{
     },
     sensor::exclude::ExclusionRules,
 };
-use std::{collections::HashSet, fs::File};
+use std::{collections::HashSet, fs::File, time::Duration};
 
 /// The functions of one TLS library: the program for each, and its offset in the file.
 pub type LibraryFunctions = Vec<(&'static str, u64)>;
@@ -37,7 +37,12 @@ pub struct AttachTarget {
 pub enum AttachRequest {
     Found(Box<AttachTarget>),
     /// The function that the canary calls: attached to for good, whatever else is.
-    Canary(File, LibraryFunctions),
+    Canary {
+        file: File,
+        functions: LibraryFunctions,
+        /// Calls it, and tells what the trap costs.
+        trap_time: fn() -> Duration,
+    },
     /// A process mapped a file that is attached per process, or held only while it is mapped.
     Mapped {
         key: FileKey,
@@ -53,6 +58,10 @@ pub enum AttachRequest {
         pid: u32,
     },
     Exited {
+        pid: u32,
+    },
+    /// A process connects to something.
+    Connected {
         pid: u32,
     },
     /// Inspect the TLS reads of a process that talks to an authenticator.

@@ -2,11 +2,13 @@
 
 use super::{
     AttachRequest, AttachTarget, NoticeSender, SensorNotice,
+    busy::BusyProcesses,
     changes::FileChangeWatcher,
     detach::{detach, detach_all},
     files::{AttachedFile, ProcessScope},
     points::by_program,
     request::LibraryFunctions,
+    spared::SparedProcesses,
     users::users,
 };
 use crate::{
@@ -17,6 +19,7 @@ use crate::{
     },
     sensor::{
         exclude::ExclusionRules,
+        hits::{self, HitCounters},
         known_files::{FileWatch, KnownFiles},
         uprobe::{self, UprobeError, UprobeLink},
         uprobe_program::UprobePrograms,
@@ -55,6 +58,10 @@ pub(super) struct AttacherState {
     /// Whether files are attached to: not while that costs the node too much.
     pub on: bool,
     pub capacity: usize,
+    pub hits: HitCounters,
+    pub busy: BusyProcesses,
+    pub spared: SparedProcesses,
+    pub spares: Arc<AtomicBool>,
     pub follows_processes: Arc<AtomicBool>,
 }
 
@@ -64,7 +71,11 @@ impl AttacherState {
         let pulse = Pulse::of_environment("attacher");
         loop {
             pulse.idle();
-            let command = commands.recv_timeout(SWEEP_INTERVAL);
+            let until_look = self
+                .busy
+                .next_look()
+                .saturating_duration_since(Instant::now());
+            let command = commands.recv_timeout(SWEEP_INTERVAL.min(until_look));
             pulse.busy();
             if stop.load(Ordering::Relaxed) {
                 break;
@@ -74,6 +85,7 @@ impl AttacherState {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.look_at_hits();
             if swept.elapsed() >= SWEEP_INTERVAL {
                 swept = Instant::now();
                 self.sweep();
@@ -92,10 +104,15 @@ impl AttacherState {
     fn handle(&mut self, command: AttachRequest) {
         match command {
             AttachRequest::Found(found) => self.add_file(*found),
-            AttachRequest::Canary(file, functions) => self.attach_canary(&file, &functions),
+            AttachRequest::Canary {
+                file,
+                functions,
+                trap_time,
+            } => self.attach_canary(&file, &functions, trap_time),
             AttachRequest::Mapped { key, pid } => self.add_mapper(key, pid),
             AttachRequest::Forked { parent, child } => self.forked(parent, child),
             AttachRequest::Executed { pid } | AttachRequest::Exited { pid } => self.unmapped(pid),
+            AttachRequest::Connected { pid } => self.connected(pid),
             AttachRequest::InspectResponses { pid } => self.inspect_answers(pid),
             AttachRequest::Exclude(exclusion) => self.exclude(exclusion),
             AttachRequest::Switch(on) => self.switch(on),
@@ -106,10 +123,19 @@ impl AttacherState {
         }
     }
 
-    fn attach_canary(&mut self, file: &File, functions: &LibraryFunctions) {
+    fn attach_canary(
+        &mut self,
+        file: &File,
+        functions: &LibraryFunctions,
+        trap_time: fn() -> Duration,
+    ) {
         let (_, points) = by_program(functions, false);
         match self.attach(&points, file, None) {
-            Ok(links) => self.canary = links,
+            Ok(links) => {
+                self.canary = links;
+                hits::set_trap_time(trap_time());
+                self.busy.set_trap(hits::trap_time());
+            }
             Err(error) => {
                 tracing::warn!(%error, "the probes of TLS libraries cannot be tested");
             }
@@ -209,6 +235,7 @@ impl AttacherState {
             scope: ProcessScope::All(Vec::new()),
             mappers: found.pid.into_iter().collect(),
             change,
+            spared: None,
         };
         if !self.attach_scope(&mut watched, found.executable) {
             return false;
@@ -235,7 +262,7 @@ impl AttacherState {
             tracing::info!(file = %watched.name, pattern, "excluded: no TLS probes attached");
             return false;
         }
-        if self.exclusion.is_empty() || !affected {
+        if watched.spared.is_none() && (self.exclusion.is_empty() || !affected) {
             match self.attach(&watched.points, &watched.file, None) {
                 Ok(links) => watched.scope = ProcessScope::All(links),
                 Err(error) => {

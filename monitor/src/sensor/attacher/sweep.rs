@@ -81,6 +81,7 @@ impl AttacherState {
     }
 
     pub(super) fn sweep(&mut self) {
+        self.unspare_files();
         self.without_answers.clear();
         let lives = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
         let ended: Vec<u32> = self

@@ -9,7 +9,7 @@ use std::{
     io::{self, BufRead as _, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Maximum time to wait on loopback.
@@ -191,6 +191,20 @@ fn resolve(mark: CanaryMark) -> io::Result<()> {
 #[inline(never)]
 pub(super) extern "C" fn tls_write(object: *const u8, bytes: *const u8, len: usize) -> usize {
     black_box((object, bytes, len)).2
+}
+
+/// What a call of a function with a probe costs, if the program does nothing: the median of some.
+pub fn trap_time() -> Duration {
+    const CALLS: usize = 63;
+    let mut times = [Duration::ZERO; CALLS];
+    for time in &mut times {
+        let began = Instant::now();
+        // Nothing to search.
+        tls_write(std::ptr::null(), std::ptr::null(), 0);
+        *time = began.elapsed();
+    }
+    times.sort();
+    times[CALLS / 2]
 }
 
 /// What the canary connects to.

@@ -26,6 +26,7 @@ use std::{
 use step::CanaryStep;
 
 pub use action::serve;
+pub use action::trap_time;
 pub use target::canary_function;
 
 /// Interval between rounds.

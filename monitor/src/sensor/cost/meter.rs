@@ -9,6 +9,7 @@ use super::{
     breaker::CostSample,
     unit::{COST_UNITS, CostUnit, is_uprobe},
 };
+use crate::sensor::hits::trap_time;
 use aya::{
     maps::{MapData, PerCpuArray},
     sys::{Stats, enable_stats},
@@ -20,10 +21,6 @@ use std::{
     sync::LazyLock,
     time::{Duration, Instant},
 };
-
-/// What the kernel's way to a uprobe costs, in nanoseconds: a trap, which is not part of the
-/// program's time. On machines in the cloud it is between one and nine microseconds.
-const TRAP_NS: u64 = 2_000;
 
 /// Whether the kernel accounts the time of programs for this process.
 pub static ACCOUNTS: LazyLock<bool> = LazyLock::new(|| enable_stats(Stats::RunTime).is_ok());
@@ -77,8 +74,12 @@ impl CostMeter {
             };
             let ns = after.ns.saturating_sub(before.ns);
             let runs = after.runs.saturating_sub(before.runs);
-            let traps = if is_uprobe(name) { runs * TRAP_NS } else { 0 };
-            add(&mut sample, name, (ns + traps) as f64 / available);
+            let traps = if is_uprobe(name) {
+                trap_time().as_nanos() as f64 * runs as f64
+            } else {
+                0.0
+            };
+            add(&mut sample, name, (ns as f64 + traps) / available);
         }
         Some(sample)
     }
