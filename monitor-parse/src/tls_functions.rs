@@ -200,11 +200,33 @@ fn prove_entry<F: ReadAt + ?Sized>(
     if is_filler(&entry) {
         return Ok(Err("the bytes there are not code"));
     }
+    // Go's functions have no landing pads.
+    let skipped = landing_pad_before_push(&entry);
+    let offset = offset + skipped;
+    if skipped > 0 && elf.read(address + skipped, &mut entry).is_err() {
+        return Ok(Err("the file ends there"));
+    }
     Ok(Ok(AttachPoint {
         program,
         offset,
         entry,
     }))
+}
+
+/// The length of a landing pad (`endbr64`) that a `push` follows. The kernel emulates a `push`, and lets
+/// the processor execute a landing pad, which takes a second trap. Nothing that a program looks at
+/// changes between the two: registers, and the return address on the stack.
+fn landing_pad_before_push(entry: &[u8; ENTRY_BYTES]) -> u64 {
+    const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+    const PUSH: std::ops::RangeInclusive<u8> = 0x50..=0x57;
+    /// Makes it one of the registers from r8 on.
+    const EXTENDED: u8 = 0x41;
+    let is_push = PUSH.contains(&entry[4]) || (entry[4] == EXTENDED && PUSH.contains(&entry[5]));
+    if cfg!(target_arch = "x86_64") && entry.starts_with(&ENDBR64) && is_push {
+        ENDBR64.len() as u64
+    } else {
+        0
+    }
 }
 
 /// Whether bytes are padding that linkers insert between functions.
@@ -316,6 +338,22 @@ mod tests {
             }
         }
         assert!(proven > 0, "the tests need libssl.so.3 or libgnutls.so.30");
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_landing_pad_is_skipped_before_a_push_only() {
+        let skipped = |front: &[u8]| {
+            let mut entry = [0x90; ENTRY_BYTES];
+            entry[..front.len()].copy_from_slice(front);
+            landing_pad_before_push(&entry)
+        };
+        assert_eq!(skipped(&[0xf3, 0x0f, 0x1e, 0xfa, 0x53]), 4);
+        assert_eq!(skipped(&[0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x57]), 4);
+        // `sub`, which is executed in any case; the landing pad of 32-bit code; no landing pad.
+        assert_eq!(skipped(&[0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x83, 0xec]), 0);
+        assert_eq!(skipped(&[0xf3, 0x0f, 0x1e, 0xfb, 0x53]), 0);
+        assert_eq!(skipped(&[0x53]), 0);
     }
 
     /// A symbol that points into a function must not be attached to.
