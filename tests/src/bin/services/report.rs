@@ -79,6 +79,11 @@ pub fn rows(result: &ServiceResult) -> String {
     out
 }
 
+/// `6.12` of `6.12.107+deb13-cloud-amd64`.
+fn kernel_series(release: &str) -> String {
+    release.split('.').take(2).collect::<Vec<_>>().join(".")
+}
+
 fn latency(milliseconds: f64) -> String {
     if milliseconds.is_nan() {
         "–".to_owned()
@@ -100,7 +105,7 @@ pub fn write(file: &Path, results: &[ServiceResult], rounds: usize, seconds: u64
         "Measured at {} on {}: Linux {}, {} processors, {rounds} rounds of {seconds} seconds.\n\n",
         said("git", &["rev-parse", "--short", "HEAD"])?,
         said("date", &["+%Y-%m-%d"])?,
-        said("uname", &["-r"])?,
+        kernel_series(&said("uname", &["-r"])?),
         said("nproc", &[])?,
     );
     tables += "| service | beside it | per second | change (least, most) | p50, ms | p99, ms | processor time each, µs |\n";
