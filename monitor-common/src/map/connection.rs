@@ -51,9 +51,31 @@ pub struct ExpectedResponse {
     /// Fingerprint of the server name in the head of the last plaintext request, or 1 if it had none;
     /// 0 before the first request.
     pub host: u64,
+    /// When the current second of requests outside TLS began, and how many it has.
+    pub second: u64,
+    pub requests: u32,
+    pub reserved: u32,
 }
 
+/// Requests outside TLS on one connection that are all searched within a second; of the others one in
+/// [`SAMPLE_EVERY`] is.
+const SEARCHED_PER_SECOND: u32 = 200;
+const SAMPLE_EVERY: u32 = 8;
+const SECOND_NS: u64 = 1_000_000_000;
+
 impl ExpectedResponse {
+    /// Whether a request at this time (nanoseconds since boot) is searched. A search costs more than
+    /// everything else that is done for a packet.
+    #[inline(always)]
+    pub fn is_searched(&mut self, time: u64) -> bool {
+        if time.wrapping_sub(self.second) >= SECOND_NS {
+            self.second = time;
+            self.requests = 0;
+        }
+        self.requests += 1;
+        self.requests <= SEARCHED_PER_SECOND || self.requests.is_multiple_of(SAMPLE_EVERY)
+    }
+
     pub const NONE: Self = Self {
         payloads_left: 0,
         reported: 0,
@@ -64,6 +86,9 @@ impl ExpectedResponse {
         whole_body: 0,
         is_authenticator: 0,
         host: 0,
+        second: 0,
+        requests: 0,
+        reserved: 0,
     };
 }
 
@@ -89,7 +114,7 @@ pub struct SearchQuota {
 
 const _: () = {
     assert!(size_of::<PeerAddress>() == 16);
-    assert!(size_of::<ExpectedResponse>() == 40);
+    assert!(size_of::<ExpectedResponse>() == 56);
     assert!(size_of::<UdpPeer>() == 32);
     assert!(size_of::<SearchQuota>() == 16);
 };
@@ -97,6 +122,21 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_busy_connection_is_sampled() {
+        let mut expected = ExpectedResponse::NONE;
+        let start = 10 * SECOND_NS;
+        let searched = |expected: &mut ExpectedResponse, from: u64| {
+            (0..1_000)
+                .filter(|each| expected.is_searched(from + each * 900_000))
+                .count()
+        };
+        assert_eq!(searched(&mut expected, start), 300);
+        assert_eq!(searched(&mut expected, start + SECOND_NS), 300);
+        let slow = (0..1_000u64).all(|each| expected.is_searched(start + each * SECOND_NS / 100));
+        assert!(slow);
+    }
 
     #[test]
     fn an_address_has_the_bytes_of_a_packet() {

@@ -9,7 +9,7 @@ use crate::{
     },
     support::{
         kernel::{boot_time_ns, bound_length},
-        maps::{count, count_run},
+        maps::{count, count_run, count_unsearched},
         ring::Ring,
         task::HookContext,
     },
@@ -25,6 +25,7 @@ use aya_ebpf::{
 use monitor_common::{
     map::{ExpectedResponse, TlsWrite},
     record::{PAYLOAD_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
+    scan,
 };
 
 #[repr(C)]
@@ -111,7 +112,9 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
                 expected.hello_begun = 1;
                 expected.end = sequence.wrapping_add(length);
             }
-            _ if may_hold_plaintext(ctx, payload, expected) => {
+            _ if may_hold_plaintext(ctx, payload, expected)
+                && is_searched(ctx, payload, expected) =>
+            {
                 // SAFETY: the program has the same type; the call returns only if the slot is
                 // empty.
                 unsafe { PLAINTEXT_SEARCH.tail_call(ctx, 0) };
@@ -158,6 +161,20 @@ static PLAINTEXT_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
 fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, expected: &ExpectedResponse) -> bool {
     expected.continues != 0
         || front_word(ctx, payload).is_some_and(|first| may_hold_credential(ctx, payload, first))
+}
+
+/// Whether a payload is searched, or only counted: of a busy connection a part of the requests is. What
+/// continues, and protocols whose payloads depend on each other, are searched in any case.
+#[inline(always)]
+fn is_searched(ctx: &SkBuffContext, payload: usize, expected: &mut ExpectedResponse) -> bool {
+    if expected.continues != 0
+        || !front_word(ctx, payload).is_some_and(scan::may_begin_request)
+        || expected.is_searched(boot_time_ns())
+    {
+        return true;
+    }
+    count_unsearched();
+    false
 }
 
 /// The length of the TLS record at the start of a payload, if it may be a ClientHello. For a

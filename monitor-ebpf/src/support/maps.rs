@@ -188,6 +188,19 @@ pub fn count_run(counter: RunCounter) {
     }
 }
 
+/// Index 0: requests outside TLS that were not searched, because their connection is busy.
+#[map]
+static UNSEARCHED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts a request that is not searched.
+#[inline(always)]
+pub fn count_unsearched() {
+    if let Some(unsearched) = UNSEARCHED.get_ptr_mut(0) {
+        // SAFETY: the slot belongs to this CPU; what a nested run may lose does not matter.
+        unsafe { *unsearched += 1 };
+    }
+}
+
 /// Index 0: hits of the probes of TLS libraries.
 #[map]
 static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

@@ -2,7 +2,7 @@
 //! create files with functions that cannot be proven.
 
 use crate::sensor::{SensorNotice, WINDOW_INTERVAL};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::Probe;
 use monitor_core::model::Gap;
 use std::collections::{HashMap, HashSet};
@@ -15,7 +15,20 @@ const NAMED_MAX: usize = 256;
 pub struct NoticeGaps {
     named: HashSet<(String, String)>,
     sampled: HashMap<String, SampledProgram>,
+    unsearched: Option<UnsearchedRequests>,
 }
+
+/// Requests on busy connections outside TLS that are not searched.
+#[derive(Debug)]
+struct UnsearchedRequests {
+    since: Timestamp,
+    last: Timestamp,
+    count: u64,
+}
+
+/// Without further ones for this long, there are no busy connections any more.
+const QUIET_TIME: SignedDuration = SignedDuration::from_secs(10);
+const UNSEARCHED: &str = "connections with more than 200 requests a second outside TLS are sampled: what is presented on them is counted in part, and one in eight of the further requests is searched; the number is of those that were not";
 
 /// A program with processes that are sampled.
 #[derive(Debug)]
@@ -31,7 +44,7 @@ impl NoticeGaps {
     /// only counted.
     pub fn gaps(&mut self, notices: Vec<SensorNotice>, now: Timestamp) -> Vec<Gap> {
         let mut gaps = Vec::new();
-        let (mut more, mut evicted, mut lost) = (0, 0, 0);
+        let (mut more, mut evicted, mut lost, mut unsearched) = (0, 0, 0, 0);
         for notice in notices {
             match notice {
                 SensorNotice::NotAttached { file, reason } => {
@@ -52,6 +65,7 @@ impl NoticeGaps {
                 }
                 SensorNotice::Evicted { in_use: false, .. } => evicted += 1,
                 SensorNotice::MappingsLost { count } => lost += count,
+                SensorNotice::Unsearched { count } => unsearched += count,
                 SensorNotice::Sampled {
                     program,
                     since,
@@ -76,11 +90,43 @@ impl NoticeGaps {
             );
             gaps.push(gap("tls-evicted", detail, now, Some(now), evicted));
         }
+        gaps.extend(self.sample_plaintext(unsearched, now));
         if lost > 0 {
             let detail = "records of mapped files were lost: TLS probes may have been attached late to new programs".to_owned();
             gaps.push(gap("lost-events", detail, now, Some(now), lost));
         }
         gaps
+    }
+
+    /// The gap of busy connections outside TLS is open as long as there are any.
+    fn sample_plaintext(&mut self, unsearched: u64, now: Timestamp) -> Option<Gap> {
+        let plaintext_gap = |since, until, count| Gap {
+            probe: Some(Probe::Clear.name().to_owned()),
+            ..gap("sampled", UNSEARCHED.to_owned(), since, until, count)
+        };
+        match &mut self.unsearched {
+            None if unsearched == 0 => None,
+            None => {
+                self.unsearched = Some(UnsearchedRequests {
+                    since: now,
+                    last: now,
+                    count: unsearched,
+                });
+                Some(plaintext_gap(now, None, 0))
+            }
+            Some(known) if unsearched > 0 => {
+                known.last = now;
+                known.count += unsearched;
+                None
+            }
+            // The clock may have been set back.
+            Some(known) if now.duration_since(known.last).abs() >= QUIET_TIME => {
+                let gap = plaintext_gap(known.since, Some(known.last), known.count);
+                self.unsearched = None;
+                Some(gap)
+            }
+            Some(_) => None,
+        }
     }
 
     /// The gap of a program is open as long as any of its processes is sampled.
@@ -157,6 +203,21 @@ mod tests {
         let many = notices.gaps((2..1000).map(unproven).collect(), now);
         assert_eq!(many.len(), NAMED_MAX);
         assert_eq!(many.last().map(|gap| gap.count), Some(998 - 255));
+    }
+
+    #[test]
+    fn busy_connections_are_one_gap_until_there_are_none() {
+        let mut notices = NoticeGaps::default();
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let busy = |count| vec![SensorNotice::Unsearched { count }];
+        assert!(notices.gaps(Vec::new(), at(0)).is_empty());
+        let first = notices.gaps(busy(5), at(1));
+        assert_eq!((first.len(), first[0].until), (1, None));
+        assert!(notices.gaps(busy(7), at(2)).is_empty());
+        assert!(notices.gaps(Vec::new(), at(3)).is_empty());
+        let last = notices.gaps(Vec::new(), at(12));
+        assert_eq!((last[0].until, last[0].count), (Some(at(2)), 12));
+        assert!(notices.gaps(Vec::new(), at(30)).is_empty());
     }
 
     #[test]

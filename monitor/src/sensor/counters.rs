@@ -22,6 +22,9 @@ pub struct KernelCounters {
     losses: HashMap<MapData, Plain<LossKey>, u64>,
     full: PerCpuArray<MapData, u64>,
     growth: PerCpuArray<MapData, u64>,
+    unsearched: PerCpuArray<MapData, u64>,
+    /// Up to which total they were taken.
+    taken: u64,
 }
 
 impl KernelCounters {
@@ -31,6 +34,8 @@ impl KernelCounters {
             losses: open_map(ebpf, "LOSSES")?,
             full: open_map(ebpf, "MAPS_FULL")?,
             growth: open_map(ebpf, "MAPS_GROWTH")?,
+            unsearched: open_map(ebpf, "UNSEARCHED")?,
+            taken: 0,
         })
     }
 
@@ -72,6 +77,13 @@ impl KernelCounters {
             totals[map as usize] = values.iter().copied().fold(0, u64::wrapping_add) as i64;
         }
         Ok(totals)
+    }
+
+    /// Requests on busy connections that were not searched since the last call.
+    pub fn take_unsearched(&mut self) -> Result<u64, SensorError> {
+        let values = self.unsearched.get(&0, 0).map_err(failed("UNSEARCHED"))?;
+        let total = values.iter().sum();
+        Ok(total - std::mem::replace(&mut self.taken, total))
     }
 
     /// Returns and clears the losses of the rings, by owner and probe.

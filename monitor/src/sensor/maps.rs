@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn every_map_has_the_layout_of_its_types() {
         let object = Object::parse(PROBES).expect("an object");
-        let expected: [(&str, usize, usize); 36] = [
+        let expected: [(&str, usize, usize); 37] = [
             ("AGENTS", 4, size_of::<AgentProcesses>()),
             ("AUTHENTICATORS", size_of::<PeerAddress>(), size_of::<u32>()),
             ("BLOOM", 4, size_of::<[u64; BLOOM_WORDS]>()),
@@ -117,6 +117,7 @@ mod tests {
                 size_of::<PresentedRecord>(),
             ),
             ("UDP_SENDS", size_of::<UdpPeer>(), size_of::<u64>()),
+            ("UNSEARCHED", 4, size_of::<u64>()),
             ("WRITES_PENDING", 4, size_of::<u64>()),
         ];
         for (name, key, value) in expected {

@@ -474,6 +474,8 @@ impl Sensor {
             self.shed
                 .extend(notice.until.is_none().then_some(notice.unit));
         }
+        let unsearched = self.counters.take_unsearched()?;
+        let unsearched = (unsearched > 0).then_some(SensorNotice::Unsearched { count: unsearched });
         let uprobes = self.uprobes.iter();
         Ok(SensorReport {
             counters: self.counters.totals()?,
@@ -481,6 +483,7 @@ impl Sensor {
             losses,
             notices: uprobes
                 .flat_map(|uprobes| uprobes.notices.try_iter())
+                .chain(unsearched)
                 .collect(),
             reader_failures: self.readers.failures().collect(),
             full_maps: self.counters.full_maps()?.plus(self.filter.full),

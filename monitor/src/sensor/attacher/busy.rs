@@ -18,7 +18,7 @@ const PROCESS_SHARE: f64 = 0.01;
 /// Above this share, one look is enough.
 const EXTREME_SHARE: f64 = 0.1;
 /// Looks in a row until a process counts as busy: a burst is no reason.
-const LOOKS_UNTIL_BUSY: u32 = 12;
+const LOOKS_UNTIL_BUSY: u32 = 4;
 /// Processes whose traps cost less are left alone, whatever all of them cost together.
 const NEGLIGIBLE_SHARE: f64 = 0.001;
 /// What the traps of all processes may cost together, as a share of one processor.

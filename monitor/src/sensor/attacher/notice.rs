@@ -17,6 +17,10 @@ pub enum SensorNotice {
     MappingsLost {
         count: u64,
     },
+    /// Requests outside TLS on busy connections that were not searched.
+    Unsearched {
+        count: u64,
+    },
     /// A busy process is sampled, or no longer, with the number of its connections that were not
     /// observed.
     Sampled {
