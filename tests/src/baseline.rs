@@ -67,6 +67,13 @@ pub fn empty_uprobe(probes: &Path, library: &Path) -> Result<BackgroundLoad> {
     Ok(Some(Box::new(ebpf)))
 }
 
+/// What opensnoop does, for bpftrace.
+pub const OPENSNOOP: &str = "tracepoint:syscalls:sys_enter_openat { @name[tid] = args->filename; } tracepoint:syscalls:sys_exit_openat /@name[tid]/ { printf(\"%d %s %d %s\\n\", pid, comm, args->ret, str(@name[tid])); delete(@name[tid]); }";
+
+/// What execsnoop does, for bpftrace.
+pub const EXECSNOOP: &str =
+    "tracepoint:syscalls:sys_enter_execve { printf(\"%d %s \", pid, comm); join(args->argv); }";
+
 /// A script for bpftrace, its output discarded; `None` if it is not installed.
 pub fn bpftrace(script: &str) -> Result<BackgroundLoad> {
     let script = format!("BEGIN {{ printf(\"ready\\n\"); }} {script}");
@@ -96,6 +103,33 @@ pub fn discard_output(mut command: Command, ready: &str) -> Result<BackgroundLoa
     // Its output must be read, or it would block.
     std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     Ok(Some(Box::new(running)))
+}
+
+/// Rules of the kernel's audit, removed when dropped.
+#[derive(Debug)]
+pub struct AuditRules;
+
+impl AuditRules {
+    /// Sets rules, each given as `auditctl` takes it; `None` if audit is not available.
+    pub fn set<'a>(rules: impl IntoIterator<Item = &'a [&'a str]>) -> BackgroundLoad {
+        let set = rules
+            .into_iter()
+            .all(|rule| auditctl(&[rule, &["-k", "keytrail-bench"]].concat()));
+        (set && auditctl(&["-e", "1"])).then(|| Box::new(Self) as Box<dyn Any>)
+    }
+}
+
+impl Drop for AuditRules {
+    /// A rule that cannot be removed was not added.
+    fn drop(&mut self) {
+        auditctl(&["-D"]);
+        auditctl(&["-e", "0"]);
+    }
+}
+
+fn auditctl(arguments: &[&str]) -> bool {
+    let output = Command::new("auditctl").args(arguments).output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 /// The median; not a number if there are no values.

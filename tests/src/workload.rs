@@ -134,8 +134,11 @@ pub fn sh(script: &str, environment: &[(&str, &str)]) -> Result<Output> {
         .envs(environment.iter().copied()))
 }
 
-fn run(command: &mut Command) -> Result<Output> {
-    let output = command.output().context("cannot run bash")?;
+/// Runs a command, and waits; what it wrote to its error output is in the error if it fails.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
         bail!(
             "the workload ended with {}: {}",

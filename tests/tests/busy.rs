@@ -8,6 +8,7 @@ use lab::{
     nginx::{self, Nginx, start_wrk},
     skip, wait_for,
     web::WebServer,
+    workload::run,
 };
 use std::{
     path::Path,
@@ -37,13 +38,11 @@ fn await_sampled(agent: &Agent, program: &str) -> Result<()> {
 
 /// Presents a token by curl, in a process of its own.
 fn curl(server: &WebServer, token: &str) -> Result<()> {
-    let status = Command::new("curl")
+    run(Command::new("curl")
         .args(["-sk", "-o", "/dev/null", "-H"])
         .arg(format!("Authorization: Bearer {token}"))
-        .arg(format!("https://{}/", server.address))
-        .status()?;
-    ensure!(status.success(), "curl failed");
-    Ok(())
+        .arg(format!("https://{}/", server.address)))
+    .map(drop)
 }
 
 struct BusyNode {
@@ -110,12 +109,10 @@ fn a_busy_proxy_that_connects() -> Result<()> {
     let worker = node.nginx.worker()?;
     let began = Instant::now();
     node.agent.await_presented(token, WINDOW_TIMEOUT, || {
-        let asked = Command::new("curl")
+        run(Command::new("curl")
             .args(["-sk", "-o", "/dev/null"])
-            .arg(format!("http://{}/up", node.nginx.plain))
-            .status()?;
-        ensure!(asked.success(), "curl failed");
-        Ok(())
+            .arg(format!("http://{}/up", node.nginx.plain)))
+        .map(drop)
     })?;
     eprintln!("observed after {:?}", began.elapsed());
     let uses = node.agent.await_used(&node.agent.id_of(token)?)?;
@@ -127,7 +124,8 @@ fn a_busy_proxy_that_connects() -> Result<()> {
 }
 
 /// A busy client that presents one credential all the time, and then others: one on new connections, of
-/// which the first may be over before the probes are attached, and, when it is no longer observed for that, one on the connection that it has.
+/// which the first may be over before the probes are attached, and, when it is no longer observed for
+/// that, one on the connection that it has.
 const ATTACKER: &str = "
 import http.client, ssl, sys, threading, time
 context = ssl._create_unverified_context()
@@ -197,8 +195,7 @@ for name in ['one.example'] * 5 + ['other.example']:
     connection.getresponse().read()",
         proxy.address
     );
-    let status = Command::new("python3").args(["-c", &script]).status()?;
-    ensure!(status.success(), "the client failed");
+    run(Command::new("python3").args(["-c", &script]))?;
     let id = agent.id_of(token)?;
     agent.await_json(&["query", "where", &id], |answer| {
         let counts = |name: &str| -> u64 {
@@ -223,8 +220,7 @@ fn a_busy_connection_outside_tls() -> Result<()> {
     let token = "ghp_FAKEbusyFAKEbusyFAKEbusyFAKEbusy0008";
     let header = format!("Authorization: Bearer {token}");
     let url = format!("http://{}/", nginx.plain);
-    let output = nginx::wrk(&url, 4, 3, &[&header]).output()?;
-    ensure!(output.status.success(), "wrk failed");
+    run(&mut nginx::wrk(&url, 4, 3, &[&header]))?;
     let id = agent.id_of(token)?;
     let answer = agent.await_json(&["query", "where", &id], |answer| {
         let gaps = answer["gaps"].as_array().into_iter().flatten();
@@ -254,8 +250,7 @@ for _ in range({REQUESTS}):
     connection.getresponse().read()",
         server.address
     );
-    let status = Command::new("python3").args(["-c", &script]).status()?;
-    ensure!(status.success(), "the client failed");
+    run(Command::new("python3").args(["-c", &script]))?;
     wait_for("all are counted", WINDOW_TIMEOUT, || {
         let presented = agent.presented(token)?;
         Ok(presented

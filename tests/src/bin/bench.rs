@@ -11,7 +11,10 @@ use aya::{
 use clap::Parser;
 use lab::{
     agent::{Agent, binary},
-    baseline::{self, BackgroundLoad, bpftrace, load_empty, median, program},
+    baseline::{
+        self, AuditRules, BackgroundLoad, EXECSNOOP, OPENSNOOP, bpftrace, load_empty, median,
+        program,
+    },
     workload::aws_credentials,
 };
 use serde_json::Value;
@@ -166,10 +169,6 @@ const TASKS: &[BenchTask] = &[
 ];
 
 const FILES: usize = 4096;
-const OPENSNOOP: &str = "tracepoint:syscalls:sys_enter_openat { @name[tid] = args->filename; } tracepoint:syscalls:sys_exit_openat /@name[tid]/ { printf(\"%d %s %d %s\\n\", pid, comm, args->ret, str(@name[tid])); delete(@name[tid]); }";
-const EXECSNOOP: &str =
-    "tracepoint:syscalls:sys_enter_execve { printf(\"%d %s \", pid, comm); join(args->argv); }";
-
 fn main() -> Result<()> {
     ensure!(
         lab::is_root(),
@@ -588,39 +587,12 @@ impl Drop for ChildProcess {
     }
 }
 
-/// An audit rule on what the agent observes; `None` if audit is not available.
-struct AuditRule;
-
+/// The kernel's audit of what the agent observes.
 fn audit() -> Result<BackgroundLoad> {
-    let auditctl = |arguments: &[&str]| {
-        Command::new("auditctl")
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    let set = ["/etc/shadow", "/root/.aws", "/root/.ssh", "/run/secrets"]
-        .into_iter()
-        .filter(|path| Path::new(path).exists())
-        .all(|path| auditctl(&["-w", path, "-p", "r", "-k", "keytrail-bench"]));
-    if !set || !auditctl(&["-e", "1"]) {
-        return Ok(None);
-    }
-    Ok(Some(Box::new(AuditRule)))
-}
-
-impl Drop for AuditRule {
-    fn drop(&mut self) {
-        for arguments in [["-D"].as_slice(), &["-e", "0"]] {
-            // A rule that cannot be removed was not added.
-            let _ = Command::new("auditctl")
-                .args(arguments)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
+    let places = ["/etc/shadow", "/root/.aws", "/root/.ssh", "/run/secrets"];
+    let rules = places.iter().filter(|path| Path::new(path).exists());
+    let rules: Vec<[&str; 4]> = rules.map(|path| ["-w", path, "-p", "r"]).collect();
+    Ok(AuditRules::set(rules.iter().map(<[&str; 4]>::as_slice)))
 }
 
 /// CPU and memory of the agent, idle and under steady load.

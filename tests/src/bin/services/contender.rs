@@ -4,10 +4,11 @@ use crate::{ServicesArguments, service::Service};
 use anyhow::Result;
 use lab::{
     agent::Agent,
-    baseline::{BackgroundLoad, bpftrace, empty_packets, empty_uprobe},
+    baseline::{
+        AuditRules, BackgroundLoad, EXECSNOOP, OPENSNOOP, bpftrace, empty_packets, empty_uprobe,
+    },
     nginx::ssl_library,
 };
-use std::process::Command;
 
 /// The service alone.
 pub const BARE: &str = "alone";
@@ -66,7 +67,7 @@ pub fn contenders(service: &Service, peers: bool) -> Vec<ServiceContender> {
             },
             Peer::Audit => ServiceContender {
                 name: "audit of `connect` and `execve`",
-                start: |_| Ok(AuditRules::set()),
+                start: |_| Ok(AuditRules::set([AUDITED])),
             },
         }));
     }
@@ -83,9 +84,16 @@ pub enum Peer {
     Audit,
 }
 
-const OPENSNOOP: &str = "tracepoint:syscalls:sys_enter_openat { printf(\"%d %s %s\\n\", pid, comm, str(args->filename)); }";
-const EXECSNOOP: &str =
-    "tracepoint:syscalls:sys_enter_execve { printf(\"%d %s \", pid, comm); join(args->argv); }";
+const AUDITED: &[&str] = &[
+    "-a",
+    "always,exit",
+    "-F",
+    "arch=b64",
+    "-S",
+    "connect",
+    "-S",
+    "execve",
+];
 const CONNECTS: &str = "tracepoint:syscalls:sys_enter_connect { printf(\"%d %s\\n\", pid, comm); }";
 
 /// An agent with a state of its own. It stops as a service manager stops it, so that nothing of it
@@ -111,38 +119,4 @@ impl Drop for RunningAgent {
             eprintln!("the agent did not stop: {error:#}");
         }
     }
-}
-
-/// Rules of the kernel's audit.
-struct AuditRules;
-
-impl AuditRules {
-    /// `None` if audit is not available.
-    fn set() -> BackgroundLoad {
-        let set = auditctl(&[
-            "-a",
-            "always,exit",
-            "-F",
-            "arch=b64",
-            "-S",
-            "connect",
-            "-S",
-            "execve",
-            "-k",
-            "bench",
-        ]) && auditctl(&["-e", "1"]);
-        set.then(|| Box::new(Self) as Box<dyn std::any::Any>)
-    }
-}
-
-impl Drop for AuditRules {
-    fn drop(&mut self) {
-        auditctl(&["-D"]);
-        auditctl(&["-e", "0"]);
-    }
-}
-
-fn auditctl(arguments: &[&str]) -> bool {
-    let output = Command::new("auditctl").args(arguments).output();
-    output.is_ok_and(|output| output.status.success())
 }
