@@ -112,15 +112,25 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
                 expected.hello_begun = 1;
                 expected.end = sequence.wrapping_add(length);
             }
-            _ if may_hold_plaintext(ctx, payload, expected)
-                && is_searched(ctx, payload, expected) =>
-            {
+            _ if is_searched(ctx, payload, expected) => {
                 // SAFETY: the program has the same type; the call returns only if the slot is
                 // empty.
                 unsafe { PLAINTEXT_SEARCH.tail_call(ctx, 0) };
             }
             _ => {}
         }
+    }
+    expected.payloads_left = expected.payloads_left.saturating_sub(1);
+    let first = expected.reported == 0;
+    expected.reported = 1;
+    let begun = expected.hello_begun != 0;
+    let rest = expected.end.wrapping_sub(sequence) as i32;
+    if begun && payload_len as i32 >= rest {
+        socket::forget(ctx);
+    }
+    let in_hello = begun && rest > 0;
+    if !in_hello && !first {
+        return None;
     }
     let record = PayloadRecord {
         kind: kind::PAYLOAD,
@@ -132,21 +142,13 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
         sequence,
         owner: socket_owner(ctx),
     };
-    expected.payloads_left = expected.payloads_left.saturating_sub(1);
-    let first = expected.reported == 0;
-    expected.reported = 1;
-    let begun = expected.hello_begun != 0;
-    let rest = expected.end.wrapping_sub(sequence) as i32;
-    if begun && payload_len as i32 >= rest {
-        socket::forget(ctx);
-    }
-    if begun && rest > 0 {
+    if in_hello {
         if payload_len <= SMALL_HELLO as u32 {
             copy_payload::<SMALL_HELLO>(ctx, payload as u32, record);
         } else {
             copy_payload::<PAYLOAD_MAX>(ctx, payload as u32, record);
         }
-    } else if first {
+    } else {
         Ring::Credentials.send(Probe::Hello, record.owner, &record);
     }
     Some(())
@@ -156,25 +158,25 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
 #[map]
 static PLAINTEXT_SEARCH: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Whether a payload may hold a credential, judged by its first bytes.
-#[inline(always)]
-fn may_hold_plaintext(ctx: &SkBuffContext, payload: usize, expected: &ExpectedResponse) -> bool {
-    expected.continues != 0
-        || front_word(ctx, payload).is_some_and(|first| may_hold_credential(ctx, payload, first))
-}
-
-/// Whether a payload is searched, or only counted: of a busy connection a part of the requests is. What
-/// continues, and protocols whose payloads depend on each other, are searched in any case.
+/// Whether a payload is searched: it continues what was searched before, or may hold a credential, judged
+/// by its first bytes. Of the requests on a busy connection a part is only counted; protocols whose
+/// payloads depend on each other are searched in any case.
 #[inline(always)]
 fn is_searched(ctx: &SkBuffContext, payload: usize, expected: &mut ExpectedResponse) -> bool {
-    if expected.continues != 0
-        || !front_word(ctx, payload).is_some_and(scan::may_begin_request)
-        || expected.is_searched(boot_time_ns())
-    {
+    if expected.continues != 0 {
         return true;
     }
-    count_unsearched();
-    false
+    let Some(first) = front_word(ctx, payload) else {
+        return false;
+    };
+    if !may_hold_credential(ctx, payload, first) {
+        return false;
+    }
+    let searched = !scan::may_begin_request(first) || expected.is_searched(boot_time_ns());
+    if !searched {
+        count_unsearched();
+    }
+    searched
 }
 
 /// The length of the TLS record at the start of a payload, if it may be a ClientHello. For a
