@@ -275,6 +275,37 @@ pub struct PlaintextRecord {
     pub secret: PresentedSecret,
 }
 
+/// The record of a presented credential.
+pub trait PresentationRecord: Copy {
+    /// When it was presented, in nanoseconds since boot.
+    fn time(&mut self) -> &mut u64;
+    fn secret(&mut self) -> &mut PresentedSecret;
+}
+
+impl PresentationRecord for PresentedRecord {
+    #[inline(always)]
+    fn time(&mut self) -> &mut u64 {
+        &mut self.header.time
+    }
+
+    #[inline(always)]
+    fn secret(&mut self) -> &mut PresentedSecret {
+        &mut self.secret
+    }
+}
+
+impl PresentationRecord for PlaintextRecord {
+    #[inline(always)]
+    fn time(&mut self) -> &mut u64 {
+        &mut self.time
+    }
+
+    #[inline(always)]
+    fn secret(&mut self) -> &mut PresentedSecret {
+        &mut self.secret
+    }
+}
+
 /// The socket that sent a write with a credential.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]

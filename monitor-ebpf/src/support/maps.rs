@@ -201,12 +201,8 @@ pub fn count_unsearched() {
     }
 }
 
-/// Index 0: hits of the probes of TLS libraries.
-#[map]
-static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-
-/// The same by process, since the agent last took them. An evicted entry lets a busy process pass as
-/// an idle one until the next look.
+/// Hits of the probes of TLS libraries by process, since the agent last took them. An evicted entry
+/// lets a busy process pass as an idle one until the next look.
 #[map]
 static PROCESS_HITS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(PROCESS_HITS_MAX, 0);
 
@@ -216,10 +212,6 @@ const PROCESS_HITS_MAX: u32 = 4096;
 #[inline(always)]
 pub fn count_hit(pid: u32) {
     count_run(RunCounter::Uprobe);
-    if let Some(hits) = HITS.get_ptr_mut(0) {
-        // SAFETY: the slot belongs to this CPU; what a nested run may lose does not matter.
-        unsafe { *hits += 1 };
-    }
     match PROCESS_HITS.get_ptr_mut(pid) {
         // SAFETY: the pointer is into the map; what threads lose of each other's does not matter.
         Some(hits) => unsafe { *hits += 1 },

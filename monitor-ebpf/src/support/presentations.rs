@@ -5,7 +5,7 @@ use crate::support::{kernel::boot_time_ns, maps::count_full};
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel, macros::map, maps::HashMap};
 use monitor_common::{
     map::{LimitedMap, PRESENTATIONS_MAX, PresentationKey, REPEAT_NS, StreamKey},
-    record::{PlaintextRecord, PresentedRecord, PresentedSecret},
+    record::{PlaintextRecord, PresentationRecord, PresentedRecord},
 };
 
 /// The last record sent of each credential and TLS object. Its count is of what was not sent since; the
@@ -19,50 +19,28 @@ static TLS_PRESENTATIONS: HashMap<PresentationKey, PresentedRecord> =
 static PLAINTEXT_PRESENTATIONS: HashMap<PresentationKey, PlaintextRecord> =
     HashMap::with_max_entries(PRESENTATIONS_MAX, 0);
 
-/// A record of a presented credential.
-pub trait PresentationRecord: Copy + 'static {
+/// A record whose repeats are counted.
+pub trait CountedRecord: PresentationRecord + 'static {
     fn repeats() -> &'static HashMap<PresentationKey, Self>;
-    fn time(&self) -> u64;
-    fn secret(&mut self) -> &mut PresentedSecret;
 }
 
-impl PresentationRecord for PresentedRecord {
+impl CountedRecord for PresentedRecord {
     #[inline(always)]
     fn repeats() -> &'static HashMap<PresentationKey, Self> {
         &TLS_PRESENTATIONS
     }
-
-    #[inline(always)]
-    fn time(&self) -> u64 {
-        self.header.time
-    }
-
-    #[inline(always)]
-    fn secret(&mut self) -> &mut PresentedSecret {
-        &mut self.secret
-    }
 }
 
-impl PresentationRecord for PlaintextRecord {
+impl CountedRecord for PlaintextRecord {
     #[inline(always)]
     fn repeats() -> &'static HashMap<PresentationKey, Self> {
         &PLAINTEXT_PRESENTATIONS
-    }
-
-    #[inline(always)]
-    fn time(&self) -> u64 {
-        self.time
-    }
-
-    #[inline(always)]
-    fn secret(&mut self) -> &mut PresentedSecret {
-        &mut self.secret
     }
 }
 
 /// Whether a record is sent now, and with which count; otherwise it was counted.
 #[inline(never)]
-pub fn is_due<R: PresentationRecord>(object: StreamKey, record: &mut R) -> bool {
+pub fn is_due<R: CountedRecord>(object: StreamKey, record: &mut R) -> bool {
     let key = PresentationKey {
         object,
         fingerprint: record.secret().fingerprint,
@@ -82,7 +60,7 @@ pub fn is_due<R: PresentationRecord>(object: StreamKey, record: &mut R) -> bool 
     // then one of them is sent with the other's.
     let known = unsafe { &mut *known };
     known.secret().count += 1;
-    if boot_time_ns().wrapping_sub(known.time()) < REPEAT_NS {
+    if boot_time_ns().wrapping_sub(*known.time()) < REPEAT_NS {
         return false;
     }
     let count = known.secret().count;

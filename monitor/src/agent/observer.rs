@@ -187,7 +187,6 @@ impl Observer {
     async fn observe(mut self) -> anyhow::Result<()> {
         let mut tick = Interval::new(TICK_INTERVAL);
         let mut opens = Interval::new(REPEATED_OPENS_INTERVAL);
-        let mut presentations = Interval::new(TICK_INTERVAL);
         while !self.flags.stop.load(Ordering::Acquire) {
             if let Some(gap) = self.watchdog.beat() {
                 self.pipeline.add_gap(gap);
@@ -196,7 +195,8 @@ impl Observer {
             self.batch.read_until = Timestamp::now();
             self.read().await?;
             let observations = &mut self.batch.observations;
-            if presentations.is_due() {
+            let ticks = tick.is_due();
+            if ticks {
                 self.sensor.take_repeated_presentations(observations);
             }
             if opens.is_due() {
@@ -204,7 +204,7 @@ impl Observer {
             }
             self.canary.remove_own(observations);
             self.process()?;
-            if tick.is_due() {
+            if ticks {
                 self.tick()?;
             }
         }

@@ -344,7 +344,8 @@ impl TryFrom<RawRecord<'_>> for ObservedPresentation {
     }
 }
 
-fn presentation(record: &PresentedRecord, clock: BootClock) -> ObservedPresentation {
+/// A credential that was presented inside TLS.
+pub fn presentation(record: &PresentedRecord, clock: BootClock) -> ObservedPresentation {
     ObservedPresentation {
         task: task(&record.header, clock),
         write: record.write,
@@ -352,11 +353,6 @@ fn presentation(record: &PresentedRecord, clock: BootClock) -> ObservedPresentat
         host: (record.secret.host != 0).then_some(record.secret.host),
         secret: (&record.secret).into(),
     }
-}
-
-/// Presentations inside TLS that were counted after the last record.
-pub fn presented_again(record: &PresentedRecord, clock: BootClock) -> Observation {
-    Observation::Presented(presentation(record, clock))
 }
 
 impl TryFrom<RawRecord<'_>> for PlaintextSecret {
@@ -368,7 +364,8 @@ impl TryFrom<RawRecord<'_>> for PlaintextSecret {
     }
 }
 
-fn plaintext(record: &PlaintextRecord, clock: BootClock) -> PlaintextSecret {
+/// A credential that was presented outside TLS.
+pub fn plaintext(record: &PlaintextRecord, clock: BootClock) -> PlaintextSecret {
     PlaintextSecret {
         time: clock.at(record.time),
         owner: record.owner.into(),
@@ -376,11 +373,6 @@ fn plaintext(record: &PlaintextRecord, clock: BootClock) -> PlaintextSecret {
         host: (record.secret.host != 0).then_some(record.secret.host),
         secret: (&record.secret).into(),
     }
-}
-
-/// Presentations outside TLS that were counted after the last record.
-pub fn presented_in_plaintext_again(record: &PlaintextRecord, clock: BootClock) -> Observation {
-    Observation::Plaintext(plaintext(record, clock))
 }
 
 impl From<record::OwnerFields> for RecordOwner {

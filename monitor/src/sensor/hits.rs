@@ -1,12 +1,9 @@
 //! How often the probes of TLS libraries were hit, by process.
 
-use super::{
-    SensorError,
-    maps::{failed, open_map},
-};
+use super::{SensorError, maps::open_map};
 use aya::{
     Ebpf,
-    maps::{HashMap as ProbeMap, MapData, PerCpuArray},
+    maps::{HashMap as ProbeMap, MapData},
 };
 use std::{
     collections::HashMap,
@@ -34,39 +31,21 @@ pub fn set_trap_time(measured: Duration) {
 }
 
 /// The counters of the probes.
-pub struct HitCounters {
-    total: PerCpuArray<MapData, u64>,
-    by_process: ProbeMap<MapData, u32, u64>,
-    last_total: u64,
-}
+pub struct HitCounters(ProbeMap<MapData, u32, u64>);
 
 impl HitCounters {
     pub fn open(ebpf: &mut Ebpf) -> Result<Self, SensorError> {
-        let total: PerCpuArray<MapData, u64> = open_map(ebpf, "HITS")?;
-        // What cannot be read now cannot be read later either.
-        total.get(&0, 0).map_err(failed("HITS"))?;
-        Ok(Self {
-            total,
-            by_process: open_map(ebpf, "PROCESS_HITS")?,
-            last_total: 0,
-        })
+        Ok(Self(open_map(ebpf, "PROCESS_HITS")?))
     }
 
     /// Hits by process since the last call. On a node without any, this is one system call.
     pub fn take(&mut self) -> HashMap<u32, u64> {
-        let Ok(values) = self.total.get(&0, 0) else {
-            return HashMap::new();
-        };
-        let total = values.iter().sum();
-        if total == std::mem::replace(&mut self.last_total, total) {
-            return HashMap::new();
-        }
-        let pids: Vec<u32> = self.by_process.keys().filter_map(Result::ok).collect();
+        let pids: Vec<u32> = self.0.keys().filter_map(Result::ok).collect();
         pids.into_iter()
             .filter_map(|pid| {
-                let hits = self.by_process.get(&pid, 0).ok()?;
+                let hits = self.0.get(&pid, 0).ok()?;
                 // Hits between these two calls are lost: they do not matter.
-                self.by_process.remove(&pid).ok()?;
+                self.0.remove(&pid).ok()?;
                 Some((pid, hits))
             })
             .collect()

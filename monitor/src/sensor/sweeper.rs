@@ -16,9 +16,10 @@ use monitor_common::{
         CarriedLine, PresentationKey, REPEAT_NS, ReadCount, ReadKey, StreamKey, TlsWrite,
         WRITE_ONLY_PID,
     },
-    record::{PlaintextRecord, PresentedRecord},
+    record::{PlaintextRecord, PresentationRecord, PresentedRecord},
 };
 use std::{collections::HashSet, time::Duration};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Interval between removals of split lines that were not continued.
 const CARRIED_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -116,32 +117,14 @@ impl Sweeper {
     /// connections that have been silent. Called every second.
     pub fn take_repeated_presentations(&mut self, into: &mut Vec<Observation>) {
         let (clock, now) = (BootClock::now(), boot_time());
-        // Those without a count are kept longer, so that the next one is counted.
-        let is_settled = |time: u64, count: u32| {
-            let least = if count > 0 { REPEAT_NS } else { SETTLED_NS };
-            now.saturating_sub(time) >= least
-        };
-        let in_tls: Vec<_> = self.in_tls.iter().filter_map(Result::ok).collect();
-        for (key, Plain(mut record)) in in_tls {
-            if is_settled(record.header.time, record.secret.count) {
-                // A presentation between this lookup and the removal loses one count.
-                let _ = self.in_tls.remove(&key);
-                if record.secret.count > 0 {
-                    record.header.time = now;
-                    into.push(decode::presented_again(&record, clock));
-                }
-            }
-        }
-        let in_plaintext: Vec<_> = self.in_plaintext.iter().filter_map(Result::ok).collect();
-        for (key, Plain(mut record)) in in_plaintext {
-            if is_settled(record.time, record.secret.count) {
-                let _ = self.in_plaintext.remove(&key);
-                if record.secret.count > 0 {
-                    record.time = now;
-                    into.push(decode::presented_in_plaintext_again(&record, clock));
-                }
-            }
-        }
+        let in_tls = take_settled(&mut self.in_tls, now).into_iter();
+        into.extend(
+            in_tls.map(|record| Observation::Presented(decode::presentation(&record, clock))),
+        );
+        let plaintext = take_settled(&mut self.in_plaintext, now).into_iter();
+        into.extend(
+            plaintext.map(|record| Observation::Plaintext(decode::plaintext(&record, clock))),
+        );
     }
 
     /// Returns and clears the counts of repeated reads that no record reported, and removes
@@ -171,4 +154,28 @@ impl Sweeper {
             let _ = self.reads.remove(&entry);
         }
     }
+}
+
+/// Removes what was not presented again for a while; returns those with a count, as of now.
+fn take_settled<R: PresentationRecord + FromBytes + IntoBytes + 'static>(
+    presentations: &mut HashMap<MapData, Plain<PresentationKey>, Plain<R>>,
+    now: u64,
+) -> Vec<R> {
+    let entries: Vec<_> = presentations.iter().filter_map(Result::ok).collect();
+    let mut counted = Vec::new();
+    for (key, Plain(mut record)) in entries {
+        let has_count = record.secret().count > 0;
+        // Those without a count are kept longer, so that the next one is counted.
+        let least = if has_count { REPEAT_NS } else { SETTLED_NS };
+        if now.saturating_sub(*record.time()) < least {
+            continue;
+        }
+        // A presentation between this lookup and the removal loses one count.
+        let _ = presentations.remove(&key);
+        if has_count {
+            *record.time() = now;
+            counted.push(record);
+        }
+    }
+    counted
 }

@@ -30,6 +30,8 @@ pub(super) struct AttachedFile {
     pub change: Option<i32>,
     /// When a busy process last used it, if it is attached to one by one because of that.
     pub spared: Option<Instant>,
+    /// When too many processes had mapped it for that.
+    pub crowded: Option<Instant>,
 }
 
 /// Which processes a file's probes apply to.

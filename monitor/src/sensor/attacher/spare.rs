@@ -10,7 +10,7 @@ use super::{
     files::{AttachedFile, ProcessScope},
     spared::SparedProcess,
     state::AttacherState,
-    users::{FileUsers, users},
+    users::{FileUsers, lives, users},
 };
 use crate::observed::mapping::mapped_inodes;
 use jiff::Timestamp;
@@ -99,7 +99,10 @@ impl AttacherState {
         let mut files = std::mem::take(&mut self.files);
         let mut all: Option<FileUsers> = None;
         for ((_, inode, _), watched) in &mut files {
-            if !inodes.contains(inode) {
+            let crowded = watched
+                .crowded
+                .is_some_and(|since| now.duration_since(since) < SPARED_FOR);
+            if crowded || !inodes.contains(inode) {
                 continue;
             }
             watched.spared = Some(now);
@@ -124,6 +127,8 @@ impl AttacherState {
                 processes = mappers.len(),
                 "busy processes are not spared: too many use the same library"
             );
+            watched.watch.by_process.store(false, Ordering::Relaxed);
+            (watched.spared, watched.crowded) = (None, Some(Instant::now()));
             return;
         }
         watched.mappers = mappers;
@@ -179,7 +184,6 @@ impl AttacherState {
 
     /// Attaches for all processes again to files that no busy process uses any more.
     pub(super) fn unspare_files(&mut self) {
-        let lives = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
         let ended: Vec<u32> = self.busy.pids().filter(|pid| !lives(pid)).collect();
         for pid in ended {
             self.forget_busy(pid);

@@ -236,6 +236,7 @@ impl AttacherState {
             mappers: found.pid.into_iter().collect(),
             change,
             spared: None,
+            crowded: None,
         };
         if !self.attach_scope(&mut watched, found.executable) {
             return false;

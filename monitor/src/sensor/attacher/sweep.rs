@@ -4,7 +4,7 @@ use super::{
     detach::detach,
     files::{ProcessScope, is_same},
     state::AttacherState,
-    users::users,
+    users::{lives, users},
 };
 use crate::{
     observed::{
@@ -83,7 +83,6 @@ impl AttacherState {
     pub(super) fn sweep(&mut self) {
         self.unspare_files();
         self.without_answers.clear();
-        let lives = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
         let ended: Vec<u32> = self
             .answers
             .keys()

@@ -12,6 +12,11 @@ pub(super) struct FileUsers {
     pub programs: HashSet<u64>,
 }
 
+/// Whether a process exists.
+pub(super) fn lives(pid: &u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
 pub(super) fn users() -> FileUsers {
     let mut users = FileUsers::default();
     for pid in processes() {
