@@ -86,6 +86,15 @@ pub fn services(rounds: usize, seconds: u64, options: &ServiceOptions) -> Result
         .args(["--rounds", &rounds.to_string()])
         .args(["--seconds", &seconds.to_string()])
         .env("KEYTRAIL_GO", setup::newest_go()?);
+    if let Some(load) = setup::web_load()? {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let programs = load
+            .programs
+            .into_iter()
+            .chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(programs)?);
+        command.env("KEYTRAIL_WEB_LIBRARIES", load.libraries);
+    }
     if let Some(only) = &options.only {
         command.args(["--only", only]);
     }

@@ -69,6 +69,7 @@ impl Catalog {
             home: Vec::new(),
             self_hosted: false,
             marked: false,
+            jwt: false,
             usual: Vec::new(),
         });
         let mut catalog = compile(document)?;
@@ -94,6 +95,8 @@ impl CatalogDocument {
             authenticators,
             answers,
             pointers,
+            tenants,
+            gateways,
         } = other;
         self.classes.extend(classes);
         self.never_files.extend(never_files);
@@ -103,6 +106,8 @@ impl CatalogDocument {
         self.authenticators.extend(authenticators);
         self.answers.extend(answers);
         self.pointers.extend(pointers);
+        self.tenants.extend(tenants);
+        self.gateways.extend(gateways);
     }
 }
 
@@ -185,6 +190,11 @@ fn compile(document: CatalogDocument) -> Result<Catalog, CatalogError> {
         .map(|name| name_glob("never_environment", name))
         .collect::<Result<_, _>>()?;
     let addresses = document.metadata.iter();
+    let mut gateways = Vec::new();
+    for gateway in document.gateways {
+        let variable = name_glob("gateways", &gateway.variable)?.compile_matcher();
+        gateways.push((variable, gateway.classes));
+    }
     Ok(Catalog {
         sources: CatalogSources::default(),
         files: build(tables.files)?,
@@ -200,6 +210,8 @@ fn compile(document: CatalogDocument) -> Result<Catalog, CatalogError> {
         authenticators,
         answers: document.answers,
         pointers: document.pointers,
+        tenants: host_globs("tenants", &document.tenants)?,
+        gateways,
         homes: tables.homes,
         usual: tables.usual,
         metadata: addresses

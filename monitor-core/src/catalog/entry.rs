@@ -62,6 +62,8 @@ pub struct CredentialClass {
     #[serde(default)]
     pub marked: bool,
     #[serde(default)]
+    pub jwt: bool,
+    #[serde(default)]
     pub usual: Vec<String>,
 }
 
@@ -84,6 +86,20 @@ pub struct CatalogDocument {
     pub answers: Vec<IssuedField>,
     #[serde(default)]
     pub pointers: Vec<PathVariable>,
+    #[serde(default)]
+    pub tenants: Vec<String>,
+    #[serde(default)]
+    pub gateways: Vec<GatewayVariable>,
+}
+
+/// A variable whose value is the server to which credentials of some classes go instead of to their
+/// issuer.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayVariable {
+    /// The variable's name, or a glob over names.
+    pub variable: String,
+    pub classes: Vec<String>,
 }
 
 /// A variable whose value is the path of a credential.

@@ -4,7 +4,7 @@ use crate::{
     catalog::entry::{CatalogAuthenticator, CredentialClass, IssuedField, PathVariable},
     yaml::YamlError,
 };
-use globset::GlobSet;
+use globset::{GlobMatcher, GlobSet};
 use monitor_common::scan::HEADER_MAX;
 use std::fmt::Debug;
 use thiserror::Error;
@@ -59,6 +59,10 @@ pub struct Catalog {
     /// Probes send the index.
     answers: Vec<IssuedField>,
     pointers: Vec<PathVariable>,
+    /// Hosts below an issuer's domain at which its customers run what they like.
+    tenants: GlobSet,
+    /// Variables that name a gateway, and the classes that go there.
+    gateways: Vec<(GlobMatcher, Vec<String>)>,
     sources: CatalogSources,
 }
 
@@ -72,6 +76,9 @@ pub fn is_general(class: &str) -> bool {
 
 /// A shorter secret has no reliable form.
 const FORM_MIN: usize = 16;
+
+/// The class of a token of which only the form is known.
+pub const JWT_CLASS: &str = "jwt";
 
 /// The class of a file that only an expectation names.
 pub const EXPECTATION_CLASS: &str = "named-secret";
@@ -139,14 +146,25 @@ impl Catalog {
     /// Whether a secret begins like those of a class, however short it is.
     pub fn is_marked(&self, class: &str, secret: &[u8]) -> bool {
         self.prefixes.iter().any(|(prefix, of)| {
-            self.classes[*of].class == class && secret.starts_with(prefix.as_bytes())
+            self.is_mark_of(class, &self.classes[*of]) && secret.starts_with(prefix.as_bytes())
         })
+    }
+
+    /// Whether a secret that begins like those of another class shows this one: a token's form is all
+    /// that can be seen of an issuer of tokens.
+    fn is_mark_of(&self, class: &str, by_prefix: &CredentialClass) -> bool {
+        by_prefix.class == class
+            || (by_prefix.class == JWT_CLASS
+                && self
+                    .classes
+                    .iter()
+                    .any(|known| known.class == class && known.jwt))
     }
 
     /// As [`is_marked`](Self::is_marked), by the prefix index that a probe sends.
     pub fn is_prefix_of(&self, class: &str, prefix: Option<u32>) -> bool {
         let known = prefix.and_then(|index| self.prefix(index));
-        known.is_some_and(|(_, of)| of.class == class)
+        known.is_some_and(|(_, of)| self.is_mark_of(class, of))
     }
 
     /// The first characters of secrets, and their classes.
@@ -220,6 +238,25 @@ impl Catalog {
         known.then_some(false)
     }
 
+    /// Whether a host below an issuer's domain is a customer's.
+    pub fn is_tenant(&self, host: &str) -> bool {
+        self.tenants.is_match(host)
+    }
+
+    /// Whether every secret of a class has its issuer's mark.
+    pub fn is_always_marked(&self, class: &str) -> bool {
+        let mut all = self.classes.iter();
+        all.any(|known| known.class == class && known.marked)
+    }
+
+    /// The classes that go to the server that a variable names.
+    pub fn gateway_classes(&self, variable: &str) -> impl Iterator<Item = &str> {
+        let known = self.gateways.iter();
+        known
+            .filter(move |(name, _)| name.is_match(variable))
+            .flat_map(|(_, classes)| classes.iter().map(String::as_str))
+    }
+
     /// The home of a class, as globs.
     pub fn home(&self, class: &str) -> Vec<String> {
         self.classes
@@ -243,6 +280,9 @@ impl Catalog {
 
     /// The authenticator at a host and port.
     pub fn authenticator(&self, host: &str, port: u16) -> Option<&str> {
+        if self.is_tenant(host) {
+            return None;
+        }
         self.authenticators
             .iter()
             .find(|(authenticator, hosts)| {

@@ -86,7 +86,7 @@ pub struct Mint {
     pub minted: Option<Credential>,
 }
 
-/// A process that holds a credential was read by another.
+/// A process was read by another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignRead {
     pub time: Timestamp,
@@ -97,11 +97,22 @@ pub struct ForeignRead {
     pub victim: Workload,
     pub victim_process: Process,
     pub look: Look,
-    pub credential: Credential,
-    /// [`Evidence::Sole`] if the victim holds nothing else.
+    /// What the victim is known to hold; it may hold more.
+    pub credentials: Vec<Arc<Credential>>,
+    /// [`Evidence::Sole`] if the victim holds one credential.
     pub evidence: Evidence,
-    /// The reader is an ancestor of the victim, and started it.
-    pub ancestor: bool,
+    pub relation: Kinship,
+}
+
+/// How the reader of a process is related to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kinship {
+    /// The reader started it, or one of its ancestors.
+    Ancestor,
+    /// It started the reader, or one of its ancestors.
+    Descendant,
+    Unrelated,
 }
 
 /// The count of what is reported each time.

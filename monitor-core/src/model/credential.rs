@@ -75,6 +75,10 @@ pub struct Credential {
     pub unmarked: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Place>,
+    /// Those of its places to which it was written after it was known elsewhere: what is said about
+    /// them does not apply to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<Place>,
 }
 
 impl Credential {
@@ -100,6 +104,7 @@ impl Credential {
             issued_to: None,
             unmarked: false,
             sources,
+            copies: Vec::new(),
         }
     }
 }

@@ -33,6 +33,10 @@ pub struct Workload {
     pub unit: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The workload that it runs inside, for a container in a container: its own name is then what
+    /// that workload calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
     /// Part of its name is not known yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
@@ -50,6 +54,7 @@ impl Workload {
             service_account: None,
             unit: None,
             image: None,
+            within: None,
             partial: false,
         }
     }
@@ -59,6 +64,7 @@ impl Workload {
         matches!(self.kind, WorkloadKind::Pod | WorkloadKind::Container)
             && self.namespace.is_none()
             && self.image.is_none()
+            && self.within.is_none()
     }
 
     /// A workload whose cgroup was removed before it could be examined: most likely a container, but
@@ -76,6 +82,17 @@ impl Workload {
         self.kind == WorkloadKind::Container && self.container.is_none() && self.partial
     }
 
+    /// A container that runs inside this workload, which chose its id.
+    pub fn nested(&self, id: &str) -> Self {
+        let short: String = id.chars().take(12).collect();
+        Self {
+            kind: WorkloadKind::Container,
+            container: Some(short.clone()),
+            within: Some(self.key()),
+            ..Self::host(&short)
+        }
+    }
+
     /// Whether its processes run in containers.
     pub fn is_contained(&self) -> bool {
         !matches!(self.kind, WorkloadKind::Unit | WorkloadKind::Host)
@@ -83,10 +100,20 @@ impl Workload {
 
     /// The name used in queries: `namespace/name`, or the name alone.
     pub fn key(&self) -> String {
-        match &self.namespace {
-            Some(namespace) => format!("{namespace}/{}", self.name),
-            None => self.name.clone(),
+        match (&self.within, &self.namespace) {
+            (Some(outer), _) => format!("{outer}/{}", self.name),
+            (None, Some(namespace)) => format!("{namespace}/{}", self.name),
+            (None, None) => self.name.clone(),
         }
+    }
+
+    /// The repository of its image, without tag and digest.
+    pub fn image_repository(&self) -> Option<&str> {
+        let image = self.image.as_deref()?;
+        let image = image.split('@').next().unwrap_or(image);
+        let name = image.rfind('/').map_or(0, |at| at + 1);
+        let tag = image[name..].find(':').map(|at| name + at);
+        Some(&image[..tag.unwrap_or(image.len())])
     }
 }
 

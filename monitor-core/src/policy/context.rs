@@ -1,12 +1,16 @@
 //! What the rules judge by: the expectations and the catalog, and what both say about credentials
 //! and destinations.
 
-use super::expectation::{AuthenticatorEntry, Expectations};
+use super::{
+    audience::is_audience,
+    expectation::{AuthenticatorEntry, CleartextMode, Expectations},
+    gateways::DeclaredGateways,
+};
 use crate::{
     catalog::Catalog,
     model::{
         Credential, Destination, Evidence, Hop, NameSource, Role, SourcedName, UNKNOWN_NAME,
-        Verdict,
+        Verdict, Workload,
     },
 };
 use std::{net::IpAddr, sync::Arc};
@@ -19,6 +23,8 @@ const API_OBJECT: &str = "kubernetes.default.svc";
 pub struct Context {
     pub expectations: Expectations,
     pub catalog: Arc<Catalog>,
+    /// What the first processes of workloads were told.
+    pub gateways: DeclaredGateways,
 }
 
 /// A hop with its verdict.
@@ -30,6 +36,15 @@ pub struct AssessedHop<'a> {
     pub proven: bool,
     /// An expectation lists destinations for the credential.
     pub written: bool,
+    /// The workload, or the place of the credential, says that it goes there instead of to its issuer.
+    pub at_gateway: bool,
+    /// The request names another server than the connection, which goes to a permitted one.
+    pub keeps_host: bool,
+    /// Only the process vouches for the permitted name of the destination.
+    pub is_unconfirmed: bool,
+    /// It is a server on this machine: an emulator, a local model, or a proxy, whose own hops are
+    /// judged.
+    pub is_local: bool,
 }
 
 impl Context {
@@ -37,6 +52,7 @@ impl Context {
         Self {
             expectations,
             catalog,
+            gateways: DeclaredGateways::default(),
         }
     }
 
@@ -74,14 +90,28 @@ impl Context {
         let is_pending = |destination: &Destination| {
             destination.name.is_none() && destination.is_object_pending()
         };
+        // Every name must be in the domain of the issuer, and one a customer's.
+        let is_tenant = |destination: &Destination| {
+            let names = destination.disputed.iter().map(|named| &*named.name);
+            let mut names = names.chain(destination.name.as_deref());
+            names.clone().any(|name| self.catalog.is_tenant(name))
+                && names.all(|name| self.catalog.at_home(&credential.class, name) == Some(true))
+        };
+        let keeps_host =
+            !allowed && !is_tenant(destination) && self.keeps_host(credential, destination);
+        // An address that DNS did not return for the name, although it returned others: a forged
+        // name, or an old response.
+        let is_unconfirmed = allowed && destination.disputed.iter().any(is_unconfirmed);
         let excused = hop
             .others
             .iter()
             .any(|other| self.allows(credential, other) != allowed || is_pending(other))
-            || (!allowed && (is_pending(destination) || is_kubelet(credential, destination)))
-            // An address that DNS did not return for the name, although it returned others: a
-            // forged name, or an old response.
-            || (allowed && destination.disputed.iter().any(is_unconfirmed));
+            || (!allowed
+                && (is_pending(destination)
+                    || is_tenant(destination)
+                    || keeps_host
+                    || is_kubelet(credential, destination)))
+            || is_unconfirmed;
         let written = self
             .expectations
             .about(credential)
@@ -89,7 +119,8 @@ impl Context {
         let proven = hop.evidence != Evidence::Held;
         let metadata =
             hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);
-        let verdict = if excused {
+        let at_gateway = !allowed && self.is_at_gateway(&hop.workload, credential, destination);
+        let verdict = if excused || at_gateway {
             Verdict::Unproven
         } else if allowed {
             Verdict::Expected
@@ -103,7 +134,41 @@ impl Context {
             verdict,
             proven,
             written,
+            at_gateway,
+            keeps_host,
+            is_unconfirmed,
+            is_local: is_local(hop),
         }
+    }
+
+    /// Whether the connection was made to a permitted server, and only the request names another, as
+    /// a reverse proxy does that keeps the name of its own clients.
+    fn keeps_host(&self, credential: &Credential, destination: &Destination) -> bool {
+        let (by_host, rest): (Vec<_>, Vec<_>) = destination
+            .disputed
+            .iter()
+            .cloned()
+            .partition(|named| named.name_source == NameSource::HttpHost);
+        let by_connection = Destination {
+            disputed: rest,
+            ..destination.clone()
+        };
+        destination.name_source == NameSource::Sni
+            && !by_host.is_empty()
+            && self.allows(credential, &by_connection)
+    }
+
+    /// Whether the first process of the workload was told to send credentials of this class there.
+    fn is_at_gateway(
+        &self,
+        workload: &Workload,
+        credential: &Credential,
+        destination: &Destination,
+    ) -> bool {
+        let host = host(destination);
+        self.gateways.of(workload).iter().any(|gateway| {
+            gateway.is_at(&host, destination.port) && gateway.classes.contains(&credential.class)
+        })
     }
 
     /// Whether a credential may go to a destination, checked for each name claimed for it: the head
@@ -148,8 +213,15 @@ impl Context {
     fn allows_name(&self, credential: &Credential, destination: &Destination) -> bool {
         let host = host(destination);
         let stranger = destination.name_source == NameSource::Kubernetes && host != API_OBJECT;
-        (!stranger && self.catalog.at_home(&credential.class, &host) == Some(true))
-            || has_host_name(&credential.audience, &host)
+        let at_home = self.catalog.at_home(&credential.class, &host) == Some(true)
+            && !self.catalog.is_tenant(&host);
+        (!stranger && at_home)
+            || is_audience(credential, &host)
+            || self
+                .expectations
+                .gateways
+                .iter()
+                .any(|gateway| gateway.accepts(&credential.class) && gateway.is_at(destination))
             || self
                 .expectations
                 .about(credential)
@@ -178,9 +250,22 @@ impl Context {
 
     /// Whether a credential has a home, so that any other place is wrong.
     fn has_a_home(&self, credential: &Credential) -> bool {
-        !credential.unmarked
-            && !self.catalog.is_self_hosted(&credential.class)
-            && !self.catalog.home(&credential.class).is_empty()
+        let class = &credential.class;
+        let is_of_others = credential.unmarked && self.catalog.is_always_marked(class);
+        let is_anywhere = self.catalog.is_self_hosted(class) || self.catalog.home(class).is_empty();
+        !is_of_others && !is_anywhere
+    }
+
+    /// Whether nothing legitimate uses a credential.
+    pub fn is_decoy(&self, credential: &Credential) -> bool {
+        let mut all = self.expectations.about(credential);
+        all.any(|expectation| expectation.decoy)
+    }
+
+    /// Whether a credential may be presented outside TLS.
+    pub fn may_be_in_clear(&self, credential: &Credential) -> bool {
+        let mut all = self.expectations.about(credential);
+        all.any(|expectation| expectation.cleartext == CleartextMode::Allowed)
     }
 
     /// Where a credential may go, in readable form.
@@ -201,6 +286,16 @@ impl Context {
                         .destinations
                         .iter()
                         .map(|pattern| format!("{} ({})", pattern.text, authenticator.name)),
+                );
+            }
+        }
+        for gateway in &self.expectations.gateways {
+            if gateway.accepts(&credential.class) {
+                expected.extend(
+                    gateway
+                        .destinations
+                        .iter()
+                        .map(|pattern| format!("{} ({})", pattern.text, gateway.name)),
                 );
             }
         }
@@ -231,13 +326,19 @@ fn host(destination: &Destination) -> String {
         .unwrap_or_else(|| destination.address.to_string())
 }
 
-/// Whether an audience is the host, alone or as a URL.
-fn has_host_name(audience: &[String], host: &str) -> bool {
-    audience.iter().any(|audience| {
-        audience.eq_ignore_ascii_case(host)
-            || url::Url::parse(audience)
-                .ok()
-                .and_then(|url| url.host_str().map(|name| name.eq_ignore_ascii_case(host)))
-                .unwrap_or(false)
-    })
+/// Whether a hop ends at a server on this machine. Inside TLS, a name tells of a server that is
+/// reached through it.
+fn is_local(hop: &Hop) -> bool {
+    let destination = &hop.destination;
+    let is_own_name = |name: &str| {
+        name == "localhost"
+            || name.ends_with(".localhost")
+            || name
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    };
+    let mut names = destination.disputed.iter().map(|named| &*named.name);
+    destination.address.is_loopback()
+        && (hop.clear
+            || (destination.name.as_deref().is_none_or(is_own_name) && names.all(is_own_name)))
 }

@@ -1,9 +1,11 @@
 //! The policy: decides whether uses and hops are expected. Pure, like the trail.
 
+mod audience;
 pub mod context;
 pub mod decision;
 pub mod expectation;
 pub mod finding;
+pub mod gateways;
 pub mod label;
 pub mod rule_meta;
 pub mod rules;
@@ -14,10 +16,12 @@ use self::{
     context::Context,
     decision::Decision,
     expectation::Expectations,
+    gateways::DeclaredGateway,
     rules::{Event, Rule},
 };
 use crate::{
     catalog::Catalog,
+    fair_cache::Tenant,
     model::{
         Credential, Destination, Evidence, Finding, ForeignRead, Gap, Hop, Mint, Use, Verdict,
         Workload,
@@ -53,7 +57,21 @@ impl Policy {
 
     /// Replaces the expectations; what the rules remember is kept.
     pub fn replace(&mut self, expectations: Expectations, catalog: Arc<Catalog>) {
-        self.context = Context::new(expectations, catalog);
+        let gateways = std::mem::take(&mut self.context.gateways);
+        self.context = Context {
+            gateways,
+            ..Context::new(expectations, catalog)
+        };
+    }
+
+    /// The first process of a workload was told to send credentials to these gateways.
+    pub fn set_gateways(
+        &mut self,
+        tenant: &Tenant,
+        workload: &Workload,
+        gateways: Vec<DeclaredGateway>,
+    ) {
+        self.context.gateways.set(tenant, workload, gateways);
     }
 
     /// Applies the name and owner of its expectation to a credential.
@@ -151,6 +169,7 @@ impl Policy {
 
     /// A workload was renamed.
     pub fn rename(&mut self, old: &Workload, new: &Workload) {
+        self.context.gateways.rename(old, new);
         for rule in &mut self.rules {
             rule.rename(old, new);
         }

@@ -6,6 +6,7 @@ use crate::{
         Credential, Destination, ForeignRead, Gap, Hop, Login, Look, Mint, Place, Process, Subject,
         Untrusted, Use, Workload, is_once, once,
     },
+    policy::gateways::DeclaredGateway,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,14 @@ pub enum TrailEvent {
         time: Timestamp,
         subject: Subject,
     },
+    /// The environment of a workload's first process names these gateways.
+    Gateways {
+        time: Timestamp,
+        workload: Box<Workload>,
+        #[serde(skip)]
+        tenant: Tenant,
+        gateways: Vec<DeclaredGateway>,
+    },
     /// These processes exited long ago, and are forgotten. Attribution decides when.
     Gone {
         subjects: Vec<Subject>,
@@ -77,7 +86,7 @@ pub enum TrailEvent {
         time: Timestamp,
         #[serde(rename = "who")]
         actor: Actor,
-        victim: Actor,
+        victim: Box<Actor>,
         look: Look,
     },
     /// The fingerprint of a credential was seen in the bytes of a connection.

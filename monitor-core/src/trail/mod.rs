@@ -15,7 +15,8 @@ pub mod recording;
 pub use event::{Actor, ConnectionName, PickUp, Presented, TrailEvent, TrailOutput};
 
 use crate::model::{
-    Credential, Destination, Evidence, ForeignRead, Hop, Look, NameSource, Place, Transport, Use,
+    Credential, Destination, Evidence, ForeignRead, Hop, Kinship, Look, NameSource, Place,
+    Transport, Use,
 };
 use connections::{Connections, SERVICE_PORTS};
 use holders::Holders;
@@ -54,7 +55,8 @@ impl Trail {
     /// Processes an event; appends the resulting outputs.
     pub fn process(&mut self, event: TrailEvent, out: &mut Vec<TrailOutput>) {
         match event {
-            TrailEvent::Recording { .. } => {}
+            // Only the policy needs to know.
+            TrailEvent::Recording { .. } | TrailEvent::Gateways { .. } => {}
             TrailEvent::Fork {
                 subject, parent, ..
             } => self.holders.fork(subject, parent),
@@ -288,22 +290,28 @@ impl Trail {
     ) {
         let held = self.holders.holdings_of(victim.subject, None);
         let evidence = evidence_of(&held);
-        let ancestor = self.holders.is_ancestor(actor.subject, victim.subject);
-        for holding in held {
-            out.push(TrailOutput::Foreign(Box::new(ForeignRead {
-                time,
-                workload: actor.workload.clone(),
-                process: actor.process.clone(),
-                victim: victim.workload.clone(),
-                victim_process: victim.process.clone(),
-                look,
-                credential: (*holding.credential).clone(),
-                evidence,
-                ancestor,
-            })));
+        let relation = if self.holders.is_ancestor(actor.subject, victim.subject) {
+            Kinship::Ancestor
+        } else if self.holders.is_ancestor(victim.subject, actor.subject) {
+            Kinship::Descendant
+        } else {
+            Kinship::Unrelated
+        };
+        for holding in &held {
             self.holders
-                .copy(&actor.process.tenant, actor.subject, &holding);
+                .copy(&actor.process.tenant, actor.subject, holding);
         }
+        out.push(TrailOutput::Foreign(Box::new(ForeignRead {
+            time,
+            workload: actor.workload.clone(),
+            process: actor.process.clone(),
+            victim: victim.workload.clone(),
+            victim_process: victim.process.clone(),
+            look,
+            credentials: held.into_iter().map(|held| held.credential).collect(),
+            evidence,
+            relation,
+        })));
     }
 
     /// Cluster objects at addresses of existing connections became known.

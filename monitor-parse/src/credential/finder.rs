@@ -8,6 +8,8 @@ use percent_encoding::percent_decode_str;
 
 /// Maximum number of secrets per file.
 const SECRETS_MAX: usize = 256;
+/// Maximum length of a token, of which the fingerprint covers every byte.
+const TOKEN_MAX: usize = 4096;
 /// Shorter values are not secrets.
 const SECRET_MIN: usize = 4;
 /// What stands for bytes that are not text.
@@ -75,10 +77,7 @@ impl SecretFinder<'_> {
             .subject
             .as_deref()
             .is_some_and(|subject| subject.starts_with("system:serviceaccount:"))
-            && matches!(
-                self.class.class.as_str(),
-                "mounted-secret" | "volume-secret" | "jwt" | "named-secret"
-            )
+            && !self.class.jwt
         {
             return "k8s-service-account-token".to_owned();
         }
@@ -110,6 +109,13 @@ impl SecretFinder<'_> {
     }
 
     pub(super) fn whole_file(&mut self, bytes: &[u8]) {
+        // A token is one under any file's name.
+        let line = trimmed(bytes);
+        let is_line = line.len() <= TOKEN_MAX && line.is_ascii() && !line.contains(&b'\n');
+        if is_line && let Ok(text) = std::str::from_utf8(line) {
+            self.add_secret(text, None, Vec::new());
+            return;
+        }
         if bytes.len() >= SECRET_MIN {
             self.found.push(FoundSecret {
                 class: self.class.class.clone(),

@@ -188,7 +188,10 @@ impl Attribution {
         };
         let group = &*entry.group;
         if let Some(workload) = self.names.workload(group) {
-            return workload;
+            return match &group.nested {
+                Some(id) => workload.nested(&self.marks.masked(id.clone())),
+                None => workload,
+            };
         }
         if let Some(id) = group.gone {
             return Workload::vanished(id);
@@ -313,6 +316,20 @@ impl Attribution {
         if let Some(container) = container {
             self.mounted.insert((container, path.to_owned()), alone);
         }
+    }
+
+    /// The first live process of the container or unit of a subject, whose environment is that which
+    /// the runtime or the service manager set. `None` on the host, where there is no such process.
+    pub fn first_process(&self, subject: Subject) -> Option<Subject> {
+        let group = &self.table.get(subject)?.group;
+        if group.container.is_none() && group.unit.is_none() {
+            return None;
+        }
+        let alive = self.table.alive();
+        alive
+            .filter(|(_, entry)| entry.group.is_same_workload(group))
+            .map(|(process, _)| process)
+            .min_by_key(|process| process.start)
     }
 
     /// Another live process of the same cgroup, through whose root a file of an exited process's

@@ -1,6 +1,8 @@
 //! The custom resource `CredentialPolicy`, as passed to kubectl.
 
-use monitor_core::policy::expectation::{AuthenticatorEntry, Expectation, Expectations};
+use monitor_core::policy::expectation::{
+    AuthenticatorEntry, Expectation, Expectations, GatewayEntry, reader::ReaderPattern,
+};
 use serde::{Deserialize, de::IgnoredAny};
 
 /// The custom resource, as passed to kubectl.
@@ -24,6 +26,8 @@ pub struct PolicyManifest {
 pub struct PolicySpec {
     credentials: Vec<Expectation>,
     authenticators: Vec<AuthenticatorEntry>,
+    gateways: Vec<GatewayEntry>,
+    inspectors: Vec<ReaderPattern>,
 }
 
 /// Enough of a YAML document to tell which of the two it is.
@@ -41,6 +45,8 @@ impl From<PolicyManifest> for Expectations {
         Self {
             credentials: manifest.spec.credentials,
             authenticators: manifest.spec.authenticators,
+            gateways: manifest.spec.gateways,
+            inspectors: manifest.spec.inspectors,
             mode: None,
         }
     }

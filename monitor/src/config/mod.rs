@@ -16,7 +16,8 @@ use self::{
 use monitor_core::{
     catalog::Catalog,
     policy::expectation::{
-        AuthenticatorEntry, Expectation, Expectations, PolicyMode, check, limits::PolicySize,
+        AuthenticatorEntry, Expectation, Expectations, GatewayEntry, PolicyMode, check,
+        limits::PolicySize, reader::ReaderPattern,
     },
 };
 use serde::Deserialize;
@@ -40,6 +41,8 @@ pub struct Config {
 struct ConfigFile {
     credentials: Vec<Expectation>,
     authenticators: Vec<AuthenticatorEntry>,
+    gateways: Vec<GatewayEntry>,
+    inspectors: Vec<ReaderPattern>,
     mode: Option<PolicyMode>,
     policies: Vec<PathBuf>,
     catalog: Option<PathBuf>,
@@ -64,6 +67,8 @@ impl From<ConfigFile> for Config {
             expectations: Expectations {
                 credentials: file.credentials,
                 authenticators: file.authenticators,
+                gateways: file.gateways,
+                inspectors: file.inspectors,
                 mode: file.mode,
             },
             settings: Settings {

@@ -154,8 +154,12 @@ impl Credentials {
         contents: Result<FileContents, ReadFailure>,
     ) -> Option<FileCredentials> {
         let place = self.file_place(&file.shown);
+        let mut written = None;
         let (found, modified) = match contents {
-            Ok(answer) => (self.contents(file, &answer), answer.modified),
+            Ok(answer) => {
+                written = answer.version.changed();
+                (self.contents(file, &answer), answer.modified)
+            }
             Err(failure) => {
                 tracing::debug!(path = %file.shown, %failure, "a credential file could not be read");
                 self.unreadable += 1;
@@ -171,7 +175,10 @@ impl Credentials {
         let mut credentials: Vec<Arc<Credential>> = found
             .iter()
             .filter(|found| has_form(found))
-            .map(|found| self.known.credential(tenant, &self.catalog, found, &place))
+            .map(|found| {
+                let known = &mut self.known;
+                known.credential(tenant, &self.catalog, found, &place, written)
+            })
             .collect();
         let by_place = file.format == FileFormat::Opaque || modified.is_none();
         if credentials.is_empty() && by_place && !file.by_pointer {

@@ -1,5 +1,6 @@
 //! Known credentials: what was learned about one applies wherever it appears again.
 
+use jiff::Timestamp;
 use monitor_core::{
     catalog::{Catalog, is_general},
     fair_cache::{FairCache, Tenant, size_of_list},
@@ -23,6 +24,8 @@ pub struct KnownCredentials {
     picked_up: FairCache<CredentialId, Arc<Credential>>,
     /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
     only_seen: FairCache<CredentialId, Arc<Credential>>,
+    /// When the credentials of `picked_up` became known.
+    known_since: FairCache<CredentialId, Timestamp>,
     /// Fingerprints of secrets that became known since they were last taken, and for whom.
     new_secrets: Vec<(Tenant, u64)>,
 }
@@ -33,6 +36,7 @@ impl Default for KnownCredentials {
             aliases: FairCache::new(CREDENTIALS_CACHED),
             picked_up: FairCache::new(CREDENTIALS_CACHED),
             only_seen: FairCache::new(CREDENTIALS_CACHED),
+            known_since: FairCache::new(CREDENTIALS_CACHED),
             new_secrets: Vec::new(),
         }
     }
@@ -60,13 +64,15 @@ impl KnownCredentials {
             .unwrap_or_else(|| CredentialId::from_fingerprint(fingerprint))
     }
 
-    /// The credential of a secret that was found, and remembers it.
+    /// The credential of a secret that was found, and remembers it. `written` is when the file at the
+    /// place was last changed.
     pub fn credential(
         &mut self,
         tenant: &Tenant,
         catalog: &Catalog,
         found: &FoundSecret,
         place: &Place,
+        written: Option<Timestamp>,
     ) -> Arc<Credential> {
         let id = self.id_of(found.fingerprint);
         for alias in &found.aliases {
@@ -76,12 +82,24 @@ impl KnownCredentials {
         let mut facts = found.facts.clone();
         let mut label = found.label.clone();
         let mut sources = vec![place.clone()];
+        let mut copies = Vec::new();
         let mut marked = found.marked;
+        let is_copy = self.is_copy(&id, place, written);
         // A file tells more than a variable, and an expectation may name any of its places.
         if let Some(known) = self.known(&id) {
             add_places(&mut sources, &known.sources);
-            if is_general(&class) && !is_general(&known.class) {
+            copies.clone_from(&known.copies);
+            if is_copy {
+                copies.push(place.clone());
+                label.clone_from(&known.label);
+                facts.audience.clone_from(&known.audience);
+            }
+            // What proves a class goes before what a place suggests, and of two suggestions the first
+            // counts: whoever writes a secret to another place does not change what it is.
+            let by_known = ClassProof::of_known(catalog, &known);
+            if by_known >= ClassProof::of_found(&class, found.marked) {
                 class.clone_from(&known.class);
+                marked |= by_known == ClassProof::Marked;
             }
             // The mark is in the secret that gives the id, not in its other half.
             let is_other_half = id != CredentialId::from_fingerprint(found.fingerprint);
@@ -89,8 +107,10 @@ impl KnownCredentials {
             facts.issued_at = facts.issued_at.or(known.issued_at);
             facts.expires_at = facts.expires_at.or(known.expires_at);
             facts.issued_to = facts.issued_to.or_else(|| known.issued_to.clone());
-            if facts.audience.is_empty() {
-                facts.audience.clone_from(&known.audience);
+            for audience in &known.audience {
+                if facts.audience.len() < PLACES_MAX && !facts.audience.contains(audience) {
+                    facts.audience.push(audience.clone());
+                }
             }
             label = label.or_else(|| known.label.clone());
         }
@@ -98,7 +118,7 @@ impl KnownCredentials {
         let (role, lifetime) = known.map_or((Role::Access, Lifetime::Static), |class| {
             (class.role, class.lifetime)
         });
-        let unmarked = !marked && known.is_some_and(|class| class.marked);
+        let unmarked = !marked && !catalog.home(&class).is_empty();
         let lifetime = if facts.expires_at.is_some() && class != "private-key" {
             Lifetime::ShortLived
         } else {
@@ -118,11 +138,14 @@ impl KnownCredentials {
             issued_to: facts.issued_to,
             unmarked,
             sources,
+            copies,
         });
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.picked_up.contains_key(&id) {
             insert(&mut self.only_seen, tenant, &credential);
         } else if insert(&mut self.picked_up, tenant, &credential) {
+            self.known_since
+                .insert(tenant, id.clone(), Timestamp::now());
             let new = id.fingerprint();
             self.new_secrets
                 .extend(new.map(|fingerprint| (tenant.clone(), fingerprint)));
@@ -146,14 +169,14 @@ impl KnownCredentials {
                 add_places(&mut changed.sources, &before);
                 known
             }
-            _ => self.credential(tenant, catalog, found, place),
+            _ => self.credential(tenant, catalog, found, place, None),
         }
     }
 
     /// Restores what was known before the agent started: a program that holds a credential does not
     /// read it again.
-    pub fn remember(&mut self, credentials: Vec<Credential>) {
-        for mut credential in credentials {
+    pub fn remember(&mut self, credentials: Vec<(Credential, Timestamp)>) {
+        for (mut credential, first_seen) in credentials {
             // Names come from the expectations in force now.
             (credential.name, credential.owner) = (None, None);
             let made_up =
@@ -165,10 +188,25 @@ impl KnownCredentials {
                 let known = credential.id.fingerprint();
                 self.new_secrets
                     .extend(known.map(|fingerprint| (Tenant::default(), fingerprint)));
+                let id = credential.id.clone();
+                self.known_since.insert(&Tenant::default(), id, first_seen);
                 &mut self.picked_up
             };
             insert(remembered, &Tenant::default(), &Arc::new(credential));
         }
+    }
+
+    /// Whether a credential that was known elsewhere was written to a file since then.
+    fn is_copy(&mut self, id: &CredentialId, place: &Place, written: Option<Timestamp>) -> bool {
+        let Some(known) = self.picked_up.get(id) else {
+            return false;
+        };
+        let is_new = place.source == Source::File && !known.sources.contains(place);
+        let since = self.known_since.peek(id).copied();
+        is_new
+            && written
+                .zip(since)
+                .is_some_and(|(written, since)| written > since)
     }
 
     /// Adds places to a credential that was picked up, also for later observations of it.
@@ -192,6 +230,46 @@ impl KnownCredentials {
     pub fn known(&mut self, id: &CredentialId) -> Option<Arc<Credential>> {
         let known = self.picked_up.get(id);
         known.or_else(|| self.only_seen.get(id)).cloned()
+    }
+}
+
+/// What a class is concluded from, from weak to strong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum ClassProof {
+    /// It is a secret.
+    General,
+    /// A header in which it was presented, or a field of an answer.
+    Seen,
+    /// The place at which it was picked up.
+    Place,
+    /// The secret has its issuer's mark.
+    Marked,
+}
+
+impl ClassProof {
+    fn of_known(catalog: &Catalog, known: &Credential) -> Self {
+        let made_up = |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
+        let has_home = !catalog.home(&known.class).is_empty();
+        if is_general(&known.class) {
+            Self::General
+        } else if has_home && !known.unmarked {
+            Self::Marked
+        } else if known.sources.iter().all(made_up) {
+            Self::Seen
+        } else {
+            Self::Place
+        }
+    }
+
+    fn of_found(class: &str, marked: bool) -> Self {
+        if is_general(class) {
+            Self::General
+        } else if marked {
+            Self::Marked
+        } else {
+            // As strong as what it is compared with: the first counts.
+            Self::Place
+        }
     }
 }
 

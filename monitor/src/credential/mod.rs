@@ -16,6 +16,7 @@ pub use files::{CredentialFile, MountView, OpenedFile};
 use crate::observed::file::FileId;
 use files::{FILES_CACHED, HOMES_CACHED, KnownContents};
 use hashlink::LruCache;
+use jiff::Timestamp;
 use known::KnownCredentials;
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::{
@@ -24,6 +25,7 @@ use monitor_core::{
     fair_cache::Tenant,
     model::Credential,
 };
+
 use places::PlaceMask;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -99,7 +101,7 @@ impl Credentials {
 
     /// Restores what was known before the agent started: a program that holds a credential does not
     /// read it again.
-    pub fn remember(&mut self, credentials: Vec<Credential>) {
+    pub fn remember(&mut self, credentials: Vec<(Credential, Timestamp)>) {
         self.known.remember(credentials);
     }
 }

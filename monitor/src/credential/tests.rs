@@ -77,7 +77,7 @@ fn a_presented_credential_keeps_the_places_where_it_was_picked_up() {
         name: Some("before".to_owned()),
         ..(*presented).clone()
     };
-    later.remember(vec![named]);
+    later.remember(vec![(named, jiff::Timestamp::now())]);
     let (again, _) = later.presented(&Tenant::default(), observed);
     assert_eq!(
         again, presented,
@@ -282,4 +282,89 @@ fn junk_variables_hide_no_credential_of_others() {
     let (credential, place) = credentials.presented(&shop, presented);
     assert_eq!(credential.sources, [place, known[0].1.clone()]);
     assert!(credentials.forgotten()[0].1 > 19_000);
+}
+
+/// What an attacker writes to another place is still what it was, also after a restart.
+#[test]
+fn no_place_changes_what_a_credential_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let token = "ghp_FAKEwashFAKEwashFAKEwashFAKEwash0001";
+    let key = "0123456789abcdef0123456789abcdef";
+    let mut known = credentials();
+    let class = |found: &FileCredentials| found.credentials[0].class.clone();
+    // A marked secret under the names of other classes, before and after it was known.
+    for file in ["first.keystore", "x.p12", ".netrc.key", ".vault-token"] {
+        let path = directory.path().join(file);
+        std::fs::write(&path, format!("{token}\n")).expect("written");
+        let Some(found) = read(&mut known, opened(&path)) else {
+            assert_eq!(file, ".vault-token", "it is in no home here");
+            continue;
+        };
+        assert_eq!(class(&found), "github-token", "{file}");
+        assert!(!found.credentials[0].unmarked);
+    }
+    for name in ["PGPASSWORD", "DD_API_KEY", "OPENAI_API_KEY", "APP_SECRET"] {
+        let found = known.in_environment(&Tenant::default(), &[variable(name, token)]);
+        assert_eq!(found[0].0.class, "github-token", "{name}");
+    }
+    // An unmarked one: the first place counts.
+    let own = known.in_environment(&Tenant::default(), &[variable("DD_API_KEY", key)]);
+    assert_eq!(own[0].0.class, "datadog-key");
+    let remembered: Vec<_> = own
+        .iter()
+        .map(|(known, _)| ((**known).clone(), Timestamp::now()))
+        .collect();
+    let mut restarted = credentials();
+    restarted.remember(remembered);
+    for known in [&mut known, &mut restarted] {
+        let path = directory.path().join("y.keystore");
+        std::fs::write(&path, format!("{key}\n")).expect("written");
+        let found = read(known, opened(&path)).expect("a credential");
+        assert_eq!(class(&found), "datadog-key");
+        let found = known.in_environment(&Tenant::default(), &[variable("PGPASSWORD", key)]);
+        assert_eq!(found[0].0.class, "datadog-key");
+    }
+}
+
+#[test]
+fn what_is_written_elsewhere_later_is_a_copy() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let secret = "FAKEfakeFAKEfakeFAKE-copied-0001";
+    let place = |name: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(
+            &path,
+            format!(
+                "machine {} login x password {secret}\n",
+                name.replace('/', "-")
+            ),
+        )
+        .expect("written");
+        path
+    };
+    std::fs::create_dir(directory.path().join("a")).expect("made");
+    std::fs::create_dir(directory.path().join("b")).expect("made");
+    std::fs::create_dir(directory.path().join("c")).expect("made");
+    let mut known = credentials();
+    // Two files that both existed before.
+    let (first, second) = (place("a/.netrc"), place("b/.netrc"));
+    let found = read(&mut known, opened(&first)).expect("a credential");
+    assert_eq!(found.credentials[0].copies, []);
+    let found = read(&mut known, opened(&second)).expect("a credential");
+    assert_eq!(found.credentials[0].copies, []);
+    // One that is written when the credential is known.
+    let third = place("c/.netrc");
+    let found = read(&mut known, opened(&third)).expect("a credential");
+    let copied = &found.credentials[0];
+    assert_eq!(copied.copies.len(), 1);
+    assert_eq!(Path::new(&copied.copies[0].place), third);
+    assert_eq!(
+        copied.audience,
+        ["b-.netrc", "a-.netrc"],
+        "the copy's host does not count"
+    );
+    // Known places may be written again.
+    place("a/.netrc");
+    let found = read(&mut known, opened(&first)).expect("a credential");
+    assert_eq!(found.credentials[0].copies.len(), 1);
 }

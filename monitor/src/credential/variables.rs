@@ -55,7 +55,7 @@ impl Credentials {
             let place = variable_place(shown.as_deref().unwrap_or(&variable.name));
             let found =
                 by_fingerprint(catalog, &class.class, variable.fingerprint, variable.prefix);
-            let mut credential = self.known.credential(tenant, catalog, &found, &place);
+            let mut credential = self.known.credential(tenant, catalog, &found, &place, None);
             if variable.name == "AWS_ACCESS_KEY_ID" {
                 self.known.is_also_at(&mut credential, &alias_places);
             }

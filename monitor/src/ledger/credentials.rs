@@ -19,21 +19,27 @@ impl LedgerReader {
         let Some(mut credential) = found.pop() else {
             return Ok(None);
         };
-        credential.sources = self.sources(id)?;
+        self.add_places(&mut credential)?;
         Ok(Some(credential))
     }
 
-    pub(super) fn sources(&self, id: &CredentialId) -> Result<Vec<Place>, LedgerError> {
-        self.rows(
-            "SELECT source, place FROM source WHERE credential = ?1 ORDER BY source, place",
-            [&id.0],
+    /// Adds the places at which a credential was found.
+    pub(super) fn add_places(&self, credential: &mut Credential) -> Result<(), LedgerError> {
+        let places = self.rows(
+            "SELECT source, place, copied FROM source WHERE credential = ?1 ORDER BY source, place",
+            [&credential.id.0],
             |row| {
-                Ok(Place {
+                let place = Place {
                     source: from_word(row, 0)?,
                     place: row.get(1)?,
-                })
+                };
+                Ok((place, row.get(2)?))
             },
-        )
+        )?;
+        let copies = places.iter().filter(|(_, copied)| *copied);
+        credential.copies = copies.map(|(place, _)| place.clone()).collect();
+        credential.sources = places.into_iter().map(|(place, _)| place).collect();
+        Ok(())
     }
 
     pub(super) fn credentials(&self, ids: &[CredentialId]) -> Result<Vec<Credential>, LedgerError> {
@@ -75,5 +81,6 @@ pub(super) fn credential_row(row: &Row<'_>) -> rusqlite::Result<Credential> {
         issued_at: row.get::<_, Option<i64>>(8)?.map(from_micros),
         expires_at: row.get::<_, Option<i64>>(9)?.map(from_micros),
         sources: Vec::new(),
+        copies: Vec::new(),
     })
 }

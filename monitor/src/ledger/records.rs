@@ -44,8 +44,13 @@ fn credential(
 
 fn place(connection: &Connection, credential: &Credential, place: &Place) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT OR IGNORE INTO source VALUES (?1, ?2, ?3)")?
-        .execute(params![credential.id.0, place.source.as_str(), place.place])?;
+        .prepare_cached("INSERT OR IGNORE INTO source VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![
+            credential.id.0,
+            place.source.as_str(),
+            place.place,
+            credential.copies.contains(place),
+        ])?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// Step `n` migrates a file from schema `n` to `n + 1`.
-pub const MIGRATIONS: [&str; 6] = [
+pub const MIGRATIONS: [&str; 7] = [
     r"
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE credential (
@@ -174,6 +174,10 @@ CREATE INDEX finding_by_rule ON finding (rule, last_seen);
 ALTER TABLE process ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 UPDATE process SET owner = 'user ' || json_extract(json, '$.uid');
 CREATE INDEX process_by_owner ON process (owner, hour);
+",
+    // Whether a place is one to which a credential was written after it was known elsewhere.
+    r"
+ALTER TABLE source ADD COLUMN copied INTEGER NOT NULL DEFAULT 0;
 ",
 ];
 

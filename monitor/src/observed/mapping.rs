@@ -68,6 +68,12 @@ pub struct FileVersion {
 }
 
 impl FileVersion {
+    /// When its contents or its metadata were last changed, which no process can set.
+    pub fn changed(&self) -> Option<jiff::Timestamp> {
+        let nanoseconds = i32::try_from(self.changed.1).ok()?;
+        jiff::Timestamp::new(self.changed.0, nanoseconds).ok()
+    }
+
     pub fn of(metadata: &std::fs::Metadata) -> Self {
         Self {
             size: metadata.len(),

@@ -99,6 +99,16 @@ impl Evaluator {
             if let TrailEvent::Tick { time } = &event {
                 self.release_deferred(*time);
             }
+            if let TrailEvent::Gateways {
+                workload,
+                tenant,
+                gateways,
+                ..
+            } = &event
+            {
+                let policy = &mut self.policy;
+                policy.set_gateways(tenant, workload, gateways.clone());
+            }
             self.trail.process(event, &mut outcomes);
             for outcome in outcomes.drain(..) {
                 self.evaluate(outcome);
@@ -134,7 +144,9 @@ impl Evaluator {
                 (time, found)
             }
             TrailOutput::Foreign(mut read) => {
-                self.policy.apply_name(&mut read.credential);
+                for credential in &mut read.credentials {
+                    self.policy.apply_shared_name(credential);
+                }
                 let found = self.policy.judge_foreign(&read);
                 (read.time, found.into_iter().collect())
             }

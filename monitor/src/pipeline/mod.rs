@@ -122,7 +122,6 @@ impl Pipeline {
                 .credentials
                 .restore_first_seen(&named, *first_seen);
         }
-        let known = known.into_iter().map(|known| known.0).collect();
         self.enricher.credentials.remember(known);
     }
 

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use monitor_core::{
     catalog::{CatalogSources, entry::FileFormat},
     model::{Subject, Transport},
+    policy::gateways::DeclaredGateway,
 };
 use monitor_parse::credential::{FoundSecret, LeftOut};
 use serde::{Deserialize, Serialize};
@@ -182,6 +183,8 @@ pub struct PointedPlace {
 pub struct EnvironmentAnswer {
     pub variables: Vec<ObservedVariable>,
     pub places: Vec<PointedPlace>,
+    /// Servers to which credentials go instead of to their issuers.
+    pub gateways: Vec<DeclaredGateway>,
     pub left_out: Option<LeftOut>,
 }
 

@@ -163,6 +163,7 @@ fn the_guide_has_every_key() {
         "credentials: [ { match: { KEY: 1 } } ]",
         "credentials: [ { readers: [ { KEY: 1 } ] } ]",
         "authenticators: [ { KEY: 1 } ]",
+        "gateways: [ { KEY: 1 } ]",
     ];
     for text in whole {
         // On an unknown key, the parser lists the known ones.

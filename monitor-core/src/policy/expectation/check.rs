@@ -1,6 +1,9 @@
 //! Finds expectations that are valid but probably not intended.
 
-use super::{Expectations, pattern::OneOrMany};
+use super::{
+    Expectations,
+    pattern::{NamePattern, OneOrMany},
+};
 use crate::catalog::Catalog;
 use crate::spelling::nearest;
 use std::collections::HashSet;
@@ -8,6 +11,33 @@ use std::collections::HashSet;
 /// Valid but probably unintended content.
 pub fn warnings(expectations: &Expectations, catalog: &Catalog) -> Vec<String> {
     let mut warnings = Vec::new();
+    let unknown_class = |class: &NamePattern| {
+        let known: Vec<&str> = catalog.class_names().collect();
+        if known.iter().any(|known| class.matches(known)) {
+            return None;
+        }
+        let like = nearest(&class.text, known.into_iter())
+            .map_or_else(String::new, |like| format!("; did you mean `{like}`?"));
+        Some(format!(
+            "matches the class `{}`, which the catalog does not have{like}",
+            class.text
+        ))
+    };
+    for gateway in &expectations.gateways {
+        let unknown = gateway.classes.iter().filter_map(unknown_class);
+        warnings.extend(unknown.map(|text| format!("the gateway `{}` {text}", gateway.name)));
+        if gateway.destinations.is_empty() {
+            warnings.push(format!(
+                "the gateway `{}` has no destinations, so it has no effect",
+                gateway.name
+            ));
+        }
+    }
+    for inspector in &expectations.inspectors {
+        if inspector.text().is_empty() {
+            warnings.push("an inspector is empty: it matches every workload".to_owned());
+        }
+    }
     let mut names = HashSet::new();
     for expectation in &expectations.credentials {
         let name = &expectation.name;
@@ -66,16 +96,7 @@ pub fn warnings(expectations: &Expectations, catalog: &Catalog) -> Vec<String> {
             }
         }
         for class in of.class.iter().flat_map(OneOrMany::iter) {
-            let known: Vec<&str> = catalog.class_names().collect();
-            if known.iter().any(|known| class.matches(known)) {
-                continue;
-            }
-            let like = nearest(&class.text, known.into_iter())
-                .map_or_else(String::new, |like| format!("; did you mean `{like}`?"));
-            warnings.push(format!(
-                "`{name}` matches the class `{}`, which the catalog does not have{like}",
-                class.text
-            ));
+            warnings.extend(unknown_class(class).map(|text| format!("`{name}` {text}")));
         }
     }
     warnings

@@ -104,6 +104,19 @@ impl PolicySize {
                 }
             }
         }
+        for gateway in &expectations.gateways {
+            for destination in &gateway.destinations {
+                self.add_pattern(destination.is_glob());
+            }
+            for class in &gateway.classes {
+                self.add_pattern(class.is_glob());
+            }
+        }
+        for inspector in &expectations.inspectors {
+            for is_glob in inspector.patterns_are_globs() {
+                self.add_pattern(is_glob);
+            }
+        }
     }
 
     fn add_pattern(&mut self, is_glob: bool) {

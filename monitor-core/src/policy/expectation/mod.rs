@@ -26,6 +26,9 @@ use std::net::IpAddr;
 pub struct Expectations {
     pub credentials: Vec<Expectation>,
     pub authenticators: Vec<AuthenticatorEntry>,
+    pub gateways: Vec<GatewayEntry>,
+    /// Who may read the environments and the memory of other processes.
+    pub inspectors: Vec<ReaderPattern>,
     /// The first of several files that sets it wins; default [`PolicyMode::Alert`].
     pub mode: Option<PolicyMode>,
 }
@@ -35,6 +38,8 @@ impl Expectations {
     pub fn append(&mut self, more: Self) {
         self.credentials.extend(more.credentials);
         self.authenticators.extend(more.authenticators);
+        self.gateways.extend(more.gateways);
+        self.inspectors.extend(more.inspectors);
         self.mode = self.mode.or(more.mode);
     }
 
@@ -88,10 +93,48 @@ pub struct Expectation {
     pub max_age: Option<SignedDuration>,
     #[serde(default)]
     pub revoked_at: Option<Timestamp>,
+    /// Nothing legitimate uses it: any use is critical.
+    #[serde(default)]
+    pub decoy: bool,
+    #[serde(default)]
+    pub cleartext: CleartextMode,
     #[serde(default)]
     pub readers: Vec<ReaderPattern>,
     #[serde(default)]
     pub destinations: Vec<DestinationPattern>,
+}
+
+/// Whether a credential may be presented outside TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CleartextMode {
+    #[default]
+    Flagged,
+    Allowed,
+}
+
+/// Where credentials of some classes go instead of to their issuers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayEntry {
+    pub name: String,
+    /// All classes if it lists none.
+    #[serde(default)]
+    pub classes: Vec<NamePattern>,
+    pub destinations: Vec<DestinationPattern>,
+}
+
+impl GatewayEntry {
+    /// Whether credentials of a class may go through it.
+    pub fn accepts(&self, class: &str) -> bool {
+        self.classes.is_empty() || self.classes.iter().any(|known| known.matches(class))
+    }
+
+    pub fn is_at(&self, destination: &Destination) -> bool {
+        self.destinations
+            .iter()
+            .any(|pattern| pattern.matches(destination))
+    }
 }
 
 /// Which credentials an expectation applies to: any of these.
@@ -157,14 +200,20 @@ impl Expectation {
         };
         any(&self.matches.class, &credential.class)
             || any(&self.matches.id, &credential.id.0)
-            || credential.sources.iter().any(|place| match place.source {
-                Source::File | Source::Socket | Source::Inherited => self.names_file(&place.place),
-                Source::Environment => any(
-                    &self.matches.environment,
-                    place.place.trim_start_matches("env:"),
-                ),
-                _ => false,
-            })
+            || credential
+                .sources
+                .iter()
+                .filter(|place| !credential.copies.contains(place))
+                .any(|place| match place.source {
+                    Source::File | Source::Socket | Source::Inherited => {
+                        self.names_file(&place.place)
+                    }
+                    Source::Environment => any(
+                        &self.matches.environment,
+                        place.place.trim_start_matches("env:"),
+                    ),
+                    _ => false,
+                })
     }
 
     /// Whether it names a file.

@@ -17,7 +17,12 @@ pub struct ReaderPattern {
     pub executable: Option<PathPattern>,
     pub container: Option<NamePattern>,
     pub service_account: Option<NamePattern>,
+    /// The repository of its image, or the image with its tag.
+    pub image: Option<NamePattern>,
 }
+
+/// The prefix of the units of users' own service managers.
+const USER_UNIT: &str = "user@";
 
 /// Whether a workload matches a reader pattern, ordered from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +64,21 @@ impl ReaderPattern {
         let account = whole && (workload.service_account.is_some() || workload.pod.is_none());
         let executable = match &self.executable {
             Some(pattern) if !pattern.matches(executable) => ReaderMatch::Differs,
+            // A path alone is one of the host's: every image may have a program there.
+            Some(_) if workload.is_contained() && !self.names_a_container() => ReaderMatch::Differs,
+            _ => ReaderMatch::Matches,
+        };
+        let image = match (&self.image, workload.image_repository()) {
+            (Some(pattern), Some(name)) if pattern.matches(name) => ReaderMatch::Matches,
+            _ => fit(&self.image, workload.image.as_deref(), runtime),
+        };
+        // Users give their units any name.
+        let own_unit = match (&self.unit, &workload.unit) {
+            (Some(pattern), Some(unit))
+                if unit.starts_with(USER_UNIT) && !pattern.text.starts_with(USER_UNIT) =>
+            {
+                ReaderMatch::Differs
+            }
             _ => ReaderMatch::Matches,
         };
         [
@@ -72,6 +92,8 @@ impl ReaderPattern {
                 account,
             ),
             executable,
+            image,
+            own_unit,
         ]
         .into_iter()
         .min()
@@ -84,7 +106,19 @@ impl ReaderPattern {
         given.map(NamePattern::is_glob)
     }
 
-    fn parts(&self) -> [(&'static str, Option<&NamePattern>); 6] {
+    /// Whether it says which containers it is about.
+    fn names_a_container(&self) -> bool {
+        let containers = [
+            &self.namespace,
+            &self.workload,
+            &self.container,
+            &self.service_account,
+            &self.image,
+        ];
+        containers.into_iter().any(Option::is_some)
+    }
+
+    fn parts(&self) -> [(&'static str, Option<&NamePattern>); 7] {
         [
             ("namespace", self.namespace.as_ref()),
             ("workload", self.workload.as_ref()),
@@ -92,6 +126,7 @@ impl ReaderPattern {
             ("executable", self.executable.as_ref().map(|path| &path.0)),
             ("container", self.container.as_ref()),
             ("service_account", self.service_account.as_ref()),
+            ("image", self.image.as_ref()),
         ]
     }
 

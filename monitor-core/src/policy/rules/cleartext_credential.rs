@@ -2,7 +2,7 @@
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
-    model::Severity,
+    model::{Destination, Severity},
     policy::{
         context::Context,
         decision::Decision,
@@ -24,6 +24,14 @@ static META: RuleMeta = RuleMeta {
         command: None,
     }),
 };
+
+/// Whether a destination is a pod or a service of the cluster, by the cluster's own account.
+fn is_in_cluster(destination: &Destination) -> bool {
+    destination
+        .object
+        .as_deref()
+        .is_some_and(|object| object.ends_with(".svc") || object.ends_with(".pod"))
+}
 
 /// Raises credentials in plaintext. A metadata service has no TLS, and is not flagged.
 #[derive(Debug)]
@@ -47,11 +55,18 @@ impl Rule for CleartextCredential {
         if !hop.clear
             || destination.address.is_loopback()
             || context.catalog.is_metadata(destination.address)
+            || context.may_be_in_clear(&hop.credential)
         {
             return Decision::Allowed;
         }
+        let inside = is_in_cluster(destination);
+        let severity = if inside {
+            Severity::Low
+        } else {
+            Severity::High
+        };
         Decision::Violation(
-            FindingBuilder::about_hop(&META, Severity::High, hop)
+            FindingBuilder::about_hop(&META, severity, hop)
                 .summary(format!(
                     "{} sent {} in plaintext to {}{}",
                     hop.workload.key(),

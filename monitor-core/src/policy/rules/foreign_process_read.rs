@@ -1,85 +1,90 @@
-//! `foreign-process-read`: a read of the environment or memory of a process that holds a
-//! credential.
+//! `foreign-process-read`: a read of the environment of a process that holds a credential, or of the
+//! memory of any process of another workload.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
-    model::{ForeignRead, Look, Severity, WorkloadKind},
+    model::{ForeignRead, Kinship, Look, Severity, WorkloadKind},
     policy::{
-        context::Context, decision::Decision, finding::FindingBuilder, label::credential_label,
+        context::Context,
+        decision::Decision,
+        expectation::reader::{ReaderMatch, allows},
+        finding::FindingBuilder,
+        label::credential_label,
     },
 };
 
 static META: RuleMeta = RuleMeta {
     name: "foreign-process-read",
-    description: "The environment or memory of a process that holds a credential, read by another.",
+    description: "The environment of a process that holds a credential, or the memory of another workload or of an ancestor, read by a process.",
     references: &[
         "OWASP NHI2:2025 Secret Leakage",
         "ATT&CK T1003.007",
         "ATT&CK T1055.008",
     ],
     alert: Some(AlertMeta {
-        summary: "{workload} read a process that holds a credential",
+        summary: "{workload} read the environment or the memory of another process",
         command: Some("keytrail query timeline --workload {workload} --since 1h"),
     }),
 };
 
-/// Host programs that inspect others as part of their normal operation.
-const INSPECTORS: [&str; 11] = [
-    "/usr/lib/systemd/systemd",
-    "/lib/systemd/systemd",
-    "/usr/lib/systemd/systemd-coredump",
-    "/lib/systemd/systemd-coredump",
-    "/usr/bin/ps",
-    "/bin/ps",
-    "/usr/bin/htop",
-    "/usr/bin/btop",
-    "/usr/bin/top",
-    "/usr/bin/lsof",
-    "/usr/sbin/needrestart",
+/// Where packages put programs.
+const PACKAGED: [&str; 6] = [
+    "/usr/bin/",
+    "/usr/sbin/",
+    "/usr/lib/",
+    "/usr/libexec/",
+    "/bin/",
+    "/sbin/",
 ];
 
-/// Name prefixes of units that upgrade packages automatically, in whatever language they are
-/// written.
-const UPGRADES: [&str; 6] = [
-    "unattended-upgrades",
-    "apt-daily",
-    "dnf-automatic",
-    "packagekit",
-    "needrestart",
-    "zypp-",
-];
+/// Number of credentials that a summary names.
+const NAMED_MAX: usize = 3;
 
-/// Programs below which a read of another process is part of an upgrade.
-const PACKAGE_TOOLS: [&str; 8] = [
-    "/usr/bin/apt",
-    "/usr/bin/apt-get",
-    "/usr/bin/dpkg",
-    "/usr/bin/unattended-upgrade",
-    "/usr/bin/dnf",
-    "/usr/bin/rpm",
-    "/usr/bin/zypper",
-    "/usr/bin/pacman",
-];
-
-/// Raises reads of processes that hold credentials.
+/// Raises reads of other processes: of their environments if they hold a credential, and of their
+/// memory whatever they are known to hold.
 #[derive(Debug)]
 pub struct ForeignProcessRead;
 
-/// Whether the reader does so as part of its normal operation.
-fn is_inspector(read: &ForeignRead) -> bool {
+/// Whether the reader is a program of a package that root runs on the host, such as `ps`. No name of
+/// a program or of an ancestor excuses a read of memory: anyone can have a package manager run a
+/// script, or preload a library into a program.
+fn is_of_a_package(read: &ForeignRead) -> bool {
     let host = matches!(read.workload.kind, WorkloadKind::Host | WorkloadKind::Unit);
-    // A package manager checks which programs still run from files that it replaced.
-    let upgrade = || {
-        let unit = read.workload.unit.as_deref().unwrap_or_default();
-        // Anyone can have a unit of that name below their own service manager.
-        (read.process.uid == 0 && UPGRADES.iter().any(|start| unit.starts_with(start)))
-            || read
-                .process
-                .ancestors
-                .iter()
-                .any(|above| PACKAGE_TOOLS.contains(&above.exe.as_str()))
-    };
-    host && (INSPECTORS.contains(&read.process.exe.as_str()) || upgrade())
+    let exe = &read.process.exe;
+    host && read.process.uid == 0 && PACKAGED.iter().any(|place| exe.starts_with(place))
+}
+
+/// `None` if it is of no interest.
+fn severity(read: &ForeignRead) -> Option<Severity> {
+    let holds = !read.credentials.is_empty();
+    let is_environ = read.look == Look::Environ;
+    match read.relation {
+        // The parent gave a process its environment, and a debugger starts its program.
+        Kinship::Ancestor => holds.then_some(Severity::Low),
+        // What a job runner holds for its jobs is not known, and no job needs its memory.
+        Kinship::Descendant if !is_environ => Some(Severity::High),
+        _ if is_environ && !holds => None,
+        _ if read.workload == read.victim => holds.then_some(Severity::Low),
+        _ if is_environ && is_of_a_package(read) => Some(Severity::Low),
+        _ => Some(Severity::High),
+    }
+}
+
+/// What the victim holds, as text.
+fn holdings(read: &ForeignRead) -> String {
+    let labels = read.credentials.iter().take(NAMED_MAX);
+    let mut text = labels
+        .map(|credential| credential_label(credential))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let more = read.credentials.len().saturating_sub(NAMED_MAX);
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    match text.as_str() {
+        "" => "which is not known to hold a credential".to_owned(),
+        text => format!("which holds {text}"),
+    }
 }
 
 impl Rule for ForeignProcessRead {
@@ -91,33 +96,38 @@ impl Rule for ForeignProcessRead {
         true
     }
 
-    fn judge(&mut self, event: &Event<'_>, _: &Context) -> Decision {
+    fn judge(&mut self, event: &Event<'_>, context: &Context) -> Decision {
         let Event::ForeignRead(read) = event else {
             return Decision::Allowed;
         };
-        // The parent gave a process its environment.
-        let mild = read.workload == read.victim || read.ancestor || is_inspector(read);
-        let severity = if mild { Severity::Low } else { Severity::High };
+        let expected = &context.expectations.inspectors;
+        if allows(expected, &read.workload, &read.process.exe) == Some(ReaderMatch::Matches) {
+            return Decision::Allowed;
+        }
+        let Some(severity) = severity(read) else {
+            return Decision::Allowed;
+        };
         let object = match read.look {
             Look::Environ => "the environment",
             Look::Memory => "the memory",
             Look::Trace => "the memory, by tracing,",
         };
-        Decision::Violation(
-            FindingBuilder::new(&META, severity, read.time, &read.workload)
-                .process(&read.process)
-                .credential(&read.credential)
-                .evidence(read.evidence)
-                .summary(format!(
-                    "{} read {object} of {} (pid {}, {}), which holds {}",
-                    read.workload.key(),
-                    read.victim.key(),
-                    read.victim_process.pid,
-                    read.victim_process.exe,
-                    credential_label(&read.credential)
-                ))
-                .dedup_key(format!("{} {}", read.workload.key(), read.victim.key()))
-                .build(),
-        )
+        let mut finding = FindingBuilder::new(&META, severity, read.time, &read.workload)
+            .process(&read.process)
+            .summary(format!(
+                "{} read {object} of {} (pid {}, {}), {}",
+                read.workload.key(),
+                read.victim.key(),
+                read.victim_process.pid,
+                read.victim_process.exe,
+                holdings(read)
+            ))
+            // One finding, whatever the victim holds.
+            .dedup_key(format!("{} {}", read.workload.key(), read.victim.key()))
+            .any_credential();
+        if let [sole] = &read.credentials[..] {
+            finding = finding.credential(sole).evidence(read.evidence);
+        }
+        Decision::Violation(finding.build())
     }
 }

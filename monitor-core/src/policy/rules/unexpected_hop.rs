@@ -1,4 +1,4 @@
-//! `unexpected-hop`: a credential at a destination where it does not belong.
+//! `unexpected-hop`: a credential at a destination where it does not belong, or a decoy anywhere.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
@@ -25,17 +25,13 @@ static META: RuleMeta = RuleMeta {
     }),
 };
 
-/// Raises hops with the verdict `unexpected`.
+/// Raises hops with the verdict `unexpected`, and with `unproven` where it is worth a look.
 #[derive(Debug)]
 pub struct UnexpectedHop;
 
 fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
     let hop = assessed.hop;
-    let severity = match hop.evidence {
-        Evidence::Presented => Severity::Critical,
-        _ if assessed.written => Severity::Medium,
-        _ => Severity::Low,
-    };
+    let severity = severity(assessed, context);
     let verb = match hop.evidence {
         Evidence::Presented => "presented",
         _ => "held only",
@@ -45,9 +41,22 @@ fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
         Evidence::Presented => "to",
         _ => "and connected to",
     };
+    let reason = if context.is_decoy(&hop.credential) {
+        "; it is a decoy, which nothing legitimate uses"
+    } else if assessed.at_gateway {
+        ", a gateway according to the environment of the workload's first process"
+    } else if assessed.keeps_host {
+        ", although the request names another server"
+    } else if assessed.is_unconfirmed {
+        ", at an address to which DNS did not resolve that name"
+    } else if assessed.is_local {
+        " on this machine"
+    } else {
+        ""
+    };
     FindingBuilder::about_hop(&META, severity, hop)
         .summary(format!(
-            "{} {verb} {} {action} {}{}",
+            "{} {verb} {} {action} {}{reason}{}",
             hop.workload.key(),
             credential_label(&hop.credential),
             hop.destination.label(),
@@ -55,6 +64,34 @@ fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
         ))
         .expected(context.expected(&hop.credential))
         .build()
+}
+
+fn severity(assessed: &AssessedHop<'_>, context: &Context) -> Severity {
+    let hop = assessed.hop;
+    if context.is_decoy(&hop.credential) {
+        return Severity::Critical;
+    }
+    if assessed.verdict == Verdict::Unproven || assessed.is_local {
+        return Severity::Low;
+    }
+    match hop.evidence {
+        // Other services accept the same variables and headers.
+        Evidence::Presented if hop.credential.unmarked && !assessed.written => Severity::Medium,
+        Evidence::Presented => Severity::Critical,
+        _ if assessed.written => Severity::Medium,
+        _ => Severity::Low,
+    }
+}
+
+/// Whether a hop is raised.
+fn is_flagged(assessed: &AssessedHop<'_>, context: &Context) -> bool {
+    let worth_a_look = assessed.at_gateway || assessed.keeps_host || assessed.is_unconfirmed;
+    if assessed.proven && context.is_decoy(&assessed.hop.credential) {
+        return true;
+    }
+    !context.expectations.is_learning()
+        && (assessed.verdict == Verdict::Unexpected
+            || (worth_a_look && assessed.hop.evidence == Evidence::Presented))
 }
 
 impl Rule for UnexpectedHop {
@@ -68,10 +105,7 @@ impl Rule for UnexpectedHop {
 
     fn judge(&mut self, event: &Event<'_>, context: &Context) -> Decision {
         match event {
-            Event::Hop(assessed)
-                if assessed.verdict == Verdict::Unexpected
-                    && !context.expectations.is_learning() =>
-            {
+            Event::Hop(assessed) if is_flagged(assessed, context) => {
                 Decision::Violation(finding(assessed, context))
             }
             _ => Decision::Allowed,

@@ -14,7 +14,7 @@ use crate::{
 
 static META: RuleMeta = RuleMeta {
     name: "unexpected-reader",
-    description: "A workload outside the written readers, or one pod reading another's credential.",
+    description: "A workload outside the written readers, one pod reading another's credential, or any use of a decoy.",
     references: &["OWASP NHI9:2025 NHI Reuse", "ATT&CK T1552.001"],
     alert: Some(AlertMeta {
         summary: "A credential was read by an unexpected workload: {workload}",
@@ -59,11 +59,23 @@ fn judge_use(used: &Use, context: &Context) -> Decision {
         }
         written = written.max(fit);
     }
+    let reader = used.workload.key();
+    let label = credential_label(credential);
+    if context.is_decoy(credential) {
+        return Decision::Violation(
+            FindingBuilder::about_use(&META, Severity::Critical, used)
+                .summary(format!(
+                    "{reader} picked up {label} from {}; it is a decoy, which nothing legitimate uses",
+                    used.place.place
+                ))
+                .dedup_key(reader)
+                .count(used.count.max(1))
+                .build(),
+        );
+    }
     if context.expectations.is_learning() {
         return Decision::Allowed;
     }
-    let reader = used.workload.key();
-    let label = credential_label(credential);
     let (severity, summary) = match written {
         Some(fit) => {
             let (severity, note) = match fit {

@@ -56,7 +56,7 @@ fn harvest() {
     let mut shared = three(&pod, 2);
     shared[2].workload = container("b");
     assert_eq!(harvests(&mut policy(""), &shared), []);
-    let written = "credentials:\n- name: k\n  match: { class: kubeconfig }\n  readers: [ { executable: /usr/bin/cat } ]\n";
+    let written = "credentials:\n- name: k\n  match: { class: kubeconfig }\n  readers: [ { executable: /usr/bin/cat, container: '*' } ]\n";
     assert_eq!(harvests(&mut policy(written), &three(&pod, 2)), []);
     // A harvested credential appears where it should not.
     let mut out = hop(

@@ -148,8 +148,7 @@ fn cleartext_credential() {
 
 #[test]
 fn a_disputed_name_is_not_enough() {
-    let mut policy = policy("");
-    let mut verdict = |disputed: &[(&str, NameSource)]| {
+    let judge = |disputed: &[(&str, NameSource)]| {
         let mut hop = hop(
             "aws-access-key",
             Some("s3.amazonaws.com"),
@@ -163,17 +162,27 @@ fn a_disputed_name_is_not_enough() {
                 name_source: *name_source,
             })
             .collect();
-        policy.judge_hop(&hop).0
+        policy("").judge_hop(&hop)
+    };
+    let verdict = |disputed: &[(&str, NameSource)]| judge(disputed).0;
+    let raised = |disputed: &[(&str, NameSource)]| {
+        let found = judge(disputed).1;
+        let all = rules_of(&found).into_iter();
+        all.map(|(_, severity)| ("unexpected-hop", severity))
+            .collect::<Vec<_>>()
     };
     let dns = NameSource::Dns;
     let host = NameSource::HttpHost;
     assert_eq!(verdict(&[]), Verdict::Expected);
-    assert_eq!(
-        verdict(&[("bucket.s3.amazonaws.com", host)]),
-        Verdict::Expected
-    );
-    assert_eq!(verdict(&[("paste.example", host)]), Verdict::Unexpected);
-    assert_eq!(verdict(&[(UNKNOWN_NAME, host)]), Verdict::Unexpected);
+    assert_eq!(verdict(&[("ec2.amazonaws.com", host)]), Verdict::Expected);
+    for (name, findings) in [
+        ("bucket.s3.amazonaws.com", vec![]),
+        ("paste.example", vec![("unexpected-hop", Severity::Low)]),
+        (UNKNOWN_NAME, vec![("unexpected-hop", Severity::Low)]),
+    ] {
+        assert_eq!(verdict(&[(name, host)]), Verdict::Unproven, "{name}");
+        assert_eq!(raised(&[(name, host)]), findings, "{name}");
+    }
     assert_eq!(verdict(&[("paste.example", dns)]), Verdict::Unexpected);
     assert_eq!(
         verdict(&[("edge.example", dns), ("s3-1.amazonaws.com", dns)]),
@@ -350,7 +359,10 @@ fn a_name_that_dns_disputes_is_not_confirmed() {
         name_source: NameSource::Dns,
     });
     let (verdict, findings) = policy.judge_hop(&hop);
-    assert_eq!((verdict, rules_of(&findings)), (Verdict::Unproven, vec![]));
+    assert_eq!(
+        (verdict, rules_of(&findings)),
+        (Verdict::Unproven, vec![("unexpected-hop", Severity::Low)])
+    );
     hop.destination.name = Some("paste.example".into());
     assert_eq!(policy.judge_hop(&hop).0, Verdict::Unexpected);
 }
@@ -368,4 +380,246 @@ fn a_token_at_a_kubelet_is_unproven() {
     assert_eq!(verdict(10250, "n1.node"), Verdict::Unproven);
     assert_eq!(verdict(8080, "n1.node"), Verdict::Unexpected);
     assert_eq!(verdict(10250, "evil.attacker.svc"), Verdict::Unexpected);
+}
+
+/// What is raised about a credential that is presented somewhere.
+fn raised(text: &str, hop: &Hop) -> (Verdict, Option<Severity>) {
+    let (verdict, findings) = policy(text).judge_hop(hop);
+    let mut about = findings
+        .iter()
+        .filter(|finding| finding.rule == "unexpected-hop");
+    (verdict, about.next().map(|finding| finding.severity))
+}
+
+#[test]
+fn customers_of_an_issuer_are_not_the_issuer() {
+    for (class, host) in [
+        ("aws-access-key", "abcdef.lambda-url.eu-west-1.on.aws"),
+        (
+            "aws-access-key",
+            "internal-evil-1.eu-west-1.elb.amazonaws.com",
+        ),
+        (
+            "aws-access-key",
+            "ec2-192-0-2-9.eu-west-1.compute.amazonaws.com",
+        ),
+        ("aws-access-key", "ec2-192-0-2-9.compute-1.amazonaws.com"),
+        (
+            "aws-access-key",
+            "a1b2c3.execute-api.us-east-1.amazonaws.com",
+        ),
+        ("aws-session-key", "drop.s3.eu-central-1.amazonaws.com"),
+        ("azure-access-token", "drop.blob.core.windows.net"),
+        ("azure-access-token", "evil.azurewebsites.net"),
+        ("github-token", "gist.githubusercontent.com"),
+        ("google-api-key", "script.google.com"),
+        ("shopify-token", "evil.myshopify.com"),
+    ] {
+        let hop = hop(class, Some(host), "203.0.113.9", Evidence::Presented);
+        assert_eq!(
+            raised("", &hop),
+            (Verdict::Unproven, None),
+            "{class} {host}"
+        );
+        let written = format!(
+            "credentials:\n- name: own\n  match: {{ class: {class} }}\n  destinations: [ {host} ]\n"
+        );
+        assert_eq!(
+            raised(&written, &hop).0,
+            Verdict::Expected,
+            "{class} {host}"
+        );
+    }
+    // A tenant's name does not excuse a server outside the issuer's domain.
+    let mut other = hop(
+        "aws-access-key",
+        Some("paste.example"),
+        "203.0.113.9",
+        Evidence::Presented,
+    );
+    other.destination.disputed.push(SourcedName {
+        name: "drop.s3.amazonaws.com".into(),
+        name_source: NameSource::Dns,
+    });
+    assert_eq!(
+        raised("", &other),
+        (Verdict::Unexpected, Some(Severity::Critical))
+    );
+}
+
+#[test]
+fn issuers_in_other_clouds_and_domains() {
+    for (class, host) in [
+        ("azure-access-token", "management.usgovcloudapi.net"),
+        ("azure-access-token", "management.chinacloudapi.cn"),
+        ("azure-access-token", "login.microsoftonline.us"),
+        ("azure-access-token", "dev.azure.com"),
+        ("azure-access-token", "api.powerbi.com"),
+        ("github-token", "api.octocorp.ghe.com"),
+        ("github-app-token", "api.githubcopilot.com"),
+        ("github-token", "models.github.ai"),
+        ("npm-token", "registry.yarnpkg.com"),
+        ("anthropic-key", "platform.claude.com"),
+        ("aws-access-key", "sts.cn-north-1.amazonaws.com.cn"),
+        ("aws-access-key", "s3.eusc-de-east-1.amazonaws.eu"),
+    ] {
+        let hop = hop(class, Some(host), "203.0.113.9", Evidence::Presented);
+        assert_eq!(
+            raised("", &hop),
+            (Verdict::Expected, None),
+            "{class} {host}"
+        );
+    }
+}
+
+#[test]
+fn a_gateway_that_the_configuration_names_is_expected() {
+    let text = "gateways:\n- { name: llm, classes: [ 'anthropic-*' ], destinations: [ 'llm.corp.example:443' ] }\n";
+    let at = |class: &str, host: &str| {
+        raised(
+            text,
+            &hop(class, Some(host), "203.0.113.9", Evidence::Presented),
+        )
+    };
+    assert_eq!(
+        at("anthropic-key", "llm.corp.example"),
+        (Verdict::Expected, None)
+    );
+    let critical = (Verdict::Unexpected, Some(Severity::Critical));
+    assert_eq!(at("stripe-key", "llm.corp.example"), critical);
+    assert_eq!(at("anthropic-key", "llm.evil.example"), critical);
+}
+
+#[test]
+fn a_gateway_that_a_first_process_names_raises_low() {
+    let mut policy = policy("");
+    let hop = hop(
+        "anthropic-key",
+        Some("llm.corp.example"),
+        "203.0.113.9",
+        Evidence::Presented,
+    );
+    let gateway = |class: &str, port| gateways::DeclaredGateway {
+        host: "llm.corp.example".into(),
+        port,
+        classes: vec![class.into()],
+    };
+    let mut with = |gateway| {
+        policy.set_gateways(&Tenant::default(), &hop.workload, vec![gateway]);
+        let (verdict, findings) = policy.judge_hop(&hop);
+        (verdict, rules_of(&findings).first().map(|found| found.1))
+    };
+    let low = (Verdict::Unproven, Some(Severity::Low));
+    assert_eq!(with(gateway("anthropic-key", None)), low);
+    assert_eq!(with(gateway("anthropic-key", Some(443))), low);
+    let critical = (Verdict::Unexpected, Some(Severity::Critical));
+    assert_eq!(with(gateway("anthropic-key", Some(8443))), critical);
+    assert_eq!(with(gateway("openai-key", None)), critical);
+    // A renamed workload keeps its gateways, and another has none of them.
+    with(gateway("anthropic-key", None));
+    let named = container("llm-client");
+    policy.rename(&hop.workload, &named);
+    let mut renamed = hop.clone();
+    renamed.workload = named;
+    assert_eq!(policy.judge_hop(&renamed).0, Verdict::Unproven);
+    assert_eq!(policy.judge_hop(&hop).0, Verdict::Unexpected);
+}
+
+#[test]
+fn without_an_issuers_mark_an_unknown_host_is_medium_at_most() {
+    let mut hop = hop(
+        "datadog-key",
+        Some("metrics.corp.example"),
+        "203.0.113.9",
+        Evidence::Presented,
+    );
+    Arc::make_mut(&mut hop.credential).unmarked = true;
+    assert_eq!(
+        raised("", &hop),
+        (Verdict::Unexpected, Some(Severity::Medium))
+    );
+    // What is written is not a guess.
+    let written = "credentials:\n- { name: dd, match: { class: datadog-key }, destinations: [ intake.corp.example ] }\n";
+    assert_eq!(raised(written, &hop).1, Some(Severity::Critical));
+}
+
+#[test]
+fn a_server_on_this_machine_is_low() {
+    let at = |name: Option<&str>, clear: bool| {
+        let hop = Hop {
+            clear,
+            ..hop("aws-access-key", name, "127.0.0.1", Evidence::Presented)
+        };
+        raised("", &hop).1
+    };
+    assert_eq!(at(None, false), Some(Severity::Low));
+    assert_eq!(at(Some("localhost"), true), Some(Severity::Low));
+    assert_eq!(at(Some("s3.localhost"), false), Some(Severity::Low));
+    // nginx passes the name of its own client on.
+    assert_eq!(at(Some("shop.corp.example"), true), Some(Severity::Low));
+    // A relay to another machine.
+    assert_eq!(at(Some("paste.example"), false), Some(Severity::Critical));
+}
+
+#[test]
+fn plaintext_inside_a_cluster_is_low() {
+    let severity = |text: &str, object: Option<&str>| {
+        let mut hop = Hop {
+            clear: true,
+            ..hop("registry-credential", None, "10.0.0.1", Evidence::Presented)
+        };
+        if let Some(object) = object {
+            hop.destination.set_object(object);
+        }
+        let (_, findings) = policy(text).judge_hop(&hop);
+        let mut about = findings
+            .iter()
+            .filter(|finding| finding.rule == "cleartext-credential");
+        about.next().map(|finding| finding.severity)
+    };
+    assert_eq!(
+        severity("", Some("registry.infra.svc")),
+        Some(Severity::Low)
+    );
+    assert_eq!(
+        severity("", Some("registry.infra.pod")),
+        Some(Severity::Low)
+    );
+    assert_eq!(severity("", Some("n1.node")), Some(Severity::High));
+    assert_eq!(severity("", None), Some(Severity::High));
+    let allowed =
+        "credentials:\n- { name: r, match: { class: registry-credential }, cleartext: allowed }\n";
+    assert_eq!(severity(allowed, None), None);
+}
+
+#[test]
+fn any_use_of_a_decoy_is_critical() {
+    let text =
+        "mode: learn\ncredentials:\n- { name: bait, match: { file: /srv/key }, decoy: true }\n";
+    for evidence in [Evidence::Presented, Evidence::Sole] {
+        let hop = hop(
+            "aws-access-key",
+            Some("sts.amazonaws.com"),
+            "203.0.113.9",
+            evidence,
+        );
+        assert_eq!(raised(text, &hop).1, Some(Severity::Critical), "{evidence}");
+    }
+    let held = hop(
+        "aws-access-key",
+        Some("sts.amazonaws.com"),
+        "203.0.113.9",
+        Evidence::Held,
+    );
+    assert_eq!(raised(text, &held).1, None);
+    let read = used("aws-access-key", "/srv/key", "/usr/bin/cat");
+    assert_eq!(
+        rules_of(&findings_of(policy(text).judge_reader(&read))),
+        [("unexpected-reader", Severity::Critical)]
+    );
+    let kept = text.replace(
+        "decoy: true",
+        "decoy: true, readers: [ { executable: /usr/bin/cat } ]",
+    );
+    assert_eq!(findings_of(policy(&kept).judge_reader(&read)), []);
 }

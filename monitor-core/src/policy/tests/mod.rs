@@ -7,8 +7,8 @@ mod readers;
 
 use super::*;
 use crate::model::{
-    CredentialId, Destination, Gap, IssuedTo, Lifetime, Login, Look, NameSource, Place, Process,
-    Role, Severity, Source, SourcedName, Transport, UNKNOWN_NAME, Untrusted, Workload,
+    CredentialId, Destination, Gap, IssuedTo, Kinship, Lifetime, Login, Look, NameSource, Place,
+    Process, Role, Severity, Source, SourcedName, Transport, UNKNOWN_NAME, Untrusted, Workload,
     WorkloadKind,
 };
 use jiff::Timestamp;

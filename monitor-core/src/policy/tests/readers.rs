@@ -294,3 +294,58 @@ fn untrusted_binary() {
     }
     assert_eq!(with(None), None);
 }
+
+#[test]
+fn a_reader_that_a_user_or_an_image_can_imitate_does_not_qualify() {
+    let allowed = |reader: &str, workload: &Workload, exe: &str| {
+        let text = format!(
+            "credentials:\n- name: k\n  match: {{ file: /srv/key }}\n  readers: [ {reader} ]\n"
+        );
+        let mut read = used("x", "/srv/key", exe);
+        read.workload = workload.clone();
+        findings_of(policy(&text).judge_reader(&read)).is_empty()
+    };
+    let unit = |name: &str| Workload {
+        kind: WorkloadKind::Unit,
+        unit: Some(name.into()),
+        ..Workload::host(name)
+    };
+    let (own, users) = (unit("payments.service"), unit("user@1000/payments.service"));
+    for pattern in ["payments.service", "*.service", "'*'", "'pay*'"] {
+        let reader = format!("{{ unit: {pattern} }}");
+        let reader = reader.replace("*.service", "'*.service'");
+        assert!(allowed(&reader, &own, "/usr/bin/x"), "{pattern}");
+        assert!(!allowed(&reader, &users, "/usr/bin/x"), "{pattern}");
+    }
+    assert!(allowed("{ unit: 'user@1000/*' }", &users, "/usr/bin/x"));
+    let image = |image: &str| Workload {
+        image: Some(image.into()),
+        ..container("a")
+    };
+    let shop = image("registry.example:5000/shop/api:v1.2@sha256:0123");
+    let executable = "{ executable: /app/api }";
+    assert!(
+        !allowed(executable, &shop, "/app/api"),
+        "a path in any image"
+    );
+    assert!(allowed(executable, &Workload::host("/app/api"), "/app/api"));
+    let both = "{ executable: /app/api, image: registry.example:5000/shop/api }";
+    assert!(allowed(both, &shop, "/app/api"));
+    assert!(!allowed(
+        both,
+        &image("docker.io/evil/api:v1.2"),
+        "/app/api"
+    ));
+    assert!(!allowed(both, &shop, "/app/other"));
+    assert!(allowed(
+        "{ image: '*/shop/api:v1.2*' }",
+        &shop,
+        "/app/other"
+    ));
+    let nested = shop.nested("0123456789abcdef");
+    assert!(!allowed(
+        "{ image: 'registry.example:5000/shop/*' }",
+        &nested,
+        "/app/api"
+    ));
+}

@@ -193,7 +193,7 @@ fn foreign(pid: u32, victim: u32) -> TrailEvent {
     TrailEvent::Foreign {
         time: at(2),
         actor: actor(pid),
-        victim: actor(victim),
+        victim: actor(victim).into(),
         look: Look::Environ,
     }
 }
@@ -221,20 +221,27 @@ fn reading_a_holders_memory_makes_a_holder() {
     let reads = foreign_reads(events.clone());
     assert_eq!(reads.len(), 1);
     assert_eq!(reads[0].evidence, Evidence::Sole);
-    assert!(!reads[0].ancestor);
+    assert_eq!(reads[0].relation, Kinship::Unrelated);
     let hops = hops(events);
     assert_eq!(hops.len(), 1, "{hops:?}");
     assert_eq!(hops[0].1, "paste.example:443");
 }
 
 #[test]
-fn reading_a_process_without_credentials_reports_nothing() {
-    assert!(foreign_reads(vec![exec(10, 1, "a", false), foreign(20, 10)]).is_empty());
+fn a_reader_is_related_to_whom_it_reads() {
+    let reads = foreign_reads(vec![exec(10, 1, "a", false), foreign(20, 10)]);
+    assert_eq!(reads[0].credentials, [], "it may hold what is not known");
+    let above = vec![
+        exec(10, 1, "a", false),
+        exec(20, 10, "a", false),
+        foreign(20, 10),
+    ];
+    assert_eq!(foreign_reads(above)[0].relation, Kinship::Descendant);
     let below = vec![
         exec(20, 1, "a", false),
         exec(10, 20, "a", false),
         pick(10, 7, Source::File, None),
         foreign(20, 10),
     ];
-    assert!(foreign_reads(below)[0].ancestor, "it started the other one");
+    assert_eq!(foreign_reads(below)[0].relation, Kinship::Ancestor);
 }

@@ -99,6 +99,7 @@ impl ContainerNames {
             service_account: self.service_account.clone(),
             unit: None,
             image: self.image.clone(),
+            within: None,
             partial: false,
         })
     }

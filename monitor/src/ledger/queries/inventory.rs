@@ -58,7 +58,7 @@ impl LedgerReader {
         )?;
         let mut credentials = Vec::new();
         for (mut credential, first_seen, last_used) in rows {
-            credential.sources = self.sources(&credential.id)?;
+            self.add_places(&mut credential)?;
             let workloads = self.query_strings(
                 "SELECT DISTINCT key FROM workload WHERE id IN (
                     SELECT workload FROM use_edge WHERE credential = ?1

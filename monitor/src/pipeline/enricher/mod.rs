@@ -5,6 +5,7 @@ mod backlog;
 mod connection;
 mod environment;
 mod file;
+mod gateways;
 mod pace;
 mod presented;
 mod process;
@@ -26,6 +27,7 @@ use backlog::Dropped;
 pub use backlog::DroppedOfGroup;
 use connection::PendingObjects;
 use file::{FileReads, READS_CACHED};
+use gateways::GatewayReads;
 use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::map::PRESENTATIONS_MAX;
@@ -70,6 +72,7 @@ pub struct Enricher {
     /// arrive later.
     repeated: CountedLru<OpenFileKey, FileReads>,
     reads: PendingReads,
+    gateways: GatewayReads,
     pace: Pace,
     wanted: WantedFiles,
     /// Number of payloads that began like a ClientHello and could not be parsed.
@@ -100,6 +103,7 @@ impl Enricher {
             sensor,
             repeated: CountedLru::new(READS_CACHED),
             reads: PendingReads::default(),
+            gateways: GatewayReads::default(),
             pace: Pace::default(),
             wanted: WantedFiles::default(),
             malformed: 0,
@@ -128,7 +132,7 @@ impl Enricher {
             self.reads.queue.extend(observations.drain(..));
         }
         for (id, result) in answers {
-            self.take_answer(id, result, events);
+            self.take_answer(id, result, now, events);
         }
         self.pace.begin_turn(now);
         self.drop_excess(now);

@@ -17,6 +17,7 @@ impl Enricher {
     pub(super) fn exec(&mut self, exec: &ObservedExec, events: &mut Vec<TrailEvent>) {
         let task = &exec.task;
         self.attribution.exec(task, &exec.exe, exec.unlinked);
+        self.gateways.forget(task.subject);
         events.push(self.exec_event(task.time, task.subject));
     }
 
@@ -53,7 +54,7 @@ impl Enricher {
             events.push(TrailEvent::Foreign {
                 time: task.time,
                 actor: self.actor(task.subject),
-                victim: self.actor(victim),
+                victim: Box::new(self.actor(victim)),
                 look: read.look,
             });
         } else if read.look != Look::Environ {

@@ -65,6 +65,10 @@ enum ReadPurpose {
         subject: Subject,
         request: ReadRequest,
     },
+    /// The gateways that the first process of a workload was told.
+    Gateways {
+        first: Subject,
+    },
     Homes,
     /// Files at these places, and in volumes.
     Recovered {
@@ -79,7 +83,9 @@ impl ReadPurpose {
         match self {
             Self::LateFile(late) => Some(late.open.task.subject),
             Self::Environment(taken) => Some(taken.subject),
-            Self::Process { subject, .. } | Self::Trust { subject, .. } => Some(*subject),
+            Self::Process { subject, .. }
+            | Self::Trust { subject, .. }
+            | Self::Gateways { first: subject } => Some(*subject),
             Self::Head | Self::Homes | Self::Recovered { .. } => None,
         }
     }
@@ -114,8 +120,8 @@ struct HeadReads {
     limit: SignedDuration,
     file: Option<HeadFile>,
     environment: Option<HeadEnvironment>,
-    /// Requests about the trust in its program that have no answer yet.
-    trust: BTreeSet<ReadId>,
+    /// Requests about its program and its workload that have no answer yet.
+    context: BTreeSet<ReadId>,
     subject: Subject,
 }
 
@@ -136,7 +142,7 @@ struct HeadEnvironment {
 
 impl HeadReads {
     fn is_complete(&self) -> bool {
-        self.trust.is_empty()
+        self.context.is_empty()
             && self
                 .file
                 .as_ref()
@@ -223,6 +229,12 @@ impl PendingReads {
         self.unexamined += 1;
         let request = ReadRequest::Process { process: subject };
         self.request(request, ReadPurpose::Process { time, subject });
+    }
+
+    /// Requests the gateways that the first process of a workload was told.
+    pub fn request_gateways(&mut self, first: Subject) -> ReadId {
+        let request = ReadRequest::Environment { process: first };
+        self.request(request, ReadPurpose::Gateways { first })
     }
 
     /// Requests the places that an environment names.
@@ -337,7 +349,7 @@ impl Enricher {
             limit: self.reads.budget.other_limit(now),
             file: None,
             environment: None,
-            trust: BTreeSet::new(),
+            context: BTreeSet::new(),
             subject: observation.task()?.subject,
         };
         let picks_up = match observation {
@@ -366,7 +378,9 @@ impl Enricher {
             _ => false,
         };
         if picks_up {
-            head.trust.extend(self.request_trust(head.subject));
+            head.context.extend(self.request_trust(head.subject));
+            head.context
+                .extend(self.request_gateways(now, head.subject));
         }
         (!head.is_complete()).then_some(head)
     }

@@ -38,6 +38,9 @@ impl Enricher {
         let found = self
             .credentials
             .in_environment(&tenant, &answer.environment.variables);
+        if !found.is_empty() {
+            self.request_gateways(time, subject);
+        }
         self.pick_up_variables(time, subject, found, events);
         self.learn_places(subject, &[], answer.environment.places);
         let task = self.attribution.task_info(subject, time);

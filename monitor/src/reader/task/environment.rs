@@ -8,7 +8,10 @@ use crate::{
     reader::protocol::{EnvironmentAnswer, PointedPlace},
 };
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
-use monitor_core::catalog::{Catalog, glob::normalise, is_general};
+use monitor_core::{
+    catalog::{Catalog, glob::normalise, is_general},
+    policy::gateways::DeclaredGateway,
+};
 use monitor_parse::credential::LeftOut;
 use std::{
     fs::File,
@@ -25,21 +28,26 @@ const VARIABLES_MAX: usize = 4096;
 pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<EnvironmentAnswer> {
     let mut file = File::open(format!("/proc/{pid}/environ"))?;
     let (catalog, key) = (&tasks.catalog, tasks.key);
-    let ((mut variables, targets), has_more) = tasks.buffer.with_file(&mut file, |bytes| {
-        let entries = || bytes.split(|byte| *byte == 0);
-        let variables: Vec<ObservedVariable> = entries()
-            .filter_map(|entry| parse_variable(catalog, key, entry))
-            .filter(|variable| {
-                variable.prefix.is_some() || catalog.variable(&variable.name).is_some()
-            })
-            .take(VARIABLES_MAX + 1)
-            .collect();
-        let targets: Vec<(PathBuf, String)> = entries()
-            .flat_map(|entry| targets(catalog, entry))
-            .take(PLACES_MAX)
-            .collect();
-        (variables, targets)
-    })?;
+    let ((mut variables, targets, gateways), has_more) =
+        tasks.buffer.with_file(&mut file, |bytes| {
+            let entries = || bytes.split(|byte| *byte == 0);
+            let variables: Vec<ObservedVariable> = entries()
+                .filter_map(|entry| parse_variable(catalog, key, entry))
+                .filter(|variable| {
+                    variable.prefix.is_some() || catalog.variable(&variable.name).is_some()
+                })
+                .take(VARIABLES_MAX + 1)
+                .collect();
+            let targets: Vec<(PathBuf, String)> = entries()
+                .flat_map(|entry| targets(catalog, entry))
+                .take(PLACES_MAX)
+                .collect();
+            let gateways: Vec<DeclaredGateway> = entries()
+                .filter_map(|entry| gateway(catalog, entry))
+                .take(PLACES_MAX)
+                .collect();
+            (variables, targets, gateways)
+        })?;
     let places = targets
         .into_iter()
         .filter_map(|(path, class)| pointed_place(catalog, pid, &path, class))
@@ -53,6 +61,7 @@ pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<Environm
     Ok(EnvironmentAnswer {
         variables,
         places,
+        gateways,
         left_out,
     })
 }
@@ -107,6 +116,16 @@ pub fn parse_variable(
         dots: value.iter().filter(|byte| **byte == b'.').count() as u32,
         url,
     })
+}
+
+/// The server that a variable names, if credentials of some classes go there.
+fn gateway(catalog: &Catalog, entry: &[u8]) -> Option<DeclaredGateway> {
+    let (name, value) = std::str::from_utf8(entry).ok()?.split_once('=')?;
+    let classes: Vec<String> = catalog.gateway_classes(name).map(str::to_owned).collect();
+    if classes.is_empty() {
+        return None;
+    }
+    DeclaredGateway::parse(value, classes)
 }
 
 /// The paths that a variable's value names, with their classes.

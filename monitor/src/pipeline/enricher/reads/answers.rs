@@ -20,6 +20,7 @@ impl Enricher {
         &mut self,
         id: ReadId,
         result: ReadResult,
+        now: Timestamp,
         events: &mut Vec<TrailEvent>,
     ) {
         match self.reads.purposes.remove(&id) {
@@ -43,6 +44,12 @@ impl Enricher {
             }
             Some(ReadPurpose::Trust { subject, request }) => {
                 self.take_trust(id, subject, &request, result);
+            }
+            Some(ReadPurpose::Gateways { first }) => {
+                self.take_gateways(now, first, environment(result), events);
+                if let Some(head) = &mut self.reads.head {
+                    head.context.remove(&id);
+                }
             }
             Some(ReadPurpose::Homes) => {
                 if let Ok(ReadAnswer::Homes(homes)) = result {
@@ -89,9 +96,9 @@ impl Enricher {
             None
         };
         if let Some(head) = &mut self.reads.head
-            && head.trust.remove(&id)
+            && head.context.remove(&id)
         {
-            head.trust.extend(next);
+            head.context.extend(next);
         }
     }
 
