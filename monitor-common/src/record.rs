@@ -357,12 +357,15 @@ pub struct PayloadRecord {
     pub len: u32,
     pub time: u64,
     pub cookie: u64,
-    /// Bytes of payload in the packet.
+    /// Bytes of payload in the packet; [`ASKS_FOR_TUNNEL`] or 0 with the server name of a request.
     pub payload_len: u32,
     /// TCP sequence number of the first byte.
     pub sequence: u32,
     pub owner: OwnerFields,
 }
+
+/// The request asks a proxy for a connection to the server that it names.
+pub const ASKS_FOR_TUNNEL: u32 = 1;
 
 const _: () = {
     assert!(size_of::<RecordHeader>() == 72);

@@ -578,7 +578,9 @@ fn a_leaked_token_is_a_critical_finding() -> Result<()> {
     let status = Command::new("curl")
         .args(["-sSk", "-o", "/dev/null", "-H"])
         .arg(format!("Authorization: token {token}"))
-        .arg(format!("https://{address}/"))
+        .arg("--resolve")
+        .arg(format!("paste.example:{}:127.0.0.1", address.port()))
+        .arg(format!("https://paste.example:{}/", address.port()))
         .status()?;
     ensure!(status.success());
     let id = scene.agent.id_of(token)?;

@@ -66,6 +66,9 @@ pub struct Hop {
     /// once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+    /// The destination is a proxy, and the credential is meant for the proxy itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub for_proxy: bool,
     /// How often it was presented, if the probes counted instead of reporting each time.
     #[serde(default = "once", skip_serializing_if = "is_once")]
     pub count: u64,

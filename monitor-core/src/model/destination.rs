@@ -30,6 +30,9 @@ pub struct Destination {
     /// reported it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
+    /// The proxy through which it is reached, with its port: the address is the proxy's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
 }
 
 /// A name, and its origin.
@@ -39,6 +42,10 @@ pub struct SourcedName {
     pub name: String,
     pub name_source: NameSource,
 }
+
+/// The port of a server that is reached through a proxy: a request for another one is rare, and its
+/// port is not seen.
+const TUNNEL_PORT: u16 = 443;
 
 /// Stands for a name that is not known but differs from the expected one.
 pub const UNKNOWN_NAME: &str = "?";
@@ -60,6 +67,18 @@ impl Destination {
             one_of: 0,
             disputed: Vec::new(),
             object: None,
+            via: None,
+        }
+    }
+
+    /// A server that is reached through a proxy at this destination. Names of the proxy's address say
+    /// nothing about it.
+    pub fn tunnel_to(&self, name: Option<&str>) -> Self {
+        Self {
+            name: name.map(str::to_owned),
+            name_source: name.map_or(NameSource::None, |_| NameSource::HttpHost),
+            via: Some(self.place()),
+            ..Self::unnamed(self.address, TUNNEL_PORT, self.transport)
         }
     }
 
@@ -115,6 +134,9 @@ impl Destination {
         let mut label = self.place();
         if self.one_of > 0 {
             label = format!("{label} (one of {})", self.one_of);
+        }
+        if let Some(via) = &self.via {
+            label = format!("{label} via {via}");
         }
         for other in &self.disputed {
             label = format!("{label} ({} by {})", other.name, other.name_source);

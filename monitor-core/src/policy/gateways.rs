@@ -91,7 +91,9 @@ impl DeclaredGateways {
     }
 
     pub fn of(&self, workload: &Workload) -> &[DeclaredGateway] {
-        self.0.peek(&container_key(workload)).map_or(&[], Vec::as_slice)
+        self.0
+            .peek(&container_key(workload))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// A workload was renamed.

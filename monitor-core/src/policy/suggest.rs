@@ -390,6 +390,7 @@ fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Context) -> bool 
             evidence: row.evidence,
             clear: false,
             again: false,
+            for_proxy: false,
             count: 1,
         };
         plain.assess(&hop).verdict == Verdict::Expected

@@ -164,6 +164,7 @@ impl Replay {
             evidence: row.evidence,
             clear: false,
             again: false,
+            for_proxy: false,
             count: 1,
         };
         let (_, raised) = self.policy.judge_hop(&hop);

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     /// Shared by the connections of a process, because there are many.
     pub actor: Arc<Actor>,
     pub destination: Destination,
+    /// The proxy that was asked for the destination.
+    pub proxy: Option<Box<Destination>>,
     pub stdin: Option<u64>,
     pub settled: bool,
     pub named: bool,
@@ -127,6 +129,7 @@ impl Connections {
                 time,
                 actor,
                 destination,
+                proxy: None,
                 stdin,
                 settled: false,
                 named: false,
@@ -201,11 +204,14 @@ impl Connections {
         found
     }
 
-    /// Destinations of all connections.
+    /// Destinations of all connections: those to which they were made.
     pub fn destinations_mut(&mut self) -> impl Iterator<Item = &mut Destination> {
         self.known
             .values_mut()
-            .map(|connection| &mut connection.destination)
+            .map(|connection| match &mut connection.proxy {
+                Some(proxy) => proxy,
+                None => &mut connection.destination,
+            })
     }
 
     /// Renames a workload in the actors.

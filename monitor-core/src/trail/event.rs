@@ -149,6 +149,9 @@ pub struct ConnectionName {
     /// It comes from the head of a request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host: bool,
+    /// The request asks a proxy for a connection to that server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tunnel: bool,
 }
 
 /// The trail's output.

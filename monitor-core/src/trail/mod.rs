@@ -215,6 +215,18 @@ impl Trail {
         if let Some(named) = named {
             // A name after a proxy's CONNECT or a STARTTLS arrives after the connection's
             // destination was resolved: it is another destination, reached through the first.
+            if named.tunnel {
+                let proxy = connection.proxy.take();
+                let proxy = proxy.unwrap_or_else(|| Box::new(connection.destination.clone()));
+                connection.destination = proxy.tunnel_to(named.server_name.as_deref());
+                connection.proxy = Some(proxy);
+                connection.settled = false;
+                // The ClientHello tells an address's name.
+                if named.server_name.is_some() {
+                    self.resolve_destination(id, time, out);
+                }
+                return;
+            }
             connection.destination.ech = named.ech;
             if let Some(name) = named.server_name
                 && !connection.named
@@ -228,8 +240,17 @@ impl Trail {
                 let destination = &mut connection.destination;
                 if destination.name_source != source {
                     connection.settled = false;
+                    let asked_for = destination.name.clone();
                     destination.add_name(&name, source);
-                    self.names.add_disputed(destination);
+                    if connection.proxy.is_some() {
+                        // The proxy resolves the name, and DNS says nothing about its own address.
+                        if asked_for.as_deref() == Some(&name) {
+                            destination.name_source = source;
+                            connection.settled = true;
+                        }
+                    } else {
+                        self.names.add_disputed(destination);
+                    }
                 }
             }
         }
@@ -274,6 +295,7 @@ impl Trail {
                 evidence,
                 clear: false,
                 again: was_presented(&holding),
+                for_proxy: false,
                 count: 1,
             })));
         }

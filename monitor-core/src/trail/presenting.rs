@@ -41,7 +41,9 @@ impl Trail {
             Some(destination) => vec![destination.clone()],
             None => self.connections.tcp_destinations(actor.subject, server),
         };
-        apply_request_host(host.as_deref(), &mut destinations);
+        if !is_for_proxy(&place) {
+            apply_request_host(host.as_deref(), &mut destinations);
+        }
         if let (Some(id), [_]) = (connection, &destinations[..]) {
             self.connections.note_presented(id, &credential);
         }
@@ -68,8 +70,15 @@ impl Trail {
             return;
         };
         let actor = Arc::clone(&known.actor);
+        let for_proxy = known
+            .proxy
+            .as_ref()
+            .filter(|_| is_for_proxy(&presented.place));
         let mut destinations = vec![known.destination.clone()];
-        apply_request_host(host, &mut destinations);
+        match for_proxy {
+            Some(proxy) => destinations = vec![(**proxy).clone()],
+            None => apply_request_host(host, &mut destinations),
+        }
         self.connections
             .note_presented(connection, &presented.credential);
         self.presented(presented, &actor, &destinations, out);
@@ -130,6 +139,7 @@ impl Trail {
             clear,
             count,
         } = presented;
+        let for_proxy = is_for_proxy(&place);
         out.push(used(time, actor, &credential, place, count));
         if destinations.is_empty() {
             self.unmatched += 1;
@@ -155,6 +165,7 @@ impl Trail {
                 evidence: Evidence::Presented,
                 clear,
                 again,
+                for_proxy,
                 count,
             })));
         }
@@ -206,6 +217,11 @@ impl Trail {
         }
         false
     }
+}
+
+/// Whether a credential is meant for a proxy, whatever server the request names.
+fn is_for_proxy(place: &Place) -> bool {
+    place.place == "header:proxy-authorization"
 }
 
 /// Applies the server name in the head of a request. If it differs from the connection's name, the

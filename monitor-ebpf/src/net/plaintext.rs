@@ -13,6 +13,7 @@ use crate::{
             search,
             source::{PlaintextSource, begin_search, bounded, end_search, scratch},
             stream::{WriteFormat, expects_more, write_format},
+            value::asks_for_tunnel,
             value::emit_values,
         },
     },
@@ -27,7 +28,7 @@ use aya_ebpf::{
 use monitor_common::{
     http2, login,
     map::{ExpectedResponse, FoundCredential, SearchScratch, StreamKey},
-    record::{PayloadRecord, Probe, Stage, kind},
+    record::{ASKS_FOR_TUNNEL, PayloadRecord, Probe, Stage, kind},
     response::requests_imds_token,
     scan::{self, CARRIED_MAX, HOST_MAX, WINDOW},
 };
@@ -122,7 +123,7 @@ impl PlaintextSource for SentPlaintext {
                 len,
                 time: boot_time_ns(),
                 cookie: scratch.object.address,
-                payload_len: 0,
+                payload_len: u32::from(asks_for_tunnel(scratch)) * ASKS_FOR_TUNNEL,
                 sequence: 0,
                 owner: scratch.owner,
             };

@@ -30,6 +30,7 @@ fn destination(name: Option<&str>, address: &str, port: u16) -> Destination {
         one_of: 0,
         disputed: Vec::new(),
         object: None,
+        via: None,
     }
 }
 

@@ -8,10 +8,10 @@ use super::observation::{
 use crate::observed::{file::FileId, variable::ObservedVariable};
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::record::{
-    self, BY_INODE, CONNECTED, ConnectRecord, FileRecord, ForeignReadRecord, INHERITED, NO_LOGIN,
-    PayloadRecord, PlaintextRecord, PresentedRecord, ProcessRecord, RECEIVED, RecordHeader,
-    RefusedRecord, SHARED_WITH_PARENT, TRUNCATED, UNLINKED, VariableRecord, WRITE_ONLY,
-    WriteSocketRecord, foreign, kind,
+    self, ASKS_FOR_TUNNEL, BY_INODE, CONNECTED, ConnectRecord, FileRecord, ForeignReadRecord,
+    INHERITED, NO_LOGIN, PayloadRecord, PlaintextRecord, PresentedRecord, ProcessRecord, RECEIVED,
+    RecordHeader, RefusedRecord, SHARED_WITH_PARENT, TRUNCATED, UNLINKED, VariableRecord,
+    WRITE_ONLY, WriteSocketRecord, foreign, kind,
 };
 use monitor_core::model::{Look, Subject, Transport};
 use monitor_parse::{
@@ -331,6 +331,7 @@ impl TryFrom<RawRecord<'_>> for PlaintextHost {
             owner: record.owner.into(),
             cookie: record.cookie,
             name: host_name(name),
+            asks_for_tunnel: record.payload_len == ASKS_FOR_TUNNEL,
         })
     }
 }

@@ -253,6 +253,8 @@ pub struct PlaintextHost {
     pub owner: RecordOwner,
     pub cookie: u64,
     pub name: Option<String>,
+    /// The request asks a proxy for a connection to that server.
+    pub asks_for_tunnel: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -92,11 +92,13 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
             one_of: 0,
             disputed: Vec::new(),
             object: None,
+            via: None,
         },
         others: Vec::new(),
         evidence,
         clear: false,
         again: false,
+        for_proxy: false,
         count: 1,
     }
 }

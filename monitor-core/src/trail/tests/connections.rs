@@ -19,18 +19,84 @@ fn dns_and_unnamed_loopback_are_no_hops() {
     }
 }
 
+/// A request that asks a proxy for a connection to a server.
+fn tunnel(id: u64, name: Option<&str>) -> TrailEvent {
+    TrailEvent::Payload {
+        time: at(3),
+        connection: id,
+        destination: Some(ConnectionName {
+            server_name: name.map(str::to_owned),
+            ech: false,
+            host: true,
+            tunnel: true,
+        }),
+    }
+}
+
 #[test]
-fn a_name_after_a_proxys_connect_is_another_hop() {
-    let found = hops(vec![
+fn a_server_behind_a_proxy_is_the_destination() {
+    // Both names are known from DNS, and the proxy's address is not the server's.
+    let resolved = |name: &str, address: &str| TrailEvent::Resolved {
+        time: at(0),
+        tenant: crate::fair_cache::Tenant::default(),
+        names: vec![name.into()],
+        addresses: vec![address.parse().expect("an address")],
+    };
+    let begin = vec![
+        resolved("proxy.corp.example", "10.0.0.9"),
+        resolved("api.example", "192.0.2.1"),
         pick(1, 7, Source::File, None),
         connect(1, 1, "10.0.0.9", 3128),
-        payload(1, None),
+    ];
+    let labels = |more: Vec<TrailEvent>| {
+        let found = hops(begin.iter().cloned().chain(more).collect());
+        found.into_iter().map(|hop| hop.1).collect::<Vec<_>>()
+    };
+    let via = "api.example:443 via proxy.corp.example:3128";
+    let whole = vec![
+        tunnel(1, Some("api.example")),
+        payload(1, Some("api.example")),
+    ];
+    assert_eq!(labels(whole), [via], "one hop, without a dispute");
+    let by_address = vec![tunnel(1, None), payload(1, Some("api.example"))];
+    assert_eq!(labels(by_address), [via]);
+    // The request and the connection inside name two servers.
+    let two = vec![
+        tunnel(1, Some("api.example")),
         payload(1, Some("paste.example")),
-    ]);
+    ];
     assert_eq!(
-        found.iter().map(|hop| hop.1.as_str()).collect::<Vec<_>>(),
-        ["10.0.0.9:3128", "paste.example:3128"]
+        labels(two),
+        [via.to_owned(), format!("{via} (paste.example by sni)")]
     );
+    // STARTTLS is no tunnel.
+    let upgrade = vec![payload(1, None), payload(1, Some("db.example"))];
+    assert_eq!(
+        labels(upgrade),
+        ["proxy.corp.example:3128", "db.example:3128"]
+    );
+}
+
+#[test]
+fn a_proxys_own_credential_is_for_the_proxy() {
+    let mut clear = in_clear(1, None, 8);
+    if let TrailEvent::Clear { place, .. } = &mut clear {
+        place.place = "header:proxy-authorization".into();
+    }
+    let events = vec![
+        connect(1, 1, "10.0.0.9", 3128),
+        tunnel(1, Some("api.example")),
+        clear,
+    ];
+    let found = outputs(events)
+        .into_iter()
+        .find_map(|outcome| match outcome {
+            TrailOutput::Hop(hop) => Some(hop),
+            _ => None,
+        });
+    let hop = found.expect("a hop");
+    assert_eq!(hop.destination.label(), "10.0.0.9:3128");
+    assert!(hop.for_proxy && hop.clear);
 }
 
 #[test]

@@ -105,6 +105,7 @@ fn payload(id: u64, name: Option<&str>) -> TrailEvent {
             server_name: Some(name.into()),
             ech: false,
             host: false,
+            tunnel: false,
         }),
     }
 }

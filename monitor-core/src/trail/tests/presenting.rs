@@ -135,6 +135,7 @@ fn disagreeing_names_are_kept() {
             server_name: Some("front.example".into()),
             ech,
             host: false,
+            tunnel: false,
         }),
     };
     for (ech, host, expected) in [

@@ -14,7 +14,7 @@ use monitor_common::{
     fingerprint::MAX_WORDS,
     http2::HuffmanDecoder,
     map::{FoundCredential, SearchScratch},
-    record::Stage,
+    record::{Probe, Stage},
     scan::{
         self, Base64Decoder, FingerprintBuilder, HOST_MAX, HeaderValue, VALUES_MAX, WINDOW, form,
         wrapped,
@@ -59,7 +59,7 @@ extern "C" fn next_value<S: PlaintextSource>(i: u64, _: *mut c_void) -> i64 {
 /// in it. The same code handles them all, so the verifier walks it once.
 #[inline(always)]
 pub fn value<S: PlaintextSource>(scratch: &mut SearchScratch, i: u64) {
-    let ready = load_value(scratch, i);
+    let ready = load_value::<S>(scratch, i);
     if !ready {
         return end_turn::<S>(scratch, i, false);
     }
@@ -86,9 +86,9 @@ fn is_inner(i: u64) -> bool {
 
 /// Loads the value of an iteration; returns `false` if there is nothing to do.
 #[inline(never)]
-fn load_value(scratch: &mut SearchScratch, i: u64) -> bool {
+fn load_value<S: PlaintextSource>(scratch: &mut SearchScratch, i: u64) -> bool {
     if i == 0 {
-        return take_host(scratch);
+        return take_host::<S>(scratch);
     }
     if is_inner(i) {
         scratch.secret.form = WRAPPED;
@@ -147,19 +147,25 @@ extern "C" fn next_four<S: PlaintextSource>(i: u64, _: *mut c_void) -> i64 {
     i64::from(!scratch.unwrap.step(&mut scratch.text, secret, i))
 }
 
+/// Whether a request asks a proxy for a connection to another server.
+#[inline(always)]
+pub fn asks_for_tunnel(scratch: &SearchScratch) -> bool {
+    const CONNECT: u64 = u64::from_le_bytes(*b"CONNECT ");
+    scan::word_at(&scratch.window, 0) == CONNECT
+}
+
 /// Loads the value that holds the server name; returns `false` if there is none, or if it is
 /// already known.
 #[inline(always)]
-fn take_host(scratch: &mut SearchScratch) -> bool {
+fn take_host<S: PlaintextSource>(scratch: &mut SearchScratch) -> bool {
     let value = if scratch.lines.host.len != 0 {
         scratch.lines.host
     } else {
         scratch.frames.host
     };
     scratch.secret = value;
-    // The target of a CONNECT is not the name of the proxy itself.
-    const CONNECT: u64 = u64::from_le_bytes(*b"CONNECT ");
-    if scan::word_at(&scratch.window, 0) == CONNECT {
+    // The target of a CONNECT is not the name of the server that reads it.
+    if asks_for_tunnel(scratch) && !matches!(S::PROBE, Probe::Clear) {
         return false;
     }
     if value.form == form::INDEXED
@@ -205,6 +211,10 @@ fn end_host<S: PlaintextSource>(scratch: &mut SearchScratch, printed: bool) {
     scratch.host = fingerprint;
     scratch.host_len = secret.len;
     S::emit_host(scratch);
+    if asks_for_tunnel(scratch) {
+        // A credential in this head is for the proxy.
+        scratch.host = 0;
+    }
     if secret.table_index != 0
         && let Some(stream) = STREAMS.get_ptr_mut(scratch.object)
     {

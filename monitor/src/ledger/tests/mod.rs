@@ -83,11 +83,13 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
             one_of: 0,
             disputed: Vec::new(),
             object: None,
+            via: None,
         },
         others: Vec::new(),
         evidence: Evidence::Sole,
         clear: false,
         again: false,
+        for_proxy: false,
         count: 1,
     };
     LedgerEntry::Hop(Box::new(hop), verdict)

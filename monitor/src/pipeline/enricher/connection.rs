@@ -74,6 +74,7 @@ impl Enricher {
                 server_name: hello.server_name,
                 ech: hello.ech,
                 host: false,
+                tunnel: false,
             }),
         });
     }
@@ -86,10 +87,11 @@ impl Enricher {
         events.push(TrailEvent::Payload {
             time: host.time,
             connection: host.cookie,
-            destination: host.name.map(|name| ConnectionName {
-                server_name: Some(name),
+            destination: (host.name.is_some() || host.asks_for_tunnel).then_some(ConnectionName {
+                server_name: host.name,
                 ech: false,
                 host: true,
+                tunnel: host.asks_for_tunnel,
             }),
         });
     }
