@@ -3,6 +3,7 @@
 //! Nothing here performs I/O or reads a clock: time and data come in as values, and the results go
 //! out as values.
 
+pub mod baseline;
 pub mod catalog;
 pub mod counted_lru;
 pub mod fair_cache;

@@ -1,6 +1,8 @@
 //! What workloads do with credentials: the trail's output.
 
-use crate::model::{Credential, Destination, Evidence, Look, Place, Process, Untrusted, Workload};
+use crate::model::{
+    Credential, Destination, Evidence, Look, OnBehalfOf, Place, Process, Untrusted, Workload,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{fmt::Debug, sync::Arc};
@@ -66,6 +68,13 @@ pub struct Hop {
     /// once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+    /// The process picked the credential up, or was given it by one that did; where it was presented.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub picked_up: bool,
+    /// The workload that presented it to this one a moment before: a broker presents what others
+    /// send through it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_behalf_of: Option<OnBehalfOf>,
     /// The destination is a proxy, and the credential is meant for the proxy itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub for_proxy: bool,

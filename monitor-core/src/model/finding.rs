@@ -25,8 +25,14 @@ pub struct Finding {
     pub credential: Option<Credential>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<Destination>,
+    /// Whose credential a broker presented.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_behalf_of: Option<OnBehalfOf>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expected: Vec<String>,
+    /// Other rules that the same event violates, less severely.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<String>,
     pub count: u64,
@@ -36,7 +42,31 @@ pub struct Finding {
     pub gaps: Vec<Gap>,
 }
 
+/// Whose credential a broker presents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OnBehalfOf {
+    pub workload: Workload,
+}
+
 impl Finding {
+    /// One finding about one event: the most severe, or the first of those, carries the names of the
+    /// others.
+    pub fn strongest(findings: Vec<Self>) -> Option<Self> {
+        let worst = findings.iter().map(|finding| finding.severity).max()?;
+        let (mut strongest, mut also) = (None, Vec::new());
+        for finding in findings {
+            if strongest.is_none() && finding.severity == worst {
+                strongest = Some(finding);
+            } else if !also.contains(&finding.rule) {
+                also.push(finding.rule);
+            }
+        }
+        let mut strongest = strongest?;
+        also.retain(|rule| *rule != strongest.rule);
+        strongest.also = also;
+        Some(strongest)
+    }
+
     /// Orders findings with the same id from mild to severe.
     pub fn rank(&self) -> (Severity, Option<Evidence>) {
         (self.severity, self.evidence)

@@ -31,7 +31,9 @@ impl FindingBuilder {
                 process: None,
                 credential: None,
                 destination: None,
+                on_behalf_of: None,
                 expected: Vec::new(),
+                also: Vec::new(),
                 references: rule.references.iter().map(ToString::to_string).collect(),
                 count: 1,
                 first_seen: time,
@@ -53,7 +55,9 @@ impl FindingBuilder {
     /// A finding about a hop: repeated for each workload and destination, counted unless the same
     /// use was reported before with other evidence.
     pub fn about_hop(rule: &RuleMeta, severity: Severity, hop: &Hop) -> Self {
-        Self::new(rule, severity, hop.time, &hop.workload)
+        let mut builder = Self::new(rule, severity, hop.time, &hop.workload);
+        builder.finding.on_behalf_of.clone_from(&hop.on_behalf_of);
+        builder
             .process(&hop.process)
             .credential(&hop.credential)
             .evidence(hop.evidence)

@@ -20,6 +20,7 @@ use self::{
     rules::{Event, Rule},
 };
 use crate::{
+    baseline::KnownUser,
     catalog::Catalog,
     fair_cache::Tenant,
     model::{
@@ -145,6 +146,13 @@ impl Policy {
         (verdict, self.judge(&Event::Hop(&assessed)))
     }
 
+    /// Whether a workload is a new user of the credential that it presents; once, when its name is
+    /// known.
+    pub fn judge_user(&mut self, hop: &Hop) -> Decision {
+        let assessed = self.context.assess(hop);
+        self.judge_by_name(&Event::Hop(&assessed))
+    }
+
     /// Whether a workload may obtain a credential; can be repeated when its name is known.
     pub fn judge_mint(&mut self, mint: &Mint) -> Decision {
         self.judge_by_name(&Event::Mint(mint))
@@ -152,12 +160,22 @@ impl Policy {
 
     /// The rules that a read of another process violates.
     pub fn judge_foreign(&mut self, read: &ForeignRead) -> Vec<Finding> {
-        self.judge(&Event::ForeignRead(read))
+        let event = Event::ForeignRead(read);
+        let mut found = self.judge(&event);
+        found.extend(self.judge_by_name(&event).into_finding());
+        found
     }
 
     /// The rules that a gap violates.
     pub fn judge_gap(&mut self, gap: &Gap) -> Vec<Finding> {
         self.judge(&Event::Gap(gap))
+    }
+
+    /// Takes what earlier runs of the agent recorded.
+    pub fn restore(&mut self, known: &[KnownUser]) {
+        for rule in &mut self.rules {
+            rule.restore(known);
+        }
     }
 
     /// What the tables of rules forgot for lack of room, since the policy was loaded.

@@ -390,6 +390,8 @@ fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Context) -> bool 
             evidence: row.evidence,
             clear: false,
             again: false,
+            picked_up: false,
+            on_behalf_of: None,
             for_proxy: false,
             count: 1,
         };

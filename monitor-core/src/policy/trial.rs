@@ -164,6 +164,8 @@ impl Replay {
             evidence: row.evidence,
             clear: false,
             again: false,
+            picked_up: false,
+            on_behalf_of: None,
             for_proxy: false,
             count: 1,
         };

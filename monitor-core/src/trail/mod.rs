@@ -11,6 +11,7 @@ mod names;
 mod pipes;
 mod presenting;
 pub mod recording;
+mod relays;
 
 pub use event::{Actor, ConnectionName, PickUp, Presented, TrailEvent, TrailOutput};
 
@@ -24,6 +25,7 @@ use holding::Holding;
 use jiff::Timestamp;
 use names::DnsNames;
 use presenting::PresentedOn;
+use relays::Relays;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// The state of the trail.
@@ -32,6 +34,7 @@ pub struct Trail {
     holders: Holders,
     connections: Connections,
     names: DnsNames,
+    relays: Relays,
     /// Number of payloads of unknown connections.
     pub unmatched: u64,
 }
@@ -42,13 +45,14 @@ impl Trail {
     }
 
     /// What each bounded table forgot or refused for lack of room, since the start.
-    pub fn forgotten(&self) -> [(&'static str, u64); 5] {
+    pub fn forgotten(&self) -> [(&'static str, u64); 6] {
         [
             ("connections", self.connections.evicted()),
             ("presented", self.connections.evicted_presented()),
             ("dns_names", self.names.evicted()),
             ("pipes", self.holders.evicted_pipes()),
             ("holdings", self.holders.forgotten()),
+            ("relays", self.relays.forgotten()),
         ]
     }
 
@@ -295,6 +299,8 @@ impl Trail {
                 evidence,
                 clear: false,
                 again: was_presented(&holding),
+                picked_up: false,
+                on_behalf_of: None,
                 for_proxy: false,
                 count: 1,
             })));

@@ -140,6 +140,15 @@ impl Trail {
             count,
         } = presented;
         let for_proxy = is_for_proxy(&place);
+        let stdin = connection.and_then(|id| self.connections.get(id)?.stdin);
+        let held = self.holders.holdings_of(actor.subject, stdin);
+        let picked_up = held
+            .iter()
+            .any(|holding| holding.credential.id == credential.id);
+        let on_behalf_of = self.relays.sender(time, &actor.workload, &credential);
+        if let [destination] = destinations {
+            self.relays.note(time, actor, &credential, destination);
+        }
         out.push(used(time, actor, &credential, place, count));
         if destinations.is_empty() {
             self.unmatched += 1;
@@ -165,6 +174,8 @@ impl Trail {
                 evidence: Evidence::Presented,
                 clear,
                 again,
+                picked_up,
+                on_behalf_of: on_behalf_of.clone(),
                 for_proxy,
                 count,
             })));

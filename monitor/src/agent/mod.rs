@@ -138,6 +138,7 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         evaluator: Evaluator::new(Policy::new(config.expectations, catalog), sinks, true),
         last: before.last,
         known: before.credentials,
+        users: before.users,
         flags: flags.clone(),
     };
     let (ended, end) = tokio::sync::oneshot::channel();

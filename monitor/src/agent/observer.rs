@@ -28,6 +28,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use monitor_common::fingerprint::FingerprintKey;
 use monitor_core::{
+    baseline::KnownUser,
     catalog::Catalog,
     model::{Credential, Source},
 };
@@ -68,6 +69,7 @@ pub(super) struct ObserverInputs {
     pub evaluator: Evaluator,
     pub last: Option<LastShutdown>,
     pub known: Vec<(Credential, Timestamp)>,
+    pub users: Vec<KnownUser>,
     pub flags: Flags,
 }
 
@@ -155,7 +157,7 @@ impl Observer {
             facts,
         );
         let known = file_places(&inputs.known);
-        pipeline.restore(inputs.known);
+        pipeline.restore(inputs.known, &inputs.users);
         let effects = pipeline.start(gaps, known, now);
         // What the agent itself did during the self-test.
         batch

@@ -5,7 +5,10 @@ use super::{
     reader::{LedgerReader, from_json, from_word},
 };
 use jiff::Timestamp;
-use monitor_core::model::{Credential, CredentialId, Place};
+use monitor_core::{
+    baseline::KnownUser,
+    model::{Credential, CredentialId, Place},
+};
 use rusqlite::Row;
 
 impl LedgerReader {
@@ -48,6 +51,39 @@ impl LedgerReader {
             found.extend(self.credential(id)?);
         }
         Ok(found)
+    }
+
+    /// The workloads that presented or picked up credentials, the most recent edges of each.
+    pub fn last_users(&self, most: usize) -> Result<Vec<KnownUser>, LedgerError> {
+        let mut users = self.rows(
+            "SELECT e.credential, w.key, min(e.first_seen) FROM
+                 (SELECT credential, workload, first_seen, evidence FROM hop_edge ORDER BY last_seen DESC LIMIT ?1) e
+             JOIN workload w ON w.id = e.workload WHERE e.evidence = 'presented' GROUP BY e.credential, w.key",
+            [most as i64],
+            |row| {
+                Ok(KnownUser {
+                    credential: CredentialId(row.get(0)?),
+                    workload: row.get(1)?,
+                    presented: Some(from_micros(row.get(2)?)),
+                    picked_up: false,
+                })
+            },
+        )?;
+        users.extend(self.rows(
+            "SELECT DISTINCT e.credential, w.key FROM
+                 (SELECT credential, workload, source FROM use_edge ORDER BY last_seen DESC LIMIT ?1) e
+             JOIN workload w ON w.id = e.workload WHERE e.source NOT IN ('presented', 'metadata')",
+            [most as i64],
+            |row| {
+                Ok(KnownUser {
+                    credential: CredentialId(row.get(0)?),
+                    workload: row.get(1)?,
+                    presented: None,
+                    picked_up: true,
+                })
+            },
+        )?);
+        Ok(users)
     }
 
     /// Credentials with a fingerprint, the most recently used, with their places and first-seen

@@ -18,7 +18,10 @@ use crate::{
     health::{Health, Problem, Pulse},
 };
 use jiff::Timestamp;
-use monitor_core::model::{Credential, Finding, Gap};
+use monitor_core::{
+    baseline::KnownUser,
+    model::{Credential, Finding, Gap},
+};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use std::{
     fs,
@@ -52,6 +55,8 @@ const HEALTH: &str = "ledger";
 const START_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum findings and credentials restored at start.
 const RESTORED_MAX: usize = 4_096;
+/// As [`RESTORED_MAX`], of pairs of a credential and a workload.
+const USERS_RESTORED_MAX: usize = 16_384;
 
 const SET_META: &str = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2";
 
@@ -64,6 +69,8 @@ pub struct PreviousState {
     pub findings: Vec<Finding>,
     /// The most recently used credentials, with their places and first-seen times.
     pub credentials: Vec<(Credential, Timestamp)>,
+    /// The workloads that used credentials most recently.
+    pub users: Vec<KnownUser>,
 }
 
 /// How an agent ended.
@@ -247,6 +254,7 @@ fn open_and_resume(
         }),
         findings: reader.last_findings(RESTORED_MAX)?,
         credentials: reader.last_used(RESTORED_MAX)?,
+        users: reader.last_users(USERS_RESTORED_MAX)?,
     };
     Ok((connection, before))
 }

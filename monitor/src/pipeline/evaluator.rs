@@ -5,7 +5,7 @@ use crate::{ledger::LedgerEntry, metrics::Metrics};
 use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
-    model::{Evidence, Finding, Gap, Mint, NOT_COVERED, NameSource, Use, Workload},
+    model::{Evidence, Finding, Gap, Hop, Mint, NOT_COVERED, NameSource, Use, Workload},
     policy::{Policy, decision::Decision},
     trail::{Trail, TrailEvent, TrailOutput},
 };
@@ -24,6 +24,7 @@ const PENDING_TIMEOUT: SignedDuration = SignedDuration::from_mins(11);
 enum DeferredDecision {
     Use(Box<Use>),
     Mint(Box<Mint>),
+    Hop(Box<Hop>),
 }
 
 impl DeferredDecision {
@@ -31,6 +32,7 @@ impl DeferredDecision {
         match self {
             Self::Use(used) => &mut used.workload,
             Self::Mint(mint) => &mut mint.workload,
+            Self::Hop(hop) => &mut hop.workload,
         }
     }
 
@@ -38,6 +40,7 @@ impl DeferredDecision {
         match self {
             Self::Use(used) => used.time,
             Self::Mint(mint) => mint.time,
+            Self::Hop(hop) => hop.time,
         }
     }
 }
@@ -140,6 +143,7 @@ impl Evaluator {
                 if let Some(mint) = self.policy.proof_of_identity(&hop) {
                     self.sinks.write(LedgerEntry::Mint(Box::new(mint)));
                 }
+                let found = self.judge_user(&hop, found);
                 self.sinks.write(LedgerEntry::Hop(hop, verdict));
                 (time, found)
             }
@@ -164,19 +168,19 @@ impl Evaluator {
             TrailOutput::Gap(gap) => {
                 self.note_gap(&gap);
                 let found = self.policy.judge_gap(&gap);
-                self.raise(found.into_iter().collect());
+                self.raise(found);
                 self.sinks.write(LedgerEntry::Gap(Box::new(gap)));
                 return;
             }
         };
-        self.raise(found);
+        self.raise(Finding::strongest(found));
         if self.live {
             let latency = Timestamp::now().duration_since(time).as_secs_f64();
             self.sinks.metrics.latency.observe(latency.max(0.0));
         }
     }
 
-    fn raise(&mut self, found: Vec<Finding>) {
+    fn raise(&mut self, found: impl IntoIterator<Item = Finding>) {
         for mut finding in found {
             self.sinks.metrics.credentials.count_finding(&finding);
             if finding.gaps.is_empty() {
@@ -219,18 +223,36 @@ impl Evaluator {
         }
         for mut deferred in take_deferred_of(&mut self.pending, &old) {
             deferred.workload().clone_from(&new);
-            self.decide_actor(deferred);
+            self.decide_actor(deferred, Vec::new());
         }
+    }
+
+    /// Adds what the presenter of a credential violates to what the hop does; later, if its name may
+    /// arrive soon.
+    fn judge_user(&mut self, hop: &Hop, mut found: Vec<Finding>) -> Vec<Finding> {
+        if hop.evidence != Evidence::Presented {
+            return found;
+        }
+        if self.is_name_expected(&hop.workload) {
+            let deferred = DeferredDecision::Hop(Box::new(hop.clone()));
+            self.deferred.push_back(deferred);
+        } else {
+            found.extend(self.policy.judge_user(hop).into_finding());
+        }
+        found
+    }
+
+    /// Whether a workload is likely to be named soon.
+    fn is_name_expected(&self, workload: &Workload) -> bool {
+        workload.partial
+            && !workload.is_vanished()
+            && !self.unnamed.contains_key(workload)
+            && self.deferred.len() < DEFERRED_MAX
     }
 
     /// A reader is judged by name, and the name may arrive soon.
     fn decide_when_named(&mut self, mut deferred: DeferredDecision) {
-        let workload = deferred.workload();
-        if workload.partial
-            && !workload.is_vanished()
-            && !self.unnamed.contains_key(workload)
-            && self.deferred.len() < DEFERRED_MAX
-        {
+        if self.is_name_expected(deferred.workload()) {
             self.deferred.push_back(deferred);
         } else {
             self.decide(deferred);
@@ -238,22 +260,25 @@ impl Evaluator {
     }
 
     fn decide(&mut self, deferred: DeferredDecision) {
-        if let DeferredDecision::Use(used) = &deferred {
-            let found = self.policy.judge_use(used);
-            self.raise(found);
-        }
-        self.decide_actor(deferred);
+        let found = match &deferred {
+            DeferredDecision::Use(used) => self.policy.judge_use(used),
+            DeferredDecision::Mint(_) | DeferredDecision::Hop(_) => Vec::new(),
+        };
+        self.decide_actor(deferred, found);
     }
 
-    fn decide_actor(&mut self, deferred: DeferredDecision) {
-        match self.decision(&deferred) {
-            Decision::Allowed => {}
-            Decision::Violation(found) => self.raise(vec![found]),
-            Decision::Pending(_) => {
-                self.pending.push_back(deferred);
-                if self.pending.len() > DEFERRED_MAX {
-                    self.raise_pending(Timestamp::MIN, 1);
-                }
+    /// Decides about the actor; `found` is what the same event violates anyway.
+    fn decide_actor(&mut self, deferred: DeferredDecision, mut found: Vec<Finding>) {
+        let decision = self.decision(&deferred);
+        let is_pending = matches!(decision, Decision::Pending(_));
+        if let Decision::Violation(by_actor) = decision {
+            found.insert(0, by_actor);
+        }
+        self.raise(Finding::strongest(found));
+        if is_pending {
+            self.pending.push_back(deferred);
+            if self.pending.len() > DEFERRED_MAX {
+                self.raise_pending(Timestamp::MIN, 1);
             }
         }
     }
@@ -262,6 +287,7 @@ impl Evaluator {
         let (decision, workload) = match deferred {
             DeferredDecision::Use(used) => (self.policy.judge_reader(used), &used.workload),
             DeferredDecision::Mint(mint) => (self.policy.judge_mint(mint), &mint.workload),
+            DeferredDecision::Hop(hop) => (self.policy.judge_user(hop), &hop.workload),
         };
         match decision {
             // No name will come that could decide otherwise.
@@ -280,7 +306,7 @@ impl Evaluator {
             raised += 1;
             match self.decision(&deferred) {
                 Decision::Allowed => {}
-                Decision::Violation(found) | Decision::Pending(found) => self.raise(vec![found]),
+                Decision::Violation(found) | Decision::Pending(found) => self.raise([found]),
             }
         }
     }
@@ -317,6 +343,7 @@ fn take_deferred_of(
             .partition(|deferred| match deferred {
                 DeferredDecision::Use(used) => used.workload == *workload,
                 DeferredDecision::Mint(mint) => mint.workload == *workload,
+                DeferredDecision::Hop(hop) => hop.workload == *workload,
             });
     *decisions = rest;
     matching

@@ -26,6 +26,7 @@ use enricher::Enricher;
 pub use evaluator::Evaluator;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
+    baseline::KnownUser,
     catalog::Catalog,
     model::{Credential, Gap},
     policy::expectation::Expectations,
@@ -109,8 +110,10 @@ impl Pipeline {
         }
     }
 
-    /// Restores the credentials known from previous runs, and when they were first seen.
-    pub fn restore(&mut self, known: Vec<(Credential, Timestamp)>) {
+    /// Restores the credentials known from previous runs, when they were first seen, and who used
+    /// them.
+    pub fn restore(&mut self, known: Vec<(Credential, Timestamp)>, users: &[KnownUser]) {
+        self.evaluator.policy.restore(users);
         for (credential, first_seen) in &known {
             let mut named = credential.clone();
             // Names come from the expectations in force now.

@@ -8,6 +8,7 @@ mod foreign_process_read;
 mod harvest;
 mod human_use;
 mod long_lived_credential;
+mod new_user;
 mod revoked_credential_used;
 mod unexpected_hop;
 mod unexpected_mint;
@@ -19,6 +20,7 @@ use super::{
     context::{AssessedHop, Context},
     decision::Decision,
 };
+use crate::baseline::KnownUser;
 use crate::model::{Finding, ForeignRead, Gap, Mint, Use, Workload};
 use std::{fmt::Debug, sync::LazyLock};
 
@@ -49,7 +51,7 @@ pub trait Rule: Debug + Send {
     }
 
     /// Whether its decision depends on the name of a workload, so that it may be pending until the
-    /// name is known. Such a rule remembers nothing, because it may judge an event twice.
+    /// name is known. It may judge an event twice if it decided that it is pending.
     fn depends_on_name(&self) -> bool {
         false
     }
@@ -58,6 +60,9 @@ pub trait Rule: Debug + Send {
     fn forgotten(&self) -> u64 {
         0
     }
+
+    /// Takes what earlier runs of the agent recorded.
+    fn restore(&mut self, _known: &[KnownUser]) {}
 
     /// A workload was renamed.
     fn rename(&mut self, _old: &Workload, _new: &Workload) {}
@@ -70,6 +75,7 @@ pub fn all() -> Vec<Box<dyn Rule>> {
         Box::new(human_use::HumanUse),
         Box::new(long_lived_credential::LongLivedCredential),
         Box::new(unexpected_hop::UnexpectedHop),
+        Box::new(new_user::NewUser::default()),
         Box::new(cleartext_credential::CleartextCredential),
         Box::new(revoked_credential_used::RevokedCredentialUsed),
         Box::new(expired_credential_used::ExpiredCredentialUsed),

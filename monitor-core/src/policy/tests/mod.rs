@@ -4,6 +4,7 @@ mod harvests;
 mod hops;
 mod mints;
 mod readers;
+mod users;
 
 use super::*;
 use crate::model::{
@@ -98,6 +99,8 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
         evidence,
         clear: false,
         again: false,
+        picked_up: false,
+        on_behalf_of: None,
         for_proxy: false,
         count: 1,
     }

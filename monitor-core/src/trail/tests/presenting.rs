@@ -198,3 +198,45 @@ fn a_minted_credential_is_held_and_linked_to_what_was_presented() {
     });
     assert!(held, "{out:#?}");
 }
+
+/// A proxy on loopback presents what a client sent to it.
+#[test]
+fn a_broker_presents_on_behalf_of_its_client() {
+    let of = |seconds: i64, local: &str| {
+        let mut late = in_clear(2, None, 7);
+        if let TrailEvent::Clear { time, .. } = &mut late {
+            *time = at(3 + seconds);
+        }
+        let mut to_issuer = connect(20, 2, "192.0.2.1", 443);
+        if let TrailEvent::Connect { actor, .. } = &mut to_issuer {
+            actor.workload = Workload::host("/usr/sbin/nginx");
+        }
+        let found = outputs(vec![
+            exec(10, 1, "a", false),
+            pick(10, 7, Source::File, None),
+            connect(10, 1, local, 9000),
+            in_clear(1, None, 7),
+            exec(20, 1, "b", false),
+            to_issuer,
+            late,
+        ]);
+        let mut presented = found.into_iter().filter_map(|outcome| match outcome {
+            TrailOutput::Hop(hop) if hop.evidence == Evidence::Presented => Some(hop),
+            _ => None,
+        });
+        let (client, broker) = (presented.next(), presented.next());
+        let (client, broker) = (client.expect("a hop"), broker.expect("a hop"));
+        assert_eq!(client.on_behalf_of, None);
+        assert!(client.picked_up && !broker.picked_up);
+        let sender = broker.on_behalf_of.map(|behalf| behalf.workload);
+        assert!(
+            sender
+                .as_ref()
+                .is_none_or(|sender| *sender == client.workload)
+        );
+        sender.is_some()
+    };
+    assert!(of(1, "127.0.0.1"));
+    assert!(!of(60, "127.0.0.1"), "much later");
+    assert!(!of(1, "192.0.2.7"), "not on this machine");
+}

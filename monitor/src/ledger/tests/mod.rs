@@ -89,6 +89,8 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
         evidence: Evidence::Sole,
         clear: false,
         again: false,
+        picked_up: false,
+        on_behalf_of: None,
         for_proxy: false,
         count: 1,
     };

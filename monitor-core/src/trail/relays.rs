@@ -1,0 +1,81 @@
+//! Brokers: proxies on the same machine that present what others send through them.
+
+use crate::{
+    fair_cache::FairCache,
+    model::{Credential, CredentialId, Destination, OnBehalfOf, Workload},
+    trail::event::Actor,
+};
+use jiff::{SignedDuration, Timestamp};
+
+/// Number of credentials remembered.
+const CREDENTIALS_CACHED: usize = 4096;
+/// A broker passes a request on within this time.
+const RELAYED_WITHIN: SignedDuration = SignedDuration::from_secs(10);
+
+/// Which workloads presented credentials to something on this machine.
+#[derive(Debug)]
+pub(super) struct Relays(FairCache<CredentialId, SentLocally>);
+
+/// The last time that a credential was presented on this machine.
+#[derive(Debug)]
+struct SentLocally {
+    time: Timestamp,
+    workload: Workload,
+    /// The pod's object to which it was sent, `OWNER.NAMESPACE.pod`; absent on loopback.
+    object: Option<String>,
+}
+
+impl Default for Relays {
+    fn default() -> Self {
+        Self(FairCache::new(CREDENTIALS_CACHED))
+    }
+}
+
+impl Relays {
+    /// A credential was presented; remembers it if another workload here may pass it on.
+    pub fn note(
+        &mut self,
+        time: Timestamp,
+        actor: &Actor,
+        credential: &Credential,
+        destination: &Destination,
+    ) {
+        let object = destination.object.clone();
+        let object = object.filter(|object| object.ends_with(".pod"));
+        if destination.address.is_loopback() || object.is_some() {
+            let sent = SentLocally {
+                time,
+                workload: actor.workload.clone(),
+                object,
+            };
+            self.0
+                .insert(&actor.process.tenant, credential.id.clone(), sent);
+        }
+    }
+
+    /// The workload whose credential another one presents, if it passed it on.
+    pub fn sender(
+        &self,
+        time: Timestamp,
+        presenter: &Workload,
+        credential: &Credential,
+    ) -> Option<OnBehalfOf> {
+        let sent = self.0.peek(&credential.id)?;
+        let is_recent = time.duration_since(sent.time).abs() <= RELAYED_WITHIN;
+        let is_to_presenter = match (&sent.object, &presenter.namespace) {
+            (None, _) => true,
+            (Some(object), Some(namespace)) => {
+                *object == format!("{}.{namespace}.pod", presenter.name)
+            }
+            (Some(_), None) => false,
+        };
+        (is_recent && is_to_presenter && sent.workload != *presenter).then(|| OnBehalfOf {
+            workload: sent.workload.clone(),
+        })
+    }
+
+    /// Credentials that were forgotten for lack of room.
+    pub fn forgotten(&self) -> u64 {
+        self.0.evicted()
+    }
+}
