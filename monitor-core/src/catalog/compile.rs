@@ -4,6 +4,7 @@ use super::{
     Catalog, CatalogError, EXPECTATION_CLASS,
     entry::{CatalogDocument, CredentialClass, FileFormat},
     glob::{host_globs, in_any_home, name_glob, path_glob, path_globs},
+    wildcard::{Wildcard, WildcardSet},
 };
 use crate::model::{Lifetime, Role};
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -190,11 +191,7 @@ fn compile(document: CatalogDocument) -> Result<Catalog, CatalogError> {
         .map(|name| name_glob("never_environment", name))
         .collect::<Result<_, _>>()?;
     let addresses = document.metadata.iter();
-    let mut gateways = Vec::new();
-    for gateway in document.gateways {
-        let variable = name_glob("gateways", &gateway.variable)?.compile_matcher();
-        gateways.push((variable, gateway.classes));
-    }
+    let gateways = document.gateways.into_iter();
     Ok(Catalog {
         sources: CatalogSources::default(),
         files: build(tables.files)?,
@@ -210,8 +207,10 @@ fn compile(document: CatalogDocument) -> Result<Catalog, CatalogError> {
         authenticators,
         answers: document.answers,
         pointers: document.pointers,
-        tenants: host_globs("tenants", &document.tenants)?,
-        gateways,
+        tenants: WildcardSet::new(document.tenants.iter().map(String::as_str)),
+        gateways: gateways
+            .map(|gateway| (Wildcard::new(&gateway.variable), gateway.classes))
+            .collect(),
         homes: tables.homes,
         usual: tables.usual,
         metadata: addresses

@@ -4,16 +4,18 @@ use crate::{
     catalog::entry::{CatalogAuthenticator, CredentialClass, IssuedField, PathVariable},
     yaml::YamlError,
 };
-use globset::{GlobMatcher, GlobSet};
+use globset::GlobSet;
 use monitor_common::scan::HEADER_MAX;
 use std::fmt::Debug;
 use thiserror::Error;
+use wildcard::{Wildcard, WildcardSet};
 
 mod compile;
 pub mod entry;
 pub mod glob;
 pub mod kernel_filter;
 pub mod secret_marks;
+mod wildcard;
 
 pub use compile::CatalogSources;
 
@@ -60,9 +62,9 @@ pub struct Catalog {
     answers: Vec<IssuedField>,
     pointers: Vec<PathVariable>,
     /// Hosts below an issuer's domain at which its customers run what they like.
-    tenants: GlobSet,
+    tenants: WildcardSet,
     /// Variables that name a gateway, and the classes that go there.
-    gateways: Vec<(GlobMatcher, Vec<String>)>,
+    gateways: Vec<(Wildcard, Vec<String>)>,
     sources: CatalogSources,
 }
 
@@ -240,7 +242,7 @@ impl Catalog {
 
     /// Whether a host below an issuer's domain is a customer's.
     pub fn is_tenant(&self, host: &str) -> bool {
-        self.tenants.is_match(host)
+        self.tenants.matches(host)
     }
 
     /// Whether every secret of a class has its issuer's mark.
@@ -253,7 +255,7 @@ impl Catalog {
     pub fn gateway_classes(&self, variable: &str) -> impl Iterator<Item = &str> {
         let known = self.gateways.iter();
         known
-            .filter(move |(name, _)| name.is_match(variable))
+            .filter(move |(name, _)| name.matches(variable))
             .flat_map(|(_, classes)| classes.iter().map(String::as_str))
     }
 

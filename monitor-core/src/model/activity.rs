@@ -74,7 +74,7 @@ pub struct Hop {
     /// The workload that presented it to this one a moment before: a broker presents what others
     /// send through it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on_behalf_of: Option<OnBehalfOf>,
+    pub on_behalf_of: Option<Box<OnBehalfOf>>,
     /// The destination is a proxy, and the credential is meant for the proxy itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub for_proxy: bool,

@@ -109,6 +109,14 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// Whether it was seen only in use or in a response, and never picked up.
+    pub fn is_only_seen(&self) -> bool {
+        let made_up = |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
+        self.sources.iter().all(made_up)
+    }
+}
+
 /// The pod to which a service-account token is bound.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct IssuedTo {

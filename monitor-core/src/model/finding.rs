@@ -27,7 +27,7 @@ pub struct Finding {
     pub destination: Option<Destination>,
     /// Whose credential a broker presented.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on_behalf_of: Option<OnBehalfOf>,
+    pub on_behalf_of: Option<Box<OnBehalfOf>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expected: Vec<String>,
     /// Other rules that the same event violates, less severely.

@@ -146,7 +146,9 @@ impl Trail {
             .iter()
             .any(|holding| holding.credential.id == credential.id);
         let on_behalf_of = self.relays.sender(time, &actor.workload, &credential);
-        if let [destination] = destinations {
+        if let [destination] = destinations
+            && picked_up
+        {
             self.relays.note(time, actor, &credential, destination);
         }
         out.push(used(time, actor, &credential, place, count));

@@ -2,19 +2,19 @@
 
 use crate::{
     fair_cache::FairCache,
-    model::{Credential, CredentialId, Destination, OnBehalfOf, Workload},
+    model::{Credential, Destination, OnBehalfOf, Workload},
     trail::event::Actor,
 };
 use jiff::{SignedDuration, Timestamp};
 
 /// Number of credentials remembered.
-const CREDENTIALS_CACHED: usize = 4096;
+const CREDENTIALS_CACHED: usize = 1024;
 /// A broker passes a request on within this time.
 const RELAYED_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// Which workloads presented credentials to something on this machine.
 #[derive(Debug)]
-pub(super) struct Relays(FairCache<CredentialId, SentLocally>);
+pub(super) struct Relays(FairCache<u64, SentLocally>);
 
 /// The last time that a credential was presented on this machine.
 #[derive(Debug)]
@@ -48,8 +48,9 @@ impl Relays {
                 workload: actor.workload.clone(),
                 object,
             };
-            self.0
-                .insert(&actor.process.tenant, credential.id.clone(), sent);
+            if let Some(fingerprint) = credential.id.fingerprint() {
+                self.0.insert(&actor.process.tenant, fingerprint, sent);
+            }
         }
     }
 
@@ -59,8 +60,8 @@ impl Relays {
         time: Timestamp,
         presenter: &Workload,
         credential: &Credential,
-    ) -> Option<OnBehalfOf> {
-        let sent = self.0.peek(&credential.id)?;
+    ) -> Option<Box<OnBehalfOf>> {
+        let sent = self.0.peek(&credential.id.fingerprint()?)?;
         let is_recent = time.duration_since(sent.time).abs() <= RELAYED_WITHIN;
         let is_to_presenter = match (&sent.object, &presenter.namespace) {
             (None, _) => true,
@@ -69,8 +70,10 @@ impl Relays {
             }
             (Some(_), None) => false,
         };
-        (is_recent && is_to_presenter && sent.workload != *presenter).then(|| OnBehalfOf {
-            workload: sent.workload.clone(),
+        (is_recent && is_to_presenter && sent.workload != *presenter).then(|| {
+            Box::new(OnBehalfOf {
+                workload: sent.workload.clone(),
+            })
         })
     }
 

@@ -2,6 +2,7 @@
 //! memory that records share.
 
 use super::{ANCESTORS_MAX, Attribution, ProcessEntry};
+use jiff::Timestamp;
 use monitor_core::{
     catalog::secret_marks::SecretMarks,
     fair_cache::Tenant,
@@ -55,6 +56,11 @@ impl Attribution {
             tenant,
             ancestors,
         }
+    }
+
+    /// When a process started.
+    pub fn started(&self, subject: Subject) -> Timestamp {
+        self.clock.started(subject)
     }
 
     /// The path and the name of a program, without secrets in them.

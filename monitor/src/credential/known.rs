@@ -179,10 +179,7 @@ impl KnownCredentials {
         for (mut credential, first_seen) in credentials {
             // Names come from the expectations in force now.
             (credential.name, credential.owner) = (None, None);
-            let made_up =
-                |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
-            let only_made_up = credential.sources.iter().all(made_up);
-            let remembered = if only_made_up {
+            let remembered = if credential.is_only_seen() {
                 &mut self.only_seen
             } else {
                 let known = credential.id.fingerprint();
@@ -248,13 +245,12 @@ enum ClassProof {
 
 impl ClassProof {
     fn of_known(catalog: &Catalog, known: &Credential) -> Self {
-        let made_up = |place: &Place| matches!(place.source, Source::Presented | Source::Metadata);
         let has_home = !catalog.home(&known.class).is_empty();
         if is_general(&known.class) {
             Self::General
         } else if has_home && !known.unmarked {
             Self::Marked
-        } else if known.sources.iter().all(made_up) {
+        } else if known.is_only_seen() {
             Self::Seen
         } else {
             Self::Place

@@ -254,7 +254,13 @@ fn open_and_resume(
         }),
         findings: reader.last_findings(RESTORED_MAX)?,
         credentials: reader.last_used(RESTORED_MAX)?,
-        users: reader.last_users(USERS_RESTORED_MAX)?,
+        // Without them, a new user is not found: that is no reason to start without a ledger.
+        users: reader
+            .last_users(USERS_RESTORED_MAX)
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "the users of credentials in the ledger could not be read");
+                Vec::new()
+            }),
     };
     Ok((connection, before))
 }

@@ -1,9 +1,12 @@
-//! `harvest`: a workload that picks up credentials of several classes in a short time.
+//! `harvest`: a workload, or a tree of processes, that picks up credentials of several classes in a
+//! short time.
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
     fair_cache::{FairCache, size_of_list},
-    model::{CredentialId, Evidence, Finding, Hop, Severity, Source, Use, Verdict, Workload},
+    model::{
+        Ancestor, CredentialId, Evidence, Finding, Hop, Severity, Source, Use, Verdict, Workload,
+    },
     policy::{
         context::Context, decision::Decision, expectation::reader::ReaderMatch,
         finding::FindingBuilder, label::credential_label,
@@ -13,7 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 
 static META: RuleMeta = RuleMeta {
     name: "harvest",
-    description: "Credentials of three classes that are not its own, picked up by one workload within ten minutes.",
+    description: "Credentials of three classes that are not its own, picked up by one workload, by the children of one process or below an installer within ten minutes.",
     references: &[
         "OWASP NHI2:2025 Secret Leakage",
         "ATT&CK T1552",
@@ -24,6 +27,62 @@ static META: RuleMeta = RuleMeta {
         command: Some("keytrail query blast-radius {workload}"),
     }),
 };
+
+/// Programs that install packages, and run what those bring along: by the name of the program, or of
+/// the process where an interpreter runs it.
+const INSTALLERS: [&str; 20] = [
+    "npm", "npx", "pnpm", "yarn", "bun", "pip", "pip3", "uv", "poetry", "pdm", "gem", "bundle",
+    "composer", "cargo", "apt", "apt-get", "dpkg", "dnf", "yum", "apk",
+];
+/// What an installer is told if it runs no script of a package it installs.
+const OTHER_COMMANDS: [&str; 8] = [
+    "run",
+    "run-script",
+    "exec",
+    "x",
+    "start",
+    "test",
+    "t",
+    "publish",
+];
+/// Ancestors of unrelated processes: sessions, service managers, schedulers.
+const SESSIONS: [&str; 14] = [
+    "systemd",
+    "init",
+    "sshd",
+    "sshd-session",
+    "login",
+    "cron",
+    "crond",
+    "atd",
+    "tmux",
+    "screen",
+    "containerd-shim",
+    "containerd-shim-runc-v2",
+    "conmon",
+    "dockerd",
+];
+/// Programs of packages that read every file as part of their normal operation.
+const READERS_OF_ALL: [&str; 16] = [
+    "restic",
+    "borg",
+    "duplicity",
+    "bup",
+    "kopia",
+    "clamscan",
+    "clamd",
+    "freshclam",
+    "aide",
+    "updatedb",
+    "plocate",
+    "lynis",
+    "rkhunter",
+    "trivy",
+    "kubelet",
+    "rsnapshot",
+];
+/// Where packages put programs.
+const PACKAGED: [&str; 5] = ["/usr/bin/", "/usr/sbin/", "/usr/lib/", "/bin/", "/sbin/"];
 
 /// Number of classes picked up within [`HARVEST_WINDOW`] that make a harvest.
 const HARVEST_CLASSES: usize = 3;
@@ -46,7 +105,8 @@ struct RecentPickUp {
 /// Raises harvests, and then harvested credentials at unexpected destinations.
 #[derive(Debug)]
 pub struct Harvest {
-    by_workload: FairCache<String, Vec<RecentPickUp>>,
+    /// By workload, and by the first process of a tree.
+    by_harvester: FairCache<String, Vec<RecentPickUp>>,
     /// Harvested credentials: by which workload, and when.
     harvested: FairCache<CredentialId, (String, Timestamp)>,
 }
@@ -54,7 +114,7 @@ pub struct Harvest {
 impl Default for Harvest {
     fn default() -> Self {
         Self {
-            by_workload: FairCache::new(ENTRIES_MAX),
+            by_harvester: FairCache::new(ENTRIES_MAX),
             harvested: FairCache::new(ENTRIES_MAX),
         }
     }
@@ -86,17 +146,82 @@ fn is_own(used: &Use, context: &Context) -> bool {
                     == Some(ReaderMatch::Matches)
             })
     };
-    used.given || used.place.source != Source::File || own_pod || is_reader()
+    let is_minted = used.place.source == Source::Metadata;
+    (used.given && !is_minted)
+        || matches!(used.place.source, Source::Presented | Source::Environment)
+        || own_pod
+        || reads_all(used)
+        || is_reader()
+}
+
+/// Whether the reader is a program of a package that reads every file, such as a backup.
+fn reads_all(used: &Use) -> bool {
+    let exe = &used.process.exe;
+    let name = exe.rsplit('/').next().unwrap_or_default();
+    !used.workload.is_contained()
+        && used.untrusted.is_none()
+        && PACKAGED.iter().any(|place| exe.starts_with(place))
+        && READERS_OF_ALL.contains(&name)
+}
+
+/// Whether a process installs packages. npm and others set the name of their process to what they
+/// were told.
+fn is_installer(ancestor: &Ancestor) -> bool {
+    let program = ancestor.exe.rsplit('/').next().unwrap_or_default();
+    let mut words = ancestor.comm.split_whitespace();
+    let name = words.next().unwrap_or_default();
+    let told = words.next();
+    let known = |name: &str| INSTALLERS.contains(&name);
+    (known(program) || known(name)) && !told.is_some_and(|word| OTHER_COMMANDS.contains(&word))
+}
+
+/// Who picks up credentials.
+struct Harvester {
+    key: String,
+    /// As shown.
+    name: String,
+    /// Below the install script of a package.
+    installs: bool,
+}
+
+/// The workload, and the processes that the reader belongs to: all below an installer, or else the
+/// children of one parent. On a terminal, a user starts unrelated programs.
+fn harvesters(used: &Use) -> Vec<Harvester> {
+    let workload = used.workload.key();
+    let mut all = vec![Harvester {
+        key: workload.clone(),
+        name: workload,
+        installs: false,
+    }];
+    let ancestors = &used.process.ancestors;
+    let is_session = |ancestor: &&Ancestor| {
+        let program = ancestor.exe.rsplit('/').next().unwrap_or_default();
+        ancestor.pid == 1 || SESSIONS.contains(&program)
+    };
+    let below = || {
+        ancestors
+            .iter()
+            .take_while(|ancestor| !is_session(ancestor))
+    };
+    let installer = below().find(|ancestor| is_installer(ancestor));
+    let parent = || below().next().filter(|_| used.login.is_none());
+    if let Some(root) = installer.or_else(parent) {
+        all.push(Harvester {
+            key: format!("process {} {}", root.pid, root.exe),
+            name: format!("what {} (pid {}) started", root.comm, root.pid),
+            installs: installer.is_some(),
+        });
+    }
+    all
 }
 
 impl Harvest {
     /// Records a pick-up; returns the classes if it completes a harvest.
-    fn record(&mut self, used: &Use) -> Option<Vec<String>> {
-        let workload = used.workload.key();
+    fn record(&mut self, used: &Use, by: &Harvester) -> Option<Vec<String>> {
         let tenant = &used.process.tenant;
         let known = self
-            .by_workload
-            .get_or_insert_with(tenant, &workload, Vec::new);
+            .by_harvester
+            .get_or_insert_with(tenant, &by.key, Vec::new);
         known.retain(|taken| used.time.duration_since(taken.time) <= HARVEST_WINDOW);
         let credential = &used.credential;
         if !known.iter().any(|taken| taken.credential == credential.id) {
@@ -114,16 +239,14 @@ impl Harvest {
         let len = known.len();
         classes.sort();
         classes.dedup();
-        self.by_workload.resize(&workload, size_of_list(len));
+        self.by_harvester.resize(&by.key, size_of_list(len));
         if classes.len() < HARVEST_CLASSES {
             return None;
         }
-        for taken in self.by_workload.peek(&workload).into_iter().flatten() {
-            self.harvested.insert(
-                tenant,
-                taken.credential.clone(),
-                (workload.clone(), used.time),
-            );
+        for taken in self.by_harvester.peek(&by.key).into_iter().flatten() {
+            let harvest = (by.name.clone(), used.time);
+            self.harvested
+                .insert(tenant, taken.credential.clone(), harvest);
         }
         Some(classes)
     }
@@ -132,9 +255,15 @@ impl Harvest {
         if is_own(used, context) {
             return None;
         }
-        let classes = self.record(used)?;
-        let workload = used.workload.key();
-        let severity = if used.workload.is_contained() {
+        let all = harvesters(used);
+        let installs = all.iter().any(|by| by.installs);
+        // Every one of them remembers it; the first that completes a harvest is named.
+        let complete: Vec<_> = all
+            .into_iter()
+            .filter_map(|by| Some((self.record(used, &by)?, by)))
+            .collect();
+        let (classes, by) = complete.into_iter().next()?;
+        let severity = if used.workload.is_contained() || installs {
             Severity::High
         } else {
             Severity::Low
@@ -142,13 +271,14 @@ impl Harvest {
         Some(
             FindingBuilder::about_use(&META, severity, used)
                 .summary(format!(
-                    "{workload} picked up credentials of {} classes within {} minutes: {}",
+                    "{} picked up credentials of {} classes within {} minutes: {}",
+                    by.name,
                     classes.len(),
                     HARVEST_WINDOW.as_mins(),
                     classes.join(", ")
                 ))
                 // One harvest, rather than one for each of its credentials.
-                .dedup_key(workload)
+                .dedup_key(by.key)
                 .any_credential()
                 .build(),
         )
@@ -200,13 +330,13 @@ impl Rule for Harvest {
     }
 
     fn forgotten(&self) -> u64 {
-        self.by_workload.evicted() + self.harvested.evicted()
+        self.by_harvester.evicted() + self.harvested.evicted()
     }
 
     fn rename(&mut self, old: &Workload, new: &Workload) {
         let (old, new) = (old.key(), new.key());
-        if let Some((tenant, taken)) = self.by_workload.remove(&old) {
-            self.by_workload
+        if let Some((tenant, taken)) = self.by_harvester.remove(&old) {
+            self.by_harvester
                 .get_or_insert_with(&tenant, &new, Vec::new)
                 .extend(taken);
         }

@@ -31,7 +31,7 @@ static META: RuleMeta = RuleMeta {
 };
 
 /// Number of credentials remembered.
-const CREDENTIALS_CACHED: usize = 16_384;
+const CREDENTIALS_CACHED: usize = 8_192;
 /// Maximum users remembered per credential: what more use is shared anyway.
 const USERS_MAX: usize = 64;
 /// Without a longer history, nothing is new.
@@ -56,7 +56,8 @@ struct User {
 /// Raises credentials that a workload presents for the first time.
 #[derive(Debug)]
 pub struct NewUser {
-    users: FairCache<CredentialId, Vec<User>>,
+    /// By fingerprint: what is known by place only cannot be presented.
+    users: FairCache<u64, Vec<User>>,
 }
 
 impl Default for NewUser {
@@ -77,6 +78,7 @@ enum Reason {
 impl NewUser {
     /// The entry of a workload among the users of a credential; `None` if there is no room.
     fn user(&mut self, tenant: &Tenant, id: &CredentialId, workload: &str) -> Option<&mut User> {
+        let id = &id.fingerprint()?;
         let users = self.users.get_or_insert_with(tenant, id, Vec::new);
         let place = match users.iter().position(|user| *user.workload == *workload) {
             Some(place) => place,
@@ -113,9 +115,17 @@ impl NewUser {
         if hop.evidence != Evidence::Presented {
             return None;
         }
+        if is_foreign_token(hop) {
+            return Some(finding(hop, &Reason::IssuedToAnother));
+        }
+        // Anyone can present what does not exist: it has no users until it is picked up.
+        if !hop.picked_up && hop.credential.is_only_seen() {
+            return None;
+        }
         let workload = hop.workload.key();
         let id = &hop.credential.id;
-        let earlier: Vec<User> = self.users.peek(id).cloned().unwrap_or_default();
+        let known = self.users.peek(&id.fingerprint()?);
+        let earlier: Vec<User> = known.cloned().unwrap_or_default();
         let is_full = earlier.len() >= USERS_MAX;
         let user = self.user(&hop.process.tenant, id, &workload)?;
         let read_from_other = user
@@ -126,9 +136,6 @@ impl NewUser {
         let (picked_up, given) = (user.picked_up, user.given);
         let is_new = user.presented.is_none();
         user.presented.get_or_insert(hop.time);
-        if is_foreign_token(hop) {
-            return Some(finding(hop, &Reason::IssuedToAnother));
-        }
         if !is_new || is_full || hop.on_behalf_of.is_some() || is_declared(hop, context) {
             return None;
         }
@@ -138,7 +145,8 @@ impl NewUser {
         let since = presenters.clone().filter_map(|user| user.presented).min()?;
         if !picked_up {
             let after_theft = read_from_other || !hop.credential.copies.is_empty();
-            let all_had = presenters.all(|user| user.picked_up);
+            // An older process may have picked it up before anything was observed.
+            let all_had = hop.process.start_time > since && presenters.all(|user| user.picked_up);
             return (all_had || after_theft)
                 .then(|| finding(hop, &Reason::NeverPickedUp { after_theft }));
         }

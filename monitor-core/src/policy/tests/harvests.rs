@@ -110,3 +110,84 @@ fn a_harvest_is_attributed_to_the_name_that_arrives_late() {
     let summary = &harvest.expect("a finding").summary;
     assert!(summary.contains("that shop/cart harvested"), "{summary}");
 }
+
+fn ancestor(pid: u32, exe: &str, comm: &str) -> crate::model::Ancestor {
+    crate::model::Ancestor {
+        pid,
+        exe: exe.into(),
+        comm: comm.into(),
+    }
+}
+
+/// Three pick-ups by three programs of the host, below these processes.
+fn below(ancestors: &[crate::model::Ancestor]) -> Vec<Use> {
+    let programs = ["/usr/bin/cat", "/usr/bin/grep", "/usr/bin/python3"];
+    let classes = ["aws-access-key", "github-token", "kubeconfig"];
+    let all = programs.iter().zip(classes).zip(1..);
+    all.map(|((exe, class), number)| {
+        let mut read = picked(&Workload::host(exe), number, class, 1);
+        read.process.exe = (*exe).into();
+        read.process.ancestors = ancestors.into();
+        read
+    })
+    .collect()
+}
+
+#[test]
+fn an_install_script_is_high_on_a_host() {
+    let shell = ancestor(50, "/usr/bin/dash", "sh");
+    let npm = |comm: &str| ancestor(40, "/usr/bin/node", comm);
+    let top = ancestor(1, "/usr/lib/systemd/systemd", "systemd");
+    let with = |installer: crate::model::Ancestor| {
+        let reads = below(&[shell.clone(), installer, top.clone()]);
+        harvests(&mut policy(""), &reads)
+    };
+    let high = [Severity::High];
+    for comm in ["npm install", "npm ci", "npm"] {
+        assert_eq!(with(npm(comm)), high, "{comm}");
+    }
+    for (exe, comm) in [
+        ("/usr/bin/python3.12", "pip"),
+        ("/root/.bun/bin/bun", "bun"),
+        ("/usr/bin/apt-get", "apt-get"),
+    ] {
+        assert_eq!(with(ancestor(40, exe, comm)), high, "{exe}");
+    }
+    // The children of one shell; and a script that somebody runs by name.
+    assert_eq!(with(ancestor(40, "/usr/bin/make", "make")), [Severity::Low]);
+    assert_eq!(with(npm("npm run deploy")), [Severity::Low]);
+}
+
+#[test]
+fn unrelated_programs_are_no_harvest() {
+    // Of a session, of a terminal, and of two parents.
+    let sshd = ancestor(40, "/usr/sbin/sshd", "sshd");
+    assert_eq!(harvests(&mut policy(""), &below(&[sshd])), []);
+    let mut typed = below(&[ancestor(50, "/usr/bin/bash", "bash")]);
+    for read in &mut typed {
+        read.login = Some(Login { uid: 0, home: None });
+    }
+    assert_eq!(harvests(&mut policy(""), &typed), []);
+    let mut apart = below(&[ancestor(50, "/usr/bin/bash", "bash")]);
+    apart[2].process.ancestors = [ancestor(60, "/usr/bin/bash", "bash")].into();
+    assert_eq!(harvests(&mut policy(""), &apart), []);
+    // A backup of the host reads everything; a program of that name elsewhere is not one.
+    let backup = |exe: &str| {
+        let mut reads = below(&[]);
+        for read in &mut reads {
+            read.workload = Workload::host(exe);
+            read.process.exe = exe.into();
+        }
+        harvests(&mut policy(""), &reads)
+    };
+    assert_eq!(backup("/usr/bin/restic"), []);
+    assert_eq!(backup("/tmp/restic"), [Severity::Low]);
+}
+
+#[test]
+fn what_a_metadata_service_issues_counts() {
+    let mut reads = below(&[ancestor(50, "/usr/bin/bash", "bash")]);
+    reads[2].place.source = Source::Metadata;
+    reads[2].given = true;
+    assert_eq!(harvests(&mut policy(""), &reads), [Severity::Low]);
+}

@@ -33,6 +33,7 @@ fn presents(workload: &Workload, hours: i64, picked_up: bool) -> Hop {
     hop.workload = workload.clone();
     hop.time = at(hours * 3600);
     hop.picked_up = picked_up;
+    hop.process.start_time = at(hours * 3600 - 60);
     hop
 }
 
@@ -62,6 +63,16 @@ fn a_presenter_that_never_picked_it_up_sets_no_example() {
     let mut policy = policy("");
     assert_eq!(severity(&mut policy, &presents(&old, 0, false)), None);
     assert_eq!(severity(&mut policy, &presents(&other, 1, false)), None);
+}
+
+#[test]
+fn a_process_older_than_the_history_is_not_new() {
+    let (own, old) = (unit("shop.service"), unit("old.service"));
+    let mut policy = policy("");
+    severity(&mut policy, &presents(&own, 1, true));
+    let mut late = presents(&old, 2, false);
+    late.process.start_time = at(0);
+    assert_eq!(severity(&mut policy, &late), None);
 }
 
 #[test]
@@ -154,7 +165,7 @@ fn a_declared_reader_and_a_broker_are_not_new() {
     let declared = presents(&unit("report.service"), 1, false);
     assert_eq!(severity(&mut policy, &declared), None);
     let mut brokered = presents(&unit("envoy.service"), 1, false);
-    brokered.on_behalf_of = Some(OnBehalfOf { workload: own });
+    brokered.on_behalf_of = Some(Box::new(OnBehalfOf { workload: own }));
     assert_eq!(severity(&mut policy, &brokered), None);
 }
 

@@ -6,8 +6,9 @@ use crate::{
     reader::{ReadFailure, protocol::FileAnswer},
     sensor::observation::{ObservedOpen, OpenFileKey, OpenKind, RepeatedOpens, StdoutPipe},
 };
+use jiff::Timestamp;
 use monitor_core::{
-    model::{Credential, Place, Source},
+    model::{Credential, Place, Source, Subject},
     trail::TrailEvent,
 };
 use std::sync::Arc;
@@ -96,6 +97,13 @@ impl Enricher {
             device: open.file.device,
             inode: open.file.inode,
         };
+        // A job in a container that wrote the file, such as a login before a build, has it on purpose.
+        // What is mounted into it may be another's.
+        let is_own = found.volume_of.is_none()
+            && open.source.is_none()
+            && found
+                .modified
+                .is_some_and(|modified| self.was_running_at(open.task.time, subject, modified));
         let known = Arc::new((found.credentials.clone(), found.place.clone()));
         self.repeated.insert(key, known);
         for credential in found.credentials {
@@ -112,8 +120,17 @@ impl Enricher {
                 picked_up.volume_of = Some(uid.clone());
             }
             picked_up.modified = found.modified;
+            picked_up.given |= is_own;
             events.push(TrailEvent::PickUp(Box::new(picked_up)));
         }
+    }
+
+    /// Whether the container of a process was running at a time; `false` on the host.
+    fn was_running_at(&mut self, now: Timestamp, subject: Subject, time: Timestamp) -> bool {
+        !self.container_of(subject).is_empty()
+            && self
+                .first_process(now, subject)
+                .is_some_and(|first| self.attribution.started(first) <= time)
     }
 
     pub(super) fn file_repeated(&mut self, opens: RepeatedOpens, events: &mut Vec<TrailEvent>) {

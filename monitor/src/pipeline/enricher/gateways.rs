@@ -37,9 +37,9 @@ impl GatewayReads {
 }
 
 impl Enricher {
-    /// Requests the environment of the first process of a process's workload, if it was not read yet.
-    pub(super) fn request_gateways(&mut self, now: Timestamp, subject: Subject) -> Option<ReadId> {
-        let first = match self.gateways.first_of.get(&subject) {
+    /// The first process of a process's workload.
+    pub(super) fn first_process(&mut self, now: Timestamp, subject: Subject) -> Option<Subject> {
+        match self.gateways.first_of.get(&subject) {
             // The clock may have been set back.
             Some((first, when)) if now.duration_since(*when).abs() < FOUND_FOR => *first,
             _ => {
@@ -47,7 +47,12 @@ impl Enricher {
                 self.gateways.first_of.insert(subject, (first, now));
                 first
             }
-        }?;
+        }
+    }
+
+    /// Requests the environment of the first process of a process's workload, if it was not read yet.
+    pub(super) fn request_gateways(&mut self, now: Timestamp, subject: Subject) -> Option<ReadId> {
+        let first = self.first_process(now, subject)?;
         if self.gateways.read.get(&first).is_some() {
             return None;
         }
