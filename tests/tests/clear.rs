@@ -120,6 +120,26 @@ fn plaintext_over_the_network_is_a_finding() -> Result<()> {
     Ok(())
 }
 
+/// As in a mesh: a rule of the pod takes each request to a sidecar.
+#[test]
+fn plaintext_that_is_redirected_to_a_sidecar_is_no_finding() -> Result<()> {
+    let scene = scene();
+    if Command::new("nft").arg("--version").output().is_err() {
+        return lab::skip::skip("a redirect to a sidecar", "there is no nft");
+    }
+    let token = "FAKE-in-clear-to-a-sidecar-0001";
+    run(&mut in_network(&format!(
+        "nft() {{ LD_LIBRARY_PATH=$KEYTRAIL_WEB_LIBRARIES command nft \"$@\"; }}
+nft add table ip mesh
+nft add chain ip mesh out '{{ type nat hook output priority -100; }}'
+nft add rule ip mesh out tcp dport 80 redirect to :8080
+curl -sS -o /dev/null -H 'Authorization: Bearer {token}' http://10.99.0.1/"
+    )))?;
+    scene.await_presented(token, "10.99.0.1:80", 1)?;
+    ensure!(!scene.cleartext(token)?, "it did not leave the pod");
+    Ok(())
+}
+
 #[test]
 fn plaintext_on_loopback_is_no_finding() -> Result<()> {
     let scene = scene();

@@ -66,16 +66,24 @@ fn learned_history_becomes_expectations() -> Result<()> {
         )
     };
     // Its home, one partner, and many servers of another.
-    let mut script = format!("K=$(cat {key}); {}", visit("s3.eu-central-1.amazonaws.com"));
+    let present =
+        |host: &str| visit(host).replace("curl", "curl -H 'X-Api-Key: AKIAFAKELEARN0000001'");
+    let mut script = format!("K=$(cat {key}); {}", visit("status.example"));
     for host in (0..6)
         .map(|n| format!("n{n}.partner.example"))
-        .chain(["db.internal".to_owned()])
+        .chain(["db.internal", "s3.eu-central-1.amazonaws.com"].map(str::to_owned))
     {
-        script = format!("{script}; {}", visit(&host));
+        script = format!("{script}; {}", present(&host));
     }
     unit.sh(&script, &[])?;
-    let hops = |answer: &Value| answer["hops"].as_array().map_or(0, Vec::len);
-    let answer = agent.await_json(&["query", "where", &key], |answer| hops(answer) == 8)?;
+    let hops = |answer: &Value, evidence: &str| {
+        let hops = answer["hops"].as_array();
+        let with = |hop: &&Value| hop["evidence"] == evidence;
+        hops.map_or(0, |hops| hops.iter().filter(with).count())
+    };
+    let answer = agent.await_json(&["query", "where", &key], |answer| {
+        hops(answer, "presented") == 8 && hops(answer, "sole") >= 1
+    })?;
     let id = answer["credentials"][0]["id"]
         .as_str()
         .context("an id")?
@@ -98,9 +106,13 @@ fn learned_history_becomes_expectations() -> Result<()> {
     ] {
         ensure!(drawn.contains(line), "no {line} in\n{drawn}");
     }
+    let line_of = |text: &str| drawn.lines().find(|line| line.contains(text));
+    let is_proposed = |text: &str| line_of(text).is_some_and(|line| line.trim().starts_with("- "));
+    ensure!(is_proposed("amazonaws"), "the home is listed:\n{drawn}");
+    ensure!(is_proposed("db.internal"), "{drawn}");
     ensure!(
-        !drawn.contains("amazonaws"),
-        "what is at home is not listed:\n{drawn}"
+        line_of("status.example").is_some() && !is_proposed("status.example"),
+        "to hold a credential is no reason to present it:\n{drawn}"
     );
     let file = directory.path().join("drawn.yaml");
     fs::write(&file, &drawn)?;
@@ -120,9 +132,14 @@ fn learned_history_becomes_expectations() -> Result<()> {
         Ok(serde_json::from_str(&said)?)
     };
     let tried = try_on(&file)?;
-    let hop =
-        |(rule, _): &(String, String)| rule == "unexpected-hop" || rule == "unexpected-reader";
-    ensure!(!rules(&tried, "findings").iter().any(hop), "{tried}");
+    let (rule, severity) = ("unexpected-hop".to_owned(), "medium".to_owned());
+    let found = rules(&tried, "findings");
+    let hops = found.iter().filter(|(rule, _)| rule == "unexpected-hop");
+    ensure!(hops.eq([&(rule, severity)]), "only status.example: {tried}");
+    ensure!(
+        !found.iter().any(|(rule, _)| rule == "unexpected-reader"),
+        "{tried}"
+    );
     // Expectations without the partner.
     let strict = directory.path().join("strict.yaml");
     fs::write(
@@ -139,7 +156,8 @@ fn learned_history_becomes_expectations() -> Result<()> {
             .filter(|(one, other)| one == rule && other == severity)
             .count()
     };
-    assert_eq!(count("unexpected-hop", "medium"), 6, "{tried}");
+    assert_eq!(count("unexpected-hop", "critical"), 6, "{tried}");
+    assert_eq!(count("unexpected-hop", "medium"), 1, "{tried}");
     assert_eq!(count("unexpected-reader", "high"), 1, "{tried}");
     // An error is reported with a suggestion, and the expectations in force stay.
     let wrong = directory.path().join("wrong.yaml");
@@ -228,7 +246,7 @@ fn back_up(agent: &Agent, to: &Path, id: &str) -> Result<()> {
     ensure!(
         answer["hops"]
             .as_array()
-            .is_some_and(|hops| hops.len() == 10),
+            .is_some_and(|hops| hops.len() == 19),
         "{answer}"
     );
     Ok(())

@@ -206,26 +206,31 @@ pub fn prometheus() -> Result<Option<PathBuf>> {
     Ok(Some(programs))
 }
 
-/// nginx and wrk, which asks it.
+/// nginx, wrk, which asks it, and nft, which redirects connections.
 pub struct WebLoad {
     pub programs: Vec<PathBuf>,
     /// Where to find libraries that this system lacks.
     pub libraries: PathBuf,
 }
 
-/// nginx and wrk, for tests of busy servers: fetched if the machine has none and runs Debian. `None`
-/// if they are on the `PATH`.
+/// nginx and wrk, for tests of busy servers, and nft: fetched if the machine lacks them and runs
+/// Debian. `None` if they are on the `PATH`.
 pub fn web_load() -> Result<Option<WebLoad>> {
     let runs = |program: &str| Command::new(program).arg("-v").output().is_ok();
-    if runs("nginx") && runs("wrk") {
+    if runs("nginx") && runs("wrk") && runs("nft") {
         return Ok(None);
     }
     let into = tools().join("web-load");
     let programs = vec![into.join("usr/bin"), into.join("usr/sbin")];
-    if !programs[0].join("wrk").is_file() || !programs[1].join("nginx").is_file() {
-        eprintln!("fetching nginx and wrk");
+    let files = [
+        programs[0].join("wrk"),
+        programs[1].join("nginx"),
+        programs[1].join("nft"),
+    ];
+    if !files.iter().all(|file| file.is_file()) {
+        eprintln!("fetching nginx, wrk and nft");
         Apt::new(&[&codename()?, &format!("{}-security", codename()?)])?
-            .unpack_with_needed(&["nginx", "wrk"], &into)?;
+            .unpack_with_needed(&["nginx", "wrk", "nftables"], &into)?;
     }
     let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     Ok(Some(WebLoad {

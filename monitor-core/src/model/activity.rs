@@ -68,6 +68,10 @@ pub struct Hop {
     /// once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+    /// The other credentials that the process held, with the first hop of a connection for which the
+    /// evidence is [`Evidence::Held`]; not recorded.
+    #[serde(skip)]
+    pub held_with: Vec<Arc<Credential>>,
     /// The process picked the credential up, or was given it by one that did; where it was presented.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub picked_up: bool,

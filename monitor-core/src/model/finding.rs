@@ -50,9 +50,13 @@ pub struct OnBehalfOf {
 
 impl Finding {
     /// One finding about one event: the most severe, or the first of those, carries the names of the
-    /// others.
-    pub fn strongest(findings: Vec<Self>) -> Option<Self> {
-        let worst = findings.iter().map(|finding| finding.severity).max()?;
+    /// others. A digest is about more than the event, and stays apart.
+    pub fn merged(findings: Vec<Self>) -> Vec<Self> {
+        let (mut merged, findings): (Vec<_>, Vec<_>) =
+            findings.into_iter().partition(Self::is_digest);
+        let Some(worst) = findings.iter().map(|finding| finding.severity).max() else {
+            return merged;
+        };
         let (mut strongest, mut also) = (None, Vec::new());
         for finding in findings {
             if strongest.is_none() && finding.severity == worst {
@@ -61,10 +65,17 @@ impl Finding {
                 also.push(finding.rule);
             }
         }
-        let mut strongest = strongest?;
-        also.retain(|rule| *rule != strongest.rule);
-        strongest.also = also;
-        Some(strongest)
+        if let Some(mut strongest) = strongest {
+            also.retain(|rule| *rule != strongest.rule);
+            strongest.also = also;
+            merged.push(strongest);
+        }
+        merged
+    }
+
+    /// Whether it is about no single credential and no single process.
+    fn is_digest(&self) -> bool {
+        self.credential.is_none() && self.process.is_none()
     }
 
     /// Orders findings with the same id from mild to severe.

@@ -256,6 +256,25 @@ impl Context {
         !is_of_others && !is_anywhere
     }
 
+    /// Whether none of the credentials that a process holds may go to a destination, and it is known
+    /// for each where it may go.
+    pub fn none_may_go(&self, hop: &Hop) -> bool {
+        let may_go = |credential: &Credential| {
+            let written = self
+                .expectations
+                .about(credential)
+                .any(|expectation| !expectation.destinations.is_empty());
+            (!written && !self.has_a_home(credential))
+                || self.allows(credential, &hop.destination)
+                || self.is_at_gateway(&hop.workload, credential, &hop.destination)
+        };
+        !hop.held_with.is_empty()
+            && !self.catalog.is_metadata(hop.destination.address)
+            && !hop.destination.is_object_pending()
+            && !may_go(&hop.credential)
+            && !hop.held_with.iter().any(|credential| may_go(credential))
+    }
+
     /// Whether nothing legitimate uses a credential.
     pub fn is_decoy(&self, credential: &Credential) -> bool {
         let mut all = self.expectations.about(credential);
@@ -326,8 +345,9 @@ fn host(destination: &Destination) -> String {
         .unwrap_or_else(|| destination.address.to_string())
 }
 
-/// Whether a hop ends at a server on this machine. Inside TLS, a name tells of a server that is
-/// reached through it.
+/// Whether a hop ends at a server on this machine. Another name tells of a server that is reached
+/// through it, unless a proxy passes on the request of a client, with the name under which the client
+/// knows the proxy.
 fn is_local(hop: &Hop) -> bool {
     let destination = &hop.destination;
     let is_own_name = |name: &str| {
@@ -339,6 +359,6 @@ fn is_local(hop: &Hop) -> bool {
     };
     let mut names = destination.disputed.iter().map(|named| &*named.name);
     destination.address.is_loopback()
-        && (hop.clear
+        && ((hop.clear && !hop.picked_up)
             || (destination.name.as_deref().is_none_or(is_own_name) && names.all(is_own_name)))
 }

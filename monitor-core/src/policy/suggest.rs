@@ -2,13 +2,14 @@
 //!
 //! Similar entries are merged: names under one domain become a glob, addresses of one network a
 //! network, workloads of one namespace the namespace, each with a comment on what it would
-//! additionally allow. Flagged entries are left out, with a comment.
+//! additionally allow. Flagged entries are left out, with a comment; so are destinations to which a
+//! credential was only held, because whoever may connect to a server need not present it there.
 
 use crate::{
     catalog::Catalog,
     history::{History, HopRow, UseRow},
     model::{
-        Credential, CredentialId, Destination, Evidence, Hop, Role, Severity, Source, Verdict,
+        Credential, CredentialId, Destination, Evidence, Finding, Hop, Role, Source, Verdict,
         Workload, WorkloadKind,
     },
     policy::{context::Context, expectation::Expectations},
@@ -35,8 +36,8 @@ const OWN_PODS: &str = "k8s-service-account-token";
 struct SuggestedLine {
     text: String,
     note: String,
-    /// It was flagged: it is shown, but not allowed.
-    flagged: bool,
+    /// It is shown, but not allowed.
+    left_out: bool,
 }
 
 /// Credentials covered by one expectation.
@@ -136,33 +137,49 @@ pub fn suggest(history: &History, catalog: &Arc<Catalog>) -> String {
 struct FlaggedItems {
     hops: BTreeSet<(String, String)>,
     readers: BTreeSet<(String, String)>,
+    /// Workloads that were flagged for more than one credential.
+    workloads: BTreeSet<String>,
 }
+
+/// Rules about the age of a credential, which say nothing of its users.
+const ABOUT_AGE: [&str; 2] = ["long-lived-credential", "expired-credential-used"];
 
 impl FlaggedItems {
     fn of(history: &History) -> Self {
         let mut this = Self {
             hops: BTreeSet::new(),
             readers: BTreeSet::new(),
+            workloads: BTreeSet::new(),
         };
-        for finding in &history.findings {
+        let about_use = |finding: &&Finding| !ABOUT_AGE.contains(&finding.rule.as_str());
+        for finding in history.findings.iter().filter(about_use) {
+            let workload = finding.workload.key();
+            let rules = [finding.rule.as_str()];
+            let mut rules = rules
+                .into_iter()
+                .chain(finding.also.iter().map(String::as_str));
+            if rules.any(|rule| matches!(rule, "harvest" | "foreign-process-read")) {
+                this.workloads.insert(workload.clone());
+            }
             let Some(credential) = &finding.credential else {
                 continue;
             };
             let id = credential.id.0.clone();
-            match (finding.rule.as_str(), &finding.destination) {
-                ("unexpected-hop", Some(destination)) => {
+            match &finding.destination {
+                Some(destination) => {
                     this.hops.insert((id, destination.label()));
                 }
-                // What an untrusted program did is not an example either.
-                ("unexpected-reader" | "untrusted-binary" | "harvest", _)
-                    if finding.severity >= Severity::High =>
-                {
-                    this.readers.insert((id, finding.workload.key()));
+                None => {
+                    this.readers.insert((id, workload));
                 }
-                _ => {}
             }
         }
         this
+    }
+
+    fn has_reader(&self, credential: &CredentialId, workload: &str) -> bool {
+        let pair = (credential.0.clone(), workload.to_owned());
+        self.readers.contains(&pair) || self.workloads.contains(workload)
     }
 }
 
@@ -238,9 +255,7 @@ fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
     let mut by: BTreeMap<String, (&Workload, u64, bool)> = BTreeMap::new();
     for row in uses {
         let key = row.workload.key();
-        let bad = flagged
-            .readers
-            .contains(&(row.credential.0.clone(), key.clone()));
+        let bad = flagged.has_reader(&row.credential, &key);
         let known = by.entry(key).or_insert((&row.workload, 0, false));
         known.1 += row.count;
         known.2 |= bad;
@@ -255,7 +270,7 @@ fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
             } else {
                 format!("{count} ×")
             },
-            flagged: *bad,
+            left_out: *bad,
         };
         match (&workload.namespace, workload.kind) {
             (Some(namespace), _) if !bad => {
@@ -283,7 +298,7 @@ fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
                 note: format!(
                     "{count} ×; a container without a name: its id changes with each start"
                 ),
-                flagged: *bad,
+                left_out: *bad,
             }),
         }
     }
@@ -297,7 +312,7 @@ fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
                     "{total} ×, by {}; newly allows every other workload of {namespace}",
                     some(names)
                 ),
-                flagged: false,
+                left_out: false,
             });
         } else {
             lines.extend(
@@ -310,7 +325,7 @@ fn readers(uses: &[&UseRow], flagged: &FlaggedItems) -> Vec<SuggestedLine> {
                             quoted(&literal(&workload.name))
                         ),
                         note: format!("{count} ×"),
-                        flagged: false,
+                        left_out: false,
                     }),
             );
         }
@@ -326,18 +341,34 @@ fn destinations(
     let mut names: BTreeMap<u16, NameTree> = BTreeMap::new();
     let mut addresses: BTreeMap<u16, BTreeMap<IpAddr, EvidenceTally>> = BTreeMap::new();
     let mut bad: BTreeMap<String, EvidenceTally> = BTreeMap::new();
+    let mut homes: BTreeMap<String, EvidenceTally> = BTreeMap::new();
+    let mut held: BTreeMap<String, EvidenceTally> = BTreeMap::new();
+    let presented: BTreeSet<String> = group
+        .hops
+        .iter()
+        .filter(|row| row.evidence == Evidence::Presented)
+        .map(|row| pattern(&row.destination))
+        .collect();
     for row in &group.hops {
         let destination = &row.destination;
         let certain = row.evidence != Evidence::Held && destination.one_of == 0;
-        if !certain || is_home(group, row, plain) {
+        if !certain {
+            continue;
+        }
+        let text = pattern(destination);
+        if is_home(group, row, plain) {
+            homes.entry(text).or_default().add(EvidenceTally::of(row));
             continue;
         }
         if flagged
             .hops
             .contains(&(row.credential.0.clone(), destination.label()))
         {
-            let known = bad.entry(pattern(destination));
-            known.or_default().add(EvidenceTally::of(row));
+            bad.entry(text).or_default().add(EvidenceTally::of(row));
+            continue;
+        }
+        if !presented.contains(&text) {
+            held.entry(text).or_default().add(EvidenceTally::of(row));
             continue;
         }
         match &destination.name {
@@ -359,10 +390,21 @@ fn destinations(
         .into_iter()
         .map(|(text, tally)| SuggestedLine {
             text: quoted(&text),
-            note: format!("{tally}; flagged as unexpected-hop"),
-            flagged: true,
+            note: format!("{tally}; flagged"),
+            left_out: true,
         })
         .collect();
+    lines.extend(held.into_iter().map(|(text, tally)| SuggestedLine {
+        text: quoted(&text),
+        note: format!("{tally}; add it if the credential may be presented there"),
+        left_out: true,
+    }));
+    // With them, a credential that is only held elsewhere is medium.
+    lines.extend(homes.into_iter().map(|(text, tally)| SuggestedLine {
+        text: quoted(&text),
+        note: format!("{tally}; the home of its class"),
+        left_out: false,
+    }));
     for (port, seen) in names {
         lines.extend(seen.lines(port));
     }
@@ -390,6 +432,7 @@ fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Context) -> bool 
             evidence: row.evidence,
             clear: false,
             again: false,
+            held_with: Vec::new(),
             picked_up: false,
             on_behalf_of: None,
             for_proxy: false,
@@ -522,7 +565,7 @@ impl NameTree {
                 SuggestedLine {
                     text: quoted(&format!("{text}:{port}")),
                     note,
-                    flagged: false,
+                    left_out: false,
                 }
             })
             .collect()
@@ -556,13 +599,13 @@ fn networks(port: u16, all: &BTreeMap<IpAddr, EvidenceTally>) -> Vec<SuggestedLi
                     "{tally}, {} addresses; newly allows every other address of the network",
                     addresses.len()
                 ),
-                flagged: false,
+                left_out: false,
             });
         } else {
             lines.extend(addresses.into_iter().map(|address| SuggestedLine {
                 text: quoted(&bracketed(address.to_string(), address.is_ipv6())),
                 note: all.get(address).copied().unwrap_or_default().to_string(),
-                flagged: false,
+                left_out: false,
             }));
         }
     }
@@ -603,7 +646,7 @@ pub fn authenticators(history: &History, catalog: &Catalog) -> Vec<String> {
 }
 
 fn write_lines(out: &mut String, indent: &str, key: &str, lines: &[SuggestedLine]) {
-    if lines.iter().all(|line| line.flagged) {
+    if lines.iter().all(|line| line.left_out) {
         for line in lines {
             let _ = writeln!(
                 out,
@@ -615,7 +658,7 @@ fn write_lines(out: &mut String, indent: &str, key: &str, lines: &[SuggestedLine
     }
     let _ = writeln!(out, "{indent}{key}:");
     for line in lines {
-        if line.flagged {
+        if line.left_out {
             let _ = writeln!(out, "{indent}  # - {} # left out: {}", line.text, line.note);
         } else {
             let _ = writeln!(out, "{indent}  - {} # {}", line.text, line.note);

@@ -164,6 +164,7 @@ impl Replay {
             evidence: row.evidence,
             clear: false,
             again: false,
+            held_with: Vec::new(),
             picked_up: false,
             on_behalf_of: None,
             for_proxy: false,

@@ -99,6 +99,9 @@ pub enum TrailEvent {
         host: Option<String>,
         credential: Arc<Credential>,
         place: Place,
+        /// The packet is addressed to loopback, whatever the destination of the connection is.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        to_loopback: bool,
         #[serde(default = "once", skip_serializing_if = "is_once")]
         count: u64,
     },

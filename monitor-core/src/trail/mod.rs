@@ -109,6 +109,7 @@ impl Trail {
                 host,
                 credential,
                 place,
+                to_loopback,
                 count,
             } => {
                 let host = host.as_deref();
@@ -118,6 +119,7 @@ impl Trail {
                     place,
                     connection: Some(connection),
                     clear: true,
+                    to_loopback,
                     count,
                 };
                 self.presented_in_plaintext(connection, host, presented, out);
@@ -288,6 +290,11 @@ impl Trail {
         {
             known.sole = Some(Arc::clone(&sole.credential));
         }
+        let mut others: Vec<_> = held
+            .iter()
+            .skip(1)
+            .map(|held| Arc::clone(&held.credential))
+            .collect();
         for holding in held {
             out.push(TrailOutput::Hop(Box::new(Hop {
                 time: time.max(connection.time),
@@ -299,6 +306,7 @@ impl Trail {
                 evidence,
                 clear: false,
                 again: was_presented(&holding),
+                held_with: std::mem::take(&mut others),
                 picked_up: false,
                 on_behalf_of: None,
                 for_proxy: false,

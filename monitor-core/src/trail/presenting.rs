@@ -20,6 +20,8 @@ pub(super) struct PresentedOn {
     /// Absent if it is not known which connection.
     pub connection: Option<u64>,
     pub clear: bool,
+    /// It was sent to loopback, whatever the destination of the connection is.
+    pub to_loopback: bool,
     /// How often.
     pub count: u64,
 }
@@ -53,6 +55,7 @@ impl Trail {
             place,
             connection,
             clear: false,
+            to_loopback: false,
             count,
         };
         self.presented(presented, &actor, &destinations, out);
@@ -137,6 +140,7 @@ impl Trail {
             place,
             connection,
             clear,
+            to_loopback,
             count,
         } = presented;
         let for_proxy = is_for_proxy(&place);
@@ -149,7 +153,8 @@ impl Trail {
         if let [destination] = destinations
             && picked_up
         {
-            self.relays.note(time, actor, &credential, destination);
+            self.relays
+                .note(time, actor, &credential, destination, to_loopback);
         }
         out.push(used(time, actor, &credential, place, count));
         if destinations.is_empty() {
@@ -174,8 +179,10 @@ impl Trail {
                 },
                 others,
                 evidence: Evidence::Presented,
-                clear,
+                // A local rule takes it to a proxy on this machine, which sends it on.
+                clear: clear && (!to_loopback || destination.address.is_loopback()),
                 again,
+                held_with: Vec::new(),
                 picked_up,
                 on_behalf_of: on_behalf_of.clone(),
                 for_proxy,

@@ -39,10 +39,11 @@ impl Relays {
         actor: &Actor,
         credential: &Credential,
         destination: &Destination,
+        to_loopback: bool,
     ) {
         let object = destination.object.clone();
-        let object = object.filter(|object| object.ends_with(".pod"));
-        if destination.address.is_loopback() || object.is_some() {
+        let object = object.filter(|object| object.ends_with(".pod") && !to_loopback);
+        if destination.address.is_loopback() || to_loopback || object.is_some() {
             let sent = SentLocally {
                 time,
                 workload: actor.workload.clone(),

@@ -101,7 +101,9 @@ fn may_hold_write(record: [u8; 5], write: &TlsWrite) -> bool {
 #[inline(always)]
 fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
     let expected = expected_of(ctx)?;
-    let TcpPacket { sequence, payload } = TcpPacket::parse(ctx)?;
+    let TcpPacket {
+        sequence, payload, ..
+    } = TcpPacket::parse(ctx)?;
     let payload_len = ctx.len().checked_sub(payload as u32)?;
     if payload_len == 0 {
         return None;

@@ -160,6 +160,7 @@ fn inspect_payload(ctx: &SkBuffContext) -> Option<()> {
     let scratch = scratch::<SentPlaintext>()?;
     if first_payload || found > 0 {
         scratch.known_host = expected.host;
+        scratch.clear.to_loopback = u32::from(tcp.to_loopback);
         emit_values::<SentPlaintext>(scratch, found, number);
         expected.host = host_of(scratch);
     }

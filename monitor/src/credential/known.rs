@@ -21,13 +21,19 @@ pub struct KnownCredentials {
     /// From the fingerprint of another form of a credential to its id.
     aliases: FairCache<u64, CredentialId>,
     /// Recognised later by fingerprint only.
-    picked_up: FairCache<CredentialId, Arc<Credential>>,
+    picked_up: FairCache<CredentialId, PickedUp>,
     /// As `picked_up`, for credentials seen only in use or in a response: anyone can invent those.
     only_seen: FairCache<CredentialId, Arc<Credential>>,
-    /// When the credentials of `picked_up` became known.
-    known_since: FairCache<CredentialId, Timestamp>,
     /// Fingerprints of secrets that became known since they were last taken, and for whom.
     new_secrets: Vec<(Tenant, u64)>,
+}
+
+/// A credential that was picked up.
+#[derive(Debug)]
+struct PickedUp {
+    credential: Arc<Credential>,
+    /// When it became known.
+    since: Timestamp,
 }
 
 impl Default for KnownCredentials {
@@ -36,7 +42,6 @@ impl Default for KnownCredentials {
             aliases: FairCache::new(CREDENTIALS_CACHED),
             picked_up: FairCache::new(CREDENTIALS_CACHED),
             only_seen: FairCache::new(CREDENTIALS_CACHED),
-            known_since: FairCache::new(CREDENTIALS_CACHED),
             new_secrets: Vec::new(),
         }
     }
@@ -143,9 +148,7 @@ impl KnownCredentials {
         let made_up = matches!(place.source, Source::Presented | Source::Metadata);
         if made_up && !self.picked_up.contains_key(&id) {
             insert(&mut self.only_seen, tenant, &credential);
-        } else if insert(&mut self.picked_up, tenant, &credential) {
-            self.known_since
-                .insert(tenant, id.clone(), Timestamp::now());
+        } else if self.pick_up(tenant, &credential, Timestamp::now()) {
             let new = id.fingerprint();
             self.new_secrets
                 .extend(new.map(|fingerprint| (tenant.clone(), fingerprint)));
@@ -179,18 +182,32 @@ impl KnownCredentials {
         for (mut credential, first_seen) in credentials {
             // Names come from the expectations in force now.
             (credential.name, credential.owner) = (None, None);
-            let remembered = if credential.is_only_seen() {
-                &mut self.only_seen
+            let credential = Arc::new(credential);
+            let tenant = Tenant::default();
+            if credential.is_only_seen() {
+                insert(&mut self.only_seen, &tenant, &credential);
             } else {
+                self.pick_up(&tenant, &credential, first_seen);
                 let known = credential.id.fingerprint();
                 self.new_secrets
-                    .extend(known.map(|fingerprint| (Tenant::default(), fingerprint)));
-                let id = credential.id.clone();
-                self.known_since.insert(&Tenant::default(), id, first_seen);
-                &mut self.picked_up
-            };
-            insert(remembered, &Tenant::default(), &Arc::new(credential));
+                    .extend(known.map(|fingerprint| (tenant, fingerprint)));
+            }
         }
+    }
+
+    /// Remembers a credential that was picked up; returns whether it is new. A known one keeps its
+    /// time.
+    fn pick_up(&mut self, tenant: &Tenant, credential: &Arc<Credential>, now: Timestamp) -> bool {
+        let id = &credential.id;
+        let since = self.picked_up.peek(id).map(|known| known.since);
+        let known = PickedUp {
+            credential: Arc::clone(credential),
+            since: since.unwrap_or(now),
+        };
+        self.picked_up.insert(tenant, id.clone(), known);
+        self.picked_up
+            .resize(id, size_of_list(credential.sources.len()));
+        since.is_none()
     }
 
     /// Whether a credential that was known elsewhere was written to a file since then.
@@ -198,12 +215,8 @@ impl KnownCredentials {
         let Some(known) = self.picked_up.get(id) else {
             return false;
         };
-        let is_new = place.source == Source::File && !known.sources.contains(place);
-        let since = self.known_since.peek(id).copied();
-        is_new
-            && written
-                .zip(since)
-                .is_some_and(|(written, since)| written > since)
+        let is_new = place.source == Source::File && !known.credential.sources.contains(place);
+        is_new && written.is_some_and(|written| written > known.since)
     }
 
     /// Adds places to a credential that was picked up, also for later observations of it.
@@ -211,7 +224,7 @@ impl KnownCredentials {
         add_places(&mut Arc::make_mut(credential).sources, places);
         if self.picked_up.contains_key(&credential.id) {
             // It stays with whom it was picked up first.
-            insert(&mut self.picked_up, &Tenant::default(), credential);
+            self.pick_up(&Tenant::default(), credential, Timestamp::now());
         }
     }
 
@@ -225,8 +238,10 @@ impl KnownCredentials {
     }
 
     pub fn known(&mut self, id: &CredentialId) -> Option<Arc<Credential>> {
-        let known = self.picked_up.get(id);
-        known.or_else(|| self.only_seen.get(id)).cloned()
+        match self.picked_up.get(id) {
+            Some(known) => Some(Arc::clone(&known.credential)),
+            None => self.only_seen.get(id).cloned(),
+        }
     }
 }
 
@@ -269,16 +284,15 @@ impl ClassProof {
     }
 }
 
-/// Inserts or replaces a credential; returns whether it is new.
+/// Inserts or replaces a credential.
 fn insert(
     table: &mut FairCache<CredentialId, Arc<Credential>>,
     tenant: &Tenant,
     credential: &Arc<Credential>,
-) -> bool {
+) {
     let id = &credential.id;
-    let before = table.insert(tenant, id.clone(), Arc::clone(credential));
+    table.insert(tenant, id.clone(), Arc::clone(credential));
     table.resize(id, size_of_list(credential.sources.len()));
-    before.is_none()
 }
 
 /// Adds missing places, as far as there is room.

@@ -173,7 +173,7 @@ impl Evaluator {
                 return;
             }
         };
-        self.raise(Finding::strongest(found));
+        self.raise(Finding::merged(found));
         if self.live {
             let latency = Timestamp::now().duration_since(time).as_secs_f64();
             self.sinks.metrics.latency.observe(latency.max(0.0));
@@ -274,7 +274,7 @@ impl Evaluator {
         if let Decision::Violation(by_actor) = decision {
             found.insert(0, by_actor);
         }
-        self.raise(Finding::strongest(found));
+        self.raise(Finding::merged(found));
         if is_pending {
             self.pending.push_back(deferred);
             if self.pending.len() > DEFERRED_MAX {

@@ -371,6 +371,7 @@ pub fn plaintext(record: &PlaintextRecord, clock: BootClock) -> PlaintextSecret 
         time: clock.at(record.time),
         owner: record.owner.into(),
         cookie: record.cookie,
+        to_loopback: record.to_loopback != 0,
         host: (record.secret.host != 0).then_some(record.secret.host),
         secret: (&record.secret).into(),
     }

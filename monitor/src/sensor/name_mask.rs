@@ -84,6 +84,7 @@ impl NameMask {
                 time,
                 owner,
                 cookie,
+                to_loopback: false,
                 host: None,
                 secret: secret_in_name(protocol, fingerprint, len),
             })

@@ -275,6 +275,8 @@ pub struct PlaintextSecret {
     pub time: Timestamp,
     pub owner: RecordOwner,
     pub cookie: u64,
+    /// The packet is addressed to loopback, whatever the destination of the connection is.
+    pub to_loopback: bool,
     /// As in [`ObservedPresentation`].
     pub host: Option<u64>,
     pub secret: ObservedSecret,

@@ -29,18 +29,19 @@ static META: RuleMeta = RuleMeta {
 };
 
 /// Programs that install packages, and run what those bring along: by the name of the program, or of
-/// the process where an interpreter runs it.
-const INSTALLERS: [&str; 20] = [
-    "npm", "npx", "pnpm", "yarn", "bun", "pip", "pip3", "uv", "poetry", "pdm", "gem", "bundle",
-    "composer", "cargo", "apt", "apt-get", "dpkg", "dnf", "yum", "apk",
+/// the process where an interpreter runs it. Not those that also run a user's own commands without
+/// saying so.
+const INSTALLERS: [&str; 11] = [
+    "npm", "pip", "pip3", "gem", "apt", "apt-get", "dpkg", "dnf", "yum", "rpm", "apk",
 ];
-/// What an installer is told if it runs no script of a package it installs.
-const OTHER_COMMANDS: [&str; 8] = [
+/// What npm is told, which it shows as its name, where it runs a command of the user.
+const OTHER_COMMANDS: [&str; 9] = [
     "run",
     "run-script",
     "exec",
     "x",
     "start",
+    "stop",
     "test",
     "t",
     "publish",

@@ -73,7 +73,7 @@ pub fn all() -> Vec<Box<dyn Rule>> {
     vec![
         Box::new(untrusted_binary::UntrustedBinary),
         Box::new(human_use::HumanUse),
-        Box::new(long_lived_credential::LongLivedCredential),
+        Box::new(long_lived_credential::LongLivedCredential::default()),
         Box::new(unexpected_hop::UnexpectedHop),
         Box::new(new_user::NewUser::default()),
         Box::new(cleartext_credential::CleartextCredential),

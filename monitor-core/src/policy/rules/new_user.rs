@@ -103,6 +103,11 @@ impl NewUser {
         if matches!(used.place.source, Source::Presented | Source::Metadata) {
             return;
         }
+        // Most credentials are never presented, and have no users.
+        let id = used.credential.id.fingerprint();
+        if id.is_none_or(|id| !self.users.contains_key(&id)) {
+            return;
+        }
         let workload = used.workload.key();
         let tenant = &used.process.tenant;
         if let Some(user) = self.user(tenant, &used.credential.id, &workload) {

@@ -2,7 +2,7 @@
 
 use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
-    model::{Evidence, Finding, Severity, Verdict},
+    model::{Evidence, Finding, Hop, Severity, Verdict},
     policy::{
         context::{AssessedHop, Context},
         decision::Decision,
@@ -71,7 +71,12 @@ fn severity(assessed: &AssessedHop<'_>, context: &Context) -> Severity {
     if context.is_decoy(&hop.credential) {
         return Severity::Critical;
     }
-    if assessed.verdict == Verdict::Unproven || assessed.is_local {
+    // A sidecar sends on what its own application sent, whose hop was judged.
+    let is_sidecar = hop
+        .on_behalf_of
+        .as_ref()
+        .is_some_and(|behalf| behalf.workload.key() == hop.workload.key());
+    if assessed.verdict == Verdict::Unproven || assessed.is_local || is_sidecar {
         return Severity::Low;
     }
     match hop.evidence {
@@ -81,6 +86,21 @@ fn severity(assessed: &AssessedHop<'_>, context: &Context) -> Severity {
         _ if assessed.written => Severity::Medium,
         _ => Severity::Low,
     }
+}
+
+/// A process with several credentials connected to where none of them belongs; once per workload,
+/// because it may connect to many servers.
+fn held_finding(hop: &Hop) -> Finding {
+    FindingBuilder::about_hop(&META, Severity::Low, hop)
+        .summary(format!(
+            "{} held {} credentials and connected to {}, where none of them belongs",
+            hop.workload.key(),
+            hop.held_with.len() + 1,
+            hop.destination.label()
+        ))
+        .dedup_key(hop.workload.key())
+        .any_credential()
+        .build()
 }
 
 /// Whether a hop is raised.
@@ -107,6 +127,13 @@ impl Rule for UnexpectedHop {
         match event {
             Event::Hop(assessed) if is_flagged(assessed, context) => {
                 Decision::Violation(finding(assessed, context))
+            }
+            Event::Hop(assessed)
+                if assessed.hop.evidence == Evidence::Held
+                    && !context.expectations.is_learning()
+                    && context.none_may_go(assessed.hop) =>
+            {
+                Decision::Violation(held_finding(assessed.hop))
             }
             _ => Decision::Allowed,
         }

@@ -128,7 +128,8 @@ fn foreign_pod_owner(used: &Use) -> Option<String> {
         (None, Some(issued)) => (&issued.pod_uid, "that was issued to"),
         (None, None) => return None,
     };
-    if used.pod_uid.as_ref() == Some(uid) {
+    // Whoever is not known is not another.
+    if used.pod_uid.as_ref() == Some(uid) || used.workload.is_vanished() {
         return None;
     }
     // A path without a uid does not contradict the names.

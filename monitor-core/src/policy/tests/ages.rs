@@ -22,10 +22,29 @@ fn long_lived_credential() {
     let mut plain = policy("");
     let mut fixed = used("aws-access-key", "/x", "/a");
     Arc::make_mut(&mut fixed.credential).lifetime = Lifetime::Static;
-    assert_eq!(
-        rules_of(&plain.judge_all(&fixed)),
-        [("long-lived-credential", Severity::Low)]
-    );
+    // A digest of each day, to which every credential is added once.
+    let digest = |plain: &mut Policy, read: &Use| {
+        let found = plain.judge_all(read);
+        found.first().map(|finding| {
+            assert_eq!(rules_of(&found), [("long-lived-credential", Severity::Low)]);
+            assert_eq!(finding.credential, None);
+            (finding.id.clone(), finding.summary.matches("kt-").count())
+        })
+    };
+    let (today, named) = digest(&mut plain, &fixed).expect("a digest");
+    assert_eq!(named, 1);
+    assert_eq!(digest(&mut plain, &fixed), None);
+    for number in 10..17 {
+        let credential = Arc::make_mut(&mut fixed.credential);
+        credential.id = CredentialId::from_fingerprint(number);
+        let (id, named) = digest(&mut plain, &fixed).expect("it grows");
+        assert_eq!(id, today);
+        assert!(named <= 5);
+    }
+    fixed.time = at(86_400);
+    let (tomorrow, named) = digest(&mut plain, &fixed).expect("another digest");
+    assert_ne!(tomorrow, today);
+    assert_eq!(named, 1);
     assert_eq!(rules_of(&plain.judge_all(&used("ssh-key", "/x", "/a"))), []);
     let mut with = policy(STRIPE);
     let mut aged = used("x", "/srv/key", "/usr/bin/good");

@@ -148,7 +148,6 @@ fn an_install_script_is_high_on_a_host() {
     }
     for (exe, comm) in [
         ("/usr/bin/python3.12", "pip"),
-        ("/root/.bun/bin/bun", "bun"),
         ("/usr/bin/apt-get", "apt-get"),
     ] {
         assert_eq!(with(ancestor(40, exe, comm)), high, "{exe}");

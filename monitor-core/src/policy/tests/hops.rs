@@ -545,20 +545,29 @@ fn without_an_issuers_mark_an_unknown_host_is_medium_at_most() {
 
 #[test]
 fn a_server_on_this_machine_is_low() {
-    let at = |name: Option<&str>, clear: bool| {
+    let at = |name: Option<&str>, clear: bool, picked_up: bool| {
         let hop = Hop {
             clear,
+            picked_up,
             ..hop("aws-access-key", name, "127.0.0.1", Evidence::Presented)
         };
         raised("", &hop).1
     };
-    assert_eq!(at(None, false), Some(Severity::Low));
-    assert_eq!(at(Some("localhost"), true), Some(Severity::Low));
-    assert_eq!(at(Some("s3.localhost"), false), Some(Severity::Low));
+    assert_eq!(at(None, false, true), Some(Severity::Low));
+    assert_eq!(at(Some("localhost"), true, true), Some(Severity::Low));
+    assert_eq!(at(Some("s3.localhost"), false, true), Some(Severity::Low));
     // nginx passes the name of its own client on.
-    assert_eq!(at(Some("shop.corp.example"), true), Some(Severity::Low));
+    assert_eq!(
+        at(Some("shop.corp.example"), true, false),
+        Some(Severity::Low)
+    );
     // A relay to another machine.
-    assert_eq!(at(Some("paste.example"), false), Some(Severity::Critical));
+    assert_eq!(
+        at(Some("paste.example"), false, false),
+        Some(Severity::Critical)
+    );
+    let critical = Some(Severity::Critical);
+    assert_eq!(at(Some("paste.example"), true, true), critical);
 }
 
 #[test]
@@ -622,4 +631,33 @@ fn any_use_of_a_decoy_is_critical() {
         "decoy: true, readers: [ { executable: /usr/bin/cat } ]",
     );
     assert_eq!(findings_of(policy(&kept).judge_reader(&read)), []);
+}
+
+#[test]
+fn several_held_credentials_where_none_belongs_are_low_once() {
+    let at = |policy: &mut Policy, host: &str, classes: &[&str]| {
+        let mut first = hop(classes[0], Some(host), "203.0.113.9", Evidence::Held);
+        let others = classes[1..]
+            .iter()
+            .map(|class| credential(class, "/srv/other").into());
+        first.held_with = others.collect();
+        let (verdict, findings) = policy.judge_hop(&first);
+        assert_eq!(verdict, policy.judge_hop(&first).0);
+        findings
+            .first()
+            .map(|finding| (finding.severity, finding.id.clone()))
+    };
+    let mut policy = policy("");
+    let both = ["aws-access-key", "github-token"];
+    let (severity, id) = at(&mut policy, "paste.example", &both).expect("a finding");
+    assert_eq!(severity, Severity::Low);
+    let other = at(&mut policy, "webhook.example", &both).expect("a finding");
+    assert_eq!(other.1, id, "once per workload");
+    assert_eq!(
+        at(&mut policy, "api.github.com", &both),
+        None,
+        "one belongs there"
+    );
+    let unknown = ["aws-access-key", "private-key"];
+    assert_eq!(at(&mut policy, "paste.example", &unknown), None);
 }

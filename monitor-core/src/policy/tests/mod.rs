@@ -99,6 +99,7 @@ fn hop(class: &str, name: Option<&str>, address: &str, evidence: Evidence) -> Ho
         evidence,
         clear: false,
         again: false,
+        held_with: Vec::new(),
         picked_up: false,
         on_behalf_of: None,
         for_proxy: false,

@@ -233,8 +233,14 @@ fn one_event_is_one_finding() {
     out.destination.name = Some("paste.example".into());
     let (_, findings) = policy("").judge_hop(&out);
     assert_eq!(findings.len(), 2, "{findings:?}");
-    let strongest = Finding::strongest(findings).expect("a finding");
-    assert_eq!(strongest.rule, "unexpected-hop");
-    assert_eq!(strongest.also, ["cleartext-credential"]);
-    assert_eq!(Finding::strongest(Vec::new()), None);
+    let merged = Finding::merged(findings);
+    assert_eq!(rules_of(&merged), [("unexpected-hop", Severity::Critical)]);
+    assert_eq!(merged[0].also, ["cleartext-credential"]);
+    assert_eq!(Finding::merged(Vec::new()), []);
+    // A digest of the day is not about the event.
+    let mut read = used("aws-access-key", "/srv/key", "/usr/bin/cat");
+    Arc::make_mut(&mut read.credential).lifetime = Lifetime::Static;
+    let digest = policy("").judge_use(&read).into_iter();
+    let both = digest.chain(merged).collect();
+    assert_eq!(Finding::merged(both).len(), 2);
 }

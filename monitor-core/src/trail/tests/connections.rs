@@ -42,7 +42,7 @@ fn a_server_behind_a_proxy_is_the_destination() {
         names: vec![name.into()],
         addresses: vec![address.parse().expect("an address")],
     };
-    let begin = vec![
+    let begin = [
         resolved("proxy.corp.example", "10.0.0.9"),
         resolved("api.example", "192.0.2.1"),
         pick(1, 7, Source::File, None),

@@ -199,6 +199,7 @@ fn in_clear(connection: u64, host: Option<&str>, credential_id: u64) -> TrailEve
             source: Source::Presented,
             place: "header:authorization".into(),
         },
+        to_loopback: false,
         count: 1,
     }
 }

@@ -240,3 +240,27 @@ fn a_broker_presents_on_behalf_of_its_client() {
     assert!(!of(60, "127.0.0.1"), "much later");
     assert!(!of(1, "192.0.2.7"), "not on this machine");
 }
+
+/// A rule of the machine takes a request to a sidecar.
+#[test]
+fn what_a_local_rule_redirects_is_not_in_clear() {
+    let with = |address: &str, to_loopback: bool| {
+        let mut sent = in_clear(1, None, 7);
+        if let TrailEvent::Clear {
+            to_loopback: redirected,
+            ..
+        } = &mut sent
+        {
+            *redirected = to_loopback;
+        }
+        let found = outputs(vec![connect(10, 1, address, 80), sent]);
+        let hop = found.into_iter().find_map(|outcome| match outcome {
+            TrailOutput::Hop(hop) => Some(hop),
+            _ => None,
+        });
+        hop.expect("a hop").clear
+    };
+    assert!(!with("10.0.0.9", true));
+    assert!(with("10.0.0.9", false));
+    assert!(with("127.0.0.1", true), "it was meant for loopback");
+}

@@ -17,7 +17,6 @@ pub fn set_plaintext_record(
     let secret = known.as_record(scratch.host);
     let record = &mut scratch.clear;
     record.kind = kind;
-    record.reserved = 0;
     record.time = time;
     record.cookie = scratch.object.address;
     record.owner = scratch.owner;

@@ -89,6 +89,7 @@ fn hop(id: u64, name: &str, time: Timestamp, verdict: Verdict) -> LedgerEntry {
         evidence: Evidence::Sole,
         clear: false,
         again: false,
+        held_with: Vec::new(),
         picked_up: false,
         on_behalf_of: None,
         for_proxy: false,

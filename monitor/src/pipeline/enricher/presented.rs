@@ -77,6 +77,7 @@ impl Enricher {
             host: self.request_host(presented.host),
             credential,
             place,
+            to_loopback: presented.to_loopback,
             count: u64::from(presented.secret.count),
         });
     }
