@@ -21,11 +21,13 @@ pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
             heading = entry.heading;
         }
         profile.name = entry.section;
-        match entry.name {
-            "aws_access_key_id" => profile.id = Some(entry.value),
-            "aws_secret_access_key" => profile.secret = Some(entry.value),
-            "aws_session_token" => profile.token = Some(entry.value),
-            _ => {}
+        let is = |name: &str| entry.name.eq_ignore_ascii_case(name);
+        if is("aws_access_key_id") {
+            profile.id = Some(entry.value);
+        } else if is("aws_secret_access_key") {
+            profile.secret = Some(entry.value);
+        } else if is("aws_session_token") {
+            profile.token = Some(entry.value);
         }
     }
     find_in_profile(finder, &profile);

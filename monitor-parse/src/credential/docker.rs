@@ -5,22 +5,32 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
 pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
-    let Ok(value) = serde_json::from_str::<Value>(text) else {
-        return;
-    };
+    if let Ok(value) = serde_json::from_str::<Value>(text) {
+        find_registries(finder, &value);
+    }
+}
+
+/// Finds the logins in a parsed file; returns whether it has the form of one.
+pub(super) fn find_registries(finder: &mut SecretFinder<'_>, value: &Value) -> bool {
     // `.dockercfg` has the registries at the top level.
-    let registries = value.get("auths").unwrap_or(&value);
+    let registries = value.get("auths").unwrap_or(value);
     let Some(registries) = registries.as_object() else {
-        return;
+        return false;
     };
-    for (registry, entry) in registries {
+    for (registry, entry) in registries.iter().filter(|(_, entry)| entry.is_object()) {
         let label = Some(registry.clone());
         for field in ["identitytoken", "registrytoken"] {
             if let Some(token) = entry.get(field).and_then(Value::as_str) {
                 finder.add_for_host(registry, token, label.clone(), Vec::new());
             }
         }
-        let Some(auth) = entry.get("auth").and_then(Value::as_str) else {
+        let text = |name: &str| entry.get(name).and_then(Value::as_str);
+        let auth = text("auth").filter(|auth| !auth.is_empty());
+        let Some(auth) = auth else {
+            if let (Some(user), Some(password)) = (text("username"), text("password")) {
+                let as_sent = finder.basic_form(user, password);
+                finder.add_for_host(registry, password, label, vec![as_sent]);
+            }
             continue;
         };
         let password = STANDARD
@@ -40,4 +50,5 @@ pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
             None => finder.add_for_host(registry, auth, label, Vec::new()),
         }
     }
+    value.get("auths").is_some()
 }

@@ -34,7 +34,7 @@ impl SecretFinder<'_> {
     /// Adds a secret; its form may identify a class that the place does not.
     pub(super) fn add_secret(&mut self, secret: &str, label: Option<String>, aliases: Vec<u64>) {
         let secret = trimmed(secret.as_bytes());
-        if secret.len() < SECRET_MIN {
+        if secret.len() < SECRET_MIN || is_public(secret) {
             return;
         }
         // Its bytes are not those of the file.
@@ -139,14 +139,20 @@ impl SecretFinder<'_> {
     ) {
         let before = self.found.len();
         self.add_secret(secret, label, aliases);
-        // A form with a home takes precedence over a host named in the file.
+        // The issuer's mark goes before a host that is named in the file.
         if let Some(found) = self.found.get_mut(before)
             && found.facts.audience.is_empty()
             && found.class == self.class.class
-            && self.catalog.home(&found.class).is_empty()
+            && (!found.marked || self.catalog.home(&found.class).is_empty())
         {
             found.facts.audience = hosts_in_name(place);
         }
+    }
+
+    /// Whether a user name is a token itself, which some servers accept in place of a user.
+    pub(super) fn is_token(&self, user: &str) -> bool {
+        let class = self.catalog.class_of_secret(user.as_bytes());
+        class.is_some_and(|class| class.class != "jwt" || jwt::facts(user.as_bytes()).is_some())
     }
 
     /// Fingerprint of the pair as sent in `Authorization: Basic`.
@@ -154,6 +160,17 @@ impl SecretFinder<'_> {
         let pair = STANDARD.encode(format!("{user}:{password}"));
         self.fingerprint(pair.as_bytes())
     }
+}
+
+/// Whether a value is the same everywhere, or meant to be published.
+fn is_public(secret: &[u8]) -> bool {
+    /// The client secrets of gcloud, which are in its source.
+    const CONSTANTS: [&str; 2] = ["d-FL95Q19q7MQmFpd7hHD0Ty", "ZmssLNjJy2998hD4CTg2ejr2"];
+    const PUBLISHABLE: [&str; 2] = ["pk_live_", "pk_test_"];
+    CONSTANTS.iter().any(|known| known.as_bytes() == secret)
+        || PUBLISHABLE
+            .iter()
+            .any(|start| secret.starts_with(start.as_bytes()))
 }
 
 /// The hosts that an entry is valid for, from a name with or without scheme, port and path; empty

@@ -1,22 +1,94 @@
 //! Parses sections of `name = value` line by line without copying: libraries build trees that use
 //! two hundred times the size of a hostile file.
 
-use super::finder::SecretFinder;
+use super::{finder::SecretFinder, json, urls};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use std::collections::BTreeMap;
+
+/// Registries of which the user is remembered.
+const USERS_MAX: usize = 256;
 
 /// Finds the values of the names that the class lists.
 pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
+    // Found once, because a file may have very many passwords.
+    let users: BTreeMap<&str, &str> = parse(text)
+        .filter_map(|entry| match scope_of(entry.name) {
+            (Some(scope), "username") => Some((scope, entry.value)),
+            _ => None,
+        })
+        .take(USERS_MAX)
+        .collect();
     for entry in parse(text) {
-        // `.npmrc` has `//registry.example/:_authToken=…`.
-        let (scope, field) = match entry.name.rsplit_once("/:") {
-            Some((scope, field)) if scope.starts_with("//") => (Some(scope), field),
-            _ => (None, entry.name),
-        };
-        if finder.class.keys.iter().any(|key| key == field) {
-            let scope = scope.map(|scope| scope.trim_matches('/'));
-            let label = entry.section.or(scope).map(str::to_owned);
-            finder.add_secret(entry.value, label, Vec::new());
+        let (scope, field) = scope_of(entry.name);
+        if !finder.class.keys.iter().any(|key| key == field) || is_reference(entry.value) {
+            continue;
         }
+        if entry.value.starts_with('{') {
+            // rclone keeps what an issuer answered.
+            json::find(finder, entry.value);
+            continue;
+        }
+        if entry.value.contains("://") {
+            urls::find_in_url(finder, entry.value);
+            continue;
+        }
+        let Some(scope) = scope else {
+            let label = entry.section.map(str::to_owned);
+            finder.add_secret(entry.value, label, Vec::new());
+            continue;
+        };
+        let (secret, aliases) = match field {
+            "_auth" => basic_pair(finder, entry.value),
+            "_password" => password_of(finder, users.get(scope).copied(), entry.value),
+            _ => (entry.value.to_owned(), Vec::new()),
+        };
+        finder.add_for_host(scope, &secret, Some(scope.to_owned()), aliases);
     }
+}
+
+/// The registry and the name in `//registry.example:4873/path/:_authToken`, as in `.npmrc`.
+fn scope_of(name: &str) -> (Option<&str>, &str) {
+    match name.rsplit_once("/:") {
+        Some((scope, field)) if scope.starts_with("//") => (Some(scope.trim_matches('/')), field),
+        _ => (None, name),
+    }
+}
+
+/// Whether a value only names a variable, which is another credential's place.
+fn is_reference(value: &str) -> bool {
+    value
+        .strip_prefix("${")
+        .and_then(|rest| rest.strip_suffix('}'))
+        .is_some_and(|name| !name.contains('}'))
+}
+
+/// The password of a pair in base64, and the pair as it is sent; the value itself if it is none.
+fn basic_pair(finder: &SecretFinder<'_>, value: &str) -> (String, Vec<u64>) {
+    match decode(value)
+        .as_deref()
+        .and_then(|pair| pair.split_once(':'))
+    {
+        Some((_, password)) => (
+            password.to_owned(),
+            vec![finder.fingerprint(value.as_bytes())],
+        ),
+        None => (value.to_owned(), Vec::new()),
+    }
+}
+
+/// A password in base64, and the pair that is sent with the user of the same registry.
+fn password_of(finder: &SecretFinder<'_>, user: Option<&str>, value: &str) -> (String, Vec<u64>) {
+    let Some(password) = decode(value) else {
+        return (value.to_owned(), Vec::new());
+    };
+    let mut aliases = vec![finder.fingerprint(value.as_bytes())];
+    aliases.extend(user.map(|user| finder.basic_form(user, &password)));
+    (password, aliases)
+}
+
+fn decode(value: &str) -> Option<String> {
+    let bytes = STANDARD.decode(value.trim()).ok()?;
+    String::from_utf8(bytes).ok()
 }
 
 /// One assignment.

@@ -84,6 +84,9 @@ pub struct SecretFacts {
     pub issued_to: Option<Box<IssuedTo>>,
 }
 
+/// How a key begins that is not in PEM.
+const DER_SEQUENCE: &[u8] = &[0x30];
+
 /// Finds the secrets in a file of a given class.
 pub fn find_secrets(
     catalog: &Catalog,
@@ -119,7 +122,8 @@ pub fn find_secrets(
         FileFormat::Docker => docker::find(&mut finder, text),
     }
     // It may be binary after all.
-    if finder.is_lossy && finder.found.is_empty() {
+    let is_encoded_key = class.format != FileFormat::Pem || bytes.starts_with(DER_SEQUENCE);
+    if finder.is_lossy && finder.found.is_empty() && is_encoded_key {
         finder.whole_file(bytes);
     }
     // The result is kept as long as the file is known.

@@ -40,7 +40,10 @@ pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
             },
         });
     }
-    if !any && finder.class.format == FileFormat::Pem {
+    // What an archive of public keys or a presentation contains is no private key.
+    let is_text = |char: char| !char.is_control() && char != char::REPLACEMENT_CHARACTER;
+    let is_line = text.trim().chars().all(is_text) && !text.contains("PUBLIC");
+    if !any && finder.class.format == FileFormat::Pem && is_line {
         finder.whole_file(trimmed(text.as_bytes()));
     }
 }
@@ -49,16 +52,28 @@ pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
 pub(super) fn pem_blocks(text: &str) -> Vec<(String, String)> {
     // Keys in kubeconfigs and JSON may contain a literal `\n`.
     let text = text.replace("\\n", "\n");
-    match pem::parse_many(text.as_bytes()) {
-        Ok(blocks) => blocks
-            .into_iter()
-            .map(|block| {
-                let body = STANDARD.encode(block.contents());
-                (block.tag().to_owned(), body)
-            })
-            .collect(),
-        Err(_) => Vec::new(),
-    }
+    // One that cannot be parsed costs itself.
+    blocks_of(&text)
+        .filter_map(|block| pem::parse(block).ok())
+        .map(|block| {
+            let body = STANDARD.encode(block.contents());
+            (block.tag().to_owned(), body)
+        })
+        .collect()
+}
+
+/// The texts from each `-----BEGIN ` to the line of the next `-----END `.
+fn blocks_of(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let block = &rest[rest.find("-----BEGIN ")?..];
+        let end = block.find("-----END ")?;
+        let line = block[end..].find('\n').map_or(block.len(), |at| end + at);
+        rest = &block[line..];
+        // A block that was cut off is followed by another one.
+        let begin = block[..end].rfind("-----BEGIN ").unwrap_or(0);
+        Some(&block[begin..line])
+    })
 }
 
 fn certificate_dates(body: &str) -> Option<(Option<Timestamp>, Option<Timestamp>)> {

@@ -297,3 +297,277 @@ proptest! {
         }
     }
 }
+
+/// The class and the secret of everything that is found, the secret by its fingerprint among these.
+fn named<'a>(path: &str, text: &str, secrets: &[&'a str]) -> Vec<(String, &'a str)> {
+    let found = find(path, text);
+    let all = found.iter().map(|found| {
+        let known = secrets
+            .iter()
+            .find(|secret| fingerprint_of(secret) == found.fingerprint);
+        (found.class.clone(), known.copied().unwrap_or("another"))
+    });
+    let mut all: Vec<_> = all.collect();
+    all.sort();
+    all
+}
+
+fn basic(user: &str, password: &str) -> u64 {
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    fingerprint_of(&pair)
+}
+
+#[test]
+fn npm_registries_with_ports_variables_and_passwords() {
+    let text = "registry=http://localhost:4873/
+//localhost:4873/:_authToken=\"FAKEfakeFAKEfake-verdaccio\"
+//nexus.example:8081/repository/npm/:_auth=ZGVwbG95OkZha2VOZXh1czEyMw==
+//npm-registry.example/:_authToken=${NODE_AUTH_TOKEN}
+//reg.example/:username=deploy
+//reg.example/:_password=RmFrZVBhc3N3b3JkMTIz
+";
+    let found = find("/root/.npmrc", text);
+    let by = |secret: &str| {
+        found
+            .iter()
+            .find(|found| found.fingerprint == fingerprint_of(secret))
+    };
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(
+        by("FAKEfakeFAKEfake-verdaccio")
+            .expect("a token")
+            .facts
+            .audience,
+        ["localhost"]
+    );
+    let nexus = by("FakeNexus123").expect("the password of the pair");
+    assert_eq!(
+        nexus.aliases,
+        [fingerprint_of("ZGVwbG95OkZha2VOZXh1czEyMw==")]
+    );
+    assert_eq!(nexus.facts.audience, ["nexus.example"]);
+    let password = by("FakePassword123").expect("the password");
+    assert!(
+        password
+            .aliases
+            .contains(&basic("deploy", "FakePassword123"))
+    );
+    // The issuer's mark goes before the host in the file.
+    let token = "npm_FAKEfakeFAKEfakeFAKEfakeFAKEfake0001";
+    let text = format!("//evil.example/:_authToken={token}\n");
+    assert!(find("/root/.npmrc", &text)[0].facts.audience.is_empty());
+}
+
+#[test]
+fn netrc_entry_by_entry() {
+    let text = "#GitHub token of the build user
+machine github.com login x-access-token password ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0001
+
+# staging
+machine api.example port 8443 login a password FakeSecret-0001
+machine api.example login b password \"Fake Secret\\\"0002\" strange
+macdef init
+machine not.a.machine password no-secret
+
+machine git.example login ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0002 password x-oauth-basic
+default login anonymous password #FakeAnon-0003
+";
+    let secrets = [
+        "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0001",
+        "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0002",
+        "FakeSecret-0001",
+        "Fake Secret\"0002",
+        "#FakeAnon-0003",
+    ];
+    assert_eq!(
+        named("/root/.netrc", text, &secrets),
+        [
+            ("github-token".to_owned(), secrets[0]),
+            ("github-token".to_owned(), secrets[1]),
+            ("netrc-password".to_owned(), secrets[4]),
+            ("netrc-password".to_owned(), secrets[3]),
+            ("netrc-password".to_owned(), secrets[2]),
+        ]
+    );
+}
+
+#[test]
+fn tokens_as_users_of_urls() {
+    let tokens = [
+        "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0002",
+        "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0003",
+    ];
+    let text = format!(
+        "https://{}:x-oauth-basic@github.com\nhttps://{}@github.com\nhttps://user%40corp:p%40ss%3Aword-01@git.example\n",
+        tokens[0], tokens[1]
+    );
+    let secrets = [tokens[0], tokens[1], "p@ss:word-01"];
+    assert_eq!(
+        named("/root/.git-credentials", &text, &secrets),
+        [
+            ("git-credential".to_owned(), secrets[2]),
+            ("github-token".to_owned(), secrets[0]),
+            ("github-token".to_owned(), secrets[1]),
+        ]
+    );
+    let text = "[global]\nindex-url = https://deploy:FakePip-0001@pypi.example/simple\n";
+    assert_eq!(
+        named("/root/.config/pip/pip.conf", text, &["FakePip-0001"]),
+        [("package-registry-credential".to_owned(), "FakePip-0001")]
+    );
+}
+
+#[test]
+fn aws_profiles_as_people_write_them() {
+    let text = "\u{feff}[default]
+  # rotated monthly
+  AWS_ACCESS_KEY_ID = AKIAFAKEFAKEFAKE0001
+  aws_secret_access_key = FAKE/fakeFAKEfakeFAKEfakeFAKEfakeFAKEfake1
+[ci]
+credential_process = /usr/local/bin/bmx print --account x
+";
+    let found = find("/root/.aws/credentials", text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].fingerprint, fingerprint_of("AKIAFAKEFAKEFAKE0001"));
+    assert_eq!(
+        found[0].aliases,
+        [fingerprint_of("FAKE/fakeFAKEfakeFAKEfakeFAKEfakeFAKEfake1")]
+    );
+}
+
+#[test]
+fn registries_without_auth() {
+    let path = "/root/.docker/config.json";
+    let text = r#"{"auths":{"reg.example:5000":{"username":"ci","password":"FakeRegistry-0001"}},"credHelpers":{"x":"ecr-login"}}"#;
+    let found = find(path, text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].fingerprint, fingerprint_of("FakeRegistry-0001"));
+    assert_eq!(found[0].aliases, [basic("ci", "FakeRegistry-0001")]);
+    assert_eq!(found[0].facts.audience, ["reg.example"]);
+    let nothing = r#"{"credsStore":"desktop","HttpHeaders":{"User-Agent":"Docker-Client/19"}}"#;
+    assert_eq!(find(path, nothing), []);
+}
+
+#[test]
+fn secrets_of_pods_in_json() {
+    let path = "/var/lib/kubelet/pods/1-2/volumes/kubernetes.io~secret/s3/creds.json";
+    for (text, secret) in [
+        (
+            r#"{"access_key":"AKIAFAKEFAKEFAKE0003","secret_key":"FAKE/fakeFAKEfakeFAKEfakeFAKEfakeFAKEfake3"}"#,
+            "AKIAFAKEFAKEFAKE0003",
+        ),
+        (
+            r#"{"auths":{"reg.example":{"auth":"Y2k6RmFrZVJlZzAwMDE="}}}"#,
+            "FakeReg0001",
+        ),
+        (
+            r#"{"connectionString":"Server=db;Password=FakePass-01"}"#,
+            "FakePass-01",
+        ),
+        (
+            r#"{"db":{"main":{"user":"a","pwd":"FakePass-02"}}}"#,
+            "FakePass-02",
+        ),
+        (
+            r#"{"headers":{"Authorization":"Bearer FakeBearer-01"}}"#,
+            "FakeBearer-01",
+        ),
+        (
+            r#"{"anything":"ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0004"}"#,
+            "ghp_FAKEfakeFAKEfakeFAKEfakeFAKEfake0004",
+        ),
+    ] {
+        let found = find(path, text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert_eq!(found[0].fingerprint, fingerprint_of(secret), "{text}");
+    }
+}
+
+#[test]
+fn files_of_ai_tools() {
+    let claude = r#"{"claudeAiOauth":{"accessToken":"sk-ant-oat01-FAKEfakeFAKEfake","refreshToken":"sk-ant-ort01-FAKEfakeFAKEfake","expiresAt":1769960788154},"mcpOAuth":{"linear|abc":{"serverName":"linear","accessToken":"FAKEfakeFAKE","refreshToken":"FAKEfakeFAKf"}}}"#;
+    let found = find("/home/u/.claude/.credentials.json", claude);
+    assert_eq!(found.len(), 4, "{found:?}");
+    let token = fingerprint_of("sk-ant-oat01-FAKEfakeFAKEfake");
+    let token = found
+        .iter()
+        .find(|found| found.fingerprint == token)
+        .expect("the token");
+    let expiry = token.facts.expires_at.expect("a time in milliseconds");
+    assert_eq!(expiry.as_millisecond(), 1_769_960_788_154);
+    let mcp = r#"{"mcpServers":{"db":{"command":"npx","env":{"SDE_API_KEY":"FAKEkeyFAKEkey"}},"web":{"url":"https://x","headers":{"Authorization":"Bearer FAKEbearer"}}}}"#;
+    let secrets = ["FAKEkeyFAKEkey", "FAKEbearer"];
+    assert_eq!(
+        named("/home/u/project/.mcp.json", mcp, &secrets),
+        [
+            ("mcp-credential".to_owned(), "FAKEbearer"),
+            ("mcp-credential".to_owned(), "FAKEkeyFAKEkey"),
+        ]
+    );
+    let copilot = r#"{"github.com:Iv1.FAKE":{"user":"octo","oauth_token":"ghu_FAKEfakeFAKEfakeFAKEfakeFAKEfake"}}"#;
+    assert_eq!(
+        find("/home/u/.config/github-copilot/apps.json", copilot)[0].class,
+        "github-app-token"
+    );
+}
+
+#[test]
+fn several_kubeconfigs_in_one_file() {
+    let text = "apiVersion: v1
+users:
+- name: a
+  user: { token: FakeToken-a }
+---
+users: [ { name: b, user: { token: FakeToken-b
+---
+users:
+- name: c
+  user:
+    exec:
+      env: [ { name: CLUSTER_TOKEN, value: FakeToken-c } ]
+";
+    let secrets = ["FakeToken-a", "FakeToken-c"];
+    assert_eq!(
+        named("/root/.kube/config", text, &secrets),
+        [
+            ("kubeconfig".to_owned(), "FakeToken-a"),
+            ("kubeconfig".to_owned(), "FakeToken-c"),
+        ]
+    );
+}
+
+#[test]
+fn what_is_public_is_no_credential() {
+    let path = "/root/.config/gcloud/application_default_credentials.json";
+    let text = r#"{"type":"authorized_user","client_secret":"d-FL95Q19q7MQmFpd7hHD0Ty","refresh_token":"1//0FAKEfakeFAKEfake"}"#;
+    assert_eq!(
+        named(path, text, &["1//0FAKEfakeFAKEfake"]),
+        [("gcp-service-account-key".to_owned(), "1//0FAKEfakeFAKEfake")]
+    );
+    let text = r#"{"type":"external_account","credential_source":{"url":"https://x","headers":{"Authorization":"Bearer FAKEactionsIdTokenRequest"}}}"#;
+    assert_eq!(find(path, text).len(), 1, "the token that requests tokens");
+    assert_eq!(
+        find("/srv/app/.env", "STRIPE_KEY=pk_live_FAKEfakeFAKEfake\n"),
+        []
+    );
+    let pgp = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQINBFAKE\n=FAKE\n-----END PGP PUBLIC KEY BLOCK-----\n";
+    assert_eq!(find("/etc/apt/keyrings/x.key", pgp), []);
+    let catalog = Catalog::new("", &[], &[]).expect("embedded");
+    let class = catalog.file("/home/u/deck.key").expect("a class");
+    let zip = b"PK\x03\x04\xff\xfe\x00";
+    assert_eq!(find_secrets(&catalog, class, KEY, zip).found, []);
+}
+
+#[test]
+fn a_broken_block_costs_itself() {
+    let key = "-----BEGIN PRIVATE KEY-----\nRkFLRWZha2VGQUtF\n-----END PRIVATE KEY-----\n";
+    for garbage in [
+        "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n",
+        "some text\n",
+    ] {
+        let found = find("/etc/ssl/private/x.pem", &format!("{garbage}{key}"));
+        assert_eq!(found.len(), 1, "{garbage}");
+        assert_eq!(found[0].fingerprint, fingerprint_of("RkFLRWZha2VGQUtF"));
+    }
+}

@@ -2,15 +2,31 @@
 
 use super::finder::{SecretFinder, percent_decode};
 
+/// What stands for the password where a token is the user.
+const TOKEN_IS_USER: &str = "x-oauth-basic";
+
 pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
     for line in text.lines() {
-        let Ok(url) = url::Url::parse(line.trim()) else {
-            continue;
-        };
-        if let (Some(password), Some(host)) = (url.password(), url.host_str()) {
-            let password = percent_decode(password);
-            let alias = finder.basic_form(&percent_decode(url.username()), &password);
-            finder.add_for_host(host, &password, Some(host.to_owned()), vec![alias]);
-        }
+        find_in_url(finder, line);
     }
+}
+
+/// The password or the token in a URL.
+pub(super) fn find_in_url(finder: &mut SecretFinder<'_>, text: &str) {
+    let Ok(url) = url::Url::parse(text.trim()) else {
+        return;
+    };
+    let Some(host) = url.host_str() else {
+        return;
+    };
+    let user = percent_decode(url.username());
+    let password = url.password().map(percent_decode);
+    let secret = match password.as_deref() {
+        // `https://TOKEN@host`, and `https://TOKEN:x-oauth-basic@host`.
+        None | Some(TOKEN_IS_USER) => &user,
+        Some(_) if finder.is_token(&user) => &user,
+        Some(password) => password,
+    };
+    let alias = finder.basic_form(&user, password.as_deref().unwrap_or_default());
+    finder.add_for_host(host, secret, Some(host.to_owned()), vec![alias]);
 }
