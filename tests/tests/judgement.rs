@@ -272,6 +272,80 @@ const THEFTS: &[Setup] = &[
         },
     },
     Setup {
+        name: "a token at its home, presented by a unit that never picked it up",
+        raised: "new-user medium",
+        run: |lab, unit| {
+            let token = fake("ghp_", 107);
+            own_and_present(lab, &token)?;
+            let script = lab.curl("api.github.com", &format!("Authorization: Bearer {token}"));
+            unit.sh(&script, &[])?;
+            Ok(token)
+        },
+    },
+    Setup {
+        name: "a token at its home, read from the environment of its owner",
+        raised: "new-user high",
+        run: |lab, unit| {
+            let token = fake("ghp_", 108);
+            own_and_present(lab, &token)?;
+            let owner = TestUnit::new("judged-owner.service")?;
+            let mut holder = owner
+                .command("exec sleep 60")
+                .env("GITHUB_TOKEN", &token)
+                .spawn()?;
+            let pid = holder.id();
+            let has_execed = || {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
+                Ok((name.trim() == "sleep").then_some(()))
+            };
+            lab::wait_for("the holder runs", Duration::from_secs(5), has_execed)?;
+            let script = lab.curl("api.github.com", "Authorization: Bearer $T");
+            let stolen = format!(
+                "T=$(tr '\\0' '\\n' </proc/{pid}/environ | sed -n 's/^GITHUB_TOKEN=//p'); {script}"
+            );
+            let stealing = unit.sh(&stolen, &[]);
+            holder.kill()?;
+            holder.wait()?;
+            stealing?;
+            Ok(token)
+        },
+    },
+    Setup {
+        name: "an npm package whose install script reads the files of three tools",
+        raised: "harvest high",
+        run: |lab, unit| {
+            let home = lab.path("victim/.npmrc")?;
+            fs::write(
+                &home,
+                "//registry.example/:_authToken=npm_FAKEjudgedFAKEjudgedFAKEjudged0109\n",
+            )?;
+            let netrc = lab.path("victim/.netrc")?;
+            fs::write(&netrc, "machine a login b password FakeJudged-0109\n")?;
+            let key = lab.path("victim/.vault-token")?;
+            fs::write(&key, "hvs.FAKEjudgedFAKEjudged0109\n")?;
+            let package = lab.path("package/package.json")?;
+            let script = format!(
+                "cat {} >/dev/null; grep -c a {} >/dev/null; head -c 4 {} >/dev/null",
+                home.display(),
+                netrc.display(),
+                key.display()
+            );
+            let scripts = serde_json::json!({ "preinstall": script });
+            let manifest =
+                serde_json::json!({ "name": "x", "version": "1.0.0", "scripts": scripts });
+            fs::write(&package, manifest.to_string())?;
+            let directory = package.parent().context("a directory")?;
+            unit.sh(
+                &format!(
+                    "cd {} && npm install --offline --no-audit >/dev/null",
+                    directory.display()
+                ),
+                &[],
+            )?;
+            Ok(String::new())
+        },
+    },
+    Setup {
         name: "a job that reads the memory of its runner",
         raised: "foreign-process-read high",
         run: |_, unit| {
@@ -281,6 +355,20 @@ const THEFTS: &[Setup] = &[
         },
     },
 ];
+
+/// A unit picks a token up from a file, and presents it at its home.
+fn own_and_present(lab: &JudgementLab, token: &str) -> Result<()> {
+    let file = lab.path(&format!("owner-{token}/.config/gh/hosts.yml"))?;
+    fs::write(&file, format!("github.com:\n  oauth_token: {token}\n"))?;
+    let header = format!(
+        "Authorization: Bearer $(sed -n 's/.*oauth_token: //p' {})",
+        file.display()
+    );
+    let script = lab.curl("api.github.com", &header);
+    TestUnit::new("judged-owner.service")?.sh(&script, &[])?;
+    lab.agent
+        .await_presented(token, Duration::from_secs(5), || Ok(()))
+}
 
 /// The worst finding about a secret or by a unit.
 fn worst(lab: &JudgementLab, id: Option<&str>, unit: &str) -> Result<String> {

@@ -129,6 +129,23 @@ impl Destination {
         }
     }
 
+    /// Whether all of its names, if any, are those that a machine has for itself.
+    pub fn has_local_names(&self) -> bool {
+        let is_local = |name: &str| {
+            name == "localhost"
+                || name.ends_with(".localhost")
+                || name
+                    .parse::<IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
+        };
+        let disputed = self.disputed.iter().map(|named| &*named.name);
+        self.name
+            .as_deref()
+            .into_iter()
+            .chain(disputed)
+            .all(is_local)
+    }
+
     /// `name:port` or `address:port`, with a note if it is one of several possible destinations.
     pub fn label(&self) -> String {
         let mut label = self.place();

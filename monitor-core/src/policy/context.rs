@@ -350,15 +350,6 @@ fn host(destination: &Destination) -> String {
 /// knows the proxy.
 fn is_local(hop: &Hop) -> bool {
     let destination = &hop.destination;
-    let is_own_name = |name: &str| {
-        name == "localhost"
-            || name.ends_with(".localhost")
-            || name
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
-    };
-    let mut names = destination.disputed.iter().map(|named| &*named.name);
     destination.address.is_loopback()
-        && ((hop.clear && !hop.picked_up)
-            || (destination.name.as_deref().is_none_or(is_own_name) && names.all(is_own_name)))
+        && ((hop.clear && !hop.picked_up) || destination.has_local_names())
 }

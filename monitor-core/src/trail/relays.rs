@@ -43,7 +43,9 @@ impl Relays {
     ) {
         let object = destination.object.clone();
         let object = object.filter(|object| object.ends_with(".pod") && !to_loopback);
-        if destination.address.is_loopback() || to_loopback || object.is_some() {
+        // Another name tells of a server behind it, which is no broker.
+        let is_local = destination.address.is_loopback() && destination.has_local_names();
+        if is_local || to_loopback || object.is_some() {
             let sent = SentLocally {
                 time,
                 workload: actor.workload.clone(),

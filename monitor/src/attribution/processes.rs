@@ -13,6 +13,13 @@ const COMPARE_AFTER_LOSS: SignedDuration = SignedDuration::from_secs(10);
 /// record.
 const COMPARE_INTERVAL: SignedDuration = SignedDuration::from_mins(5);
 
+/// Whether a program runs scripts.
+fn is_interpreter(exe: &str) -> bool {
+    let name = exe.rsplit('/').next().unwrap_or_default();
+    let name = name.trim_end_matches(|char: char| char.is_ascii_digit() || char == '.');
+    ["node", "nodejs", "python", "ruby", "perl", "php"].contains(&name)
+}
+
 impl Attribution {
     /// Adds every running process; returns them.
     pub fn scan(&mut self) -> Vec<Subject> {
@@ -96,12 +103,20 @@ impl Attribution {
         };
         let mut entry = ProcessEntry {
             uid: stamp.uid,
+            comm: stamp.comm.clone(),
             ..parent.clone()
         };
         // That of a process from /proc is not known by its id: the child's first record would look as
         // if it had been moved.
         if entry.cgroup == 0 {
             entry.cgroup = stamp.cgroup;
+        }
+        // What a script calls itself says more than the name of its interpreter: `npm install`. Other
+        // programs have threads with names of their own.
+        if is_interpreter(&entry.exe)
+            && let Some(parent) = stamp.parent.and_then(|parent| self.table.get_mut(parent))
+        {
+            parent.comm.clone_from(&stamp.comm);
         }
         self.table.insert(stamp.subject, stamp.parent, entry);
     }

@@ -6,8 +6,8 @@ use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{model::Subject, trail::TrailEvent};
 
-/// Number of processes that are remembered.
-const PROCESSES_CACHED: usize = 8192;
+/// Number of processes, and of cgroups, that are remembered.
+const CACHED: usize = 8192;
 /// How long the first process of a workload is taken for it. Finding it means looking at every
 /// process.
 const FOUND_FOR: SignedDuration = SignedDuration::from_secs(1);
@@ -16,15 +16,15 @@ const FOUND_FOR: SignedDuration = SignedDuration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct GatewayReads {
     read: LruCache<Subject, ()>,
-    /// The first process of a process's workload, and when it was found.
-    first_of: LruCache<Subject, (Option<Subject>, Timestamp)>,
+    /// The first process of the workload in a cgroup, and when it was found.
+    first_of: LruCache<String, (Option<Subject>, Timestamp)>,
 }
 
 impl Default for GatewayReads {
     fn default() -> Self {
         Self {
-            read: LruCache::new(PROCESSES_CACHED),
-            first_of: LruCache::new(PROCESSES_CACHED),
+            read: LruCache::new(CACHED),
+            first_of: LruCache::new(CACHED),
         }
     }
 }
@@ -39,12 +39,14 @@ impl GatewayReads {
 impl Enricher {
     /// The first process of a process's workload.
     pub(super) fn first_process(&mut self, now: Timestamp, subject: Subject) -> Option<Subject> {
-        match self.gateways.first_of.get(&subject) {
+        let group = &self.attribution.entry(subject)?.group.path;
+        match self.gateways.first_of.get(group) {
             // The clock may have been set back.
             Some((first, when)) if now.duration_since(*when).abs() < FOUND_FOR => *first,
             _ => {
                 let first = self.attribution.first_process(subject);
-                self.gateways.first_of.insert(subject, (first, now));
+                let group = group.clone();
+                self.gateways.first_of.insert(group, (first, now));
                 first
             }
         }
