@@ -350,6 +350,6 @@ fn host(destination: &Destination) -> String {
 /// knows the proxy.
 fn is_local(hop: &Hop) -> bool {
     let destination = &hop.destination;
-    destination.address.is_loopback()
-        && ((hop.clear && !hop.picked_up) || destination.has_local_names())
+    let by_proxy = hop.clear && !hop.picked_up && hop.on_behalf_of.is_some();
+    destination.address.is_loopback() && (by_proxy || destination.has_local_names())
 }

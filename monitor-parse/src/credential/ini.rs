@@ -129,8 +129,19 @@ pub fn parse(text: &str) -> impl Iterator<Item = IniEntry<'_>> {
     })
 }
 
+/// A value without quotes, and without a comment behind them.
 fn unquoted(value: &str) -> &str {
-    let inside = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    let inside = |quote: char| {
+        let rest = value.strip_prefix(quote)?;
+        let (inside, behind) = rest.split_once(quote)?;
+        let behind = behind.trim_start();
+        let ends = behind.is_empty() || behind.starts_with(['#', ';']);
+        if ends {
+            Some(inside)
+        } else {
+            rest.strip_suffix(quote)
+        }
+    };
     inside('"').or_else(|| inside('\'')).unwrap_or(value)
 }
 
@@ -141,6 +152,8 @@ mod tests {
 
     #[test]
     fn sections_and_values() {
+        let comment = parse("token = \"glrt-FAKE\" # of the runner").next();
+        assert_eq!(comment.map(|entry| entry.value), Some("glrt-FAKE"));
         let text = "\u{feff}first = 1\n[ a ]\n# x = 2\n  b=\"3\" \nnothing\n[c]\nd : 'e=f'\n";
         let found: Vec<_> = parse(text)
             .map(|entry| (entry.section, entry.heading, entry.name, entry.value))

@@ -546,11 +546,15 @@ fn without_an_issuers_mark_an_unknown_host_is_medium_at_most() {
 #[test]
 fn a_server_on_this_machine_is_low() {
     let at = |name: Option<&str>, clear: bool, picked_up: bool| {
-        let hop = Hop {
+        let mut hop = Hop {
             clear,
             picked_up,
             ..hop("aws-access-key", name, "127.0.0.1", Evidence::Presented)
         };
+        let client = crate::model::OnBehalfOf {
+            workload: container("client"),
+        };
+        hop.on_behalf_of = (!picked_up).then(|| client.into());
         raised("", &hop).1
     };
     assert_eq!(at(None, false, true), Some(Severity::Low));
