@@ -259,13 +259,23 @@ impl Catalog {
             .flat_map(|(_, classes)| classes.iter().map(String::as_str))
     }
 
+    /// Whether it is known where the issuer of a class lives.
+    pub fn has_home(&self, class: &str) -> bool {
+        let mut entries = self.classes.iter();
+        entries.any(|known| known.class == class && !known.home.is_empty())
+    }
+
     /// The home of a class, as globs.
     pub fn home(&self, class: &str) -> Vec<String> {
-        self.classes
-            .iter()
-            .filter(|candidate| candidate.class == class)
-            .flat_map(|candidate| candidate.home.iter().cloned())
-            .collect()
+        let mut home = Vec::new();
+        let entries = self.classes.iter().filter(|known| known.class == class);
+        for host in entries.flat_map(|known| &known.home) {
+            // Several entries of a class have the same.
+            if !home.contains(host) {
+                home.push(host.clone());
+            }
+        }
+        home
     }
 
     /// Whether an executable reads this class as part of its normal operation.

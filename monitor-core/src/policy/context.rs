@@ -252,7 +252,7 @@ impl Context {
     fn has_a_home(&self, credential: &Credential) -> bool {
         let class = &credential.class;
         let is_of_others = credential.unmarked && self.catalog.is_always_marked(class);
-        let is_anywhere = self.catalog.is_self_hosted(class) || self.catalog.home(class).is_empty();
+        let is_anywhere = self.catalog.is_self_hosted(class) || !self.catalog.has_home(class);
         !is_of_others && !is_anywhere
     }
 

@@ -143,7 +143,7 @@ impl SecretFinder<'_> {
         if let Some(found) = self.found.get_mut(before)
             && found.facts.audience.is_empty()
             && found.class == self.class.class
-            && (!found.marked || self.catalog.home(&found.class).is_empty())
+            && (!found.marked || !self.catalog.has_home(&found.class))
         {
             found.facts.audience = hosts_in_name(place);
         }

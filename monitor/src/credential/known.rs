@@ -123,7 +123,7 @@ impl KnownCredentials {
         let (role, lifetime) = known.map_or((Role::Access, Lifetime::Static), |class| {
             (class.role, class.lifetime)
         });
-        let unmarked = !marked && !catalog.home(&class).is_empty();
+        let unmarked = !marked && catalog.has_home(&class);
         let lifetime = if facts.expires_at.is_some() && class != "private-key" {
             Lifetime::ShortLived
         } else {
@@ -260,7 +260,7 @@ enum ClassProof {
 
 impl ClassProof {
     fn of_known(catalog: &Catalog, known: &Credential) -> Self {
-        let has_home = !catalog.home(&known.class).is_empty();
+        let has_home = catalog.has_home(&known.class);
         if is_general(&known.class) {
             Self::General
         } else if has_home && !known.unmarked {
