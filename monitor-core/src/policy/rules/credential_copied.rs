@@ -61,7 +61,9 @@ impl Default for CredentialCopied {
 
 impl CredentialCopied {
     fn judge_use(&mut self, used: &Use, context: &Context) -> Option<Finding> {
-        if used.volume_of.is_some() || used.credential.id.0.starts_with("loc-") {
+        let is_by_place = used.credential.id.0.starts_with("loc-");
+        // Anyone can present what nothing has picked up: it has no first place.
+        if used.volume_of.is_some() || is_by_place || used.credential.is_only_seen() {
             return None;
         }
         let (mut a_reader, mut at_home, mut written) = (false, false, false);
