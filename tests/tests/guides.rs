@@ -225,6 +225,7 @@ fn same(text: &str) -> Result<String> {
             "TIME",
         ),
         (r"\d\d:\d\d:\d\dZ", "TIME"),
+        (r"\d{4}-\d\d-\d\d", "DAY"),
         (r"\d+ (s|min|h|d)\b( ago)?", "AGO"),
         (r"\[\d+\]", "[PID]"),
         (r"\b(pid|process) \d+", "PID"),
