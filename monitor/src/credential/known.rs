@@ -93,12 +93,13 @@ impl KnownCredentials {
         // A file tells more than a variable, and an expectation may name any of its places.
         if let Some(known) = self.known(&id) {
             add_places(&mut sources, &known.sources);
-            copies.clone_from(&known.copies);
             if is_copy {
+                // In the order of the places: what is forgotten as a copy is forgotten as a place.
                 copies.push(place.clone());
                 label.clone_from(&known.label);
                 facts.audience.clone_from(&known.audience);
             }
+            add_places(&mut copies, &known.copies);
             // What proves a class goes before what a place suggests, and of two suggestions the first
             // counts: whoever writes a secret to another place does not change what it is.
             let by_known = ClassProof::of_known(catalog, &known);
@@ -210,13 +211,15 @@ impl KnownCredentials {
         since.is_none()
     }
 
-    /// Whether a credential that was known elsewhere was written to a file since then.
+    /// Whether a file is one to which a credential was written after it was known elsewhere.
     fn is_copy(&mut self, id: &CredentialId, place: &Place, written: Option<Timestamp>) -> bool {
         let Some(known) = self.picked_up.get(id) else {
             return false;
         };
+        // It stays one, however often it is read.
+        let is_copy = known.credential.copies.contains(place);
         let is_new = place.source == Source::File && !known.credential.sources.contains(place);
-        is_new && written.is_some_and(|written| written > known.since)
+        is_copy || (is_new && written.is_some_and(|written| written > known.since))
     }
 
     /// Adds places to a credential that was picked up, also for later observations of it.

@@ -25,7 +25,6 @@ use monitor_core::{
     fair_cache::Tenant,
     model::Credential,
 };
-
 use places::PlaceMask;
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -363,6 +363,10 @@ fn what_is_written_elsewhere_later_is_a_copy() {
         ["b-.netrc", "a-.netrc"],
         "the copy's host does not count"
     );
+    let found = read(&mut known, opened(&third)).expect("a credential");
+    let again = &found.credentials[0];
+    assert_eq!(again.copies.len(), 1, "it stays a copy");
+    assert_eq!(again.audience, ["b-.netrc", "a-.netrc"]);
     // Known places may be written again.
     place("a/.netrc");
     let found = read(&mut known, opened(&first)).expect("a credential");
