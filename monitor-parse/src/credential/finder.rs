@@ -149,6 +149,19 @@ impl SecretFinder<'_> {
         }
     }
 
+    /// The password of a user and password in base64, and the pair as it is sent; the value itself if
+    /// it is no pair.
+    pub(super) fn basic_pair(&self, value: &str) -> (String, Vec<u64>) {
+        let pair = decode_text(value);
+        match pair.as_deref().and_then(|pair| pair.split_once(':')) {
+            Some((_, password)) => {
+                let as_sent = self.fingerprint(value.trim().as_bytes());
+                (password.to_owned(), vec![as_sent])
+            }
+            None => (value.to_owned(), Vec::new()),
+        }
+    }
+
     /// Whether a user name is a token itself, which some servers accept in place of a user.
     pub(super) fn is_token(&self, user: &str) -> bool {
         let class = self.catalog.class_of_secret(user.as_bytes());
@@ -191,6 +204,12 @@ fn hosts_in_name(place: &str) -> Vec<String> {
         .to_vec(),
         host => vec![host.to_ascii_lowercase()],
     }
+}
+
+/// A text in base64.
+pub(super) fn decode_text(value: &str) -> Option<String> {
+    let bytes = STANDARD.decode(value.trim()).ok()?;
+    String::from_utf8(bytes).ok()
 }
 
 /// Decodes user names and passwords in URLs.

@@ -1,8 +1,10 @@
 //! Parses sections of `name = value` line by line without copying: libraries build trees that use
 //! two hundred times the size of a hostile file.
 
-use super::{finder::SecretFinder, json, urls};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use super::{
+    finder::{SecretFinder, decode_text},
+    json, urls,
+};
 use std::collections::BTreeMap;
 
 /// Registries of which the user is remembered.
@@ -38,7 +40,7 @@ pub(super) fn find(finder: &mut SecretFinder<'_>, text: &str) {
             continue;
         };
         let (secret, aliases) = match field {
-            "_auth" => basic_pair(finder, entry.value),
+            "_auth" => finder.basic_pair(entry.value),
             "_password" => password_of(finder, users.get(scope).copied(), entry.value),
             _ => (entry.value.to_owned(), Vec::new()),
         };
@@ -62,33 +64,14 @@ fn is_reference(value: &str) -> bool {
         .is_some_and(|name| !name.contains('}'))
 }
 
-/// The password of a pair in base64, and the pair as it is sent; the value itself if it is none.
-fn basic_pair(finder: &SecretFinder<'_>, value: &str) -> (String, Vec<u64>) {
-    match decode(value)
-        .as_deref()
-        .and_then(|pair| pair.split_once(':'))
-    {
-        Some((_, password)) => (
-            password.to_owned(),
-            vec![finder.fingerprint(value.as_bytes())],
-        ),
-        None => (value.to_owned(), Vec::new()),
-    }
-}
-
 /// A password in base64, and the pair that is sent with the user of the same registry.
 fn password_of(finder: &SecretFinder<'_>, user: Option<&str>, value: &str) -> (String, Vec<u64>) {
-    let Some(password) = decode(value) else {
+    let Some(password) = decode_text(value) else {
         return (value.to_owned(), Vec::new());
     };
     let mut aliases = vec![finder.fingerprint(value.as_bytes())];
     aliases.extend(user.map(|user| finder.basic_form(user, &password)));
     (password, aliases)
-}
-
-fn decode(value: &str) -> Option<String> {
-    let bytes = STANDARD.decode(value.trim()).ok()?;
-    String::from_utf8(bytes).ok()
 }
 
 /// One assignment.

@@ -1,7 +1,10 @@
 //! JSON files: fields named like secrets, at any depth.
 
-use super::{docker, finder::SecretFinder, pem::pem_blocks};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use super::{
+    docker,
+    finder::{SecretFinder, decode_text},
+    pem::pem_blocks,
+};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -20,6 +23,11 @@ const PAIRS: [(&str, &str, &str); 4] = [
     ("accesskeyid", "accesskeysecret", "securitytoken"),
 ];
 
+/// A name without case and separators.
+fn plain(name: &str) -> String {
+    name.replace(['_', '-'], "").to_ascii_lowercase()
+}
+
 /// A key pair in an object: one credential, named by its access key id. Returns the names of its
 /// fields.
 fn find_key_pair(
@@ -27,12 +35,13 @@ fn find_key_pair(
     object: &Map<String, Value>,
     label: Option<&str>,
 ) -> Vec<String> {
-    let plain = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
+    let texts = object
+        .iter()
+        .filter_map(|(name, value)| Some((plain(name), (name.as_str(), value.as_str()?))));
+    let texts: Vec<(String, (&str, &str))> = texts.collect();
     let field = |wanted: &str| {
-        let mut fields = object.iter();
-        fields.find_map(|(name, value)| {
-            (plain(name) == wanted).then_some((name.as_str(), value.as_str()?))
-        })
+        let found = texts.iter().find(|(plain, _)| plain == wanted);
+        found.map(|(_, field)| *field)
     };
     for (id, secret, token) in PAIRS {
         let (Some(id), Some(secret)) = (field(id), field(secret)) else {
@@ -121,9 +130,8 @@ pub(super) fn find_fields(finder: &mut SecretFinder<'_>, value: &Value, label: O
                         }
                     }
                     Value::String(text) => find_in_text(finder, name, text, label),
-                    Value::Object(_) if name == "auths" => {
-                        let whole = Value::Object(object.clone());
-                        docker::find_registries(finder, &whole);
+                    Value::Object(registries) if name == "auths" => {
+                        docker::find_registries(finder, registries);
                     }
                     Value::Object(_) | Value::Array(_) => {
                         find_fields(finder, field, label.or(Some(name)));
@@ -155,11 +163,10 @@ fn find_variable(finder: &mut SecretFinder<'_>, object: &Map<String, Value>, lab
 /// marked secret under any name.
 fn find_in_text(finder: &mut SecretFinder<'_>, name: &str, text: &str, label: Option<&str>) {
     let label = label.or(Some(name)).map(str::to_owned);
-    let lower = name.to_ascii_lowercase();
-    if lower == "authorization" {
+    if name.eq_ignore_ascii_case("authorization") {
         let secret = text.split_once(' ').map_or(text, |(_, secret)| secret);
         finder.add_secret(secret, label, Vec::new());
-    } else if lower.replace(['_', '-'], "").ends_with("connectionstring") {
+    } else if plain(name).ends_with("connectionstring") {
         for (key, value) in text.split(';').filter_map(|part| part.split_once('=')) {
             let key = key.trim().to_ascii_lowercase();
             if CONNECTION_SECRETS.contains(&key.as_str()) {
@@ -190,11 +197,7 @@ fn find_in_field(finder: &mut SecretFinder<'_>, name: &str, secret: &str, label:
         }
     } else if name.ends_with("-data") {
         // A key in a kubeconfig is base64-encoded PEM.
-        let decoded = STANDARD
-            .decode(secret.trim())
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        match decoded {
+        match decode_text(secret) {
             Some(text) => find_in_field(finder, "", &text, label.as_deref()),
             None => finder.add_secret(secret, label, Vec::new()),
         }
