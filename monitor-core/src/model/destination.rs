@@ -50,6 +50,23 @@ const TUNNEL_PORT: u16 = 443;
 /// Stands for a name that is not known but differs from the expected one.
 pub const UNKNOWN_NAME: &str = "?";
 
+/// Whether a host is a name or below it. Whoever has a domain gives out the names below it.
+pub fn is_in_domain(domain: &str, host: &str) -> bool {
+    if domain.eq_ignore_ascii_case(host) {
+        return !host.is_empty();
+    }
+    let labels = domain.split('.').filter(|label| !label.is_empty()).count();
+    let is_address = domain.parse::<IpAddr>().is_ok();
+    let begin = host.len().checked_sub(domain.len() + 1);
+    labels >= 2
+        && !is_address
+        && begin.is_some_and(|begin| {
+            host.is_char_boundary(begin + 1)
+                && host.as_bytes()[begin] == b'.'
+                && host[begin + 1..].eq_ignore_ascii_case(domain)
+        })
+}
+
 fn is_known(one_of: &u32) -> bool {
     *one_of == 0
 }

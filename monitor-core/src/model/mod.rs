@@ -6,6 +6,7 @@ mod credential;
 mod destination;
 mod finding;
 mod gap;
+mod gateway;
 mod term;
 mod workload;
 
@@ -14,5 +15,6 @@ pub use credential::*;
 pub use destination::*;
 pub use finding::*;
 pub use gap::*;
+pub use gateway::*;
 pub use term::*;
 pub use workload::*;

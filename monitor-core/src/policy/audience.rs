@@ -1,6 +1,6 @@
 //! Audiences: for whom a token says that it is meant.
 
-use crate::model::Credential;
+use crate::model::{Credential, is_in_domain};
 
 /// Application ids that Microsoft uses as audiences instead of names, and their hosts.
 const WELL_KNOWN_IDS: [(&str, &str); 9] = [
@@ -53,23 +53,6 @@ fn is_host_of(audience: &str, host: &str) -> bool {
         Ok(url) => url.host_str().is_some_and(|name| is_in_domain(name, host)),
         Err(_) => is_in_domain(audience, host),
     }
-}
-
-/// Whether a host is a name or below it. Whoever has a domain gives out the names below it.
-pub(super) fn is_in_domain(domain: &str, host: &str) -> bool {
-    if domain.eq_ignore_ascii_case(host) {
-        return !host.is_empty();
-    }
-    let labels = domain.split('.').filter(|label| !label.is_empty()).count();
-    let is_address = domain.parse::<std::net::IpAddr>().is_ok();
-    let begin = host.len().checked_sub(domain.len() + 1);
-    labels >= 2
-        && !is_address
-        && begin.is_some_and(|begin| {
-            host.is_char_boundary(begin + 1)
-                && host.as_bytes()[begin] == b'.'
-                && host[begin + 1..].eq_ignore_ascii_case(domain)
-        })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::{
     audience::is_audience,
-    expectation::{AuthenticatorEntry, CleartextMode, Expectations},
+    expectation::{AuthenticatorEntry, CleartextMode, Expectations, GatewayEntry},
     gateways::DeclaredGateways,
 };
 use crate::{
@@ -36,15 +36,24 @@ pub struct AssessedHop<'a> {
     pub proven: bool,
     /// An expectation lists destinations for the credential.
     pub written: bool,
-    /// The workload, or the place of the credential, says that it goes there instead of to its issuer.
-    pub at_gateway: bool,
+    /// Nothing legitimate uses the credential.
+    pub decoy: bool,
+    /// Why it may be right although it is not expected, or wrong although its name is permitted.
+    pub doubt: Option<Doubt>,
+}
+
+/// Why a hop is worth no more than a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The first process of the workload was told to send the credential there.
+    Gateway,
     /// The request names another server than the connection, which goes to a permitted one.
-    pub keeps_host: bool,
+    KeptHost,
     /// Only the process vouches for the permitted name of the destination.
-    pub is_unconfirmed: bool,
+    Unconfirmed,
     /// It is a server on this machine: an emulator, a local model, or a proxy, whose own hops are
     /// judged.
-    pub is_local: bool,
+    Local,
 }
 
 impl Context {
@@ -97,8 +106,8 @@ impl Context {
             names.clone().any(|name| self.catalog.is_tenant(name))
                 && names.all(|name| self.catalog.at_home(&credential.class, name) == Some(true))
         };
-        let keeps_host =
-            !allowed && !is_tenant(destination) && self.keeps_host(credential, destination);
+        let is_tenant = !allowed && is_tenant(destination);
+        let keeps_host = !allowed && !is_tenant && self.keeps_host(credential, destination);
         // An address that DNS did not return for the name, although it returned others: a forged
         // name, or an old response.
         let is_unconfirmed = allowed && destination.disputed.iter().any(is_unconfirmed);
@@ -106,16 +115,11 @@ impl Context {
             .others
             .iter()
             .any(|other| self.allows(credential, other) != allowed || is_pending(other))
-            || (!allowed
-                && (is_pending(destination)
-                    || is_tenant(destination)
-                    || keeps_host
-                    || is_kubelet(credential, destination)))
+            || (!allowed && (is_pending(destination) || is_kubelet(credential, destination)))
+            || is_tenant
+            || keeps_host
             || is_unconfirmed;
-        let written = self
-            .expectations
-            .about(credential)
-            .any(|expectation| !expectation.destinations.is_empty());
+        let written = self.has_written_destinations(credential);
         let proven = hop.evidence != Evidence::Held;
         let metadata =
             hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);
@@ -134,28 +138,34 @@ impl Context {
             verdict,
             proven,
             written,
-            at_gateway,
-            keeps_host,
-            is_unconfirmed,
-            is_local: is_local(hop),
+            decoy: self.is_decoy(credential),
+            doubt: [
+                (at_gateway, Doubt::Gateway),
+                (keeps_host, Doubt::KeptHost),
+                (is_unconfirmed, Doubt::Unconfirmed),
+                (is_local(hop), Doubt::Local),
+            ]
+            .into_iter()
+            .find_map(|(applies, doubt)| applies.then_some(doubt)),
         }
+    }
+
+    /// Whether an expectation lists destinations for a credential.
+    fn has_written_destinations(&self, credential: &Credential) -> bool {
+        let mut about = self.expectations.about(credential);
+        about.any(|expectation| !expectation.destinations.is_empty())
     }
 
     /// Whether the connection was made to a permitted server, and only the request names another, as
     /// a reverse proxy does that keeps the name of its own clients.
     fn keeps_host(&self, credential: &Credential, destination: &Destination) -> bool {
-        let (by_host, rest): (Vec<_>, Vec<_>) = destination
-            .disputed
-            .iter()
-            .cloned()
-            .partition(|named| named.name_source == NameSource::HttpHost);
-        let by_connection = Destination {
-            disputed: rest,
-            ..destination.clone()
-        };
-        destination.name_source == NameSource::Sni
-            && !by_host.is_empty()
-            && self.allows(credential, &by_connection)
+        let by_host = |named: &SourcedName| named.name_source == NameSource::HttpHost;
+        if destination.name_source != NameSource::Sni || !destination.disputed.iter().any(by_host) {
+            return false;
+        }
+        let mut by_connection = destination.clone();
+        by_connection.disputed.retain(|named| !by_host(named));
+        self.allows(credential, &by_connection)
     }
 
     /// Whether the first process of the workload was told to send credentials of this class there.
@@ -260,11 +270,7 @@ impl Context {
     /// for each where it may go.
     pub fn none_may_go(&self, hop: &Hop) -> bool {
         let may_go = |credential: &Credential| {
-            let written = self
-                .expectations
-                .about(credential)
-                .any(|expectation| !expectation.destinations.is_empty());
-            (!written && !self.has_a_home(credential))
+            !(self.has_written_destinations(credential) || self.has_a_home(credential))
                 || self.allows(credential, &hop.destination)
                 || self.is_at_gateway(&hop.workload, credential, &hop.destination)
         };
@@ -298,25 +304,16 @@ impl Context {
                     .map(|pattern| pattern.text.clone()),
             );
         }
-        for authenticator in &self.expectations.authenticators {
-            if self.destination_fits(authenticator, credential) {
-                expected.extend(
-                    authenticator
-                        .destinations
-                        .iter()
-                        .map(|pattern| format!("{} ({})", pattern.text, authenticator.name)),
-                );
-            }
-        }
-        for gateway in &self.expectations.gateways {
-            if gateway.accepts(&credential.class) {
-                expected.extend(
-                    gateway
-                        .destinations
-                        .iter()
-                        .map(|pattern| format!("{} ({})", pattern.text, gateway.name)),
-                );
-            }
+        let fitting = |entry: &&AuthenticatorEntry| self.destination_fits(entry, credential);
+        let authenticators = self.expectations.authenticators.iter().filter(fitting);
+        let accepting = |entry: &&GatewayEntry| entry.accepts(&credential.class);
+        let gateways = self.expectations.gateways.iter().filter(accepting);
+        let named = authenticators
+            .map(|entry| (&entry.name, &entry.destinations))
+            .chain(gateways.map(|entry| (&entry.name, &entry.destinations)));
+        for (name, destinations) in named {
+            let texts = destinations.iter().map(|pattern| &pattern.text);
+            expected.extend(texts.map(|text| format!("{text} ({name})")));
         }
         expected
     }

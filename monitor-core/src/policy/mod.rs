@@ -5,8 +5,9 @@ pub mod context;
 pub mod decision;
 pub mod expectation;
 pub mod finding;
-pub mod gateways;
+mod gateways;
 pub mod label;
+mod packaged;
 pub mod rule_meta;
 pub mod rules;
 pub mod suggest;
@@ -16,16 +17,14 @@ use self::{
     context::Context,
     decision::Decision,
     expectation::Expectations,
-    gateways::DeclaredGateway,
     rules::{Event, Rule},
 };
 use crate::{
     baseline::KnownUser,
     catalog::Catalog,
-    fair_cache::Tenant,
     model::{
         Credential, Destination, Evidence, Finding, ForeignRead, Gap, Hop, Mint, Use, Verdict,
-        Workload,
+        Workload, WorkloadGateways,
     },
 };
 use std::{net::IpAddr, sync::Arc};
@@ -66,13 +65,14 @@ impl Policy {
     }
 
     /// The first process of a workload was told to send credentials to these gateways.
-    pub fn set_gateways(
-        &mut self,
-        tenant: &Tenant,
-        workload: &Workload,
-        gateways: Vec<DeclaredGateway>,
-    ) {
-        self.context.gateways.set(tenant, workload, gateways);
+    pub fn set_gateways(&mut self, declared: WorkloadGateways) {
+        let WorkloadGateways {
+            workload,
+            tenant,
+            gateways,
+            ..
+        } = declared;
+        self.context.gateways.set(&tenant, &workload, gateways);
     }
 
     /// Applies the name and owner of its expectation to a credential.
@@ -149,8 +149,7 @@ impl Policy {
     /// Whether a workload is a new user of the credential that it presents; once, when its name is
     /// known.
     pub fn judge_user(&mut self, hop: &Hop) -> Decision {
-        let assessed = self.context.assess(hop);
-        self.judge_by_name(&Event::Hop(&assessed))
+        self.judge_by_name(&Event::Presented(hop))
     }
 
     /// Whether a workload may obtain a credential; can be repeated when its name is known.
@@ -160,10 +159,7 @@ impl Policy {
 
     /// The rules that a read of another process violates.
     pub fn judge_foreign(&mut self, read: &ForeignRead) -> Vec<Finding> {
-        let event = Event::ForeignRead(read);
-        let mut found = self.judge(&event);
-        found.extend(self.judge_by_name(&event).into_finding());
-        found
+        self.judge(&Event::ForeignRead(read))
     }
 
     /// The rules that a gap violates.
@@ -178,10 +174,12 @@ impl Policy {
         }
     }
 
-    /// What the tables of rules forgot for lack of room, since the policy was loaded.
+    /// What the tables of rules, and that of gateways, forgot for lack of room.
     pub fn forgotten(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let gateways = ("gateways", self.context.gateways.forgotten());
         let all = self.rules.iter();
         all.map(|rule| (rule.meta().name, rule.forgotten()))
+            .chain([gateways])
             .filter(|(_, count)| *count > 0)
     }
 
@@ -196,7 +194,7 @@ impl Policy {
     fn judge(&mut self, event: &Event<'_>) -> Vec<Finding> {
         self.rules
             .iter_mut()
-            .filter(|rule| !rule.depends_on_name())
+            .filter(|rule| !rule.depends_on_name(event))
             .filter_map(|rule| rule.judge(event, &self.context).into_finding())
             .collect()
     }
@@ -205,7 +203,7 @@ impl Policy {
     fn judge_by_name(&mut self, event: &Event<'_>) -> Decision {
         self.rules
             .iter_mut()
-            .filter(|rule| rule.depends_on_name())
+            .filter(|rule| rule.depends_on_name(event))
             .map(|rule| rule.judge(event, &self.context))
             .find(|decision| *decision != Decision::Allowed)
             .unwrap_or(Decision::Allowed)

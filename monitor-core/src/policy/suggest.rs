@@ -9,8 +9,8 @@ use crate::{
     catalog::Catalog,
     history::{History, HopRow, UseRow},
     model::{
-        Credential, CredentialId, Destination, Evidence, Finding, Hop, Role, Source, Verdict,
-        Workload, WorkloadKind,
+        Credential, CredentialId, Destination, Evidence, Finding, Role, Source, Verdict, Workload,
+        WorkloadKind,
     },
     policy::{context::Context, expectation::Expectations},
 };
@@ -422,22 +422,7 @@ fn is_home(group: &ExpectationGroup<'_>, row: &HopRow, plain: &Context) -> bool 
         .iter()
         .find(|credential| credential.id == row.credential);
     credential.is_some_and(|credential| {
-        let hop = Hop {
-            time: row.last_seen,
-            workload: row.workload.clone(),
-            process: row.process.clone(),
-            credential: Arc::new((*credential).clone()),
-            destination: row.destination.clone(),
-            others: Vec::new(),
-            evidence: row.evidence,
-            clear: false,
-            again: false,
-            held_with: Vec::new(),
-            picked_up: false,
-            on_behalf_of: None,
-            for_proxy: false,
-            count: 1,
-        };
+        let hop = row.to_hop(Arc::new((*credential).clone()));
         plain.assess(&hop).verdict == Verdict::Expected
     })
 }

@@ -5,7 +5,7 @@ use super::{Policy, expectation::Expectations, rules::Rule};
 use crate::{
     catalog::{Catalog, glob::volume_of},
     history::{History, HopRow, MintLink, UseRow},
-    model::{Credential, CredentialId, Finding, Gap, Hop, Mint, Place, Use},
+    model::{Credential, CredentialId, Finding, Gap, Mint, Place, Use},
 };
 use jiff::Timestamp;
 use serde::Serialize;
@@ -154,22 +154,7 @@ impl Replay {
         let Some(credential) = self.credential(&row.credential) else {
             return;
         };
-        let hop = Hop {
-            time: row.last_seen,
-            workload: row.workload.clone(),
-            process: row.process.clone(),
-            credential: Arc::new(credential),
-            destination: row.destination.clone(),
-            others: Vec::new(),
-            evidence: row.evidence,
-            clear: false,
-            again: false,
-            held_with: Vec::new(),
-            picked_up: false,
-            on_behalf_of: None,
-            for_proxy: false,
-            count: 1,
-        };
+        let hop = row.to_hop(Arc::new(credential));
         let (_, raised) = self.policy.judge_hop(&hop);
         // The other possible destinations were not stored.
         if row.destination.one_of == 0 {

@@ -4,9 +4,8 @@ use crate::{
     fair_cache::Tenant,
     model::{
         Credential, Destination, ForeignRead, Gap, Hop, Login, Look, Mint, Place, Process, Subject,
-        Untrusted, Use, Workload, is_once, once,
+        Untrusted, Use, Workload, WorkloadGateways, is_once, once,
     },
-    policy::gateways::DeclaredGateway,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -49,13 +48,7 @@ pub enum TrailEvent {
         subject: Subject,
     },
     /// The environment of a workload's first process names these gateways.
-    Gateways {
-        time: Timestamp,
-        workload: Box<Workload>,
-        #[serde(skip)]
-        tenant: Tenant,
-        gateways: Vec<DeclaredGateway>,
-    },
+    Gateways(Box<WorkloadGateways>),
     /// These processes exited long ago, and are forgotten. Attribution decides when.
     Gone {
         subjects: Vec<Subject>,
@@ -166,6 +159,8 @@ pub enum TrailOutput {
     Mint(Box<Mint>),
     /// Everything about the first workload now belongs to the second.
     Renamed(Box<[Workload; 2]>),
+    /// The first process of a workload was told to send credentials there.
+    Gateways(Box<WorkloadGateways>),
     Gap(Gap),
 }
 

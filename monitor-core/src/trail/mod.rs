@@ -59,8 +59,7 @@ impl Trail {
     /// Processes an event; appends the resulting outputs.
     pub fn process(&mut self, event: TrailEvent, out: &mut Vec<TrailOutput>) {
         match event {
-            // Only the policy needs to know.
-            TrailEvent::Recording { .. } | TrailEvent::Gateways { .. } => {}
+            TrailEvent::Recording { .. } => {}
             TrailEvent::Fork {
                 subject, parent, ..
             } => self.holders.fork(subject, parent),
@@ -141,6 +140,7 @@ impl Trail {
                 out.push(TrailOutput::Renamed(Box::new([old, new])));
             }
             TrailEvent::Objects { objects, .. } => self.add_objects(&objects),
+            TrailEvent::Gateways(gateways) => out.push(TrailOutput::Gateways(gateways)),
             TrailEvent::Gap { gap } => out.push(TrailOutput::Gap(gap)),
             TrailEvent::Tick { time } => self.tick(time, out),
         }
@@ -219,8 +219,6 @@ impl Trail {
             return;
         };
         if let Some(named) = named {
-            // A name after a proxy's CONNECT or a STARTTLS arrives after the connection's
-            // destination was resolved: it is another destination, reached through the first.
             if named.tunnel {
                 let proxy = connection.proxy.take();
                 let proxy = proxy.unwrap_or_else(|| Box::new(connection.destination.clone()));
@@ -233,6 +231,8 @@ impl Trail {
                 }
                 return;
             }
+            // A name after a STARTTLS arrives after the connection's destination was resolved: it is
+            // another destination, reached through the first.
             connection.destination.ech = named.ech;
             if let Some(name) = named.server_name
                 && !connection.named

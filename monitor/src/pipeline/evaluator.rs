@@ -102,16 +102,6 @@ impl Evaluator {
             if let TrailEvent::Tick { time } = &event {
                 self.release_deferred(*time);
             }
-            if let TrailEvent::Gateways {
-                workload,
-                tenant,
-                gateways,
-                ..
-            } = &event
-            {
-                let policy = &mut self.policy;
-                policy.set_gateways(tenant, workload, gateways.clone());
-            }
             self.trail.process(event, &mut outcomes);
             for outcome in outcomes.drain(..) {
                 self.evaluate(outcome);
@@ -163,6 +153,10 @@ impl Evaluator {
             }
             TrailOutput::Renamed(both) => {
                 self.rename(*both);
+                return;
+            }
+            TrailOutput::Gateways(declared) => {
+                self.policy.set_gateways(*declared);
                 return;
             }
             TrailOutput::Gap(gap) => {

@@ -10,8 +10,7 @@ use crate::observed::{
 use jiff::Timestamp;
 use monitor_core::{
     catalog::{CatalogSources, entry::FileFormat},
-    model::{Subject, Transport},
-    policy::gateways::DeclaredGateway,
+    model::{DeclaredGateway, Subject, Transport},
 };
 use monitor_parse::credential::{FoundSecret, LeftOut};
 use serde::{Deserialize, Serialize};

@@ -92,6 +92,11 @@ impl DestinationPattern {
     }
 }
 
+/// Whether a destination matches one of several patterns.
+pub fn is_any_at(patterns: &[DestinationPattern], destination: &Destination) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(destination))
+}
+
 /// The port of a destination, if any: the text after the last `:` outside brackets, unless the
 /// whole is an IPv6 address.
 fn split_port(text: &str) -> Result<(&str, Option<&str>), String> {

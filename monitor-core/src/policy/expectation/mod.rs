@@ -8,7 +8,7 @@ pub mod pattern;
 pub mod reader;
 
 use self::{
-    destination::{DestinationPattern, DestinationTarget},
+    destination::{DestinationPattern, DestinationTarget, is_any_at},
     pattern::{NamePattern, OneOrMany, PathPattern},
     reader::{ReaderMatch, ReaderPattern, allows},
 };
@@ -131,9 +131,7 @@ impl GatewayEntry {
     }
 
     pub fn is_at(&self, destination: &Destination) -> bool {
-        self.destinations
-            .iter()
-            .any(|pattern| pattern.matches(destination))
+        is_any_at(&self.destinations, destination)
     }
 }
 
@@ -170,9 +168,7 @@ impl AuthenticatorEntry {
     }
 
     pub fn is_at(&self, destination: &Destination) -> bool {
-        self.destinations
-            .iter()
-            .any(|pattern| pattern.matches(destination))
+        is_any_at(&self.destinations, destination)
     }
 
     /// Its destinations that are addresses.

@@ -10,6 +10,7 @@ use crate::{
         expectation::reader::{ReaderMatch, allows},
         finding::FindingBuilder,
         label::credential_label,
+        packaged::is_packaged,
     },
 };
 
@@ -27,15 +28,8 @@ static META: RuleMeta = RuleMeta {
     }),
 };
 
-/// Where packages put programs.
-const PACKAGED: [&str; 6] = [
-    "/usr/bin/",
-    "/usr/sbin/",
-    "/usr/lib/",
-    "/usr/libexec/",
-    "/bin/",
-    "/sbin/",
-];
+/// Where packages put programs that others start.
+const HELPERS: &str = "/usr/libexec/";
 
 /// Number of credentials that a summary names.
 const NAMED_MAX: usize = 3;
@@ -51,7 +45,7 @@ pub struct ForeignProcessRead;
 fn is_of_a_package(read: &ForeignRead) -> bool {
     let host = matches!(read.workload.kind, WorkloadKind::Host | WorkloadKind::Unit);
     let exe = &read.process.exe;
-    host && read.process.uid == 0 && PACKAGED.iter().any(|place| exe.starts_with(place))
+    host && read.process.uid == 0 && (is_packaged(exe) || exe.starts_with(HELPERS))
 }
 
 /// `None` if it is of no interest.

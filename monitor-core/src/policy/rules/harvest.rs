@@ -9,7 +9,7 @@ use crate::{
     },
     policy::{
         context::Context, decision::Decision, expectation::reader::ReaderMatch,
-        finding::FindingBuilder, label::credential_label,
+        finding::FindingBuilder, label::credential_label, packaged::is_packaged,
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -82,9 +82,6 @@ const READERS_OF_ALL: [&str; 16] = [
     "kubelet",
     "rsnapshot",
 ];
-/// Where packages put programs.
-const PACKAGED: [&str; 5] = ["/usr/bin/", "/usr/sbin/", "/usr/lib/", "/bin/", "/sbin/"];
-
 /// Number of classes picked up within [`HARVEST_WINDOW`] that make a harvest.
 const HARVEST_CLASSES: usize = 3;
 const HARVEST_WINDOW: SignedDuration = SignedDuration::from_mins(10);
@@ -161,7 +158,7 @@ fn reads_all(used: &Use) -> bool {
     let name = exe.rsplit('/').next().unwrap_or_default();
     !used.workload.is_contained()
         && used.untrusted.is_none()
-        && PACKAGED.iter().any(|place| exe.starts_with(place))
+        && is_packaged(exe)
         && READERS_OF_ALL.contains(&name)
 }
 

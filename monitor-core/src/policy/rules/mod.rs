@@ -20,8 +20,10 @@ use super::{
     context::{AssessedHop, Context},
     decision::Decision,
 };
-use crate::baseline::KnownUser;
-use crate::model::{Finding, ForeignRead, Gap, Mint, Use, Workload};
+use crate::{
+    baseline::KnownUser,
+    model::{Finding, ForeignRead, Gap, Hop, Mint, Use, Workload},
+};
 use std::{fmt::Debug, sync::LazyLock};
 
 /// An event that rules judge.
@@ -29,6 +31,8 @@ use std::{fmt::Debug, sync::LazyLock};
 pub enum Event<'a> {
     Use(&'a Use),
     Hop(&'a AssessedHop<'a>),
+    /// Who presented a credential, wherever.
+    Presented(&'a Hop),
     Mint(&'a Mint),
     ForeignRead(&'a ForeignRead),
     Gap(&'a Gap),
@@ -50,9 +54,9 @@ pub trait Rule: Debug + Send {
         true
     }
 
-    /// Whether its decision depends on the name of a workload, so that it may be pending until the
-    /// name is known. It may judge an event twice if it decided that it is pending.
-    fn depends_on_name(&self) -> bool {
+    /// Whether its decision about an event depends on the name of a workload, so that it may be
+    /// pending until the name is known. It judges an event again if it decided so.
+    fn depends_on_name(&self, _event: &Event<'_>) -> bool {
         false
     }
 

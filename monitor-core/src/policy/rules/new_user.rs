@@ -5,7 +5,7 @@ use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
     baseline::KnownUser,
     fair_cache::{FairCache, Tenant, size_of_list},
-    model::{CredentialId, Evidence, Finding, Hop, Severity, Source, Use, Workload},
+    model::{CredentialId, Finding, Hop, Severity, Source, Use, Workload},
     policy::{
         context::Context,
         decision::Decision,
@@ -40,7 +40,7 @@ const HISTORY_MIN: SignedDuration = SignedDuration::from_hours(24);
 const READ_MEMORY: SignedDuration = SignedDuration::from_hours(24);
 
 /// A workload that presented or picked up a credential.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct User {
     workload: Box<str>,
     /// When it first presented it, if it did.
@@ -73,6 +73,16 @@ enum Reason {
     IssuedToAnother,
     NeverPickedUp { after_theft: bool },
     PickedUpItself,
+}
+
+impl User {
+    /// Adds what is known of the same workload, under another name or from an earlier run.
+    fn add(&mut self, other: &Self) {
+        self.presented = self.presented.into_iter().chain(other.presented).min();
+        self.picked_up |= other.picked_up;
+        self.given |= other.given;
+        self.read_from_other = self.read_from_other.max(other.read_from_other);
+    }
 }
 
 impl NewUser {
@@ -117,9 +127,6 @@ impl NewUser {
     }
 
     fn judge_hop(&mut self, hop: &Hop, context: &Context) -> Option<Finding> {
-        if hop.evidence != Evidence::Presented {
-            return None;
-        }
         if is_foreign_token(hop) {
             return Some(finding(hop, &Reason::IssuedToAnother));
         }
@@ -129,9 +136,9 @@ impl NewUser {
         }
         let workload = hop.workload.key();
         let id = &hop.credential.id;
-        let known = self.users.peek(&id.fingerprint()?);
-        let earlier: Vec<User> = known.cloned().unwrap_or_default();
-        let is_full = earlier.len() >= USERS_MAX;
+        let fingerprint = id.fingerprint()?;
+        let users = self.users.peek(&fingerprint);
+        let is_full = users.is_some_and(|users| users.len() >= USERS_MAX);
         let user = self.user(&hop.process.tenant, id, &workload)?;
         let read_from_other = user
             .read_from_other
@@ -144,7 +151,9 @@ impl NewUser {
         if !is_new || is_full || hop.on_behalf_of.is_some() || is_declared(hop, context) {
             return None;
         }
-        let mut presenters = earlier
+        let mut presenters = self
+            .users
+            .peek(&fingerprint)?
             .iter()
             .filter(|user| user.presented.is_some() && *user.workload != *workload);
         let since = presenters.clone().filter_map(|user| user.presented).min()?;
@@ -226,8 +235,8 @@ impl Rule for NewUser {
         true
     }
 
-    fn depends_on_name(&self) -> bool {
-        true
+    fn depends_on_name(&self, event: &Event<'_>) -> bool {
+        matches!(event, Event::Presented(_))
     }
 
     fn judge(&mut self, event: &Event<'_>, context: &Context) -> Decision {
@@ -248,8 +257,8 @@ impl Rule for NewUser {
                 }
                 Decision::Allowed
             }
-            Event::Hop(assessed) if !context.expectations.is_learning() => {
-                self.judge_hop(assessed.hop, context).into()
+            Event::Presented(hop) if !context.expectations.is_learning() => {
+                self.judge_hop(hop, context).into()
             }
             _ => Decision::Allowed,
         }
@@ -267,12 +276,7 @@ impl Rule for NewUser {
             };
             let renamed = users.swap_remove(place);
             match users.iter_mut().find(|user| *user.workload == *new) {
-                Some(known) => {
-                    known.presented = known.presented.into_iter().chain(renamed.presented).min();
-                    known.picked_up |= renamed.picked_up;
-                    known.given |= renamed.given;
-                    known.read_from_other = known.read_from_other.max(renamed.read_from_other);
-                }
+                Some(known) => known.add(&renamed),
                 None => users.push(User {
                     workload: new.as_str().into(),
                     ..renamed

@@ -4,7 +4,7 @@ use super::{AlertMeta, Event, Rule, RuleMeta};
 use crate::{
     model::{Evidence, Finding, Hop, Severity, Verdict},
     policy::{
-        context::{AssessedHop, Context},
+        context::{AssessedHop, Context, Doubt},
         decision::Decision,
         finding::FindingBuilder,
         label::{credential_label, issued_to_suffix},
@@ -31,7 +31,7 @@ pub struct UnexpectedHop;
 
 fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
     let hop = assessed.hop;
-    let severity = severity(assessed, context);
+    let severity = severity(assessed);
     let verb = match hop.evidence {
         Evidence::Presented => "presented",
         _ => "held only",
@@ -41,18 +41,15 @@ fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
         Evidence::Presented => "to",
         _ => "and connected to",
     };
-    let reason = if context.is_decoy(&hop.credential) {
-        "; it is a decoy, which nothing legitimate uses"
-    } else if assessed.at_gateway {
-        ", a gateway according to the environment of the workload's first process"
-    } else if assessed.keeps_host {
-        ", although the request names another server"
-    } else if assessed.is_unconfirmed {
-        ", at an address to which DNS did not resolve that name"
-    } else if assessed.is_local {
-        " on this machine"
-    } else {
-        ""
+    let reason = match assessed.doubt {
+        _ if assessed.decoy => "; it is a decoy, which nothing legitimate uses",
+        Some(Doubt::Gateway) => {
+            ", a gateway according to the environment of the workload's first process"
+        }
+        Some(Doubt::KeptHost) => ", although the request names another server",
+        Some(Doubt::Unconfirmed) => ", at an address to which DNS did not resolve that name",
+        Some(Doubt::Local) => " on this machine",
+        None => "",
     };
     FindingBuilder::about_hop(&META, severity, hop)
         .summary(format!(
@@ -66,9 +63,9 @@ fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
         .build()
 }
 
-fn severity(assessed: &AssessedHop<'_>, context: &Context) -> Severity {
+fn severity(assessed: &AssessedHop<'_>) -> Severity {
     let hop = assessed.hop;
-    if context.is_decoy(&hop.credential) {
+    if assessed.decoy {
         return Severity::Critical;
     }
     // A sidecar sends on what its own application sent, whose hop was judged.
@@ -76,7 +73,7 @@ fn severity(assessed: &AssessedHop<'_>, context: &Context) -> Severity {
         .on_behalf_of
         .as_ref()
         .is_some_and(|behalf| behalf.workload.key() == hop.workload.key());
-    if assessed.verdict == Verdict::Unproven || assessed.is_local || is_sidecar {
+    if assessed.doubt.is_some() || is_sidecar {
         return Severity::Low;
     }
     match hop.evidence {
@@ -105,10 +102,10 @@ fn held_finding(hop: &Hop) -> Finding {
 
 /// Whether a hop is raised.
 fn is_flagged(assessed: &AssessedHop<'_>, context: &Context) -> bool {
-    let worth_a_look = assessed.at_gateway || assessed.keeps_host || assessed.is_unconfirmed;
-    if assessed.proven && context.is_decoy(&assessed.hop.credential) {
+    if assessed.proven && assessed.decoy {
         return true;
     }
+    let worth_a_look = assessed.doubt.is_some_and(|doubt| doubt != Doubt::Local);
     !context.expectations.is_learning()
         && (assessed.verdict == Verdict::Unexpected
             || (worth_a_look && assessed.hop.evidence == Evidence::Presented))

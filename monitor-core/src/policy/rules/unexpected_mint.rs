@@ -118,8 +118,8 @@ impl Rule for UnexpectedMint {
         false
     }
 
-    fn depends_on_name(&self) -> bool {
-        true
+    fn depends_on_name(&self, event: &Event<'_>) -> bool {
+        matches!(event, Event::Mint(_))
     }
 
     fn judge(&mut self, event: &Event<'_>, context: &Context) -> Decision {

@@ -173,8 +173,8 @@ impl Rule for UnexpectedReader {
         !(recorded.expected.is_empty() && recorded.workload.is_contained())
     }
 
-    fn depends_on_name(&self) -> bool {
-        true
+    fn depends_on_name(&self, event: &Event<'_>) -> bool {
+        matches!(event, Event::Use(_))
     }
 
     fn judge(&mut self, event: &Event<'_>, context: &Context) -> Decision {

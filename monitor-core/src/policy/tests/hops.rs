@@ -499,13 +499,18 @@ fn a_gateway_that_a_first_process_names_raises_low() {
         "203.0.113.9",
         Evidence::Presented,
     );
-    let gateway = |class: &str, port| gateways::DeclaredGateway {
+    let gateway = |class: &str, port| DeclaredGateway {
         host: "llm.corp.example".into(),
         port,
         classes: vec![class.into()],
     };
     let mut with = |gateway| {
-        policy.set_gateways(&Tenant::default(), &hop.workload, vec![gateway]);
+        policy.set_gateways(WorkloadGateways {
+            time: at(0),
+            workload: hop.workload.clone(),
+            tenant: crate::fair_cache::Tenant::default(),
+            gateways: vec![gateway],
+        });
         let (verdict, findings) = policy.judge_hop(&hop);
         (verdict, rules_of(&findings).first().map(|found| found.1))
     };

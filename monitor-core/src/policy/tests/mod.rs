@@ -8,9 +8,9 @@ mod users;
 
 use super::*;
 use crate::model::{
-    CredentialId, Destination, Gap, IssuedTo, Kinship, Lifetime, Login, Look, NameSource, Place,
-    Process, Role, Severity, Source, SourcedName, Transport, UNKNOWN_NAME, Untrusted, Workload,
-    WorkloadKind,
+    CredentialId, DeclaredGateway, Destination, Gap, IssuedTo, Kinship, Lifetime, Login, Look,
+    NameSource, Place, Process, Role, Severity, Source, SourcedName, Transport, UNKNOWN_NAME,
+    Untrusted, Workload, WorkloadKind,
 };
 use jiff::Timestamp;
 use proptest::prelude::*;

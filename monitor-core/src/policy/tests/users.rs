@@ -133,7 +133,7 @@ fn what_is_given_is_no_surprise() {
         given.workload = workload.clone();
         given.given = true;
         given.time = at(hours * 3600);
-        policy.judge_reader(&given);
+        policy.judge_use(&given);
         severity(&mut policy, &presents(workload, hours, true))
     };
     let green = Workload {

@@ -4,7 +4,10 @@ use super::Enricher;
 use crate::reader::{ReadId, protocol::EnvironmentAnswer};
 use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
-use monitor_core::{model::Subject, trail::TrailEvent};
+use monitor_core::{
+    model::{Subject, WorkloadGateways},
+    trail::TrailEvent,
+};
 
 /// Number of processes, and of cgroups, that are remembered.
 const CACHED: usize = 8192;
@@ -78,11 +81,11 @@ impl Enricher {
         let marks = self.credentials.marks();
         let mut gateways = environment.gateways;
         gateways.retain(|gateway| marks.mask(&gateway.host).is_none());
-        events.push(TrailEvent::Gateways {
+        events.push(TrailEvent::Gateways(Box::new(WorkloadGateways {
             time,
-            workload: Box::new(self.attribution.workload(first)),
+            workload: self.attribution.workload(first),
             tenant: self.attribution.tenant(first),
             gateways,
-        });
+        })));
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 use monitor_common::fingerprint::{FingerprintKey, fingerprint};
 use monitor_core::{
     catalog::{Catalog, glob::normalise, is_general},
-    policy::gateways::DeclaredGateway,
+    model::DeclaredGateway,
 };
 use monitor_parse::credential::LeftOut;
 use std::{
