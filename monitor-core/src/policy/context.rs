@@ -42,6 +42,9 @@ pub struct AssessedHop<'a> {
     pub doubt: Option<Doubt>,
 }
 
+/// The class of tokens that the API of a cluster issues to its pods.
+const SERVICE_ACCOUNT_TOKEN: &str = "k8s-service-account-token";
+
 /// Why a hop is worth no more than a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
@@ -51,6 +54,8 @@ pub enum Doubt {
     KeptHost,
     /// Only the process vouches for the permitted name of the destination.
     Unconfirmed,
+    /// It is a pod or a service of the cluster, which may ask the API whose token it is.
+    Reviewer,
     /// It is a server on this machine: an emulator, a local model, or a proxy, whose own hops are
     /// judged.
     Local,
@@ -110,6 +115,7 @@ impl Context {
         let keeps_host = !allowed && !is_tenant && self.keeps_host(credential, destination);
         // An address that DNS did not return for the name, although it returned others: a forged
         // name, or an old response.
+        let may_review = !allowed && may_review(credential, destination);
         let is_unconfirmed = allowed && destination.disputed.iter().any(is_unconfirmed);
         let excused = hop
             .others
@@ -117,6 +123,7 @@ impl Context {
             .any(|other| self.allows(credential, other) != allowed || is_pending(other))
             || (!allowed && (is_pending(destination) || is_kubelet(credential, destination)))
             || is_tenant
+            || may_review
             || keeps_host
             || is_unconfirmed;
         let written = self.has_written_destinations(credential);
@@ -143,6 +150,7 @@ impl Context {
                 (at_gateway, Doubt::Gateway),
                 (keeps_host, Doubt::KeptHost),
                 (is_unconfirmed, Doubt::Unconfirmed),
+                (may_review, Doubt::Reviewer),
                 (is_local(hop), Doubt::Local),
             ]
             .into_iter()
@@ -324,12 +332,32 @@ fn is_unconfirmed(named: &SourcedName) -> bool {
     named.name_source == NameSource::Dns && named.name == UNKNOWN_NAME
 }
 
+/// Whether a service-account token goes to a pod or a service of the cluster: metrics, registries and
+/// meshes let the API verify it. Anything else there can do so too, and keep it.
+fn may_review(credential: &Credential, destination: &Destination) -> bool {
+    let Some(object) = destination.object.as_deref() else {
+        return false;
+    };
+    // A pod that passes requests on to a server outside has that server's name.
+    let is_own = |name: &str| {
+        name == object
+            || name.ends_with(".svc")
+            || name.contains(".svc.")
+            || object
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('.'))
+    };
+    credential.class == SERVICE_ACCOUNT_TOKEN
+        && (object.ends_with(".svc") || object.ends_with(".pod"))
+        && destination.name.as_deref().is_none_or(is_own)
+}
+
 /// Whether a service-account token goes to a kubelet, or to the API by its node: both verify it
 /// with the API, and node scrapers have no other credential.
 fn is_kubelet(credential: &Credential, destination: &Destination) -> bool {
     // The cluster's object, not a claimed name.
     let node = destination.object.as_deref();
-    credential.class == "k8s-service-account-token"
+    credential.class == SERVICE_ACCOUNT_TOKEN
         && [443, 6443, 10250].contains(&destination.port)
         && node.is_some_and(|name| name.ends_with(".node"))
 }

@@ -47,7 +47,10 @@ fn finding(assessed: &AssessedHop<'_>, context: &Context) -> Finding {
             ", a gateway according to the environment of the workload's first process"
         }
         Some(Doubt::KeptHost) => ", although the request names another server",
-        Some(Doubt::Unconfirmed) => ", at an address to which DNS did not resolve that name",
+        Some(Doubt::Unconfirmed) => {
+            ", at an address to which no configured resolver resolved that name"
+        }
+        Some(Doubt::Reviewer) => ", which may have the cluster review it",
         Some(Doubt::Local) => " on this machine",
         None => "",
     };

@@ -263,7 +263,8 @@ fn a_cluster_service_is_not_an_expected_destination() {
         policy(written).judge_hop(&hop).0
     };
     assert_eq!(at("kubernetes.default.svc", ""), Verdict::Expected);
-    assert_eq!(at("evil.attacker.svc", ""), Verdict::Unexpected);
+    // It may have the API review the token.
+    assert_eq!(at("evil.attacker.svc", ""), Verdict::Unproven);
     // It may be the API's, as far as is known.
     assert_eq!(at(UNKNOWN_NAME, ""), Verdict::Unproven);
     let written = "credentials:\n  - name: own\n    match: { file: /srv/key }\n    destinations: [\"vault.vault.svc:443\"]\n";
@@ -368,6 +369,27 @@ fn a_name_that_dns_disputes_is_not_confirmed() {
 }
 
 #[test]
+fn a_token_at_a_service_that_may_review_it_is_low() {
+    let class = "k8s-service-account-token";
+    for (object, judged) in [
+        (
+            "kube-state-metrics.monitoring.svc",
+            (Verdict::Unproven, Some(Severity::Low)),
+        ),
+        (
+            "prometheus.monitoring.pod",
+            (Verdict::Unproven, Some(Severity::Low)),
+        ),
+        ("n1.node", (Verdict::Unexpected, Some(Severity::Critical))),
+    ] {
+        let mut hop = hop(class, None, "10.0.0.10", Evidence::Presented);
+        hop.destination.set_object(object);
+        hop.destination.port = 8443;
+        assert_eq!(raised("", &hop), judged, "{object}");
+    }
+}
+
+#[test]
 fn a_token_at_a_kubelet_is_unproven() {
     let mut policy = policy("");
     let mut verdict = |port: u16, object: &str| {
@@ -379,7 +401,6 @@ fn a_token_at_a_kubelet_is_unproven() {
     };
     assert_eq!(verdict(10250, "n1.node"), Verdict::Unproven);
     assert_eq!(verdict(8080, "n1.node"), Verdict::Unexpected);
-    assert_eq!(verdict(10250, "evil.attacker.svc"), Verdict::Unexpected);
 }
 
 /// What is raised about a credential that is presented somewhere.
