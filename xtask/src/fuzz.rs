@@ -9,12 +9,13 @@ use std::{fs, path::Path, process::Command};
 const CARGO_FUZZ: &str = "0.13.2";
 
 /// The targets, each with the maximum bytes of an input.
-const TARGETS: [(&str, usize); 5] = [
+const TARGETS: [(&str, usize); 6] = [
     ("cgroup", 4 << 10),
     ("client_hello", 16 << 10),
     ("credential", 64 << 10),
     ("dns", 64 << 10),
     ("program", 1 << 20),
+    ("resolvers", 64 << 10),
 ];
 /// Maximum time for one input, in seconds.
 const INPUT_SECONDS: u64 = 5;

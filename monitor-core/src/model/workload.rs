@@ -98,6 +98,15 @@ impl Workload {
         !matches!(self.kind, WorkloadKind::Unit | WorkloadKind::Host)
     }
 
+    /// Whose resolvers it uses: those of its pod or container, or the host's (empty).
+    pub fn network(&self) -> String {
+        match (&self.pod, &self.namespace) {
+            _ if !self.is_contained() => String::new(),
+            (Some(pod), Some(namespace)) => format!("{namespace}/{pod}"),
+            _ => self.key(),
+        }
+    }
+
     /// The name used in queries: `namespace/name`, or the name alone.
     pub fn key(&self) -> String {
         match (&self.within, &self.namespace) {

@@ -111,9 +111,18 @@ pub enum TrailEvent {
         /// Who asked.
         #[serde(skip)]
         tenant: Tenant,
+        /// The network whose configured resolver answered (see [`Workload::network`]). `None` if it
+        /// was another resolver: whoever runs it chooses its answers.
+        #[serde(default = "host_network", skip_serializing_if = "is_host_network")]
+        network: Option<String>,
         /// The requested name, and those that it resolved to.
         names: Vec<String>,
         addresses: Vec<IpAddr>,
+    },
+    /// Names of addresses from the host's `hosts` file, or from an earlier run.
+    Names {
+        time: Timestamp,
+        known: Vec<(String, IpAddr)>,
     },
     /// A workload got a name, or will not get one soon: then both are the same.
     Renamed {
@@ -133,6 +142,19 @@ pub enum TrailEvent {
     Tick {
         time: Timestamp,
     },
+}
+
+/// Recordings of version 0.1 do not tell who answered.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "serde requires the type of the field"
+)]
+fn host_network() -> Option<String> {
+    Some(String::new())
+}
+
+fn is_host_network(network: &Option<String>) -> bool {
+    *network == host_network()
 }
 
 /// The name that a ClientHello, or the head of a plaintext request, adds to a destination.

@@ -130,11 +130,25 @@ impl Trail {
                 place,
             } => self.minted(time, connection, (credential, place), out),
             TrailEvent::Resolved {
+                time,
                 tenant,
+                network: Some(network),
+                names,
+                addresses,
+            } => {
+                self.names.learn(&tenant, &names, &addresses);
+                self.names.note_working(network, time);
+            }
+            TrailEvent::Resolved {
+                tenant,
+                network: None,
                 names,
                 addresses,
                 ..
-            } => self.names.learn(&tenant, &names, &addresses),
+            } => self.names.claim(&tenant, &names, &addresses),
+            TrailEvent::Names { known, .. } => {
+                known.into_iter().for_each(|known| self.names.list(known));
+            }
             TrailEvent::Renamed { old, new, .. } => {
                 self.connections.rename(&old, &new);
                 out.push(TrailOutput::Renamed(Box::new([old, new])));
@@ -196,7 +210,8 @@ impl Trail {
         }) {
             return;
         }
-        if let Some(name) = self.names.names_at(destination.address).last() {
+        let tenant = &actor.process.tenant;
+        if let Some(name) = self.names.name_at(destination.address, tenant) {
             destination.add_name(name, NameSource::Dns);
         }
         let datagram = destination.transport == Transport::Udp;
@@ -255,7 +270,7 @@ impl Trail {
                             connection.settled = true;
                         }
                     } else {
-                        self.names.add_disputed(destination);
+                        self.names.add_disputed(destination, &connection.actor);
                     }
                 }
             }

@@ -12,7 +12,7 @@ use crate::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::bpf_get_socket_cookie,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::{cgroup_sock_addr, map},
     maps::{HashMap, LruHashMap},
     programs::SockAddrContext,
@@ -151,6 +151,8 @@ fn record_connect(ctx: &SockAddrContext, family: u16, address: PeerAddress) {
         return;
     }
     record.cookie = cookie;
+    // SAFETY: the context belongs to a socket. The helper is there since Linux 5.7.
+    record.network = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     record.stdin = standard_stream(0, HookContext::Socket);
     record.family = family;
     record.port = port;

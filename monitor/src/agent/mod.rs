@@ -139,6 +139,8 @@ pub fn run(options: &AgentOptions, config: Config) -> anyhow::Result<()> {
         last: before.last,
         known: before.credentials,
         users: before.users,
+        names_of_addresses: before.names,
+        resolvers: config.settings.resolvers,
         flags: flags.clone(),
     };
     let (ended, end) = tokio::sync::oneshot::channel();

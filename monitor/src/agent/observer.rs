@@ -21,7 +21,7 @@ use crate::{
     },
     sensor::{
         Sensor, SensorOptions, canary::Canary, cgroup_root, cost::ShedNotice, effects::Effects,
-        exclude::ExclusionRules, fields::VMLINUX, selftest::self_test,
+        exclude::ExclusionRules, fields::VMLINUX, network, selftest::self_test,
     },
 };
 use anyhow::Context as _;
@@ -33,6 +33,7 @@ use monitor_core::{
     model::{Credential, Source},
 };
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering, mpsc::Receiver},
     time::{Duration, Instant},
@@ -70,6 +71,9 @@ pub(super) struct ObserverInputs {
     pub last: Option<LastShutdown>,
     pub known: Vec<(Credential, Timestamp)>,
     pub users: Vec<KnownUser>,
+    pub names_of_addresses: Vec<(String, IpAddr)>,
+    /// Resolvers to believe besides those that the host is configured with.
+    pub resolvers: Vec<IpAddr>,
     pub flags: Flags,
 }
 
@@ -148,6 +152,7 @@ impl Observer {
         let facts = SensorFacts {
             own_pid: own.pid,
             environ_is_read: sensor.environ_is_read(),
+            own_network: network::own_cookie(),
         };
         let mut pipeline = Pipeline::new(
             attribution,
@@ -157,7 +162,9 @@ impl Observer {
             facts,
         );
         let known = file_places(&inputs.known);
+        pipeline.set_resolvers(inputs.resolvers);
         pipeline.restore(inputs.known, &inputs.users);
+        pipeline.restore_names(inputs.names_of_addresses, now);
         let effects = pipeline.start(gaps, known, now);
         // What the agent itself did during the self-test.
         batch

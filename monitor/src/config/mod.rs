@@ -22,6 +22,7 @@ use monitor_core::{
 };
 use serde::Deserialize;
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -59,6 +60,7 @@ struct ConfigFile {
     retention: RetentionLimits,
     kubernetes: KubernetesSettings,
     inspect: InspectSettings,
+    resolvers: Vec<IpAddr>,
 }
 
 impl From<ConfigFile> for Config {
@@ -87,6 +89,7 @@ impl From<ConfigFile> for Config {
                 retention: file.retention,
                 kubernetes: file.kubernetes,
                 inspect: file.inspect,
+                resolvers: file.resolvers,
             },
             ignored: Vec::new(),
         }

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use jiff::SignedDuration;
 use monitor_core::time::deserialize_duration;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 /// Settings of the agent, from the file of `--config`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Settings {
     pub retention: RetentionLimits,
     pub kubernetes: KubernetesSettings,
     pub inspect: InspectSettings,
+    /// Resolvers to believe besides those that the host and its containers are configured with.
+    pub resolvers: Vec<IpAddr>,
 }
 
 impl Settings {
@@ -57,6 +59,7 @@ impl Settings {
             retention,
             kubernetes,
             inspect,
+            resolvers,
         } = self;
         [
             ("policies", !policies.is_empty()),
@@ -74,6 +77,7 @@ impl Settings {
             ("retention", *retention != RetentionLimits::default()),
             ("kubernetes", *kubernetes != KubernetesSettings::default()),
             ("inspect", *inspect != InspectSettings::default()),
+            ("resolvers", !resolvers.is_empty()),
         ]
         .into_iter()
         .filter_map(|(name, is_set)| is_set.then_some(name))

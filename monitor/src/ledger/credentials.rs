@@ -7,9 +7,10 @@ use super::{
 use jiff::Timestamp;
 use monitor_core::{
     baseline::KnownUser,
-    model::{Credential, CredentialId, Place},
+    model::{Credential, CredentialId, Destination, NameSource, Place},
 };
 use rusqlite::Row;
+use std::net::IpAddr;
 
 impl LedgerReader {
     pub(super) fn credential(&self, id: &CredentialId) -> Result<Option<Credential>, LedgerError> {
@@ -84,6 +85,28 @@ impl LedgerReader {
             },
         )?);
         Ok(users)
+    }
+
+    /// Names of addresses where credentials went most recently, unless the names were disputed.
+    pub fn last_names(&self, most: usize) -> Result<Vec<(String, IpAddr)>, LedgerError> {
+        let destinations = self.rows(
+            "SELECT DISTINCT d.json FROM
+                 (SELECT destination FROM hop_edge ORDER BY last_seen DESC LIMIT ?1) e
+             JOIN destination d ON d.id = e.destination",
+            [most as i64],
+            |row| from_json::<Destination>(row, 0),
+        )?;
+        let known = destinations.into_iter().filter(|destination| {
+            destination.disputed.is_empty()
+                && destination.via.is_none()
+                && matches!(
+                    destination.name_source,
+                    NameSource::Dns | NameSource::Sni | NameSource::HttpHost
+                )
+        });
+        Ok(known
+            .filter_map(|destination| Some((destination.name?, destination.address)))
+            .collect())
     }
 
     /// Credentials with a fingerprint, the most recently used, with their places and first-seen

@@ -25,6 +25,7 @@ use monitor_core::{
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use std::{
     fs,
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -71,6 +72,8 @@ pub struct PreviousState {
     pub credentials: Vec<(Credential, Timestamp)>,
     /// The workloads that used credentials most recently.
     pub users: Vec<KnownUser>,
+    /// Names, and the addresses where credentials went under them.
+    pub names: Vec<(String, IpAddr)>,
 }
 
 /// How an agent ended.
@@ -261,6 +264,10 @@ fn open_and_resume(
                 tracing::warn!(%error, "the users of credentials in the ledger could not be read");
                 Vec::new()
             }),
+        names: reader.last_names(RESTORED_MAX).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the names of destinations in the ledger could not be read");
+            Vec::new()
+        }),
     };
     Ok((connection, before))
 }

@@ -34,7 +34,7 @@ use monitor_core::{
 };
 use notices::NoticeGaps;
 pub use sinks::{EventRecorder, Sinks};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 /// Observations in time order.
 #[derive(Debug)]
@@ -72,6 +72,8 @@ pub struct SensorFacts {
     pub own_pid: u32,
     /// No probe reads the environment at exec.
     pub environ_is_read: bool,
+    /// Cookie of the agent's network namespace, if the kernel tells it.
+    pub own_network: Option<u64>,
 }
 
 /// The pipeline's stages and the events between them.
@@ -126,6 +128,18 @@ impl Pipeline {
                 .restore_first_seen(&named, *first_seen);
         }
         self.enricher.credentials.remember(known);
+    }
+
+    /// Restores the names that addresses had in previous runs.
+    pub fn restore_names(&mut self, known: Vec<(String, IpAddr)>, now: Timestamp) {
+        if !known.is_empty() {
+            self.events.push(TrailEvent::Names { time: now, known });
+        }
+    }
+
+    /// Resolvers to believe besides those that the host and its containers are configured with.
+    pub fn set_resolvers(&mut self, configured: Vec<IpAddr>) {
+        self.enricher.set_resolvers(configured);
     }
 
     /// Processes what existed before the probes: the gaps of this start, and what is running. `known`
@@ -211,7 +225,7 @@ impl Pipeline {
         // The clock may have been set back.
         if now.duration_since(self.homes_read).abs() >= HOMES_INTERVAL {
             self.homes_read = now;
-            self.enricher.request_homes();
+            self.enricher.request_host_facts();
         }
         self.enricher.report_overdue(now, &mut self.events);
         let time = self.enricher.enriched_until(now);

@@ -75,6 +75,7 @@ impl TestPipeline {
             SensorFacts {
                 own_pid: 0,
                 environ_is_read: false,
+                own_network: None,
             },
         );
         Self {
@@ -202,6 +203,7 @@ impl TestPipeline {
             port: 443,
             transport: Transport::Tcp,
             stdin: None,
+            network: 1,
         })
     }
 

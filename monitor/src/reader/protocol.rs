@@ -54,6 +54,8 @@ pub enum ReadRequest {
     Added { pid: u32, exe: RawPath },
     /// The home directories of the host's users.
     Homes,
+    /// How names are resolved for a process, or for the host.
+    Resolvers { process: Option<Subject> },
     /// Files with credentials: in volumes of pods, and at these places of earlier runs.
     Recover { known: Vec<String> },
     /// The TLS functions of a file that a process has mapped.
@@ -90,6 +92,7 @@ impl ReadRequest {
                 | Self::Process { .. }
                 | Self::Exists { .. }
                 | Self::Added { .. }
+                | Self::Resolvers { process: Some(_) }
         )
     }
 
@@ -100,6 +103,14 @@ impl ReadRequest {
             _ => None,
         }
     }
+}
+
+/// How names are resolved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolversAnswer {
+    pub name_servers: Vec<IpAddr>,
+    /// Names of the host's `hosts` file.
+    pub hosts: Vec<(String, IpAddr)>,
 }
 
 /// A file that a process opened.
@@ -276,6 +287,7 @@ pub enum ReadAnswer {
     /// `None` if it cannot be determined.
     Fact(Option<bool>),
     Homes(Vec<(u32, String)>),
+    Resolvers(ResolversAnswer),
     Recovered(Vec<RecoveredFile>),
     Program(ProgramAnswer),
     NotHeld(NotHeld),

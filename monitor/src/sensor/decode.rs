@@ -303,6 +303,7 @@ impl TryFrom<RawRecord<'_>> for ObservedConnection {
                 Transport::Udp
             },
             stdin: (record.stdin != 0).then_some(record.stdin),
+            network: record.network,
         })
     }
 }

@@ -25,6 +25,7 @@ mod mapped;
 mod maps;
 mod multi;
 mod name_mask;
+pub mod network;
 pub mod observation;
 mod packet_program;
 mod perf;

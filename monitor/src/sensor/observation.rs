@@ -234,6 +234,8 @@ pub struct ObservedConnection {
     pub transport: Transport,
     /// Inode number of the pipe or socket at the process's standard input.
     pub stdin: Option<u64>,
+    /// Cookie of the socket's network namespace.
+    pub network: u64,
 }
 
 /// A connection that existed before the agent.

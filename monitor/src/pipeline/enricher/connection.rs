@@ -1,6 +1,6 @@
 //! Connections: destinations, server names, DNS responses, cluster objects.
 
-use super::Enricher;
+use super::{Enricher, resolvers::is_dns};
 use crate::sensor::observation::{ObservedConnection, PlaintextHost, RecordOwner};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
@@ -35,6 +35,10 @@ impl Enricher {
     ) {
         let task = &connection.task;
         self.attribution.ensure(task);
+        self.note_network(connection);
+        if is_dns(connection) {
+            self.note_asked(connection);
+        }
         events.push(TrailEvent::Connect {
             time: task.time,
             actor: self.actor(task.subject),
@@ -104,7 +108,9 @@ impl Enricher {
         events: &mut Vec<TrailEvent>,
     ) {
         let DnsAnswer {
-            names, addresses, ..
+            cookie,
+            names,
+            addresses,
         } = answer;
         let tenant = self.tenant_of(owner);
         for name in &names {
@@ -113,6 +119,7 @@ impl Enricher {
         events.push(TrailEvent::Resolved {
             time,
             tenant,
+            network: self.resolvers.network_of(cookie),
             names,
             addresses,
         });

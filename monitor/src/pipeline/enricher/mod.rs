@@ -6,10 +6,12 @@ mod connection;
 mod environment;
 mod file;
 mod gateways;
+mod networks;
 mod pace;
 mod presented;
 mod process;
 mod reads;
+mod resolvers;
 mod running;
 mod wait_budget;
 
@@ -40,8 +42,10 @@ use monitor_core::{
 use pace::Pace;
 use presented::PendingPresentation;
 use reads::PendingReads;
+use resolvers::Resolvers;
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -73,6 +77,7 @@ pub struct Enricher {
     repeated: CountedLru<OpenFileKey, FileReads>,
     reads: PendingReads,
     gateways: GatewayReads,
+    resolvers: Resolvers,
     pace: Pace,
     wanted: WantedFiles,
     /// Number of payloads that began like a ClientHello and could not be parsed.
@@ -104,6 +109,7 @@ impl Enricher {
             repeated: CountedLru::new(READS_CACHED),
             reads: PendingReads::default(),
             gateways: GatewayReads::default(),
+            resolvers: Resolvers::new(sensor.own_network),
             pace: Pace::default(),
             wanted: WantedFiles::default(),
             malformed: 0,
@@ -251,19 +257,25 @@ impl Enricher {
     }
 
     /// What was forgotten for lack of room, by table, since the start.
-    pub fn forgotten(&self) -> [(&'static str, u64); 4] {
+    pub fn forgotten(&self) -> [(&'static str, u64); 5] {
         let [known, homes] = self.credentials.forgotten();
         [
             known,
             homes,
             ("file_reads", self.repeated.evicted()),
             ("server_names", self.servers.evicted()),
+            ("dns_questions", self.resolvers.forgotten()),
         ]
     }
 
-    /// Requests the home directories of the host's users again.
-    pub fn request_homes(&mut self) {
-        self.reads.request_homes();
+    /// Requests the home directories and the resolvers of the host again.
+    pub fn request_host_facts(&mut self) {
+        self.reads.request_host_facts();
+    }
+
+    /// Resolvers to believe besides those that the host and its containers are configured with.
+    pub fn set_resolvers(&mut self, configured: Vec<IpAddr>) {
+        self.resolvers.set_configured(configured);
     }
 
     /// Returns and clears what the kernel filter lacks.

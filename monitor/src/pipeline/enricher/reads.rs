@@ -9,6 +9,7 @@ mod answers;
 use super::{
     Enricher,
     backlog::{WAITING_QUEUE_MAX, queued_since},
+    resolvers::{View, is_dns},
     wait_budget::WaitBudget,
 };
 use crate::{
@@ -69,6 +70,10 @@ enum ReadPurpose {
     Gateways {
         first: Subject,
     },
+    /// How names are resolved.
+    Resolvers {
+        view: View,
+    },
     Homes,
     /// Files at these places, and in volumes.
     Recovered {
@@ -86,6 +91,7 @@ impl ReadPurpose {
             Self::Process { subject, .. }
             | Self::Trust { subject, .. }
             | Self::Gateways { first: subject } => Some(*subject),
+            Self::Resolvers { view } => *view,
             Self::Head | Self::Homes | Self::Recovered { .. } => None,
         }
     }
@@ -201,7 +207,7 @@ impl PendingReads {
     /// Requests what does not belong to an observation: home directories, and files that an earlier
     /// run knew.
     pub fn request_background(&mut self, known: Vec<String>) {
-        self.request(ReadRequest::Homes, ReadPurpose::Homes);
+        self.request_host_facts();
         self.request_recovered(known, RECOVER_RETRIES);
     }
 
@@ -216,12 +222,19 @@ impl PendingReads {
         self.request(request, purpose);
     }
 
-    /// Requests the home directories of the host's users again.
-    pub fn request_homes(&mut self) {
+    /// Requests the home directories of the host's users, and its resolvers, again.
+    pub fn request_host_facts(&mut self) {
         let asked = |purpose: &ReadPurpose| matches!(purpose, ReadPurpose::Homes);
         if !self.purposes.values().any(asked) {
             self.request(ReadRequest::Homes, ReadPurpose::Homes);
+            self.request_resolvers(None);
         }
+    }
+
+    /// Requests how names are resolved in a container, or on the host.
+    pub fn request_resolvers(&mut self, view: View) -> ReadId {
+        let request = ReadRequest::Resolvers { process: view };
+        self.request(request, ReadPurpose::Resolvers { view })
     }
 
     /// Requests what a process had before it was observed.
@@ -368,6 +381,11 @@ impl Enricher {
             Observation::Variable(task, _) => {
                 self.attribution.ensure(task);
                 true
+            }
+            Observation::Connected(connection) if is_dns(connection) => {
+                self.attribution.ensure(&connection.task);
+                head.context.extend(self.request_resolvers(now, connection));
+                false
             }
             Observation::Exec(exec) if self.sensor.environ_is_read => {
                 // Its program may have to be examined as well.

@@ -238,25 +238,29 @@ pub(super) struct PathTarget {
     pub file: Option<FileId>,
 }
 
-/// Resolves a path as a process sees it, links included; `None` if it is neither a regular file nor
-/// a socket. It does not wait for other machines: if a file system that may not respond is mounted,
-/// a path that the kernel has not cached is treated as absent.
-pub(super) fn path_target(pid: u32, path: &Path) -> Option<PathTarget> {
-    // The last component may be a link as well.
-    let root = root_of(pid).ok()?;
+/// Opens an O_PATH descriptor of what a process sees at a path, links included, also if the last
+/// component is one. It does not wait for other machines: if a file system that may not respond is
+/// mounted, a path that the kernel has not cached is treated as absent.
+pub(super) fn target(pid: u32, path: &Path) -> Result<OwnedFd, Errno> {
+    let root = root_of(pid)?;
     let cached = Links::Inside.flags() | ResolveFlags::CACHED;
-    let opened = match open_below(&root, path, OFlags::PATH, cached) {
+    match open_below(&root, path, OFlags::PATH, cached) {
         Err(Errno::AGAIN | Errno::INVAL) => {
             let mounts = mounts_of(pid);
             let privileged = in_own_user_namespace(pid) == Some(true);
             if mounts.iter().any(|mount| may_hang(mount, privileged)) {
-                locate(pid, path, Links::None).ok()?
+                locate(pid, path, Links::None)
             } else {
-                open_below(&root, path, OFlags::PATH, Links::Inside.flags()).ok()?
+                open_below(&root, path, OFlags::PATH, Links::Inside.flags())
             }
         }
-        opened => opened.ok()?,
-    };
+        opened => opened,
+    }
+}
+
+/// Resolves a path as [`target`] does; `None` if it is neither a regular file nor a socket.
+pub(super) fn path_target(pid: u32, path: &Path) -> Option<PathTarget> {
+    let opened = target(pid, path).ok()?;
     let path = std::fs::read_link(host::descriptor_path(&opened)).ok()?;
     let path = path
         .strip_prefix(format!("/proc/{pid}/root"))

@@ -11,6 +11,7 @@ mod mounted;
 mod opened_file;
 mod program;
 mod recover;
+mod resolvers;
 mod running;
 mod secret;
 mod trust;
@@ -104,6 +105,12 @@ impl ReaderTasks {
             ReadRequest::Added { pid, exe } => {
                 ReadAnswer::Fact(trust::is_added(*pid, exe.as_path(), self.views))
             }
+            ReadRequest::Resolvers { process: None } => ReadAnswer::Resolvers(resolvers::of_host()),
+            ReadRequest::Resolvers {
+                process: Some(process),
+            } => resolvers::of_process(process.pid)
+                .and_then(|answer| still_runs(*process).map(|()| answer))
+                .map_or_else(unreadable, ReadAnswer::Resolvers),
             ReadRequest::Homes => homes::homes().map_or_else(unreadable, ReadAnswer::Homes),
             ReadRequest::Mapped { mapping, symbols } => {
                 return self.programs.mapped(mapping, *symbols);

@@ -51,6 +51,14 @@ impl Enricher {
                     head.context.remove(&id);
                 }
             }
+            Some(ReadPurpose::Resolvers { view }) => {
+                if let Ok(ReadAnswer::Resolvers(answer)) = result {
+                    self.take_resolvers(now, view, answer, events);
+                }
+                if let Some(head) = &mut self.reads.head {
+                    head.context.remove(&id);
+                }
+            }
             Some(ReadPurpose::Homes) => {
                 if let Ok(ReadAnswer::Homes(homes)) = result {
                     self.attribution.set_homes(homes);

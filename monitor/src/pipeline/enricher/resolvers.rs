@@ -1,0 +1,181 @@
+//! Which DNS answers are believed: those of the resolvers that the host or the container is configured
+//! with. Any process can ask a resolver of its own, which answers as it likes.
+
+use super::{Enricher, networks::Networks};
+use crate::{
+    reader::{ReadId, protocol::ResolversAnswer},
+    sensor::observation::ObservedConnection,
+};
+use hashlink::LruCache;
+use jiff::{SignedDuration, Timestamp};
+use monitor_core::{
+    fair_cache::FairCache,
+    model::{Subject, Transport},
+    trail::TrailEvent,
+};
+use std::net::IpAddr;
+
+const DNS_PORT: u16 = 53;
+/// Number of sockets of which it is remembered which resolvers they asked.
+const SOCKETS_CACHED: usize = 4_096;
+/// Number of containers and units of which it is remembered which resolvers they use.
+const VIEWS_CACHED: usize = 1_024;
+/// A configuration is read again at most this often.
+const READ_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
+/// Objects of this namespace are the cluster's own, such as its DNS service.
+const SYSTEM_NAMESPACE: &str = ".kube-system.";
+
+/// Whose configuration counts: that of the first process of a container or a system's unit, which may
+/// have a network of its own, or the host's.
+pub(super) type View = Option<Subject>;
+
+/// Resolvers, and the sockets that asked them.
+#[derive(Debug)]
+pub(super) struct Resolvers {
+    /// The network whose resolvers a socket asked; `None` if it asked another one as well.
+    asked: FairCache<u64, Option<String>>,
+    known: LruCache<View, KnownResolvers>,
+    networks: Networks,
+    /// Those that the agent's configuration names.
+    configured: Vec<IpAddr>,
+}
+
+/// The resolvers of a view.
+#[derive(Debug)]
+struct KnownResolvers {
+    name_servers: Vec<IpAddr>,
+    read_at: Timestamp,
+}
+
+impl Resolvers {
+    /// `own` is the cookie of the agent's network namespace.
+    pub fn new(own: Option<u64>) -> Self {
+        Self {
+            asked: FairCache::new(SOCKETS_CACHED),
+            known: LruCache::new(VIEWS_CACHED),
+            networks: Networks::new(own),
+            configured: Vec::new(),
+        }
+    }
+
+    pub fn set_configured(&mut self, configured: Vec<IpAddr>) {
+        self.configured = configured;
+    }
+
+    /// Sockets of which it was forgotten for lack of room whom they asked.
+    pub fn forgotten(&self) -> u64 {
+        self.asked.evicted()
+    }
+
+    /// The network whose resolver answered a socket, if it was one.
+    pub fn network_of(&self, cookie: u64) -> Option<String> {
+        self.asked.peek(&cookie)?.clone()
+    }
+
+    fn lists(&self, view: View, address: IpAddr) -> bool {
+        let known = self.known.peek(&view);
+        known.is_some_and(|known| known.name_servers.contains(&address))
+    }
+
+    /// What was read some time ago may have been changed since.
+    fn is_due(&self, view: View, now: Timestamp) -> bool {
+        self.known.peek(&view).is_none_or(|known| {
+            // The clock may have been set back.
+            now.duration_since(known.read_at).abs() >= READ_INTERVAL
+        })
+    }
+}
+
+/// Whether a connection is a question to a resolver.
+pub(super) fn is_dns(connection: &ObservedConnection) -> bool {
+    connection.transport == Transport::Udp && connection.port == DNS_PORT
+}
+
+impl Enricher {
+    fn view_of(&mut self, now: Timestamp, subject: Subject) -> View {
+        let workload = self.attribution.workload(subject);
+        // A user chooses the processes of his own units.
+        let is_service = |unit: &str| unit.ends_with(".service") && !unit.starts_with("user@");
+        let has_own = workload.is_contained() || workload.unit.as_deref().is_some_and(is_service);
+        has_own.then(|| self.first_process(now, subject)).flatten()
+    }
+
+    /// Requests the configuration of whoever asks a resolver that is not known to be configured.
+    pub(super) fn request_resolvers(
+        &mut self,
+        now: Timestamp,
+        connection: &ObservedConnection,
+    ) -> Option<ReadId> {
+        let view = self.view_of(now, connection.task.subject);
+        if self.is_configured(view, connection.address) || !self.resolvers.is_due(view, now) {
+            return None;
+        }
+        self.note_read(view, now, Vec::new());
+        Some(self.reads.request_resolvers(view))
+    }
+
+    fn note_read(&mut self, view: View, read_at: Timestamp, name_servers: Vec<IpAddr>) {
+        let known = KnownResolvers {
+            name_servers,
+            read_at,
+        };
+        self.resolvers.known.insert(view, known);
+    }
+
+    /// Takes the configuration of the host or of a container.
+    pub(super) fn take_resolvers(
+        &mut self,
+        now: Timestamp,
+        view: View,
+        answer: ResolversAnswer,
+        events: &mut Vec<TrailEvent>,
+    ) {
+        self.note_read(view, now, answer.name_servers);
+        let marks = self.credentials.marks();
+        let mut known = answer.hosts;
+        known.retain(|(name, _)| marks.mask(name).is_none());
+        if !known.is_empty() {
+            events.push(TrailEvent::Names { time: now, known });
+        }
+    }
+
+    /// Learns from a connection which namespace has which cookie.
+    pub(super) fn note_network(&mut self, connection: &ObservedConnection) {
+        let networks = &mut self.resolvers.networks;
+        networks.note(connection.network, connection.task.subject);
+    }
+
+    /// Remembers whom a socket asked.
+    pub(super) fn note_asked(&mut self, connection: &ObservedConnection) {
+        let subject = connection.task.subject;
+        let view = self.view_of(connection.task.time, subject);
+        // In a network namespace that a process made, it can have any address.
+        let networks = &mut self.resolvers.networks;
+        let is_there = match view {
+            Some(first) => networks.is_of(connection.network, first),
+            None => networks.is_of_host(connection.network),
+        };
+        let network = (is_there && self.is_configured(view, connection.address))
+            .then(|| self.attribution.workload(subject).network());
+        let before = self.resolvers.asked.peek(&connection.cookie);
+        // It is not known which of several answers.
+        let network = network.filter(|network| {
+            before.is_none_or(|before| before.as_deref() == Some(network.as_str()))
+        });
+        let tenant = self.attribution.tenant(subject);
+        self.resolvers
+            .asked
+            .insert(&tenant, connection.cookie, network);
+    }
+
+    fn is_configured(&self, view: View, address: IpAddr) -> bool {
+        let of_cluster = || {
+            let object = self.attribution.object_at(address);
+            object.is_some_and(|object| object.contains(SYSTEM_NAMESPACE))
+        };
+        self.resolvers.lists(view, address)
+            || self.resolvers.lists(None, address)
+            || self.resolvers.configured.contains(&address)
+            || of_cluster()
+    }
+}
