@@ -98,6 +98,8 @@ impl CatalogDocument {
             pointers,
             tenants,
             gateways,
+            ci_systems,
+            ai_agents,
         } = other;
         self.classes.extend(classes);
         self.never_files.extend(never_files);
@@ -109,6 +111,8 @@ impl CatalogDocument {
         self.pointers.extend(pointers);
         self.tenants.extend(tenants);
         self.gateways.extend(gateways);
+        self.ci_systems.extend(ci_systems);
+        self.ai_agents.extend(ai_agents);
     }
 }
 
@@ -211,6 +215,8 @@ fn compile(document: CatalogDocument) -> Result<Catalog, CatalogError> {
         gateways: gateways
             .map(|gateway| (Wildcard::new(&gateway.variable), gateway.classes))
             .collect(),
+        ci_systems: document.ci_systems,
+        ai_agents: document.ai_agents,
         homes: tables.homes,
         usual: tables.usual,
         metadata: addresses

@@ -90,6 +90,29 @@ pub struct CatalogDocument {
     pub tenants: Vec<String>,
     #[serde(default)]
     pub gateways: Vec<GatewayVariable>,
+    #[serde(default)]
+    pub ci_systems: Vec<CiSystem>,
+    #[serde(default)]
+    pub ai_agents: Vec<String>,
+}
+
+/// A CI system, and the variables by which the processes of a job know it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CiSystem {
+    pub name: String,
+    /// Names of the programs that run jobs.
+    pub runners: Vec<String>,
+    /// A variable that only its jobs have.
+    pub mark: String,
+    #[serde(default)]
+    pub repository: Option<String>,
+    #[serde(default)]
+    pub workflow: Option<String>,
+    #[serde(default)]
+    pub run: Option<String>,
+    #[serde(default)]
+    pub job: Option<String>,
 }
 
 /// A variable whose value is the server to which credentials of some classes go instead of to their
@@ -134,4 +157,13 @@ pub struct IssuedField {
     /// The field that identifies the whole key pair.
     #[serde(default)]
     pub of: Option<String>,
+}
+
+impl CiSystem {
+    /// Whether it is one of its variables.
+    pub fn uses(&self, variable: &str) -> bool {
+        let values = [&self.repository, &self.workflow, &self.run, &self.job];
+        let mut names = values.into_iter().flatten().chain([&self.mark]);
+        names.any(|name| name == variable)
+    }
 }

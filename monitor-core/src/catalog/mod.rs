@@ -1,12 +1,13 @@
 //! The catalog: recognises credentials by place, by name and by form.
 
 use crate::{
-    catalog::entry::{CatalogAuthenticator, CredentialClass, IssuedField, PathVariable},
+    catalog::entry::{CatalogAuthenticator, CiSystem, CredentialClass, IssuedField, PathVariable},
+    model::{CiJob, context_value},
     yaml::YamlError,
 };
 use globset::GlobSet;
 use monitor_common::scan::HEADER_MAX;
-use std::fmt::Debug;
+use std::{collections::HashMap, fmt::Debug};
 use thiserror::Error;
 use wildcard::{Wildcard, WildcardSet};
 
@@ -65,6 +66,9 @@ pub struct Catalog {
     tenants: WildcardSet,
     /// Variables that name a gateway, and the classes that go there.
     gateways: Vec<(Wildcard, Vec<String>)>,
+    ci_systems: Vec<CiSystem>,
+    /// Names of the programs of AI agents.
+    ai_agents: Vec<String>,
     sources: CatalogSources,
 }
 
@@ -257,6 +261,39 @@ impl Catalog {
         known
             .filter(move |(name, _)| name.matches(variable))
             .flat_map(|(_, classes)| classes.iter().map(String::as_str))
+    }
+
+    /// The job of a CI system that an environment names.
+    pub fn ci_job<'a>(
+        &self,
+        environment: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Option<CiJob> {
+        let variables: HashMap<&str, &str> = environment
+            .filter(|(name, _)| self.ci_systems.iter().any(|system| system.uses(name)))
+            .collect();
+        let system = self
+            .ci_systems
+            .iter()
+            .find(|system| variables.contains_key(&*system.mark))?;
+        let value = |name: &Option<String>| context_value(variables.get(name.as_deref()?)?);
+        Some(CiJob {
+            system: system.name.clone(),
+            repository: value(&system.repository),
+            workflow: value(&system.workflow),
+            run: value(&system.run),
+            job: value(&system.job),
+        })
+    }
+
+    /// Whether a program runs the jobs of a CI system.
+    pub fn is_ci_runner(&self, name: &str) -> bool {
+        let mut systems = self.ci_systems.iter();
+        systems.any(|system| system.runners.iter().any(|runner| runner == name))
+    }
+
+    /// Whether a program is an AI agent.
+    pub fn is_ai_agent(&self, name: &str) -> bool {
+        self.ai_agents.iter().any(|agent| agent == name)
     }
 
     /// Whether it is known where the issuer of a class lives.

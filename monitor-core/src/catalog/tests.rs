@@ -159,3 +159,37 @@ proptest! {
         prop_assert_eq!(normalise(&once), once);
     }
 }
+
+#[test]
+fn jobs_of_ci_systems() {
+    let catalog = Catalog::new("", &[], &[]).expect("valid");
+    let job = |text: &str| {
+        let variables = text.split(' ').filter_map(|entry| entry.split_once('='));
+        catalog.ci_job(variables).map(|job| job.label())
+    };
+    for (environment, label) in [
+        (
+            "GITHUB_ACTIONS=true GITHUB_REPOSITORY=org/x GITHUB_RUN_ID=7 GITHUB_JOB=build GITHUB_WORKFLOW=ci",
+            Some("github org/x, ci, run 7, build"),
+        ),
+        // Gitea's runner also says that it is GitHub's.
+        (
+            "GITHUB_ACTIONS=true GITEA_ACTIONS=true GITHUB_REPOSITORY=org/x",
+            Some("gitea org/x"),
+        ),
+        (
+            "GITLAB_CI=true CI_PROJECT_PATH=group/x CI_PIPELINE_ID=9 CI_JOB_NAME=deploy",
+            Some("gitlab group/x, run 9, deploy"),
+        ),
+        (
+            "JENKINS_URL=https://ci.example GIT_URL=https://u:FakeCi-01@git.example/x.git JOB_NAME=x BUILD_NUMBER=3",
+            Some("jenkins git.example/x.git, x, run 3"),
+        ),
+        ("GITHUB_REPOSITORY=org/x", None),
+        ("CI=true", None),
+    ] {
+        assert_eq!(job(environment).as_deref(), label, "{environment}");
+    }
+    assert!(catalog.is_ci_runner("Runner.Worker") && !catalog.is_ci_runner("bash"));
+    assert!(catalog.is_ai_agent("claude") && !catalog.is_ai_agent("node"));
+}

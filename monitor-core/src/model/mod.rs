@@ -2,6 +2,7 @@
 //! serialised names are the public interface.
 
 mod activity;
+mod context;
 mod credential;
 mod destination;
 mod finding;
@@ -11,6 +12,7 @@ mod term;
 mod workload;
 
 pub use activity::*;
+pub use context::*;
 pub use credential::*;
 pub use destination::*;
 pub use finding::*;

@@ -1,10 +1,14 @@
 //! Processes and workloads.
 
-use super::WorkloadKind;
+use super::{CiJob, WorkloadKind};
 use crate::fair_cache::Tenant;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{
+    fmt::Debug,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 use utoipa::ToSchema;
 
 /// One process: thread-group id and start time, never the pid alone.
@@ -16,7 +20,10 @@ pub struct Subject {
 }
 
 /// The workload of a process.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+///
+/// Two are equal if they are the same apart from their context: a job or an agent is not another
+/// workload.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Workload {
     pub kind: WorkloadKind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,9 +47,85 @@ pub struct Workload {
     /// Part of its name is not known yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
+    /// The job of a CI system in which the process runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<CiJob>)]
+    pub ci_job: Option<Arc<CiJob>>,
+    /// The AI agent that had the process started: the name of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ai_agent: Option<Arc<str>>,
+}
+
+/// What makes a workload itself.
+type Identity<'a> = (
+    (WorkloadKind, Option<&'a str>, &'a str, Option<&'a str>),
+    (Option<&'a str>, Option<&'a str>, Option<&'a str>),
+    (Option<&'a str>, Option<&'a str>, bool),
+);
+
+impl PartialEq for Workload {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Workload {}
+
+impl Hash for Workload {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
 }
 
 impl Workload {
+    fn identity(&self) -> Identity<'_> {
+        let Self {
+            kind,
+            namespace,
+            name,
+            pod,
+            container,
+            service_account,
+            unit,
+            image,
+            within,
+            partial,
+            ci_job: _,
+            ai_agent: _,
+        } = self;
+        (
+            (*kind, namespace.as_deref(), name, pod.as_deref()),
+            (
+                container.as_deref(),
+                service_account.as_deref(),
+                unit.as_deref(),
+            ),
+            (image.as_deref(), within.as_deref(), *partial),
+        )
+    }
+
+    /// Another name for it, in the same context.
+    pub fn renamed(&self, new: &Self) -> Self {
+        Self {
+            ci_job: self.ci_job.clone(),
+            ai_agent: self.ai_agent.clone(),
+            ..new.clone()
+        }
+    }
+
+    /// Its name in tables, with its context.
+    pub fn label(&self) -> String {
+        let mut label = self.key();
+        if let Some(job) = &self.ci_job {
+            label = format!("{label} [{}]", job.label());
+        }
+        if let Some(agent) = &self.ai_agent {
+            label = format!("{label} [by {agent}]");
+        }
+        label
+    }
+
     /// A process on the host, identified by its executable.
     pub fn host(executable: &str) -> Self {
         Self {
@@ -56,6 +139,8 @@ impl Workload {
             image: None,
             within: None,
             partial: false,
+            ci_job: None,
+            ai_agent: None,
         }
     }
 

@@ -230,7 +230,7 @@ impl Connections {
             if actor.workload == *old {
                 let new = renamed.entry(Arc::as_ptr(actor)).or_insert_with(|| {
                     Arc::new(Actor {
-                        workload: new.clone(),
+                        workload: actor.workload.renamed(new),
                         ..(**actor).clone()
                     })
                 });

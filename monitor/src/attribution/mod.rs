@@ -6,6 +6,7 @@
 
 mod binary;
 pub mod cgroup;
+mod context;
 mod description;
 mod groups;
 pub mod names;
@@ -23,9 +24,10 @@ use crate::{
 };
 use binary::{BinaryTrust, RunningBinary};
 use cgroup::CgroupIndex;
+use context::Contexts;
 use hashlink::LruCache;
 use jiff::Timestamp;
-use monitor_core::model::{Ancestor, Login, Subject, Untrusted, Workload, WorkloadKind};
+use monitor_core::model::{Ancestor, CiJob, Login, Subject, Untrusted, Workload, WorkloadKind};
 use monitor_core::{catalog::secret_marks::SecretMarks, process_table::ProcessTable};
 use monitor_parse::cgroup::Cgroup;
 use names::{NameResolver, WorkloadRename};
@@ -51,6 +53,10 @@ pub struct ProcessEntry {
     pub group: Arc<Cgroup>,
     /// The cgroup id of its last record; 0 before the first.
     cgroup: u64,
+    /// The AI agent that it is, or below which it runs.
+    ai_agent: Option<Arc<str>>,
+    /// The job of a CI system that its environment, or that of an ancestor, names.
+    ci_job: Option<Arc<CiJob>>,
 }
 
 /// Attributes processes to workloads.
@@ -67,6 +73,7 @@ pub struct Attribution {
     mounted: LruCache<(String, String), bool>,
     /// Names of outermost cgroups, each once.
     outermost: LruCache<Arc<str>, Arc<str>>,
+    contexts: Contexts,
     /// By what secrets are recognised in the names of programs and units.
     marks: SecretMarks,
     /// The ancestors that were last shown for the children of a process.
@@ -93,6 +100,7 @@ impl Attribution {
             mounted: LruCache::new(MOUNTED_CACHED),
             outermost: LruCache::new(LINEAGES_CACHED),
             lineages: LruCache::new(LINEAGES_CACHED),
+            contexts: Contexts::default(),
             marks: SecretMarks::default(),
             agents: LruCache::new(AGENTS_CACHED),
             records_lost: false,
@@ -181,11 +189,17 @@ impl Attribution {
         self.table.get(subject)
     }
 
-    /// The workload of a subject.
+    /// The workload of a subject, with its context.
     pub fn workload(&self, subject: Subject) -> Workload {
         let Some(entry) = self.table.get(subject) else {
             return Workload::host("(unknown)");
         };
+        let mut workload = self.workload_of(entry);
+        self.add_context(entry, &mut workload);
+        workload
+    }
+
+    fn workload_of(&self, entry: &ProcessEntry) -> Workload {
         let group = &*entry.group;
         if let Some(workload) = self.names.workload(group) {
             return match &group.nested {

@@ -54,6 +54,10 @@ impl Attribution {
         }
         self.names.request(&group);
         let uid = process.uid().unwrap_or(0);
+        let above = parent.and_then(|parent| self.table.get(parent));
+        let own = self.contexts.ai_agent(&exe, &stat.comm);
+        let ai_agent = own.or_else(|| above?.ai_agent.clone());
+        let ci_job = above.and_then(|above| above.ci_job.clone());
         self.table.insert(
             subject,
             parent,
@@ -65,6 +69,8 @@ impl Attribution {
                 tty: stat.tty_nr != 0,
                 group,
                 cgroup: 0,
+                ai_agent,
+                ci_job,
             },
         );
         Some(subject)
@@ -83,14 +89,19 @@ impl Attribution {
             .groups
             .get(stamp.cgroup, Some(stamp.subject.pid), parent.as_ref());
         self.names.request(&group);
+        let exe = exe.to_string_lossy();
+        let ai_agent = self.contexts.ai_agent(&exe, &stamp.comm);
         if let Some(entry) = self.table.get_mut(stamp.subject) {
-            entry.exe = exe.to_string_lossy().into();
+            entry.exe = exe.into();
             entry.unlinked = unlinked;
             entry.comm.clone_from(&stamp.comm);
             entry.uid = stamp.uid;
             entry.tty = stamp.tty;
             entry.group = group;
             entry.cgroup = stamp.cgroup;
+            if ai_agent.is_some() {
+                entry.ai_agent = ai_agent;
+            }
         }
     }
 
@@ -117,6 +128,10 @@ impl Attribution {
             && let Some(parent) = stamp.parent.and_then(|parent| self.table.get_mut(parent))
         {
             parent.comm.clone_from(&stamp.comm);
+            if let Some(ai_agent) = self.contexts.ai_agent("", &stamp.comm) {
+                parent.ai_agent = Some(Arc::clone(&ai_agent));
+                entry.ai_agent = Some(ai_agent);
+            }
         }
         self.table.insert(stamp.subject, stamp.parent, entry);
     }
@@ -159,6 +174,8 @@ impl Attribution {
             stamp.subject,
             stamp.parent,
             ProcessEntry {
+                ai_agent: parent.as_ref().and_then(|parent| parent.ai_agent.clone()),
+                ci_job: parent.as_ref().and_then(|parent| parent.ci_job.clone()),
                 exe: parent.map_or_else(|| Arc::from(format!("({})", stamp.comm)), |p| p.exe),
                 unlinked: false,
                 comm: stamp.comm.clone(),

@@ -1,8 +1,11 @@
 //! Moves what was stored under a workload's ids to its name.
 
-use super::rows::{intern, json};
+use super::{
+    reader::from_json,
+    rows::{intern, json},
+};
 use monitor_core::model::{Finding, Workload};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 
 /// The tables of one kind of edge: the columns that identify it besides credential and workload,
 /// and the columns of its hours after edge and hour.
@@ -40,19 +43,32 @@ const FIRST: &str = ", first_process = iif(excluded.first_seen < first_seen,
 /// Moves everything about one workload to another; adds the counts where both exist.
 pub fn rename(connection: &Connection, old: &Workload, new: &Workload) -> rusqlite::Result<()> {
     rename_findings(connection, old, new)?;
-    let known: Option<(i64, String)> = connection
-        .prepare_cached("SELECT id, exe FROM workload WHERE json = ?1")?
-        .query_row([json(old)], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((from, exe)) = known else {
-        return Ok(());
-    };
+    let known: Vec<(i64, String, Workload)> = connection
+        .prepare_cached("SELECT id, exe, json FROM workload WHERE key = ?1")?
+        .query_map([old.key()], |row| {
+            Ok((row.get(0)?, row.get(1)?, from_json(row, 2)?))
+        })?
+        .collect::<Result<_, _>>()?;
+    // One for each context.
+    for (from, exe, known) in known.into_iter().filter(|(_, _, known)| known == old) {
+        rename_row(connection, from, &exe, &known.renamed(new))?;
+    }
+    Ok(())
+}
+
+/// Moves everything about one row to that of a workload.
+fn rename_row(
+    connection: &Connection,
+    from: i64,
+    exe: &str,
+    new: &Workload,
+) -> rusqlite::Result<()> {
     let to = intern(
         connection,
         "SELECT id FROM workload WHERE json = ?1",
         "INSERT INTO workload (json, key, exe) VALUES (?1, ?2, ?3)",
         &json(new),
-        &[&new.key(), &exe],
+        &[&new.key(), exe],
     )?;
     for kind in KINDS {
         merge(connection, &kind, from, to)?;
@@ -140,7 +156,7 @@ fn rename_findings(
         if finding.workload != *old {
             continue;
         }
-        finding.workload.clone_from(new);
+        finding.workload = finding.workload.renamed(new);
         finding.summary = finding.summary.replace(&old_key, &new_key);
         connection
             .prepare_cached("UPDATE finding SET workload = ?2, json = ?3 WHERE id = ?1")?

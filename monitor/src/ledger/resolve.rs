@@ -93,6 +93,11 @@ impl LedgerReader {
                     .container
                     .as_deref()
                     .is_some_and(|id| id == text || (text.len() >= 6 && id.starts_with(text)))
+                || workload.ai_agent.as_deref() == Some(text)
+                || workload
+                    .ci_job
+                    .as_ref()
+                    .is_some_and(|job| job.repository.as_deref() == Some(text))
                 || (!text.contains('/') && workload.name.rsplit('/').next() == Some(text))
         };
         // An executable's path names a host workload; in a unit or container it is one of its

@@ -162,7 +162,7 @@ pub fn use_rows(out: &mut String, uses: &[UseRow]) {
     let mut rows = TableBuilder::new(&head);
     for row in uses {
         let mut cells = vec![
-            row.workload.key(),
+            row.workload.label(),
             format!("{}[{}]", row.process.comm, row.process.pid),
             row.process.uid.to_string(),
             row.source.to_string(),
@@ -205,7 +205,7 @@ pub fn hop_rows(out: &mut String, hops: &[HopRow]) {
             row.destination.label().into(),
             row.destination.address.to_string().into(),
             row.destination.name_source.to_string().into(),
-            row.workload.key().into(),
+            row.workload.label().into(),
             count_text(row.count, row.partial).into(),
             local_time(row.first_seen).into(),
             relative_time(row.last_seen).into(),
@@ -228,7 +228,7 @@ pub fn link_lines(
         class(&link.presented, "(nothing seen)"),
         clean(&link.authenticator.label()),
         class(&link.minted, "(response not observed)"),
-        clean(&link.workload.key()),
+        clean(&link.workload.label()),
         link.count,
         relative_time(link.last_seen)
     );

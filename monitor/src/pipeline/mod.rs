@@ -251,6 +251,7 @@ impl Pipeline {
         credentials.set_catalog(Arc::clone(&catalog));
         let marks = credentials.marks().clone();
         self.enricher.attribution.set_marks(marks);
+        self.enricher.attribution.set_catalog(Arc::clone(&catalog));
         let credentials = &self.enricher.credentials;
         let rules = credentials.rules();
         self.evaluator

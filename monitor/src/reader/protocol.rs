@@ -10,7 +10,7 @@ use crate::observed::{
 use jiff::Timestamp;
 use monitor_core::{
     catalog::{CatalogSources, entry::FileFormat},
-    model::{DeclaredGateway, Subject, Transport},
+    model::{CiJob, DeclaredGateway, Subject, Transport},
 };
 use monitor_parse::credential::{FoundSecret, LeftOut};
 use serde::{Deserialize, Serialize};
@@ -195,6 +195,8 @@ pub struct EnvironmentAnswer {
     pub places: Vec<PointedPlace>,
     /// Servers to which credentials go instead of to their issuers.
     pub gateways: Vec<DeclaredGateway>,
+    /// The job of a CI system that it names.
+    pub ci_job: Option<CiJob>,
     pub left_out: Option<LeftOut>,
 }
 

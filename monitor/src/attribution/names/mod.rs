@@ -93,14 +93,11 @@ impl ContainerNames {
         Some(Workload {
             kind,
             namespace: self.namespace.clone(),
-            name: name.clone(),
             pod: self.pod.clone(),
             container: self.container.clone(),
             service_account: self.service_account.clone(),
-            unit: None,
             image: self.image.clone(),
-            within: None,
-            partial: false,
+            ..Workload::host(name)
         })
     }
 

@@ -90,7 +90,7 @@ impl TableAnswer for BlastRadius {
             let _ = writeln!(
                 out,
                 "{} ({})",
-                paint(STRONG, &clean(&workload.key())),
+                paint(STRONG, &clean(&workload.label())),
                 workload.kind
             );
         }

@@ -151,7 +151,7 @@ impl TableAnswer for FirstUse {
                     local_time(event.time()).into(),
                     utc_time(event.time()).into(),
                     what.to_owned().into(),
-                    workload.key().into(),
+                    workload.label().into(),
                     format!("{}[{}]", process.comm, process.pid).into(),
                     detail,
                 ]);

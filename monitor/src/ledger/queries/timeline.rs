@@ -143,7 +143,7 @@ impl TableAnswer for Timeline {
                 TimelineEvent::Use { row, .. } => [
                     "use".to_owned().into(),
                     row.credential.to_string().into(),
-                    row.workload.key().into(),
+                    row.workload.label().into(),
                     format!(
                         "{} {} × {}",
                         row.source,
@@ -155,7 +155,7 @@ impl TableAnswer for Timeline {
                 TimelineEvent::Hop { row, .. } => [
                     "hop".to_owned().into(),
                     row.credential.to_string().into(),
-                    row.workload.key().into(),
+                    row.workload.label().into(),
                     sections::hop_detail(row).then(&format!(
                         " × {}",
                         sections::count_text(row.count, row.partial)
@@ -168,7 +168,7 @@ impl TableAnswer for Timeline {
                         .as_ref()
                         .map_or_else(String::new, |known| known.id.to_string())
                         .into(),
-                    finding.workload.key().into(),
+                    finding.workload.label().into(),
                     TableCell::from(format!("{} ", finding.rule))
                         .then_painted(
                             sections::severity_style(finding.severity),

@@ -12,8 +12,8 @@ use crate::{config::settings::RetentionLimits, health::Health};
 use jiff::SignedDuration;
 use monitor_core::history::TimeRange;
 use monitor_core::model::{
-    Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process, Role,
-    Source, Transport, Workload,
+    CiJob, Credential, CredentialId, Destination, Evidence, Lifetime, NameSource, Place, Process,
+    Role, Source, Transport, Workload,
 };
 use std::sync::{Arc, atomic::Ordering};
 
@@ -136,6 +136,13 @@ fn a_late_name_applies_to_stored_rows() {
         name: "api-0".into(),
         ..old.clone()
     };
+    let in_job = Workload {
+        ci_job: Some(Arc::new(CiJob {
+            system: "github".into(),
+            ..CiJob::default()
+        })),
+        ..old.clone()
+    };
     let by = |workload: &Workload, time| {
         let mut entry = used(1, "/run/secrets/key", "/bin/cat", time);
         if let LedgerEntry::Use(used) = &mut entry {
@@ -152,6 +159,7 @@ fn a_late_name_applies_to_stored_rows() {
         forever(),
         vec![
             by(&old, at(0)),
+            by(&in_job, at(1)),
             hop,
             by(&new, at(10)),
             LedgerEntry::Renamed(Box::new([old.clone(), new.clone()])),
@@ -163,13 +171,13 @@ fn a_late_name_applies_to_stored_rows() {
     let who = reader
         .who("kt-0000000000000001", TimeRange::default())
         .expect("known");
-    assert_eq!(who.uses.len(), 1);
-    assert_eq!(who.uses[0].workload, new);
-    assert_eq!(who.uses[0].count, 4);
-    assert_eq!(
-        (who.uses[0].first_seen, who.uses[0].last_seen),
-        (at(0), at(10))
-    );
+    // In each context by the new name.
+    let (plain, of_job): (Vec<_>, Vec<_>) =
+        (who.uses.iter()).partition(|row| row.workload.ci_job.is_none());
+    assert_eq!((plain.len(), of_job.len()), (1, 1));
+    assert_eq!((&plain[0].workload, &of_job[0].workload), (&new, &new));
+    assert_eq!((plain[0].count, of_job[0].count), (4, 2));
+    assert_eq!((plain[0].first_seen, plain[0].last_seen), (at(0), at(10)));
     let hops = reader
         .where_to("kt-0000000000000001", TimeRange::default())
         .expect("known")

@@ -3,9 +3,9 @@
 
 mod backlog;
 mod connection;
+mod declarations;
 mod environment;
 mod file;
-mod gateways;
 mod networks;
 mod pace;
 mod presented;
@@ -28,8 +28,8 @@ use crate::{
 use backlog::Dropped;
 pub use backlog::DroppedOfGroup;
 use connection::PendingObjects;
+use declarations::DeclarationReads;
 use file::{FileReads, READS_CACHED};
-use gateways::GatewayReads;
 use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_common::map::PRESENTATIONS_MAX;
@@ -76,7 +76,7 @@ pub struct Enricher {
     /// arrive later.
     repeated: CountedLru<OpenFileKey, FileReads>,
     reads: PendingReads,
-    gateways: GatewayReads,
+    declarations: DeclarationReads,
     resolvers: Resolvers,
     pace: Pace,
     wanted: WantedFiles,
@@ -102,13 +102,14 @@ impl Enricher {
         sensor: SensorFacts,
     ) -> Self {
         attribution.set_marks(credentials.marks().clone());
+        attribution.set_catalog(Arc::clone(credentials.catalog()));
         Self {
             attribution,
             credentials,
             sensor,
             repeated: CountedLru::new(READS_CACHED),
             reads: PendingReads::default(),
-            gateways: GatewayReads::default(),
+            declarations: DeclarationReads::default(),
             resolvers: Resolvers::new(sensor.own_network),
             pace: Pace::default(),
             wanted: WantedFiles::default(),

@@ -17,7 +17,7 @@ impl Enricher {
     pub(super) fn exec(&mut self, exec: &ObservedExec, events: &mut Vec<TrailEvent>) {
         let task = &exec.task;
         self.attribution.exec(task, &exec.exe, exec.unlinked);
-        self.gateways.forget(task.subject);
+        self.declarations.forget(task.subject);
         events.push(self.exec_event(task.time, task.subject));
     }
 

@@ -66,9 +66,9 @@ enum ReadPurpose {
         subject: Subject,
         request: ReadRequest,
     },
-    /// The gateways that the first process of a workload was told.
-    Gateways {
-        first: Subject,
+    /// What the environment of a process declares.
+    Declarations {
+        process: Subject,
     },
     /// How names are resolved.
     Resolvers {
@@ -90,7 +90,7 @@ impl ReadPurpose {
             Self::Environment(taken) => Some(taken.subject),
             Self::Process { subject, .. }
             | Self::Trust { subject, .. }
-            | Self::Gateways { first: subject } => Some(*subject),
+            | Self::Declarations { process: subject } => Some(*subject),
             Self::Resolvers { view } => *view,
             Self::Head | Self::Homes | Self::Recovered { .. } => None,
         }
@@ -244,10 +244,10 @@ impl PendingReads {
         self.request(request, ReadPurpose::Process { time, subject });
     }
 
-    /// Requests the gateways that the first process of a workload was told.
-    pub fn request_gateways(&mut self, first: Subject) -> ReadId {
-        let request = ReadRequest::Environment { process: first };
-        self.request(request, ReadPurpose::Gateways { first })
+    /// Requests what the environment of a process declares.
+    pub fn request_declarations(&mut self, process: Subject) -> ReadId {
+        let request = ReadRequest::Environment { process };
+        self.request(request, ReadPurpose::Declarations { process })
     }
 
     /// Requests the places that an environment names.
@@ -398,7 +398,7 @@ impl Enricher {
         if picks_up {
             head.context.extend(self.request_trust(head.subject));
             head.context
-                .extend(self.request_gateways(now, head.subject));
+                .extend(self.request_declarations(now, head.subject));
         }
         (!head.is_complete()).then_some(head)
     }

@@ -34,12 +34,15 @@ impl Enricher {
         answer: ProcessAnswer,
         events: &mut Vec<TrailEvent>,
     ) {
+        if self.attribution.may_be_in_job(subject) {
+            self.take_job(subject, answer.environment.ci_job, false);
+        }
         let tenant = self.attribution.tenant(subject);
         let found = self
             .credentials
             .in_environment(&tenant, &answer.environment.variables);
         if !found.is_empty() {
-            self.request_gateways(time, subject);
+            self.request_declarations(time, subject);
         }
         self.pick_up_variables(time, subject, found, events);
         self.learn_places(subject, &[], answer.environment.places);

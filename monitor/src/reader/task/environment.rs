@@ -28,7 +28,7 @@ const VARIABLES_MAX: usize = 4096;
 pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<EnvironmentAnswer> {
     let mut file = File::open(format!("/proc/{pid}/environ"))?;
     let (catalog, key) = (&tasks.catalog, tasks.key);
-    let ((mut variables, targets, gateways), has_more) =
+    let ((mut variables, targets, gateways, ci_job), has_more) =
         tasks.buffer.with_file(&mut file, |bytes| {
             let entries = || bytes.split(|byte| *byte == 0);
             let variables: Vec<ObservedVariable> = entries()
@@ -46,7 +46,8 @@ pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<Environm
                 .filter_map(|entry| gateway(catalog, entry))
                 .take(PLACES_MAX)
                 .collect();
-            (variables, targets, gateways)
+            let ci_job = catalog.ci_job(entries().filter_map(name_and_value));
+            (variables, targets, gateways, ci_job)
         })?;
     let places = targets
         .into_iter()
@@ -62,6 +63,7 @@ pub(super) fn read(tasks: &mut CredentialTasks, pid: u32) -> io::Result<Environm
         variables,
         places,
         gateways,
+        ci_job,
         left_out,
     })
 }
@@ -118,9 +120,13 @@ pub fn parse_variable(
     })
 }
 
+fn name_and_value(entry: &[u8]) -> Option<(&str, &str)> {
+    std::str::from_utf8(entry).ok()?.split_once('=')
+}
+
 /// The server that a variable names, if credentials of some classes go there.
 fn gateway(catalog: &Catalog, entry: &[u8]) -> Option<DeclaredGateway> {
-    let (name, value) = std::str::from_utf8(entry).ok()?.split_once('=')?;
+    let (name, value) = name_and_value(entry)?;
     let classes: Vec<String> = catalog.gateway_classes(name).map(str::to_owned).collect();
     if classes.is_empty() {
         return None;
@@ -130,10 +136,7 @@ fn gateway(catalog: &Catalog, entry: &[u8]) -> Option<DeclaredGateway> {
 
 /// The paths that a variable's value names, with their classes.
 pub(super) fn targets(catalog: &Catalog, entry: &[u8]) -> Vec<(PathBuf, String)> {
-    let Some((name, value)) = std::str::from_utf8(entry)
-        .ok()
-        .and_then(|entry| entry.split_once('='))
-    else {
+    let Some((name, value)) = name_and_value(entry) else {
         return Vec::new();
     };
     let mut targets = Vec::new();

@@ -45,8 +45,8 @@ impl Enricher {
             Some(ReadPurpose::Trust { subject, request }) => {
                 self.take_trust(id, subject, &request, result);
             }
-            Some(ReadPurpose::Gateways { first }) => {
-                self.take_gateways(now, first, environment(result), events);
+            Some(ReadPurpose::Declarations { process }) => {
+                self.take_declarations(now, process, environment(result), events);
                 if let Some(head) = &mut self.reads.head {
                     head.context.remove(&id);
                 }

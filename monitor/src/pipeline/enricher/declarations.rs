@@ -1,11 +1,12 @@
-//! The gateways that the environment of a workload's first process names.
+//! What environments declare: the gateways of a workload, by its first process, and the jobs of CI
+//! systems.
 
 use super::Enricher;
 use crate::reader::{ReadId, protocol::EnvironmentAnswer};
 use hashlink::LruCache;
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
-    model::{Subject, WorkloadGateways},
+    model::{CiJob, Subject, WorkloadGateways},
     trail::TrailEvent,
 };
 
@@ -17,13 +18,13 @@ const FOUND_FOR: SignedDuration = SignedDuration::from_secs(1);
 
 /// Which environments were read.
 #[derive(Debug)]
-pub(super) struct GatewayReads {
+pub(super) struct DeclarationReads {
     read: LruCache<Subject, ()>,
     /// The first process of the workload in a cgroup, and when it was found.
     first_of: LruCache<String, (Option<Subject>, Timestamp)>,
 }
 
-impl Default for GatewayReads {
+impl Default for DeclarationReads {
     fn default() -> Self {
         Self {
             read: LruCache::new(CACHED),
@@ -32,7 +33,7 @@ impl Default for GatewayReads {
     }
 }
 
-impl GatewayReads {
+impl DeclarationReads {
     /// A process has another environment now.
     pub fn forget(&mut self, subject: Subject) {
         self.read.remove(&subject);
@@ -43,48 +44,69 @@ impl Enricher {
     /// The first process of a process's workload.
     pub(super) fn first_process(&mut self, now: Timestamp, subject: Subject) -> Option<Subject> {
         let group = &self.attribution.entry(subject)?.group.path;
-        match self.gateways.first_of.get(group) {
+        match self.declarations.first_of.get(group) {
             // The clock may have been set back.
             Some((first, when)) if now.duration_since(*when).abs() < FOUND_FOR => *first,
             _ => {
                 let first = self.attribution.first_process(subject);
                 let group = group.clone();
-                self.gateways.first_of.insert(group, (first, now));
+                self.declarations.first_of.insert(group, (first, now));
                 first
             }
         }
     }
 
-    /// Requests the environment of the first process of a process's workload, if it was not read yet.
-    pub(super) fn request_gateways(&mut self, now: Timestamp, subject: Subject) -> Option<ReadId> {
-        let first = self.first_process(now, subject)?;
-        if self.gateways.read.get(&first).is_some() {
-            return None;
+    /// Requests the environment of the first process of a process's workload, and its own below the
+    /// runner of a CI system, if they were not read yet.
+    pub(super) fn request_declarations(&mut self, now: Timestamp, subject: Subject) -> Vec<ReadId> {
+        let first = self.first_process(now, subject);
+        let in_job = self.attribution.may_be_in_job(subject).then_some(subject);
+        let mut requested = Vec::new();
+        for process in first.into_iter().chain(in_job) {
+            if self.declarations.read.insert(process, ()).is_none() {
+                requested.push(self.reads.request_declarations(process));
+            }
         }
-        self.gateways.read.insert(first, ());
-        Some(self.reads.request_gateways(first))
+        requested
     }
 
-    /// Takes the environment of a workload's first process.
-    pub(super) fn take_gateways(
+    /// Takes the job that the environment of a process names.
+    pub(super) fn take_job(&mut self, process: Subject, job: Option<CiJob>, is_first: bool) {
+        let Some(mut job) = job else {
+            return;
+        };
+        let marks = self.credentials.marks();
+        for value in job.values_mut() {
+            *value = value.take().map(|value| marks.masked(value));
+        }
+        self.attribution.set_ci_job(process, job, is_first);
+    }
+
+    /// Takes the environment of the first process of a workload, or of one in a job.
+    pub(super) fn take_declarations(
         &mut self,
         time: Timestamp,
-        first: Subject,
+        process: Subject,
         environment: Option<EnvironmentAnswer>,
         events: &mut Vec<TrailEvent>,
     ) {
         let Some(environment) = environment else {
             // The next credential asks again.
-            self.gateways.forget(first);
+            self.declarations.forget(process);
             return;
         };
+        let is_first = self.first_process(time, process) == Some(process);
+        self.take_job(process, environment.ci_job, is_first);
+        if !is_first {
+            return;
+        }
         let marks = self.credentials.marks();
         let mut gateways = environment.gateways;
         gateways.retain(|gateway| marks.mask(&gateway.host).is_none());
         events.push(TrailEvent::Gateways(Box::new(WorkloadGateways {
             time,
-            workload: self.attribution.workload(first),
-            tenant: self.attribution.tenant(first),
+            workload: self.attribution.workload(process),
+            tenant: self.attribution.tenant(process),
             gateways,
         })));
     }
