@@ -355,6 +355,22 @@ const THEFTS: &[Setup] = &[
         },
     },
     Setup {
+        name: "a tool that was downloaded a moment ago, and reads a file that is not its own",
+        raised: "untrusted-binary medium",
+        run: |lab, unit| {
+            let file = lab.path("fetched/.netrc")?;
+            fs::write(&file, "machine a login b password FakeJudged-0111\n")?;
+            let tool = lab.path("fetched/bin/tool")?;
+            let script = format!(
+                "curl -sS -o '{tool}' file:///bin/cat && chmod +x '{tool}' && '{tool}' '{}' >/dev/null",
+                file.display(),
+                tool = tool.display()
+            );
+            unit.sh(&script, &[])?;
+            Ok(String::new())
+        },
+    },
+    Setup {
         name: "a job that reads the memory of its runner",
         raised: "foreign-process-read high",
         run: |_, unit| {

@@ -94,7 +94,8 @@ words! {
 words! {
     /// Why an executable cannot be trusted.
     Untrusted {
-        Memory = "memory", Deleted = "deleted", Added = "added", Temporary = "temporary",
+        Memory = "memory", Deleted = "deleted", Added = "added", Downloaded = "downloaded",
+        Temporary = "temporary",
     }
 }
 

@@ -13,6 +13,8 @@ pub mod rules;
 pub mod suggest;
 pub mod trial;
 
+pub use packaged::is_packaged;
+
 use self::{
     context::Context,
     decision::Decision,

@@ -8,6 +8,7 @@ mod binary;
 pub mod cgroup;
 mod context;
 mod description;
+mod downloads;
 mod groups;
 pub mod names;
 mod peer;
@@ -25,8 +26,9 @@ use crate::{
 use binary::{BinaryTrust, RunningBinary};
 use cgroup::CgroupIndex;
 use context::Contexts;
+use downloads::DownloadTimes;
 use hashlink::LruCache;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::{Ancestor, CiJob, Login, Subject, Untrusted, Workload, WorkloadKind};
 use monitor_core::{catalog::secret_marks::SecretMarks, process_table::ProcessTable};
 use monitor_parse::cgroup::Cgroup;
@@ -39,6 +41,8 @@ const AGENTS_CACHED: usize = 256;
 const MOUNTED_CACHED: usize = 4096;
 /// Number of ancestors shown with a process.
 const ANCESTORS_MAX: usize = 8;
+/// A process that has run for so long did not delete its program to hide.
+const SETTLED_AFTER: SignedDuration = SignedDuration::from_mins(10);
 /// Number of processes whose ancestors are shared by the records of their children.
 const LINEAGES_CACHED: usize = 1024;
 
@@ -74,6 +78,7 @@ pub struct Attribution {
     /// Names of outermost cgroups, each once.
     outermost: LruCache<Arc<str>, Arc<str>>,
     contexts: Contexts,
+    downloads: DownloadTimes,
     /// By what secrets are recognised in the names of programs and units.
     marks: SecretMarks,
     /// The ancestors that were last shown for the children of a process.
@@ -101,6 +106,7 @@ impl Attribution {
             outermost: LruCache::new(LINEAGES_CACHED),
             lineages: LruCache::new(LINEAGES_CACHED),
             contexts: Contexts::default(),
+            downloads: DownloadTimes::default(),
             marks: SecretMarks::default(),
             agents: LruCache::new(AGENTS_CACHED),
             records_lost: false,
@@ -292,9 +298,14 @@ impl Attribution {
     }
 
     /// What must be read to decide whether the executable of a subject can be trusted, if anything.
-    pub fn trust_request(&mut self, subject: Subject) -> Option<ReadRequest> {
+    pub fn trust_request(&mut self, now: Timestamp, subject: Subject) -> Option<ReadRequest> {
+        let downloads = self
+            .table
+            .get(subject)
+            .map(|entry| self.downloads.times_of(entry.uid, now));
         let running = running_binary(&self.table, subject)?;
-        self.binaries.request(running)
+        self.binaries
+            .request(running, downloads.unwrap_or_default())
     }
 
     /// Takes the answer to a [`trust_request`](Self::trust_request).
@@ -305,9 +316,10 @@ impl Attribution {
     }
 
     /// Why the executable of a subject cannot be trusted, as far as it is known.
-    pub fn distrust_reason(&mut self, subject: Subject) -> Option<Untrusted> {
+    pub fn distrust_reason(&mut self, now: Timestamp, subject: Subject) -> Option<Untrusted> {
+        let is_old = now.duration_since(self.started(subject)) >= SETTLED_AFTER;
         let running = running_binary(&self.table, subject)?;
-        self.binaries.distrust_reason(running)
+        self.binaries.distrust_reason(running, is_old)
     }
 
     /// Whether a file was mounted individually into the container of a subject: for a process on the

@@ -103,6 +103,8 @@ impl Attribution {
                 entry.ai_agent = ai_agent;
             }
         }
+        self.binaries.forget(stamp.subject);
+        self.note_download(stamp.subject, stamp.time);
     }
 
     /// Records a fork: the child inherits its parent's properties.
@@ -138,6 +140,7 @@ impl Attribution {
 
     /// Records an exit.
     pub fn exit(&mut self, stamp: &TaskInfo) {
+        self.downloads.end(stamp.subject, stamp.time);
         self.table.exit(stamp.subject, stamp.time);
     }
 

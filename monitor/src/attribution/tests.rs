@@ -78,7 +78,7 @@ fn cost_of_attribution() {
     measure(
         "whether the executable is to be trusted",
         &mut |attribution| {
-            black_box(attribution.distrust_reason(subject));
+            black_box(attribution.distrust_reason(Timestamp::now(), subject));
         },
     );
 }

@@ -411,6 +411,7 @@ fn limit(request: &ReadRequest) -> Duration {
         ReadRequest::File(_)
         | ReadRequest::Exists { .. }
         | ReadRequest::Added { .. }
+        | ReadRequest::Written { .. }
         | ReadRequest::Environment { .. } => CAUTIOUS_LIMIT,
         ReadRequest::Recover { .. } => LONG_LIMIT,
         _ => LIMIT,

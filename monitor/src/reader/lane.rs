@@ -188,7 +188,9 @@ impl ReaderLanes {
                 &self.files
             }
             ReadRequest::File(_) => &self.processes,
-            ReadRequest::Exists { pid, .. } | ReadRequest::Added { pid, .. }
+            ReadRequest::Exists { pid, .. }
+            | ReadRequest::Added { pid, .. }
+            | ReadRequest::Written { pid, .. }
                 if has_privileged_mounts(*pid) =>
             {
                 &self.files

@@ -52,6 +52,12 @@ pub enum ReadRequest {
     Exists { pid: u32, path: RawPath },
     /// Whether a program was added to a container after its image.
     Added { pid: u32, exe: RawPath },
+    /// Whether a program was written in one of these times.
+    Written {
+        pid: u32,
+        exe: RawPath,
+        times: Vec<(Timestamp, Timestamp)>,
+    },
     /// The home directories of the host's users.
     Homes,
     /// How names are resolved for a process, or for the host.
@@ -92,6 +98,7 @@ impl ReadRequest {
                 | Self::Process { .. }
                 | Self::Exists { .. }
                 | Self::Added { .. }
+                | Self::Written { .. }
                 | Self::Resolvers { process: Some(_) }
         )
     }

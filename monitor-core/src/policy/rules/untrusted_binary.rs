@@ -10,7 +10,7 @@ use crate::{
 
 static META: RuleMeta = RuleMeta {
     name: "untrusted-binary",
-    description: "A credential read by an executable that exists only in memory, was deleted, was added to a container after its image, or is in a temporary directory.",
+    description: "A credential read by an executable that exists only in memory, was deleted, was added to a container after its image, was downloaded a moment ago, or is in a temporary directory.",
     references: &["ATT&CK T1620", "ATT&CK T1036", "ATT&CK T1552.001"],
     alert: Some(AlertMeta {
         summary: "A credential was read by a program that was not installed: {workload}",
@@ -27,6 +27,9 @@ fn judge_use(used: &Use) -> Option<Finding> {
         Untrusted::Memory => (Severity::High, "exists only in memory"),
         Untrusted::Deleted => (Severity::High, "was deleted"),
         Untrusted::Added => (Severity::High, "is not in its container's image"),
+        // Other tools that were fetched a moment ago, such as an installer's, use what is theirs.
+        Untrusted::Downloaded if used.given => return None,
+        Untrusted::Downloaded => (Severity::Medium, "was downloaded a moment ago"),
         Untrusted::Temporary => (Severity::Low, "is in a temporary directory"),
     };
     let exe = &used.process.exe;

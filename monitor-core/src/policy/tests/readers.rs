@@ -287,12 +287,16 @@ fn untrusted_binary() {
         (Untrusted::Memory, Severity::High),
         (Untrusted::Deleted, Severity::High),
         (Untrusted::Added, Severity::High),
+        (Untrusted::Downloaded, Severity::Medium),
         (Untrusted::Temporary, Severity::Low),
     ] {
         let expected = Some(("untrusted-binary".to_owned(), severity));
         assert_eq!(with(Some(why)), expected, "{why}");
     }
     assert_eq!(with(None), None);
+    let mut own = used("x", "/srv/x", "/opt/tool");
+    (own.untrusted, own.given) = (Some(Untrusted::Downloaded), true);
+    assert_eq!(policy("").judge_use(&own), [], "its own");
 }
 
 #[test]

@@ -304,7 +304,7 @@ impl Enricher {
         let given = place.source != Source::File
             || usual
             || self.attribution.is_mounted(subject, &place.place) == Some(true);
-        let untrusted = self.attribution.distrust_reason(subject);
+        let untrusted = self.attribution.distrust_reason(time, subject);
         let home = self.resolve_issued_to(&mut credential).map(Box::new);
         PickUp {
             time,

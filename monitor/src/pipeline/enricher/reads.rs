@@ -396,7 +396,7 @@ impl Enricher {
             _ => false,
         };
         if picks_up {
-            head.context.extend(self.request_trust(head.subject));
+            head.context.extend(self.request_trust(now, head.subject));
             head.context
                 .extend(self.request_declarations(now, head.subject));
         }

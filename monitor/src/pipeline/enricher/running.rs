@@ -19,7 +19,7 @@ impl Enricher {
         for subject in subjects {
             if subject.pid != self.sensor.own_pid {
                 // Answered before what it holds, so that this is known with it.
-                self.request_trust(subject);
+                self.request_trust(now, subject);
                 self.reads.request_process(now, subject);
             }
         }

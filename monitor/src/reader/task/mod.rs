@@ -105,6 +105,9 @@ impl ReaderTasks {
             ReadRequest::Added { pid, exe } => {
                 ReadAnswer::Fact(trust::is_added(*pid, exe.as_path(), self.views))
             }
+            ReadRequest::Written { pid, exe, times } => {
+                ReadAnswer::Fact(trust::was_written(*pid, exe.as_path(), times, self.views))
+            }
             ReadRequest::Resolvers { process: None } => ReadAnswer::Resolvers(resolvers::of_host()),
             ReadRequest::Resolvers {
                 process: Some(process),

@@ -5,9 +5,11 @@ use super::{
     mount_table::{MountEntry, mounts_of},
 };
 use crate::{
+    host,
     observed::process::{in_own_user_namespace, live_subject},
     reader::protocol::Views,
 };
+use jiff::Timestamp;
 use rustix::io::Errno;
 use std::{
     fs::Metadata,
@@ -25,6 +27,27 @@ pub(super) fn exists(pid: u32, path: &Path, views: Views) -> Option<bool> {
         Err(_) => return None,
     };
     live_subject(pid).map(|_| found)
+}
+
+/// Whether a program of the host was written, or given its mode, in one of these times; `None` if that
+/// cannot be determined. Of a process that has exited, the host's file at the path is taken.
+pub(super) fn was_written(
+    pid: u32,
+    exe: &Path,
+    times: &[(Timestamp, Timestamp)],
+    views: Views,
+) -> Option<bool> {
+    let open = |pid| locate_on(pid, exe, Links::None, None, views);
+    let place = open(pid).or_else(|_| open(host::pid())).ok()?;
+    let metadata = metadata(&place).ok()?;
+    let changed = Timestamp::from_second(metadata.ctime()).ok()?;
+    // Inodes have the time of the last tick, and only its seconds are compared.
+    let from = |began: &Timestamp| began.as_second() - 1;
+    Some(
+        times
+            .iter()
+            .any(|(began, ended)| (from(began)..=ended.as_second()).contains(&changed.as_second())),
+    )
 }
 
 /// Whether a program is in a container's writable layer and differs from its image; `None` if that

@@ -43,7 +43,7 @@ impl Enricher {
                 }
             }
             Some(ReadPurpose::Trust { subject, request }) => {
-                self.take_trust(id, subject, &request, result);
+                self.take_trust(now, id, (subject, &request), result);
             }
             Some(ReadPurpose::Declarations { process }) => {
                 self.take_declarations(now, process, environment(result), events);
@@ -91,15 +91,15 @@ impl Enricher {
     /// Takes what was read about the program of a process, and asks what else must be known.
     fn take_trust(
         &mut self,
+        now: Timestamp,
         id: ReadId,
-        subject: Subject,
-        request: &ReadRequest,
+        (subject, request): (Subject, &ReadRequest),
         result: ReadResult,
     ) {
         // What cannot be determined is asked again with the next credential.
         let next = if let Ok(ReadAnswer::Fact(Some(fact))) = result {
             self.attribution.set_trust(subject, request, fact);
-            self.request_trust(subject)
+            self.request_trust(now, subject)
         } else {
             None
         };
@@ -113,9 +113,10 @@ impl Enricher {
     /// Requests what must be known to trust the program of a process, if anything.
     pub(in crate::pipeline::enricher) fn request_trust(
         &mut self,
+        now: Timestamp,
         subject: Subject,
     ) -> Option<ReadId> {
-        let request = self.attribution.trust_request(subject)?;
+        let request = self.attribution.trust_request(now, subject)?;
         let purpose = ReadPurpose::Trust {
             subject,
             request: request.clone(),
