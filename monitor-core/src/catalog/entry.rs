@@ -24,6 +24,8 @@ pub enum FileFormat {
     Aws,
     /// Docker's registry credentials.
     Docker,
+    /// The text of elements, and the value of `<add key="…" value="…"/>`.
+    Xml,
     /// Every byte of the file is the secret.
     Whole,
     /// Known by place only; never read.

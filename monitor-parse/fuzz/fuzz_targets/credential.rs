@@ -10,13 +10,14 @@ use std::sync::LazyLock;
 /// Bytes for a file of one megabyte, as in the crate's own test.
 const PEAK: usize = 48 << 20;
 const KEY: FingerprintKey = FingerprintKey { k0: 1, k1: 2 };
-const PLACES: [&str; 13] = [
+const PLACES: [&str; 14] = [
     "/root/.aws/credentials",
     "/root/.aws/cli/cache/x.json",
     "/root/.config/gcloud/application_default_credentials.json",
     "/root/.docker/config.json",
     "/root/.git-credentials",
     "/root/.kube/config",
+    "/root/.m2/settings.xml",
     "/root/.netrc",
     "/root/.npmrc",
     "/root/.pgpass",

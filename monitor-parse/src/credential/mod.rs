@@ -14,6 +14,7 @@ mod pgpass;
 mod tests;
 mod token;
 mod urls;
+mod xml;
 mod yaml;
 
 use finder::SecretFinder;
@@ -120,6 +121,7 @@ pub fn find_secrets(
         FileFormat::Dotenv => dotenv::find(&mut finder, text),
         FileFormat::Aws => aws::find(&mut finder, text),
         FileFormat::Docker => docker::find(&mut finder, text),
+        FileFormat::Xml => xml::find(&mut finder, text),
     }
     // It may be binary after all.
     let is_encoded_key = class.format != FileFormat::Pem || bytes.starts_with(DER_SEQUENCE);

@@ -41,11 +41,14 @@ fn a_hostile_file_costs_bounded_memory() {
         repeated("a:b:c:d:e\n"),
         repeated("x"),
         repeated("\"\\u0041"),
+        repeated("<a b=\"c\">"),
+        repeated("<password>FAKE</password>"),
     ];
     for path in [
         "/home/a/.env",
         "/home/a/.kube/config",
         "/home/a/.docker/config.json",
+        "/home/a/.m2/settings.xml",
         "/home/a/.netrc",
         "/home/a/.npmrc",
         "/home/a/.aws/credentials",
@@ -570,4 +573,35 @@ fn a_broken_block_costs_itself() {
         assert_eq!(found.len(), 1, "{garbage}");
         assert_eq!(found[0].fingerprint, fingerprint_of("RkFLRWZha2VGQUtF"));
     }
+}
+
+#[test]
+fn settings_of_maven_and_nuget() {
+    let maven = "<?xml version=\"1.0\"?>\n<settings>\n <!-- by hand -->\n <servers>
+  <server><id>releases</id><username>ci</username><password>Fake&amp;Maven-0001</password></server>
+  <server><id>encrypted</id><username>ci</username><password>{COQLCE6DU6GtcS5P=}</password></server>
+  <server><id>variable</id><password>${env.TOKEN}</password></server>
+  <server><id>key</id><privateKey>/home/a/.ssh/id</privateKey><passphrase><![CDATA[FakePhrase-0002]]></passphrase></server>
+ </servers>
+ <profiles><profile><repositories><repository><id>releases</id><url>https://nexus.example:8443/r</url></repository></repositories></profile></profiles>
+</settings>";
+    let found = find("/home/a/.m2/settings.xml", maven);
+    let prints: Vec<u64> = found.iter().map(|found| found.fingerprint).collect();
+    let wanted = ["Fake&Maven-0001", "FakePhrase-0002"].map(fingerprint_of);
+    assert_eq!(prints, wanted);
+    let pair = base64::engine::general_purpose::STANDARD.encode("ci:Fake&Maven-0001");
+    assert_eq!(found[0].aliases, [fingerprint_of(&pair)]);
+    assert_eq!(found[0].label.as_deref(), Some("releases"));
+    assert_eq!(found[0].facts.audience, ["nexus.example"]);
+    let nuget = "\u{feff}<configuration>
+ <packageSources><add key=\"corp\" value=\"https://nuget.example/v3/index.json\" /></packageSources>
+ <packageSourceCredentials><corp>
+  <add key=\"Username\" value=\"ci\" /><add key=\"ClearTextPassword\" value=\"FakeNuget-0003\" />
+ </corp></packageSourceCredentials>";
+    // It is cut off, which costs what is missing.
+    let found = find("/home/a/.nuget/NuGet/NuGet.Config", nuget);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].fingerprint, fingerprint_of("FakeNuget-0003"));
+    assert_eq!(found[0].label.as_deref(), Some("corp"));
+    assert_eq!(found[0].facts.audience, ["nuget.example"]);
 }
