@@ -367,7 +367,7 @@ pub struct PayloadRecord {
     pub owner: OwnerFields,
 }
 
-/// The request asks a proxy for a connection to the server that it names.
+/// The request asks a proxy for a connection to the server that it names, if it names one.
 pub const ASKS_FOR_TUNNEL: u32 = 1;
 
 const _: () = {

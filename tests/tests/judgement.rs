@@ -112,10 +112,16 @@ impl JudgementLab {
     }
 
     /// A unit presents a token to a server of this name through the proxy, which resolves the name.
-    fn present_by_proxy(&self, unit: &TestUnit, host: &str, token: String) -> Result<String> {
+    fn present_by_proxy(
+        &self,
+        unit: &TestUnit,
+        scheme: &str,
+        host: &str,
+        token: String,
+    ) -> Result<String> {
         let (proxy, port) = (self.proxy.port, self.tls.address.port());
         let script = format!(
-            "curl -sSk -o /dev/null --proxy http://127.0.0.1:{proxy} --proxy-user fake:FakeProxy-{port} -H \"Authorization: Bearer {token}\" https://{host}:{port}/"
+            "curl -sSk -o /dev/null --proxy {scheme}://127.0.0.1:{proxy} --proxy-user fake:FakeProxy-{port} -H \"Authorization: Bearer {token}\" https://{host}:{port}/"
         );
         unit.sh(&script, &[])?;
         Ok(token)
@@ -140,7 +146,12 @@ const HONEST: &[Setup] = &[
     Setup {
         name: "a GitHub token at GitHub, through a CONNECT proxy",
         raised: "",
-        run: |lab, unit| lab.present_by_proxy(unit, "api.github.com", fake("ghp_", 1)),
+        run: |lab, unit| lab.present_by_proxy(unit, "http", "api.github.com", fake("ghp_", 1)),
+    },
+    Setup {
+        name: "a GitHub token at GitHub, through a SOCKS proxy",
+        raised: "",
+        run: |lab, unit| lab.present_by_proxy(unit, "socks5h", "api.github.com", fake("ghp_", 7)),
     },
     Setup {
         name: "a key at the gateway that the unit's environment names",
@@ -203,7 +214,12 @@ const THEFTS: &[Setup] = &[
     Setup {
         name: "a GitHub token at another server, through a CONNECT proxy",
         raised: "unexpected-hop critical",
-        run: |lab, unit| lab.present_by_proxy(unit, "paste.example", fake("ghp_", 101)),
+        run: |lab, unit| lab.present_by_proxy(unit, "http", "paste.example", fake("ghp_", 101)),
+    },
+    Setup {
+        name: "a GitHub token at another server, through a SOCKS proxy",
+        raised: "unexpected-hop critical",
+        run: |lab, unit| lab.present_by_proxy(unit, "socks5h", "paste.example", fake("ghp_", 112)),
     },
     Setup {
         name: "a key at a gateway that only a child's environment names",

@@ -24,7 +24,7 @@ use aya_ebpf::{
 };
 use monitor_common::{
     map::{ExpectedResponse, TlsWrite},
-    record::{PAYLOAD_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
+    record::{ASKS_FOR_TUNNEL, PAYLOAD_MAX, PayloadRecord, Probe, RunCounter, Stage, kind},
     scan,
 };
 
@@ -134,8 +134,13 @@ fn inspect_egress(ctx: &SkBuffContext) -> Option<()> {
     if !in_hello && !first {
         return None;
     }
+    let (kind, payload_len) = if !in_hello && is_socks_greeting(ctx, payload, payload_len) {
+        (kind::HOST, ASKS_FOR_TUNNEL)
+    } else {
+        (kind::PAYLOAD, payload_len)
+    };
     let record = PayloadRecord {
-        kind: kind::PAYLOAD,
+        kind,
         len: 0,
         time: boot_time_ns(),
         // SAFETY: the helper accepts any skb.
@@ -179,6 +184,24 @@ fn is_searched(ctx: &SkBuffContext, payload: usize, expected: &mut ExpectedRespo
         count_unsearched();
     }
     searched
+}
+
+/// Whether a first payload asks a SOCKS proxy for a connection. The name of the server follows in the
+/// ClientHello.
+#[inline(always)]
+fn is_socks_greeting(ctx: &SkBuffContext, payload: usize, payload_len: u32) -> bool {
+    /// Version, command, port and address.
+    const VERSION_4_MIN: u32 = 9;
+    /// Version, number of methods, methods.
+    const VERSION_5_MAX: u32 = 2 + 8;
+    let Ok([version, second]) = ctx.load::<[u8; 2]>(payload) else {
+        return false;
+    };
+    match version {
+        4 => second == 1 && payload_len >= VERSION_4_MIN,
+        5 => second > 0 && u32::from(second) + 2 == payload_len && payload_len <= VERSION_5_MAX,
+        _ => false,
+    }
 }
 
 /// The length of the TLS record at the start of a payload, if it may be a ClientHello. For a
