@@ -38,6 +38,10 @@ pub struct Use {
     /// mounted individually into its container, or the normal use of its class.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub given: bool,
+    /// A container reads it in a home directory of the host that is mounted into it, as containers for
+    /// development have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_mounted_home: bool,
 }
 
 /// An interactive login: a process with a controlling terminal.

@@ -143,6 +143,7 @@ impl Replay {
             modified: row.modified,
             untrusted: None,
             given: true,
+            in_mounted_home: false,
         };
         let decision = self.policy.judge_reader(&used);
         let mut raised: Vec<Finding> = decision.into_finding().into_iter().collect();

@@ -219,6 +219,9 @@ pub struct PickUp {
     pub untrusted: Option<Untrusted>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub given: bool,
+    /// See [`Use::in_mounted_home`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_mounted_home: bool,
 }
 
 /// The fingerprint of a credential was seen in the bytes of a connection, inside TLS.

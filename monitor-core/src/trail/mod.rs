@@ -191,6 +191,7 @@ impl Trail {
             modified: event.modified,
             untrusted: event.untrusted,
             given: event.given,
+            in_mounted_home: event.in_mounted_home,
         })));
     }
 
@@ -420,6 +421,7 @@ pub fn used(
         modified: None,
         untrusted: None,
         given: true,
+        in_mounted_home: false,
     }))
 }
 

@@ -33,7 +33,13 @@ use monitor_core::model::{Ancestor, CiJob, Login, Subject, Untrusted, Workload, 
 use monitor_core::{catalog::secret_marks::SecretMarks, process_table::ProcessTable};
 use monitor_parse::cgroup::Cgroup;
 use names::{NameResolver, WorkloadRename};
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 /// Number of processes of this program cached.
 const AGENTS_CACHED: usize = 256;
@@ -290,6 +296,15 @@ impl Attribution {
             uid: entry.uid,
             home: self.homes.get(&entry.uid).cloned(),
         })
+    }
+
+    /// Whether a path of the host is in the home directory of somebody who logs in.
+    pub fn is_in_home(&self, path: &Path) -> bool {
+        /// Users below this number are the system's, except root.
+        const USERS_BEGIN: u32 = 1000;
+        let of_people = |user: &u32| *user == 0 || *user >= USERS_BEGIN;
+        let mut homes = self.homes.iter().filter(|(user, _)| of_people(user));
+        homes.any(|(_, home)| home != "/" && path.starts_with(home))
     }
 
     /// Replaces the home directories of the host's users.

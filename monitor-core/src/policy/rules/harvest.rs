@@ -261,7 +261,9 @@ impl Harvest {
             .filter_map(|by| Some((self.record(used, &by)?, by)))
             .collect();
         let (classes, by) = complete.into_iter().next()?;
-        let severity = if used.workload.is_contained() || installs {
+        // In a container for development, a user's own tools read his files as on the host.
+        let is_apart = used.workload.is_contained() && !used.in_mounted_home;
+        let severity = if is_apart || installs {
             Severity::High
         } else {
             Severity::Low

@@ -43,6 +43,11 @@ fn harvest() {
         read
     });
     assert_eq!(harvests(&mut policy(""), &given), []);
+    let at_home = three(&pod, 2).map(|mut read| {
+        read.in_mounted_home = true;
+        read
+    });
+    assert_eq!(harvests(&mut policy(""), &at_home), [Severity::Low]);
     let volumes = three(&pod, 2).map(|mut read| {
         read.pod_uid = Some("u".into());
         read.volume_of = Some("u".into());

@@ -74,6 +74,7 @@ fn used(class: &str, place: &str, exe: &str) -> Use {
         modified: None,
         untrusted: None,
         given: false,
+        in_mounted_home: false,
     }
 }
 

@@ -80,6 +80,7 @@ fn pick(pid: u32, id: u64, source: Source, stdout: Option<u64>) -> TrailEvent {
         modified: None,
         untrusted: None,
         given: false,
+        in_mounted_home: false,
     }))
 }
 

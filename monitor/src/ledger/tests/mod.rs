@@ -64,6 +64,7 @@ pub(super) fn used(id: u64, path: &str, exe: &str, time: Timestamp) -> LedgerEnt
         modified: None,
         untrusted: None,
         given: false,
+        in_mounted_home: false,
     }))
 }
 

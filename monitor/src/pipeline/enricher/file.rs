@@ -13,8 +13,20 @@ use monitor_core::{
 };
 use std::sync::Arc;
 
-/// The credentials in a file, and its place; shared by all its readers.
-pub(super) type FileReads = Arc<(Vec<Arc<Credential>>, Place)>;
+/// What was read in a file by a process, which may read it again.
+#[derive(Debug)]
+pub(super) struct FileReads {
+    credentials: Vec<Arc<Credential>>,
+    place: Place,
+    volume_of: Option<String>,
+    modified: Option<Timestamp>,
+    /// It belongs to the reader.
+    is_own: bool,
+    in_mounted_home: bool,
+}
+
+/// The magic number of overlay file systems, which the roots of containers are.
+const OVERLAY: u32 = 0x794c_7630;
 
 /// Number of reads remembered for their repeats.
 pub(super) const READS_CACHED: usize = 16_384;
@@ -104,25 +116,55 @@ impl Enricher {
             && found
                 .modified
                 .is_some_and(|modified| self.was_running_at(open.task.time, subject, modified));
-        let known = Arc::new((found.credentials.clone(), found.place.clone()));
-        self.repeated.insert(key, known);
-        for credential in found.credentials {
-            let mut picked_up = self.pick_up(
-                open.task.time,
-                subject,
-                credential,
-                found.place.clone(),
-                u64::from(open.count),
-                open.output,
-            );
-            if let Some(uid) = &found.volume_of {
+        let reads = Arc::new(FileReads {
+            credentials: found.credentials,
+            place: found.place,
+            volume_of: found.volume_of,
+            modified: found.modified,
+            is_own,
+            in_mounted_home: self.is_in_mounted_home(open),
+        });
+        self.repeated.insert(key, Arc::clone(&reads));
+        let count = u64::from(open.count);
+        self.pick_up_file(
+            open.task.time,
+            subject,
+            &reads,
+            (count, open.output),
+            events,
+        );
+    }
+
+    /// What a process picks up with a read of a file.
+    fn pick_up_file(
+        &mut self,
+        time: Timestamp,
+        subject: Subject,
+        reads: &FileReads,
+        (count, output): (u64, StdoutPipe),
+        events: &mut Vec<TrailEvent>,
+    ) {
+        for credential in &reads.credentials {
+            let (credential, place) = (Arc::clone(credential), reads.place.clone());
+            let mut picked_up = self.pick_up(time, subject, credential, place, count, output);
+            if let Some(uid) = &reads.volume_of {
                 picked_up.home = self.attribution.pod_workload(uid).map(Box::new);
                 picked_up.volume_of = Some(uid.clone());
             }
-            picked_up.modified = found.modified;
-            picked_up.given |= is_own;
+            picked_up.modified = reads.modified;
+            picked_up.given |= reads.is_own;
+            picked_up.in_mounted_home = reads.in_mounted_home;
             events.push(TrailEvent::PickUp(Box::new(picked_up)));
         }
+    }
+
+    /// Whether a container has a file from a home directory of the host.
+    fn is_in_mounted_home(&self, open: &ObservedOpen) -> bool {
+        let path = open.source.as_ref().unwrap_or(&open.path);
+        let is_mounted = open.source.is_some() || open.magic != OVERLAY;
+        is_mounted
+            && !self.container_of(open.task.subject).is_empty()
+            && self.attribution.is_in_home(path)
     }
 
     /// Whether the container of a process was running at a time; `false` on the host.
@@ -137,17 +179,7 @@ impl Enricher {
         let Some(known) = self.repeated.peek(&opens.key).cloned() else {
             return;
         };
-        let (credentials, place) = &*known;
-        for credential in credentials {
-            let picked_up = self.pick_up(
-                opens.time,
-                opens.key.subject,
-                credential.clone(),
-                place.clone(),
-                u64::from(opens.count),
-                StdoutPipe::default(),
-            );
-            events.push(TrailEvent::PickUp(Box::new(picked_up)));
-        }
+        let read = (u64::from(opens.count), StdoutPipe::default());
+        self.pick_up_file(opens.time, opens.key.subject, &known, read, events);
     }
 }
