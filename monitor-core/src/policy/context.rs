@@ -115,8 +115,9 @@ impl Context {
         let keeps_host = !allowed && !is_tenant && self.keeps_host(credential, destination);
         // An address that DNS did not return for the name, although it returned others: a forged
         // name, or an old response.
-        let may_review = !allowed && may_review(credential, destination);
         let is_unconfirmed = allowed && destination.disputed.iter().any(is_unconfirmed);
+        let written = self.has_written_destinations(credential);
+        let may_review = !allowed && !written && may_review(credential, destination);
         let excused = hop
             .others
             .iter()
@@ -126,7 +127,6 @@ impl Context {
             || may_review
             || keeps_host
             || is_unconfirmed;
-        let written = self.has_written_destinations(credential);
         let proven = hop.evidence != Evidence::Held;
         let metadata =
             hop.evidence != Evidence::Presented && self.catalog.is_metadata(destination.address);

@@ -98,11 +98,13 @@ impl BinaryTrust {
                 exe: path.into(),
             });
         }
-        let is_asked = downloads.is_empty() || is_packaged(exe);
-        (!is_asked && self.downloaded.get(&subject).is_none()).then(|| ReadRequest::Written {
-            pid: subject.pid,
-            exe: path.into(),
-            times: downloads,
+        let is_beyond_doubt = downloads.is_empty() || is_packaged(exe);
+        (!is_beyond_doubt && self.downloaded.get(&subject).is_none()).then(|| {
+            ReadRequest::Written {
+                pid: subject.pid,
+                exe: path.into(),
+                times: downloads,
+            }
         })
     }
 

@@ -1,6 +1,9 @@
 //! Connections: destinations, server names, DNS responses, cluster objects.
 
-use super::{Enricher, resolvers::is_dns};
+use super::{
+    Enricher,
+    resolvers::{AskedResolver, is_dns},
+};
 use crate::sensor::observation::{ObservedConnection, PlaintextHost, RecordOwner};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::{
@@ -116,10 +119,15 @@ impl Enricher {
         for name in &names {
             self.remember_server(&tenant, name);
         }
+        let network = match self.resolvers.asked_by(cookie) {
+            AskedResolver::Configured(network) => Some(network),
+            AskedResolver::Other => None,
+            AskedResolver::Unclear => return,
+        };
         events.push(TrailEvent::Resolved {
             time,
             tenant,
-            network: self.resolvers.network_of(cookie),
+            network,
             names,
             addresses,
         });

@@ -60,11 +60,13 @@ impl Enricher {
     /// runner of a CI system, if they were not read yet.
     pub(super) fn request_declarations(&mut self, now: Timestamp, subject: Subject) -> Vec<ReadId> {
         let first = self.first_process(now, subject);
-        let in_job = self.attribution.may_be_in_job(subject).then_some(subject);
+        let first = first.map(|process| (process, true));
+        let in_job = self.attribution.may_be_in_job(subject);
+        let in_job = in_job.then_some((subject, false));
         let mut requested = Vec::new();
-        for process in first.into_iter().chain(in_job) {
+        for (process, is_first) in first.into_iter().chain(in_job) {
             if self.declarations.read.insert(process, ()).is_none() {
-                requested.push(self.reads.request_declarations(process));
+                requested.push(self.reads.request_declarations(process, is_first));
             }
         }
         requested
@@ -86,7 +88,7 @@ impl Enricher {
     pub(super) fn take_declarations(
         &mut self,
         time: Timestamp,
-        process: Subject,
+        (process, is_first): (Subject, bool),
         environment: Option<EnvironmentAnswer>,
         events: &mut Vec<TrailEvent>,
     ) {
@@ -95,7 +97,6 @@ impl Enricher {
             self.declarations.forget(process);
             return;
         };
-        let is_first = self.first_process(time, process) == Some(process);
         self.take_job(process, environment.ci_job, is_first);
         if !is_first {
             return;

@@ -50,7 +50,7 @@ use std::{
 };
 
 /// Number of server names cached.
-const SERVER_NAMES_CACHED: usize = 16_384;
+const SERVER_NAMES_CACHED: usize = 8_192;
 /// Number of writes whose socket is remembered: those of which the probes count repeats.
 const SENT_WRITES_CACHED: usize = PRESENTATIONS_MAX as usize;
 /// Interval between evictions of exited processes.
@@ -74,7 +74,7 @@ pub struct Enricher {
     sensor: SensorFacts,
     /// The credentials of a file and process when they were last reported, for repeat counts that
     /// arrive later.
-    repeated: CountedLru<OpenFileKey, FileReads>,
+    repeated: CountedLru<OpenFileKey, Arc<FileReads>>,
     reads: PendingReads,
     declarations: DeclarationReads,
     resolvers: Resolvers,
@@ -322,6 +322,7 @@ impl Enricher {
             modified: None,
             untrusted,
             given,
+            in_mounted_home: false,
         }
     }
 

@@ -69,6 +69,8 @@ enum ReadPurpose {
     /// What the environment of a process declares.
     Declarations {
         process: Subject,
+        /// It is the first of its workload.
+        is_first: bool,
     },
     /// How names are resolved.
     Resolvers {
@@ -90,7 +92,9 @@ impl ReadPurpose {
             Self::Environment(taken) => Some(taken.subject),
             Self::Process { subject, .. }
             | Self::Trust { subject, .. }
-            | Self::Declarations { process: subject } => Some(*subject),
+            | Self::Declarations {
+                process: subject, ..
+            } => Some(*subject),
             Self::Resolvers { view } => *view,
             Self::Head | Self::Homes | Self::Recovered { .. } => None,
         }
@@ -245,9 +249,9 @@ impl PendingReads {
     }
 
     /// Requests what the environment of a process declares.
-    pub fn request_declarations(&mut self, process: Subject) -> ReadId {
+    pub fn request_declarations(&mut self, process: Subject, is_first: bool) -> ReadId {
         let request = ReadRequest::Environment { process };
-        self.request(request, ReadPurpose::Declarations { process })
+        self.request(request, ReadPurpose::Declarations { process, is_first })
     }
 
     /// Requests the places that an environment names.

@@ -22,8 +22,9 @@ const SOCKETS_CACHED: usize = 4_096;
 const VIEWS_CACHED: usize = 1_024;
 /// A configuration is read again at most this often.
 const READ_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
-/// Objects of this namespace are the cluster's own, such as its DNS service.
-const SYSTEM_NAMESPACE: &str = ".kube-system.";
+/// Objects of this namespace are the cluster's own, such as its DNS service. Names of pods may contain
+/// dots.
+const OF_SYSTEM: [&str; 2] = [".kube-system.svc", ".kube-system.pod"];
 
 /// Whose configuration counts: that of the first process of a container or a system's unit, which may
 /// have a network of its own, or the host's.
@@ -32,16 +33,25 @@ pub(super) type View = Option<Subject>;
 /// Resolvers, and the sockets that asked them.
 #[derive(Debug)]
 pub(super) struct Resolvers {
-    /// The network whose resolvers a socket asked; `None` if it asked another one as well.
-    asked: FairCache<u64, Option<String>>,
+    asked: FairCache<u64, AskedResolver>,
     known: LruCache<View, KnownResolvers>,
     networks: Networks,
     /// Those that the agent's configuration names.
     configured: Vec<IpAddr>,
 }
 
+/// Whom a socket asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AskedResolver {
+    /// A resolver with which this network is configured.
+    Configured(String),
+    Other,
+    /// It is not known in which network: the answers tell nothing.
+    Unclear,
+}
+
 /// The resolvers of a view.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct KnownResolvers {
     name_servers: Vec<IpAddr>,
     read_at: Timestamp,
@@ -67,9 +77,10 @@ impl Resolvers {
         self.asked.evicted()
     }
 
-    /// The network whose resolver answered a socket, if it was one.
-    pub fn network_of(&self, cookie: u64) -> Option<String> {
-        self.asked.peek(&cookie)?.clone()
+    /// Whom a socket asked.
+    pub fn asked_by(&self, cookie: u64) -> AskedResolver {
+        let asked = self.asked.peek(&cookie);
+        asked.cloned().unwrap_or(AskedResolver::Unclear)
     }
 
     fn lists(&self, view: View, address: IpAddr) -> bool {
@@ -110,16 +121,14 @@ impl Enricher {
         if self.is_configured(view, connection.address) || !self.resolvers.is_due(view, now) {
             return None;
         }
-        self.note_read(view, now, Vec::new());
-        Some(self.reads.request_resolvers(view))
-    }
-
-    fn note_read(&mut self, view: View, read_at: Timestamp, name_servers: Vec<IpAddr>) {
+        // Until the answer comes, those that were read before count.
+        let known = self.resolvers.known.remove(&view).unwrap_or_default();
         let known = KnownResolvers {
-            name_servers,
-            read_at,
+            read_at: now,
+            ..known
         };
         self.resolvers.known.insert(view, known);
+        Some(self.reads.request_resolvers(view))
     }
 
     /// Takes the configuration of the host or of a container.
@@ -130,7 +139,11 @@ impl Enricher {
         answer: ResolversAnswer,
         events: &mut Vec<TrailEvent>,
     ) {
-        self.note_read(view, now, answer.name_servers);
+        let known = KnownResolvers {
+            name_servers: answer.name_servers,
+            read_at: now,
+        };
+        self.resolvers.known.insert(view, known);
         let marks = self.credentials.marks();
         let mut known = answer.hosts;
         known.retain(|(name, _)| marks.mask(name).is_none());
@@ -155,23 +168,32 @@ impl Enricher {
             Some(first) => networks.is_of(connection.network, first),
             None => networks.is_of_host(connection.network),
         };
-        let network = (is_there && self.is_configured(view, connection.address))
-            .then(|| self.attribution.workload(subject).network());
+        let on_host = networks.is_of_host(connection.network);
+        // Anybody can have the host's loopback address in a network of his own.
+        let is_known = self.is_configured(view, connection.address)
+            && (!connection.address.is_loopback()
+                || on_host
+                || self.resolvers.lists(view, connection.address));
+        let mut asked = match (is_there, is_known) {
+            (false, _) => AskedResolver::Unclear,
+            (true, false) => AskedResolver::Other,
+            (true, true) => AskedResolver::Configured(self.attribution.workload(subject).network()),
+        };
         let before = self.resolvers.asked.peek(&connection.cookie);
         // It is not known which of several answers.
-        let network = network.filter(|network| {
-            before.is_none_or(|before| before.as_deref() == Some(network.as_str()))
-        });
+        if before.is_some_and(|before| *before != asked) {
+            asked = AskedResolver::Other;
+        }
         let tenant = self.attribution.tenant(subject);
         self.resolvers
             .asked
-            .insert(&tenant, connection.cookie, network);
+            .insert(&tenant, connection.cookie, asked);
     }
 
     fn is_configured(&self, view: View, address: IpAddr) -> bool {
         let of_cluster = || {
             let object = self.attribution.object_at(address);
-            object.is_some_and(|object| object.contains(SYSTEM_NAMESPACE))
+            object.is_some_and(|object| OF_SYSTEM.iter().any(|end| object.ends_with(end)))
         };
         self.resolvers.lists(view, address)
             || self.resolvers.lists(None, address)

@@ -45,8 +45,8 @@ impl Enricher {
             Some(ReadPurpose::Trust { subject, request }) => {
                 self.take_trust(now, id, (subject, &request), result);
             }
-            Some(ReadPurpose::Declarations { process }) => {
-                self.take_declarations(now, process, environment(result), events);
+            Some(ReadPurpose::Declarations { process, is_first }) => {
+                self.take_declarations(now, (process, is_first), environment(result), events);
                 if let Some(head) = &mut self.reads.head {
                     head.context.remove(&id);
                 }
