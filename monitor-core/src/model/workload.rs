@@ -57,13 +57,6 @@ pub struct Workload {
     pub ai_agent: Option<Arc<str>>,
 }
 
-/// What makes a workload itself.
-type Identity<'a> = (
-    (WorkloadKind, Option<&'a str>, &'a str, Option<&'a str>),
-    (Option<&'a str>, Option<&'a str>, Option<&'a str>),
-    (Option<&'a str>, Option<&'a str>, bool),
-);
-
 impl PartialEq for Workload {
     fn eq(&self, other: &Self) -> bool {
         self.identity() == other.identity()
@@ -79,7 +72,8 @@ impl Hash for Workload {
 }
 
 impl Workload {
-    fn identity(&self) -> Identity<'_> {
+    /// What makes a workload itself.
+    fn identity(&self) -> impl PartialEq + Hash {
         let Self {
             kind,
             namespace,
@@ -95,13 +89,16 @@ impl Workload {
             ai_agent: _,
         } = self;
         (
-            (*kind, namespace.as_deref(), name, pod.as_deref()),
-            (
-                container.as_deref(),
-                service_account.as_deref(),
-                unit.as_deref(),
-            ),
-            (image.as_deref(), within.as_deref(), *partial),
+            kind,
+            namespace,
+            name,
+            pod,
+            container,
+            service_account,
+            unit,
+            image,
+            within,
+            partial,
         )
     }
 

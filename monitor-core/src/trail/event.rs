@@ -111,10 +111,12 @@ pub enum TrailEvent {
         /// Who asked.
         #[serde(skip)]
         tenant: Tenant,
-        /// The network whose configured resolver answered (see [`Workload::network`]). `None` if it
-        /// was another resolver: whoever runs it chooses its answers.
-        #[serde(default = "host_network", skip_serializing_if = "is_host_network")]
-        network: Option<String>,
+        /// For whom (see [`Workload::network`]).
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        network: String,
+        /// That network is not configured with this resolver: whoever runs it chooses its answers.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unconfigured: bool,
         /// The requested name, and those that it resolved to.
         names: Vec<String>,
         addresses: Vec<IpAddr>,
@@ -142,19 +144,6 @@ pub enum TrailEvent {
     Tick {
         time: Timestamp,
     },
-}
-
-/// Recordings of version 0.1 do not tell who answered.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "serde requires the type of the field"
-)]
-fn host_network() -> Option<String> {
-    Some(String::new())
-}
-
-fn is_host_network(network: &Option<String>) -> bool {
-    *network == host_network()
 }
 
 /// The name that a ClientHello, or the head of a plaintext request, adds to a destination.

@@ -132,20 +132,18 @@ impl Trail {
             TrailEvent::Resolved {
                 time,
                 tenant,
-                network: Some(network),
+                network,
+                unconfigured,
                 names,
                 addresses,
             } => {
-                self.names.learn(&tenant, &names, &addresses);
-                self.names.note_working(network, time);
+                if unconfigured {
+                    self.names.claim(&tenant, &names, &addresses);
+                } else {
+                    self.names.learn(&tenant, &names, &addresses);
+                    self.names.note_working(network, time);
+                }
             }
-            TrailEvent::Resolved {
-                tenant,
-                network: None,
-                names,
-                addresses,
-                ..
-            } => self.names.claim(&tenant, &names, &addresses),
             TrailEvent::Names { known, .. } => {
                 known.into_iter().for_each(|known| self.names.list(known));
             }

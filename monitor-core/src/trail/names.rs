@@ -163,22 +163,18 @@ impl DnsNames {
         let Some(name) = destination.name.as_deref() else {
             return;
         };
-        let mut resolved = self.names_at(destination.address);
-        let listed = (name.to_owned(), destination.address);
-        if resolved.any(|known| known == name) || self.listed.contains_key(&listed) {
+        let pair = (name.to_owned(), destination.address);
+        let mut others: HashSet<&str> = self.names_at(pair.1).collect();
+        if others.contains(name) || self.listed.contains_key(&pair) {
             return;
         }
-        drop(resolved);
         if !self.known.contains_key(name) {
-            if self.is_only_claimed(name, destination, actor) {
-                destination.disputed.push(SourcedName {
-                    name: UNKNOWN_NAME.to_owned(),
-                    name_source: NameSource::Dns,
-                });
+            if !self.is_only_claimed(&pair, destination, actor) {
+                return;
             }
-            return;
+            // Who asked for them says nothing about a name that nobody resolved.
+            others.clear();
         }
-        let mut others: HashSet<&str> = self.names_at(destination.address).collect();
         if others.is_empty() {
             others.insert(UNKNOWN_NAME);
         }
@@ -198,11 +194,16 @@ impl DnsNames {
     /// Names may also come from a file, or from a resolver that is not seen (DNS over TLS or HTTPS, or
     /// before the agent started). A missing answer therefore tells something only where answers are
     /// seen, to a process that has been observed since it started.
-    fn is_only_claimed(&self, name: &str, destination: &Destination, actor: &Actor) -> bool {
-        let address = destination.address;
-        if self.claimed.contains_key(&(name.to_owned(), address)) {
+    fn is_only_claimed(
+        &self,
+        pair: &(String, IpAddr),
+        destination: &Destination,
+        actor: &Actor,
+    ) -> bool {
+        if self.claimed.contains_key(pair) {
             return true;
         }
+        let (name, address) = pair;
         let answers_since = self.working.peek(&actor.workload.network());
         destination.object.is_none()
             && !address.is_loopback()

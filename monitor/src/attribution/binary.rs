@@ -1,6 +1,7 @@
 //! Executables that were not installed: in memory only, deleted, added to a container after its image,
 //! or downloaded a moment ago.
 
+use super::program_name;
 use crate::reader::protocol::ReadRequest;
 use hashlink::LruCache;
 use jiff::Timestamp;
@@ -68,12 +69,12 @@ impl BinaryTrust {
         }
     }
 
-    /// What must be read to decide, if anything. `downloads` are the times in which the user
+    /// What must be read to decide, if anything. `downloads` returns the times in which the user
     /// downloaded something.
     pub fn request(
         &mut self,
         running: RunningBinary<'_>,
-        downloads: Vec<(Timestamp, Timestamp)>,
+        downloads: impl FnOnce() -> Vec<(Timestamp, Timestamp)>,
     ) -> Option<ReadRequest> {
         let RunningBinary { subject, exe, .. } = running;
         if is_in_memory(running) {
@@ -98,13 +99,14 @@ impl BinaryTrust {
                 exe: path.into(),
             });
         }
-        let is_beyond_doubt = downloads.is_empty() || is_packaged(exe);
-        (!is_beyond_doubt && self.downloaded.get(&subject).is_none()).then(|| {
-            ReadRequest::Written {
-                pid: subject.pid,
-                exe: path.into(),
-                times: downloads,
-            }
+        if is_packaged(exe) || self.downloaded.get(&subject).is_some() {
+            return None;
+        }
+        let times = downloads();
+        (!times.is_empty()).then(|| ReadRequest::Written {
+            pid: subject.pid,
+            exe: path.into(),
+            times,
         })
     }
 
@@ -173,7 +175,7 @@ fn is_in_memory(running: RunningBinary<'_>) -> bool {
 
 /// Whether it is a runtime's copy of itself: not in a container yet, and started by the runtime.
 fn is_runtime(running: RunningBinary<'_>) -> bool {
-    let parent = running.parent.and_then(|exe| exe.rsplit('/').next());
+    let parent = running.parent.map(program_name);
     running.container.is_none() && parent.is_some_and(|name| RUNTIMES.contains(&name))
 }
 
@@ -237,10 +239,10 @@ mod tests {
     ) -> Option<Untrusted> {
         let mut binaries = BinaryTrust::default();
         for fact in answers {
-            let request = binaries.request(process, downloads.to_vec());
+            let request = binaries.request(process, || downloads.to_vec());
             binaries.learn(process, &request.expect("a question"), *fact);
         }
-        assert_eq!(binaries.request(process, downloads.to_vec()), None);
+        assert_eq!(binaries.request(process, || downloads.to_vec()), None);
         binaries.distrust_reason(process, is_old)
     }
 
@@ -309,17 +311,21 @@ mod tests {
             ..running(&exe, false)
         };
         let mut binaries = BinaryTrust::default();
-        let unasked = binaries.request(process, Vec::new());
+        let unasked = binaries.request(process, Vec::new);
         let before = binaries.distrust_reason(process, false);
         fs::remove_file(&program).expect("removed");
         let request = binaries
-            .request(process, Vec::new())
+            .request(process, Vec::new)
             .expect("its path must be checked");
         child.kill().expect("it ran");
         child.wait().expect("it ended");
         let reason = |exists| {
             let mut binaries = BinaryTrust::default();
             binaries.learn(process, &request, exists);
+            let next = binaries.request(process, Vec::new);
+            assert_ne!(next.as_ref(), Some(&request), "it is asked once");
+            // Only of what is gone, its directory matters.
+            assert_eq!(next.is_none(), exists);
             binaries.distrust_reason(process, false)
         };
         assert_eq!((unasked, before), (None, named));
@@ -337,7 +343,7 @@ mod tests {
         };
         let mut binaries = BinaryTrust::default();
         let request = binaries
-            .request(process, Vec::new())
+            .request(process, Vec::new)
             .expect("it must be checked");
         assert!(
             matches!(&request, ReadRequest::Added { exe, .. } if exe.as_path() == Path::new("/app/x"))
@@ -352,6 +358,6 @@ mod tests {
             binaries.distrust_reason(process, false),
             Some(Untrusted::Added)
         );
-        assert_eq!(binaries.request(process, Vec::new()), None);
+        assert_eq!(binaries.request(process, Vec::new), None);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Children have the context of their parent, also after it has exited.
 
-use super::{Attribution, ProcessEntry};
+use super::{Attribution, ProcessEntry, program_name};
 use hashlink::LruCache;
 use monitor_core::{
     catalog::Catalog,
@@ -49,10 +49,6 @@ impl Contexts {
             catalog.is_ci_runner(program_name(&entry.exe)) || catalog.is_ci_runner(&entry.comm)
         })
     }
-}
-
-fn program_name(exe: &str) -> &str {
-    exe.rsplit('/').next().unwrap_or_default()
 }
 
 impl Attribution {

@@ -1,6 +1,6 @@
 //! When programs that download files ran, and for whom: what is written meanwhile may be theirs.
 
-use super::{Attribution, ProcessEntry};
+use super::{Attribution, ProcessEntry, program_name};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::Subject;
 use std::collections::VecDeque;
@@ -74,7 +74,7 @@ impl Attribution {
         let Some(ProcessEntry { exe, uid, .. }) = self.table.get(process) else {
             return;
         };
-        if DOWNLOADERS.contains(&exe.rsplit('/').next().unwrap_or_default()) {
+        if DOWNLOADERS.contains(&program_name(exe)) {
             let user = *uid;
             self.downloads.begin(process, user, time);
         }

@@ -45,6 +45,11 @@ use std::{
 const AGENTS_CACHED: usize = 256;
 /// Number of container files cached.
 const MOUNTED_CACHED: usize = 4096;
+/// Number of cgroups of which the first process is cached.
+const FIRST_CACHED: usize = 8192;
+/// How long the first process of a workload is taken for it. Finding it means looking at every
+/// process.
+const FIRST_FOUND_FOR: SignedDuration = SignedDuration::from_secs(1);
 /// Number of ancestors shown with a process.
 const ANCESTORS_MAX: usize = 8;
 /// A process that has run for so long did not delete its program to hide.
@@ -81,6 +86,8 @@ pub struct Attribution {
     binaries: BinaryTrust,
     /// Whether a file is mounted on its own, by container and path.
     mounted: LruCache<(String, String), bool>,
+    /// The first process of the workload in a cgroup, and when it was found.
+    first_of: LruCache<String, (Option<Subject>, Timestamp)>,
     /// Names of outermost cgroups, each once.
     outermost: LruCache<Arc<str>, Arc<str>>,
     contexts: Contexts,
@@ -109,6 +116,7 @@ impl Attribution {
             clock: BootClock::now(),
             binaries: BinaryTrust::default(),
             mounted: LruCache::new(MOUNTED_CACHED),
+            first_of: LruCache::new(FIRST_CACHED),
             outermost: LruCache::new(LINEAGES_CACHED),
             lineages: LruCache::new(LINEAGES_CACHED),
             contexts: Contexts::default(),
@@ -314,13 +322,10 @@ impl Attribution {
 
     /// What must be read to decide whether the executable of a subject can be trusted, if anything.
     pub fn trust_request(&mut self, now: Timestamp, subject: Subject) -> Option<ReadRequest> {
-        let downloads = self
-            .table
-            .get(subject)
-            .map(|entry| self.downloads.times_of(entry.uid, now));
+        let user = self.table.get(subject)?.uid;
         let running = running_binary(&self.table, subject)?;
-        self.binaries
-            .request(running, downloads.unwrap_or_default())
+        let downloads = || self.downloads.times_of(user, now);
+        self.binaries.request(running, downloads)
     }
 
     /// Takes the answer to a [`trust_request`](Self::trust_request).
@@ -361,7 +366,21 @@ impl Attribution {
 
     /// The first live process of the container or unit of a subject, whose environment is that which
     /// the runtime or the service manager set. `None` on the host, where there is no such process.
-    pub fn first_process(&self, subject: Subject) -> Option<Subject> {
+    pub fn first_process(&mut self, now: Timestamp, subject: Subject) -> Option<Subject> {
+        let group = &self.table.get(subject)?.group;
+        match self.first_of.get(&group.path) {
+            // The clock may have been set back.
+            Some((first, when)) if now.duration_since(*when).abs() < FIRST_FOUND_FOR => *first,
+            _ => {
+                let path = group.path.clone();
+                let first = self.find_first_process(subject);
+                self.first_of.insert(path, (first, now));
+                first
+            }
+        }
+    }
+
+    fn find_first_process(&self, subject: Subject) -> Option<Subject> {
         let group = &self.table.get(subject)?.group;
         if group.container.is_none() && group.unit.is_none() {
             return None;
@@ -382,6 +401,11 @@ impl Attribution {
             .find(|(peer, entry)| *peer != subject && entry.group == *group)
             .map(|(peer, _)| peer.pid)
     }
+}
+
+/// The name of a program, from its path.
+fn program_name(exe: &str) -> &str {
+    exe.rsplit('/').next().unwrap_or_default()
 }
 
 fn running_binary(

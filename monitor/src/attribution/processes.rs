@@ -1,7 +1,7 @@
 //! The process table: filled by the process probes, and from `/proc` at start and whenever a record
 //! names an unknown process.
 
-use super::{Attribution, ProcessEntry};
+use super::{Attribution, ProcessEntry, program_name};
 use crate::{observed::process::live_subject, sensor::observation::TaskInfo};
 use jiff::{SignedDuration, Timestamp};
 use monitor_core::model::Subject;
@@ -15,8 +15,8 @@ const COMPARE_INTERVAL: SignedDuration = SignedDuration::from_mins(5);
 
 /// Whether a program runs scripts.
 fn is_interpreter(exe: &str) -> bool {
-    let name = exe.rsplit('/').next().unwrap_or_default();
-    let name = name.trim_end_matches(|char: char| char.is_ascii_digit() || char == '.');
+    let name =
+        program_name(exe).trim_end_matches(|char: char| char.is_ascii_digit() || char == '.');
     ["node", "nodejs", "python", "ruby", "perl", "php"].contains(&name)
 }
 

@@ -401,6 +401,8 @@ fn a_token_at_a_kubelet_is_unproven() {
     };
     assert_eq!(verdict(10250, "n1.node"), Verdict::Unproven);
     assert_eq!(verdict(8080, "n1.node"), Verdict::Unexpected);
+    // Not as a kubelet: it may have the API review the token.
+    assert_eq!(verdict(10250, "evil.attacker.svc"), Verdict::Unproven);
 }
 
 /// What is raised about a credential that is presented somewhere.

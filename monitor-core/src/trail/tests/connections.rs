@@ -39,7 +39,8 @@ fn a_server_behind_a_proxy_is_the_destination() {
     let resolved = |name: &str, address: &str| TrailEvent::Resolved {
         time: at(0),
         tenant: crate::fair_cache::Tenant::default(),
-        network: Some(String::new()),
+        network: String::new(),
+        unconfigured: false,
         names: vec![name.into()],
         addresses: vec![address.parse().expect("an address")],
     };

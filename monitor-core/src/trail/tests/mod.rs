@@ -221,7 +221,8 @@ fn resolved(name: &str, address: [u8; 4]) -> TrailEvent {
     TrailEvent::Resolved {
         time: at(1),
         tenant: crate::fair_cache::Tenant::default(),
-        network: Some(String::new()),
+        network: String::new(),
+        unconfigured: false,
         names: vec![name.to_owned()],
         addresses: vec![address.into()],
     }

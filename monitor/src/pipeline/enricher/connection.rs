@@ -119,15 +119,16 @@ impl Enricher {
         for name in &names {
             self.remember_server(&tenant, name);
         }
-        let network = match self.resolvers.asked_by(cookie) {
-            AskedResolver::Configured(network) => Some(network),
-            AskedResolver::Other => None,
+        let (network, unconfigured) = match self.resolvers.asked_by(cookie) {
+            AskedResolver::Configured(network) => (network, false),
+            AskedResolver::Other => (String::new(), true),
             AskedResolver::Unclear => return,
         };
         events.push(TrailEvent::Resolved {
             time,
             tenant,
             network,
+            unconfigured,
             names,
             addresses,
         });

@@ -4,68 +4,43 @@
 use super::Enricher;
 use crate::reader::{ReadId, protocol::EnvironmentAnswer};
 use hashlink::LruCache;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use monitor_core::{
     model::{CiJob, Subject, WorkloadGateways},
     trail::TrailEvent,
 };
 
-/// Number of processes, and of cgroups, that are remembered.
+/// Number of processes that are remembered.
 const CACHED: usize = 8192;
-/// How long the first process of a workload is taken for it. Finding it means looking at every
-/// process.
-const FOUND_FOR: SignedDuration = SignedDuration::from_secs(1);
 
-/// Which environments were read.
+/// The processes whose environments were read.
 #[derive(Debug)]
-pub(super) struct DeclarationReads {
-    read: LruCache<Subject, ()>,
-    /// The first process of the workload in a cgroup, and when it was found.
-    first_of: LruCache<String, (Option<Subject>, Timestamp)>,
-}
+pub(super) struct DeclarationReads(LruCache<Subject, ()>);
 
 impl Default for DeclarationReads {
     fn default() -> Self {
-        Self {
-            read: LruCache::new(CACHED),
-            first_of: LruCache::new(CACHED),
-        }
+        Self(LruCache::new(CACHED))
     }
 }
 
 impl DeclarationReads {
     /// A process has another environment now.
     pub fn forget(&mut self, subject: Subject) {
-        self.read.remove(&subject);
+        self.0.remove(&subject);
     }
 }
 
 impl Enricher {
-    /// The first process of a process's workload.
-    pub(super) fn first_process(&mut self, now: Timestamp, subject: Subject) -> Option<Subject> {
-        let group = &self.attribution.entry(subject)?.group.path;
-        match self.declarations.first_of.get(group) {
-            // The clock may have been set back.
-            Some((first, when)) if now.duration_since(*when).abs() < FOUND_FOR => *first,
-            _ => {
-                let first = self.attribution.first_process(subject);
-                let group = group.clone();
-                self.declarations.first_of.insert(group, (first, now));
-                first
-            }
-        }
-    }
-
     /// Requests the environment of the first process of a process's workload, and its own below the
     /// runner of a CI system, if they were not read yet.
     pub(super) fn request_declarations(&mut self, now: Timestamp, subject: Subject) -> Vec<ReadId> {
-        let first = self.first_process(now, subject);
+        let first = self.attribution.first_process(now, subject);
         let first = first.map(|process| (process, true));
         let in_job = self.attribution.may_be_in_job(subject);
         let in_job = in_job.then_some((subject, false));
         let mut requested = Vec::new();
         for (process, is_first) in first.into_iter().chain(in_job) {
-            if self.declarations.read.insert(process, ()).is_none() {
+            if self.declarations.0.insert(process, ()).is_none() {
                 requested.push(self.reads.request_declarations(process, is_first));
             }
         }

@@ -171,6 +171,7 @@ impl Enricher {
     fn was_running_at(&mut self, now: Timestamp, subject: Subject, time: Timestamp) -> bool {
         !self.container_of(subject).is_empty()
             && self
+                .attribution
                 .first_process(now, subject)
                 .is_some_and(|first| self.attribution.started(first) <= time)
     }

@@ -36,6 +36,8 @@ pub(super) struct Resolvers {
     asked: FairCache<u64, AskedResolver>,
     known: LruCache<View, KnownResolvers>,
     networks: Networks,
+    /// The names of the host's `hosts` file.
+    hosts: Vec<(String, IpAddr)>,
     /// Those that the agent's configuration names.
     configured: Vec<IpAddr>,
 }
@@ -64,6 +66,7 @@ impl Resolvers {
             asked: FairCache::new(SOCKETS_CACHED),
             known: LruCache::new(VIEWS_CACHED),
             networks: Networks::new(own),
+            hosts: Vec::new(),
             configured: Vec::new(),
         }
     }
@@ -108,7 +111,9 @@ impl Enricher {
         // A user chooses the processes of his own units.
         let is_service = |unit: &str| unit.ends_with(".service") && !unit.starts_with("user@");
         let has_own = workload.is_contained() || workload.unit.as_deref().is_some_and(is_service);
-        has_own.then(|| self.first_process(now, subject)).flatten()
+        has_own
+            .then(|| self.attribution.first_process(now, subject))
+            .flatten()
     }
 
     /// Requests the configuration of whoever asks a resolver that is not known to be configured.
@@ -144,12 +149,15 @@ impl Enricher {
             read_at: now,
         };
         self.resolvers.known.insert(view, known);
+        // It is read again and again, and seldom changes.
+        if view.is_some() || self.resolvers.hosts == answer.hosts {
+            return;
+        }
+        self.resolvers.hosts.clone_from(&answer.hosts);
         let marks = self.credentials.marks();
         let mut known = answer.hosts;
         known.retain(|(name, _)| marks.mask(name).is_none());
-        if !known.is_empty() {
-            events.push(TrailEvent::Names { time: now, known });
-        }
+        events.push(TrailEvent::Names { time: now, known });
     }
 
     /// Learns from a connection which namespace has which cookie.
@@ -164,11 +172,8 @@ impl Enricher {
         let view = self.view_of(connection.task.time, subject);
         // In a network namespace that a process made, it can have any address.
         let networks = &mut self.resolvers.networks;
-        let is_there = match view {
-            Some(first) => networks.is_of(connection.network, first),
-            None => networks.is_of_host(connection.network),
-        };
         let on_host = networks.is_of_host(connection.network);
+        let is_there = view.map_or(on_host, |first| networks.is_of(connection.network, first));
         // Anybody can have the host's loopback address in a network of his own.
         let is_known = self.is_configured(view, connection.address)
             && (!connection.address.is_loopback()

@@ -1,4 +1,4 @@
-//! Executables that were deleted, or added to a container after its image.
+//! Executables that were deleted, added to a container after its image, or written lately.
 
 use super::{
     identify::{Links, locate_on, metadata, open_in_layer},
