@@ -186,8 +186,11 @@ impl Enricher {
         };
         let before = self.resolvers.asked.peek(&connection.cookie);
         // It is not known which of several answers.
-        if before.is_some_and(|before| *before != asked) {
-            asked = AskedResolver::Other;
+        if let Some(before) = before.filter(|before| **before != asked) {
+            asked = match (before, asked) {
+                (AskedResolver::Unclear, _) | (_, AskedResolver::Unclear) => AskedResolver::Unclear,
+                _ => AskedResolver::Other,
+            };
         }
         let tenant = self.attribution.tenant(subject);
         self.resolvers
