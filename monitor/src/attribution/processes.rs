@@ -81,10 +81,10 @@ impl Attribution {
         self.agents.remove(&stamp.subject);
         self.ensure(stamp);
         // A runtime moves a process to its own cgroup between fork and exec.
-        let parent = stamp
-            .parent
-            .and_then(|parent| self.table.get(parent))
-            .map(|parent| Arc::clone(&parent.group));
+        let parent = stamp.parent.and_then(|parent| self.table.get(parent));
+        // The environment may be another one: what its own said of a job does not count any more.
+        let job_of_parent = parent.map(|parent| parent.ci_job.clone());
+        let parent = parent.map(|parent| Arc::clone(&parent.group));
         let group = self
             .groups
             .get(stamp.cgroup, Some(stamp.subject.pid), parent.as_ref());
@@ -101,6 +101,9 @@ impl Attribution {
             entry.cgroup = stamp.cgroup;
             if ai_agent.is_some() {
                 entry.ai_agent = ai_agent;
+            }
+            if let Some(job) = job_of_parent {
+                entry.ci_job = job;
             }
         }
         self.binaries.forget(stamp.subject);
